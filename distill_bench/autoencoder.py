@@ -1,0 +1,45 @@
+"""The autoencoder of mini-wan: each frame of 32x32 becomes 8x8 latents of 4 channels; time is left to the transformer."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+
+class FrameAutoencoder(ModelMixin, ConfigMixin):
+    """Convolutional autoencoder of single frames; latents are standardised by statistics that are saved with the weights."""
+
+    @register_to_config
+    def __init__(self, latent_channels: int = 4, width: int = 48) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 4, 2, 1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(2 * width, latent_channels, 1),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            nn.Conv2d(latent_channels, 2 * width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
+            nn.Conv2d(2 * width, 8 * width, 1), nn.PixelShuffle(2), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
+            nn.Conv2d(2 * width, 4 * width, 1), nn.PixelShuffle(2), nn.SiLU(),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )  # fmt: skip
+        self.register_buffer("latents_mean", torch.zeros(latent_channels))
+        self.register_buffer("latents_std", torch.ones(latent_channels))
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Latents (B, 4, T, H/4, W/4) of about unit variance, of a video (B, 3, T, H, W) in [-1, 1]."""
+        frames = self.encoder(video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(video), -1)).transpose(1, 2)
+        return (frames - self._over(self.latents_mean)) / self._over(self.latents_std)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Video (B, 3, T, H, W), about [-1, 1], of latents (B, 4, T, H/4, W/4)."""
+        frames = (latents * self._over(self.latents_std) + self._over(self.latents_mean)).transpose(1, 2)
+        return self.decoder(frames.flatten(0, 1)).unflatten(0, (len(latents), -1)).transpose(1, 2)
+
+    @staticmethod
+    def _over(statistic: Tensor) -> Tensor:
+        return statistic.reshape(1, -1, 1, 1, 1)

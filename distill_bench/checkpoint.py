@@ -1,0 +1,106 @@
+"""Checkpoints in files: checkpoints/<student_updates>/{weights,optimisers}.safetensors and state.json, renamed into place."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill_bench.store import read_json, write_json
+
+KEPT = 2
+
+
+def save(
+    run_dir: Path,
+    student_updates: int,
+    roles: Mapping[str, nn.Module],
+    ema: Mapping[str, Tensor],
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    state: dict,
+) -> None:
+    """Write one checkpoint whole or not at all, then prune all but the newest two."""
+    root = run_dir / "checkpoints"
+    root.mkdir(exist_ok=True)
+    weights = {f"{role}.{k}": v for role, net in roles.items() for k, v in net.state_dict().items()}
+    weights |= {f"ema.{k}": v for k, v in ema.items()}
+    moments = {
+        f"{group}.{index}.{key}": value
+        for group, optimiser in optimisers.items()
+        for index, entry in optimiser.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+    temporary = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
+    try:
+        for name, tensors in (("weights", weights), ("optimisers", moments)):
+            path = temporary / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_json(temporary / "state.json", state)
+        final = root / str(student_updates)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in found(run_dir)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def found(run_dir: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    root = run_dir / "checkpoints"
+    folders = [p for p in root.iterdir() if p.name.isdigit()] if root.is_dir() else []
+    return sorted(folders, key=lambda p: int(p.name))
+
+
+def load(
+    run_dir: Path,
+    roles: Mapping[str, nn.Module],
+    ema: dict[str, Tensor],
+    optimisers: Mapping[str, torch.optim.Optimizer],
+) -> dict | None:
+    """Restore the newest sound checkpoint and return its state; an unsound one is set aside with a message."""
+    for folder in reversed(found(run_dir)):
+        try:
+            weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimisers"))
+            state = read_json(folder / "state.json")
+            if state is None:
+                raise ValueError("no state.json")
+        except (OSError, SafetensorError, ValueError, json.JSONDecodeError) as error:
+            aside = folder.with_name(f"{folder.name}.corrupt")
+            with contextlib.suppress(OSError):
+                folder.rename(aside)
+            print(f"checkpoint {folder} cannot be read ({error}); set aside as {aside.name}", file=sys.stderr)
+            continue
+        for role, net in roles.items():
+            net.load_state_dict(_under(weights, role))
+        for name, value in _under(weights, "ema").items():
+            ema[name].copy_(value)
+        for group, optimiser in optimisers.items():
+            entries: dict[int, dict[str, Tensor]] = {}
+            for key, value in _under(moments, group).items():
+                index, _, name = key.partition(".")
+                entries.setdefault(int(index), {})[name] = value
+            optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
+        return state
+    return None
+
+
+def load_student(folder: Path, student: nn.Module, ema: bool) -> None:
+    """Put the student's weights of a checkpoint folder (its moving average with `ema`) into `student`."""
+    student.load_state_dict(_under(load_file(folder / "weights.safetensors"), "ema" if ema else "student"), strict=False)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}

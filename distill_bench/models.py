@@ -1,0 +1,178 @@
+"""Pipelines and their networks: everything that knows diffusers lies here, and ends in a `Denoiser`.
+
+A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_encoder/`, `tokenizer/`, optional `vae/`), local
+or by hub name; `mini-wan` is the one that ships with the package. Latent axes are always B, C, T, H, W.
+"""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.cost import Ledger
+from distill_bench.noise import velocity_to_x0
+
+EMBEDDED = {"mini-wan": Path(__file__).parent / "assets" / "mini-wan"}
+AUTOENCODERS = {"AutoencoderKLWan": AutoencoderKLWan, "FrameAutoencoder": FrameAutoencoder}
+
+
+class TeacherError(ValueError):
+    """A teacher that cannot be loaded; the message is one line."""
+
+
+def teacher_folder(name: str) -> Path:
+    """The local folder of a teacher: embedded by name, a folder, or a hub name (downloaded to diffusers' cache).
+
+    Raises:
+        TeacherError: if there is none.
+    """
+    folder = EMBEDDED.get(name, Path(name))
+    if not folder.is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        with contextlib.suppress(Exception):
+            folder = Path(diffusers.DiffusionPipeline.download(name))
+    if not folder.is_dir():
+        raise TeacherError(
+            f"no teacher {name!r}: not a folder, not on the hub; embedded: {', '.join(EMBEDDED)}; "
+            "make mini-wan with `python -m distill_bench.pretrain`"
+        )
+    missing = [part for part in ("transformer", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    if missing:
+        raise TeacherError(f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}")
+    return folder
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The parts of a diffusers pipeline folder that are needed to train and to sample."""
+
+    folder: Path
+    transformer: nn.Module
+    vae: nn.Module | None
+    device: torch.device
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Text embeddings (B, L, D); padding is zero, as WanPipeline makes it. The empty prompt is the null text."""
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        encoder = UMT5EncoderModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32)
+        encoder = encoder.to(self.device).eval()
+        length = min(tokenizer.model_max_length, 512)
+        tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        with torch.no_grad():
+            chunks = [encoder(i, m).last_hidden_state for i, m in zip(ids.split(64), mask.split(64), strict=True)]
+        return torch.cat(chunks).float() * mask.unsqueeze(-1)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the latents of a clip; without an autoencoder latents are pixels."""
+        channels = self.transformer.config.in_channels
+        if self.vae is None:
+            return channels, frames, height, width
+        if isinstance(self.vae, AutoencoderKLWan):
+            temporal, spatial = self.vae.config.scale_factor_temporal, self.vae.config.scale_factor_spatial
+            return channels, (frames - 1) // temporal + 1, height // spatial, width // spatial
+        with torch.no_grad():
+            return tuple(self.vae.encode(torch.zeros(1, 3, frames, height, width, device=self.device)).shape[1:])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames uint8 (B, T, 3, H, W) of latents (B, C, T, H, W)."""
+        if self.vae is None:
+            video = latents
+        elif isinstance(self.vae, AutoencoderKLWan):
+            mean, std = (
+                torch.tensor(getattr(self.vae.config, key), device=latents.device).reshape(1, -1, 1, 1, 1)
+                for key in ("latents_mean", "latents_std")
+            )
+            video = self.vae.decode(latents * std + mean).sample
+        else:
+            video = self.vae.decode(latents)
+        frames = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return frames.transpose(1, 2).cpu()
+
+    def prompts(self) -> list[str]:
+        """The training prompts that lie beside the weights, one a line in `prompts.txt`."""
+        path = self.folder / "prompts.txt"
+        if not path.is_file():
+            raise TeacherError(f"teacher {self.folder} has no prompts.txt: put the training prompts there, one a line")
+        return [line for line in path.read_text().splitlines() if line.strip()]
+
+
+def load_pipeline(name: str, device: torch.device) -> Pipeline:
+    """The teacher `name` on a device, in float32, frozen."""
+    folder = teacher_folder(name)
+    try:
+        transformer = load_transformer(folder)
+        vae = None
+        if (folder / "vae").is_dir():
+            vae_class = FrameAutoencoder.load_config(folder / "vae")["_class_name"]
+            if vae_class not in AUTOENCODERS:
+                raise TeacherError(f"unknown autoencoder {vae_class!r} in {folder}; known: {', '.join(AUTOENCODERS)}")
+            vae = AUTOENCODERS[vae_class].from_pretrained(folder / "vae", torch_dtype=torch.float32)
+            vae = vae.to(device).eval().requires_grad_(False)
+    except OSError as error:
+        raise TeacherError(f"cannot load teacher {folder}: {str(error).splitlines()[0]}") from error
+    return Pipeline(folder, transformer.to(device).eval().requires_grad_(False), vae, device)
+
+
+def load_transformer(folder: Path) -> nn.Module:
+    """A trainable float32 copy of the pipeline's transformer: the student and the fake score begin as the teacher."""
+    return WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 over the names and bytes of a folder's weights and configs (12 digits): a teacher counts by content."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".safetensors", ".json", ".txt", ".model"} and path.is_file():
+            digest.update(str(path.relative_to(folder)).encode() + b"\0")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Denoiser:
+    """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat; counts its passes in the ledger."""
+
+    def __init__(self, net: nn.Module, role: str, ledger: Ledger, autocast: torch.dtype | None = None) -> None:
+        self.net, self.role, self.ledger, self.autocast = net, role, ledger, autocast
+
+    def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """x0_hat (B, C, T, H, W) of x_t (B, C, T, H, W) at sigma (B,) in (0, 1] with text (B, L, D)."""
+        samples = len(x_t)
+        with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
+            velocity = self.net(x_t, 1000 * sigma, text, return_dict=False)[0]
+        self.ledger.add(self.role, "forward", samples)
+        if velocity.requires_grad:
+            weights = any(p.requires_grad for p in self.net.parameters())
+            kind = "full_backward" if weights else "input_backward"
+            velocity.register_hook(lambda _: self.ledger.add(self.role, kind, samples))
+        return velocity_to_x0(velocity.float(), x_t, sigma)
+
+
+class Guided:
+    """Classifier-free guidance of a denoiser, uncond + guidance_scale * (cond - uncond), in one batched forward; 1 is none."""
+
+    def __init__(self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float) -> None:
+        self.denoiser, self.null_text, self.guidance_scale = denoiser, null_text, guidance_scale
+
+    def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        if self.guidance_scale == 1:
+            return self.denoiser(x_t, sigma, text)
+        both = torch.cat([text, self.null_text.expand_as(text)])
+        cond, uncond = self.denoiser(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+        return uncond + self.guidance_scale * (cond - uncond)
+
+
+def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
+    """FLOPs of one forward of one sample."""
+    x = torch.zeros(1, *latent_shape, device=text.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x, torch.full((1,), 500.0, device=text.device), text[:1], return_dict=False)
+    return float(counter.get_total_flops())

@@ -1,0 +1,43 @@
+"""Sampling: the student in its few steps (also inside training) and the teacher in its many."""
+
+import torch
+from torch import Tensor
+
+from distill_bench.method import Denoise
+from distill_bench.noise import add_noise, over, x0_to_velocity
+
+
+def rollout(student: Denoise, noises: list[Tensor], sigmas: Tensor, text: Tensor, stepping: str, graph: bool = False) -> Tensor:
+    """The student's clean prediction after len(noises) steps, (B, C, T, H, W).
+
+    Step i predicts x0 at sigmas[i]; `renoise` then adds fresh noise noises[i + 1] at sigmas[i + 1], `ode` takes an Euler step
+    to sigmas[i + 1] and leaves the later noises unused. Only the last step keeps its graph, and only with `graph`
+    (backward simulation: Yin et al., 2024, section 4.5).
+
+    Args:
+        noises: one (B, C, T, H, W) a step; noises[0] is where sampling starts.
+        sigmas: the student's noise levels, high to low, at least len(noises).
+    """
+    x_t, last = noises[0], len(noises) - 1
+    for step in range(last + 1):
+        sigma = sigmas[step].expand(len(x_t))
+        with torch.set_grad_enabled(graph and step == last):
+            x0 = student(x_t, sigma, text)
+        if step < last:
+            lower = sigmas[step + 1].expand(len(x_t))
+            if stepping == "renoise":
+                x_t = add_noise(x0, noises[step + 1], lower)
+            else:
+                x_t = x_t + over(lower - sigma, x_t) * x0_to_velocity(x0, x_t, sigma)
+    return x0
+
+
+@torch.no_grad()
+def euler(denoise: Denoise, noise: Tensor, sigmas: Tensor, text: Tensor) -> Tensor:
+    """The teacher's ODE by Euler steps from sigmas[0] to sigmas[-1] = 0, from noise (B, C, T, H, W)."""
+    x_t = noise
+    for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+        sigma = high.expand(len(x_t))
+        x0 = denoise(x_t, sigma, text)
+        x_t = x_t + over(low.expand(len(x_t)) - sigma, x_t) * x0_to_velocity(x0, x_t, sigma)
+    return x_t

@@ -1,0 +1,184 @@
+"""Clips of a run and of the rows that every table has beside it, from the same prompts and seeds.
+
+`sample(run_dir)` draws the student's clips; `references(config, store)` the rows to hold them against. A folder of clips is
+`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed); a folder that is there is done.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill_bench import checkpoint, shapes
+from distill_bench.config import RunConfig, load_run
+from distill_bench.cost import Ledger
+from distill_bench.draws import generator
+from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline, load_transformer, teacher_folder
+from distill_bench.noise import student_sigmas, teacher_sigmas
+from distill_bench.rollout import euler, rollout
+
+BATCH = 16
+
+
+def protocol_hash(config: RunConfig) -> str:
+    """What makes two rows comparable: prompts, seeds, counts, sizes, the teacher and how it is sampled (8 digits)."""
+    protocol = config.protocol.model_dump(mode="json", exclude={"evaluators"})
+    prompts = (teacher_folder(config.teacher) / "prompts.txt").read_text()
+    key = [protocol, config.teacher_hash, config.frames, config.height, config.width, config.shift, prompts]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def sample(run_dir: Path) -> Path:
+    """Draw the trained student's clips into samples/<student_updates>/ and return that folder."""
+    config = load_run(run_dir)
+    newest = checkpoint.found(run_dir)
+    if not newest:
+        raise ValueError(f"{run_dir} has no checkpoint: train it first (python -m distill_bench.train {run_dir})")
+    folder = run_dir / "samples" / newest[-1].name
+    if not (folder / "clips.npy").is_file():
+        sampler = Sampler(config)
+        student = load_transformer(sampler.pipeline.folder).to(sampler.device)
+        checkpoint.load_student(newest[-1], student, ema=config.ema is not None)
+        _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"})
+    return folder
+
+
+def references(config: RunConfig, store: Path) -> dict[str, Path]:
+    """The reference rows of a run's protocol, made where they are missing: kind -> folder.
+
+    `data` and `data_other` are rendered clips (only where the prompts are of the embedded domain), `teacher` and
+    `teacher_other` the teacher's many-step clips; "other" means other seeds, so that each pair is a floor. `teacher_few` is the
+    teacher's ODE at the student's step count, `untrained` the student before training, `noise` uniform noise.
+    """
+    root = store / "references" / protocol_hash(config)
+    few = f"nfe{config.nfe}-{config.stepping}"
+    names = {"data": "data", "data_other": "data_other", "teacher": "teacher", "teacher_other": "teacher_other"}
+    names |= {"teacher_few": f"teacher_few-nfe{config.nfe}", "untrained": f"untrained-{few}", "noise": "noise"}
+    folders = {kind: root / name for kind, name in names.items()}
+    if all((folder / "clips.npy").is_file() for folder in folders.values()):
+        return folders
+    sampler = Sampler(config)
+    n = config.protocol.clips
+    other = [seed + n for seed in sampler.seeds]
+    if not all(map(_in_domain, sampler.prompts)):
+        del folders["data"], folders["data_other"]
+    steps = config.protocol.teacher_steps
+    makers: dict[str, tuple[Callable[[], np.ndarray], list[int]]] = {
+        "data": (lambda: _rendered(sampler.prompts, sampler.seeds), sampler.seeds),
+        "data_other": (lambda: _rendered(sampler.prompts, other), other),
+        "teacher": (lambda: sampler.teacher(steps, sampler.seeds), sampler.seeds),
+        "teacher_other": (lambda: sampler.teacher(steps, other), other),
+        "teacher_few": (lambda: sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
+        "untrained": (lambda: sampler.student(sampler.pipeline.transformer), sampler.seeds),
+        "noise": (sampler.noise, sampler.seeds),
+    }
+    for kind, folder in folders.items():
+        if not (folder / "clips.npy").is_file():
+            print(f"reference {kind}: {n} clips", flush=True)
+            make, seeds = makers[kind]
+            _write(folder, make, sampler.prompts, seeds, {"kind": kind, "protocol": root.name})
+    return folders
+
+
+class Sampler:
+    """The prompts, seeds and starting noises of a protocol; every row begins from the same noise."""
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config, protocol = config, config.protocol
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.pipeline: Pipeline = load_pipeline(config.teacher, self.device)
+        self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
+        known = self.pipeline.prompts()
+        order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
+        self.prompts = [known[order[i % len(known)]] for i in range(protocol.clips)]
+        self.seeds = [protocol.seed + i for i in range(protocol.clips)]
+        *texts, null_text = self.pipeline.encode_text([*self.prompts, ""])
+        self.text, self.null_text = torch.stack(texts), null_text[None]
+
+    def student(self, net: torch.nn.Module) -> np.ndarray:
+        """Frames (N, T, 3, H, W) in the student's own steps, without guidance."""
+        config = self.config
+        denoiser = Denoiser(net, "student", Ledger(1))
+        sigmas = student_sigmas(config.nfe, config.shift).to(self.device)
+        return self._clips(
+            self.seeds,
+            lambda noises, text: rollout(denoiser, noises, sigmas, text, config.stepping),
+        )
+
+    def teacher(self, steps: int, seeds: list[int]) -> np.ndarray:
+        """Frames (N, T, 3, H, W) by `steps` Euler steps of the guided teacher."""
+        teacher = Denoiser(self.pipeline.transformer, "teacher", Ledger(1))
+        guided = Guided(teacher, self.null_text, self.config.protocol.teacher_guidance)
+        sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
+        return self._clips(seeds, lambda noises, text: euler(guided, noises[0], sigmas, text))
+
+    def noise(self) -> np.ndarray:
+        """Uniform noise frames (N, T, 3, H, W): the known-bad row."""
+        config, n = self.config, len(self.seeds)
+        rng = np.random.default_rng(config.protocol.seed)
+        return rng.integers(0, 256, (n, config.frames, 3, config.height, config.width), dtype=np.uint8)
+
+    @torch.no_grad()
+    def _clips(self, seeds: list[int], latents: Callable[[list[Tensor], Tensor], Tensor]) -> np.ndarray:
+        frames = []
+        for at in range(0, len(seeds), BATCH):
+            noises = [
+                torch.stack([self._noise(seed, step) for seed in seeds[at : at + BATCH]]).to(self.device)
+                for step in range(self.config.nfe)
+            ]
+            frames.append(self.pipeline.decode(latents(noises, self.text[at : at + BATCH])))
+        return torch.cat(frames).numpy()
+
+    def _noise(self, seed: int, step: int) -> Tensor:
+        return torch.randn(*self.shape, generator=generator("sample", seed, step))
+
+
+def _in_domain(prompt: str) -> bool:
+    try:
+        shapes.parse(prompt)
+    except ValueError:
+        return False
+    return True
+
+
+def _rendered(prompts: list[str], seeds: list[int]) -> np.ndarray:
+    return np.stack([shapes.render(shapes.parse(p), s) for p, s in zip(prompts, seeds, strict=True)])
+
+
+def _write(folder: Path, make: Callable[[], np.ndarray], prompts: list[str], seeds: list[int], row: dict) -> None:
+    """Write a folder of clips whole or not at all; who comes second finds it done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    try:
+        np.save(temporary / "clips.npy", make())
+        lines = [{"index": i, "prompt": p, "seed": s} for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
+        (temporary / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (temporary / "row.json").write_text(json.dumps(row) + "\n")
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / "clips.npy").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: sample one trained run folder."""
+    parser = argparse.ArgumentParser(prog="distill_bench.sample", description=sample.__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a run folder with run.yaml and a checkpoint")
+    print(sample(parser.parse_args(argv).run))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

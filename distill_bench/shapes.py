@@ -1,0 +1,186 @@
+"""The synthetic domain "moving shapes": captioned clips whose colour, shape, direction and speed are known exactly.
+
+A clip is 8 frames of 32x32: one anti-aliased body on a dark background. A white nose on its leading side shows the heading, also
+where the body stands still: without the cue the sign of the direction (caption x time x position, a parity) is learnt last.
+"""
+
+import colorsys
+import itertools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+FRAMES, SIZE, FPS = 8, 32, 8
+COLOURS = {"red": 0.0, "yellow": 1 / 6, "green": 2 / 6, "cyan": 3 / 6, "blue": 4 / 6, "magenta": 5 / 6}  # hue
+SHAPES = ("circle", "square", "triangle")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y grows downwards
+SPEEDS = {"still": 0.0, "slow": 0.6, "fast": 1.8}  # pixels a frame
+ADVERBS = {"slow": "slowly", "fast": "quickly"}
+NOSE = 1.6  # radius in pixels
+SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What a caption says of a clip."""
+
+    colour: str
+    shape: str
+    direction: str
+    speed: str
+
+
+def all_attributes() -> list[Attributes]:
+    """Every combination, 216 of them."""
+    return [Attributes(*each) for each in itertools.product(COLOURS, SHAPES, DIRECTIONS, SPEEDS)]
+
+
+def caption(attributes: Attributes) -> str:
+    """The caption of a clip, for instance "a red circle moving left slowly" or "a red circle facing left standing still"."""
+    a = attributes
+    if a.speed == "still":
+        return f"a {a.colour} {a.shape} facing {a.direction} standing still"
+    return f"a {a.colour} {a.shape} moving {a.direction} {ADVERBS[a.speed]}"
+
+
+_CAPTIONS = {caption(a): a for a in all_attributes()}
+
+
+def parse(text: str) -> Attributes:
+    """The attributes that a caption names; ValueError for any other text."""
+    try:
+        return _CAPTIONS[re.sub(r"[\s,]+", " ", text.strip().lower())]
+    except KeyError:
+        raise ValueError(f"not a caption of moving shapes: {text!r}") from None
+
+
+def render(attributes: Attributes, key: int) -> np.ndarray:
+    """The clip of (attributes, key), uint8 (T, 3, H, W); position, size, brightness and background come from the key."""
+    rng = np.random.Generator(np.random.Philox(key=[key, 0x5A4E5]))
+    radius, background, value = rng.uniform(5.0, 6.2), rng.uniform(0.05, 0.15), rng.uniform(0.85, 1.0)
+    heading = np.array(DIRECTIONS[attributes.direction], float)
+    step = heading * SPEEDS[attributes.speed] * rng.uniform(0.95, 1.05)
+    margin = radius + NOSE + 0.5
+    travel = step * (FRAMES - 1)
+    low, high = margin - np.minimum(travel, 0), SIZE - margin - np.maximum(travel, 0)
+    start = low + (high - low) * rng.uniform(size=2)
+    grid = (np.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
+    yy, xx = np.meshgrid(grid, grid, indexing="ij")
+    rgb = np.array(colorsys.hsv_to_rgb(COLOURS[attributes.colour], 1.0, value))
+    frames = np.empty((FRAMES, SIZE, SIZE, 3))
+    for t in range(FRAMES):
+        x, y = start + step * t
+        body, nose = (
+            _cover(m)
+            for m in (
+                _inside(attributes.shape, xx - x, yy - y, radius),
+                np.hypot(xx - x - heading[0] * radius, yy - y - heading[1] * radius) < NOSE,
+            )
+        )
+        frame = np.full((SIZE, SIZE, 3), background)
+        frame += body[..., None] * (rgb - frame)
+        frame += nose[..., None] * (1.0 - frame)
+        frames[t] = frame
+    return np.rint(frames * 255).astype(np.uint8).transpose(0, 3, 1, 2)
+
+
+def read(clips: np.ndarray) -> list[Attributes]:
+    """The attribute oracle: what each clip (N, T, 3, H, W) uint8 shows; a clip without a body reads as some attributes."""
+    mask, rgb = _body(clips)
+    centre = _centroid(mask)  # (N, T, 2) x, y
+    hue = _hue((rgb * mask[:, :, None]).sum((1, 3, 4)) / np.maximum(mask.sum((1, 2, 3))[:, None], 1e-6))
+    names = list(COLOURS)
+    colours = np.rint(hue * 6).astype(int) % 6
+    shape = _shape(mask, centre)
+    white = _whiteness(clips)
+    nose = _centroid(white) - centre
+    nose = np.where((white.sum((2, 3)) > 0.5)[..., None], nose, 0).mean(1)
+    speed = centroid_speed(clips)
+    moved = centre[:, -1] - centre[:, 0]
+    speeds = np.where(speed < 0.25, 0, np.where(speed < 1.1, 1, 2))
+    towards = np.where((speeds > 0)[:, None], moved, nose)  # the motion is the direction; the nose only where it stands
+    axes = np.array(list(DIRECTIONS.values()), float)
+    directions = (towards @ axes.T).argmax(1)
+    return [
+        Attributes(names[c], SHAPES[s], list(DIRECTIONS)[d], list(SPEEDS)[v])
+        for c, s, d, v in zip(colours, shape, directions, speeds, strict=True)
+    ]
+
+
+def centroid_speed(clips: np.ndarray) -> np.ndarray:
+    """Speed of the body in pixels a frame, (N,): the slope of a straight line through its centroids."""
+    centre = _centroid(_body(clips)[0])
+    t = np.arange(clips.shape[1]) - (clips.shape[1] - 1) / 2
+    return np.hypot(*np.moveaxis((centre * t[:, None]).sum(1) / (t**2).sum(), -1, 0))
+
+
+def _inside(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    if shape == "circle":
+        return np.hypot(x, y) < radius
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) < radius * 0.9
+    return (y < radius * 0.75) & (abs(x) * 1.75 < y + radius)  # apex above
+
+
+def _cover(mask: np.ndarray) -> np.ndarray:
+    s = SUPERSAMPLING
+    return mask.reshape(SIZE, s, SIZE, s).mean((1, 3))
+
+
+def _rgb(clips: np.ndarray) -> np.ndarray:
+    return clips.astype(np.float32) / 255
+
+
+def _body(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Soft mask of the coloured body (N, T, H, W) in [0, 1] by saturation, and the clip as floats."""
+    rgb = _rgb(clips)
+    chroma = rgb.max(2) - rgb.min(2)
+    mask = np.clip((chroma - 0.3) / 0.4, 0, 1)
+    return mask, rgb
+
+
+def _whiteness(clips: np.ndarray) -> np.ndarray:
+    return np.clip((_rgb(clips).min(2) - 0.45) / 0.3, 0, 1)
+
+
+def _centroid(mask: np.ndarray) -> np.ndarray:
+    axis = np.arange(mask.shape[-1]) + 0.5
+    total = np.maximum(mask.sum((2, 3)), 1e-6)
+    x, y = (mask.sum(2) @ axis) / total, (mask.sum(3) @ axis) / total
+    empty = mask.sum((2, 3)) < 1e-3
+    return np.where(empty[..., None], mask.shape[-1] / 2, np.stack([x, y], -1))
+
+
+def _hue(rgb: np.ndarray) -> np.ndarray:
+    return np.array([colorsys.rgb_to_hsv(*np.clip(c, 0, 1))[0] for c in rgb.astype(float)])
+
+
+def _shape(mask: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Index in SHAPES by the best overlap with drawn templates of the same area, over all frames."""
+    n, frames, size, _ = mask.shape
+    filled = mask
+    axis = np.arange(size) + 0.5
+    x = axis[None, None, None, :] - centre[..., 0][:, :, None, None]
+    y = axis[None, None, :, None] - centre[..., 1][:, :, None, None]
+    scores = []
+    for shape in SHAPES:
+        best = np.full(n, -np.inf)
+        for radius in np.arange(4.4, 6.81, 0.2):
+            for dy in (-0.8, 0.0, 0.8):
+                soft = _soft(shape, x, y - dy, radius)
+                overlap = (filled * soft).sum((1, 2, 3)) / np.sqrt((filled**2).sum((1, 2, 3)) * (soft**2).sum((1, 2, 3)) + 1e-9)
+                best = np.maximum(best, overlap)
+        scores.append(best)
+    return np.stack(scores, 1).argmax(1)
+
+
+def _soft(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """Coverage of a shape with edges a pixel wide, from signed distances."""
+    if shape == "circle":
+        inside = radius - np.hypot(x, y)
+    elif shape == "square":
+        inside = radius * 0.9 - np.maximum(abs(x), abs(y))
+    else:
+        inside = np.minimum(radius * 0.75 - y, (y + radius - abs(x) * 1.75) / 2.0)
+    return np.clip(inside + 0.5, 0, 1)

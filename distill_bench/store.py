@@ -1,0 +1,174 @@
+"""The store: one folder a run, atomic writes, claims by mkdir, and a state that is a pure function of the folder.
+
+    runs/<run_id>/run.yaml               the resolved config, written once
+        attempts/001/                    making this folder is the claim; never deleted
+            start.json  heartbeat  exit.json
+        checkpoints/  samples/  train.jsonl  metrics.jsonl
+        result.json                      the only definition of "done"
+
+One writer a file, no pickles, no database; a torn last line of a JSON-lines file is ignored.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+STALE_SECONDS = 120.0
+BEAT_SECONDS = 5.0
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary file beside it, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` of indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON of a file, or None where there is no file or no JSON in it."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def append_jsonl(path: Path, value: Any) -> None:
+    """Append one line; only one process may write a file."""
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """The lines of a JSON-lines file; a torn line (a crash in the midst of a write) is left out."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return lines
+
+
+class Claim:
+    """The right to work on a folder: attempts/NNN, made by mkdir, kept alive by a heartbeat until `close`."""
+
+    def __init__(self, attempt: Path, start: dict) -> None:
+        self.attempt = attempt
+        write_json(attempt / "start.json", start)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                (self.attempt / "heartbeat").touch()
+            if self._stop.wait(BEAT_SECONDS):
+                return
+
+    def newest(self) -> bool:
+        """False once another attempt has taken the folder over: this one must not write results."""
+        return attempts(self.attempt.parent.parent)[-1] == self.attempt
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """Record how the attempt ended: "done", "collapsed", "stopped" or "error" with its last line."""
+        self._stop.set()
+        self._thread.join()
+        write_json(self.attempt / "exit.json", {"status": status, "error": error, "time": time.time()})
+
+
+def attempts(folder: Path) -> list[Path]:
+    """Attempts of a folder, oldest first."""
+    root = folder / "attempts"
+    return sorted((p for p in root.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)) if root.is_dir() else []
+
+
+def claim(folder: Path, start: dict, stale_seconds: float = STALE_SECONDS) -> Claim | None:
+    """Claim a folder, or None where somebody else is alive in it or came first.
+
+    An attempt without exit.json is dead if its process is gone (same host), if this is the same SLURM job in a later life, or if
+    its heartbeat is older than `stale_seconds`.
+    """
+    before = attempts(folder)
+    if before and _alive(before[-1], stale_seconds):
+        return None
+    attempt = folder / "attempts" / f"{len(before) + 1:03d}"
+    attempt.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        attempt.mkdir()
+    except FileExistsError:
+        return None
+    return Claim(attempt, identity() | start)
+
+
+def identity() -> dict:
+    """Who is working: host, process and, under SLURM, job and restart count."""
+    env = os.environ
+    job = env.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in env:
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    restart = int(env.get("SLURM_RESTART_COUNT") or 0)
+    return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart": restart, "time": time.time()}
+
+
+def _alive(attempt: Path, stale_seconds: float) -> bool:
+    if (attempt / "exit.json").is_file():
+        return False
+    start, me = read_json(attempt / "start.json") or {}, identity()
+    if start.get("job") and start["job"] == me["job"] and me["restart"] > start.get("restart", 0):
+        return False
+    if start.get("host") == me["host"] and not _process_exists(start["pid"]):
+        return False
+    beats = [p.stat().st_mtime for p in (attempt / "heartbeat", attempt) if p.exists()]
+    return time.time() - max(beats, default=0) < stale_seconds
+
+
+def _process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):  # a zombie has ended, though nobody has waited for it
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def state(run_dir: Path, queued: bool = False) -> str:
+    """ "done", "collapsed", "running", "queued", "failed", "lost" or "missing" of a run folder.
+
+    `queued`: one of the run's jobs is in the scheduler's queue.
+    """
+    result = read_json(run_dir / "result.json")
+    if result is not None:
+        return result["status"]
+    tried = attempts(run_dir)
+    if tried and _alive(tried[-1], STALE_SECONDS):
+        return "running"
+    if queued:
+        return "queued"
+    if not tried:
+        return "missing"
+    ended = read_json(tried[-1] / "exit.json")
+    return "failed" if ended is not None and ended["status"] == "error" else "lost"

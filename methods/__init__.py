@@ -1,0 +1,1 @@
+"""One file an objective; the file name is the registry (`distill_bench.registry`)."""

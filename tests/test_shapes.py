@@ -1,0 +1,88 @@
+"""The domain: captions and their attributes, rendering from a key, and the oracle that reads clips back."""
+
+import numpy as np
+import pytest
+
+from distill_bench import shapes
+
+FIELDS = ("colour", "shape", "direction", "speed")
+EVERY = shapes.all_attributes()
+
+
+@pytest.fixture(scope="module")
+def clips() -> np.ndarray:
+    return np.stack([shapes.render(a, 7_000 + i) for i, a in enumerate(EVERY)])
+
+
+def accuracy(clips: np.ndarray) -> np.ndarray:
+    return np.mean(
+        [[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in zip(shapes.read(clips), EVERY, strict=True)], axis=0
+    )
+
+
+def test_captions_are_distinct_and_parse_back():
+    captions = [shapes.caption(a) for a in EVERY]
+    assert len(set(captions)) == len(EVERY) == 6 * 3 * 4 * 3
+    assert [shapes.parse(c) for c in captions] == EVERY
+
+
+def test_parse_forgives_case_spaces_and_commas():
+    assert shapes.parse(" A red circle facing left, standing  still ") == shapes.Attributes("red", "circle", "left", "still")
+
+
+def test_parse_refuses_another_text():
+    with pytest.raises(ValueError, match="a red dog"):
+        shapes.parse("a red dog")
+
+
+def test_a_clip_depends_on_attributes_and_key_alone():
+    once = shapes.render(EVERY[5], 3)
+    np.random.seed(0)  # noqa: NPY002  the global generator must not matter
+    assert once.shape == (shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE)
+    assert once.dtype == np.uint8
+    assert np.array_equal(once, shapes.render(EVERY[5], 3))
+    assert not np.array_equal(once, shapes.render(EVERY[5], 4))
+
+
+def test_the_body_stays_in_frame(clips: np.ndarray):
+    border = np.concatenate([clips[..., 0, :], clips[..., -1, :], clips[..., 0], clips[..., -1]], -1)
+    assert border.max() <= 0.16 * 255  # the background and nothing else
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_the_oracle_reads_what_was_rendered(clips: np.ndarray, noise: float):
+    disturbed = clips + np.random.default_rng(0).normal(0, noise * 255, clips.shape)
+    assert accuracy(disturbed.clip(0, 255).round().astype(np.uint8)).min() >= 0.99
+
+
+def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
+    """Clips turned a quarter, played backwards or stopped read as such: a metric that is always right would pass the rest."""
+    order = list(shapes.DIRECTIONS)
+    turned = {"left": "down", "down": "right", "right": "up", "up": "left"}  # counter-clockwise, y grows downwards
+    body = [i for i, a in enumerate(EVERY) if a.shape != "triangle"]  # a turned triangle has its apex elsewhere
+    read = shapes.read(np.rot90(clips[body], axes=(-2, -1)).copy())
+    assert np.mean([r.direction == turned[EVERY[i].direction] for i, r in zip(body, read, strict=True)]) >= 0.99
+    moving = [i for i, a in enumerate(EVERY) if a.speed != "still"]
+    opposite = dict(zip(order, [order[1], order[0], order[3], order[2]], strict=True))
+    backwards = shapes.read(clips[moving][:, ::-1])
+    assert np.mean([r.direction == opposite[EVERY[i].direction] for i, r in zip(moving, backwards, strict=True)]) >= 0.99
+    stopped = shapes.read(np.repeat(clips[moving][:, :1], shapes.FRAMES, axis=1))
+    assert {r.speed for r in stopped} == {"still"}
+
+
+def test_speed_is_in_pixels_a_frame(clips: np.ndarray):
+    measured, speeds = shapes.centroid_speed(clips), np.array([shapes.SPEEDS[a.speed] for a in EVERY])
+    assert np.abs(measured - speeds).max() < 0.25
+    for speed in shapes.SPEEDS.values():
+        assert measured[speeds == speed].mean() == pytest.approx(speed, abs=0.06)
+
+
+def test_reading_does_not_depend_on_the_batch(clips: np.ndarray):
+    assert shapes.read(clips[:8]) == [shapes.read(c[None])[0] for c in clips[:8]]
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_clips_without_a_body_read_as_something(level: int):
+    empty = np.full((2, shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE), level, np.uint8)
+    assert all(isinstance(r, shapes.Attributes) for r in shapes.read(empty))
+    assert shapes.centroid_speed(empty).tolist() == [0, 0]
