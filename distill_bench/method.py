@@ -88,7 +88,7 @@ class Method(ABC):
         """Networks (heads) and buffers of the method's own: trained with the fake score, and checkpointed."""
         return {}
 
-    def after_student_update(self, student: nn.Module, fake_score: nn.Module) -> None:
+    def after_student_update(self, student: nn.Module, fake_score: nn.Module) -> None:  # noqa: B027 - a hook
         """Called without gradients after each student update, with the roles' networks."""
 
 

@@ -98,7 +98,7 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), log_with=list(config.trackers), project_dir=run_dir / "tracking"
+            cpu=not torch.cuda.is_available(), log_with=list(config.trackers) or None, project_dir=run_dir / "tracking"
         )
         world, device = self.accelerator.num_processes, self.accelerator.device
         if config.batch_size % (world * config.accumulation):

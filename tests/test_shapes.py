@@ -15,9 +15,8 @@ def clips() -> np.ndarray:
 
 
 def accuracy(clips: np.ndarray) -> np.ndarray:
-    return np.mean(
-        [[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in zip(shapes.read(clips), EVERY, strict=True)], axis=0
-    )
+    pairs = zip(shapes.read(clips), EVERY, strict=True)
+    return np.mean([[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in pairs], axis=0)
 
 
 def test_captions_are_distinct_and_parse_back():
@@ -27,7 +26,8 @@ def test_captions_are_distinct_and_parse_back():
 
 
 def test_parse_forgives_case_spaces_and_commas():
-    assert shapes.parse(" A red circle facing left, standing  still ") == shapes.Attributes("red", "circle", "left", "still")
+    expected = shapes.Attributes("red", "circle", "left", "still")
+    assert shapes.parse(" A red circle facing left, standing  still ") == expected
 
 
 def test_parse_refuses_another_text():
@@ -46,7 +46,8 @@ def test_a_clip_depends_on_attributes_and_key_alone():
 
 def test_the_body_stays_in_frame(clips: np.ndarray):
     border = np.concatenate([clips[..., 0, :], clips[..., -1, :], clips[..., 0], clips[..., -1]], -1)
-    assert border.max() <= 0.16 * 255  # the background and nothing else
+    assert border.max() <= 0.6 * 255  # half a pixel is left: the nose covers half of a border pixel at most
+    assert np.ptp(border, axis=2).max() == 0  # and no colour reaches the border
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.03])
@@ -56,7 +57,7 @@ def test_the_oracle_reads_what_was_rendered(clips: np.ndarray, noise: float):
 
 
 def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
-    """Clips turned a quarter, played backwards or stopped read as such: a metric that is always right would pass the rest."""
+    """Clips turned a quarter, played backwards or stopped read as such; an oracle that flatters would not."""
     order = list(shapes.DIRECTIONS)
     turned = {"left": "down", "down": "right", "right": "up", "up": "left"}  # counter-clockwise, y grows downwards
     body = [i for i, a in enumerate(EVERY) if a.shape != "triangle"]  # a turned triangle has its apex elsewhere
@@ -65,7 +66,8 @@ def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
     moving = [i for i, a in enumerate(EVERY) if a.speed != "still"]
     opposite = dict(zip(order, [order[1], order[0], order[3], order[2]], strict=True))
     backwards = shapes.read(clips[moving][:, ::-1])
-    assert np.mean([r.direction == opposite[EVERY[i].direction] for i, r in zip(moving, backwards, strict=True)]) >= 0.99
+    expected = [opposite[EVERY[i].direction] for i in moving]
+    assert np.mean([r.direction == e for r, e in zip(backwards, expected, strict=True)]) >= 0.99
     stopped = shapes.read(np.repeat(clips[moving][:, :1], shapes.FRAMES, axis=1))
     assert {r.speed for r in stopped} == {"still"}
 

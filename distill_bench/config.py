@@ -1,0 +1,420 @@
+"""The border: YAML and command lines become frozen, validated configs; a resolved config is a run's identity.
+
+Unknown keys, wrong types and impossible combinations end in a `ConfigError` of one line that names the key, the value and
+what is allowed, before anything runs.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from distill_bench.method import Method
+from distill_bench.registry import RegistryError, find_method
+
+SCHEMA_VERSION = 1  # part of every run's identity: raise it when the meaning of a field changes
+
+
+class ConfigError(ValueError):
+    """Bad input; the message is one line for the reader."""
+
+
+def identity(default: Any = ..., *, counts: bool = True, **constraints: Any) -> Any:
+    """A field of the schema that says whether it is part of a run's identity."""
+    return Field(default, json_schema_extra={"identity": counts}, **constraints)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ProtocolConfig(_Model):
+    """How rows are sampled and scored; equal for every row of a table."""
+
+    clips: Positive = identity(144)
+    seed: int = identity(1000, ge=0)
+    teacher_steps: Positive = identity(32)
+    teacher_guidance: float = identity(3.0, ge=0)
+    evaluators: tuple[str, ...] | None = identity(None, counts=False)  # None: every one that applies
+
+
+class RunConfig(_Model):
+    """One run, resolved: `run.yaml`. Every field is equal between methods unless it is swept."""
+
+    method: dict[str, Any] = identity()  # name and every field of the method
+    method_version: int = identity(1)  # written on resolving
+    teacher: str = identity("mini-wan", counts=False)  # counts by content
+    teacher_hash: str = identity("")  # written on resolving
+    seed: int = identity(0, ge=0)
+    student_updates: Positive = identity(200)
+    fake_score_updates: Positive = identity(5)
+    batch_size: Positive = identity(8)
+    accumulation: Positive = identity(1)
+    frames: Positive = identity(8)
+    height: Positive = identity(32)
+    width: Positive = identity(32)
+    nfe: Positive = identity(4)
+    shift: float = identity(2.0, gt=0)
+    stepping: Literal["renoise", "ode"] = identity("renoise")
+    exit_step: Literal["random", "last"] = identity("random")
+    reuse_rollout: bool = identity(False)
+    guidance_scale: float = identity(3.0, ge=0)  # uncond + g (cond - uncond); 1 is none
+    score_shift: float = identity(2.0, gt=0)
+    sigma_min: float = identity(0.02, gt=0, lt=1)
+    sigma_max: float = identity(0.98, gt=0, lt=1)
+    student_lr: float = identity(1e-4, gt=0)
+    fake_score_lr: float = identity(1e-4, gt=0)
+    beta1: float = identity(0.0, ge=0, lt=1)
+    beta2: float = identity(0.999, ge=0, lt=1)
+    weight_decay: float = identity(0.0, ge=0)
+    grad_clip: float = identity(10.0, gt=0)
+    ema: float | None = identity(0.98, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = identity("float32")
+    protocol: ProtocolConfig = identity(ProtocolConfig())
+    checkpoint_every: Positive = identity(50, counts=False)
+    log_every: Positive = identity(10, counts=False)
+    trackers: tuple[str, ...] = identity(("tensorboard",), counts=False)
+    threads: int | None = identity(None, counts=False, ge=1)
+
+
+class ClusterConfig(_Model):
+    """Where and how jobs run: never part of a run's identity."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: int = Field(0, ge=0)
+    cpus: Positive = 2
+    mem_gb: Positive = 8
+    hours: float = Field(1.0, gt=0)
+    jobs: int | None = Field(None, ge=1)  # at once; None: the cores of this machine, or 16 in an array
+    setup: tuple[str, ...] = ()
+    sbatch: dict[str, str | int | bool] = {}  # any further sbatch parameter
+
+
+class SweepConfig(_Model):
+    """A sweep file: a question, a base run, and what varies."""
+
+    name: str
+    question: str
+    base: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    include: list[dict[str, Any]] = []  # further cells beside the grid
+    exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
+    seeds: int | list[int] = 1
+    cluster: ClusterConfig = ClusterConfig()
+
+    def expand(self) -> list[RunConfig]:
+        """Every run of the sweep, resolved, without duplicates.
+
+        Raises:
+            ConfigError: for a cell that cannot be run, or when nothing is left.
+        """
+        empty = [key for key, values in self.grid.items() if not values]
+        if empty:
+            raise ConfigError(f"{self.name}: grid.{empty[0]} is empty: give at least one value")
+        seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        runs: dict[str, RunConfig] = {}
+        for cell in self.cells():
+            for seed in seeds:
+                config = resolve(merge(self.base, cell | {"seed": seed}))
+                runs.setdefault(run_id(config), config)
+        if not runs:
+            raise ConfigError(f"{self.name}: the grid is empty: every cell is excluded or there are no seeds")
+        return list(runs.values())
+
+    def cells(self) -> Iterator[dict[str, Any]]:
+        """The dotted overrides of each cell, without those that `exclude` names."""
+        grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        for cell in [*(grid if self.grid or not self.include else []), *self.include]:
+            if not any(evaluate_expression(e, merge(self.base, cell)) for e in self.exclude):
+                yield cell
+
+    def axes(self) -> dict[str, list[Any]]:
+        """What the sweep varies: dotted key -> its values, in the file's order; the seed is no axis."""
+        keys = dict.fromkeys([*self.grid, *(k for cell in self.include for k in cell)])
+        values: dict[str, list[Any]] = {key: [] for key in keys}
+        for config in self.expand():
+            for key in keys:
+                value = lookup(config, key)
+                if value is not None and value not in values[key]:
+                    values[key].append(value)
+        return values
+
+
+def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  # noqa: B006 - never changed
+    """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`)."""
+    data = load_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a sweep file is a mapping with question, base, grid, seeds; found {type(data).__name__}")
+    data = {"name": path.stem} | data
+    base = dict(data.get("base") or {})
+    for key, value in overrides.items():
+        if key == "seeds":
+            data["seeds"] = value
+        elif key.startswith("cluster."):
+            data["cluster"] = {**(data.get("cluster") or {}), key.removeprefix("cluster."): value}
+        else:
+            base = merge(base, {key: value})
+            data["grid"] = {k: v for k, v in (data.get("grid") or {}).items() if k != key}
+    data["base"] = base
+    sweep = validate(SweepConfig, data, str(path))
+    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell)], str(path))
+    return sweep
+
+
+def load_run(run_dir: Path) -> RunConfig:
+    """The resolved config of a run folder."""
+    path = run_dir / "run.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no run at {run_dir}: it has no run.yaml (folders of runs lie under runs/)")
+    return validate(RunConfig, load_yaml(path), str(path))
+
+
+def resolve(data: Mapping[str, Any]) -> RunConfig:
+    """A run with every default written out: those of the schema, of the method, and the teacher's content hash."""
+    from distill_bench.models import content_hash, teacher_folder  # heavy: only where a run is resolved
+
+    data = dict(data)
+    method = data.get("method")
+    if method is None:
+        raise ConfigError("method is missing: name one, for instance `method: NAME` (see `distill-bench list`)")
+    fields = {"name": method} if isinstance(method, str) else dict(method)
+    if not isinstance(fields.get("name"), str):
+        raise ConfigError(f"method.name is {fields.get('name')!r}: it must name a method")
+    try:
+        method_class = find_method(fields["name"])
+        folder = teacher_folder(str(data.get("teacher", "mini-wan")))
+    except (RegistryError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    instance = _method(method_class, {k: v for k, v in fields.items() if k != "name"})
+    data["method"] = {"name": fields["name"]} | dataclasses.asdict(instance)
+    data["method_version"], data["teacher_hash"] = method_class.version, content_hash(folder)
+    config = validate(RunConfig, data, "run")
+    if config.sigma_min >= config.sigma_max:
+        raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
+    if config.batch_size % config.accumulation:
+        raise ConfigError(f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}")
+    return config
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method of a run, with its hyper-parameters."""
+    fields = dict(config.method)
+    return _method(find_method(fields.pop("name")), fields)
+
+
+def method_label(name: str) -> str:
+    """A method's name as it stands in ids and tables: the file's or the class's own for `path/file.py:Class`."""
+    return name.rpartition(":")[2].lower() if ":" in name else name
+
+
+def run_id(config: RunConfig) -> str:
+    """`<method>-s<seed>-<hash>`: the hash is of the resolved config, never of its difference from defaults."""
+    return f"{method_label(config.method['name'])}-s{config.seed}-{_digest(identity_of(config))}"
+
+
+def group_id(config: RunConfig) -> str:
+    """The identity without the seed: what a table aggregates over."""
+    return _digest({k: v for k, v in identity_of(config).items() if k != "seed"})
+
+
+def identity_of(config: BaseModel) -> dict[str, Any]:
+    """The fields that count, nested models likewise."""
+    fields = {}
+    for name, field in type(config).model_fields.items():
+        if field.json_schema_extra["identity"]:
+            value = getattr(config, name)
+            fields[name] = identity_of(value) if isinstance(value, BaseModel) else value
+    return fields
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps([SCHEMA_VERSION, _canonical(value)], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(value: Any) -> Any:
+    """1.0 and 1 are equal, True and 1 are not, tuples are lists."""
+    if isinstance(value, dict):
+        return {str(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def lookup(config: RunConfig, key: str) -> Any:
+    """The value of a dotted key of a run; `method` is its name; None where the run has no such key."""
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value["name"] if key == "method" else value
+
+
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with dotted keys laid over it; `method: name` is the same as `method.name: name`."""
+    merged = json.loads(json.dumps(base))
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        at = merged
+        for part in parents:
+            if isinstance(at.get(part), str) and part == "method":
+                at[part] = {"name": at[part]}
+            at = at.setdefault(part, {})
+        if key == "method" and isinstance(value, str) and isinstance(at.get("method"), dict):
+            at["method"]["name"] = value
+        else:
+            at[leaf] = value
+    return merged
+
+
+def _method(method_class: type[Method], fields: dict[str, Any]) -> Method:
+    known = [f.name for f in dataclasses.fields(method_class)]
+    for key in fields:
+        if key not in known:
+            raise ConfigError(f"method.{key}: {method_class.__name__} has no such field{_hint(key, known)}")
+    try:
+        return TypeAdapter(method_class).validate_python(fields)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, "method")) from error
+
+
+def _check_keys(keys: list[str], where: str) -> None:
+    known = [*RunConfig.model_fields, *(f"protocol.{f}" for f in ProtocolConfig.model_fields)]
+    for key in keys:
+        if key not in known and not key.startswith("method."):
+            raise ConfigError(f"{where}: unknown key {key!r} in the grid{_hint(key, known)}")
+
+
+def validate(model: type[BaseModel], data: Any, where: str) -> Any:
+    """`data` as a `model`, or a ConfigError of one line."""
+    try:
+        # through JSON: lists are tuples there, while "fast" is still no number and 5.5 no integer
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, where, model)) from error
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _one_line(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden" and model is not None:
+        at = model
+        for part in first["loc"][:-1]:
+            at = at.model_fields[part].annotation
+        return f"{where}: unknown key {key!r}{_hint(str(first['loc'][-1]), list(at.model_fields))}"
+    given = "" if first["type"] == "missing" else f" = {first['input']!r}"
+    return f"{where}: {key}{given}: {first['msg']}"
+
+
+def _hint(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(known)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers and booleans of YAML 1.2, and duplicate keys refused."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in pairs if tag.rsplit(":", 1)[1] not in {"bool", "int", "float", "timestamp"}]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|false)$", "tf"),
+    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
+
+
+def load_yaml(path: Path) -> Any:
+    """The YAML of a file.
+
+    Raises:
+        ConfigError: if it cannot be read or is no YAML.
+    """
+    try:
+        return parse_yaml(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The YAML in a string, as `load_yaml`."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from error
+
+
+_COMPARE = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+}  # fmt: skip
+
+
+def evaluate_expression(text: str, data: Mapping[str, Any]) -> bool:
+    """A condition over dotted keys, literals, comparisons, `and`, `or`, `not`; nothing else is run."""
+
+    def value(node: ast.AST) -> Any:
+        match node:
+            case ast.Expression():
+                return value(node.body)
+            case ast.Constant():
+                return node.value
+            case ast.List() | ast.Tuple():
+                return [value(e) for e in node.elts]
+            case ast.Name():
+                found = data.get(node.id)
+                return found.get("name") if node.id == "method" and isinstance(found, dict) else found
+            case ast.Attribute():
+                found = data.get(node.value.id) if isinstance(node.value, ast.Name) else value(node.value)
+                return found.get(node.attr) if isinstance(found, dict) else None
+            case ast.BoolOp():
+                return (all if isinstance(node.op, ast.And) else any)(value(v) for v in node.values)
+            case ast.UnaryOp(op=ast.Not()):
+                return not value(node.operand)
+            case ast.Compare():
+                terms = [value(node.left), *(value(c) for c in node.comparators)]
+                pairs = zip(node.ops, terms[:-1], terms[1:], strict=True)
+                return all(_COMPARE[type(op)](a, b) for op, a, b in pairs)
+        raise ConfigError(f"exclude: {text!r} may hold keys, literals, comparisons, and, or, not; not {type(node).__name__}")
+
+    try:
+        return bool(value(ast.parse(text, mode="eval")))
+    except (SyntaxError, TypeError) as error:
+        raise ConfigError(f"exclude: cannot evaluate {text!r}: {error}") from error

@@ -1,0 +1,144 @@
+"""The training loop on a tiny pipeline of Wan's real classes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from distill_bench.config import resolve
+from safetensors.torch import load_file
+
+from distill_bench import checkpoint
+from distill_bench.sample import sample
+from distill_bench.train import Trainer, train
+
+BASE = {
+    "student_updates": 2, "fake_score_updates": 2, "batch_size": 4, "nfe": 2, "frames": 5, "height": 16, "width": 16,
+    "checkpoint_every": 1, "log_every": 1, "trackers": [], "protocol": {"clips": 2, "teacher_steps": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_run(tiny_wan: Path, tmp_path: Path):
+    """Writes the run folder of a config, named by hand."""
+
+    def make(name: str, **fields) -> Path:
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        config = resolve(BASE | {"teacher": str(tiny_wan), "method": "dmd2"} | fields)
+        (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        return run
+
+    return make
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.found(run)[-1] / "weights.safetensors")
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("method", ["dmd", "dmd2", "sgmd"])
+def test_wan_trains_two_updates_and_samples(method, make_run):
+    run = make_run(method, method=method)
+    summary = train(run)
+    assert summary["status"] == "done" and summary["student_updates"] == 2
+    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    assert [line["student_updates"] for line in lines] == [1, 2]
+    assert all(np.isfinite(v) for line in lines for v in line.values())
+    clips = np.load(sample(run) / "clips.npy")
+    assert clips.shape == (2, 5, 3, 16, 16) and clips.dtype == np.uint8 and clips.std() > 0
+
+
+@pytest.mark.parametrize("method", ["dmd2", "sgmd"])
+def test_a_run_stopped_and_resumed_ends_in_the_same_bits(method, make_run):
+    whole, parts = make_run("whole", method=method), make_run("parts", method=method)
+    train(whole)
+    assert train(parts, stop=lambda: True)["status"] == "stopped"
+    resumed = train(parts)
+    assert resumed["status"] == "done"
+    assert_same_bits(whole, parts)
+    assert resumed["cost"] == json.loads((whole / "train.json").read_text())["cost"]
+    assert len((parts / "train.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(make_run, capsys):
+    whole, torn = make_run("whole", student_updates=3), make_run("torn", student_updates=3)
+    train(whole)
+    stops = iter([False, True])
+    train(torn, stop=lambda: next(stops))
+    newest = checkpoint.found(torn)[-1]
+    path = newest / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    train(torn)
+    assert "set aside" in capsys.readouterr().err and newest.with_name("2.corrupt").is_dir()
+    assert_same_bits(whole, torn)
+
+
+def test_accumulation_does_not_change_the_gradient(make_run):
+    whole, parts = make_run("whole", student_updates=1), make_run("parts", student_updates=1, accumulation=4)
+    train(whole)
+    train(parts)
+    first, second = weights(whole), weights(parts)
+    close = [torch.allclose(first[k], second[k], atol=3e-6) for k in first]
+    # beta1 = 0 makes the first Adam step lr * sign(gradient): an entry whose gradient is rounding may flip
+    assert np.mean(close) > 0.95
+
+
+@pytest.mark.parametrize("fake_score_updates", [1, 2, 5])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_ledger_equals_the_count_by_hand(fake_score_updates, accumulation, make_run):
+    """methods.md 1.12 with R = nfe = 2 (exit at the last step) and a guided teacher: 2 forwards."""
+    k, nfe = fake_score_updates, 2
+    common = {"student_updates": 1, "exit_step": "last", "fake_score_updates": k, "accumulation": accumulation}
+    cost = train(make_run("dmd2", method="dmd2", **common))["cost"]
+    assert cost == {
+        "student": {"forward": nfe * (1 + k), "input_backward": 0, "full_backward": 1},
+        "fake_score": {"forward": 1 + k, "input_backward": 0, "full_backward": k},
+        "teacher": {"forward": 2, "input_backward": 0, "full_backward": 0},
+    }
+    shared = train(make_run("sgmd", method="sgmd", reuse_rollout=True, **common))
+    assert shared["cost"] == {
+        "student": {"forward": nfe * k, "input_backward": 0, "full_backward": 1},
+        "fake_score": {"forward": 1 + k, "input_backward": 1, "full_backward": k},
+        "teacher": {"forward": 2, "input_backward": 0, "full_backward": 0},
+    }
+    assert shared["cost_forward_equivalents"] == pytest.approx(nfe * k + 2 + 1 + k + 1 + 2 * k + 2)
+
+
+def test_a_phase_trains_its_own_role_alone(make_run):
+    trainer = Trainer(make_run("run", method="sgmd"))
+    before = {role: [p.detach().clone() for p in net.parameters()] for role, net in trainer.roles.items()}
+
+    def moved(role: str) -> bool:
+        return any(not torch.equal(p, q) for p, q in zip(trainer.roles[role].parameters(), before[role], strict=True))
+
+    trainer.update_student()
+    assert moved("student") and not moved("fake_score")
+    assert all(p.grad is None for p in trainer.fake_score.parameters())
+    before["student"] = [p.detach().clone() for p in trainer.student.parameters()]
+    trainer.update_fake_score(0, None)
+    assert moved("fake_score") and not moved("student")
+
+
+def test_a_diverged_run_is_recorded_as_collapsed(make_run):
+    run = make_run("hot", student_lr=1e6, student_updates=20)
+    summary = train(run)
+    assert summary["status"] == "collapsed" and "student update" in summary["reason"]
+    assert train(run) == json.loads((run / "train.json").read_text())  # not trained again
+
+
+def test_another_seed_is_another_run_and_the_same_seed_the_same(make_run):
+    a, b, c = make_run("a"), make_run("b"), make_run("c", seed=1)
+    for run in (a, b, c):
+        train(run)
+    assert_same_bits(a, b)
+    assert any(not torch.equal(x, y) for x, y in zip(weights(a).values(), weights(c).values(), strict=True))
+    shutil.rmtree(a)
