@@ -26,7 +26,7 @@ from PIL import Image
 
 from distill_bench import __version__
 from distill_bench.stats import Interval, clear_winner, mean_interval
-from distill_bench.store import read_json, read_jsonl, write_bytes, write_json
+from distill_bench.store import attempts, read_json, read_jsonl, state, write_bytes, write_json
 
 RUN_COLUMNS = ["run_id", "method", "seed", "status", "student_updates", "fake_score_updates", "nfe"]
 COST_COLUMNS = [
@@ -44,7 +44,7 @@ COSTS = [
     ("peak_memory_gib", "Peak memory", "GiB"),
 ]
 # Fields of a run that do not change what it computes: never a reason for a row of its own.
-NOT_IDENTITY = {"seed", "checkpoint_every", "log_every", "trackers", "threads"}
+NOT_IDENTITY = {"seed", "teacher", "protocol.evaluators", "checkpoint_every", "log_every", "trackers", "threads"}
 DONE, REFERENCE = "done", "reference"
 CLIP_PIXELS = 192  # longest side of an embedded clip
 CLIP_ROWS = 24
@@ -174,35 +174,29 @@ def _read_run(folder: Path) -> Run:
     config = yaml.safe_load((folder / "run.yaml").read_text()) if (folder / "run.yaml").is_file() else {}
     method = config.get("method", {}).get("name") or (match[1] if match else folder.name)
     seed = config.get("seed", int(match[2]) if match else None)
-    attempts = sorted(p for p in (folder / "attempts").glob("*") if p.is_dir())
-    start = _json(attempts[-1] / "start.json") if attempts else {}
+    tried = attempts(folder)
+    start = _json(tried[-1] / "start.json") if tried else {}
     result = _json(folder / "result.json")
-    status, reason = _status(result, attempts)
     return Run(
         run_id=folder.name,
         method=method,
         seed=seed,
-        status=status,
-        reason=reason,
+        status=state(folder),
+        reason=_reason(result, tried),
         folder=folder,
         config=config,
         result=result,
         scores=_scores(folder),
         provenance=start,
-        attempts=len(attempts),
+        attempts=len(tried),
     )
 
 
-def _status(result: Mapping[str, Any], attempts: Sequence[Path]) -> tuple[str, str]:
-    if result:
-        return result["status"], str(result.get("reason") or "")
-    if not attempts:
-        return "missing", "never started"
-    end = _json(attempts[-1] / "exit.json")
-    if not end:
-        return "unfinished", "running, or killed without a word"
-    reason = end.get("error") or end.get("reason") or end.get("class") or end.get("status") or ""
-    return "failed", str(reason).strip().splitlines()[-1] if str(reason).strip() else ""
+def _reason(result: Mapping[str, Any], tried: Sequence[Path]) -> str:
+    """Why a run has no result, or collapsed; the last line of its error."""
+    end = _json(tried[-1] / "exit.json") if tried else {}
+    said = str(result.get("reason") or ("" if result else end.get("error")) or "").strip()
+    return said.splitlines()[-1] if said else ""
 
 
 def _read_reference(kind: str, store: Path, folder: str) -> Run:
@@ -215,12 +209,11 @@ def _read_reference(kind: str, store: Path, folder: str) -> Run:
 
 def _scores(folder: Path) -> dict[str, dict[str, Any]]:
     """The last line a column: a metric evaluated again under a newer version replaces the older."""
-    path = folder / "metrics.jsonl"
-    return {line["column"]: line for line in read_jsonl(path)} if path.is_file() else {}
+    return {line["column"]: line for line in read_jsonl(folder / "metrics.jsonl")}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) or {}
 
 
 def _refuse_unlike(runs: Sequence[Run]) -> None:
@@ -251,7 +244,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _swept(axes: Mapping[str, Sequence[Any]], runs: Sequence[Run]) -> list[str]:
     """The sweep's axes, then whatever else differs between the runs of one method: both make rows of their own."""
-    keys = [key for key in axes if key not in {"method", "method.name", *NOT_IDENTITY}]
+    keys = [key for key in axes if key not in {"method", "method.name", "seed"}]
     by_method: dict[str, dict[str, set[str]]] = {}
     for run in runs:
         values = by_method.setdefault(run.method, {})
@@ -272,8 +265,12 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before averaging: unlike code between runs of one method."""
+    """What a reader must know before trusting a mean: scores that are no number, unlike code within a method."""
     notes = []
+    for run in runs:
+        broken = [column for column in run.scores if run.status == DONE and run.value(column) is None]
+        if broken:
+            notes.append(f"{run.run_id} is done, but not finite and left out of the mean: {', '.join(broken)}")
     for method in dict.fromkeys(run.method for run in runs):
         prints: dict[str, list[str]] = {}
         for run in runs:
@@ -328,8 +325,8 @@ def show_interval(interval: Interval | None, separator: str = " ± ") -> str:
     """`112 ± 4`, with two significant digits of the half width; without a spread three digits of the value."""
     if interval is None:
         return "—"
-    half = interval.half
-    scale = half if isfinite(half) and half > 0 else abs(interval.mean) / 10
+    half = interval.half if interval.half > 1e-9 * abs(interval.mean) else nan  # equal up to rounding: no spread
+    scale = half if isfinite(half) else abs(interval.mean) / 10
     decimals = min(6, max(0, 1 - floor(log10(scale)))) if scale > 0 else 0
     mean = f"{interval.mean:,.{decimals}f}"
     return f"{mean}{separator}{half:,.{decimals}f}" if half > 0 else mean
@@ -423,7 +420,7 @@ def _csv(header: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
 
 def table_csv(found: Collection, rows: Sequence[Row]) -> str:
     names = [column.column for column in found.columns] + [name for name, _, _ in COSTS]
-    states = ["done", "collapsed", "failed", "unfinished", "missing"]
+    states = ["done", "collapsed", "failed", "lost", "running", "missing"]
     parts = [f"{name}_{part}" for name in names for part in ("mean", "low", "high", "n")]
     header = ["method", *found.swept, "reference", "expected", *states, *parts, "clear_best"]
     lines = []

@@ -59,7 +59,7 @@ def write_run(store, method, seed, cadence, distance, status="done"):
     attempt.mkdir(parents=True)
     (attempt / "start.json").write_text(json.dumps({"commit": "abc123", "host": "node1"}))
     if status is None:
-        (attempt / "exit.json").write_text(json.dumps({"status": "failed", "error": "Traceback\nValueError: out of <luck>"}))
+        (attempt / "exit.json").write_text(json.dumps({"status": "error", "error": "Traceback\nValueError: out of <luck>"}))
         return run_id
     cost = 1000.0 * (1 + cadence)
     result = {"run_id": run_id, "method": method, "seed": seed, "status": status, "student_updates": 20}
@@ -168,6 +168,12 @@ def test_an_unknown_sweep_names_the_known_ones(store):
         collect("sped", store)
 
 
+def test_a_score_that_is_no_number_is_said(tmp_path):
+    found = collect("speed", write_store(tmp_path, [("alpha", 0, 1, 1.0), ("alpha", 1, 1, float("nan"))]))
+    assert re.search(r"alpha-s1-.*not finite.*: distance$", found.notes[0])
+    assert aggregate(found)[-1].intervals["distance"].n == 1
+
+
 def test_unlike_code_is_said(tmp_path):
     runs = [("alpha", 0, 1, 1.0), ("alpha", 1, 1, 2.0)]
     store = write_store(tmp_path, runs)
@@ -193,6 +199,7 @@ def test_a_key_that_differs_without_being_an_axis_makes_rows_of_its_own(tmp_path
         (Interval(15230.0, 15110.0, 15350.0, 3), "15,230 ± 120"),
         (Interval(2.0, float("nan"), float("nan"), 1), "2.00"),
         (Interval(0.0, 0.0, 0.0, 3), "0"),
+        (Interval(0.8, 0.8 - 1e-16, 0.8 + 2e-16, 3), "0.800"),
         (None, "—"),
     ],
 )

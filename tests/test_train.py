@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from distill_bench.config import resolve
 from safetensors.torch import load_file
 
 from distill_bench import checkpoint
+from distill_bench.config import resolve
 from distill_bench.sample import sample
 from distill_bench.train import Trainer, train
 
