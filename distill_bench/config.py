@@ -158,15 +158,15 @@ class SweepConfig(_Model):
 
 
 def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  # noqa: B006 - never changed
-    """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`)."""
+    """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`, `name`)."""
     data = load_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a sweep file is a mapping with question, base, grid, seeds; found {type(data).__name__}")
     data = {"name": path.stem} | data
     base = dict(data.get("base") or {})
     for key, value in overrides.items():
-        if key == "seeds":
-            data["seeds"] = value
+        if key in ("seeds", "name"):
+            data[key] = value
         elif key.startswith("cluster."):
             data["cluster"] = {**(data.get("cluster") or {}), key.removeprefix("cluster."): value}
         else:
