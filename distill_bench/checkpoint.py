@@ -1,4 +1,8 @@
-"""Checkpoints in files: checkpoints/<student_updates>/{weights,optimisers}.safetensors and state.json, renamed into place."""
+"""Checkpoints in files, renamed into place, and the students that a run leaves to be sampled.
+
+checkpoints/<student_updates>/{weights,optimisers}.safetensors, state.json     to resume from; only the newest are kept
+students/<student_updates>.safetensors                                         to sample from; all are kept
+"""
 
 import contextlib
 import json
@@ -12,9 +16,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from distill_bench.store import read_json, write_json
+from distill_bench.store import read_json, write_bytes, write_json
 
 KEPT = 2
 
@@ -97,9 +102,23 @@ def load(
     return None
 
 
-def load_student(folder: Path, student: nn.Module, ema: bool) -> None:
-    """Put the student's weights of a checkpoint folder (its moving average with `ema`) into `student`."""
-    student.load_state_dict(_under(load_file(folder / "weights.safetensors"), "ema" if ema else "student"), strict=False)
+def save_student(run_dir: Path, student_updates: int, weights: Mapping[str, Tensor]) -> None:
+    """Keep the student that is sampled (its moving average, where the run has one)."""
+    write_bytes(
+        run_dir / "students" / f"{student_updates}.safetensors",
+        to_bytes({k: v.detach().cpu().contiguous() for k, v in weights.items()}),
+    )
+
+
+def students(run_dir: Path) -> dict[int, Path]:
+    """The kept students by student update, in order."""
+    paths = (run_dir / "students").glob("*.safetensors")
+    return dict(sorted((int(p.stem), p) for p in paths if p.stem.isdigit()))
+
+
+def load_student(path: Path, student: nn.Module) -> None:
+    """Put a kept student's weights into `student`."""
+    student.load_state_dict(load_file(path), strict=False)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

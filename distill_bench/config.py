@@ -83,6 +83,7 @@ class RunConfig(_Model):
     grad_clip: float = identity(10.0, gt=0)
     ema: float | None = identity(0.98, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = identity("float32")
+    evaluations: Positive = identity(4)  # evenly spaced student updates at which the student is kept and scored
     protocol: ProtocolConfig = identity(ProtocolConfig())
     checkpoint_every: Positive = identity(50, counts=False)
     log_every: Positive = identity(10, counts=False)
@@ -157,15 +158,15 @@ class SweepConfig(_Model):
 
 
 def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  # noqa: B006 - never changed
-    """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`)."""
+    """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`, `name`)."""
     data = load_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a sweep file is a mapping with question, base, grid, seeds; found {type(data).__name__}")
     data = {"name": path.stem} | data
     base = dict(data.get("base") or {})
     for key, value in overrides.items():
-        if key == "seeds":
-            data["seeds"] = value
+        if key in ("seeds", "name"):
+            data[key] = value
         elif key.startswith("cluster."):
             data["cluster"] = {**(data.get("cluster") or {}), key.removeprefix("cluster."): value}
         else:
@@ -175,6 +176,12 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
     sweep = validate(SweepConfig, data, str(path))
     _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell)], str(path))
     return sweep
+
+
+def evaluated_updates(config: RunConfig) -> list[int]:
+    """The student updates at which a run's student is kept and scored; the last is the end of the run."""
+    n = config.evaluations
+    return sorted({-(-config.student_updates * i // n) for i in range(1, n + 1)})
 
 
 def load_run(run_dir: Path) -> RunConfig:

@@ -44,19 +44,20 @@ def protocol_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(protocol(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def sample(run_dir: Path) -> Path:
-    """Draw the trained student's clips into samples/<student_updates>/ and return that folder."""
-    config = load_run(run_dir)
-    newest = checkpoint.found(run_dir)
-    if not newest:
-        raise ValueError(f"{run_dir} has no checkpoint: train it first (python -m distill_bench.train {run_dir})")
-    folder = run_dir / "samples" / newest[-1].name
-    if not (folder / "clips.npy").is_file():
+def sample(run_dir: Path) -> list[Path]:
+    """Draw the clips of every kept student into samples/<student_updates>/; returns those folders in order."""
+    config, kept = load_run(run_dir), checkpoint.students(run_dir)
+    if not kept:
+        raise ValueError(f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})")
+    folders = {run_dir / "samples" / str(updates): path for updates, path in kept.items()}
+    missing = {folder: path for folder, path in folders.items() if not (folder / "clips.npy").is_file()}
+    if missing:
         sampler = Sampler(config)
         student = load_transformer(sampler.pipeline.folder).to(sampler.device)
-        checkpoint.load_student(newest[-1], student, ema=config.ema is not None)
-        _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"})
-    return folder
+        for folder, path in missing.items():
+            checkpoint.load_student(path, student)
+            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"})
+    return list(folders)
 
 
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: sample one trained run folder."""
     parser = argparse.ArgumentParser(prog="distill_bench.sample", description=sample.__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder with run.yaml and a checkpoint")
-    print(sample(parser.parse_args(argv).run))
+    print(*sample(parser.parse_args(argv).run), sep="\n")
     return 0
 
 

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from distill_bench import checkpoint
-from distill_bench.config import RunConfig, load_run, method_of
+from distill_bench.config import RunConfig, evaluated_updates, load_run, method_of
 from distill_bench.cost import Ledger
 from distill_bench.draws import Draws
 from distill_bench.extras import providers
@@ -43,8 +43,8 @@ class Collapsed(RuntimeError):
 def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
     """Train the run in `run_dir` to its end, or until `stop()` is true at the end of an update, and return its summary.
 
-    Writes train.jsonl, checkpoints/<student_updates>/ and train.json. The summary has `status` "done", "collapsed" (with
-    `reason`) or "stopped" (checkpointed; train again to go on).
+    Writes train.jsonl, checkpoints/, students/ and train.json. The summary has `status` "done", "collapsed" (with `reason`) or
+    "stopped" (checkpointed; train again to go on).
     """
     summary = read_json(run_dir / "train.json")
     if summary is not None and summary["status"] != "stopped":
@@ -52,6 +52,7 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
     trainer = Trainer(run_dir)
     trainer.resume()
     config, status, reason = trainer.config, "done", None
+    evaluated = set(evaluated_updates(config))
     try:
         with _progress(trainer.accelerator.is_main_process) as report:
             while trainer.student_updates < config.student_updates:
@@ -66,6 +67,8 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
                 stopping = not at_end and stop()
                 if at_end or trainer.student_updates % config.log_every == 0:
                     report(trainer.log(), config.student_updates)
+                if trainer.student_updates in evaluated:
+                    trainer.save_student()
                 if at_end or stopping or trainer.student_updates % config.checkpoint_every == 0:
                     trainer.save()
                 if stopping:
@@ -248,6 +251,12 @@ class Trainer:
             state = {"student_updates": self.student_updates, "seconds": self.seconds, "cost": self.ledger.counts}
             checkpoint.save(self.run_dir, self.student_updates, self.roles, self.ema, self.optimisers, state)
         self.accelerator.wait_for_everyone()
+
+    def save_student(self) -> None:
+        """Keep the student as it would be sampled now, in students/<student_updates>.safetensors."""
+        if self.accelerator.is_main_process:
+            weights = dict(self.student.named_parameters()) if self.config.ema is None else self.ema
+            checkpoint.save_student(self.run_dir, self.student_updates, weights)
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if any, and cut train.jsonl back to it."""

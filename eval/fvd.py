@@ -85,7 +85,7 @@ class _About:
         sd, kernel_spread = frechet_sd(x, y, paired, resamples), kernel_sd(x, y, paired, resamples)
         found = [
             self._of("fvd", distance, _label(self.extractor), "lower", sd, self.key == "teacher"),
-            self._of("kvd", kernel_distance(x, y), "KVD", "lower", kernel_spread),
+            self._of("kvd", kernel_distance(x, y, paired), "KVD", "lower", kernel_spread),
         ]
         if min(len(x), len(y)) >= 4:
             limit, error = frechet_infinity(x, y, paired)
@@ -155,11 +155,18 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     return ((mean_x - mean_y).square().sum() + spread - 2 * torch.linalg.svdvals(root_a @ root_b.T).sum()).item()
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (Bińkowski et al., 2018), of features (N, d) and (M, d)."""
+def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (Bińkowski et al., 2018), of features (N, d) and (M, d).
+
+    Args:
+        paired: x and y are of the same prompts in the same order: such pairs are left out between the sets, as a clip and itself
+            are within each (Gretton et al., 2012, eq. 4); else the distance of equal distributions would be below 0.
+    """
     x, y = checked(x, y)
     within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y)))
-    return (within - 2 * kernel(x, y).mean()).item()
+    k = kernel(x, y)
+    between = (k.sum() - k.trace()) / (len(k) * (len(k) - 1)) if paired else k.mean()
+    return (within - 2 * between).item()
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -205,11 +212,13 @@ def kernel_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
     """Standard deviation of `kernel_distance` under the same resampling, from one matrix of kernels."""
     x, y = checked(x, y)
     drawn = _resampled(x, y, paired, resamples)
-    counts = [torch.nn.functional.one_hot(each, len(s)).sum(1).double() for each, s in zip(drawn, (x, y), strict=True)]
-    values = -2 * torch.einsum("rn,nm,rm->r", counts[0], kernel(x, y), counts[1]) / (len(x) * len(y))
-    for count, each in zip(counts, (x, y), strict=True):
-        k, n = kernel(each, each), len(each)
-        values += (torch.einsum("rn,nm,rm->r", count, k, count) - count @ k.diagonal()) / (n * (n - 1))
+    a, b = (torch.nn.functional.one_hot(each, len(s)).sum(1).double() for each, s in zip(drawn, (x, y), strict=True))
+
+    def mean(left: Tensor, k: Tensor, right: Tensor, alone: bool) -> Tensor:
+        total = torch.einsum("rn,nm,rm->r", left, k, right)
+        return (total - left @ k.diagonal()) / (len(k) * (len(k) - 1)) if alone else total / k.numel()
+
+    values = mean(a, kernel(x, x), a, True) + mean(b, kernel(y, y), b, True) - 2 * mean(a, kernel(x, y), b, paired)
     return values.std().item()
 
 
