@@ -89,6 +89,8 @@ def evaluate(
         lines = read_jsonl(out)
         if not any(key.items() <= line.items() for line in lines):
             new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
+            if not new:
+                print(f"{name} skipped: it needs a reference that is not there", flush=True)
             kept = [line for line in lines if line.get("metric") != name]
             if not _rank():
                 write_bytes(out, "".join(json.dumps(line) + "\n" for line in [*kept, *new]).encode())
@@ -187,6 +189,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"--set names {unknown[0]!r}, which is not among the evaluators: {', '.join(names or all_evaluators())}"
             )
         lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
+        if mute := set(names or ()) - {line["metric"] for line in lines}:
+            raise ValueError(f"{min(mute)} needs a reference: give --reference FOLDER")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     for line in lines:
