@@ -35,7 +35,7 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 HEADS = {
     "colour": list(shapes.COLOURS), "shape": list(shapes.SHAPES), "speed": list(shapes.SPEEDS),
     "heading": list(shapes.DIRECTIONS),  # where the nose is
-    "motion": [*shapes.DIRECTIONS, "none"],  # where the body goes
+    "course": [*shapes.DIRECTIONS, "none"],  # where the body goes
 }  # fmt: skip
 CLIP_WORDS = sorted({word for a in shapes.all_attributes() for word in shapes.caption(a).split()})
 # what one frame can show: captions that differ in other words (the speed) are one caption to a frame
@@ -185,11 +185,11 @@ def rendered(count: int, first_key: int) -> tuple[np.ndarray, list[shapes.Attrib
 
 def answers(labels: list[shapes.Attributes], backwards: bool) -> dict[str, Tensor]:
     """The class of each head, (N,) each, of clips played forwards or backwards."""
-    rows = [asdict(a) | {"heading": a.direction, "motion": _motion(a, backwards)} for a in labels]
+    rows = [asdict(a) | {"heading": a.direction, "course": _course(a, backwards)} for a in labels]
     return {k: torch.tensor([values.index(row[k]) for row in rows]) for k, values in HEADS.items()}
 
 
-def _motion(a: shapes.Attributes, backwards: bool) -> str:
+def _course(a: shapes.Attributes, backwards: bool) -> str:
     if a.speed == "still":
         return "none"
     return OPPOSITE[a.direction] if backwards else a.direction
