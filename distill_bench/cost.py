@@ -1,7 +1,12 @@
-"""The cost ledger: network passes of each role, counted as they happen, in forward equivalents.
+"""The cost ledger: network passes of each role, counted as they happen, in forward equivalents; and what a sweep will cost.
 
 One forward equivalent is one forward of the student over one global batch; an input-only backward costs one, a full
 backward two (weights and input). Roles of another size are weighted by their FLOPs a forward.
+
+    python -m distill_bench.cost SWEEP                                        the teacher that the sweep names
+    python -m distill_bench.cost SWEEP --size teacher=14e9 --size student=1.3e9   a teacher of another size, by parameters
+
+prices one student update of every cell from the passes that the methods declare: nothing is loaded or trained for it.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +23,7 @@ class Ledger:
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
     enabled: bool = True
 
-    def add(self, role: str, kind: str, samples: int) -> None:
+    def add(self, role: str, kind: str, samples: float) -> None:
         """Count a pass of `kind` (see PASSES) of `role` over `samples` samples."""
         if self.enabled:
             row = self.counts.setdefault(role, dict.fromkeys(PASSES, 0.0))
