@@ -76,6 +76,8 @@ def load_clips(folder: Path) -> Clips:
         if [line["index"] for line in lines] != list(range(len(frames))):
             raise ValueError(f"{manifest} lists {len(lines)} clips, {path.name} holds {len(frames)}")
         extra = {"fps": float(row["fps"])} if "fps" in (row := read_json(folder / "row.json") or {}) else {}
+        if (folder / "facts.npz").is_file():
+            extra["facts"] = dict(np.load(folder / "facts.npz", allow_pickle=False))
         return Clips(frames, [line["prompt"] for line in lines], [line["seed"] for line in lines], **extra)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{folder}: {error}") from error

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ class Clips:
     prompts: list[str]
     seeds: list[int]
     fps: float = 8.0
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)  # what is known exactly of their distribution, facts.npz
 
     def __post_init__(self) -> None:
         f = self.frames

@@ -1,4 +1,4 @@
-"""Extra data that a method may declare in `needs`, or a run in `student_input`: made once, cached in the store, shared by runs."""
+"""Extra data that a method may declare in `needs`, or a run in `student_input`: made once and cached in the store."""
 
 import hashlib
 import json

@@ -161,13 +161,15 @@ class GaussianPipeline:
         return x0.float().reshape(-1, *self.shape).to(self.device)
 
     def decode_video(self, latents: Tensor) -> Tensor:
-        """Grey video (B, 3, T, 8 H, 8 W) of latents (B, C, T, H, W): the mean channel, a third of it."""
+        """Grey video (B, 3, 2 T, 16 H, 16 W) of latents (B, C, T, H, W): the mean channel, a third of it."""
         grey = latents.mean(1, keepdim=True) / 3
-        return grey.repeat_interleave(8, -1).repeat_interleave(8, -2).expand(-1, 3, -1, -1, -1)
+        for axis, times in ((-1, 16), (-2, 16), (-3, 2)):
+            grey = grey.repeat_interleave(times, axis)
+        return grey.expand(-1, 3, -1, -1, -1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Frames uint8 (B, T, 3, 8 H, 8 W) of latents (B, C, T, H, W)."""
+        """Frames uint8 (B, 2 T, 3, 16 H, 16 W) of latents (B, C, T, H, W)."""
         return ((self.decode_video(latents).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).transpose(1, 2).cpu()
 
     def exact_fake_score(self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int]) -> "ExactFakeScore":

@@ -119,7 +119,7 @@ class Sampler:
     def facts(self, net: torch.nn.Module) -> dict[str, np.ndarray]:
         """What the teacher's kind knows exactly of the student's distribution; for a network of unknown density nothing."""
         sigmas = student_sigmas(self.config.nfe, self.config.shift)
-        return self.pipeline.facts(net, sigmas, self.config.stepping, self.config.guidance_scale)
+        return self.pipeline.facts(net, sigmas, self.config.stepping, self.config.protocol.teacher_guidance)
 
     def teacher(self, steps: int, seeds: list[int]) -> np.ndarray:
         """Frames (N, T, 3, H, W) by `steps` Euler steps of the guided teacher."""

@@ -117,13 +117,13 @@ class Trainer:
         *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).to(self.dtype).unsqueeze(1)
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
-        self.student = pipeline.student().to(device, self.dtype)
+        self.student = self._placed(pipeline.student())
         self.ema = {name: p.detach().clone() for name, p in self.student.named_parameters()}
         trains_fake_score = config.fake_score_updates is not None
-        self.fake_score = pipeline.fake_score().to(device, self.dtype) if trains_fake_score else None
+        self.fake_score = self._placed(pipeline.fake_score()) if trains_fake_score else None
 
         self.ledger = Ledger(config.batch_size)
-        teacher = Denoiser(pipeline.transformer.to(self.dtype), "teacher", self.ledger, autocast)
+        teacher = Denoiser(self._placed(pipeline.transformer), "teacher", self.ledger, autocast)
         student, target = (
             Denoiser(self.student, role, self.ledger, autocast, weights)
             for role, weights in (("student", None), ("target", None if config.ema is None else self.ema))
@@ -133,7 +133,7 @@ class Trainer:
             fake_score = Denoiser(self.fake_score, "fake_score", self.ledger, autocast)
         elif config.fake_score == "exact":
             fake_score = pipeline.exact_fake_score(self.student, self.sigmas, config.stepping, self._exits())
-        self.modules = self._modules(teacher, null_text).to(device, self.dtype)
+        self.modules = self._placed(self._modules(teacher, null_text))
         self.roles = {"student": self.student, "modules": self.modules}
         if trains_fake_score:
             self.roles["fake_score"] = self.fake_score
@@ -342,6 +342,10 @@ class Trainer:
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     # ---- parts
+
+    def _placed(self, net: nn.Module) -> nn.Module:
+        net = net.to(self.accelerator.device)
+        return net.double() if self.dtype == torch.float64 else net
 
     def _needs(self, method: Method) -> frozenset[str]:
         return method.needs | ({"real_latents"} if self.config.student_input == "real_data" else set())
