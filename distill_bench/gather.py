@@ -37,7 +37,7 @@ COST_COLUMNS = [
 # Fields of a run that do not change what it computes: never a reason for a row of its own.
 NOT_IDENTITY = {"seed", "teacher", "protocol.evaluators", "checkpoint_every", "log_every", "trackers", "threads"}
 DONE, REFERENCE = "done", "reference"
-TRAINING_LINES = 24  # of a run in training.csv
+TRAINING_LINES = 16  # of a run in training.csv
 CLOCK = ("student_updates", "cost_forward_equivalents", "seconds")
 
 
@@ -205,6 +205,8 @@ def data_files(found: Sweep, baseline: Mapping[str, Any] | None = None, budget: 
     swept, columns = _swept(found), _columns(found.everything)
     if not any(column["headline"] for column in columns):
         columns = [column | {"headline": True} for column in columns]
+    options = "" if baseline is None else f" --baseline {','.join(f'{key}={value}' for key, value in baseline.items())}"
+    options += "" if budget is None else f" --budget {budget:g}"
     about = {
         "name": found.name,
         "question": found.question,
@@ -215,7 +217,7 @@ def data_files(found: Sweep, baseline: Mapping[str, Any] | None = None, budget: 
         "columns": columns,
         "prompts": _prompts(found),
         "notes": _notes(found.runs),
-        "provenance": _provenance(found) | {"command": f"python -m distill_bench.report {found.name}"},
+        "provenance": _provenance(found) | {"command": f"python -m distill_bench.report {found.name}{options}"},
     }
     return {
         "sweep.json": json.dumps(about, indent=1) + "\n",
@@ -279,13 +281,13 @@ def _notes(runs: Sequence[Source]) -> list[str]:
         if broken and run.status == DONE:
             notes.append(f"{run.run_id} is done, but not finite and left out of the mean: {', '.join(broken)}")
     for method in dict.fromkeys(run.method for run in runs):
-        prints: dict[str, list[str]] = {}
+        prints: dict[str, int] = {}
         for run in runs:
             code = run.known("code_fingerprint")
             if run.method == method and run.result and code:
-                prints.setdefault(str(code), []).append(run.run_id)
+                prints[str(code)] = prints.get(str(code), 0) + 1
         if len(prints) > 1:
-            parts = "; ".join(f"{code}: {', '.join(ids)}" for code, ids in prints.items())
+            parts = ", ".join(f"{code} in {count} runs" for code, count in prints.items())
             notes.append(f"{method} ran with {len(prints)} versions of its code ({parts})")
     return notes
 

@@ -28,7 +28,7 @@ from PIL import Image  # noqa: E402
 
 from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show  # noqa: E402
 from distill_bench.stats import Interval, mean_interval  # noqa: E402
-from distill_bench.store import write_bytes  # noqa: E402
+from distill_bench.store import read_jsonl, write_bytes  # noqa: E402
 from distill_bench.tables import against_baseline, verdict  # noqa: E402
 
 # The page maps these four inks to its own, light or dark; see report.INK.
@@ -86,19 +86,22 @@ class Drawing:
 
 
 def plot(folder: Path) -> list[Path]:
-    """Draw every figure into folder/figures, with index.jsonl in the page's order; returns the PNG paths."""
+    """Draw every figure into folder/figures, with index.jsonl in the page's order; returns the SVG paths.
+
+    The narrow ones, for a README or a paper, are PNGs too.
+    """
     results, paths, index = _load(folder), [], []
+    listed = Path(folder) / "figures" / "index.jsonl"
+    for line in read_jsonl(listed):  # of an earlier report; figures asked for one by one stay
+        for suffix in (".svg", ".png"):
+            listed.with_name(line["name"] + suffix).unlink(missing_ok=True)
     for drawing in drawings(results):
         figure = drawing.draw()
         if figure is not None:
-            paths.append(_save(figure, folder, drawing.name))
+            paths.append(_save(figure, folder, drawing.name, png=not drawing.wide))
             line = {"name": drawing.name, "section": drawing.section, "about": drawing.about, "wide": drawing.wide}
             index.append(json.dumps(line) + "\n")
-    kept = {path.stem for path in paths}
-    for path in (Path(folder) / "figures").glob("*.*g"):
-        if path.stem not in kept and "_by_" not in path.stem:  # of an earlier report; figures asked for by name stay
-            path.unlink()
-    write_bytes(Path(folder) / "figures" / "index.jsonl", "".join(index).encode())
+    write_bytes(listed, "".join(index).encode())
     return paths
 
 
@@ -211,7 +214,7 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             look = _look(places, label)
             xs, ys = [p.x.mean for p in own], [p.y.mean for p in own]
             bars = {"yerr": [_half(p.y) for p in own], "xerr": [_half(p.x) if x.headline else 0 for p in own]}
-            axes.errorbar(xs, ys, **bars, **look, capsize=2.5, elinewidth=1, linewidth=1.3, label=label)
+            axes.errorbar(xs, ys, **bars, **look, capsize=2.5, elinewidth=1, linewidth=1.3, label=_short(label, 28))
             for point in own:
                 offset = {"xytext": (4, 4), "textcoords": "offset points"}
                 axes.annotate(point.note, (point.x.mean, point.y.mean), **offset, color=look["color"], fontsize=8)
@@ -227,7 +230,7 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
         axes.set_ylabel(y.wish)
         if len(groups) > 1 or group == "series":
             title = group if group not in ("method", "series") else None
-            figure.legend(title=title, loc="outside upper left", ncols=2 if max(map(len, groups)) > 14 else 3)
+            figure.legend(title=title, loc="outside upper left", ncols=2 if max(map(len, groups)) > 12 else 3)
     return figure
 
 
@@ -505,7 +508,7 @@ def _panels(results: Results) -> list[tuple[str, list[Row]]]:
 def _legend(figure: Figure, series: Iterable[str], columns: int) -> None:
     labels = list(dict.fromkeys(series))
     handles = [plt.Line2D([], [], **_look(labels, label)) for label in labels]
-    figure.legend(handles, [_short(label, 40) for label in labels], loc="outside upper left", ncols=columns)
+    figure.legend(handles, [_short(label, 28) for label in labels], loc="outside upper left", ncols=columns)
 
 
 def _half(interval: Interval) -> float:
@@ -539,21 +542,25 @@ def _file_name(text: str) -> str:
     return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
 
 
-def _save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write name.svg, without a ground, for the page, and name.png on white; both small enough to commit."""
-    target = Path(folder) / "figures"
+def _save(figure: Figure, folder: Path, name: str, png: bool = True) -> Path:
+    """Write name.svg, without a ground, for the page, and name.png on white; both small enough to commit. Returns the SVG."""
+    target = Path(folder) / "figures" / name
     with plt.rc_context(STYLE):
-        svg, png = io.StringIO(), io.BytesIO()
+        svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.savefig(png, format="png", facecolor="white")
+        text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
+        text = re.sub(r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
+        text = re.sub(r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; ', "", text)
+        text = text.replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
+        write_bytes(target.with_suffix(".svg"), re.sub(r"\s*\n\s*", "\n", text).encode())
+        if png:
+            figure.set_layout_engine("none")  # it has been laid out
+            raster, small = io.BytesIO(), io.BytesIO()
+            figure.savefig(raster, format="png", facecolor="white")
+            Image.open(raster).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            write_bytes(target.with_suffix(".png"), small.getvalue())
     plt.close(figure)
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
-    text = re.sub(r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
-    write_bytes(target / f"{name}.svg", re.sub(r"\s*\n\s*", "\n", text).encode())
-    small = io.BytesIO()
-    Image.open(png).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-    write_bytes(target / f"{name}.png", small.getvalue())
-    return target / f"{name}.png"
+    return target.with_suffix(".svg")
 
 
 # --- command line ---
@@ -583,7 +590,7 @@ def find_column(results: Results, name: str) -> str:
 
 
 def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
-    """Draw one column of runs.csv against another, by names or their beginnings; returns the PNG's path.
+    """Draw one column of runs.csv against another, by names or their beginnings; returns the SVG's path.
 
     Raises:
         PlotError: for an unknown column, or where no finished run has both.

@@ -43,7 +43,7 @@ from distill_bench.tables import (
 )
 
 CLIP_PIXELS = 128  # longest side of an embedded clip
-WALL_BYTES = 2_500_000  # of embedded clips, before base64
+WALL_BYTES = 2_500_000  # of embedded clips
 WALL_ROWS, WALL_PROMPTS, WALL_SEEDS = 30, 8, 3
 
 
@@ -244,8 +244,9 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
     loaded = references + spread([item for item in loaded if not item[0].reference], WALL_ROWS)
     seeds = list(dict.fromkeys(seed for row, clips in loaded if not row.reference for seed in clips))[:WALL_SEEDS] or [""]
     first = next(iter(loaded[0][1].values()))[0]
-    one = len(_strip(first[0])) * 3 / 4
-    count = int(WALL_BYTES / (one * sum(1 if row.reference else len(seeds) for row, _ in loaded)))
+    # what one prompt takes, were every clip as large as its row's first
+    one = sum(len(_strip(next(iter(clips.values()))[0][0])) * (1 if row.reference else len(seeds)) for row, clips in loaded)
+    count = int(WALL_BYTES / one)
     places: dict[str, int] = {}
     for i, line in enumerate(lines):
         places.setdefault(line["prompt"], i)

@@ -292,7 +292,11 @@ def _rows(runs: Sequence[Run], swept: Sequence[str], axis: str | None) -> tuple[
     telling = {method: _telling([key for key in groups if key[0] == method], swept, axis) for method in {k[0] for k in groups}}
     for (method, *values), own in groups.items():
         mine = dict(zip(swept, values, strict=True))
-        series = " ".join([method, *(said for key in telling[method] if (said := say(key, mine[key])))])
+        same = [key for key in groups if key[0] == method]
+        # a number or switch that most rows of the method have goes without saying
+        usual = {k for i, k in enumerate(swept, 1) if sum(key[i] == mine[k] for key in same) > len(same) / 2}
+        told = [say(k, mine[k]) for k in telling[method] if k not in usual or _word(mine[k])]
+        series = " ".join([method, *filter(None, told)])
         at = mine.get(axis or "", "")
         label = f"{series} {say(axis, at)}" if at else series
         rows.append(Row(label, series, at, method, mine, tuple(own), False))
@@ -315,13 +319,15 @@ def _telling(groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str 
 
 
 def say(key: str, value: str) -> str:
-    """A swept value in a label: a word stands alone, a number or a switch with its key."""
-    if not value:
-        return ""
+    """A swept value in a label: a word stands alone, a switch is its key, a number has its key."""
     short = key.rpartition(".")[2]
-    if number(value) is None and value not in ("True", "False"):
+    if not value or _word(value):
         return value
-    return f"{short}={show(value)}"
+    return {"True": short, "False": f"no {short}"}.get(value) or f"{short}={show(value)}"
+
+
+def _word(value: str) -> bool:
+    return number(value) is None and value not in ("True", "False", "")
 
 
 def show(value: str) -> str:
