@@ -100,7 +100,7 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise GatherError(f"no sweep called {name!r} in {path.parent}; known: {known}")
     manifest = read_json(path)
-    runs = [_read_run(Path(store) / run_id) for run_id in manifest["run_ids"]]
+    runs = [read_run(Path(store) / run_id) for run_id in manifest["run_ids"]]
     kinds = manifest.get("references", {}).items()
     references = [_read_reference(kind, Path(store) / folder) for kind, folder in kinds]
     found = Sweep(name, manifest.get("question", ""), manifest.get("axes", {}), manifest.get("baseline"), runs, references)
@@ -108,7 +108,8 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     return found
 
 
-def _read_run(folder: Path) -> Source:
+def read_run(folder: Path) -> Source:
+    """What a run's folder says, whatever has become of it."""
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", folder.name)
     config = yaml.safe_load((folder / "run.yaml").read_text()) if (folder / "run.yaml").is_file() else {}
     tried = attempts(folder)

@@ -227,7 +227,7 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
         far = _references(axes, results, x, y)
         below = [f"beside the markers: {results.axis}" if any(point.note for point in found) else "", far]
         axes.set_xlabel("\n".join([x.wish, *filter(None, below)]))
-        axes.set_ylabel(y.wish)
+        axes.set_ylabel(_wrapped(y.wish, 28))
         if len(groups) > 1 or group == "series":
             title = group if group not in ("method", "series") else None
             figure.legend(title=title, loc="outside upper left", ncols=2 if max(map(len, groups)) > 12 else 3)
@@ -247,7 +247,7 @@ def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
             for value, (low, high) in zip(at, limits, strict=True)
         ]
         if not all(near):
-            far.append(f"{row.label} {at[1]:.3g}" if at[0] is None else f"{row.label} ({at[0]:.3g}, {at[1]:.3g})")
+            far.append(f"{row.label} " + (_brief(at[1]) if at[0] is None else f"({_brief(at[0])}, {_brief(at[1])})"))
         elif at[0] is None:
             lines.append((at[1], row.label))
         else:
@@ -357,7 +357,7 @@ def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]]) -> None
     for row, value in references:
         if axes.lines and not low - span <= value <= high + span:
             side, align = (0.98, "right") if value > high else (0.02, "left")
-            text = f"{value:.3g} ▸" if value > high else f"◂ {value:.3g}"
+            text = f"{_brief(value)} ▸" if value > high else f"◂ {_brief(value)}"
             place = ("axes fraction", "data")
             axes.annotate(text, (side, row), xycoords=place, color=QUIET, fontsize=8, ha=align, va="center")
         else:
@@ -527,6 +527,10 @@ def _scale(panels: Iterable[Axes]) -> None:
 
 def _short(label: str, most: int = 34) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
+
+
+def _brief(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _wrapped(text: str, width: int = 62) -> str:
