@@ -91,6 +91,9 @@ class RunConfig(_Model):
     threads: int | None = identity(None, counts=False, ge=1)
 
 
+_DEFAULTS = {k: f.default for k, f in RunConfig.model_fields.items() if isinstance(f.default, (int, float, str))}
+
+
 class ClusterConfig(_Model):
     """Where and how jobs run: never part of a run's identity."""
 
@@ -142,7 +145,8 @@ class SweepConfig(_Model):
         """The dotted overrides of each cell, without those that `exclude` names."""
         grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         for cell in [*(grid if self.grid or not self.include else []), *self.include]:
-            if not any(evaluate_expression(e, merge(self.base, cell)) for e in self.exclude):
+            # not the resolved run: what is excluded may be what cannot be resolved
+            if not any(evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell))) for e in self.exclude):
                 yield cell
 
     def axes(self) -> dict[str, list[Any]]:
@@ -158,15 +162,15 @@ class SweepConfig(_Model):
 
 
 def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  # noqa: B006 - never changed
-    """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`)."""
+    """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`, `name`)."""
     data = load_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a sweep file is a mapping with question, base, grid, seeds; found {type(data).__name__}")
     data = {"name": path.stem} | data
     base = dict(data.get("base") or {})
     for key, value in overrides.items():
-        if key == "seeds":
-            data["seeds"] = value
+        if key in ("seeds", "name"):
+            data[key] = value
         elif key.startswith("cluster."):
             data["cluster"] = {**(data.get("cluster") or {}), key.removeprefix("cluster."): value}
         else:

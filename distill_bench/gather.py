@@ -302,9 +302,14 @@ def _provenance(found: Sweep) -> dict[str, str]:
         "protocol": distinct(score.get("protocol") for score in scores),
         "extractors": distinct(score.get("extractor") for score in scores),
         "version": distinct(run.known("version") for run in found.runs),
-        "commit": distinct(run.known("commit") for run in found.runs),
+        "commit": distinct(_commit(run) for run in found.runs),
         "code": distinct(run.known("code_fingerprint") for run in found.runs),
     }
+
+
+def _commit(run: Source) -> str | None:
+    commit = run.known("commit")
+    return f"{commit} with uncommitted changes" if commit and run.known("dirty") else commit
 
 
 def _runs_csv(found: Sweep, swept: Sequence[str], columns: Sequence[str]) -> str:

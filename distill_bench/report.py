@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from distill_bench import __version__
-from distill_bench.gather import GatherError, Source, Sweep, data_files, read_sweep, spread
+from distill_bench.gather import GatherError, Source, Sweep, data_files, flat, read_sweep, spread
 from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, mapping
 from distill_bench.store import read_jsonl, write_bytes
 from distill_bench.tables import (
@@ -104,6 +104,7 @@ def html(results: Results, found: Sweep, folder: Path) -> str:
         figures=_figures(folder),
         wall=wall(results, sources),
         groups=[(row, [sources[run.run_id] for run in row.runs]) for row in results.students],
+        origin=origin,
         config=lambda source: yaml.safe_dump(source.config, sort_keys=False),
         equal_cost_caption=equal_cost_caption(results),
         caption=CAPTION.format(bold="Bold"),
@@ -113,6 +114,13 @@ def html(results: Results, found: Sweep, folder: Path) -> str:
         costs=COSTS,
         version=__version__,
     )  # fmt: skip
+
+
+def origin(source: Source) -> str:
+    """Code, machine and job of a run's newest attempt, without what is of the process alone."""
+    own = {"pid", "time", "restart", "command", "executable"}
+    known = {k: v for k, v in flat(source.provenance).items() if k not in own and v not in (None, "", [], False)}
+    return "; ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in known.items())
 
 
 def _environment() -> Environment:

@@ -330,10 +330,11 @@ def _word(value: str) -> bool:
     return number(value) is None and value not in ("True", "False", "")
 
 
-def show(value: str) -> str:
-    """A cell of runs.csv for the eye; `—` where the key does not exist for a method."""
-    as_number = number(value)
-    return (f"{as_number:g}" if as_number is not None else value) or "—"
+def show(value: Any) -> str:
+    """A swept value for the eye; `—` where the key does not exist for a method."""
+    text = "" if value is None else str(value)
+    as_number = number(text)
+    return (f"{as_number:g}" if as_number is not None else text) or "—"
 
 
 def mapping(text: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,25 @@ def claim(folder: Path, start: dict, stale_seconds: float = STALE_SECONDS) -> Cl
     except FileExistsError:
         return None
     return Claim(attempt, identity() | start)
+
+
+def once(folder: Path, ready: Callable[[], bool], make: Callable[[], None], poll_seconds: float = 0.5) -> None:
+    """Make what several processes share: whoever claims `folder` first makes it, the others wait until it is `ready`.
+
+    A maker that died is replaced; what `make` raises is raised in the process that made, and the next in line tries again.
+    """
+    while not ready():
+        mine = claim(folder, {})
+        if mine is None:
+            time.sleep(poll_seconds)
+            continue
+        try:
+            if not ready():
+                make()
+        except BaseException as error:
+            mine.close("error", str(error))
+            raise
+        mine.close("done")
 
 
 def identity() -> dict:

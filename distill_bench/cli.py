@@ -1,0 +1,64 @@
+"""The console script `distill-bench COMMAND ...`: each command is a module with a `main` of its own."""
+
+import dataclasses
+import importlib
+import sys
+
+from distill_bench import __version__
+
+COMMANDS = {
+    "sweep": "run a sweep file to its tables and report",
+    "train": "train one run folder",
+    "sample": "draw the clips of a trained run",
+    "evaluate": "score a folder of clips",
+    "report": "tables, figures and page of a sweep",
+    "plot": "figures of a sweep's results",
+    "compare": "differences of two runs' configs and scores",
+    "verify": "recompute the tables of a results folder",
+    "pretrain": "train the embedded teacher and the evaluators' networks",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(f"distill-bench {__version__}\n\nusage: distill-bench COMMAND [--help]\n")
+        for command, about in {**COMMANDS, "list": "methods and evaluators, with their fields"}.items():
+            print(f"  {command:10} {about}")
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name == "list":
+        return show_plugins()
+    if name not in COMMANDS:
+        print(f"distill-bench: no command called {name!r}; known: {', '.join([*COMMANDS, 'list'])}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"distill_bench.{name}").main(rest)
+
+
+def show_plugins() -> int:
+    """Print every installed method and evaluator: purpose, paper, fields with their defaults."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from distill_bench.registry import evaluators, methods
+
+    console = Console(soft_wrap=True, highlight=False)
+    for kind, plugins in (("methods", methods()), ("evaluators", evaluators())):
+        console.print(f"[bold]{kind}[/bold]")
+        for name, plugin in plugins.items():
+            purpose = (plugin.__doc__ or "").strip().splitlines()[0]
+            console.print(f"  [bold cyan]{name}[/bold cyan]  {escape(purpose)}  [dim]{escape(plugin.paper)}[/dim]")
+            for field in dataclasses.fields(plugin):
+                default = field.default
+                if field.default_factory is not dataclasses.MISSING:
+                    default = field.default_factory()
+                kind_of = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+                console.print(f"      {field.name}: {escape(kind_of.replace('typing.', ''))} = {escape(repr(default))}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

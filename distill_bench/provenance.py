@@ -1,0 +1,93 @@
+"""Where a result comes from: code, packages, machine, job. Written into every attempt of every run."""
+
+import ast
+import hashlib
+import inspect
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from distill_bench import __version__
+
+PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy", "submitit")
+CORE = ("draws", "extras", "method", "models", "noise", "rollout", "train")  # what every objective's numbers go through
+ROOT = Path(__file__).resolve().parent
+
+
+def provenance() -> dict:
+    """Versions, commit, hardware and scheduler of this process."""
+    return {
+        "version": __version__,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count(), "gpus": _gpus()},
+        "slurm": {key: value for key, value in sorted(os.environ.items()) if key in SLURM_KEYS},
+    }
+
+
+SLURM_KEYS = {
+    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST",
+    "SLURM_NNODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ACCOUNT", "SLURM_JOB_QOS", "SLURM_CLUSTER_NAME",
+}  # fmt: skip
+
+
+def dirty_diff() -> str:
+    """The uncommitted changes of the checkout, as a patch; empty for a clean or installed one."""
+    return _git("diff", "HEAD", "--no-color") or ""
+
+
+def code_fingerprint(method_class: type) -> str:
+    """12 digits over the syntax trees of the method's file and of the core: comments, docstrings and layout do not count."""
+    files = [Path(inspect.getfile(method_class)), *(ROOT / f"{name}.py" for name in CORE)]
+    return fingerprint(path.read_text() for path in files)
+
+
+def fingerprint(sources: Iterable[str]) -> str:
+    """12 digits over the syntax trees of some modules, docstrings dropped."""
+    digest = hashlib.sha256()
+    for source in sources:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:12]
+
+
+def _git(*arguments: str) -> str | None:
+    """The output of git in the checkout that this package lies in; None where it lies in none."""
+    if not (ROOT.parent / "pyproject.toml").is_file():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT.parent), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
