@@ -94,6 +94,9 @@ class RunConfig(_Model):
     threads: int | None = identity(None, counts=False, ge=1)
 
 
+_DEFAULTS = {k: f.default for k, f in RunConfig.model_fields.items() if isinstance(f.default, (int, float, str))}
+
+
 class ClusterConfig(_Model):
     """Where and how jobs run: never part of a run's identity."""
 
@@ -160,7 +163,8 @@ class SweepConfig(_Model):
         """The dotted overrides of each cell, without those that `exclude` names."""
         grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         for cell in [*(grid if self.grid or not self.include else []), *self.include]:
-            if not any(evaluate_expression(e, merge(self.base, cell)) for e in self.exclude):
+            # not the resolved run: what is excluded may be what cannot be resolved
+            if not any(evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell))) for e in self.exclude):
                 yield cell
 
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:

@@ -172,7 +172,7 @@ def collect(sweep: str | Path, store: Path) -> Collection:
 def _read_run(folder: Path) -> Run:
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", folder.name)
     config = yaml.safe_load((folder / "run.yaml").read_text()) if (folder / "run.yaml").is_file() else {}
-    method = config.get("method", {}).get("name") or (match[1] if match else folder.name)
+    method = match[1] if match else folder.name  # a plugin by path has a short label there
     seed = config.get("seed", int(match[2]) if match else None)
     tried = attempts(folder)
     start = _json(tried[-1] / "start.json") if tried else {}

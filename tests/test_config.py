@@ -1,0 +1,189 @@
+"""The border: what a sweep file may say, what a run's identity is, and that bad input ends in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from distill_bench.config import (
+    ConfigError,
+    ProtocolConfig,
+    RunConfig,
+    evaluate_expression,
+    evaluated_updates,
+    group_id,
+    identity_of,
+    load_run,
+    load_sweep,
+    merge,
+    method_of,
+    parse_yaml,
+    resolve,
+    run_id,
+)
+
+
+def sweep_file(folder: Path, text: str) -> Path:
+    path = folder / "speed.yaml"
+    path.write_text(text)
+    return path
+
+
+def expanded(folder: Path, text: str) -> list[RunConfig]:
+    return load_sweep(sweep_file(folder, text)).expand()
+
+
+# --- identity
+
+
+def test_every_field_of_the_schema_says_whether_it_is_identity():
+    for model in (RunConfig, ProtocolConfig):
+        for name, field in model.model_fields.items():
+            assert isinstance((field.json_schema_extra or {}).get("identity"), bool), f"{model.__name__}.{name}"
+
+
+def test_a_run_has_one_id_however_it_is_written():
+    plain = resolve({"method": "dmd2"})
+    assert run_id(resolve({"method": {"name": "dmd2"}, "student_lr": 1e-4, "guidance_scale": 3})) == run_id(plain)
+    assert run_id(plain).startswith("dmd2-s0-")
+
+
+@pytest.mark.parametrize(
+    "change", [{"student_lr": 2e-4}, {"seed": 1}, {"method": "sgmd"}, {"protocol": {"clips": 8}}, {"reuse_rollout": True}]
+)
+def test_what_changes_the_numbers_changes_the_id(change):
+    assert run_id(resolve({"method": "dmd2"} | change)) != run_id(resolve({"method": "dmd2"}))
+
+
+@pytest.mark.parametrize("change", [{"log_every": 1}, {"checkpoint_every": 7}, {"threads": 2}, {"trackers": []}])
+def test_what_does_not_change_the_numbers_leaves_the_id(change):
+    assert run_id(resolve({"method": "dmd2"} | change)) == run_id(resolve({"method": "dmd2"}))
+
+
+def test_a_group_is_a_run_without_its_seed():
+    a, b = (resolve({"method": "dmd2", "seed": seed}) for seed in (0, 1))
+    assert run_id(a) != run_id(b) and group_id(a) == group_id(b)
+
+
+def test_the_identity_holds_the_method_with_every_field_and_the_teacher_by_content():
+    config = resolve({"method": "sgmd"})
+    assert config.method == {"name": "sgmd"} | vars(method_of(config))
+    identity = identity_of(config)
+    assert "teacher" not in identity and len(identity["teacher_hash"]) == 12
+
+
+def test_a_teacher_counts_by_content_not_by_path(tiny_wan, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(tiny_wan, tmp_path / "elsewhere")
+    assert run_id(resolve({"method": "dmd2", "teacher": str(copy)})) == run_id(resolve({"method": "dmd2", "teacher": str(tiny_wan)}))
+    (copy / "prompts.txt").write_text("a red circle\n")
+    assert run_id(resolve({"method": "dmd2", "teacher": str(copy)})) != run_id(resolve({"method": "dmd2", "teacher": str(tiny_wan)}))
+
+
+def test_a_resolved_run_survives_its_own_yaml(tmp_path):
+    import yaml
+
+    config = resolve({"method": "sgmd", "student_lr": 3e-7})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_run(tmp_path) == config and run_id(load_run(tmp_path)) == run_id(config)
+
+
+# --- expansion
+
+
+def test_a_grid_is_every_combination_by_every_seed_and_includes_come_beside_it(tmp_path):
+    runs = expanded(
+        tmp_path,
+        """
+        question: which?
+        base: {student_updates: 4}
+        grid: {method: [dmd2, sgmd], fake_score_updates: [1, 5]}
+        include: [{method: dmd, nfe: 2}]
+        exclude: ["method == 'sgmd' and fake_score_updates > 1"]
+        seeds: 2
+        """,
+    )
+    cells = {(r.method["name"], r.fake_score_updates, r.nfe) for r in runs}
+    assert cells == {("dmd2", 1, 4), ("dmd2", 5, 4), ("sgmd", 1, 4), ("dmd", 5, 2)}
+    assert len(runs) == 8 and {r.seed for r in runs} == {0, 1} and {r.student_updates for r in runs} == {4}
+
+
+def test_cells_that_are_one_run_are_made_once(tmp_path):
+    text = "question: q\nbase: {method: dmd2}\ngrid: {student_lr: [1e-4, 0.0001]}\ninclude: [{student_lr: 1.0e-4}]\n"
+    assert len(expanded(tmp_path, text)) == 1
+
+
+def test_a_method_field_can_be_swept(tmp_path):
+    runs = expanded(tmp_path, "question: q\nbase: {method: sgmd}\ngrid: {method.residual_weight: [0, 0.1]}\n")
+    assert [r.method["residual_weight"] for r in runs] == [0.0, 0.1]
+
+
+def test_an_override_lies_over_base_and_grid(tmp_path):
+    path = sweep_file(tmp_path, "question: q\nbase: {method: dmd2, nfe: 2}\ngrid: {fake_score_updates: [1, 5]}\nseeds: 3\n")
+    sweep = load_sweep(path, {"nfe": 1, "fake_score_updates": 2, "seeds": 1, "cluster.hours": 2.5, "name": "other"})
+    (run,) = sweep.expand()
+    assert (run.nfe, run.fake_score_updates, sweep.cluster.hours, sweep.name) == (1, 2, 2.5, "other")
+
+
+def test_merge_keeps_a_methods_fields_where_only_its_name_is_swept():
+    assert merge({"method": "a"}, {"method.weight": 2}) == {"method": {"name": "a", "weight": 2}}
+    assert merge({"method": {"name": "a", "weight": 2}}, {"method": "b"}) == {"method": {"name": "b", "weight": 2}}
+
+
+@pytest.mark.parametrize(
+    "updates, evaluations, expected", [(100, 4, [25, 50, 75, 100]), (10, 3, [4, 7, 10]), (2, 4, [1, 2]), (7, 1, [7])]
+)
+def test_students_are_kept_evenly_and_at_the_end(updates, evaluations, expected):
+    assert evaluated_updates(resolve({"method": "dmd2", "student_updates": updates, "evaluations": evaluations})) == expected
+
+
+# --- YAML
+
+
+def test_numbers_and_booleans_are_those_of_yaml_1_2():
+    text = "{a: 2e-6, b: 1e3, c: no, d: true, e: 08, f: 12:30, g: .5, h: -3, i: null}"
+    expected = {"a": 2e-6, "b": 1000.0, "c": "no", "d": True, "e": 8, "f": "12:30", "g": 0.5, "h": -3, "i": None}
+    assert json.dumps(parse_yaml(text)) == json.dumps(expected)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("question: q\nbase: {method: dmd2, student_ltr: 1e-4}", "unknown key 'student_ltr' (did you mean 'student_lr'?)"),
+        ("question: q\nbase: {method: dmd2, protocol: {clip: 3}}", "unknown key 'protocol.clip' (did you mean 'clips'?)"),
+        ("question: q\nbase: {method: dmd2}\ngrd: {}", "unknown key 'grd' (did you mean 'grid'?)"),
+        ("question: q\nbase: {method: dmd2}\ngrid: {fake_score_update: [1]}", "did you mean 'fake_score_updates'"),
+        ("question: q\nbase: {method: dmd2, student_lr: fast}", "student_lr = 'fast'"),
+        ("question: q\nbase: {method: dmd2, student_updates: 5.5}", "student_updates = 5.5"),
+        ("question: q\nbase: {method: dmd2, nfe: 0}", "nfe = 0"),
+        ("question: q\nbase: {method: dmd2, stepping: euler}", "stepping = 'euler'"),
+        ("question: q\nbase: {method: dmd3}", "no method called 'dmd3' (did you mean 'dmd"),
+        ("question: q\nbase: {method: {name: sgmd, lambda: 1}}", "method.lambda: SGMD has no such field"),
+        ("question: q\nbase: {method: {name: sgmd, formulation: mine}}", "method: formulation = 'mine'"),
+        ("question: q\nbase: {method: dmd2, teacher: /nowhere}", "no teacher '/nowhere'"),
+        ("question: q\nbase: {method: dmd2, sigma_min: 0.99}", "sigma_min 0.99 must be below sigma_max 0.98"),
+        ("question: q\nbase: {method: dmd2, accumulation: 3}", "batch_size 8 must be a multiple of accumulation 3"),
+        ("question: q\nbase: {student_updates: 3}", "method is missing"),
+        ("question: q\nbase: {method: dmd2}\ngrid: {nfe: []}", "grid.nfe is empty"),
+        ("question: q\nbase: {method: dmd2}\nseeds: 0", "the grid is empty"),
+        ("question: q\nbase: {method: dmd2}\nexclude: ['nfe == 4']", "the grid is empty"),
+        ("question: q\nbase: {method: dmd2}\nexclude: ['open(nfe)']", "exclude: 'open(nfe)' may hold keys"),
+        ("question: q\nbase: {method: dmd2}\ncluster: {hours: 0}", "cluster.hours = 0"),
+        ("base: {method: dmd2}", "question"),
+        ("question: q\nnfe: 1\nnfe: 2", "key 'nfe' stands twice"),
+        ("question: [q", "not YAML in line"),
+        ("- 1\n- 2", "a sweep file is a mapping"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_thing(text, says, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        expanded(tmp_path, text)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_expression_compares_and_nothing_else():
+    data = {"method": {"name": "a", "weight": 2}, "nfe": 4}
+    assert evaluate_expression("method == 'a' and 1 < nfe <= 4 and not method.weight in [1, 3]", data)
+    assert not evaluate_expression("nfe != 4 or missing == 1", data)
+    with pytest.raises(ConfigError, match="__import__"):
+        evaluate_expression("__import__('os')", data)

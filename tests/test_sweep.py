@@ -1,0 +1,164 @@
+"""A sweep end to end on a tiny pipeline of Wan's real classes: worker processes, kills, failures, tables."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill_bench import checkpoint
+from distill_bench.sweep import main
+
+ROOT = Path(__file__).parent.parent
+OWN = '''
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from distill_bench.method import Loss, Method, renoise, toward
+
+@dataclass(frozen=True)
+class Own(Method):
+    """The score difference, scaled; raises while the file `broken` is there."""
+    paper: ClassVar[str] = "none"
+    scale: float = 1.0
+    broken: str = ""
+    def student_loss(self, nets, batch):
+        if self.broken and Path(self.broken).exists():
+            raise RuntimeError("the method is broken")
+        x0 = nets.rollout(batch)
+        scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
+        return Loss(toward(x0, self.scale * (scores.x0_fake - scores.x0_teacher)), {}, x0)
+'''
+
+
+@pytest.fixture
+def sweep_yaml(tiny_wan: Path, tmp_path: Path):
+    """Writes a sweep file over a tiny base."""
+
+    def write(name: str = "tiny", **keys) -> Path:
+        base = {
+            "teacher": str(tiny_wan), "student_updates": 4, "fake_score_updates": 1, "batch_size": 2, "nfe": 2, "frames": 5,
+            "height": 16, "width": 16, "checkpoint_every": 1, "log_every": 1, "trackers": [], "evaluations": 2,
+            "protocol": {"clips": 4, "teacher_steps": 2, "evaluators": ["motion"]},
+        }  # fmt: skip
+        data = {"question": "Does it run?", "base": base | keys.pop("base", {}), "grid": {"method": ["dmd2"]}} | keys
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(data))  # JSON is YAML
+        return path
+
+    return write
+
+
+def command(path: Path, where: Path, *more: str) -> list[str]:
+    return [str(path), "--cluster", "local", "--store", str(where / "runs"), "--out", str(where / "results"), *more]
+
+
+def rows(where: Path, name: str = "tiny") -> list[dict[str, str]]:
+    return list(csv.DictReader((where / "results" / name / "runs.csv").open()))
+
+
+def students(store: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The final weights of every run of a store."""
+    runs = sorted(p.parent for p in store.glob("*/result.json"))
+    return {run.name: load_file(list(checkpoint.students(run).values())[-1]) for run in runs}
+
+
+def assert_same_ends(a: Path, b: Path) -> None:
+    first, second = students(a), students(b)
+    assert first and first.keys() == second.keys()
+    assert all(torch.equal(first[run][k], second[run][k]) for run in first for k in first[run])
+    for run in first:
+        assert (a / run / "metrics.jsonl").read_text() == (b / run / "metrics.jsonl").read_text()
+
+
+def test_a_sweep_makes_its_tables_and_a_second_call_makes_nothing_again(sweep_yaml, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    path = sweep_yaml(grid={"method": ["dmd2", f"{tmp_path}/own.py:Own"]}, base={"student_updates": 2})
+    assert main(command(path, tmp_path)) == 0
+    runs = [row for row in rows(tmp_path) if row["status"] != "reference"]
+    assert {(row["method"], row["status"]) for row in runs} == {("dmd2", "done"), ("own", "done")}
+    assert all(float(row["motion"]) >= 0 and float(row["train_seconds"]) > 0 for row in runs)
+    assert {"teacher", "untrained", "noise"} <= {row["method"] for row in rows(tmp_path) if row["status"] == "reference"}
+    folder = tmp_path / "results" / "tiny"
+    assert all((folder / name).stat().st_size for name in ("table.csv", "table.md", "table.tex", "report.html"))
+    assert list((folder / "figures").glob("*.png"))
+    for row in runs:
+        run = tmp_path / "runs" / row["run_id"]
+        assert list(checkpoint.students(run)) == [1, 2] and not (run / "checkpoints").exists()
+        assert (run / "samples" / "1" / "metrics.jsonl").is_file()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file() and p.parent.name != "sweeps"}
+    assert main(command(path, tmp_path)) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert "start" not in capsys.readouterr().out.rpartition("at once on this machine")[2]
+
+
+def test_a_sweep_killed_and_started_again_ends_in_the_same_bits(sweep_yaml, tmp_path):
+    path = sweep_yaml(base={"student_updates": 12}, seeds=2)
+    whole, store = command(path, tmp_path / "whole"), tmp_path / "killed" / "runs"
+    whole[whole.index("local")] = "debug"  # in this process, on one thread, as each of two workers has it
+    assert main(whole) == 0
+    argv = [sys.executable, "-m", "distill_bench.sweep", *command(path, tmp_path / "killed", "--jobs", "2")]
+    driver = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    while driver.poll() is None and not any(len(p.read_text().splitlines()) > 2 for p in store.glob("*/train.jsonl")):
+        time.sleep(0.01)
+    for pid in _children(driver.pid):
+        os.kill(pid, signal.SIGKILL)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL and not all((store / run.name / "result.json").exists() for run in store.glob("*-s*"))
+    assert main(command(path, tmp_path / "killed", "--jobs", "2")) == 0
+    assert_same_ends(tmp_path / "whole" / "runs", tmp_path / "killed" / "runs")
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
+
+
+def test_a_run_that_fails_leaves_the_others_alone_and_can_be_tried_again(sweep_yaml, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    broken = tmp_path / "broken"
+    broken.touch()
+    method = {"method": f"{tmp_path}/own.py:Own", "method.broken": str(broken)}
+    path = sweep_yaml(include=[method], base={"student_updates": 2})
+    assert main(command(path, tmp_path)) == 1
+    assert {row["status"] for row in rows(tmp_path)} == {"done", "failed", "reference"}
+    out = capsys.readouterr().out
+    assert "RuntimeError: the method is broken" in out and "log.txt" in out
+    broken.unlink()
+    assert main(command(path, tmp_path)) == 1, "a failed run waits for --retry-failed"
+    assert main(command(path, tmp_path, "--retry-failed")) == 0
+    assert {row["status"] for row in rows(tmp_path)} == {"done", "reference"}
+
+
+def test_plan_and_status_start_nothing(sweep_yaml, tmp_path, capsys):
+    path = sweep_yaml(seeds=2)
+    assert main(command(path, tmp_path, "--dry-run")) == 0
+    assert main(command(path, tmp_path, "--status")) == 0
+    out = capsys.readouterr().out
+    assert out.count("dmd2-s1-") == 2 and "2 runs, 2 to do" in out and "2 missing" in out
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--set", "student_ltr=1"], "did you mean 'student_lr'"),
+        (["--set", "student_lr"], "write key=value"),
+        (["--set", "student_lr=fast"], "student_lr = 'fast'"),
+        (["--set", "teacher=/nowhere"], "no teacher '/nowhere'"),
+        (["--set", "seeds=0"], "the grid is empty"),
+        (["--jobs", "0"], "--jobs 0"),
+        (["--out", "/proc/nowhere"], "cannot write into /proc/nowhere"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_exit_code_2(more, says, sweep_yaml, tmp_path, capsys):
+    assert main([*command(sweep_yaml(), tmp_path), *more]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("runs/*")), "nothing was started"
