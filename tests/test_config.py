@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from distill_bench.config import (
     ConfigError,
     ProtocolConfig,
@@ -75,9 +76,13 @@ def test_a_teacher_counts_by_content_not_by_path(tiny_wan, tmp_path):
     import shutil
 
     copy = shutil.copytree(tiny_wan, tmp_path / "elsewhere")
-    assert run_id(resolve({"method": "dmd2", "teacher": str(copy)})) == run_id(resolve({"method": "dmd2", "teacher": str(tiny_wan)}))
+    assert run_id(resolve({"method": "dmd2", "teacher": str(copy)})) == run_id(
+        resolve({"method": "dmd2", "teacher": str(tiny_wan)})
+    )
     (copy / "prompts.txt").write_text("a red circle\n")
-    assert run_id(resolve({"method": "dmd2", "teacher": str(copy)})) != run_id(resolve({"method": "dmd2", "teacher": str(tiny_wan)}))
+    assert run_id(resolve({"method": "dmd2", "teacher": str(copy)})) != run_id(
+        resolve({"method": "dmd2", "teacher": str(tiny_wan)})
+    )
 
 
 def test_a_resolved_run_survives_its_own_yaml(tmp_path):
