@@ -11,16 +11,19 @@ import hashlib
 import itertools
 import json
 import operator
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from distill_bench.method import Method
 from distill_bench.registry import RegistryError, find_method
+
+if TYPE_CHECKING:
+    from distill_bench.method import Method  # torch takes seconds, `--status` has none
 
 SCHEMA_VERSION = 1  # part of every run's identity: raise it when the meaning of a field changes
 
@@ -60,7 +63,8 @@ class RunConfig(_Model):
     teacher_hash: str = identity("")  # written on resolving
     seed: int = identity(0, ge=0)
     student_updates: Positive = identity(200)
-    fake_score_updates: Positive = identity(5)
+    fake_score: Literal["trained", "exact"] = identity("trained")  # exact: in closed form, where the teacher offers it
+    fake_score_updates: Positive | None = identity(5)  # a student update; None, written on resolving: there is none to train
     batch_size: Positive = identity(8)
     accumulation: Positive = identity(1)
     frames: Positive = identity(8)
@@ -70,6 +74,9 @@ class RunConfig(_Model):
     shift: float = identity(2.0, gt=0)
     stepping: Literal["renoise", "ode"] = identity("renoise")
     exit_step: Literal["random", "last"] = identity("random")
+    student_input: Literal["rollout", "real_data"] = identity("rollout")  # real_data: noised to one of the student's levels
+    data: str | None = identity(None, counts=False)  # a folder of real clips; counts by content; None: see `distill_bench.extras`
+    data_hash: str = identity("")  # written on resolving
     reuse_rollout: bool = identity(False)
     guidance_scale: float = identity(3.0, ge=0)  # uncond + g (cond - uncond); 1 is none
     score_shift: float = identity(2.0, gt=0)
@@ -82,11 +89,12 @@ class RunConfig(_Model):
     weight_decay: float = identity(0.0, ge=0)
     grad_clip: float = identity(10.0, gt=0)
     ema: float | None = identity(0.98, ge=0, lt=1)
-    precision: Literal["float32", "bfloat16"] = identity("float32")
+    precision: Literal["float32", "bfloat16", "float64"] = identity("float32")
     evaluations: Positive = identity(4)  # evenly spaced student updates at which the student is kept and scored
     protocol: ProtocolConfig = identity(ProtocolConfig())
     checkpoint_every: Positive = identity(50, counts=False)
     log_every: Positive = identity(10, counts=False)
+    signals_every: Positive | None = identity(20, counts=False)  # student updates; not part of a run's cost or seconds
     trackers: tuple[str, ...] = identity(("tensorboard",), counts=False)
     threads: int | None = identity(None, counts=False, ge=1)
 
@@ -101,13 +109,28 @@ class ClusterConfig(_Model):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = Field(0, ge=0)
-    cpus: Positive = 2
-    mem_gb: Positive = 8
+    nodes: Positive = 1
+    gpus: int = Field(0, ge=0)  # a node
+    tasks: int | None = Field(None, ge=1)  # processes a node that train a run together; None: one a GPU
+    cpus: Positive = 2  # a process
+    mem_gb: Positive = 8  # a node
     hours: float = Field(1.0, gt=0)
-    jobs: int | None = Field(None, ge=1)  # at once; None: the cores of this machine, or 16 in an array
-    setup: tuple[str, ...] = ()
+    runs_per_job: Positive = 1  # small runs that share a job and its GPUs, side by side
+    jobs: int | None = Field(None, ge=1)  # at once; None: the GPUs or cores of this machine, or 16 in an array
+    signal_seconds: Positive = 120  # before the time limit, to save in
+    setup: tuple[str, ...] = ()  # shell lines before each job
     sbatch: dict[str, str | int | bool] = {}  # any further sbatch parameter
+
+    @model_validator(mode="after")
+    def _packed_runs_train_alone(self) -> "ClusterConfig":
+        if self.runs_per_job > 1 and (self.nodes > 1 or (self.tasks or 1) > 1):
+            raise ValueError(f"runs_per_job {self.runs_per_job} needs nodes 1 and tasks 1: runs that share a job train alone")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """Processes a node."""
+        return 1 if self.runs_per_job > 1 else self.tasks or max(1, self.gpus)
 
 
 class SweepConfig(_Model):
@@ -120,6 +143,7 @@ class SweepConfig(_Model):
     include: list[dict[str, Any]] = []  # further cells beside the grid
     exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
     seeds: int | list[int] = 1
+    baseline: dict[str, Any] | None = None  # keys and values of the row that differences are taken to; None: the first row
     cluster: ClusterConfig = ClusterConfig()
 
     def expand(self) -> list[RunConfig]:
@@ -149,11 +173,11 @@ class SweepConfig(_Model):
             if not any(evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell))) for e in self.exclude):
                 yield cell
 
-    def axes(self) -> dict[str, list[Any]]:
-        """What the sweep varies: dotted key -> its values, in the file's order; the seed is no axis."""
+    def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
+        """What the sweep varies among its expanded runs: dotted key -> its values, in their order; the seed is no axis."""
         keys = dict.fromkeys([*self.grid, *(k for cell in self.include for k in cell)])
         values: dict[str, list[Any]] = {key: [] for key in keys}
-        for config in self.expand():
+        for config in runs:
             for key in keys:
                 value = lookup(config, key)
                 if value is not None and value not in values[key]:
@@ -172,11 +196,15 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
         if key in ("seeds", "name"):
             data[key] = value
         elif key.startswith("cluster."):
-            data["cluster"] = {**(data.get("cluster") or {}), key.removeprefix("cluster."): value}
+            cluster = data.get("cluster") or {}
+            cluster = {"profile": cluster} if isinstance(cluster, str) else cluster
+            data["cluster"] = {**cluster, key.removeprefix("cluster."): value}
         else:
             base = merge(base, {key: value})
             data["grid"] = {k: v for k, v in (data.get("grid") or {}).items() if k != key}
     data["base"] = base
+    if "cluster" in data or _profiles_path().is_file():
+        data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
     _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell)], str(path))
     return sweep
@@ -186,6 +214,27 @@ def evaluated_updates(config: RunConfig) -> list[int]:
     """The student updates at which a run's student is kept and scored; the last is the end of the run."""
     n = config.evaluations
     return sorted({-(-config.student_updates * i // n) for i in range(1, n + 1)})
+
+
+def _profiles_path() -> Path:
+    return Path(os.environ.get("DISTILL_BENCH_CLUSTERS", "~/.config/distill-bench/clusters.yaml")).expanduser()
+
+
+def _with_profile(cluster: Any) -> Any:
+    """`cluster:` laid over the profile that it names, by default over the profile `default` where there is one.
+
+    Profiles are the user's, in one file (DISTILL_BENCH_CLUSTERS), so that a sweep moves between clusters unchanged.
+    """
+    if isinstance(cluster, str):
+        cluster = {"profile": cluster}
+    if not isinstance(cluster, dict):
+        return cluster
+    path = _profiles_path()
+    profiles = load_yaml(path) if path.is_file() else {}
+    name = cluster.get("profile", "default")
+    if name not in profiles and "profile" in cluster:
+        raise ConfigError(f"cluster.profile {name!r} is not in {path}; known: {', '.join(profiles) or 'none'}")
+    return {**profiles.get(name, {}), **{key: value for key, value in cluster.items() if key != "profile"}}
 
 
 def load_run(run_dir: Path) -> RunConfig:
@@ -198,9 +247,8 @@ def load_run(run_dir: Path) -> RunConfig:
 
 def resolve(data: Mapping[str, Any]) -> RunConfig:
     """A run with every default written out: those of the schema, of the method, and the teacher's content hash."""
-    from distill_bench.models import content_hash, teacher_folder  # heavy: only where a run is resolved
+    from distill_bench.models import content_hash, is_gaussian, teacher_folder  # heavy: only where a run is resolved
 
-    data = dict(data)
     method = data.get("method")
     if method is None:
         raise ConfigError("method is missing: name one, for instance `method: NAME` (see `distill-bench list`)")
@@ -212,10 +260,19 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         folder = teacher_folder(str(data.get("teacher", "mini-wan")))
     except (RegistryError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    data = _with_preset(method_class, dict(data) | {"method": fields})
+    fields = data["method"]
     instance = _method(method_class, {k: v for k, v in fields.items() if k != "name"})
     data["method"] = {"name": fields["name"]} | dataclasses.asdict(instance)
     data["method_version"], data["teacher_hash"] = method_class.version, content_hash(folder)
+    data["data_hash"] = "" if data.get("data") is None else _clips_hash(Path(data["data"]))
+    if not method_class.has_fake_score or data.get("fake_score") == "exact":
+        data["fake_score_updates"] = None
     config = validate(RunConfig, data, "run")
+    if config.fake_score_updates is None and method_class.has_fake_score and config.fake_score == "trained":
+        raise ConfigError("fake_score_updates is null: give a number, or `fake_score: exact` where the teacher offers it")
+    if config.fake_score == "exact" and not is_gaussian(folder):
+        raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     if config.sigma_min >= config.sigma_max:
         raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
     if config.batch_size % config.accumulation:
@@ -223,7 +280,30 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def method_of(config: RunConfig) -> Method:
+def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str, Any]:
+    """The run with the preset of its method written out, under everything that is stated in the run itself."""
+    fields = dict(data["method"])
+    name = fields.pop("preset", None)
+    if name is None:
+        return data
+    preset = method_class.presets.get(name) if isinstance(name, str) else None
+    if preset is None:
+        known = ", ".join(method_class.presets) or "none"
+        raise ConfigError(f"method.preset is {name!r}: {fields['name']} has no such preset; known: {known}")
+    written = merge({"method": {"name": fields["name"]}}, preset.overrides)
+    return written | data | {"method": written["method"] | fields}
+
+
+def _clips_hash(folder: Path) -> str:
+    """A digest of a folder of clips (12 digits)."""
+    files = [folder / "clips.npy", folder / "manifest.jsonl"]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise ConfigError(f"data {folder} is no folder of clips: it lacks {', '.join(missing)}")
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:12]
+
+
+def method_of(config: RunConfig) -> "Method":
     """The method of a run, with its hyper-parameters."""
     fields = dict(config.method)
     return _method(find_method(fields.pop("name")), fields)
@@ -252,6 +332,12 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
             value = getattr(config, name)
             fields[name] = identity_of(value) if isinstance(value, BaseModel) else value
     return fields
+
+
+def cost_key(config: RunConfig) -> str:
+    """Runs that cost the same a student update: alike but for seed, length, optimiser and protocol."""
+    unlike = {"seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay", "grad_clip", "protocol"}
+    return _digest({key: value for key, value in identity_of(config).items() if key not in unlike})
 
 
 def _digest(value: Any) -> str:
@@ -293,7 +379,7 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _method(method_class: type[Method], fields: dict[str, Any]) -> Method:
+def _method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
     known = [f.name for f in dataclasses.fields(method_class)]
     for key in fields:
         if key not in known:

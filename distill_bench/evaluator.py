@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,6 +21,7 @@ class Clips:
     prompts: list[str]
     seeds: list[int]
     fps: float = 8.0
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)  # what is known exactly of their distribution, facts.npz
     cache: Path | None = None  # folder for what networks make of these clips
 
     def __post_init__(self) -> None:

@@ -33,7 +33,8 @@ def load_clips(folder: Path) -> Clips:
             frames, prompts, seeds, fps = _own(folder)
         else:
             frames, prompts, seeds, fps = _foreign(folder)
-        return Clips(frames, prompts, seeds, fps, folder / CACHE)
+        facts = dict(np.load(folder / "facts.npz", allow_pickle=False)) if (folder / "facts.npz").is_file() else {}
+        return Clips(frames, prompts, seeds, fps, facts, folder / CACHE)
     except KeyError as error:
         raise ValueError(f"{folder / MANIFEST}: a line has no {error}") from error
     except ValueError as error:

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from distill_bench import checkpoint, controls, shapes
 from distill_bench.config import RunConfig, load_run
 from distill_bench.cost import Ledger
 from distill_bench.draws import generator
-from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline, load_transformer, teacher_folder
+from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline, teacher_folder
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.rollout import euler, rollout
 from distill_bench.store import write_json
@@ -53,10 +53,11 @@ def sample(run_dir: Path) -> list[Path]:
     missing = {folder: path for folder, path in folders.items() if not (folder / "clips.npy").is_file()}
     if missing:
         sampler = Sampler(config)
-        student = load_transformer(sampler.pipeline.folder).to(sampler.device)
+        student = sampler.pipeline.student().to(sampler.device)
         for folder, path in missing.items():
             checkpoint.load_student(path, student)
-            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"})
+            facts = sampler.facts(student)
+            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"}, facts)
     return list(folders)
 
 
@@ -89,7 +90,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         "teacher": (lambda: sampler.teacher(steps, sampler.seeds), sampler.seeds),
         "teacher_other": (lambda: sampler.teacher(steps, other), other),
         "teacher_few": (lambda: sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
-        "untrained": (lambda: sampler.student(sampler.pipeline.transformer), sampler.seeds),
+        "untrained": (lambda: sampler.student(sampler.pipeline.student().to(sampler.device)), sampler.seeds),
         "frozen": (lambda: controls.frozen(_clips_of(folders["teacher"])), sampler.seeds),
         "shuffled": (lambda: controls.shuffled(_clips_of(folders["teacher"]), config.protocol.seed), sampler.seeds),
         "noise": (sampler.noise, sampler.seeds),
@@ -130,6 +131,11 @@ class Sampler:
             self.seeds,
             lambda noises, text: rollout(denoiser, noises, sigmas, text, config.stepping),
         )
+
+    def facts(self, net: torch.nn.Module) -> dict[str, np.ndarray]:
+        """What the teacher's kind knows exactly of the student's distribution; for a network of unknown density nothing."""
+        sigmas = student_sigmas(self.config.nfe, self.config.shift)
+        return self.pipeline.facts(net, sigmas, self.config.stepping, self.config.protocol.teacher_guidance)
 
     def teacher(self, steps: int, seeds: list[int]) -> np.ndarray:
         """Frames (N, T, 3, H, W) by `steps` Euler steps of the guided teacher."""
@@ -175,14 +181,18 @@ def _rendered(prompts: list[str], seeds: list[int]) -> np.ndarray:
     return np.stack([shapes.render(shapes.parse(p), s) for p, s in zip(prompts, seeds, strict=True)])
 
 
-def _write(folder: Path, make: Callable[[], np.ndarray], prompts: list[str], seeds: list[int], row: dict) -> None:
-    """Write a folder of clips whole or not at all; who comes second finds it done."""
+def _write(
+    folder: Path, make: Callable[[], np.ndarray], prompts: list[str], seeds: list[int], row: dict, facts: Mapping = {}
+) -> None:  # noqa: B006, E501
+    """Write a folder of clips whole or not at all; who comes second finds it done. `facts` are exact arrays beside the frames."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     try:
         np.save(temporary / "clips.npy", make())
         lines = [{"index": i, "prompt": p, "seed": s} for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
         (temporary / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if facts:
+            np.savez(temporary / "facts.npz", **facts)
         (temporary / "row.json").write_text(json.dumps(row) + "\n")
         try:
             temporary.rename(folder)
