@@ -323,7 +323,7 @@ def every_row(folder: Path | Results) -> Figure | None:
     columns = [c for c in results.main if any(results.interval(row, c.column) for row in results.rows)]
     if not columns:
         return None
-    series, wide = [row.series for row in results.students], min(len(columns), 3)
+    series, wide = [row.series for row in results.students], _abreast(len(columns))
     tall = -(-len(columns) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(results.rows)))
@@ -343,10 +343,12 @@ def every_row(folder: Path | Results) -> Figure | None:
                     axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
             _reference_dots(axes, references)
             axes.set_title(_wrapped(column.wish, 26))
-            axes.set_yticks(range(len(results.rows)), [_short(row.label) for row in results.rows])
+            axes.set_yticks(range(len(results.rows)), [_tick(row) for row in results.rows])
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
         grid[0][0].set_ylim(len(results.rows) - 0.4, -0.6)
+        if results.axis:
+            figure.supxlabel(_beside(results).strip("\n"), fontsize=STYLE["axes.labelsize"])
     return figure
 
 
@@ -373,7 +375,7 @@ def differences(folder: Path | Results) -> Figure | None:
     if not families:
         return None
     others = [row for row in results.students if row is not baseline]
-    series, wide = [row.series for row in results.students], min(len(families), 3)
+    series, wide = [row.series for row in results.students], _abreast(len(families))
     tall = -(-len(families) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(others)))
@@ -388,11 +390,11 @@ def differences(folder: Path | Results) -> Figure | None:
                 fill = {} if verdict(each, p) else {"markerfacecolor": GROUND}
                 axes.errorbar(each.interval.mean, place, xerr=_half(each.interval), **look, **fill, capsize=2.5, elinewidth=1)
             axes.set_title(_wrapped(column.wish, 26))
-            axes.set_yticks(range(len(others)), [_short(row.label) for row in others])
+            axes.set_yticks(range(len(others)), [_tick(row) for row in others])
         for axes in list(grid.flat)[len(families) :]:
             axes.set_visible(False)
         grid[0][0].set_ylim(len(others) - 0.4, -0.6)
-        figure.supxlabel(f"difference to {baseline.label}", fontsize=STYLE["axes.labelsize"])
+        figure.supxlabel(f"difference to {baseline.label}{_beside(results)}", fontsize=STYLE["axes.labelsize"])
     return figure
 
 
@@ -525,7 +527,20 @@ def _scale(panels: Iterable[Axes]) -> None:
             axes.set_yscale("log")
 
 
-def _short(label: str, most: int = 34) -> str:
+def _abreast(panels: int) -> int:
+    return 2 if panels in (2, 4) else min(panels, 3)
+
+
+def _beside(results: Results) -> str:
+    return f"\nbeside the names: {results.axis}" if results.axis else ""
+
+
+def _tick(row: Row) -> str:
+    """A row's name where its place on the axis must not be cut off."""
+    return f"{_short(row.series, 28)}  {show(row.at)}" if row.at else _short(row.series, 28)
+
+
+def _short(label: str, most: int) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
