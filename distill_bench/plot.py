@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,7 +134,7 @@ def drawings(results: Results) -> Iterator[Drawing]:
             f"{titles}: paired difference of every row to {r.baseline.label} with its 95 % interval; filled where p (Holm) < 0.05"
         )
         yield Drawing("differences", "differences", about, lambda: differences(r), True)
-    about = "The training logs: mean over the runs of a row"
+    about = "The training logs over student updates: mean over the runs of a row, and over bins where there are bins"
     yield Drawing("training", "diagnostics", about, lambda: training(r), True)
     for name in binned(results):
         about = f"{name.replace('_', ' ')} by bin: mean over the runs of a row and the last third of training"
@@ -399,7 +400,7 @@ def differences(folder: Path | Results) -> Figure | None:
 
 
 def training(folder: Path | Results) -> Figure | None:
-    """The quantities that most methods log, a line of panels each, a panel a place on the axis."""
+    """Quantities of the training logs over student updates, a line of panels each: means over bins first, then what most log."""
     results = _load(folder)
     count: dict[str, set[str]] = {}
     for row in results.students:
@@ -407,15 +408,17 @@ def training(folder: Path | Results) -> Figure | None:
             count.setdefault(key, set()).add(row.method)
     clock = {UPDATES.column, COST, "seconds", "rate"}
     keys = sorted((key for key in count if key not in clock and "/" not in key), key=lambda key: (-len(count[key]), key))
-    return _panel_grid(results, keys[:MOST_KEYS], UPDATES.wish, _training_line)
+    over_bins = [name for name in binned(results) if _numeric(_bins(results, name))]
+    return _panel_grid(results, [*over_bins, *keys][:MOST_KEYS], UPDATES.wish, _training_line)
 
 
 def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
     at: dict[float, list[float]] = {}
     for run in row.runs:
         for line in run.training:
-            if key in line:
-                at.setdefault(line[UPDATES.column], []).append(line[key])
+            values = [value for name, value in line.items() if name == key or name.startswith(f"{key}/")]
+            if values:
+                at.setdefault(line[UPDATES.column], []).append(float(np.mean(values)))
     every = sorted(updates for updates, values in at.items() if len(values) == max(map(len, at.values())))
     axes.plot(every, [np.mean(at[updates]) for updates in every], **(look | {"marker": ""}), linewidth=1.1)
 
@@ -423,24 +426,44 @@ def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
 def binned(results: Results) -> list[str]:
     """Names that are logged by bin, as `name/bin`."""
     keys = {key for run in results.runs for line in run.training for key in line if "/" in key}
-    return sorted({key.rpartition("/")[0] for key in keys})
+    return sorted({key.partition("/")[0] for key in keys})
+
+
+def _bins(results: Results, name: str) -> list[str]:
+    """The keys of a name in the order of their bins."""
+    keys = {key for run in results.runs for line in run.training for key in line if key.startswith(f"{name}/")}
+    return sorted(keys, key=lambda key: (_first_number(key), key))
+
+
+def _first_number(key: str) -> float:
+    match = re.search(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", key.partition("/")[2])
+    return float(match[0]) if match else np.inf
+
+
+def _numeric(bins: Sequence[str]) -> bool:
+    return all(isfinite(_first_number(key)) for key in bins)
 
 
 def by_bin(folder: Path | Results, name: str) -> Figure | None:
-    """What is logged as `name/bin`, over its bins, a panel a place on the axis."""
+    """What is logged as `name/bin`, over its bins late in training, a panel a place on the axis; lines where bins are numbers."""
     results = _load(folder)
-    keys = {key for run in results.runs for line in run.training for key in line if key.rpartition("/")[0] == name}
-    bins = sorted(keys, key=lambda key: (_first_number(key), key))
+    bins = _bins(results, name)
     if not bins:
         return None
-    labels = [key.rpartition("/")[2] for key in bins]
+    labels = [key.partition("/")[2].replace("/", ", ") for key in bins]
+    shared = os.path.commonprefix(labels) if _numeric(bins) and len(bins) > 1 else ""
+    unit = shared.rstrip("-.0123456789")  # "sigma_" of sigma_0.1, sigma_0.9
+    labels = [label.removeprefix(unit) for label in labels]
 
     def line(axes: Axes, row: Row, _: str, look: dict) -> None:
         values = [_late_mean(row, key) for key in bins]
-        axes.plot([i for i, v in enumerate(values) if isfinite(v)], [v for v in values if isfinite(v)], **look, linewidth=1.1)
-        axes.set_xticks(range(len(bins)), labels, rotation=45 if max(map(len, labels)) > 3 else 0)
+        style = look if _numeric(bins) else look | {"linestyle": "none"}
+        axes.plot([i for i, v in enumerate(values) if isfinite(v)], [v for v in values if isfinite(v)], **style, linewidth=1.1)
+        axes.set_xticks(
+            range(len(bins)), labels, rotation=40 if max(map(len, labels)) > 3 else 0, ha="right", rotation_mode="anchor"
+        )
 
-    return _panel_grid(results, [name], "bin", line)
+    return _panel_grid(results, [name], unit.strip("_ ") or "bin", line)
 
 
 def _late_mean(row: Row, key: str) -> float:
@@ -452,11 +475,6 @@ def _late_mean(row: Row, key: str) -> float:
         ]
         means += [float(np.mean(values))] if values else []
     return float(np.mean(means)) if means else nan
-
-
-def _first_number(key: str) -> float:
-    match = re.search(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", key.rpartition("/")[2])
-    return float(match[0]) if match else np.inf
 
 
 def _panel_grid(

@@ -299,6 +299,35 @@ def test_the_page_stands_alone(reported):
     assert len(ids) == len(set(ids))
 
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Uses every control of the page, then leaves in the title how wide it is and what the controls did.
+USE = """<script>
+const all = selector => [...document.querySelectorAll(selector)];
+all("thead button").forEach(each => { each.click(); each.click(); });
+all("select").forEach(each => { each.value = each.options[each.options.length - 1].value; each.onchange(); });
+all("details").forEach(each => each.open = true);
+document.getElementById("play").click();
+const shown = all(".family:not([hidden])").length, clips = all(".clip img").filter(each => each.src).length;
+const said = document.getElementById("play").textContent;
+document.title = ["USED", innerWidth, document.documentElement.scrollWidth, shown, said, clips].join(" ");
+</script>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
+@pytest.mark.parametrize("width", [500, 1280])  # no window is narrower without a screen
+def test_the_page_works_in_a_browser_without_an_error(reported, tmp_path, width):
+    page = tmp_path / "page.html"
+    page.write_text((reported[0] / "report.html").read_text().replace("</body>", f"{USE}</body>"))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=2000"]
+    options += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    title = re.search(r"<title>USED (\d+) (\d+) (\d) (\w+) (\d+)</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    assert int(title[2]) <= int(title[1]) == width, "the page scrolls sideways"
+    assert title.groups()[2:] == ("1", "Play", "4"), "one score's differences, a paused wall, the clips of the last training seed"
+
+
 def test_the_page_says_no_more_than_the_intervals(results):
     told = reading(results)
     assert told[0].startswith("Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row.")
