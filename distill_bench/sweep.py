@@ -47,7 +47,7 @@ from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_
 from distill_bench.store import attempts, read_json, record_outside, state, write_bytes, write_json
 
 TRIES = 3  # of a run whose worker process died, in one call
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
 
 
 @dataclass(frozen=True)
