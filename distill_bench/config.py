@@ -143,6 +143,7 @@ class SweepConfig(_Model):
     include: list[dict[str, Any]] = []  # further cells beside the grid
     exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
     seeds: int | list[int] = 1
+    baseline: dict[str, Any] | None = None  # keys and values of the row that differences are taken to; None: the first row
     cluster: ClusterConfig = ClusterConfig()
 
     def expand(self) -> list[RunConfig]:
@@ -205,7 +206,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
     if "cluster" in data or _profiles_path().is_file():
         data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
-    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell)], str(path))
+    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell), *(sweep.baseline or {})], str(path))
     return sweep
 
 

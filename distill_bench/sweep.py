@@ -90,6 +90,7 @@ class Sweep:
         references = {kind: folder for result in results for kind, folder in result["references"].items()}
         manifest = {
             "name": self.config.name,
+            "baseline": self.config.baseline,
             "question": self.config.question,
             "axes": self.config.axes(self.runs.values()),
             "run_ids": list(self.runs),
