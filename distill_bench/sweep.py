@@ -92,7 +92,6 @@ class Sweep:
         references = {kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found}
         manifest = {
             "name": self.config.name,
-            "baseline": self.config.baseline,
             "question": self.config.question,
             "baseline": self.config.baseline,
             "axes": self.config.axes(self.runs.values()),
