@@ -332,7 +332,7 @@ def test_the_page_says_no_more_than_the_intervals(results):
     told = reading(results)
     assert told[0].startswith("Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row.")
     assert "0 of 2 rows clearly better and 1 clearly worse than the baseline alpha fake_score_updates=1" in told[0]
-    assert told[-1] == "Rows that lost runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
+    assert told[-1] == "Rows that do not have all their runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
 
 
 def test_the_wall_shows_the_same_clips_and_leaves_others_out(store, tmp_path):
