@@ -225,6 +225,8 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             if len(set(spread)) <= 8 and x.column == results.axis:
                 axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
                 axes.minorticks_off()
+        if y.better == "one":
+            axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
         far = _references(axes, results, x, y)
         below = [f"beside the markers: {results.axis}" if any(point.note for point in found) else "", far]
         axes.set_xlabel("\n".join([x.wish, *filter(None, below)]))
@@ -293,7 +295,7 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
             axes.set_visible(False)
         _scale(grid.flat[: len(panels)])
         figure.supxlabel(x.wish, fontsize=STYLE["axes.labelsize"])
-        figure.supylabel(column.wish, fontsize=STYLE["axes.labelsize"])
+        figure.supylabel(_wrapped(column.wish, 30 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"])
         _legend(figure, series, 4 if wide > 1 else 2)
     return figure
 
@@ -344,6 +346,7 @@ def every_row(folder: Path | Results) -> Figure | None:
                     axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
             _reference_dots(axes, references)
             axes.set_title(_wrapped(column.wish, 26))
+            axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(results.rows)), [_tick(row) for row in results.rows])
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
@@ -391,6 +394,7 @@ def differences(folder: Path | Results) -> Figure | None:
                 fill = {} if verdict(each, p) else {"markerfacecolor": GROUND}
                 axes.errorbar(each.interval.mean, place, xerr=_half(each.interval), **look, **fill, capsize=2.5, elinewidth=1)
             axes.set_title(_wrapped(column.wish, 26))
+            axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(others)), [_tick(row) for row in others])
         for axes in list(grid.flat)[len(families) :]:
             axes.set_visible(False)
@@ -563,7 +567,7 @@ def _short(label: str, most: int) -> str:
 
 
 def _brief(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) > 1e-9 else "0"
 
 
 def _wrapped(text: str, width: int = 62) -> str:

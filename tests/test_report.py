@@ -227,6 +227,7 @@ def test_a_budget_can_be_asked_for(store, tmp_path):
         (Interval(15230.0, 15110.0, 15350.0, 3), "15,230 ± 120"),
         (Interval(2.0, float("nan"), float("nan"), 1), "2.00"),
         (Interval(0.0, 0.0, 0.0, 3), "0"),
+        (Interval(1.4e-14, 1.3e-14, 1.5e-14, 1), "0"),
         (Interval(0.8, 0.8 - 1e-16, 0.8 + 2e-16, 3), "0.800"),
         (None, "—"),
     ],
