@@ -591,7 +591,11 @@ def _save(figure: Figure, folder: Path, name: str, png: bool = True) -> Path:
         figure.savefig(svg, format="svg", metadata={"Date": None})
         text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
         text = re.sub(r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
-        text = re.sub(r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; ', "", text)
+        text = re.sub(
+            r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; |; stroke-linecap: square|; stroke-dashoffset: 0', "", text
+        )
+        used = set(re.findall(r"#([\w.-]+)", text))
+        text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
         text = text.replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
         write_bytes(target.with_suffix(".svg"), re.sub(r"\s*\n\s*", "\n", text).encode())
         if png:

@@ -5,7 +5,6 @@ import pytest
 
 from distill_bench.verify import main, verify
 
-
 COMMITTED = sorted(path.parent for path in (Path(__file__).parent.parent / "results").glob("*/sweep.json"))
 
 
