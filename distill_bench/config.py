@@ -44,7 +44,7 @@ Positive = Annotated[int, Field(ge=1)]
 class ProtocolConfig(_Model):
     """How rows are sampled and scored; equal for every row of a table."""
 
-    clips: Positive = identity(144)
+    clips: Positive = identity(256)  # two a prompt; below 256 distances are mostly bias (eval/README.md)
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)

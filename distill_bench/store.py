@@ -10,6 +10,7 @@ One writer a file, no pickles, no database; a torn last line of a JSON-lines fil
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -39,6 +40,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

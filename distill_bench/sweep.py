@@ -25,8 +25,10 @@ from rich.table import Table
 from distill_bench import local, slurm
 from distill_bench.config import ConfigError, RunConfig, SweepConfig, load_sweep, load_yaml, lookup, parse_yaml, run_id
 from distill_bench.registry import RegistryError
-from distill_bench.report import ReportError, aggregate, collect, report, show, show_interval
+from distill_bench.report import ReportError, report
+from distill_bench.results import COSTS, load, show
 from distill_bench.store import attempts, read_json, read_jsonl, state, write_bytes, write_json
+from distill_bench.tables import table as score_table
 
 TRIES = 3  # of a run whose worker process died, in one call
 TO_LAUNCH = ("missing", "lost")
@@ -271,12 +273,11 @@ def _history(store: Path) -> dict[str, float]:
 
 def print_table(sweep: Sweep) -> None:
     """The headline table."""
-    found = collect(sweep.config.name, sweep.store)
-    table = _table("method", *found.swept, "seeds", *(c.heading for c in found.main), "cost")
-    for row in aggregate(found):
-        cells = [show_interval(row.intervals.get(c.column)) for c in found.main]
-        cost = show_interval(row.intervals.get("cost_forward_equivalents"))
-        table.add_row(row.method, *(show(v) for v in row.swept.values()), row.count, *cells, cost)
+    results = load(sweep.out / sweep.config.name)
+    found = score_table(results, results.main + COSTS[:1])
+    table = _table(*found.heads)
+    for _, line in found.lines:
+        table.add_row(*(cell.text for cell in line))
     console.print(table)
 
 

@@ -16,3 +16,15 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines") / "tiny-wan"
     tiny_pipeline(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A results folder as `report` writes it, and the store (written by hand) that it comes from: never change them."""
+    from stores import RUNS, write_store
+
+    from distill_bench.report import report
+
+    folder = tmp_path_factory.mktemp("reported")
+    store = write_store(folder, RUNS)
+    return report("speed", store, folder / "results").parent, store
