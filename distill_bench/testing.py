@@ -12,6 +12,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
 from distill_bench import checkpoint
 from distill_bench.config import load_run, resolve
 from distill_bench.cost import declared
-from distill_bench.draws import Draws
 from distill_bench.method import Batch, Denoise, Loss, Method, Nets
 from distill_bench.models import Guided
 from distill_bench.registry import find_method
@@ -52,8 +53,8 @@ def student_gradient(
     """The gradient of a method's student loss at x0, (B, C, T, H, W), for given denoisers and draws.
 
     Every draw of noise is `noise`, every draw of a noise level `sigma`, whatever its purpose, so that nothing is random. All is in
-    the dtype of the inputs. Heads are those that a run of seed 0 begins with, on `features` of the denoisers where these have
-    them, else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
+    the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have them, else
+    on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
     differentiated there.
 
     Args:
@@ -142,7 +143,7 @@ BASE = {
 
 
 def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path) -> None:
-    """Every conformance test for each method: `name`, `module:Class`, `file.py:Class`, a class, or a run's `method` with its fields.
+    """Every conformance test for each method: a name as in a sweep, a class, or a run's `method` with its fields.
 
     Raises:
         AssertionError: at the first that fails, saying which method and what.
@@ -257,16 +258,18 @@ def check_optimiser_steps(runs: Runs) -> None:
     for accumulation in (1, 4):
         trainer = runs.trainer(accumulation=accumulation)
         for updates in (1, 3):
-            steps = dict.fromkeys(trainer.optimisers, 0)
+            steps = Counter()
             hooks = [
-                optimiser.register_step_post_hook(lambda *_, name=name: steps.__setitem__(name, steps[name] + 1))
+                optimiser.register_step_post_hook(lambda *_, name=name, steps=steps: steps.update([name]))
                 for name, optimiser in trainer.optimisers.items()
             ]
             samples = trainer.update_student()
             for index in range(updates if trainer.fake_score is not None else 0):
                 trainer.update_fake_score(index, samples if index == 0 else None)
-            expected = {name: 1 if name == "student" else updates for name in steps}
-            assert steps == expected, f"{runs.name}: optimiser steps {steps}, not {expected}, at accumulation {accumulation}"
+            expected = {name: 1 if name == "student" else updates for name in trainer.optimisers}
+            assert steps == expected, (
+                f"{runs.name}: optimiser steps {dict(steps)}, not {expected}, at accumulation {accumulation}"
+            )
             for hook in hooks:
                 hook.remove()
 
@@ -333,7 +336,12 @@ def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Pa
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     for command, which in (([*launch, "-m", __name__], 1), ([sys.executable, "-m", __name__], 2)):
         done = subprocess.run(
-            [*command, *(str(pair[which]) for pair in pairs)], env=environment, capture_output=True, text=True, check=False
+            [*command, *(str(pair[which]) for pair in pairs)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
         )
         assert done.returncode == 0, f"training failed: {done.stderr[-2000:]}"
     for name, two, one in pairs:
@@ -394,6 +402,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     for run in sys.argv[1:] if argv is None else argv:
         train(Path(run))
+        AcceleratorState._reset_state(reset_partial_state=True)  # the end of a training destroys its process group
     return 0
 
 

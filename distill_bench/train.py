@@ -123,7 +123,7 @@ class Trainer:
         trains_fake_score = config.fake_score_updates is not None
         self.fake_score = self._placed(pipeline.fake_score()) if trains_fake_score else None
 
-        self.ledger = Ledger(config.batch_size)
+        self.ledger = Ledger(config.batch_size // world)
         teacher = Denoiser(self._placed(pipeline.transformer), "teacher", self.ledger, autocast)
         student, target = (
             Denoiser(self.student, role, self.ledger, autocast, weights)
