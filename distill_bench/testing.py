@@ -53,8 +53,8 @@ def student_gradient(
     """The gradient of a method's student loss at x0, (B, C, T, H, W), for given denoisers and draws.
 
     Every draw of noise is `noise`, every draw of a noise level `sigma`, whatever its purpose, so that nothing is random. All is in
-    the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have them, else
-    on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
+    the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have
+    them, else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
     differentiated there.
 
     Args:
@@ -333,7 +333,7 @@ def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Pa
         fields = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None}
         pairs.append((runs.name, runs.make(**fields), runs.make(**fields)))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for command, which in (([*launch, "-m", __name__], 1), ([sys.executable, "-m", __name__], 2)):
         done = subprocess.run(
             [*command, *(str(pair[which]) for pair in pairs)],
