@@ -11,16 +11,19 @@ import hashlib
 import itertools
 import json
 import operator
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from distill_bench.method import Method
 from distill_bench.registry import RegistryError, find_method
+
+if TYPE_CHECKING:
+    from distill_bench.method import Method  # torch takes seconds, `--status` has none
 
 SCHEMA_VERSION = 1  # part of every run's identity: raise it when the meaning of a field changes
 
@@ -106,13 +109,28 @@ class ClusterConfig(_Model):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = Field(0, ge=0)
-    cpus: Positive = 2
-    mem_gb: Positive = 8
+    nodes: Positive = 1
+    gpus: int = Field(0, ge=0)  # a node
+    tasks: int | None = Field(None, ge=1)  # processes a node that train a run together; None: one a GPU
+    cpus: Positive = 2  # a process
+    mem_gb: Positive = 8  # a node
     hours: float = Field(1.0, gt=0)
-    jobs: int | None = Field(None, ge=1)  # at once; None: the cores of this machine, or 16 in an array
-    setup: tuple[str, ...] = ()
+    runs_per_job: Positive = 1  # small runs that share a job and its GPUs, side by side
+    jobs: int | None = Field(None, ge=1)  # at once; None: the GPUs or cores of this machine, or 16 in an array
+    signal_seconds: Positive = 120  # before the time limit, to save in
+    setup: tuple[str, ...] = ()  # shell lines before each job
     sbatch: dict[str, str | int | bool] = {}  # any further sbatch parameter
+
+    @model_validator(mode="after")
+    def _packed_runs_train_alone(self) -> "ClusterConfig":
+        if self.runs_per_job > 1 and (self.nodes > 1 or (self.tasks or 1) > 1):
+            raise ValueError(f"runs_per_job {self.runs_per_job} needs nodes 1 and tasks 1: runs that share a job train alone")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """Processes a node."""
+        return 1 if self.runs_per_job > 1 else self.tasks or max(1, self.gpus)
 
 
 class SweepConfig(_Model):
@@ -125,6 +143,7 @@ class SweepConfig(_Model):
     include: list[dict[str, Any]] = []  # further cells beside the grid
     exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
     seeds: int | list[int] = 1
+    baseline: dict[str, Any] | None = None  # keys and values of the row that differences are taken to; None: the first row
     cluster: ClusterConfig = ClusterConfig()
 
     def expand(self) -> list[RunConfig]:
@@ -154,11 +173,11 @@ class SweepConfig(_Model):
             if not any(evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell))) for e in self.exclude):
                 yield cell
 
-    def axes(self) -> dict[str, list[Any]]:
-        """What the sweep varies: dotted key -> its values, in the file's order; the seed is no axis."""
+    def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
+        """What the sweep varies among its expanded runs: dotted key -> its values, in their order; the seed is no axis."""
         keys = dict.fromkeys([*self.grid, *(k for cell in self.include for k in cell)])
         values: dict[str, list[Any]] = {key: [] for key in keys}
-        for config in self.expand():
+        for config in runs:
             for key in keys:
                 value = lookup(config, key)
                 if value is not None and value not in values[key]:
@@ -177,11 +196,15 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
         if key in ("seeds", "name"):
             data[key] = value
         elif key.startswith("cluster."):
-            data["cluster"] = {**(data.get("cluster") or {}), key.removeprefix("cluster."): value}
+            cluster = data.get("cluster") or {}
+            cluster = {"profile": cluster} if isinstance(cluster, str) else cluster
+            data["cluster"] = {**cluster, key.removeprefix("cluster."): value}
         else:
             base = merge(base, {key: value})
             data["grid"] = {k: v for k, v in (data.get("grid") or {}).items() if k != key}
     data["base"] = base
+    if "cluster" in data or _profiles_path().is_file():
+        data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
     _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell)], str(path))
     return sweep
@@ -191,6 +214,27 @@ def evaluated_updates(config: RunConfig) -> list[int]:
     """The student updates at which a run's student is kept and scored; the last is the end of the run."""
     n = config.evaluations
     return sorted({-(-config.student_updates * i // n) for i in range(1, n + 1)})
+
+
+def _profiles_path() -> Path:
+    return Path(os.environ.get("DISTILL_BENCH_CLUSTERS", "~/.config/distill-bench/clusters.yaml")).expanduser()
+
+
+def _with_profile(cluster: Any) -> Any:
+    """`cluster:` laid over the profile that it names, by default over the profile `default` where there is one.
+
+    Profiles are the user's, in one file (DISTILL_BENCH_CLUSTERS), so that a sweep moves between clusters unchanged.
+    """
+    if isinstance(cluster, str):
+        cluster = {"profile": cluster}
+    if not isinstance(cluster, dict):
+        return cluster
+    path = _profiles_path()
+    profiles = load_yaml(path) if path.is_file() else {}
+    name = cluster.get("profile", "default")
+    if name not in profiles and "profile" in cluster:
+        raise ConfigError(f"cluster.profile {name!r} is not in {path}; known: {', '.join(profiles) or 'none'}")
+    return {**profiles.get(name, {}), **{key: value for key, value in cluster.items() if key != "profile"}}
 
 
 def load_run(run_dir: Path) -> RunConfig:
@@ -236,7 +280,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def _with_preset(method_class: type[Method], data: dict[str, Any]) -> dict[str, Any]:
+def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str, Any]:
     """The run with the preset of its method written out, under everything that is stated in the run itself."""
     fields = dict(data["method"])
     name = fields.pop("preset", None)
@@ -259,7 +303,7 @@ def _clips_hash(folder: Path) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:12]
 
 
-def method_of(config: RunConfig) -> Method:
+def method_of(config: RunConfig) -> "Method":
     """The method of a run, with its hyper-parameters."""
     fields = dict(config.method)
     return _method(find_method(fields.pop("name")), fields)
@@ -288,6 +332,12 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
             value = getattr(config, name)
             fields[name] = identity_of(value) if isinstance(value, BaseModel) else value
     return fields
+
+
+def cost_key(config: RunConfig) -> str:
+    """Runs that cost the same a student update: alike but for seed, length, optimiser and protocol."""
+    unlike = {"seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay", "grad_clip", "protocol"}
+    return _digest({key: value for key, value in identity_of(config).items() if key not in unlike})
 
 
 def _digest(value: Any) -> str:
@@ -329,7 +379,7 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _method(method_class: type[Method], fields: dict[str, Any]) -> Method:
+def _method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
     known = [f.name for f in dataclasses.fields(method_class)]
     for key in fields:
         if key not in known:

@@ -1,71 +1,165 @@
 """One run from its config to its result: claimed, then train > sample > evaluate, each going on from what is there.
 
     python -m distill_bench.job RUN_FOLDER             do one run
-    python -m distill_bench.job --prepare RUN_FOLDER   make what runs share: the reference rows of its protocol, with their scores
+    python -m distill_bench.job --prepare RUN_FOLDER   make what runs share: extra data of its method, reference rows with scores
 
 This is what a worker process executes, on this machine or on a node of a cluster; it alone writes into a run's folder.
 """
 
 import argparse
+import errno
+import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from distill_bench import __version__, checkpoint
-from distill_bench.config import ConfigError, RunConfig, load_run, method_label
+from distill_bench.config import ConfigError, RunConfig, cost_key, load_run, method_label, method_of
 from distill_bench.evaluate import evaluate
-from distill_bench.local import DRIVER
+from distill_bench.extras import providers
+from distill_bench.models import load_pipeline
+from distill_bench.provenance import code_fingerprint, dirty_diff, provenance
 from distill_bench.registry import RegistryError, evaluators, find_evaluator
 from distill_bench.sample import protocol_hash, references, sample
-from distill_bench.store import claim, once, read_json, write_json
+from distill_bench.stop import Stopped, StopRequest
+from distill_bench.store import (
+    Claim,
+    attempts,
+    claim,
+    end_attempt,
+    once,
+    output_file,
+    read_json,
+    record_outside,
+    write_bytes,
+    write_json,
+)
 from distill_bench.train import train
 
 # How a worker process ends: its run has a result, was stopped in time to go on later, or is in other hands.
 DONE, STOPPED, ELSEWHERE, FAILED = 0, 3, 4, 1
 AGAINST = ("teacher", "teacher_other", "data", "data_other")  # the reference rows that all others are held against
+LIVES_WITHOUT_PROGRESS = 3
 
 
-def execute(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> int:
+class CodeChanged(RuntimeError):
+    """The code is not that of the attempt before."""
+
+
+def execute(run_dir: Path, stop: StopRequest | None = None, allow_changed_code: bool = False) -> int:
     """Do the run in `run_dir`, unless it is done or in other hands; returns one of the module's exit codes.
 
-    Any error is written into the attempt's exit.json and printed; it is not raised.
+    Any error is written into the attempt's exit.json (where even that fails, into errors/ of the store) and printed; it is not
+    raised. With several processes (WORLD_SIZE) the first claims, and samples and scores when all have trained.
     """
-    if (run_dir / "result.json").is_file():
-        return DONE
-    attempt = claim(run_dir, {"command": f"python -m distill_bench.job {run_dir}"})
+    stop = stop or StopRequest()
+    ranks = PartialState(cpu=not torch.cuda.is_available()) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    mine, code, attempt = None, None, None
+    if ranks is None or ranks.is_main_process:
+        mine, code = _begin(run_dir)
+        attempt = mine and mine.attempt
+    if ranks is not None:
+        code, attempt = broadcast_object_list([code, attempt])
     if attempt is None:
-        print(f"{run_dir.name} is in other hands", flush=True)
-        return ELSEWHERE
+        return code
     try:
-        result = _result(run_dir, stop)
-        if result is None:
-            attempt.close("stopped")
-            return STOPPED
-        if attempt.newest():
+        if mine is not None:
+            _record(mine.attempt, run_dir, allow_changed_code)
+        with stop.at_once():
+            prepare_extras(load_run(run_dir), run_dir.parent)
+        summary = train(run_dir, stop)
+        if mine is None:
+            return STOPPED if summary["status"] == "stopped" else DONE
+        with stop.at_once():
+            result = _result(run_dir, summary)
+        if attempts(run_dir)[-1] == mine.attempt:  # else somebody took the run over: the results are theirs
             write_json(run_dir / "result.json", result)
             shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the kept students are what is used from here on
-        attempt.close(result["status"])
+        mine.close(result["status"])
         return DONE
+    except Stopped:
+        return STOPPED if mine is None else _stopped(run_dir, mine, stop)
     except Exception as error:
-        attempt.close("error", f"{type(error).__name__}: {error}")
         traceback.print_exc()
+        said = {"error": f"{type(error).__name__}: {error}", "kind": kind_of(error)}
+        try:
+            end_attempt(attempt, "error", **said) if mine is None else mine.close("error", **said)
+        except OSError:
+            record_outside(run_dir, **said)
         return FAILED
 
 
-def _result(run_dir: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
-    """Train, sample and score a run; None where `stop` came first."""
-    config = load_run(run_dir)
-    summary = train(run_dir, stop)
+def _begin(run_dir: Path) -> tuple[Claim | None, int]:
+    """The claim of a run, or why there is none."""
+    if (run_dir / "result.json").is_file():
+        return None, DONE
+    try:
+        mine = claim(run_dir, {"command": f"python -m distill_bench.job {run_dir}", "log": output_file()})
+    except OSError as error:
+        record_outside(run_dir, error=f"cannot write into {run_dir}: {error.strerror}", kind=kind_of(error))
+        return None, FAILED
+    if mine is None:
+        print(f"{run_dir.name} is in other hands", flush=True)
+        return None, ELSEWHERE
+    (run_dir.parent / "errors" / f"{run_dir.name}.json").unlink(missing_ok=True)
+    return mine, DONE
+
+
+def _record(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:
+    """Write where this attempt's numbers come from; a run does not go on under other code than it began with, unless allowed.
+
+    Raises:
+        CodeChanged: with both fingerprints.
+    """
+    code = code_fingerprint(load_run(run_dir).method["name"])
+    write_json(attempt / "start.json", read_json(attempt / "start.json") | provenance() | {"code_fingerprint": code})
+    diff = dirty_diff()
+    if diff:
+        write_bytes(attempt / "dirty.diff", diff.encode())
+    began = [code for code in _codes(run_dir) if code]
+    if began[0] != code and not allow_changed_code and (checkpoint.found(run_dir) or (run_dir / "train.json").is_file()):
+        raise CodeChanged(
+            f"the code has changed since this run began (fingerprint {began[0]}, now {code}): "
+            f"--allow-changed-code goes on all the same; to begin anew, remove {run_dir}"
+        )
+
+
+def _codes(run_dir: Path) -> list[str]:
+    """The code fingerprints of a run's attempts, each once, oldest first."""
+    starts = [read_json(attempt / "start.json") or {} for attempt in attempts(run_dir)]
+    return list(dict.fromkeys(start["code_fingerprint"] for start in starts if "code_fingerprint" in start))
+
+
+def _stopped(run_dir: Path, mine: Claim, stop: StopRequest) -> int:
+    """End an attempt on request, or as a failure where the run never gets anywhere before it is stopped."""
+    newest = [int(folder.name) for folder in checkpoint.found(run_dir)[-1:]] or [0]
+    trained = (run_dir / "train.json").is_file()
+    before = [read_json(a / "exit.json") or {} for a in attempts(run_dir)[-LIVES_WITHOUT_PROGRESS:-1]]
+    at = {"student_updates": newest[0], "trained": trained}
+    stuck = len(before) == LIVES_WITHOUT_PROGRESS - 1 and all(at.items() <= end.items() for end in before)
+    if stuck and "SLURM_JOB_ID" in os.environ:
+        error = f"stopped {LIVES_WITHOUT_PROGRESS} times at student update {newest[0]}: give it more time (cluster.hours)"
+        mine.close("error", error=error, kind="timeout")
+        return FAILED
+    mine.close("stopped", signal=stop.signal and stop.signal.name, **at)
+    return STOPPED
+
+
+def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Sample and score a trained run."""
     if summary["status"] == "stopped":
-        return None
+        raise Stopped
+    config = load_run(run_dir)
     folders: dict[str, Path] = {}
     began = time.perf_counter()
     if checkpoint.students(run_dir):
@@ -84,7 +178,12 @@ def _result(run_dir: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
         "protocol": protocol_hash(config),
         "references": {kind: str(folder.relative_to(run_dir.parent)) for kind, folder in folders.items()},
         "version": __version__,
+        "code_fingerprint": "+".join(_codes(run_dir)),
+        "cost_key": cost_key(config),
     }
+
+
+# --- what runs share ---
 
 
 def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
@@ -112,43 +211,66 @@ def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
     return {kind: root / name for kind, name in read_json(marker)["folders"].items()}
 
 
+def prepare_extras(config: RunConfig, store: Path) -> None:
+    """The extra data that a run's method needs, made by whoever comes first."""
+    needs = method_of(config).needs
+    if not needs:
+        return
+    key = [sorted(needs), config.teacher_hash, config.guidance_scale, config.shift, config.frames, config.height, config.width]
+    root = store / "extras" / f"claims-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
+
+    def make() -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        providers(needs, config, load_pipeline(config.teacher, device), store)
+        write_json(root / "ready.json", key)
+
+    once(root, lambda: (root / "ready.json").is_file(), make)
+
+
 def _version(name: str) -> Any:
     evaluator = find_evaluator(name)()
     return json.loads(json.dumps([evaluator.version, asdict(evaluator)], default=str))
 
 
-class StopRequest:
-    """True once the process was asked to stop, or its driver is gone: training ends at the next update, with a checkpoint."""
+# --- failures ---
 
-    def __init__(self) -> None:
-        self.asked, self.driver = False, os.environ.get(DRIVER)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
 
-    def _ask(self, number: int, _: object) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __call__(self) -> bool:
-        return self.asked or (self.driver is not None and os.getppid() != int(self.driver))
+def kind_of(error: BaseException) -> str:
+    """The kind of a failure, for `--retry-failed=KIND`."""
+    said = str(error)
+    number = getattr(error, "errno", None)
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in said:
+        return "cuda_oom"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+        return "host_oom"
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said or "Disk quota exceeded" in said:
+        return "disk_full"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "read_only"
+    return {CodeChanged: "code_changed"}.get(type(error), "exception")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of a worker."""
+    stop = StopRequest().listen()
     parser = argparse.ArgumentParser(prog="distill_bench.job", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
-    parser.add_argument("--prepare", action="store_true", help="make the shared reference rows of its protocol, nothing else")
+    parser.add_argument("--prepare", action="store_true", help="make what runs share, nothing else")
+    parser.add_argument("--allow-changed-code", action="store_true", help="go on under other code than the run began with")
     options = parser.parse_args(argv)
     try:
+        config = load_run(options.run)
         if options.prepare:
-            prepare(load_run(options.run), options.run.parent)
+            with stop.at_once():
+                prepare_extras(config, options.run.parent)
+                prepare(config, options.run.parent)
             return DONE
-        load_run(options.run)
     except (ConfigError, RegistryError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    return execute(options.run, StopRequest())
+    except Stopped:
+        return STOPPED
+    return execute(options.run, stop, options.allow_changed_code)
 
 
 if __name__ == "__main__":

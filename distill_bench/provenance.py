@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import inspect
 import os
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from distill_bench import __version__
+from distill_bench.registry import method_file
 
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy", "submitit")
 CORE = ("draws", "extras", "method", "models", "noise", "rollout", "train")  # what every objective's numbers go through
@@ -33,8 +33,8 @@ def provenance() -> dict:
 
 
 SLURM_KEYS = {
-    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST",
-    "SLURM_NNODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ACCOUNT", "SLURM_JOB_QOS", "SLURM_CLUSTER_NAME",
+    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NODELIST", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ACCOUNT", "SLURM_JOB_QOS",
 }  # fmt: skip
 
 
@@ -43,10 +43,10 @@ def dirty_diff() -> str:
     return _git("diff", "HEAD", "--no-color") or ""
 
 
-def code_fingerprint(method_class: type) -> str:
-    """12 digits over the syntax trees of the method's file and of the core: comments, docstrings and layout do not count."""
-    files = [Path(inspect.getfile(method_class)), *(ROOT / f"{name}.py" for name in CORE)]
-    return fingerprint(path.read_text() for path in files)
+def code_fingerprint(method: str) -> str:
+    """12 digits over the syntax trees of a method's file and of the core: comments, docstrings and layout do not count."""
+    files = [method_file(method), *(ROOT / f"{name}.py" for name in CORE)]
+    return fingerprint(path.read_text() for path in files if path is not None)
 
 
 def fingerprint(sources: Iterable[str]) -> str:

@@ -14,13 +14,15 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from distill_bench.evaluator import Evaluator
-from distill_bench.method import Method
+if TYPE_CHECKING:
+    from distill_bench.evaluator import Evaluator
+    from distill_bench.method import Method
 
-KINDS = {  # kind -> (package of the built-in files, entry-point group, base class)
-    "method": ("distill_bench.methods", "distill_bench.methods", Method),
-    "evaluator": ("distill_bench.eval", "distill_bench.evaluators", Evaluator),
+KINDS = {  # kind -> (package of the built-in files, entry-point group, base class: imported late, torch takes seconds)
+    "method": ("distill_bench.methods", "distill_bench.methods", "distill_bench.method:Method"),
+    "evaluator": ("distill_bench.eval", "distill_bench.evaluators", "distill_bench.evaluator:Evaluator"),
 }
 
 
@@ -28,24 +30,37 @@ class RegistryError(ValueError):
     """No such plugin; the message is one line and names the known ones."""
 
 
-def methods() -> dict[str, type[Method]]:
+def methods() -> "dict[str, type[Method]]":
     """Every installed method by name."""
     return _all("method")
 
 
-def evaluators() -> dict[str, type[Evaluator]]:
+def evaluators() -> "dict[str, type[Evaluator]]":
     """Every installed evaluator by name."""
     return _all("evaluator")
 
 
-def find_method(name: str) -> type[Method]:
+def find_method(name: str) -> "type[Method]":
     """The method class called `name`, or at `module:Class` or `path/to/file.py:Class`."""
     return _find("method", name)
 
 
-def find_evaluator(name: str) -> type[Evaluator]:
+def find_evaluator(name: str) -> "type[Evaluator]":
     """The evaluator class called `name`, or at `module:Class` or `path/to/file.py:Class`."""
     return _find("evaluator", name)
+
+
+def method_file(name: str) -> Path | None:
+    """The file of a method, without importing it; None where it cannot be found."""
+    where = name.rpartition(":")[0]
+    if where.endswith(".py"):
+        return Path(where)
+    entry = next((e.value.partition(":")[0] for e in entry_points(group=KINDS["method"][1]) if e.name == name), name)
+    try:
+        spec = importlib.util.find_spec(where or _built_in("method").get(name, entry))
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 def _built_in(kind: str) -> dict[str, str]:
@@ -59,7 +74,8 @@ def _all(kind: str) -> dict[str, type]:
 
 
 def _find(kind: str, name: str) -> type:
-    base = KINDS[kind][2]
+    where, _, class_name = KINDS[kind][2].partition(":")
+    base = getattr(importlib.import_module(where), class_name)
     built_in = _built_in(kind)
     if ":" in name:
         where, _, class_name = name.rpartition(":")

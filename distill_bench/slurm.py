@@ -1,88 +1,171 @@
-"""Runs as a SLURM array through Submitit.
+"""Runs as SLURM arrays through Submitit. What became of them is read from the run folders and `distill_bench.scheduler`.
 
-What became of them is read from the run folders and one `squeue`, never from Submitit, whose view hangs or lies.
+Submitit's own view of a job is never asked: without accounting it hangs, after a lost node it is wrong.
 """
 
 import contextlib
 import logging
-import shutil
+import os
+import socket
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import submitit
-from submitit.helpers import clean_env
+from submitit.core import utils
+from submitit.helpers import TorchDistributedEnvironment, clean_env
 
 from distill_bench.config import ClusterConfig, ConfigError
-from distill_bench.store import read_json, write_json
+from distill_bench.local import Task, python, run_queue
+from distill_bench.scheduler import cluster as cluster_facts
+from distill_bench.stop import DRIVER, StopRequest, obey
+from distill_bench.store import write_json
+
+KILLED_RETRIES = 3  # of a job that lost a process to a signal (a dead rank, memory)
 
 
-def available() -> bool:
-    """Whether this machine belongs to a cluster: `sbatch` is there and configured (its controller may be down)."""
-    if shutil.which("sbatch") is None:
-        return False
-    done = subprocess.run(["squeue", "--me", "--noheader"], capture_output=True, text=True)
-    return "configuration source" not in done.stderr
+def submit(
+    run_dirs: Sequence[Path], cluster: ClusterConfig, store: Path, prepare: Sequence[Path] = (), allow_changed_code: bool = False
+) -> list[str]:
+    """Submit the runs as arrays below MaxArraySize and return each run's job id.
 
-
-def work(run_dir: str) -> int:
-    """What one task of the array does; imported by name on the node."""
-    from distill_bench.job import StopRequest, execute
-
-    return execute(Path(run_dir), StopRequest())
-
-
-def submit(run_dirs: Sequence[Path], cluster: ClusterConfig, store: Path) -> list[str]:
-    """Submit one array over the run folders and return its job ids, in their order.
-
-    The ids are also written into store/submissions/, one file a call, for `queued_runs`.
+    `prepare` are runs whose shared data is to be made first, by a job of its own that the arrays wait for. The ids are also
+    written into store/submissions/, one file a call, for `scheduler.read_queue`.
 
     Raises:
-        ConfigError: if SLURM refuses the job.
+        ConfigError: if SLURM refuses a job; what it has accepted before stays.
     """
     logging.getLogger("submitit").setLevel(logging.ERROR)
-    executor = submitit.SlurmExecutor(folder=store / "slurm" / "%A")
+    packs = [run_dirs[i : i + cluster.runs_per_job] for i in range(0, len(run_dirs), cluster.runs_per_job)]
+    size = cluster_facts(cluster.partition).max_array - 1
+    chunks = [packs[i : i + size] for i in range(0, len(packs), size)]
+    after: dict[str, str] = {}
+    if prepare:
+        # alone in its job; one process, whatever a run has
+        first = _executor(cluster.model_copy(update={"nodes": 1, "tasks": 1}), store, "distill-bench-prepare", 1)
+        (job,) = _submitted(lambda: [first.submit(prepare_shared, [str(run.resolve()) for run in prepare])])
+        after = {"dependency": f"afterany:{job}"}  # any: a run that finds nothing prepared makes it, or says why not
+    ids: dict[Path, str] = {}
+    for chunk in chunks:
+        parallel = max(1, (cluster.jobs or 16) // len(chunks))
+        executor = _executor(cluster, store, "distill-bench", parallel, **after)
+        work = [[str(run.resolve()) for run in pack] for pack in chunk]
+        try:
+            jobs = _submitted(lambda e=executor, w=work: e.map_array(do_runs, w, [allow_changed_code] * len(w)))
+        except ConfigError as error:
+            rest = f"{len(ids)} of {len(run_dirs)} runs are submitted, the same command submits the rest"
+            raise ConfigError(f"{error} ({rest})") from error
+        accepted = {run: job for pack, job in zip(chunk, jobs, strict=True) for run in pack}
+        name = f"{time.time():.3f}-{socket.gethostname()}-{os.getpid()}.json"
+        write_json(store / "submissions" / name, {"jobs": {run.name: job for run, job in accepted.items()}, **after})
+        ids |= accepted
+    return [ids[run] for run in run_dirs]
+
+
+def script(cluster: ClusterConfig, store: Path) -> str:
+    """The batch script of a job, for the plan."""
+    return _executor(cluster, store, "distill-bench", cluster.jobs or 16)._make_submission_file_text("python ...", "plan")
+
+
+def _executor(cluster: ClusterConfig, store: Path, name: str, parallel: int, **more: str) -> submitit.SlurmExecutor:
+    executor = submitit.SlurmExecutor(folder=(store / "slurm" / "%A").resolve())
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
     executor.update_parameters(
-        job_name="distill-bench",
+        job_name=name,
         time=max(1, round(60 * cluster.hours)),
-        nodes=1,
-        ntasks_per_node=1,
+        nodes=cluster.nodes,
+        ntasks_per_node=cluster.processes,
         cpus_per_task=cluster.cpus,
         mem=f"{cluster.mem_gb}GB",
-        array_parallelism=cluster.jobs or 16,
+        array_parallelism=parallel,
+        signal_delay_s=cluster.signal_seconds,
         stderr_to_stdout=True,
-        setup=["set -e", *cluster.setup, "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"],
+        setup=[
+            "set -e",
+            *cluster.setup,
+            # srun does not inherit it in every version; idle OpenMP threads that spin would take the cores from other processes
+            "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
+            "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} OMP_WAIT_POLICY=PASSIVE",
+            "set +e",
+        ],
+        # a process that a signal killed (a lost rank, memory) comes back; a job that is being cancelled does not
+        teardown=[
+            "code=$?",
+            f"if [ $code -gt 128 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {KILLED_RETRIES} ] &&"
+            ' [ "$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)" = RUNNING ]; then'
+            " scontrol requeue $SLURM_JOB_ID; fi",
+            "exit $code",
+        ],
         srun_args=["--kill-on-bad-exit=1"],
-        additional_parameters={"requeue": True, **cluster.sbatch},
+        additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch},
         **({"gpus_per_node": cluster.gpus} if cluster.gpus else {}),
         **{key: value for key, value in optional.items() if value is not None},
+        **more,
     )
-    try:
-        with clean_env():
-            jobs = executor.map_array(work, [str(run.resolve()) for run in run_dirs])
-    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
-        raise ConfigError(f"SLURM refused the job: {str(error).strip().splitlines()[-1]}") from error
-    ids = [job.job_id for job in jobs]
-    write_json(store / "submissions" / f"{ids[0]}.json", {"jobs": dict(zip([run.name for run in run_dirs], ids, strict=True))})
-    return ids
+    return executor
 
 
-def queued_runs(store: Path) -> set[str]:
-    """Run ids that have a job in SLURM's queue.
+def _submitted(call: Callable[[], list[submitit.Job]]) -> list[str]:
+    """Job ids of a submission.
 
     Raises:
-        ConfigError: if the scheduler does not answer: then nothing is known, and nothing may be launched.
+        ConfigError: with what SLURM said.
     """
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ConfigError(f"squeue does not answer ({said}), so nothing is launched; --cluster local runs on this machine")
-    alive = set(done.stdout.split())
-    queued = set()
-    with contextlib.suppress(FileNotFoundError):
-        for path in (store / "submissions").iterdir():
-            jobs = (read_json(path) or {}).get("jobs", {})
-            queued |= {run for run, job in jobs.items() if job in alive}
-    return queued
+    try:
+        with _clean_env():
+            return [job.job_id for job in call()]
+    except (utils.FailedJobError, utils.FailedSubmissionError, subprocess.CalledProcessError) as error:
+        said = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).strip().splitlines()
+        raise ConfigError(f"SLURM refused the job: {said[-1].strip()}") from error
+
+
+@contextlib.contextmanager
+def _clean_env() -> Iterator[None]:
+    """Submitit's clean_env, so that a job may submit jobs, but SLURM_CONF stays: it says which cluster."""
+    conf = os.environ.get("SLURM_CONF")
+    with clean_env(extra_names=(DRIVER,)):
+        if conf is not None:
+            os.environ["SLURM_CONF"] = conf
+        yield
+
+
+# --- what runs on a node; imported there by name, given run folders only ---
+
+
+def do_runs(run_dirs: list[str], allow_changed_code: bool) -> None:
+    """One job: one run with all its processes, or several side by side. Ends by the protocol of `distill_bench.stop`."""
+    stop = StopRequest().listen()
+    from distill_bench.job import ELSEWHERE, STOPPED, execute  # takes seconds: after the handlers
+
+    if len(run_dirs) == 1:
+        if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            # never CUDA_VISIBLE_DEVICES: it would send two jobs of a node to one GPU
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        codes = [execute(Path(run_dirs[0]), stop, allow_changed_code)]
+    else:
+        codes = _side_by_side([Path(run) for run in run_dirs], stop, allow_changed_code)
+    if stop() and STOPPED in codes:
+        obey(stop)
+    raise SystemExit(max(code for code in codes if code != ELSEWHERE) if set(codes) - {ELSEWHERE} else 0)
+
+
+def prepare_shared(run_dirs: list[str]) -> None:
+    """Make what these runs share with others."""
+    stop = StopRequest().listen()
+    from distill_bench.job import STOPPED, main
+
+    codes = [main(["--prepare", run]) for run in run_dirs]
+    if stop() and STOPPED in codes:
+        obey(stop)
+    raise SystemExit(max(codes))
+
+
+def _side_by_side(run_dirs: Sequence[Path], stop: StopRequest, allow_changed_code: bool) -> list[int]:
+    """Each run in a process of its own, sharing the job's cores and GPUs; their exit codes."""
+    from distill_bench.job import STOPPED
+
+    flags = ["--allow-changed-code"] if allow_changed_code else []
+    tasks = [Task(run.name, python("distill_bench.job", str(run), *flags), run / "log.txt") for run in run_dirs]
+    run_queue(tasks, len(tasks), stop=stop)
+    return [STOPPED if task.code is None else task.code if task.code >= 0 else 128 - task.code for task in tasks]

@@ -6,7 +6,8 @@
         checkpoints/  samples/  train.jsonl  metrics.jsonl
         result.json                      the only definition of "done"
 
-One writer a file, no pickles, no database; a torn last line of a JSON-lines file is ignored.
+One writer a file, no pickles, no database; a torn last line of a JSON-lines file is ignored. Where a run's own folder cannot
+be written (full, read-only), its error lies in errors/<run_id>.json until the run is claimed again.
 """
 
 import contextlib
@@ -14,12 +15,15 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from distill_bench.stop import slurm_job
 
 STALE_SECONDS = 120.0
 BEAT_SECONDS = 5.0
@@ -61,10 +65,38 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def write_once(path: Path, value: Any) -> bool:
+    """`write_json` for whoever comes first; False where the file is there."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+
+
 def append_jsonl(path: Path, value: Any) -> None:
     """Append one line; only one process may write a file."""
     with path.open("a") as file:
         file.write(json.dumps(value) + "\n")
+
+
+def last_line(path: Path, size: int = 8192) -> str:
+    """The last line of a text file that says something, read from its end; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -98,11 +130,32 @@ class Claim:
         """False once another attempt has taken the folder over: this one must not write results."""
         return attempts(self.attempt.parent.parent)[-1] == self.attempt
 
-    def close(self, status: str, error: str | None = None) -> None:
-        """Record how the attempt ended: "done", "collapsed", "stopped" or "error" with its last line."""
+    def close(self, status: str, **more: Any) -> None:
+        """Record how the attempt ended: "done", "collapsed", "stopped" or "error" (with `error`, its last line, and `kind`)."""
         self._stop.set()
         self._thread.join()
-        write_json(self.attempt / "exit.json", {"status": status, "error": error, "time": time.time()})
+        end_attempt(self.attempt, status, **more)
+
+
+def end_attempt(attempt: Path, status: str, **more: Any) -> None:
+    """Write an attempt's exit.json; of several ranks the first to end says why."""
+    write_once(attempt / "exit.json", {"status": status, "time": time.time()} | more)
+
+
+def record_outside(run_dir: Path, **said: Any) -> None:
+    """Leave a run's error where its own folder cannot hold it; what cannot be written at all is in the log."""
+    print(f"{run_dir.name}: {said['error']}", file=sys.stderr, flush=True)
+    path = run_dir.parent / "errors" / f"{run_dir.name}.json"
+    try:
+        write_json(path, {"status": "error", "time": time.time(), "log": output_file()} | said)
+    except OSError as error:
+        print(f"and cannot write {path}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def output_file() -> str | None:
+    """The file that this process's output goes to."""
+    path = Path(os.path.realpath("/proc/self/fd/1"))
+    return str(path) if path.is_file() else None
 
 
 def attempts(folder: Path) -> list[Path]:
@@ -143,19 +196,15 @@ def once(folder: Path, ready: Callable[[], bool], make: Callable[[], None], poll
             if not ready():
                 make()
         except BaseException as error:
-            mine.close("error", str(error))
+            mine.close("error", error=f"{type(error).__name__}: {error}")
             raise
         mine.close("done")
 
 
 def identity() -> dict:
     """Who is working: host, process and, under SLURM, job and restart count."""
-    env = os.environ
-    job = env.get("SLURM_JOB_ID")
-    if "SLURM_ARRAY_JOB_ID" in env:
-        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    restart = int(env.get("SLURM_RESTART_COUNT") or 0)
-    return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart": restart, "time": time.time()}
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return {"host": socket.gethostname(), "pid": os.getpid(), "job": slurm_job(), "restart": restart, "time": time.time()}
 
 
 def _alive(attempt: Path, stale_seconds: float) -> bool:
@@ -183,19 +232,28 @@ def _process_exists(pid: int) -> bool:
 
 
 def state(run_dir: Path, queued: bool = False) -> str:
-    """ "done", "collapsed", "running", "queued", "failed", "lost" or "missing" of a run folder.
+    """What a run is doing, from its folder; `queued`: one of its jobs is in the scheduler's queue.
 
-    `queued`: one of the run's jobs is in the scheduler's queue.
+    - "done", "collapsed": it has a result
+    - "running": somebody works in it
+    - "queued": it waits for its first attempt; "preempted": for its next one, saved; "requeued": for its next one, after a
+      loss without warning (the checkpoint before serves)
+    - "failed": its last attempt ended with an error; "stopped": on request, saved; "lost": without a word
+    - "missing": nothing was tried
     """
     result = read_json(run_dir / "result.json")
-    if result is not None:
+    if result is not None and result.get("run_id") == run_dir.name:
         return result["status"]
     tried = attempts(run_dir)
     if tried and _alive(tried[-1], STALE_SECONDS):
         return "running"
-    if queued:
-        return "queued"
+    ended = read_json(tried[-1] / "exit.json") if tried else None
+    if (run_dir.parent / "errors" / f"{run_dir.name}.json").is_file() and not queued:
+        return "failed"
     if not tried:
-        return "missing"
-    ended = read_json(tried[-1] / "exit.json")
-    return "failed" if ended is not None and ended["status"] == "error" else "lost"
+        return "queued" if queued else "missing"
+    if ended is None:
+        return "requeued" if queued else "lost"
+    if ended["status"] == "stopped":
+        return "preempted" if queued else "stopped"
+    return "queued" if queued else {"error": "failed"}.get(ended["status"], "lost")

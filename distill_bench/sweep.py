@@ -2,36 +2,51 @@
 
     python -m distill_bench.sweep sweeps/quick.yaml
 
-Runs go to SLURM where `sbatch` is, else to worker processes on this machine. Started again it goes on where it was: a run's
-state is read from its folder, so nothing that is done, here or in another sweep, is done again.
+Runs go to SLURM where a cluster is configured, else to worker processes on this machine. Started again it goes on where it was:
+a run's state is read from its folder, so nothing that is done, here or in another sweep, is done again.
 """
 
 import argparse
+import dataclasses
+import hashlib
+import json
 import os
+import signal
+import socket
+import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from distill_bench import local, slurm
-from distill_bench.config import ConfigError, RunConfig, SweepConfig, load_sweep, load_yaml, lookup, parse_yaml, run_id
+from distill_bench import local, scheduler, status
+from distill_bench.config import (
+    ConfigError,
+    RunConfig,
+    SweepConfig,
+    cost_key,
+    evaluate_expression,
+    load_sweep,
+    lookup,
+    parse_yaml,
+    run_id,
+)  # fmt: skip
 from distill_bench.registry import RegistryError
-from distill_bench.report import ReportError, report
-from distill_bench.results import COSTS, load, show
-from distill_bench.store import attempts, read_json, read_jsonl, state, write_bytes, write_json
-from distill_bench.tables import table as score_table
+from distill_bench.scheduler import Queue, SchedulerError
+from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_statuses
+from distill_bench.store import attempts, read_json, record_outside, state, write_bytes, write_json
 
 TRIES = 3  # of a run whose worker process died, in one call
-TO_LAUNCH = ("missing", "lost")
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
 
 
@@ -45,37 +60,80 @@ class Sweep:
     out: Path
 
     @property
-    def manifest(self) -> Path:
-        return self.store / "sweeps" / f"{self.config.name}.json"
+    def known(self) -> dict[str, Known]:
+        """What a status needs of each run."""
+        return {run: Known(config.method["name"], config.student_updates) for run, config in self.runs.items()}
 
-    def states(self, queued: set[str] = frozenset()) -> dict[str, str]:
+    def states(self, queue: Queue = Queue()) -> dict[str, str]:  # noqa: B008 - never changed
         """Every run's state, from its folder and what is in the scheduler's queue."""
-        return {run: state(self.store / run, run in queued) for run in self.runs}
+        return {run: state(self.store / run, bool(queue.active(run))) for run in self.runs}
+
+    def only(self, condition: str | None) -> "Sweep":
+        """The runs for which an expression over dotted keys holds."""
+        if condition is None:
+            return self
+        kept = {r: c for r, c in self.runs.items() if evaluate_expression(condition, c.model_dump(mode="json"))}
+        if not kept:
+            raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
+        return dataclasses.replace(self, runs=kept)
 
     def write(self) -> None:
         """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
         for run, config in self.runs.items():
             path = self.store / run / "run.yaml"
             if not path.is_file():
-                write_bytes(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+                try:
+                    write_bytes(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False).encode())
+                except OSError as error:  # this run's trouble alone
+                    record_outside(path.parent, error=f"cannot write into {path.parent}: {error.strerror}", kind="read_only")
         results = [result for run in self.runs if (result := read_json(self.store / run / "result.json"))]
-        references = {kind: folder for result in results for kind, folder in result["references"].items()}
-        manifest = {"name": self.config.name, "question": self.config.question, "axes": self.config.axes()}
-        write_json(self.manifest, manifest | {"run_ids": list(self.runs), "references": references})
+        found = dict.fromkeys(pair for result in results for pair in result["references"].items())
+        kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
+        references = {kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found}
+        manifest = {
+            "name": self.config.name,
+            "question": self.config.question,
+            "baseline": self.config.baseline,
+            "axes": self.config.axes(self.runs.values()),
+            "run_ids": list(self.runs),
+            "references": references,
+            "spec": spec_digest(self.config),
+            "runs": {run: dataclasses.asdict(known) for run, known in self.known.items()},
+        }
+        write_json(manifest_path(self.store, self.config.name), manifest)
 
 
-def open_sweep(path: Path, overrides: Mapping[str, Any], store: Path, out: Path) -> Sweep:
-    """A sweep file, expanded.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def manifest_path(store: Path, name: str) -> Path:
+    """Where a sweep says which runs are its own."""
+    return store / "sweeps" / f"{name}.json"
+
+
+def spec_digest(config: SweepConfig) -> str:
+    """What a sweep's run ids follow from, but for the teacher's weights: its file, and the code that resolves it."""
+    package = Path(__file__).parent
+    sources = [package / "config.py", package / "method.py", *sorted((package.parent / "methods").glob("*.py"))]
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", exclude={"cluster"}), sort_keys=True).encode())
+    for path in sources:
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def open_sweep(config: SweepConfig, store: Path, out: Path) -> Sweep:
+    """A sweep, expanded.
 
     Raises:
-        ConfigError: for bad input, or where the store or the output folder cannot be written.
+        ConfigError: for a run that cannot be, or where the store or the output folder cannot be written.
     """
-    config = load_sweep(path, overrides)
     runs = {run_id(run): run for run in config.expand()}
     for folder in (store, out):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(4096))
         except OSError as error:
             raise ConfigError(f"cannot write into {folder}: {error.strerror}") from error
     return Sweep(config, runs, store, out)
@@ -84,69 +142,137 @@ def open_sweep(path: Path, overrides: Mapping[str, Any], store: Path, out: Path)
 # --- launching ---
 
 
-def run_local(sweep: Sweep, jobs: int, retry_failed: bool) -> None:
+@dataclass(frozen=True)
+class Launch:
+    """Which runs a call may start, and how."""
+
+    retry: frozenset[str] | None = None  # kinds of failure to try again; {"all"} is every one
+    stale: str = "warn"
+    allow_changed_code: bool = False
+
+    def chosen(self, sweep: Sweep, queue: Queue) -> list[str]:
+        """Runs to start; with stale "rerun" those of other code are first set aside."""
+        chosen = []
+        for s in read_statuses(sweep.store, sweep.known, queue):
+            if s.stale and self.stale == "rerun":
+                _set_aside(sweep.store / s.run)
+                chosen.append(s.run)
+            elif s.state in TO_LAUNCH or (s.state == "failed" and self.retry and self.retry & {"all", s.kind}):
+                chosen.append(s.run)
+        sweep.write()
+        return chosen
+
+
+def _set_aside(folder: Path) -> None:
+    """Move a run's folder away, results and all, so that the run is missing."""
+    for n in range(1, 1000):
+        aside = folder.with_name(f"{folder.name}.stale-{n}")
+        if not aside.exists():
+            folder.rename(aside)
+            console.print(f"{folder.name}: made by other code; set aside as {aside.name}")
+            return
+
+
+def run_local(sweep: Sweep, jobs: int, launch: Launch) -> None:
     """Do every run that is not done in worker processes of this machine; returns when none is left to do."""
     tries: Counter[str] = Counter()
-    launch = (*TO_LAUNCH, "failed") if retry_failed else TO_LAUNCH
     with _Board(sweep, jobs) as board:
         while True:
-            states = sweep.states()
-            todo = [run for run, now in states.items() if now in launch and tries[run] < TRIES]
-            launch = TO_LAUNCH  # what fails in this call is not tried again
+            todo = [run for run in launch.chosen(sweep, Queue()) if tries[run] < TRIES]
+            launch = dataclasses.replace(launch, retry=None)  # what fails in this call is not tried again
             if todo:
                 tries.update(todo)
-                local.run_queue([*_preparations(sweep, todo), *(_task(sweep, run) for run in todo)], jobs, board.changed, board)
-            elif "running" in states.values():
+                tasks = [*_preparations(sweep, todo), *(_task(sweep, run, launch) for run in todo)]
+                local.run_queue(tasks, jobs, board.changed, board)
+            elif "running" in sweep.states().values():
                 time.sleep(1)  # another process has them; should it die, they are taken over
                 board()
             else:
                 return
 
 
-def _task(sweep: Sweep, run: str) -> local.Task:
+def _task(sweep: Sweep, run: str, launch: Launch) -> local.Task:
     folder = sweep.store / run
-    return local.Task(run, local.python("distill_bench.job", str(folder)), folder / "log.txt")
+    flags = ["--allow-changed-code"] if launch.allow_changed_code else []
+    return local.Task(run, local.python("distill_bench.job", str(folder), *flags), folder / "log.txt")
+
+
+def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
+    """One run for each set of shared data that is not there yet: name -> run."""
+    from distill_bench.sample import protocol_hash
+
+    first: dict[tuple, str] = {}
+    for run in todo:
+        config = sweep.runs[run]
+        first.setdefault((protocol_hash(config), config.nfe, config.stepping, config.method["name"], config.guidance_scale), run)
+    ready = {key: (sweep.store / "references" / key[0] / f"ready-nfe{key[1]}-{key[2]}.json").is_file() for key in first}
+    return {f"references {key[0]} for {key[3]}": run for key, run in first.items() if not ready[key]}
 
 
 def _preparations(sweep: Sweep, todo: list[str]) -> list[local.Task]:
-    """A task for each set of reference rows that the runs need: first in the queue, so that no run waits for them long."""
-    from distill_bench.sample import protocol_hash
-
-    first = {}
-    for run in todo:
-        config = sweep.runs[run]
-        first.setdefault((protocol_hash(config), config.nfe, config.stepping), run)
+    """Tasks that make what the runs share: first in the queue, so that no run waits for them long."""
     return [
         local.Task(
-            f"references {key[0]}",
-            local.python("distill_bench.job", "--prepare", str(sweep.store / run)),
-            sweep.store / "references" / key[0] / "log.txt",
+            name, local.python("distill_bench.job", "--prepare", str(sweep.store / run)), sweep.store / "logs" / f"{run}.txt"
         )
-        for key, run in first.items()
+        for name, run in _sharing(sweep, todo).items()
     ]
 
 
-def run_debug(sweep: Sweep, retry_failed: bool) -> None:
+def run_debug(sweep: Sweep, launch: Launch) -> None:
     """Do every run that is not done in this process, one after the other."""
     from distill_bench.job import execute
 
-    launch = (*TO_LAUNCH, "failed") if retry_failed else TO_LAUNCH
-    for run, now in sweep.states().items():
-        if now in launch:
-            console.print(f"[bold]{run}[/bold]")
-            execute(sweep.store / run)
+    for run in launch.chosen(sweep, Queue()):
+        console.print(f"[bold]{run}[/bold]")
+        execute(sweep.store / run, allow_changed_code=launch.allow_changed_code)
 
 
-def run_slurm(sweep: Sweep, retry_failed: bool) -> None:
-    """Submit every run that is not done as one array, and return."""
-    states = sweep.states(slurm.queued_runs(sweep.store))
-    launch = (*TO_LAUNCH, "failed") if retry_failed else TO_LAUNCH
-    todo = [run for run, now in states.items() if now in launch]
+def run_slurm(sweep: Sweep, launch: Launch) -> None:
+    """Submit every run that is not done, and return."""
+    from distill_bench import slurm
+
+    todo = launch.chosen(sweep, scheduler.read_queue(sweep.store))
     if not todo:
         console.print("nothing to submit")
         return
-    ids = slurm.submit([sweep.store / run for run in todo], sweep.config.cluster, sweep.store)
-    console.print(f"submitted {len(ids)} runs as {ids[0]} ... {ids[-1]}; watch: squeue --me, or this command with --status")
+    shared = [sweep.store / run for run in _sharing(sweep, todo).values()]
+    cluster, folders = sweep.config.cluster, [sweep.store / run for run in todo]
+    ids = slurm.submit(folders, cluster, sweep.store, shared, launch.allow_changed_code)
+    arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids))
+    console.print(f"submitted {len(ids)} runs as {len(set(ids))} jobs: {', '.join(arrays)}")
+    console.print("watch: this command with --status or --wait, or squeue --me")
+
+
+def wait(sweep: Sweep, seconds: float = 5.0) -> None:
+    """Stay until no run is waiting or running; a live table in a terminal, a line at each change elsewhere."""
+    said = ""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            statuses = read_statuses(sweep.store, sweep.known, scheduler.read_queue(sweep.store))
+            line = status.counts(statuses)
+            if console.is_terminal:
+                live.update(status.as_table(statuses), refresh=True)
+            elif line != said:
+                console.print(f"{time.strftime('%H:%M:%S')} {line}")
+            said = line
+            if not any(s.state in WAITING for s in statuses):
+                return
+            time.sleep(seconds)
+
+
+def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
+    """Cancel the jobs of the runs and ask those that work on this machine to save and stop; returns how many."""
+    jobs = {job for run in runs for job in queue.active(run)}
+    if jobs:
+        scheduler.cancel(sorted(jobs))
+    stopped = len(jobs)
+    for run in runs:
+        start = (read_json(attempts(store / run)[-1] / "start.json") if attempts(store / run) else None) or {}
+        if start.get("job") is None and start.get("host") == socket.gethostname() and state(store / run) == "running":
+            os.kill(start["pid"], signal.SIGTERM)
+            stopped += 1
+    return stopped
 
 
 class _Board:
@@ -173,109 +299,107 @@ class _Board:
     def __call__(self) -> None:
         """Called now and then."""
         if self.bar:
-            done = sum(_progress(self.sweep.store / run, config)[0] for run, config in self.sweep.runs.items())
-            self.bar.update(self.task, completed=done)
+            statuses = read_statuses(self.sweep.store, self.sweep.known, Queue())
+            self.bar.update(self.task, completed=sum(s.of if s.state in ENDED else s.student_updates for s in statuses))
 
     def changed(self, task: local.Task) -> None:
         """A worker process started or ended."""
-        folder, clock = self.sweep.store / task.name, time.strftime("%H:%M:%S")
+        run, clock, store = task.name, time.strftime("%H:%M:%S"), self.sweep.store
+        if task.error is not None and run in self.sweep.runs:
+            record_outside(store / run, error=task.error, kind="not_started")
         if task.code is None:
-            console.print(f"{clock} start {task.name}")
-        elif task.name not in self.sweep.runs:
-            console.print(f"{clock} {'done ' if task.code == 0 else '[red]failed[/red]'} {task.name}")
+            console.print(f"{clock} start {run}")
+        elif run not in self.sweep.runs:
+            console.print(f"{clock} {'done' if task.code == 0 else f'[red]failed[/red] (log: {task.log})'} {run}")
         else:
-            now = state(folder)
-            states = Counter(self.sweep.states().values())
-            ended = states["done"] + states["collapsed"] + states["failed"]
-            note = f" ({_note(folder, now)}; log: {task.log})" if now not in ("done", "running") else ""
-            console.print(f"{clock} {now} {task.name}{note} [{ended}/{len(self.sweep.runs)}]", markup=False)
+            (s,) = read_statuses(store, {run: self.sweep.known[run]}, Queue())
+            ended = Counter(self.sweep.states().values())
+            note = "" if s.state in ("done", "running") else f" ({s.note}; log: {s.log or task.log})"
+            count = ended["done"] + ended["collapsed"] + ended["failed"]
+            console.print(f"{clock} {s.state} {run}{note} [{count}/{len(self.sweep.runs)}]", markup=False)
 
 
-# --- telling ---
+# --- the plan ---
 
 
-def _progress(folder: Path, config: RunConfig) -> tuple[int, float]:
-    """Student updates and seconds of training so far."""
-    result = read_json(folder / "train.json")
-    lines = [result | {"seconds": result["train_seconds"]}] if result else read_jsonl(folder / "train.jsonl")
-    last = lines[-1] if lines else {"student_updates": 0, "seconds": 0.0}
-    done = (folder / "result.json").is_file()
-    return (config.student_updates if done else last["student_updates"]), last["seconds"]
-
-
-def _note(folder: Path, now: str) -> str:
-    """Why a run has no result, in a line."""
-    if now == "collapsed":
-        return str((read_json(folder / "result.json") or {}).get("reason"))
-    tried = attempts(folder)
-    error = (read_json(tried[-1] / "exit.json") or {}).get("error") if tried else None
-    if now == "failed":
-        return str(error).strip().splitlines()[-1]
-    return {"lost": "its process is gone; the same command starts it again"}.get(now, "")
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for heading in others:
-        table.add_column(heading)
-    return table
-
-
-def print_status(sweep: Sweep, states: Mapping[str, str]) -> None:
-    """What every run is doing."""
-    table = _table("run", "state", "student updates", "seconds", "left", "note")
-    for run, config in sweep.runs.items():
-        folder, now = sweep.store / run, states[run]
-        updates, seconds = _progress(folder, config)
-        left = seconds / updates * (config.student_updates - updates) if now == "running" and updates else None
-        shown = [f"{updates}/{config.student_updates}", f"{seconds:.0f}", "" if left is None else f"{left:.0f} s"]
-        table.add_row(run, now, *shown, _note(folder, now))
-    console.print(table)
-    console.print(", ".join(f"{count} {now}" for now, count in Counter(states.values()).items()))
-
-
-def print_plan(sweep: Sweep, states: Mapping[str, str]) -> None:
-    """The runs with their ids, what varies, and the seconds that like runs took per student update."""
-    axes = [key for key in sweep.config.axes() if key != "method"]
-    table = _table("run", "method", *axes, "seed", "updates", "state", "estimate")
+def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None:
+    """The runs with their ids, what varies, what they will cost by what like runs took, and what the cluster lacks."""
+    axes = [key for key in sweep.config.axes(sweep.runs.values()) if key != "method"]
+    table = Table("run", "method", *axes, "seed", "updates", "state", "estimate", box=None, pad_edge=False)
     history = _history(sweep.store)
-    total = 0.0
-    for run, config in sweep.runs.items():
-        pace = history.get(_pace_key(config.model_dump(mode="json")))
-        seconds = None if pace is None or states[run] == "done" else pace * config.student_updates
-        total += seconds or 0.0
-        values = [show(lookup(config, key)) for key in axes]
-        estimate = "" if states[run] == "done" else "unknown" if seconds is None else f"{seconds:.0f} s"
-        shown = [config.method["name"], *values, str(config.seed), str(config.student_updates), states[run]]
-        table.add_row(run, *shown, estimate)
+    known, unknown, total = 0, 0, 0.0
+    for s in statuses:
+        config = sweep.runs[s.run]
+        like = history.get(cost_key(config), [])
+        ended, seconds = s.state in ENDED, None
+        if like:
+            pace, evaluation = (statistics.median(column) for column in zip(*like, strict=True))
+            seconds = pace * (s.of - s.student_updates) + evaluation
+        if not ended:
+            known, unknown, total = known + bool(like), unknown + (not like), total + (seconds or 0.0)
+        estimate = "" if ended else "unknown" if seconds is None else f"{status.duration(seconds)} (of {len(like)} like runs)"
+        values = [_shown(lookup(config, key)) for key in axes]
+        table.add_row(s.run, config.method["name"], *values, str(config.seed), str(s.of), s.state, estimate)
     console.print(table)
-    todo = sum(now not in ("done", "collapsed") for now in states.values())
-    known = f"about {total / 60:.1f} process-minutes by what like runs took" if total else "cost unknown: no like run is done yet"
-    console.print(f"{len(sweep.runs)} runs, {todo} to do: {known}")
+    console.print(f"{len(statuses)} runs ({status.counts(statuses)}), {known + unknown} to do")
+    cluster = sweep.config.cluster
+    if known:
+        hours = total / 3600 * cluster.nodes * (cluster.gpus or 1) / cluster.runs_per_job
+        unit = "GPU-hours" if cluster.gpus else "process-hours"
+        console.print(f"cost of {known} of them by like runs: {hours:.3g} {unit}, one run at a time {status.duration(total)}")
+    if unknown:
+        console.print(f"cost of {unknown} of them: unknown, no like run is done yet")
+    if on_slurm:
+        _print_cluster(sweep)
 
 
-def _pace_key(config: Mapping[str, Any]) -> str:
-    """Runs that cost the same a student update: alike but for seed, length, optimiser and protocol."""
-    alike = ("method", "teacher_hash", "fake_score_updates", "batch_size", "frames", "height", "width", "nfe", "reuse_rollout")
-    return str([config.get(key) for key in alike])
-
-
-def _history(store: Path) -> dict[str, float]:
-    """Seconds a student update of the runs that are done, by `_pace_key`."""
-    paces: dict[str, float] = {}
+def _history(store: Path) -> dict[str, list[tuple[float, float]]]:
+    """Seconds a student update, and seconds of evaluation, of the runs that are done; by `config.cost_key`."""
+    paces: dict[str, list[tuple[float, float]]] = {}
     for path in store.glob("*/result.json"):
-        result = read_json(path)
-        if result and result.get("student_updates"):
-            paces[_pace_key(load_yaml(path.parent / "run.yaml"))] = result["train_seconds"] / result["student_updates"]
+        result = read_json(path) or {}
+        if result.get("student_updates") and "cost_key" in result:
+            pace = result["train_seconds"] / result["student_updates"]
+            paces.setdefault(result["cost_key"], []).append((pace, result["evaluate_seconds"]))
     return paces
+
+
+def _print_cluster(sweep: Sweep) -> None:
+    """How the jobs will look, and what this cluster cannot do for them."""
+    from distill_bench import slurm
+
+    wanted = sweep.config.cluster
+    found = scheduler.cluster(wanted.partition)
+    size = f"{wanted.nodes} x {wanted.processes} processes of {wanted.cpus} CPUs, {wanted.gpus} GPUs a node, {wanted.hours:g} h"
+    console.print(
+        f"slurm: partition {found.partition}, {size}, runs a job {wanted.runs_per_job}, jobs at once {wanted.jobs or 16}"
+    )
+    lacks = {
+        f"{wanted.hours:g} h is over the partition's {found.max_hours} h": found.max_hours and wanted.hours > found.max_hours,
+        "no node of the partition offers GPUs": wanted.gpus and not found.gpus,
+        "preemption sends no signal: a run saves when it is told to end, within GraceTime": found.preemptible
+        and not found.preemption_signal,
+        "jobs are not requeued on this cluster: start the sweep again after a preemption": not found.requeue,
+        "no accounting: how a lost job ended is known for some minutes only": not found.accounting,
+    }
+    for text, true in lacks.items():
+        if true:
+            console.print(f"[yellow]warning[/yellow]: {text}")
+    console.print(slurm.script(wanted, sweep.store), markup=False)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def print_table(sweep: Sweep) -> None:
     """The headline table."""
+    from distill_bench.results import COSTS, load
+    from distill_bench.tables import table as score_table
+
     results = load(sweep.out / sweep.config.name)
     found = score_table(results, results.main + COSTS[:1])
-    table = _table(*found.heads)
+    table = Table(*found.heads, box=None, pad_edge=False)
     for _, line in found.lines:
         table.add_row(*(cell.text for cell in line))
     console.print(table)
@@ -285,21 +409,39 @@ def print_table(sweep: Sweep) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns 0 where all is done or submitted, 1 where a run failed, 2 for bad input."""
+    """Run the command line.
+
+    Returns 0 where all is done or submitted, 1 where a run failed, 2 for bad input; with --status 0 where all is done, 3 where
+    work is left, 4 where a run failed.
+    """
     parser = argparse.ArgumentParser(prog="distill_bench.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="the sweep's YAML")
     parser.add_argument("--cluster", choices=["auto", "slurm", "local", "debug"], default="auto")
-    parser.add_argument("--jobs", type=int, help="runs at once; default: the cores of this machine, or 16 in an array")
+    parser.add_argument("--profile", help="settings of a cluster by name, from the user's file of profiles")
+    parser.add_argument("--jobs", type=int, help="runs at once; default: the GPUs or cores of this machine, or 16 in an array")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of every run")
+    parser.add_argument("--only", metavar="CONDITION", help="some of the runs, for instance \"method == 'a' and seed < 2\"")
     parser.add_argument("--store", type=Path, default=Path("runs"), help="where runs live, shared by all sweeps")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and their estimated cost, start nothing")
-    parser.add_argument("--status", action="store_true", help="print what every run is doing, start nothing")
-    parser.add_argument("--retry-failed", action="store_true", help="also start runs that failed")
-    options = parser.parse_args(argv)
+    parser.add_argument("--wait", action="store_true", help="on SLURM: stay with a live table until all have ended, then report")
+    parser.add_argument(
+        "--retry-failed", nargs="?", const="all", metavar="KIND,...", help="also start runs that failed, with = those of a kind"
+    )
+    parser.add_argument("--stale", choices=["warn", "rerun", "ignore"], default="warn", help="results of other code than now")
+    parser.add_argument("--allow-changed-code", action="store_true", help="go on with runs that began under other code")
+    show = parser.add_mutually_exclusive_group()
+    show.add_argument("--dry-run", action="store_true", help="print the runs, their cost and the first job; start nothing")
+    show.add_argument("--status", action="store_true", help="print what every run is doing; start nothing")
+    show.add_argument("--watch", type=float, metavar="SECONDS", help="--status again and again")
+    show.add_argument("--explain", metavar="RUN", help="everything about one run, by the beginning of its id or any part")
+    show.add_argument("--cancel", action="store_true", help="cancel the jobs of the sweep's runs; what is running saves first")
+    parser.add_argument("--json", action="store_true", help="--status for scripts")
+    arguments = sys.argv[1:] if argv is None else argv
+    # bare, the option would take the file that follows it for a kind
+    options = parser.parse_args(["--retry-failed=all" if a == "--retry-failed" else a for a in arguments])
     try:
         return _main(options)
-    except (ConfigError, RegistryError, ReportError) as error:
+    except (ConfigError, RegistryError, SchedulerError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -313,32 +455,90 @@ def _main(options: argparse.Namespace) -> int:
         if options.jobs < 1:
             raise ConfigError(f"--jobs {options.jobs}: at least 1")
         overrides["cluster.jobs"] = options.jobs
-    sweep = open_sweep(options.file, overrides, options.store, options.out)
-    on_slurm = options.cluster == "slurm" or (options.cluster == "auto" and slurm.available())
-    if on_slurm and not slurm.available():
+    if options.profile is not None:
+        overrides["cluster.profile"] = options.profile
+    config = load_sweep(options.file, overrides)
+    on_slurm = options.cluster in ("auto", "slurm") and scheduler.available()
+    if options.cluster == "slurm" and not on_slurm:
         raise ConfigError("--cluster slurm: no configured sbatch on this machine; allowed here: local, debug")
-    if options.dry_run or options.status:
-        states = sweep.states(slurm.queued_runs(sweep.store) if on_slurm else set())
-        (print_plan if options.dry_run else print_status)(sweep, states)
+    if options.json or options.status or options.watch or options.explain or options.cancel:
+        return _tell(config, options, on_slurm)
+    sweep = open_sweep(config, options.store, options.out)
+    chosen = sweep.only(options.only)
+    if options.dry_run:
+        print_plan(chosen, read_statuses(sweep.store, chosen.known, scheduler.read_queue(sweep.store, on_slurm)), on_slurm)
         return 0
     sweep.write()
+    retry = None if options.retry_failed is None else frozenset(options.retry_failed.split(","))
+    launch = Launch(retry, options.stale, options.allow_changed_code)
     if on_slurm:
-        run_slurm(sweep, options.retry_failed)
+        run_slurm(chosen, launch)
+        if not options.wait:
+            return 0
+        wait(chosen)
     elif options.cluster == "debug":
-        run_debug(sweep, options.retry_failed)
+        run_debug(chosen, launch)
     else:
-        run_local(sweep, sweep.config.cluster.jobs or os.cpu_count() or 1, options.retry_failed)
+        run_local(chosen, config.cluster.jobs or len(local.gpus()) or os.cpu_count() or 1, launch)
+    return _finish(sweep, chosen, launch, on_slurm)
+
+
+def _finish(sweep: Sweep, chosen: Sweep, launch: Launch, on_slurm: bool) -> int:
+    """Report on what there is, and say what there is not."""
+    from distill_bench.report import ReportError, report
+
     sweep.write()  # the references are known now
-    states = sweep.states()
-    if any(now in ("done", "collapsed") for now in states.values()):
-        page = report(sweep.config.name, sweep.store, sweep.out)
-        print_table(sweep)
+    statuses = read_statuses(chosen.store, chosen.known, scheduler.read_queue(chosen.store, on_slurm))
+    if any(s.state in ENDED for s in statuses):
+        try:
+            page = report(sweep.config.name, sweep.store, sweep.out)
+            print_table(sweep)
+        except ReportError as error:
+            raise ConfigError(str(error)) from error
         console.print(str(page))
-    failed = [run for run, now in states.items() if now not in ("done", "collapsed", "queued", "running")]
-    if failed and not on_slurm:
-        print_status(sweep, {run: states[run] for run in sweep.runs})
+    stale = [s.run for s in statuses if s.stale]
+    if stale and launch.stale == "warn":
+        say = f"{len(stale)} results are of other code than now: {stale[0]} ... (--stale=rerun makes them again)"
+        console.print(f"[yellow]warning[/yellow]: {say}")
+    if not all(s.state in ENDED for s in statuses):
+        console.print(status.as_table([s for s in statuses if s.state not in ENDED]))
         return 1
     return 0
+
+
+def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> int:
+    """--status and its like: by the manifest of the last launch where the sweep is still that one, else expanded anew."""
+    store, manifest = options.store, read_json(manifest_path(options.store, config.name)) or {}
+    if manifest.get("spec") == spec_digest(config) and not options.only and not options.explain:
+        runs = {run: Known(**known) for run, known in manifest["runs"].items()}
+        sweep = None
+    else:
+        sweep = open_sweep(config, store, options.out).only(options.only)
+        runs = sweep.known
+    queue = scheduler.read_queue(store, on_slurm)
+    if options.explain:
+        found = [run for run in runs if options.explain in run]
+        if len(found) != 1:
+            names = ", ".join(found or runs)
+            raise ConfigError(f"--explain {options.explain!r} is {len(found) or 'no'} runs of the sweep; known: {names}")
+        axes = {key: lookup(sweep.runs[found[0]], key) for key in sweep.config.axes(sweep.runs.values())}
+        console.print(status.explain(store, found[0], axes, queue, runs[found[0]]), markup=False)
+        return 0
+    if options.cancel:
+        console.print(f"{cancel(store, runs, queue)} jobs and processes are told to stop")
+        return 0
+    while True:
+        statuses = read_statuses(store, runs, queue)
+        if options.json:
+            print(status.as_json(statuses))
+        else:
+            console.print(status.as_table(statuses))
+            console.print(status.counts(statuses))
+        code = status.exit_code(statuses)
+        if not options.watch or code == 0:
+            return code
+        time.sleep(options.watch)
+        queue = scheduler.read_queue(store, on_slurm)
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from distill_bench.registry import RegistryError, evaluators, find_evaluator, find_method, methods
 
 from distill_bench.cli import main
 from distill_bench.evaluator import Evaluator
 from distill_bench.method import Method
+from distill_bench.registry import RegistryError, evaluators, find_evaluator, find_method, methods
 
 OWN = '''
 from dataclasses import dataclass
