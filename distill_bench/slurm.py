@@ -38,7 +38,7 @@ def submit(
     """
     logging.getLogger("submitit").setLevel(logging.ERROR)
     packs = [run_dirs[i : i + cluster.runs_per_job] for i in range(0, len(run_dirs), cluster.runs_per_job)]
-    size = cluster_facts(cluster.partition).max_array - 1
+    size = cluster_facts(cluster.partition).max_array  # the largest index is one less
     chunks = [packs[i : i + size] for i in range(0, len(packs), size)]
     after: dict[str, str] = {}
     if prepare:
