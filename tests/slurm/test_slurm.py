@@ -36,7 +36,7 @@ class Lab:
         } | base  # fmt: skip
         cluster = {"cpus": 1, "mem_gb": 1, "hours": 0.2, "signal_seconds": 30} | cluster
         sweep = {"question": "Does it survive?", "base": base, "cluster": cluster, "grid": {"method": [f"{SLOW}:Slow"]}} | keys
-        self.folder, self.store = folder, folder / "runs"
+        self.folder, self.store, self.known = folder, folder / "runs", {}
         folder.mkdir(parents=True)
         self.file = folder / "lab.yaml"
         self.file.write_text(json.dumps(sweep))
@@ -57,8 +57,8 @@ class Lab:
         return self.start(*more, slow=slow).wait()
 
     def statuses(self) -> dict[str, Status]:
-        known = open_sweep(load_sweep(self.file), self.store, self.folder / "results").known
-        return {s.run: s for s in read_statuses(self.store, known, read_queue(self.store))}
+        self.known = self.known or open_sweep(load_sweep(self.file), self.store, self.folder / "results").known
+        return {s.run: s for s in read_statuses(self.store, self.known, read_queue(self.store))}
 
     def until(self, condition: Callable[[dict[str, Status]], bool], seconds: float = 150.0) -> dict[str, Status]:
         """Wait for a condition on the statuses."""
@@ -141,11 +141,9 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits
     command("scancel", jobs[cancelled])
     command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     time.sleep(1)
-    command("scontrol", "update", "nodename=n2", "state=resume")
+    subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], capture_output=True)  # or it is back by itself
     it.until(lambda now: now[on_n2[0]].attempts >= 2 or now[on_n2[0]].state in ("requeued", "preempted"))
-    subprocess.run(
-        ["srun", "-p", "main", "-N2", "--ntasks-per-node=1", "--exclusive", "--mem=0", "true"], check=True, timeout=120
-    )
+    command("srun", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--exclusive", "--mem=0", "true")  # preempts all
     statuses = it.until(quiet)
     assert statuses[cancelled].state == "stopped" and statuses[cancelled].kind == "cancelled"
     (failed,) = [s for s in statuses.values() if s.state == "failed"]
