@@ -12,7 +12,9 @@ COMMANDS = {
     "sample": "draw the clips of a trained run",
     "evaluate": "score a folder of clips",
     "report": "tables, figures and page of a sweep",
-    "plot": "figures of runs.csv",
+    "plot": "figures of a sweep's results",
+    "compare": "differences of two runs' configs and scores",
+    "verify": "recompute the tables of a results folder",
     "pretrain": "train the embedded teacher and the evaluators' networks",
 }
 

@@ -47,7 +47,7 @@ Positive = Annotated[int, Field(ge=1)]
 class ProtocolConfig(_Model):
     """How rows are sampled and scored; equal for every row of a table."""
 
-    clips: Positive = identity(144)
+    clips: Positive = identity(256)  # two a prompt; below 256 distances are mostly bias (eval/README.md)
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)
@@ -63,7 +63,8 @@ class RunConfig(_Model):
     teacher_hash: str = identity("")  # written on resolving
     seed: int = identity(0, ge=0)
     student_updates: Positive = identity(200)
-    fake_score_updates: Positive = identity(5)
+    fake_score: Literal["trained", "exact"] = identity("trained")  # exact: in closed form, where the teacher offers it
+    fake_score_updates: Positive | None = identity(5)  # a student update; None, written on resolving: there is none to train
     batch_size: Positive = identity(8)
     accumulation: Positive = identity(1)
     frames: Positive = identity(8)
@@ -73,6 +74,9 @@ class RunConfig(_Model):
     shift: float = identity(2.0, gt=0)
     stepping: Literal["renoise", "ode"] = identity("renoise")
     exit_step: Literal["random", "last"] = identity("random")
+    student_input: Literal["rollout", "real_data"] = identity("rollout")  # real_data: noised to one of the student's levels
+    data: str | None = identity(None, counts=False)  # a folder of real clips; counts by content; None: see `distill_bench.extras`
+    data_hash: str = identity("")  # written on resolving
     reuse_rollout: bool = identity(False)
     guidance_scale: float = identity(3.0, ge=0)  # uncond + g (cond - uncond); 1 is none
     score_shift: float = identity(2.0, gt=0)
@@ -85,11 +89,12 @@ class RunConfig(_Model):
     weight_decay: float = identity(0.0, ge=0)
     grad_clip: float = identity(10.0, gt=0)
     ema: float | None = identity(0.98, ge=0, lt=1)
-    precision: Literal["float32", "bfloat16"] = identity("float32")
+    precision: Literal["float32", "bfloat16", "float64"] = identity("float32")
     evaluations: Positive = identity(4)  # evenly spaced student updates at which the student is kept and scored
     protocol: ProtocolConfig = identity(ProtocolConfig())
     checkpoint_every: Positive = identity(50, counts=False)
     log_every: Positive = identity(10, counts=False)
+    signals_every: Positive | None = identity(20, counts=False)  # student updates; not part of a run's cost or seconds
     trackers: tuple[str, ...] = identity(("tensorboard",), counts=False)
     threads: int | None = identity(None, counts=False, ge=1)
 
@@ -241,9 +246,8 @@ def load_run(run_dir: Path) -> RunConfig:
 
 def resolve(data: Mapping[str, Any]) -> RunConfig:
     """A run with every default written out: those of the schema, of the method, and the teacher's content hash."""
-    from distill_bench.models import content_hash, teacher_folder  # heavy: only where a run is resolved
+    from distill_bench.models import content_hash, is_gaussian, teacher_folder  # heavy: only where a run is resolved
 
-    data = dict(data)
     method = data.get("method")
     if method is None:
         raise ConfigError("method is missing: name one, for instance `method: NAME` (see `distill-bench list`)")
@@ -255,15 +259,47 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         folder = teacher_folder(str(data.get("teacher", "mini-wan")))
     except (RegistryError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    data = _with_preset(method_class, dict(data) | {"method": fields})
+    fields = data["method"]
     instance = _method(method_class, {k: v for k, v in fields.items() if k != "name"})
     data["method"] = {"name": fields["name"]} | dataclasses.asdict(instance)
     data["method_version"], data["teacher_hash"] = method_class.version, content_hash(folder)
+    data["data_hash"] = "" if data.get("data") is None else _clips_hash(Path(data["data"]))
+    if not method_class.has_fake_score or data.get("fake_score") == "exact":
+        data["fake_score_updates"] = None
     config = validate(RunConfig, data, "run")
+    if config.fake_score_updates is None and method_class.has_fake_score and config.fake_score == "trained":
+        raise ConfigError("fake_score_updates is null: give a number, or `fake_score: exact` where the teacher offers it")
+    if config.fake_score == "exact" and not is_gaussian(folder):
+        raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     if config.sigma_min >= config.sigma_max:
         raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
     if config.batch_size % config.accumulation:
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}")
     return config
+
+
+def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str, Any]:
+    """The run with the preset of its method written out, under everything that is stated in the run itself."""
+    fields = dict(data["method"])
+    name = fields.pop("preset", None)
+    if name is None:
+        return data
+    preset = method_class.presets.get(name) if isinstance(name, str) else None
+    if preset is None:
+        known = ", ".join(method_class.presets) or "none"
+        raise ConfigError(f"method.preset is {name!r}: {fields['name']} has no such preset; known: {known}")
+    written = merge({"method": {"name": fields["name"]}}, preset.overrides)
+    return written | data | {"method": written["method"] | fields}
+
+
+def _clips_hash(folder: Path) -> str:
+    """A digest of a folder of clips (12 digits)."""
+    files = [folder / "clips.npy", folder / "manifest.jsonl"]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise ConfigError(f"data {folder} is no folder of clips: it lacks {', '.join(missing)}")
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:12]
 
 
 def method_of(config: RunConfig) -> "Method":

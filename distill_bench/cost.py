@@ -1,10 +1,23 @@
-"""The cost ledger: network passes of each role, counted as they happen, in forward equivalents.
+"""The cost ledger: network passes of each role, counted as they happen, in forward equivalents; and what a sweep will cost.
 
 One forward equivalent is one forward of the student over one global batch; an input-only backward costs one, a full
 backward two (weights and input). Roles of another size are weighted by their FLOPs a forward.
+
+    python -m distill_bench.cost SWEEP                                    roles of one size, as they begin
+    python -m distill_bench.cost SWEEP --size teacher=14 --size student=1.3    a larger teacher, by parameters or FLOPs
+
+prices one student update of every cell from the passes that the methods declare: nothing is trained for it.
 """
 
+import argparse
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill_bench.config import RunConfig
 
 PASSES = {"forward": 1.0, "input_backward": 1.0, "full_backward": 2.0}
 
@@ -18,7 +31,7 @@ class Ledger:
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
     enabled: bool = True
 
-    def add(self, role: str, kind: str, samples: int) -> None:
+    def add(self, role: str, kind: str, samples: float) -> None:
         """Count a pass of `kind` (see PASSES) of `role` over `samples` samples."""
         if self.enabled:
             row = self.counts.setdefault(role, dict.fromkeys(PASSES, 0.0))
@@ -32,3 +45,97 @@ class Ledger:
     def forward_equivalents(self) -> float:
         """The whole cost so far."""
         return sum(self.weight(role) * PASSES[kind] * count for role, row in self.counts.items() for kind, count in row.items())
+
+
+Counts = dict[str, dict[str, float]]  # role -> kind of pass -> count, as in Ledger.counts
+
+
+def declared(config: "RunConfig") -> Counts:
+    """The passes of one student update and its fake-score updates, by what the method declares; mean over exit steps."""
+    from distill_bench.config import method_of
+
+    cost, updates = method_of(config).cost(), config.fake_score_updates or 0
+    steps = (config.nfe + 1) / 2 if config.exit_step == "random" else config.nfe
+    rollout = 1.0 if config.student_input == "real_data" else steps
+    counts: Counts = {}
+
+    def add(role: str, times: float, **passes: float) -> None:
+        row = counts.setdefault(role, dict.fromkeys(PASSES, 0.0))
+        for kind, count in passes.items():
+            row[kind] += times * count
+
+    guided = config.guidance_scale != 1
+    # what a role of a declaration is in the ledger, and how many of its passes each is
+    roles = {"teacher": ("teacher", 1 + guided), "unguided_teacher": ("teacher", 1), "guidance": ("teacher", float(guided))}
+    for phase, times in ((cost.student, 1), (cost.fake_score, updates)):
+        for role, passes in phase.items():
+            if role == "rollout":
+                add("student", times * passes.forward, forward=rollout)
+                add("student", times, full_backward=passes.full_backward)
+            elif role != "fake_score" or config.fake_score == "trained":
+                name, each = roles.get(role, (role, 1))
+                add(name, times * each, **vars(passes))
+    add("student", updates - (config.reuse_rollout and updates > 0), forward=rollout)
+    return counts
+
+
+def priced(counts: Counts, sizes: Mapping[str, float]) -> float:
+    """Forward equivalents of counts, with roles of `sizes`; a role that is not there is of the student's."""
+    return sum(Ledger(1, dict(sizes)).weight(role) * PASSES[kind] * n for role, row in counts.items() for kind, n in row.items())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: what one student update of every cell of a sweep costs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from distill_bench.config import ConfigError, group_id, load_sweep, lookup
+    from distill_bench.registry import RegistryError
+
+    parser = argparse.ArgumentParser(prog="distill_bench.cost", description=main.__doc__.splitlines()[0])
+    parser.add_argument("sweep", type=Path, help="a sweep file")
+    parser.add_argument(
+        "--size", action="append", default=[], metavar="ROLE=SIZE", help="parameters or FLOPs of a role, in any one unit"
+    )
+    options = parser.parse_args(argv)
+    try:
+        sizes = {role: float(size) for role, size in (each.split("=", 1) for each in options.size)}
+        unknown = sorted(sizes.keys() - {"student", "fake_score", "teacher", "target"})
+        if unknown:
+            raise ConfigError(f"--size {unknown[0]}: roles are student, fake_score, teacher and target")
+        if "student" not in sizes and sizes:
+            raise ConfigError("--size needs the student's size too: costs are in its forwards")
+        sweep = load_sweep(options.sweep)
+        runs = {group_id(config): config for config in sweep.expand()}
+    except (ConfigError, RegistryError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except ValueError:
+        print(f"{parser.prog}: --size takes ROLE=NUMBER, for instance teacher=14e9", file=sys.stderr)
+        return 2
+    axes = [key for key in sweep.axes() if key != "method"]
+    table = Table(title=f"forward equivalents of one student update: {sweep.name}")
+    roles = ("student", "fake_score", "teacher", "target")
+    for heading in ("method", *axes, *(f"{role} fwd / bwd" for role in roles), "total", "to the first"):
+        table.add_column(heading, justify="left" if heading in ("method", *axes) else "right")
+    first = None
+    for config in runs.values():
+        counts = declared(config)
+        total = priced(counts, sizes)
+        first = first or total
+        cells = [_passes(counts.get(role)) for role in roles]
+        swept = ["-" if (value := lookup(config, key)) is None else str(value) for key in axes]
+        table.add_row(config.method["name"], *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return 0
+
+
+def _passes(row: Mapping[str, float] | None) -> str:
+    """`forwards / backwards`, a full backward as two."""
+    if row is None:
+        return "-"
+    return f"{row['forward']:g} / {row['input_backward'] + 2 * row['full_backward']:g}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -29,10 +29,11 @@ class Draws:
     phase: str
     indices: Sequence[int]
     device: torch.device
+    dtype: torch.dtype = torch.float32  # drawn in float32 whatever it is: a wider run sees the same values
 
     def _each(self, purpose: str, draw) -> Tensor:
         key = (self.seed, self.student_update, self.phase, purpose)
-        return torch.stack([draw(generator(*key, index)) for index in self.indices]).to(self.device)
+        return torch.stack([draw(generator(*key, index)) for index in self.indices]).to(self.device, self.dtype)
 
     def noise(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Gaussian noise (B, *shape)."""
@@ -40,12 +41,16 @@ class Draws:
 
     def sigma(self, purpose: str, shift: float, low: float, high: float) -> Tensor:
         """Noise levels (B,): uniform, warped by shift, clamped to [low, high]."""
-        uniform = self._each(purpose, lambda g: torch.rand((), generator=g))
-        return warp(uniform, shift).clamp(low, high)
+        return warp(self.uniform(purpose), shift).clamp(low, high)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """One number in [0, 1) a sample, (B,)."""
+        return self._each(purpose, lambda g: torch.rand((), generator=g))
 
     def integers(self, purpose: str, high: int) -> list[int]:
         """One integer in [0, high) a sample."""
-        return self._each(purpose, lambda g: torch.randint(high, (), generator=g)).tolist()
+        key = (self.seed, self.student_update, self.phase, purpose)
+        return [int(torch.randint(high, (), generator=generator(*key, index))) for index in self.indices]
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One integer in [0, high), the same on every rank and in every micro-batch (keyed without the index)."""

@@ -1,24 +1,51 @@
 """Scores of a folder of clips: one line a score in metrics.jsonl, nothing computed twice.
 
-    python -m distill_bench.evaluate FOLDER --reference teacher=FOLDER --reference data=FOLDER
+    python -m distill_bench.evaluate FOLDER --reference FOLDER --evaluators NAME,NAME
 
-An evaluator whose lines are there with its version, its settings and the protocol is left alone; older lines of it are replaced.
+FOLDER is one that `distill_bench.sample` wrote, or any folder of mp4, gif, webp or npy clips with captions in manifest.jsonl:
+see `distill_bench.media`. An evaluator whose lines are there with its version, its settings and the protocol is left alone;
+older lines of it are replaced. What networks make of clips is kept in `.features` beside them.
 """
 
 import argparse
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from distill_bench.evaluator import Clips, Evaluator, Score
+from distill_bench.media import load_clips
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
-from distill_bench.store import read_json, read_jsonl, write_bytes
+from distill_bench.store import read_jsonl, write_bytes
+
+
+class References(Mapping[str, Clips]):
+    """Reference rows by kind, each read from disk when it is first asked for."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders, self._loaded = dict(folders), {}
+
+    def __getitem__(self, key: str) -> Clips:
+        if key not in self._loaded:
+            self._loaded[key] = load_clips(self._folders[key])
+        return self._loaded[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._folders
 
 
 def evaluate(
@@ -27,106 +54,173 @@ def evaluate(
     evaluators: Sequence[str] | None = None,
     protocol: str | None = None,
     out: Path | None = None,
+    settings: Mapping[str, Mapping[str, Any]] = {},  # noqa: B006 - never changed
 ) -> list[dict]:
     """Score the clips of a folder and write the lines to `out`; the lines are also returned.
 
+    Under torch.distributed every rank calls this: they share the forwards, and the first one writes.
+
     Args:
-        references: folders of clips by what they are: `teacher`, `data`.
+        references: folders of clips by what they are: see `Evaluator.scores`; `distill_bench.sample.references` makes them.
         evaluators: names; None is every one that applies to the clips.
-        protocol: two rows compare only if theirs is one; None is a digest of prompts, seeds, sizes and references.
+        protocol: two rows compare only if theirs is one; None is a digest of `conditions`.
         out: the metrics.jsonl, by default in the folder.
+        settings: fields of evaluators by name.
 
     Raises:
-        ValueError: if a named evaluator cannot score the clips, or a score is not finite.
+        ValueError: if a named evaluator cannot score the clips, a score is not finite, or `out` holds other evaluators' scores
+            of another protocol.
     """
     out = out or folder / "metrics.jsonl"
-    clips = load_clips(folder)
-    against = {key: load_clips(path) for key, path in references.items()}
-    protocol = protocol or protocol_of(clips, against)
-    for name in dict.fromkeys(all_evaluators() if evaluators is None else evaluators):
-        evaluator = find_evaluator(name)()
+    clips, against = load_clips(folder), References(references)
+    under = conditions(clips, against)
+    protocol = protocol or _digest(under)
+    names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
+    _refuse_mixture(out, names, protocol, under)
+    for name in names:
+        evaluator = _with_settings(name, settings.get(name, {}))
         reason = evaluator.reason_to_skip(clips)
         if reason is not None:
             if evaluators is not None:
                 raise ValueError(f"{name} cannot score {folder}: {reason}")
             print(f"{name} skipped: {reason}", flush=True)
             continue
-        key = _key(name, evaluator, protocol, against)
+        key = _key(name, evaluator, protocol, under)
         lines = read_jsonl(out)
         if not any(key.items() <= line.items() for line in lines):
             new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
+            if not new:
+                print(f"{name} skipped: it needs a reference that is not there", flush=True)
             kept = [line for line in lines if line.get("metric") != name]
-            write_bytes(out, "".join(json.dumps(line) + "\n" for line in [*kept, *new]).encode())
+            if not _rank():
+                write_bytes(out, "".join(json.dumps(line) + "\n" for line in [*kept, *new]).encode())
     return read_jsonl(out)
 
 
-def load_clips(folder: Path) -> Clips:
-    """The clips of a folder that `distill_bench.sample` wrote.
+def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
+    """What rows must share to be compared: prompts, counts, sizes, rate and references; seeds by their digest."""
+    n, frames, _, height, width = clips.frames.shape
+    found = {"clips": n, "frames": frames, "height": height, "width": width, "fps": clips.fps}
+    found |= {"prompts": _digest(clips.prompts), "seeds": _digest(clips.seeds)}
+    return found | {"references": {key: references[key].digest[:8] for key in sorted(references) if key in REFERENCES}}
 
-    Raises:
-        ValueError: if files are missing or do not belong together.
-    """
-    path, manifest = folder / "clips.npy", folder / "manifest.jsonl"
-    for each in (path, manifest):
-        if not each.is_file():
-            raise ValueError(f"no {each.name} in {folder}: it is no folder of clips")
-    lines = read_jsonl(manifest)
+
+# the rows that evaluators are given; the other rows of a table (controls, the untrained student) differ between runs
+REFERENCES = ("teacher", "teacher_other", "data", "data_other")
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What differs between two conditions, for instance "clips 144 and 256, references.teacher 1a2b3c4d and 5e6f7a8b"."""
+    a, b = _flat(mine), _flat(theirs)
+    return ", ".join(f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _refuse_mixture(out: Path, names: Sequence[str], protocol: str, under: Mapping[str, Any]) -> None:
+    for line in read_jsonl(out):
+        if line.get("metric") not in names and line.get("protocol") != protocol:
+            what = differences(line.get("conditions") or {}, under) or "the teacher's sampling"
+            raise ValueError(
+                f"{out} holds {line.get('column')} of protocol {line.get('protocol')}, these clips are of {protocol}; they "
+                f"differ in {what}: one row holds one protocol, delete the file or score with every evaluator"
+            )
+
+
+def _with_settings(name: str, values: Mapping[str, Any]) -> Evaluator:
+    evaluator = find_evaluator(name)
+    known = [f.name for f in fields(evaluator)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{name} has no setting {key!r}; it has: {', '.join(known) or 'none'}")
     try:
-        frames = np.load(path, allow_pickle=False)
-        if [line["index"] for line in lines] != list(range(len(frames))):
-            raise ValueError(f"{manifest} lists {len(lines)} clips, {path.name} holds {len(frames)}")
-        extra = {"fps": float(row["fps"])} if "fps" in (row := read_json(folder / "row.json") or {}) else {}
-        return Clips(frames, [line["prompt"] for line in lines], [line["seed"] for line in lines], **extra)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{folder}: {error}") from error
-    except KeyError as error:
-        raise ValueError(f"{manifest}: a line has no {error}") from error
+        return TypeAdapter(evaluator).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{name}.{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}") from error
 
 
-def protocol_of(clips: Clips, references: Mapping[str, Clips]) -> str:
-    """Digest of what rows must share to be compared: prompts, seeds, sizes and references (8 digits)."""
-    digest = hashlib.sha256(json.dumps([clips.prompts, clips.seeds, clips.frames.shape, clips.fps]).encode())
-    for key, reference in sorted(references.items()):
-        digest.update(key.encode() + hashlib.sha256(np.ascontiguousarray(reference.frames)).digest())
-    return digest.hexdigest()[:8]
-
-
-def _key(name: str, evaluator: Evaluator, protocol: str, references: Mapping[str, Clips]) -> dict:
-    """What makes a line still hold; settings are written where there are any."""
+def _key(name: str, evaluator: Evaluator, protocol: str, under: Mapping[str, Any]) -> dict:
+    """What makes a line still hold."""
     settings = json.loads(json.dumps(asdict(evaluator), default=str))
     key = {"metric": name, "version": evaluator.version, "protocol": protocol}
-    return key | {"settings": settings, "references": sorted(references)}
+    return key | {"settings": settings, "conditions": dict(under)}
 
 
 def _line(key: dict, score: Score, clips: Clips) -> dict:
-    if not math.isfinite(score.value):
-        raise ValueError(f"{score.column} of the clips is {score.value}")
+    numbers = [score.value, *(score.per_clip or ())]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{score.column} of the clips is not finite: {score.value}")
     per_clip = None if score.per_clip is None else [round(float(v), 6) for v in score.per_clip]
-    return asdict(score) | {"per_clip": per_clip, "n": len(clips.frames)} | key
+    return asdict(score) | {"per_clip": per_clip, "warnings": list(score.warnings), "n": len(clips.frames)} | key
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: score one folder of clips."""
     parser = argparse.ArgumentParser(prog="distill_bench.evaluate", description=evaluate.__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a folder with clips.npy and manifest.jsonl")
-    parser.add_argument("--reference", action="append", default=[], metavar="KEY=FOLDER", help="teacher=... and data=...")
+    parser.add_argument("folder", type=Path, help="a folder of clips: clips.npy, or mp4, gif, webp, npy files and manifest.jsonl")
+    parser.add_argument(
+        "--reference", action="append", default=[], metavar="[KIND=]FOLDER", help="teacher=... (also without KIND=), data=..."
+    )
     parser.add_argument("--evaluators", help="names with commas between; default: every one that applies")
-    parser.add_argument("--protocol", help="protocol of the row; default: a digest of prompts, seeds, sizes and references")
+    parser.add_argument("--set", action="append", default=[], metavar="EVALUATOR.FIELD=VALUE", help="a setting of an evaluator")
+    parser.add_argument("--protocol", help="protocol of the row; default: a digest of prompts, counts, sizes and references")
     parser.add_argument("--out", type=Path, help="file of the lines; default: metrics.jsonl in the folder")
     options = parser.parse_args(argv)
     names = None if options.evaluators is None else [n.strip() for n in options.evaluators.split(",") if n.strip()]
     try:
-        if any("=" not in each for each in options.reference):
-            raise ValueError("--reference takes KEY=FOLDER, for instance teacher=runs/references/1a2b3c4d/teacher")
-        references = {key: Path(path) for key, path in (each.split("=", 1) for each in options.reference)}
-        lines = evaluate(options.folder, references, names, options.protocol, options.out)
-    except ValueError as error:
+        references = {key or "teacher": Path(path) for key, _, path in map(_reference, options.reference)}
+        settings = _settings(options.set)
+        if unknown := [key for key in settings if key not in (names or all_evaluators())]:
+            raise ValueError(
+                f"--set names {unknown[0]!r}, which is not among the evaluators: {', '.join(names or all_evaluators())}"
+            )
+        lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
+        if mute := set(names or ()) - {line["metric"] for line in lines}:
+            raise ValueError(f"{min(mute)} needs a reference: give --reference FOLDER")
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     for line in lines:
         sd = "" if line["sd"] is None else f" (sd {line['sd']:.3g})"
         unit = f" {line['unit']}" if line["unit"] else ""
-        print(f"{line['column']:20} {line['value']:.4g}{sd}{unit}  {line['title']}, {line['n']} clips")
+        extractor = f" [{line['extractor']}]" if line["extractor"] else ""
+        print(f"{line['column']:22} {line['value']:.4g}{sd}{unit}  {line['title']}, {line['n']} clips{extractor}")
+    for warning in dict.fromkeys(f"{line['column']}: {warning}" for line in lines for warning in line["warnings"]):
+        print(f"warning: {warning}")
     return 0
+
+
+def _reference(text: str) -> tuple[str, str, str]:
+    key, found, path = text.partition("=")
+    if not found:
+        return "", "", text
+    if key not in REFERENCES:
+        raise ValueError(f"--reference {text}: no kind {key!r}; known: {', '.join(REFERENCES)}")
+    return key, found, path
+
+
+def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        where, equals, value = text.partition("=")
+        name, dot, field = where.rpartition(".")
+        if not (equals and dot and name and field):
+            raise ValueError(f"--set takes EVALUATOR.FIELD=VALUE; found {text!r}")
+        found.setdefault(name, {})[field] = yaml.safe_load(value)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Extra data that a method may declare in `needs`: made once from the teacher, cached in the store, shared by all runs."""
+"""Extra data that a method may declare in `needs`, or a run in `student_input`: made once and cached in the store."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,8 +18,10 @@ from distill_bench.draws import Draws, generator
 from distill_bench.models import Denoiser, Guided, Pipeline
 from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
+from distill_bench.store import read_jsonl
 
 ODE_PAIRS, ODE_STEPS = 256, 24
+REAL_LATENTS, FIRST_KEY = 432, 2_000_000  # keys of rendered clips that neither teacher nor evaluators have seen
 
 Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
 
@@ -37,14 +40,57 @@ def providers(needs: frozenset[str], config: RunConfig, pipeline: Pipeline, stor
 
 def ode_pairs(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
     """Noise and what the guided teacher's ODE makes of it (Yin et al., 2023, section 4.2): `noise`, `x0`, `text`."""
+    return _provider("ode_pairs", *_teacher_samples(config, pipeline, store))
+
+
+def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
+    """Clean latents of real clips and their text: `x0`, `text`.
+
+    From the folder of clips that the run's `data` names (`clips.npy`, `manifest.jsonl`: as `distill_bench.sample` writes them);
+    without one rendered for the teacher's prompts, where their domain can be, else sampled from the guided teacher.
+    """
+    if config.data is not None:
+        prompts, x0 = _clips(config, pipeline)
+        return _provider("real_latents", {"x0": x0}, pipeline.encode_text(prompts), list(range(len(prompts))))
+    known = pipeline.prompts()
+    which = [i % len(known) for i in range(REAL_LATENTS)]
+    key = [config.teacher_hash, config.frames, config.height, config.width, REAL_LATENTS, FIRST_KEY]
+    keys = range(FIRST_KEY, FIRST_KEY + REAL_LATENTS)
+    x0 = pipeline.data([known[which[0]]], [FIRST_KEY])
+    if x0 is None:
+        pairs, texts, which = _teacher_samples(config, pipeline, store)
+        return _provider("real_latents", {"x0": pairs["x0"]}, texts, which)
+    expected = pipeline.latent_shape(config.frames, config.height, config.width)
+    if tuple(x0.shape[1:]) != tuple(expected):
+        raise ValueError(
+            f"rendered clips make latents {tuple(x0.shape[1:])}, the run's are {tuple(expected)}; name a folder in `data`"
+        )
+    made = _cached(store, "real_latents", key, lambda: {"x0": pipeline.data([known[i] for i in which], list(keys)).cpu()})
+    return _provider("real_latents", made, pipeline.encode_text(known), which)
+
+
+PROVIDERS = {"ode_pairs": ode_pairs, "real_latents": real_latents}
+
+
+def _provider(purpose: str, tensors: dict[str, Tensor], texts: Tensor, which: list[int]) -> Provider:
+    """Draws rows of the tensors (N, ...) with the text of each: row i has texts[which[i]]."""
+
+    def draw(draws: Draws) -> dict[str, Tensor]:
+        chosen = draws.integers(purpose, len(which))
+        rows = {key: value[chosen] for key, value in tensors.items()} | {"text": texts[[which[i] for i in chosen]]}
+        return {key: value.to(draws.device, draws.dtype) for key, value in rows.items()}
+
+    return draw
+
+
+def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tuple[dict[str, Tensor], Tensor, list[int]]:
     shape = pipeline.latent_shape(config.frames, config.height, config.width)
     key = [config.teacher_hash, config.guidance_scale, config.shift, ODE_PAIRS, ODE_STEPS, *shape]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    path = store / "extras" / f"ode_pairs-{name}.safetensors"
     prompts = pipeline.prompts()
     texts = pipeline.encode_text([*prompts, ""])
     which = [i % len(prompts) for i in range(ODE_PAIRS)]
-    if not path.is_file():
+
+    def make() -> dict[str, Tensor]:
         teacher = Guided(Denoiser(pipeline.transformer, "teacher", Ledger(1)), texts[-1:], config.guidance_scale)
         sigmas = teacher_sigmas(ODE_STEPS, config.shift).to(pipeline.device)
         noise = torch.stack([torch.randn(*shape, generator=generator("ode_pairs", i)) for i in range(ODE_PAIRS)])
@@ -52,23 +98,34 @@ def ode_pairs(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
             euler(teacher, noise[i : i + 16].to(pipeline.device), sigmas, texts[which[i : i + 16]]).cpu()
             for i in range(0, ODE_PAIRS, 16)
         ]
+        return {"noise": noise, "x0": torch.cat(x0)}
+
+    return _cached(store, "ode_pairs", key, make), texts, which
+
+
+def _cached(store: Path, name: str, key: list, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gives, from extras/<name>-<hash of key>.safetensors once it is there."""
+    path = store / "extras" / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
+    if not path.is_file():
+        made = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
-        save_file({"noise": noise, "x0": torch.cat(x0)}, temporary)
+        save_file({k: v.contiguous() for k, v in made.items()}, temporary)
         os.replace(temporary, path)  # whoever comes first: the bits are the same
-    pairs = load_file(path)
-
-    def draw(draws: Draws) -> dict[str, Tensor]:
-        chosen = draws.integers("ode_pairs", ODE_PAIRS)
-        text = texts[[which[i] for i in chosen]]
-        return {
-            "noise": pairs["noise"][chosen].to(text.device),
-            "x0": pairs["x0"][chosen].to(text.device),
-            "text": text,
-        }
-
-    return draw
+    return load_file(path)
 
 
-PROVIDERS = {"ode_pairs": ode_pairs}
+def _clips(config: RunConfig, pipeline: Pipeline) -> tuple[list[str], Tensor]:
+    """Prompts and latents of the run's own folder of clips."""
+    folder = Path(config.data)
+    frames = np.load(folder / "clips.npy", allow_pickle=False)
+    prompts = [line["prompt"] for line in read_jsonl(folder / "manifest.jsonl")]
+    if len(prompts) != len(frames):
+        raise ValueError(f"data {folder}: clips.npy holds {len(frames)} clips, manifest.jsonl lists {len(prompts)}")
+    if frames.shape[1:] != (config.frames, 3, config.height, config.width):
+        raise ValueError(
+            f"data {folder}: clips are {frames.shape[1:]} (T, 3, H, W), the run's "
+            f"{(config.frames, 3, config.height, config.width)}; render them at the run's frames, height and width"
+        )
+    return prompts, torch.cat([pipeline.encode(part).cpu() for part in np.array_split(frames, -(-len(frames) // 16))])

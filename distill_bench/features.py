@@ -1,340 +1,384 @@
-"""Networks that look at clips for the evaluators: how they are trained, shipped and loaded.
+"""Frozen networks that look at clips for the evaluators: what each takes, and what it gives, cached on disk.
 
-    python -m distill_bench.features --out distill_bench/assets/features
-
-trains the two shipped ones on rendered clips in minutes on one core: a (2+1)D classifier, whose penultimate layer is the feature,
-and a CLIP of single frames and captions. Weights are float16 safetensors with a card; the id of a network carries their digest.
-Both know "moving shapes" only: other clips need weights of one's own, which no command here downloads.
+An extractor is named `name` or `name:path`; further ones are `module:function` or `path/to/file.py:function` of no argument that
+gives an `Extractor`. Its id carries the sha256 of its weights, and the frames where they change the value.
 """
 
-import argparse
 import hashlib
+import importlib
+import importlib.util
 import json
-import math
-import re
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from distill_bench import shapes
-from distill_bench.draws import generator
-from distill_bench.store import read_json, write_bytes, write_json
+from distill_bench import encoders, shapes
+from distill_bench.evaluator import Clips
+from distill_bench.store import read_json, sha256, write_bytes
 
-ASSETS = Path(__file__).parent / "assets" / "features"
-CLASSIFIER, FRAME_CLIP = "indomain-r2p1-cls", "indomain-frameclip"
-TRAIN_KEYS, HELD_OUT_KEYS = 1_000_000, 900_000  # references are rendered from keys below 900,000
-BATCH = 32  # clips a forward
-
-HEADS = {"colour": list(shapes.COLOURS), "shape": list(shapes.SHAPES)}
-HEADS |= {"direction": list(shapes.DIRECTIONS), "speed": list(shapes.SPEEDS)}
-# What one frame can show: captions that differ in other words only (the speed) are one caption to a frame.
-WORDS = [*shapes.COLOURS, *shapes.SHAPES, *shapes.DIRECTIONS]
+BATCH = 32  # clips a forward: fixed, so that no bit depends on it, nor on the number of ranks
+CACHE_VERSION = 1  # of the code between frames and features that no id names
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network from clips to features; calling it maps uint8 (N, T, 3, H, W) to float32 (N, d)."""
+    """A frozen network from clips to features (N, d), with its contract."""
 
-    id: str  # name#digest
+    name: str
+    version: int  # of the preprocessing here
+    sha256: str  # of the weights
+    dim: int
     net: Callable[[Tensor], Tensor]  # uint8 (B, T, 3, H, W) -> (B, d)
+    preprocessing: str
+    min_frames: int = 2
+    max_frames: int | None = None
+    size: tuple[int, int] | None = None  # (H, W) of the clips; None: it resizes any
+    frames_matter: bool = False  # values at unlike numbers of frames do not compare: the id says how many
+    seen: frozenset[int] = frozenset()  # digests of the clips that it was trained on
 
-    def __call__(self, frames: np.ndarray, batch: int = BATCH) -> Tensor:
-        with torch.no_grad():
-            parts = [self.net(torch.from_numpy(frames[i : i + batch])) for i in range(0, len(frames), batch)]
-        features = torch.cat(parts).float()
-        if features.ndim != 2 or len(features) != len(frames):
-            raise ValueError(f"{self.id} gave features {tuple(features.shape)} for {len(frames)} clips")
+    def id_for(self, clips: Clips) -> str:
+        """Name, frames where they matter, and digest of the weights."""
+        frames = f"@T{clips.frames.shape[1]}" if self.frames_matter else ""
+        return f"{self.name}{frames}#{self.sha256[:8]}"
+
+    def reason_to_refuse(self, clips: Clips) -> str | None:
+        """Why the network does not take these clips, or None."""
+        frames, _, height, width = clips.frames.shape[1:]
+        if self.size is not None and (height, width) != self.size:
+            return f"{self.name} takes frames of {self.size[0]}x{self.size[1]}; the clips have {height}x{width}"
+        if frames < self.min_frames or frames > (self.max_frames or frames):
+            most = "or more" if self.max_frames is None else f"to {self.max_frames}"
+            return f"{self.name} takes {self.min_frames} {most} frames; the clips have {frames}"
+        return None
+
+    def __call__(self, clips: Clips) -> Tensor:
+        """Features (N, d), float32; from the cache where they are there.
+
+        Raises:
+            ValueError: if the clips are not for this network, were in its training, or its features are no use.
+        """
+        reason = self.reason_to_refuse(clips)
+        if reason is not None:
+            raise ValueError(reason)
+        known = len(self.seen.intersection(clips.digests))
+        if known:
+            raise ValueError(f"{self.name} was trained on {known} of these clips: a distance to them means nothing")
+        features = cached(f"{self.id_for(clips)}-v{self.version}", clips, lambda: batched(self.net, clips.frames, self.name))
+        if features.ndim != 2 or features.shape != (len(clips.frames), self.dim):
+            raise ValueError(
+                f"{self.name} gave features {tuple(features.shape)} for {len(clips.frames)} clips, not (N, {self.dim})"
+            )
         if not features.isfinite().all():
-            raise ValueError(f"{self.id} gave features that are not finite")
-        if not (features.std(0) > 0).any():
-            raise ValueError(f"{self.id} gave the same features for all {len(frames)} clips")
+            raise ValueError(f"{self.name} gave features that are not finite")
+        if (features.std(0) > 0).float().mean() < 0.5 and clips.copies < len(clips.frames) - 1:
+            raise ValueError(f"{self.name} gave constant features for clips that differ: its weights or its input are wrong")
         return features
 
 
-@dataclass(frozen=True)
-class ClipModel:
-    """A frozen CLIP: both towers give unit vectors."""
+def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> Tensor:
+    """`net` on every clip, in batches of one size; under torch.distributed the ranks share the batches and all get all.
 
-    id: str
-    encode_frames: Callable[[Tensor], Tensor]  # uint8 (B, 3, H, W) -> (B, d)
-    encode_tokens: Callable[[Tensor], Tensor]  # (B, L) -> (B, d)
-    tokenize: Callable[[list[str]], Tensor]  # (B, L); prompts with equal tokens are one prompt
-
-
-class Classifier(nn.Module):
-    """(2+1)D convolutions with group norm; four heads on `features`, (B, 64). Input (B, 3, T, H, W) in [-1, 1]."""
-
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64), dim: int = 64) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for i, width in enumerate(widths):
-            stride = 1 if i == 0 else 2
-            layers += [nn.Conv3d(before, width, (1, 3, 3), (1, stride, stride), (0, 1, 1)), nn.GroupNorm(8, width), nn.ReLU()]
-            layers += [nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)), nn.GroupNorm(8, width), nn.ReLU()]
-            before = width
-        self.body = nn.Sequential(*layers)
-        self.penultimate = nn.Linear(before, dim)
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, len(values)) for name, values in HEADS.items()})
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.penultimate(self.body(x).mean((2, 3, 4)))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        hidden = self.features(x).relu()
-        return {name: head(hidden) for name, head in self.heads.items()}
+    Raises:
+        ValueError: if the network gives another number of rows than clips.
+    """
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if shared else (0, 1)
+    starts = range(0, len(frames), BATCH)
+    mine: dict[int, Tensor] = {}
+    console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or rank > 0)
+    with torch.no_grad():
+        for start in track(starts[rank::ranks], name, console=console, transient=True):
+            part = torch.from_numpy(frames[start : start + BATCH])
+            found = net(part).float().cpu()
+            if len(found) != len(part):
+                raise ValueError(f"{name} gave {len(found)} rows for {len(part)} clips")
+            mine[start] = found
+    if ranks > 1:
+        everyone: list[dict[int, Tensor]] = [{} for _ in range(ranks)]
+        torch.distributed.all_gather_object(everyone, mine)
+        mine = {start: part for each in everyone for start, part in each.items()}
+    return torch.cat([mine[start] for start in starts])
 
 
-class FrameTower(nn.Module):
-    """The visual tower of the frame CLIP: frames (B, 3, 32, 32) in [-1, 1] -> (B, dim)."""
+def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives for these frames; kept in the clips' cache folder by the key and the digest of the frames.
 
-    def __init__(self, dim: int, widths: tuple[int, ...] = (24, 48, 64, 96)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for i, width in enumerate(widths):
-            layers += [nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1), nn.GroupNorm(8, width), nn.ReLU()]
-            before = width
-        self.body, self.out = nn.Sequential(*layers), nn.Linear(before, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.body(x).mean((2, 3)))
-
-
-def frame_clip() -> nn.Module:
-    """open_clip's own CLIP with a vocabulary of a dozen words and a convolutional visual tower, untrained."""
-    import open_clip
-
-    dim = 64
-    vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 32}  # replaced by the tower
-    text = {"context_length": 8, "vocab_size": len(WORDS) + 2, "width": 64, "heads": 2, "layers": 2}
-    model = open_clip.CLIP(embed_dim=dim, vision_cfg=vision, text_cfg=text)
-    model.visual = FrameTower(dim)
-    return model
+    Raises:
+        ValueError: if a file there says that it was made from something else.
+    """
+    about = {"key": key, "frames": clips.digest, "cache_version": str(CACHE_VERSION)}
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path = None if clips.cache is None else clips.cache / f"{name}.safetensors"
+    if path is not None and path.is_file():
+        try:
+            with safe_open(path, "pt") as file:
+                if file.metadata() != about:
+                    raise ValueError(f"the cache {path} was made from other clips or another network: delete it")
+                return file.get_tensor("features")
+        except SafetensorError:
+            pass  # torn or foreign: made again
+    made = make().contiguous()
+    if path is not None:
+        try:
+            write_bytes(path, save({"features": made}, about))
+        except OSError as error:  # a read-only folder of someone else's clips
+            print(f"features are not kept: {error}", file=sys.stderr)
+    return made
 
 
-def tokenize(prompts: list[str]) -> Tensor:
-    """Tokens (B, 8) of the words that one frame can show, closed by the largest id, where open_clip pools."""
-    tokens = torch.zeros(len(prompts), 8, dtype=torch.long)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        ids = [WORDS.index(w) + 1 for w in re.findall(r"[a-z]+", prompt.lower()) if w in WORDS][:7]
-        row[: len(ids) + 1] = torch.tensor([*ids, len(WORDS) + 1])
-    return tokens
+# Extractors
 
 
-@cache
-def load_classifier(folder: Path = ASSETS) -> Extractor:
-    """The shipped classifier as an extractor, for clips of 8 frames of 32x32."""
-    net, digest = _load(Classifier(), folder, CLASSIFIER)
-    expected = (shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE)
+def load_extractor(spec: str) -> Extractor:
+    """The extractor of a spec: see the module.
 
-    def features(frames: Tensor) -> Tensor:
-        if tuple(frames.shape[1:]) != expected:
-            raise ValueError(f"{CLASSIFIER} takes clips {expected}; found {tuple(frames.shape[1:])}")
-        return net.features(scaled(frames).transpose(1, 2))
-
-    return Extractor(f"{CLASSIFIER}#{digest}", features)
+    Raises:
+        ValueError: if there is none, or its weights are missing or not what they should be.
+    """
+    name, _, rest = spec.partition(":")
+    if name in EXTRACTORS:
+        return EXTRACTORS[name](rest)
+    if rest:
+        where, _, function = spec.rpartition(":")
+        try:
+            module = _module_at(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+            made = getattr(module, function)()
+        except (ImportError, AttributeError, OSError) as error:
+            raise ValueError(f"no extractor at {spec!r}: {error}") from error
+        if not isinstance(made, Extractor):
+            raise ValueError(f"{spec!r} gives a {type(made).__name__}, not an Extractor")
+        return made
+    raise ValueError(f"no extractor called {spec!r}; known: {', '.join(EXTRACTORS)}, or path/to/file.py:function")
 
 
 @cache
-def load_i3d(path: Path) -> Extractor:
-    """I3D in TorchScript (StyleGAN-V's `i3d_torchscript.pt`): logits of Kinetics-400, (B, 400); 10 frames or more."""
-    net, digest = torch.jit.load(str(path), map_location="cpu").eval(), _digest(path)
-
-    def features(frames: Tensor) -> Tensor:
-        if frames.shape[1] < 10:
-            raise ValueError(f"I3D needs 10 frames or more; found {frames.shape[1]}")
-        # its own rescaling takes 0..255; the names are those of the published file
-        found = net(frames.float().transpose(1, 2), rescale=True, resize=True, return_features=True)
-        return found.reshape(len(frames), -1)
-
-    return Extractor(f"i3d-k400-logits-400#{digest}", features)
-
-
-@cache
-def load_frame_clip(folder: Path = ASSETS) -> ClipModel:
-    """The shipped frame CLIP; it ignores words that no frame shows."""
-    model, digest = _load(frame_clip(), folder, FRAME_CLIP)
-    return ClipModel(
-        f"{FRAME_CLIP}#{digest}",
-        lambda frames: model.encode_image(scaled(frames), normalize=True),
-        lambda tokens: model.encode_text(tokens, normalize=True),
-        tokenize,
+def classifier(path: str = "") -> Extractor:
+    """The penultimate layer of the shipped classifier, for clips of the embedded domain."""
+    net, digest, seen = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER, Path(path or encoders.FOLDER))
+    return Extractor(
+        encoders.CLASSIFIER,
+        1,
+        digest,
+        encoders.DIM,
+        lambda frames: net.standard_features(encoders.scaled(frames).transpose(1, 2)),
+        "to [-1, 1]",
+        max_frames=shapes.FRAMES,
+        min_frames=shapes.FRAMES,
+        size=(shapes.SIZE, shapes.SIZE),
+        seen=seen,
     )
 
 
 @cache
-def load_open_clip(folder: Path) -> ClipModel:
-    """A CLIP from a local folder with `open_clip_config.json` and weights; a model without weights is an error."""
+def random_r2p1(_: str = "") -> Extractor:
+    """The same network with more features and random weights: a second opinion that never saw the domain.
+
+    Random features judge appearance well and motion weakly (arXiv:2208.09218). Group norms: with a batch norm's first statistics
+    the features of all clips are nearly equal.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = encoders.R2P1(64, lambda width: nn.GroupNorm(8, width)).eval().requires_grad_(False)
+    digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
+
+    def features(frames: Tensor) -> Tensor:
+        x = encoders.scaled(frames).flatten(0, 1)
+        if min(x.shape[-2:]) > 64:
+            scale = 64 / min(x.shape[-2:])
+            x = interpolate(x, [round(scale * side) for side in x.shape[-2:]], mode="bilinear", antialias=True)
+        return net(x.reshape(*frames.shape[:2], *x.shape[1:]).transpose(1, 2))
+
+    return Extractor("random-r2p1", 1, digest, 64, features, "to [-1, 1]; shorter side to 64 at most, bilinear, antialiased")
+
+
+@cache
+def i3d(path: str) -> Extractor:
+    """Logits of Kinetics-400 by I3D in TorchScript (`i3d_torchscript.pt` of StyleGAN-V): the network of FVD.
+
+    Frames are squashed to 224x224 by bilinear interpolation without antialiasing and scaled to [-1, 1], as the published
+    distances are made (metrics differ by 10 % with another resize). The value depends strongly on the number of frames.
+    """
+    file = _weights(path, "i3d-k400-logits-400", "the TorchScript file i3d_torchscript.pt")
+    try:
+        net = torch.jit.load(str(file), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise ValueError(f"{file} is no TorchScript file: {str(error).splitlines()[0]}") from error
+
+    def features(frames: Tensor) -> Tensor:
+        with torch.jit.fuser("none"):
+            found = net(i3d_input(frames), rescale=False, resize=False, return_features=True)
+        return found[None] if found.ndim == 1 else found  # a batch of one comes back without its axis
+
+    return Extractor(
+        "i3d-k400-logits-400", 1, sha256(file), 400, features,
+        "uint8; squashed to 224x224, bilinear, no antialiasing; to [-1, 1]", min_frames=10, frames_matter=True,
+    )  # fmt: skip
+
+
+def i3d_input(frames: Tensor) -> Tensor:
+    """(B, 3, T, 224, 224) in [-1, 1] of uint8 frames (B, T, 3, H, W)."""
+    x = interpolate(encoders.scaled(frames).flatten(0, 1), (224, 224), mode="bilinear", align_corners=False)
+    return x.reshape(*frames.shape[:3], 224, 224).transpose(1, 2)
+
+
+@cache
+def videomae(path: str) -> Extractor:
+    """The mean token of a VideoMAE in a transformers folder; its number of frames must be the clips'."""
+    from transformers import VideoMAEModel
+
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"videomae needs a transformers folder with config.json, as videomae:/path; found {path or 'no path'!r}")
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    if not files:
+        raise ValueError(f"{folder} holds no weights (model.safetensors)")
+    net = VideoMAEModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+    about = read_json(folder / "preprocessor_config.json") or {}
+    mean, std = (
+        torch.tensor(about.get(key, default)).reshape(1, 3, 1, 1)
+        for key, default in (("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.229, 0.224, 0.225]))
+    )
+    size, count = net.config.image_size, net.config.num_frames
+
+    def features(frames: Tensor) -> Tensor:
+        x = interpolate((encoders.scaled(frames).flatten(0, 1) + 1) / 2, (size, size), mode="bilinear", align_corners=False)
+        x = ((x - mean) / std).reshape(*frames.shape[:3], size, size)
+        return net(pixel_values=x).last_hidden_state.mean(1)
+
+    digest = hashlib.sha256("".join(sha256(f) for f in files).encode()).hexdigest()
+    return Extractor(
+        f"videomae-{folder.name}", 1, digest, net.config.hidden_size, features,
+        f"squashed to {size}x{size}, bilinear, no antialiasing; mean and standard deviation of the folder",
+        min_frames=count, max_frames=count,
+    )  # fmt: skip
+
+
+EXTRACTORS: dict[str, Callable[[str], Extractor]] = {
+    encoders.CLASSIFIER: classifier,
+    "random-r2p1": random_r2p1,
+    "i3d-k400-logits-400": i3d,
+    "videomae": videomae,
+}
+
+
+# CLIPs
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A frozen CLIP; `embed` and `embed_text` give unit vectors."""
+
+    id: str
+    embed: Callable[[Tensor], Tensor]  # uint8 frames (B, 3, H, W), or clips (B, T, 3, H, W) where `whole` -> (B, d)
+    embed_text: Callable[[Tensor], Tensor]  # tokens (B, L) -> (B, d)
+    tokenize: Callable[[list[str]], Tensor]
+    whole: bool = False  # sees clips, not single frames
+
+    def similarities(self, clips: Clips) -> tuple[Tensor, Tensor]:
+        """100 times the cosine of every clip with every distinct caption, (N, captions), frames averaged; each clip's caption.
+
+        Captions of equal tokens are one: a model that drops words is not asked to tell what it cannot read.
+        """
+        kinds, kind = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
+        with torch.no_grad():
+            text = self.embed_text(kinds).float()
+        image = cached(f"{self.id}-embedding", clips, lambda: batched(self._embedded, clips.frames, self.id))
+        cosine = 100 * (image @ text.T)
+        cosine = cosine if self.whole else cosine.mean(1)
+        if not cosine.isfinite().all():
+            raise ValueError(f"{self.id} gave cosines that are not finite")
+        return cosine, kind
+
+    def _embedded(self, frames: Tensor) -> Tensor:
+        if self.whole:
+            return self.embed(frames)
+        return self.embed(frames.flatten(0, 1)).reshape(*frames.shape[:2], -1)
+
+
+@cache
+def indomain_clip(whole: bool) -> ClipModel:
+    """The shipped CLIP of single frames, which ignores words that no frame shows, or of whole clips."""
+    name, words = (encoders.VIDEO_CLIP, encoders.CLIP_WORDS) if whole else (encoders.FRAME_CLIP, encoders.FRAME_WORDS)
+    model, digest, _ = encoders.load_encoder(encoders.video_clip() if whole else encoders.frame_clip(), name)
+
+    def embed(images: Tensor) -> Tensor:
+        x = encoders.scaled(images)
+        return model.encode_image(x.transpose(1, 2) if whole else x, normalize=True)
+
+    return ClipModel(
+        f"{name}#{digest[:8]}",
+        embed,
+        lambda tokens: model.encode_text(tokens, normalize=True),
+        lambda prompts: encoders.tokenize(prompts, words),
+        whole,
+    )
+
+
+@cache
+def open_clip_model(spec: str) -> ClipModel:
+    """A CLIP of open_clip: `local-dir:/folder`, `MODEL:TAG` or `MODEL:/weights/file`; without weights it is an error.
+
+    Weights by file come with no metadata: OpenAI's need a `-quickgelu` model.
+    """
     import open_clip
 
-    weights = sorted(p for p in folder.glob("open_clip_*") if p.suffix in {".safetensors", ".bin", ".pt", ".pth"})
-    if not (folder / "open_clip_config.json").is_file() or not weights:
-        raise ValueError(f"{folder} is no CLIP folder: it needs open_clip_config.json and open_clip_model.safetensors")
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
-    model.eval()
-    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")
+    name, _, weights = spec.partition(":")
+    try:
+        if name == "local-dir":
+            folder = Path(weights)
+            files = sorted(p for p in folder.glob("open_clip_*") if p.suffix in {".safetensors", ".bin", ".pt", ".pth"})
+            if not (folder / "open_clip_config.json").is_file() or not files:
+                raise ValueError("it needs open_clip_config.json and open_clip_model.safetensors")
+            model, _, preprocess = open_clip.create_model_and_transforms(spec, require_pretrained=True)
+            tokenizer, digest = open_clip.get_tokenizer(spec), sha256(files[0])
+        else:
+            if not weights:
+                raise ValueError("weights are missing: write MODEL:TAG, MODEL:/weights/file or local-dir:/folder")
+            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(name)
+            digest = _state_digest(model)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"no CLIP at {spec!r}: {str(error).strip().splitlines()[0]}") from error
+    model.eval().requires_grad_(False)
 
-    def encode_frames(frames: Tensor) -> Tensor:
+    def embed(frames: Tensor) -> Tensor:
         from torchvision.transforms.functional import to_pil_image
 
         return model.encode_image(torch.stack([preprocess(to_pil_image(f)) for f in frames]), normalize=True)
 
-    name = f"open_clip-{folder.name}#{_digest(weights[0])}"
-    return ClipModel(name, encode_frames, lambda t: model.encode_text(t, normalize=True), tokens)
+    label = Path(weights).name if name == "local-dir" else f"{name}-{Path(weights).stem}"
+    return ClipModel(f"open_clip-{label}#{digest[:8]}", embed, lambda t: model.encode_text(t, normalize=True), tokenizer)
 
 
-def scaled(frames: Tensor) -> Tensor:
-    """uint8 to float in [-1, 1]."""
-    if frames.dtype != torch.uint8:
-        raise ValueError(f"clips must be uint8; found {frames.dtype}")
-    return frames.float() / 127.5 - 1
+def _state_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def _load(net: nn.Module, folder: Path, name: str) -> tuple[nn.Module, str]:
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}: train them with python -m distill_bench.features --out {folder}")
-    net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    return net.eval().requires_grad_(False), _digest(path)
+def _weights(path: str, name: str, what: str) -> Path:
+    if not path:
+        raise ValueError(f"{name} needs {what} by path: {name}:/path")
+    if not Path(path).is_file():
+        raise ValueError(f"no weights at {path}: {name} needs {what}")
+    return Path(path)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-
-
-# Training
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line: train and write both networks with their cards."""
-    parser = argparse.ArgumentParser(prog="distill_bench.features", description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=ASSETS)
-    parser.add_argument("--steps", type=int, default=900, help="updates of each network")
-    parser.add_argument("--clips", type=int, default=4320, help="rendered training clips")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    train, labels = rendered(options.clips, TRAIN_KEYS)
-    held_out, held_labels = rendered(648, HELD_OUT_KEYS)
-    command = f"python -m distill_bench.features --steps {options.steps} --clips {options.clips} --seed {options.seed}"
-    for name, fit, score in (
-        (CLASSIFIER, fit_classifier, classifier_accuracy),
-        (FRAME_CLIP, fit_frame_clip, retrieval_accuracy),
-    ):
-        begin = time.monotonic()
-        net = fit(train, labels, options.steps, options.seed)
-        seconds = round(time.monotonic() - begin)
-        half = {k: v.detach().half().contiguous() for k, v in net.state_dict().items()}
-        net.load_state_dict({k: v.float() for k, v in half.items()})
-        path = options.out / f"{name}.safetensors"
-        write_bytes(path, save(half))
-        card = {"id": f"{name}#{_digest(path)}", "command": command, "seed": options.seed, "train_seconds": seconds}
-        card |= {"torch": torch.__version__, "parameters": sum(p.numel() for p in net.parameters())}
-        card |= {"train_keys_from": TRAIN_KEYS, "held_out_keys_from": HELD_OUT_KEYS}
-        card |= {"held_out_clips": len(held_out), "held_out_accuracy": score(net.eval(), held_out, held_labels)}
-        write_json(path.with_suffix(".json"), card)
-        print(json.dumps(card), flush=True)
-    return 0
-
-
-def rendered(count: int, first_key: int) -> tuple[np.ndarray, list[shapes.Attributes]]:
-    """`count` clips that go through all attributes in turn, each with a key of its own."""
-    everything = shapes.all_attributes()
-    labels = [everything[i % len(everything)] for i in range(count)]
-    return np.stack([shapes.render(a, first_key + i) for i, a in enumerate(labels)]), labels
-
-
-def fit_classifier(clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int) -> Classifier:
-    """Cross entropy of the four heads, summed."""
-    torch.manual_seed(seed)
-    net, draw = Classifier(), generator("features", seed)
-    answers = _answers(labels)
-
-    def loss(_: int) -> Tensor:
-        chosen = torch.randint(len(clips), (32,), generator=draw)
-        logits = net(scaled(torch.from_numpy(clips[chosen.numpy()])).transpose(1, 2))
-        return sum(nn.functional.cross_entropy(logits[k], answers[k][chosen]) for k in HEADS)
-
-    _descend(net, loss, steps, 3e-3)
-    return net
-
-
-def fit_frame_clip(clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int) -> nn.Module:
-    """open_clip's contrastive loss on batches that hold each caption once, so that no negative is false."""
-    import open_clip
-
-    torch.manual_seed(seed)
-    net, draw, contrast = frame_clip(), generator("features", seed), open_clip.ClipLoss()
-    tokens = tokenize([shapes.caption(a) for a in labels])
-    kinds, kind = tokens.unique(dim=0, return_inverse=True)
-    members = [(kind == k).nonzero()[:, 0] for k in range(len(kinds))]
-
-    def loss(_: int) -> Tensor:
-        chosen = torch.stack([m[torch.randint(len(m), (1,), generator=draw)[0]] for m in members])
-        at = torch.randint(clips.shape[1], (len(chosen),), generator=draw)
-        image = net.encode_image(scaled(torch.from_numpy(clips[chosen.numpy(), at.numpy()])), normalize=True)
-        return contrast(image, net.encode_text(tokens[chosen], normalize=True), net.logit_scale.exp())
-
-    def clamp() -> None:
-        with torch.no_grad():
-            net.logit_scale.clamp_(max=math.log(100))
-
-    _descend(net, loss, steps, 2e-3, clamp)
-    return net
-
-
-def _descend(
-    net: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, after: Callable[[], None] = lambda: None
-) -> None:
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
-        value = loss(step)
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        after()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"{type(net).__name__} step {step}: loss {value.item():.3f}", flush=True)
-
-
-@torch.no_grad()
-def classifier_accuracy(net: Classifier, clips: np.ndarray, labels: list[shapes.Attributes]) -> dict[str, float]:
-    """Share of clips that each head names rightly."""
-    answers = _answers(labels)
-    parts = [net(scaled(torch.from_numpy(clips[i : i + BATCH])).transpose(1, 2)) for i in range(0, len(clips), BATCH)]
-    return {k: (torch.cat([p[k] for p in parts]).argmax(1) == answers[k]).float().mean().item() for k in HEADS}
-
-
-@torch.no_grad()
-def retrieval_accuracy(net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]) -> dict[str, float]:
-    """Share of middle frames whose nearest caption is their own, and 100 times the cosine with it."""
-    kinds, kind = tokenize([shapes.caption(a) for a in labels]).unique(dim=0, return_inverse=True)
-    frames = torch.from_numpy(clips[:, clips.shape[1] // 2])
-    cosine = net.encode_image(scaled(frames), normalize=True) @ net.encode_text(kinds, normalize=True).T
-    own = cosine.gather(1, kind[:, None]).mean().item()
-    return {"captions": len(kinds), "r1": (cosine.argmax(1) == kind).float().mean().item(), "cosine_x100": 100 * own}
-
-
-def _answers(labels: list[shapes.Attributes]) -> dict[str, Tensor]:
-    rows = [asdict(a) for a in labels]
-    return {k: torch.tensor([values.index(row[k]) for row in rows]) for k, values in HEADS.items()}
-
-
-def card(name: str, folder: Path = ASSETS) -> dict:
-    """What is known of a shipped network."""
-    return read_json(folder / f"{name}.json") or {}
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+@cache
+def _module_at(path: Path):
+    spec = importlib.util.spec_from_file_location(f"distill_bench_extractor_{path.stem}", path.resolve())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -48,7 +48,7 @@ from distill_bench.train import train
 
 # How a worker process ends: its run has a result, was stopped in time to go on later, or is in other hands.
 DONE, STOPPED, ELSEWHERE, FAILED = 0, 3, 4, 1
-AGAINST = ("teacher", "data")  # the reference rows that all others are held against
+AGAINST = ("teacher", "teacher_other", "data", "data_other")  # the reference rows that all others are held against
 LIVES_WITHOUT_PROGRESS = 3
 
 

@@ -6,21 +6,26 @@ or by hub name; `mini-wan` is the one that ships with the package. Latent axes a
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from distill_bench import shapes
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.cost import Ledger
+from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 
-EMBEDDED = {"mini-wan": Path(__file__).parent / "assets" / "mini-wan"}
+EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini-wan", "gaussian")}
 AUTOENCODERS = {"AutoencoderKLWan": AutoencoderKLWan, "FrameAutoencoder": FrameAutoencoder}
 
 
@@ -43,10 +48,17 @@ def teacher_folder(name: str) -> Path:
             f"no teacher {name!r}: not a folder, not on the hub; embedded: {', '.join(EMBEDDED)}; "
             "make mini-wan with `python -m distill_bench.pretrain`"
         )
+    if is_gaussian(folder):
+        return folder
     missing = [part for part in ("transformer", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
     if missing:
         raise TeacherError(f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}")
     return folder
+
+
+def is_gaussian(folder: Path) -> bool:
+    """Whether the teacher of a folder is a Gaussian, whose scores and divergences are known in closed form."""
+    return (folder / GaussianPipeline.FILE).is_file()
 
 
 @dataclass(frozen=True)
@@ -81,21 +93,65 @@ class Pipeline:
         with torch.no_grad():
             return tuple(self.vae.encode(torch.zeros(1, 3, frames, height, width, device=self.device)).shape[1:])
 
+    def student(self) -> nn.Module:
+        """A trainable float32 copy of the teacher's network, where the student begins."""
+        return load_transformer(self.folder)
+
+    def fake_score(self) -> nn.Module:
+        """A trainable float32 copy of the teacher's network, where the fake score begins."""
+        return load_transformer(self.folder)
+
+    def decode_video(self, latents: Tensor) -> Tensor:
+        """Video (B, 3, T, H, W), about [-1, 1], of latents (B, C, T, H, W); differentiable."""
+        if self.vae is None:
+            return latents
+        if isinstance(self.vae, AutoencoderKLWan):
+            mean, std = self._wan_statistics()
+            return self.vae.decode(latents * std + mean).sample
+        return self.vae.decode(latents)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames uint8 (B, T, 3, H, W) of latents (B, C, T, H, W)."""
-        if self.vae is None:
-            video = latents
-        elif isinstance(self.vae, AutoencoderKLWan):
-            mean, std = (
-                torch.tensor(getattr(self.vae.config, key), device=latents.device).reshape(1, -1, 1, 1, 1)
-                for key in ("latents_mean", "latents_std")
-            )
-            video = self.vae.decode(latents * std + mean).sample
-        else:
-            video = self.vae.decode(latents)
-        frames = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        frames = ((self.decode_video(latents).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return frames.transpose(1, 2).cpu()
+
+    @torch.no_grad()
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Latents (B, C, T, H, W) of frames uint8 (B, T, 3, H, W)."""
+        video = torch.from_numpy(frames).to(self.device).float().transpose(1, 2) / 127.5 - 1
+        if self.vae is None:
+            return video
+        if isinstance(self.vae, AutoencoderKLWan):
+            mean, std = self._wan_statistics()
+            return (self.vae.encode(video).latent_dist.mode() - mean) / std
+        return self.vae.encode(video)
+
+    def data(self, prompts: list[str], keys: list[int]) -> Tensor | None:
+        """Latents (B, C, T, H, W) of real clips for the prompts, where their domain can be rendered; else None."""
+        try:
+            attributes = [shapes.parse(prompt) for prompt in prompts]
+        except ValueError:
+            return None
+        return self.encode(np.stack([shapes.render(a, key) for a, key in zip(attributes, keys, strict=True)]))
+
+    def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
+        """FLOPs of one forward of one sample, for the weight of a role in the ledger."""
+        return forward_flops(net, latent_shape, text)
+
+    def exact_fake_score(self, *_: object) -> None:
+        """None: the student's density is not known in closed form."""
+
+    def facts(self, *_: object) -> dict[str, np.ndarray]:
+        """What is known exactly of the student's clips beside their frames: nothing."""
+        return {}
+
+    def _wan_statistics(self) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        return tuple(
+            torch.tensor(values, device=self.device).reshape(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
 
     def prompts(self) -> list[str]:
         """The training prompts that lie beside the weights, one a line in `prompts.txt`."""
@@ -105,9 +161,11 @@ class Pipeline:
         return [line for line in path.read_text().splitlines() if line.strip()]
 
 
-def load_pipeline(name: str, device: torch.device) -> Pipeline:
+def load_pipeline(name: str, device: torch.device) -> Pipeline | GaussianPipeline:
     """The teacher `name` on a device, in float32, frozen."""
     folder = teacher_folder(name)
+    if is_gaussian(folder):
+        return GaussianPipeline.load(folder, device)
     try:
         transformer = load_transformer(folder)
         vae = None
@@ -137,23 +195,63 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-class Denoiser:
-    """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat; counts its passes in the ledger."""
+class _Reached(Exception):
+    """The block whose output was wanted has run."""
 
-    def __init__(self, net: nn.Module, role: str, ledger: Ledger, autocast: torch.dtype | None = None) -> None:
-        self.net, self.role, self.ledger, self.autocast = net, role, ledger, autocast
+
+class Denoiser:
+    """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat; counts its passes in the ledger.
+
+    With `weights` the network runs with those instead of its own (a moving average, without a second copy).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        role: str,
+        ledger: Ledger,
+        autocast: torch.dtype | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.net, self.role, self.ledger, self.autocast, self.weights = net, role, ledger, autocast, weights
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """x0_hat (B, C, T, H, W) of x_t (B, C, T, H, W) at sigma (B,) in (0, 1] with text (B, L, D)."""
-        samples = len(x_t)
+        velocity = self._count(self._forward(x_t, sigma, text), len(x_t))
+        return velocity_to_x0(velocity.to(x_t.dtype), x_t, sigma)
+
+    def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
+        """Tokens (B, N, width) after the share `depth` of the blocks; what lies behind is neither run nor counted."""
+        blocks = self.net.blocks
+        last, found = max(1, round(depth * len(blocks))), []
+
+        def reached(_module: nn.Module, _inputs: tuple, tokens: Tensor) -> None:
+            found.append(tokens)
+            raise _Reached
+
+        handle = blocks[last - 1].register_forward_hook(reached)
+        try:
+            self._forward(x_t, sigma, text)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return self._count(found[0], len(x_t) * last / len(blocks)).to(x_t.dtype)
+
+    def _forward(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        inputs = (x_t, 1000 * sigma, text)
         with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
-            velocity = self.net(x_t, 1000 * sigma, text, return_dict=False)[0]
+            if self.weights is not None:
+                return functional_call(self.net, dict(self.weights), inputs, {"return_dict": False})[0]
+            return self.net(*inputs, return_dict=False)[0]
+
+    def _count(self, output: Tensor, samples: float) -> Tensor:
         self.ledger.add(self.role, "forward", samples)
-        if velocity.requires_grad:
+        if output.requires_grad:
             weights = any(p.requires_grad for p in self.net.parameters())
             kind = "full_backward" if weights else "input_backward"
-            velocity.register_hook(lambda _: self.ledger.add(self.role, kind, samples))
-        return velocity_to_x0(velocity.float(), x_t, sigma)
+            output.register_hook(lambda _: self.ledger.add(self.role, kind, samples))
+        return output
 
 
 class Guided:
@@ -172,7 +270,7 @@ class Guided:
 
 def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
     """FLOPs of one forward of one sample."""
-    x = torch.zeros(1, *latent_shape, device=text.device)
+    x = torch.zeros(1, *latent_shape, device=text.device, dtype=text.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(x, torch.full((1,), 500.0, device=text.device), text[:1], return_dict=False)
+        net(x, torch.full((1,), 500.0, device=text.device, dtype=text.dtype), text[:1], return_dict=False)
     return float(counter.get_total_flops())

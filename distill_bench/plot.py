@@ -1,19 +1,21 @@
-"""Figures from runs.csv: each headline score against training cost, scores with intervals, training curves.
+"""Figures of results/<name>, each one call on the folder; nothing is read but its data files.
 
-    python -m distill_bench.plot results/<sweep>
-    python -m distill_bench.plot results/<sweep> --x COLUMN --y COLUMN --group COLUMN
+    python -m distill_bench.plot results/NAME                                      every figure, into results/NAME/figures
+    python -m distill_bench.plot results/NAME --x cost --y fvd --group method      any pair of columns
 
-Reads files only and needs no torch. Scores and methods are columns and values of runs.csv; none is known by name here.
+Needs no torch. Scores and methods are columns and values of runs.csv; none is known by name here.
 """
 
 import argparse
-import csv
+import dataclasses
+import io
+import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -22,35 +24,148 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
 
+from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show  # noqa: E402
 from distill_bench.stats import Interval, mean_interval  # noqa: E402
-from distill_bench.store import read_json, read_jsonl  # noqa: E402
+from distill_bench.store import read_jsonl, write_bytes  # noqa: E402
+from distill_bench.tables import against_baseline, verdict  # noqa: E402
 
+# The page maps these four inks to its own, light or dark; see report.INK.
+TEXT, RULE, QUIET, GROUND = "#1b1f24", "#d5dae0", "#59636e", "#fefefe"
 # Okabe and Ito, 2008: told apart with any colour vision; yellow is left out, too pale for a line on white.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", TEXT]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "h"]
 STYLE = {
     "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.facecolor": "none",
     "axes.grid": True,
+    "axes.labelcolor": TEXT,
+    "axes.labelsize": 9.5,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 11,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
-    "font.size": 10,
-    "grid.alpha": 0.25,
+    "figure.facecolor": "none",
+    "font.size": 9.5,
+    "grid.color": RULE,
+    "legend.fontsize": 8.5,
     "legend.frameon": False,
-    "savefig.dpi": 160,
-    "svg.fonttype": "path",
+    "lines.markersize": 5,
+    "path.simplify_threshold": 0.5,
+    "savefig.dpi": 100,
+    "svg.fonttype": "none",
     "svg.hashsalt": "distill_bench",
+    "text.color": TEXT,
+    "xtick.color": QUIET,
+    "xtick.labelcolor": TEXT,
+    "ytick.color": QUIET,
+    "ytick.labelcolor": TEXT,
 }
-COST = "cost_forward_equivalents"
-# What a training line says beside the losses.
-NOT_CURVES = {"student_updates", "seconds", COST, "rate"}
+SIZE = (4.8, 3.7)  # inches; legible unscaled on a phone
+MOST_KEYS = 6  # of the training log in one figure
+UPDATES = Column("student_updates", "Student updates", "", None, False)
 
 
 class PlotError(ValueError):
     """The files cannot be drawn; one line that says why."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its place in the page."""
+
+    name: str
+    section: str
+    about: str  # what it shows, for those who cannot see it
+    draw: Callable[[], Figure | None]
+    wide: bool = False
+
+
+def plot(folder: Path) -> list[Path]:
+    """Draw every figure into folder/figures, with index.jsonl in the page's order; returns the SVG paths.
+
+    The narrow ones, for a README or a paper, are PNGs too.
+    """
+    results, paths, index = _load(folder), [], []
+    listed = Path(folder) / "figures" / "index.jsonl"
+    for line in read_jsonl(listed):  # of an earlier report; figures asked for one by one stay
+        for suffix in (".svg", ".png"):
+            listed.with_name(line["name"] + suffix).unlink(missing_ok=True)
+    for drawing in drawings(results):
+        figure = drawing.draw()
+        if figure is not None:
+            paths.append(_save(figure, folder, drawing.name, png=not drawing.wide))
+            line = {"name": drawing.name, "section": drawing.section, "about": drawing.about, "wide": drawing.wide}
+            index.append(json.dumps(line) + "\n")
+    write_bytes(listed, "".join(index).encode())
+    return paths
+
+
+def drawings(results: Results) -> Iterator[Drawing]:
+    """Every figure of a sweep."""
+    main, axis = results.main, results.axis
+    r = results
+    titles = ", ".join(column.title for column in main)
+    band = "mean and 95 % interval over seeds"
+    for c in main if axis else []:
+        about = f"{c.title} against {axis}, one line a method: {band}"
+        yield Drawing(f"{c.column}_by_axis", "headline", about, lambda c=c: score_by_axis(r, c))
+    for c in main:
+        about = f"{c.title} against training cost at the end of training: {band}"
+        yield Drawing(f"{c.column}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c))
+    distance = next((c for c in main if c.better == "lower"), None)
+    for c in main if distance else []:
+        if c is not distance:
+            about = f"{c.title} against {distance.title}; diamonds are references"
+            yield Drawing(f"{c.column}_against_{distance.column}", "pareto", about, lambda c=c: trade_off(r, distance, c))
+    for c in main:
+        for x, name in ((UPDATES, "updates"), (COSTS[0], "cost")):
+            about = f"{c.title} over {x.title.lower()}: mean of a row's runs, bands over seeds; a cross is a run that collapsed"
+            yield Drawing(f"{c.column}_over_{name}", "curves", about, lambda c=c, x=x: curves(r, c, x), True)
+    about = f"{titles}: mean and 95 % interval of every row; dots are runs"
+    yield Drawing("every_row", "rows", about, lambda: every_row(r), True)
+    if r.baseline:
+        about = (
+            f"{titles}: paired difference of every row to {r.baseline.label} with its 95 % interval; filled where p (Holm) < 0.05"
+        )
+        yield Drawing("differences", "differences", about, lambda: differences(r), True)
+    about = "The training logs: mean over the runs of a row"
+    yield Drawing("training", "diagnostics", about, lambda: training(r), True)
+    for name in binned(results):
+        about = f"{name.replace('_', ' ')} by bin: mean over the runs of a row and the last third of training"
+        yield Drawing(f"{_file_name(name)}_by_bin", "diagnostics", about, lambda name=name: by_bin(r, name), True)
+
+
+def _load(folder: Path | Results) -> Results:
+    try:
+        return folder if isinstance(folder, Results) else load(Path(folder))
+    except ResultsError as error:
+        raise PlotError(str(error)) from error
+
+
+# --- one figure a function: each takes the folder, or what `results.load` made of it ---
+
+
+def score_by_axis(folder: Path | Results, column: Column | str) -> Figure | None:
+    """A score against what the sweep varies, a line a series."""
+    results = _load(folder)
+    return against(results, results.axis, _column(results, column), "series") if results.axis else None
+
+
+def score_against_cost(folder: Path | Results, column: Column | str) -> Figure | None:
+    """A score at the end of training against what the training cost."""
+    results = _load(folder)
+    return against(results, COSTS[0], _column(results, column), "series")
+
+
+def trade_off(folder: Path | Results, x: Column | str, y: Column | str) -> Figure | None:
+    """One score against another, references as diamonds."""
+    results = _load(folder)
+    return against(results, _column(results, x), _column(results, y), "series")
 
 
 @dataclass(frozen=True)
@@ -63,191 +178,175 @@ class Point:
     y: Interval
 
 
-def plot(results: Path, store: Path | None = None) -> list[Path]:
-    """Draw every figure of a sweep into results/figures; returns the PNG paths.
+def points(results: Results, x: str, y: str, group: str) -> list[Point]:
+    """Mean and interval of both columns for every row of students, split by `group` where it is not of the row."""
+    found = []
+    for row in results.students:
+        parts: dict[str, list] = {}
+        for run in row.runs:
+            label = row.series if group == "series" else show(run.line.get(group, ""))
+            parts.setdefault(label, []).append(run)
+        for label, runs in parts.items():
+            part = dataclasses.replace(row, runs=tuple(runs))
+            pair = results.interval(part, x), results.interval(part, y)
+            if None not in pair:
+                found.append(Point(label, "" if x == results.axis else show(row.at) if row.at else "", *pair))
+    return found
 
-    Args:
-        results: folder with runs.csv and columns.json, as report writes it.
-        store: where the runs lie, for the training curves; None leaves them out.
+
+def against(folder: Path | Results, x: Column | str, y: Column | str, group: str = "method") -> Figure | None:
+    """One column of runs.csv against another: a line a group, a marker a row, its place on the axis beside it.
+
+    None where no finished run has both. References with both columns are diamonds, with `y` alone dashed lines; those far from
+    the runs are named below.
     """
-    lines = load_runs(results)
-    about = read_json(results / "columns.json")
-    headline = [column for column in about["columns"] if column["headline"]]
-    paths = []
-    for column in headline:
-        name = f"{column['column']}_against_cost"
-        figure = against(
-            lines,
-            about["swept"],
-            COST,
-            column["column"],
-            "method",
-            "training cost (forward equivalents)",
-            _heading(column),
-        )
-        if figure:
-            paths.append(_save(figure, results, name, f"{column['title']} against training cost, one line per method"))
-    figure = intervals(lines, about["swept"], headline)
-    if figure:
-        titles = ", ".join(column["title"] for column in headline)
-        paths.append(_save(figure, results, "headline", f"{titles}: mean and 95 % interval over seeds; dots are runs"))
-    figure = training_curves(lines, store) if store else None
-    if figure:
-        paths.append(_save(figure, results, "training_curves", "Training losses; thin lines are runs, thick ones their mean"))
-    return paths
-
-
-def load_runs(results: Path) -> list[dict[str, str]]:
-    path = Path(results) / "runs.csv"
-    if not path.is_file():
-        raise PlotError(f"no {path}; `python -m distill_bench.report` writes it")
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _heading(column: dict[str, Any]) -> str:
-    wish = {"lower": "lower is better", "higher": "higher is better", "one": "1 is best"}.get(column["better"] or "")
-    rest = ", ".join(part for part in (column["unit"], wish) if part)
-    return f"{column['title']} ({rest})" if rest else column["title"]
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if isfinite(value) else None
-
-
-def points(lines: Iterable[dict[str, str]], swept: Sequence[str], x: str, y: str, group: str) -> list[Point]:
-    """Mean and interval over seeds of both columns, for the runs that are done and have both."""
-    cells: dict[tuple[str, ...], list[tuple[float, float]]] = {}
-    for line in lines:
-        pair = (_number(line.get(x)), _number(line.get(y)))
-        if line["status"] == "done" and None not in pair:
-            key = (line[group], line["method"], *(line.get(name, "") for name in swept))
-            cells.setdefault(key, []).append(pair)
-    result = []
-    for (label, _, *values), pairs in cells.items():
-        note = next((value for name, value in zip(swept, values, strict=True) if value and name != group), "")
-        result.append(Point(label, note, *(mean_interval([pair[i] for pair in pairs]) for i in (0, 1))))
-    return result
-
-
-def against(
-    lines: Sequence[dict[str, str]],
-    swept: Sequence[str],
-    x: str,
-    y: str,
-    group: str,
-    x_title: str | None = None,
-    y_title: str | None = None,
-) -> Figure | None:
-    """One column against another: a line a group, a marker a configuration, its first swept value beside it.
-
-    None where no run has both. References near the runs are dashed lines; the others are named below.
-    """
-    found = points(lines, swept, x, y, group)
+    results = _load(folder)
+    x, y = _column(results, x), _column(results, y)
+    found = points(results, x.column, y.column, group)
     if not found:
         return None
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 4.4))
+        figure, axes = plt.subplots(figsize=SIZE)
         groups = list(dict.fromkeys(point.group for point in found))
-        for i, label in enumerate(groups):
+        places = [row.series for row in results.students] if group == "series" else groups
+        for label in groups:
             own = sorted((point for point in found if point.group == label), key=lambda point: point.x.mean)
-            colour = COLOURS[i % len(COLOURS)]
-            halves = [point.y.half if isfinite(point.y.half) else 0 for point in own]
-            axes.errorbar(
-                [point.x.mean for point in own],
-                [point.y.mean for point in own],
-                halves,
-                color=colour,
-                marker=MARKERS[i % len(MARKERS)],
-                linestyle=("-", "--", ":")[i // len(COLOURS) % 3],
-                capsize=3,
-                label=label,
-            )
+            look = _look(places, label)
+            xs, ys = [p.x.mean for p in own], [p.y.mean for p in own]
+            bars = {"yerr": [_half(p.y) for p in own], "xerr": [_half(p.x) if x.headline else 0 for p in own]}
+            axes.errorbar(xs, ys, **bars, **look, capsize=2.5, elinewidth=1, linewidth=1.3, label=_short(label, 28))
             for point in own:
-                offset = {"xytext": (5, 5), "textcoords": "offset points"}
-                axes.annotate(point.note, (point.x.mean, point.y.mean), **offset, color=colour, fontsize=8)
-        costs = [point.x.mean for point in found]
-        if min(costs) > 0 and max(costs) / min(costs) > 20:
+                offset = {"xytext": (4, 4), "textcoords": "offset points"}
+                axes.annotate(point.note, (point.x.mean, point.y.mean), **offset, color=look["color"], fontsize=8)
+        spread = [point.x.mean for point in found]
+        if not x.headline and min(spread) > 0 and max(spread) / min(spread) > 8:
             axes.set_xscale("log")
-        far = _reference_lines(axes, lines, y)
-        key = next((name for name in swept if name != group), None)
-        below = [f"markers: {key}" if key and any(point.note for point in found) else "", far]
-        axes.set_xlabel("\n".join([x_title or x, *filter(None, ["; ".join(filter(None, below))])]))
-        axes.set_ylabel(y_title or y)
-        title = group if group != "method" else None
-        figure.legend(title=title, loc="outside upper left", ncols=4)
+            if len(set(spread)) <= 8 and x.column == results.axis:
+                axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
+                axes.minorticks_off()
+        far = _references(axes, results, x, y)
+        below = [f"beside the markers: {results.axis}" if any(point.note for point in found) else "", far]
+        axes.set_xlabel("\n".join([x.wish, *filter(None, below)]))
+        axes.set_ylabel(_wrapped(y.wish, 28))
+        if len(groups) > 1 or group == "series":
+            title = group if group not in ("method", "series") else None
+            figure.legend(title=title, loc="outside upper left", ncols=2 if max(map(len, groups)) > 12 else 3)
     return figure
 
 
-def _reference_lines(axes: Axes, lines: Iterable[dict[str, str]], y: str) -> str:
+def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
     """Draw the references that lie near the runs; returns a sentence for the others."""
-    low, high = axes.get_ylim()
-    span = high - low
-    far, near = [], []
-    for line in lines:
-        value = _number(line.get(y))
-        if line["status"] != "reference" or value is None:
+    limits = axes.get_xlim(), axes.get_ylim()
+    far, lines = [], []
+    for row in results.references:
+        at = [row.runs[0].value(column.column) if row.done else None for column in (x, y)]
+        if at[1] is None:
             continue
-        if low - 0.5 * span <= value <= high + 0.5 * span:
-            near.append((value, line["method"]))
+        near = [
+            value is None or low - (high - low) <= value <= high + (high - low)
+            for value, (low, high) in zip(at, limits, strict=True)
+        ]
+        if not all(near):
+            far.append(f"{row.label} " + (_brief(at[1]) if at[0] is None else f"({_brief(at[0])}, {_brief(at[1])})"))
+        elif at[0] is None:
+            lines.append((at[1], row.label))
         else:
-            far.append(f"{line['method']} {value:.3g}")
+            axes.plot(*at, marker="d", color=QUIET, markersize=7, linestyle="none")
+            axes.annotate(row.label, at, xytext=(6, -3), textcoords="offset points", color=QUIET, fontsize=8)
+    for value, _ in lines:
+        axes.axhline(value, color=QUIET, linestyle=(0, (4, 3)), linewidth=1, zorder=0)
+    low, high = axes.get_ylim()
     label, at = "", -np.inf
-    for value, name in [*sorted(near), (np.inf, "")]:
-        if value < np.inf:
-            axes.axhline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=0)
-        if value - at < 0.05 * span:  # too close for a label of its own
+    for value, name in [*sorted(lines), (np.inf, "")]:
+        if value - at < 0.05 * (high - low):  # too close for a label of its own
             label += f", {name}"
             continue
         if label:
             place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(label, (1, at), xytext=(4, 0), va="center", color="0.35", fontsize=8, **place)
+            axes.annotate(label, (1, at), xytext=(0, 2), ha="right", color=QUIET, fontsize=8, **place)
         label, at = name, value
-    return "off the axis: " + ", ".join(far) if far else ""
+    return _wrapped("off the axis: " + ", ".join(far)) if far else ""
 
 
-def intervals(lines: Sequence[dict[str, str]], swept: Sequence[str], columns: Sequence[dict[str, Any]]) -> Figure | None:
-    """A panel a score: every configuration's mean with its 95 % interval, its runs as dots."""
-    labels: dict[str, list[dict[str, str]]] = {}
-    for line in lines:
-        names = [line["method"], *(f"{key.rpartition('.')[2]}={line[key]}" for key in swept if line.get(key))]
-        labels.setdefault(line["method"] if line["run_id"].startswith("reference-") else " ".join(names), []).append(line)
-    columns = [c for c in columns if any(_number(line.get(c["column"])) is not None for line in lines)]
+def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Figure | None:
+    """A score over student updates or cost at the evaluated checkpoints, a panel a place on the axis, bands over seeds.
+
+    None where no run was evaluated before its end.
+    """
+    results = _load(folder)
+    column, x = _column(results, column), _column(results, x)
+    panels = _panels(results)
+    if not any(len(run.checkpoints) > 1 for run in results.runs):
+        return None
+    wide = min(2, len(panels))
+    tall = -(-len(panels) // wide)
+    with plt.rc_context(STYLE):
+        size = (SIZE[0] if wide == 1 else 7.6, 0.6 + 2.5 * tall)
+        figure, grid = plt.subplots(tall, wide, figsize=size, sharey=True, squeeze=False)
+        series = [row.series for row in results.students]
+        for axes, (title, rows) in zip(grid.flat, panels, strict=False):
+            for row in rows:
+                _curve(axes, row, column.column, x.column, _look(series, row.series))
+            axes.set_title(title)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        _scale(grid.flat[: len(panels)])
+        figure.supxlabel(x.wish, fontsize=STYLE["axes.labelsize"])
+        figure.supylabel(column.wish, fontsize=STYLE["axes.labelsize"])
+        _legend(figure, series, 4 if wide > 1 else 2)
+    return figure
+
+
+def _curve(axes: Axes, row: Row, column: str, x: str, look: dict) -> None:
+    at: dict[float, list[tuple[float, float]]] = {}
+    for run in row.runs:
+        for point in run.checkpoints if run.scored else ():
+            if x in point and column in point:
+                at.setdefault(point["student_updates"], []).append((point[x], point[column]))
+    whole = {updates: pairs for updates, pairs in sorted(at.items()) if len(pairs) == row.done}
+    if whole:
+        places = [float(np.mean([place for place, _ in pairs])) for pairs in whole.values()]
+        means = [mean_interval([value for _, value in pairs]) for pairs in whole.values()]
+        axes.plot(places, [each.mean for each in means], **look, linewidth=1.3)
+        low, high = ([b if isfinite(b) else m.mean for m, b in zip(means, bs, strict=True)]
+                     for bs in ([m.low for m in means], [m.high for m in means]))  # fmt: skip
+        axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    for run in row.runs:
+        known = [point for point in run.checkpoints if x in point and column in point]
+        if run.status == "collapsed" and known:
+            axes.plot(known[-1][x], known[-1][column], marker="x", color=look["color"], markersize=7, linestyle="none")
+
+
+def every_row(folder: Path | Results) -> Figure | None:
+    """A panel a headline score: every row's mean with its 95 % interval, its runs as dots."""
+    results = _load(folder)
+    columns = [c for c in results.main if any(results.interval(row, c.column) for row in results.rows)]
     if not columns:
         return None
-    methods = list(dict.fromkeys(line["method"] for line in lines if not line["run_id"].startswith("reference-")))
-    wide = min(len(columns), 3)
+    series, wide = [row.series for row in results.students], min(len(columns), 3)
     tall = -(-len(columns) // wide)
     with plt.rc_context(STYLE):
-        size = (2.2 + 3.0 * wide, tall * (1.1 + 0.27 * len(labels)))
+        size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(results.rows)))
         figure, grid = plt.subplots(tall, wide, figsize=size, sharey=True, squeeze=False)
         for axes, column in zip(grid.flat, columns, strict=False):
             references = []
-            for row, (_, own) in enumerate(labels.items()):
-                known = [v for line in own if line["status"] in ("done", "reference")
-                         if (v := _number(line.get(column["column"]))) is not None]  # fmt: skip
-                if not known:
-                    axes.annotate("—", (0.02, row), xycoords=("axes fraction", "data"), color="0.5", va="center")
-                    continue
-                if own[0]["status"] == "reference":
-                    references.append((row, known[0]))
-                    continue
-                place = methods.index(own[0]["method"])
-                colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-                interval = mean_interval(known)
-                half = interval.half if isfinite(interval.half) else 0
-                axes.errorbar(interval.mean, row, xerr=half, color=colour, marker=marker, capsize=3, markersize=5)
-                axes.plot(known, np.full(len(known), row + 0.25), ".", color=colour, alpha=0.5, markersize=4)
+            for place, row in enumerate(results.rows):
+                interval = results.interval(row, column.column)
+                if interval is None:
+                    axes.annotate("—", (0.02, place), xycoords=("axes fraction", "data"), color=QUIET, va="center")
+                elif row.reference:
+                    references.append((place, interval.mean))
+                else:
+                    look = _look(series, row.series) | {"linestyle": "none"}
+                    axes.errorbar(interval.mean, place, xerr=_half(interval), **look, capsize=2.5, elinewidth=1)
+                    known = [float(values.mean()) for values in row.by_seed(column.column).values()]
+                    axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
             _reference_dots(axes, references)
-            axes.set_title(_heading(column).replace(" (", "\n("))
-            axes.set_yticks(range(len(labels)), list(labels))
+            axes.set_title(_wrapped(column.wish, 26))
+            axes.set_yticks(range(len(results.rows)), [_short(row.label) for row in results.rows])
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
-        grid[0][0].set_ylim(len(labels) - 0.4, -0.6)
+        grid[0][0].set_ylim(len(results.rows) - 0.4, -0.6)
     return figure
 
 
@@ -258,102 +357,274 @@ def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]]) -> None
     for row, value in references:
         if axes.lines and not low - span <= value <= high + span:
             side, align = (0.98, "right") if value > high else (0.02, "left")
-            text = f"{value:.3g} ▸" if value > high else f"◂ {value:.3g}"
+            text = f"{_brief(value)} ▸" if value > high else f"◂ {_brief(value)}"
             place = ("axes fraction", "data")
-            axes.annotate(text, (side, row), xycoords=place, color="0.35", fontsize=8, ha=align, va="center")
+            axes.annotate(text, (side, row), xycoords=place, color=QUIET, fontsize=8, ha=align, va="center")
         else:
-            axes.plot([value], [row], marker="d", color="0.45", markersize=5)
+            axes.plot([value], [row], marker="d", color=QUIET)
 
 
-def training_curves(lines: Sequence[dict[str, str]], store: Path) -> Figure | None:
-    """A panel a quantity that every method logs; thin lines are runs, the thick one the mean of a method's runs."""
-    curves: dict[str, list[list[dict[str, Any]]]] = {}
-    for line in lines:
-        path = Path(store) / line["run_id"] / "train.jsonl"
-        if path.is_file():
-            curves.setdefault(line["method"], []).append(list(read_jsonl(path)))
-    keys: dict[str, int] = {}
-    for runs in curves.values():
-        for key in dict.fromkeys(key for run in runs for entry in run for key in entry):
-            keys[key] = keys.get(key, 0) + 1
-    shared = [key for key, count in keys.items() if count == len(curves) and key not in NOT_CURVES][:6]
-    if not shared:
+def differences(folder: Path | Results) -> Figure | None:
+    """A panel a headline score: the paired difference of every row to the baseline with its interval."""
+    results = _load(folder)
+    baseline = results.baseline
+    families = {c: against_baseline(results, c, baseline) for c in results.main} if baseline else {}
+    families = {c: found for c, found in families.items() if any(each.interval for each, _ in found)}
+    if not families:
         return None
-    wide = min(len(shared), 3)
-    tall = -(-len(shared) // wide)
+    others = [row for row in results.students if row is not baseline]
+    series, wide = [row.series for row in results.students], min(len(families), 3)
+    tall = -(-len(families) // wide)
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(tall, wide, figsize=(1 + 3.2 * wide, 3 * tall), squeeze=False)
-        for axes, key in zip(grid.flat, shared, strict=False):
-            for i, (method, runs) in enumerate(curves.items()):
-                colour = COLOURS[i % len(COLOURS)]
-                at: dict[float, list[float]] = {}
-                for run in runs:
-                    pairs = [(e["student_updates"], e[key]) for e in run if isinstance(e.get(key), int | float)]
-                    axes.plot(*zip(*pairs, strict=True), color=colour, alpha=0.25, linewidth=0.6) if pairs else None
-                    for update, value in pairs:
-                        at.setdefault(update, []).append(value)
-                every = sorted(update for update, values in at.items() if len(values) == len(runs))
-                axes.plot(every, [np.mean(at[u]) for u in every], color=colour, linewidth=1.6, label=method)
-            _scale(axes)
-            axes.set_title(key.replace("_", " "))
-            axes.set_xlabel("student updates")
-        for axes in list(grid.flat)[len(shared) :]:
+        size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(others)))
+        figure, grid = plt.subplots(tall, wide, figsize=size, sharey=True, squeeze=False)
+        for axes, (column, found) in zip(grid.flat, families.items(), strict=False):
+            axes.axvline(0, color=QUIET, linewidth=1)
+            for place, (each, p) in enumerate(found):
+                if each.interval is None:
+                    axes.annotate("—", (0.02, place), xycoords=("axes fraction", "data"), color=QUIET, va="center")
+                    continue
+                look = _look(series, each.a.series) | {"linestyle": "none"}
+                fill = {} if verdict(each, p) else {"markerfacecolor": GROUND}
+                axes.errorbar(each.interval.mean, place, xerr=_half(each.interval), **look, **fill, capsize=2.5, elinewidth=1)
+            axes.set_title(_wrapped(column.wish, 26))
+            axes.set_yticks(range(len(others)), [_short(row.label) for row in others])
+        for axes in list(grid.flat)[len(families) :]:
             axes.set_visible(False)
-        grid.flat[0].legend()
+        grid[0][0].set_ylim(len(others) - 0.4, -0.6)
+        figure.supxlabel(f"difference to {baseline.label}", fontsize=STYLE["axes.labelsize"])
     return figure
 
 
-def _scale(axes: Axes) -> None:
+def training(folder: Path | Results) -> Figure | None:
+    """The quantities that most methods log, a line of panels each, a panel a place on the axis."""
+    results = _load(folder)
+    count: dict[str, set[str]] = {}
+    for row in results.students:
+        for key in {key for run in row.runs for line in run.training for key in line}:
+            count.setdefault(key, set()).add(row.method)
+    clock = {UPDATES.column, COST, "seconds", "rate"}
+    keys = sorted((key for key in count if key not in clock and "/" not in key), key=lambda key: (-len(count[key]), key))
+    return _panel_grid(results, keys[:MOST_KEYS], UPDATES.wish, _training_line)
+
+
+def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
+    at: dict[float, list[float]] = {}
+    for run in row.runs:
+        for line in run.training:
+            if key in line:
+                at.setdefault(line[UPDATES.column], []).append(line[key])
+    every = sorted(updates for updates, values in at.items() if len(values) == max(map(len, at.values())))
+    axes.plot(every, [np.mean(at[updates]) for updates in every], **(look | {"marker": ""}), linewidth=1.1)
+
+
+def binned(results: Results) -> list[str]:
+    """Names that are logged by bin, as `name/bin`."""
+    keys = {key for run in results.runs for line in run.training for key in line if "/" in key}
+    return sorted({key.rpartition("/")[0] for key in keys})
+
+
+def by_bin(folder: Path | Results, name: str) -> Figure | None:
+    """What is logged as `name/bin`, over its bins, a panel a place on the axis."""
+    results = _load(folder)
+    keys = {key for run in results.runs for line in run.training for key in line if key.rpartition("/")[0] == name}
+    bins = sorted(keys, key=lambda key: (_first_number(key), key))
+    if not bins:
+        return None
+    labels = [key.rpartition("/")[2] for key in bins]
+
+    def line(axes: Axes, row: Row, _: str, look: dict) -> None:
+        values = [_late_mean(row, key) for key in bins]
+        axes.plot([i for i, v in enumerate(values) if isfinite(v)], [v for v in values if isfinite(v)], **look, linewidth=1.1)
+        axes.set_xticks(range(len(bins)), labels, rotation=45 if max(map(len, labels)) > 3 else 0)
+
+    return _panel_grid(results, [name], "bin", line)
+
+
+def _late_mean(row: Row, key: str) -> float:
+    """Mean over runs and the last third of their logs."""
+    means = []
+    for run in row.runs:
+        values = [
+            line[key] for line in run.training if key in line and line[UPDATES.column] * 1.5 >= run.training[-1][UPDATES.column]
+        ]
+        means += [float(np.mean(values))] if values else []
+    return float(np.mean(means)) if means else nan
+
+
+def _first_number(key: str) -> float:
+    match = re.search(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", key.rpartition("/")[2])
+    return float(match[0]) if match else np.inf
+
+
+def _panel_grid(
+    results: Results, keys: Sequence[str], x_title: str, line: Callable[[Axes, Row, str, dict], None]
+) -> Figure | None:
+    """A line of panels a key, a panel a place on the axis, a line a series."""
+    if not keys:
+        return None
+    panels, series = _panels(results), [row.series for row in results.students]
+    with plt.rc_context(STYLE):
+        size = (max(SIZE[0], 0.5 + 2.2 * len(panels)), 0.7 + 1.9 * len(keys))
+        figure, grid = plt.subplots(len(keys), len(panels), figsize=size, sharey="row", sharex=True, squeeze=False)
+        for i, (key, line_of_axes) in enumerate(zip(keys, grid, strict=True)):
+            for axes, (title, rows) in zip(line_of_axes, panels, strict=True):
+                for row in rows:
+                    line(axes, row, key, _look(series, row.series))
+                axes.set_title(title if i == 0 else "")
+            _scale(line_of_axes)
+            line_of_axes[0].set_ylabel(_wrapped(key.replace("_", " "), 20))
+        figure.supxlabel(x_title, fontsize=STYLE["axes.labelsize"])
+        _legend(figure, series, 4 if len(panels) > 1 else 2)
+    return figure
+
+
+# --- what figures share ---
+
+
+def _column(results: Results, name: Column | str) -> Column:
+    if isinstance(name, Column):
+        return name
+    known = {column.column: column for column in [*results.columns, *COSTS, UPDATES]}
+    return known.get(name) or Column(name, name.rpartition(".")[2].replace("_", " "), "", None, False)
+
+
+def _look(series: Sequence[str], label: str) -> dict:
+    """Colour, marker and line of a series, the same in every figure."""
+    i = list(dict.fromkeys(series)).index(label)
+    line = ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(COLOURS) % 3]
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": line}
+
+
+def _panels(results: Results) -> list[tuple[str, list[Row]]]:
+    """The students' rows by their place on the axis."""
+    places: dict[str, list[Row]] = {}
+    for row in results.students:
+        places.setdefault(row.at, []).append(row)
+    ordered = sorted(places.items(), key=lambda item: number(item[0]) or 0.0)
+    return [(say(results.axis or "", at), rows) for at, rows in ordered]
+
+
+def _legend(figure: Figure, series: Iterable[str], columns: int) -> None:
+    labels = list(dict.fromkeys(series))
+    handles = [plt.Line2D([], [], **_look(labels, label)) for label in labels]
+    figure.legend(handles, [_short(label, 28) for label in labels], loc="outside upper left", ncols=columns)
+
+
+def _half(interval: Interval) -> float:
+    return interval.half if isfinite(interval.half) else 0.0
+
+
+def _scale(panels: Iterable[Axes]) -> None:
     """Logarithmic where every value is positive and they span more than a factor of 30."""
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.ones(1)])
+    panels = list(panels)
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for axes in panels for line in axes.lines] or [np.ones(1)])
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() / values.min() > 30:
-        axes.set_yscale("log")
+        for axes in panels:
+            axes.set_yscale("log")
 
 
-def _save(figure: Figure, results: Path, name: str, about: str) -> Path:
-    """Write name.png, name.svg and name.txt (what it shows, for those who cannot see it)."""
-    folder = Path(results) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+def _short(label: str, most: int = 34) -> str:
+    return label if len(label) <= most else f"{label[: most - 1]}…"
+
+
+def _brief(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _wrapped(text: str, width: int = 62) -> str:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return "\n".join(lines)
+
+
+def _file_name(text: str) -> str:
+    return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
+
+
+def _save(figure: Figure, folder: Path, name: str, png: bool = True) -> Path:
+    """Write name.svg, without a ground, for the page, and name.png on white; both small enough to commit. Returns the SVG."""
+    target = Path(folder) / "figures" / name
     with plt.rc_context(STYLE):
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
+        text = re.sub(r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
+        text = re.sub(r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; ', "", text)
+        text = text.replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
+        write_bytes(target.with_suffix(".svg"), re.sub(r"\s*\n\s*", "\n", text).encode())
+        if png:
+            figure.set_layout_engine("none")  # it has been laid out
+            raster, small = io.BytesIO(), io.BytesIO()
+            figure.savefig(raster, format="png", facecolor="white")
+            Image.open(raster).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            write_bytes(target.with_suffix(".png"), small.getvalue())
     plt.close(figure)
-    (folder / f"{name}.txt").write_text(about + "\n")
-    return folder / f"{name}.png"
+    return target.with_suffix(".svg")
+
+
+# --- command line ---
+
+
+def find_column(results: Results, name: str) -> str:
+    """The column of runs.csv that a name or its unambiguous beginning or part means; headline scores come first.
+
+    Raises:
+        PlotError: if none or several are meant.
+    """
+    known = list(results.rows[0].runs[0].line) if results.rows else []
+    headline = [column.column for column in results.main]
+    tests: list[Callable[[str], bool]] = [
+        lambda c: c == name,
+        lambda c: c in headline and c.startswith(name),
+        lambda c: c.startswith(name) or c.rpartition(".")[2] == name,
+        lambda c: name in c,
+    ]
+    for test in tests:
+        found = [column for column in known if test(column)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise PlotError(f"{name!r} could be any of {', '.join(found)}")
+    raise PlotError(f"no column called {name!r} in runs.csv; known: {', '.join(known)}")
+
+
+def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
+    """Draw one column of runs.csv against another, by names or their beginnings; returns the SVG's path.
+
+    Raises:
+        PlotError: for an unknown column, or where no finished run has both.
+    """
+    results = _load(folder)
+    x, y = find_column(results, x), find_column(results, y)
+    group = group if group == "series" else find_column(results, group)
+    figure = against(results, x, y, group)
+    if figure is None:
+        raise PlotError(f"no finished run has both {x} and {y} as numbers")
+    return _save(figure, folder, f"{_file_name(y)}_against_{_file_name(x)}_by_{_file_name(group)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="distill_bench.plot", description="figures of a sweep's runs.csv")
+    """Command line: all figures of a results folder, or one."""
+    parser = argparse.ArgumentParser(prog="distill_bench.plot", description="figures of a sweep's results")
     parser.add_argument("results", type=Path, help="folder with runs.csv, or a sweep's YAML or name")
-    parser.add_argument("--store", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("results"), help="where the results of a named sweep lie")
-    parser.add_argument("--x", default=COST)
+    parser.add_argument("--x", default="cost", help="column of runs.csv, or its beginning (default: cost)")
     parser.add_argument("--y", help="draw this column alone")
-    parser.add_argument("--group", default="method")
-    arguments = parser.parse_args(argv)
-    results = arguments.results if arguments.results.is_dir() else arguments.out / arguments.results.stem
+    parser.add_argument("--group", default="method", help="a line for each value of this column; `series`: each kind of row")
+    options = parser.parse_args(argv)
+    folder = options.results if options.results.is_dir() else options.out / options.results.stem
     try:
-        for path in _one(results, arguments) if arguments.y else plot(results, arguments.store):
+        for path in [draw_pair(folder, options.x, options.y, options.group)] if options.y else plot(folder):
             print(path)
     except PlotError as error:
-        print(error, file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _one(results: Path, arguments: argparse.Namespace) -> list[Path]:
-    lines = load_runs(results)
-    known = list(lines[0]) if lines else []
-    for name in (arguments.x, arguments.y, arguments.group):
-        if name not in known:
-            raise PlotError(f"no column called {name!r} in runs.csv; known: {', '.join(known)}")
-    swept = read_json(results / "columns.json")["swept"]
-    figure = against(lines, swept, arguments.x, arguments.y, arguments.group)
-    if figure is None:
-        raise PlotError(f"no finished run has both {arguments.x} and {arguments.y}")
-    name = f"{arguments.y}_against_{arguments.x}_by_{arguments.group}"
-    return [_save(figure, results, name, f"{arguments.y} against {arguments.x}, one line per {arguments.group}")]
 
 
 if __name__ == "__main__":

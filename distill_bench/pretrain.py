@@ -1,4 +1,6 @@
-"""Trains mini-wan, the embedded teacher, from nothing: `python -m distill_bench.pretrain`.
+"""Trains what ships: mini-wan, the embedded teacher, from nothing; with --encoders the networks of the evaluators.
+
+    python -m distill_bench.pretrain [--encoders]
 
 First a per-frame autoencoder, then a `WanTransformer3DModel` with its text encoder by flow matching on its latents. Both
 are resumable from the work folder; the pipeline folder is rewritten at every evaluation, with a card of its quality.
@@ -22,9 +24,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from distill_bench import shapes
+from distill_bench import encoders, shapes
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.cost import Ledger
+from distill_bench.encoders import train_encoders
 from distill_bench.models import Denoiser
 from distill_bench.noise import add_noise, teacher_sigmas, warp
 from distill_bench.rollout import euler
@@ -37,11 +40,12 @@ FIELDS = ("colour", "shape", "direction", "speed")
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module."""
     parser = argparse.ArgumentParser(prog="distill_bench.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "assets" / "mini-wan")
+    parser.add_argument("--encoders", action="store_true", help="train the evaluators' networks instead")
+    parser.add_argument("--out", type=Path, help="default: where the package looks for it")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints; a rerun goes on from them")
-    parser.add_argument("--clips", type=int, default=6480, help="rendered clips to train on")
+    parser.add_argument("--clips", type=int, help="rendered clips to train on; default 6480, 4320 for the encoders")
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=6000, help="steps of the teacher")
+    parser.add_argument("--steps", type=int, help="default 6000 for the teacher, 600 for each encoder")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between evaluations and exports")
@@ -50,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.encoders:
+        train_encoders(options.out or encoders.FOLDER, options.steps or 600, options.clips or 4320, options.seed)
+        return 0
+    options.out = options.out or Path(__file__).parent / "assets" / "mini-wan"
+    options.steps, options.clips = options.steps or 6000, options.clips or 6480
     options.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     captions, clips = render_clips(options.clips)

@@ -7,32 +7,41 @@
 import argparse
 import hashlib
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill_bench import checkpoint, shapes
+from distill_bench import checkpoint, controls, shapes
 from distill_bench.config import RunConfig, load_run
 from distill_bench.cost import Ledger
 from distill_bench.draws import generator
-from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline, load_transformer, teacher_folder
+from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline, teacher_folder
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.rollout import euler, rollout
+from distill_bench.store import write_json
 
 BATCH = 16
+PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls changes
+
+
+def protocol(config: RunConfig) -> dict[str, Any]:
+    """What makes two rows comparable: prompts, seeds, counts, sizes, the teacher and how it is sampled."""
+    found = config.protocol.model_dump(mode="json", exclude={"evaluators"})
+    prompts = hashlib.sha256((teacher_folder(config.teacher) / "prompts.txt").read_bytes()).hexdigest()[:8]
+    found |= {"teacher": config.teacher_hash, "prompts": prompts, "sampler": "euler", "version": PROTOCOL_VERSION}
+    return found | {key: getattr(config, key) for key in ("frames", "height", "width", "shift")}
 
 
 def protocol_hash(config: RunConfig) -> str:
-    """What makes two rows comparable: prompts, seeds, counts, sizes, the teacher and how it is sampled (8 digits)."""
-    protocol = config.protocol.model_dump(mode="json", exclude={"evaluators"})
-    prompts = (teacher_folder(config.teacher) / "prompts.txt").read_text()
-    key = [protocol, config.teacher_hash, config.frames, config.height, config.width, config.shift, prompts]
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    """Digest of `protocol` (8 digits)."""
+    return hashlib.sha256(json.dumps(protocol(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def sample(run_dir: Path) -> list[Path]:
@@ -44,10 +53,11 @@ def sample(run_dir: Path) -> list[Path]:
     missing = {folder: path for folder, path in folders.items() if not (folder / "clips.npy").is_file()}
     if missing:
         sampler = Sampler(config)
-        student = load_transformer(sampler.pipeline.folder).to(sampler.device)
+        student = sampler.pipeline.student().to(sampler.device)
         for folder, path in missing.items():
             checkpoint.load_student(path, student)
-            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"})
+            facts = sampler.facts(student)
+            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"}, facts)
     return list(folders)
 
 
@@ -56,15 +66,18 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
 
     `data` and `data_other` are rendered clips (only where the prompts are of the embedded domain), `teacher` and
     `teacher_other` the teacher's many-step clips; "other" means other seeds, so that each pair is a floor. `teacher_few` is the
-    teacher's ODE at the student's step count, `untrained` the student before training, `noise` uniform noise.
+    teacher's ODE at the student's step count, `untrained` the student before training. Three rows are wrong on purpose: `frozen`
+    and `shuffled` are the teacher's clips standing still and with their frames out of order, `noise` is uniform noise.
     """
     root = store / "references" / protocol_hash(config)
     few = f"nfe{config.nfe}-{config.stepping}"
     names = {"data": "data", "data_other": "data_other", "teacher": "teacher", "teacher_other": "teacher_other"}
-    names |= {"teacher_few": f"teacher_few-nfe{config.nfe}", "untrained": f"untrained-{few}", "noise": "noise"}
+    names |= {"teacher_few": f"teacher_few-nfe{config.nfe}", "untrained": f"untrained-{few}"}
+    names |= {kind: kind for kind in ("frozen", "shuffled", "noise")}
     folders = {kind: root / name for kind, name in names.items()}
     if all((folder / "clips.npy").is_file() for folder in folders.values()):
         return folders
+    write_json(root / "protocol.json", protocol(config))
     sampler = Sampler(config)
     n = config.protocol.clips
     other = [seed + n for seed in sampler.seeds]
@@ -77,7 +90,9 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         "teacher": (lambda: sampler.teacher(steps, sampler.seeds), sampler.seeds),
         "teacher_other": (lambda: sampler.teacher(steps, other), other),
         "teacher_few": (lambda: sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
-        "untrained": (lambda: sampler.student(sampler.pipeline.transformer), sampler.seeds),
+        "untrained": (lambda: sampler.student(sampler.pipeline.student().to(sampler.device)), sampler.seeds),
+        "frozen": (lambda: controls.frozen(_clips_of(folders["teacher"])), sampler.seeds),
+        "shuffled": (lambda: controls.shuffled(_clips_of(folders["teacher"]), config.protocol.seed), sampler.seeds),
         "noise": (sampler.noise, sampler.seeds),
     }
     for kind, folder in folders.items():
@@ -100,7 +115,9 @@ class Sampler:
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
         known = self.pipeline.prompts()
         order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
-        self.prompts = [known[order[i % len(known)]] for i in range(protocol.clips)]
+        # two clips a prompt: clips of one prompt must differ, and that is scored
+        distinct = min(len(known), math.ceil(protocol.clips / 2))
+        self.prompts = [known[order[i % distinct]] for i in range(protocol.clips)]
         self.seeds = [protocol.seed + i for i in range(protocol.clips)]
         *texts, null_text = self.pipeline.encode_text([*self.prompts, ""])
         self.text, self.null_text = torch.stack(texts), null_text[None]
@@ -114,6 +131,11 @@ class Sampler:
             self.seeds,
             lambda noises, text: rollout(denoiser, noises, sigmas, text, config.stepping),
         )
+
+    def facts(self, net: torch.nn.Module) -> dict[str, np.ndarray]:
+        """What the teacher's kind knows exactly of the student's distribution; for a network of unknown density nothing."""
+        sigmas = student_sigmas(self.config.nfe, self.config.shift)
+        return self.pipeline.facts(net, sigmas, self.config.stepping, self.config.protocol.teacher_guidance)
 
     def teacher(self, steps: int, seeds: list[int]) -> np.ndarray:
         """Frames (N, T, 3, H, W) by `steps` Euler steps of the guided teacher."""
@@ -143,6 +165,10 @@ class Sampler:
         return torch.randn(*self.shape, generator=generator("sample", seed, step))
 
 
+def _clips_of(folder: Path) -> np.ndarray:
+    return np.load(folder / "clips.npy", allow_pickle=False)
+
+
 def _in_domain(prompt: str) -> bool:
     try:
         shapes.parse(prompt)
@@ -155,14 +181,18 @@ def _rendered(prompts: list[str], seeds: list[int]) -> np.ndarray:
     return np.stack([shapes.render(shapes.parse(p), s) for p, s in zip(prompts, seeds, strict=True)])
 
 
-def _write(folder: Path, make: Callable[[], np.ndarray], prompts: list[str], seeds: list[int], row: dict) -> None:
-    """Write a folder of clips whole or not at all; who comes second finds it done."""
+def _write(
+    folder: Path, make: Callable[[], np.ndarray], prompts: list[str], seeds: list[int], row: dict, facts: Mapping = {}
+) -> None:  # noqa: B006, E501
+    """Write a folder of clips whole or not at all; who comes second finds it done. `facts` are exact arrays beside the frames."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     try:
         np.save(temporary / "clips.npy", make())
         lines = [{"index": i, "prompt": p, "seed": s} for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
         (temporary / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if facts:
+            np.savez(temporary / "facts.npz", **facts)
         (temporary / "row.json").write_text(json.dumps(row) + "\n")
         try:
             temporary.rename(folder)

@@ -7,6 +7,7 @@ where the body stands still: without the cue the sign of the direction (caption 
 import colorsys
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,12 +56,15 @@ def parse(text: str) -> Attributes:
         raise ValueError(f"not a caption of moving shapes: {text!r}") from None
 
 
-def render(attributes: Attributes, key: int) -> np.ndarray:
-    """The clip of (attributes, key), uint8 (T, 3, H, W); position, size, brightness and background come from the key."""
+def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
+    """The clip of (attributes, key), uint8 (T, 3, H, W); position, size, brightness and background come from the key.
+
+    `pace` is its speed over that of its caption.
+    """
     rng = np.random.Generator(np.random.Philox(key=[key, 0x5A4E5]))
     radius, background, value = rng.uniform(5.0, 6.2), rng.uniform(0.05, 0.15), rng.uniform(0.85, 1.0)
     heading = np.array(DIRECTIONS[attributes.direction], float)
-    step = heading * SPEEDS[attributes.speed] * rng.uniform(0.95, 1.05)
+    step = heading * SPEEDS[attributes.speed] * pace * rng.uniform(0.95, 1.05)
     margin = radius + NOSE + 0.5
     travel = step * (FRAMES - 1)
     low, high = margin - np.minimum(travel, 0), SIZE - margin - np.maximum(travel, 0)
@@ -158,29 +162,28 @@ def _hue(rgb: np.ndarray) -> np.ndarray:
 
 def _shape(mask: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Index in SHAPES by the best overlap with drawn templates of the same area, over all frames."""
-    n, frames, size, _ = mask.shape
-    filled = mask
-    axis = np.arange(size) + 0.5
-    x = axis[None, None, None, :] - centre[..., 0][:, :, None, None]
-    y = axis[None, None, :, None] - centre[..., 1][:, :, None, None]
-    scores = []
-    for shape in SHAPES:
-        best = np.full(n, -np.inf)
-        for radius in np.arange(4.4, 6.81, 0.2):
-            for dy in (-0.8, 0.0, 0.8):
-                soft = _soft(shape, x, y - dy, radius)
-                overlap = (filled * soft).sum((1, 2, 3)) / np.sqrt((filled**2).sum((1, 2, 3)) * (soft**2).sum((1, 2, 3)) + 1e-9)
-                best = np.maximum(best, overlap)
-        scores.append(best)
-    return np.stack(scores, 1).argmax(1)
+    axis = np.arange(mask.shape[-1], dtype=np.float32) + 0.5
+    x = abs(axis[None, None, None, :] - centre[..., 0, None, None].astype(np.float32))
+    y = axis[None, None, :, None] - centre[..., 1, None, None].astype(np.float32)
+    mask, size = mask.astype(np.float32), np.einsum("ntij,ntij->n", mask, mask)
+    best = np.full((len(mask), len(SHAPES)), -np.inf)
+    for dy in (-0.8, 0.0, 0.8):
+        for s, shape in enumerate(SHAPES):
+            depth = _depth(shape, x, y - np.float32(dy))
+            for radius in np.arange(4.4, 6.81, 0.2):
+                soft = np.clip(depth(np.float32(radius)) + np.float32(0.5), 0, 1)  # coverage with edges a pixel wide
+                overlap, area = (np.einsum("ntij,ntij->n", each, soft) for each in (mask, soft))
+                best[:, s] = np.maximum(best[:, s], overlap / np.sqrt(size * area + 1e-9))
+    return best.argmax(1)
 
 
-def _soft(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Coverage of a shape with edges a pixel wide, from signed distances."""
+def _depth(shape: str, x: np.ndarray, y: np.ndarray) -> Callable[[np.float32], np.ndarray]:
+    """How deep (|x|, y) lie inside a shape, in pixels, as a function of its radius."""
     if shape == "circle":
-        inside = radius - np.hypot(x, y)
-    elif shape == "square":
-        inside = radius * 0.9 - np.maximum(abs(x), abs(y))
-    else:
-        inside = np.minimum(radius * 0.75 - y, (y + radius - abs(x) * 1.75) / 2.0)
-    return np.clip(inside + 0.5, 0, 1)
+        distance = np.sqrt(x**2 + y**2)
+        return lambda radius: radius - distance
+    if shape == "square":
+        distance = np.maximum(x, abs(y))
+        return lambda radius: radius * np.float32(0.9) - distance
+    apex = y - x * np.float32(1.75)
+    return lambda radius: np.minimum(radius * np.float32(0.75) - y, (apex + radius) / 2)

@@ -11,6 +11,7 @@ be written (full, read-only), its error lies in errors/<run_id>.json until the r
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -43,6 +44,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -47,7 +47,7 @@ from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_
 from distill_bench.store import attempts, read_json, record_outside, state, write_bytes, write_json
 
 TRIES = 3  # of a run whose worker process died, in one call
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
 
 
 @dataclass(frozen=True)
@@ -391,14 +391,14 @@ def _shown(value: Any) -> str:
 
 def print_table(sweep: Sweep) -> None:
     """The headline table."""
-    from distill_bench.report import aggregate, collect, show, show_interval
+    from distill_bench.results import COSTS, load
+    from distill_bench.tables import table as score_table
 
-    found = collect(sweep.config.name, sweep.store)
-    table = Table("method", *found.swept, "seeds", *(c.heading for c in found.main), "cost", box=None, pad_edge=False)
-    for row in aggregate(found):
-        cells = [show_interval(row.intervals.get(c.column)) for c in found.main]
-        cost = show_interval(row.intervals.get("cost_forward_equivalents"))
-        table.add_row(row.method, *(show(v) for v in row.swept.values()), row.count, *cells, cost)
+    results = load(sweep.out / sweep.config.name)
+    found = score_table(results, results.main + COSTS[:1])
+    table = Table(*found.heads, box=None, pad_edge=False)
+    for _, line in found.lines:
+        table.add_row(*(cell.text for cell in line))
     console.print(table)
 
 

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from distill_bench import checkpoint
 from distill_bench.config import RunConfig, evaluated_updates, load_run, method_of
 from distill_bench.cost import Ledger
-from distill_bench.draws import Draws
+from distill_bench.draws import Draws, generator
 from distill_bench.extras import providers
-from distill_bench.method import Batch, Loss, Nets
-from distill_bench.models import Denoiser, Guided, forward_flops, load_pipeline, load_transformer
-from distill_bench.noise import student_sigmas
+from distill_bench.method import Batch, Loss, Method, Nets
+from distill_bench.models import Denoiser, Guided, load_pipeline
+from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
+from distill_bench.signals import SIGNAL_SAMPLES, signals
 from distill_bench.store import append_jsonl, read_json, read_jsonl, write_bytes, write_json
 
 COLLAPSED_STD, EXPLODED_STD = 0.02, 50.0  # of the student's latents, whose data have unit variance
@@ -58,7 +59,7 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
             while trainer.student_updates < config.student_updates:
                 began = time.perf_counter()
                 samples = trainer.update_student()
-                for index in range(config.fake_score_updates * trainer.method.has_fake_score):
+                for index in range(config.fake_score_updates or 0):
                     trainer.update_fake_score(index, samples if config.reuse_rollout and index == 0 else None)
                 trainer.student_updates += 1
                 trainer.seconds += time.perf_counter() - began
@@ -108,32 +109,57 @@ class Trainer:
             raise ValueError(
                 f"batch_size {config.batch_size} must be a multiple of processes x accumulation = {world} x {config.accumulation}"
             )
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        autocast = torch.bfloat16 if config.precision == "bfloat16" else None
         pipeline = load_pipeline(config.teacher, device)
         self.latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
-        *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).unsqueeze(1)
+        self.extras = providers(self._needs(method_of(config)), config, pipeline, run_dir.parent.parent)
+        *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).to(self.dtype).unsqueeze(1)
         self.method = method_of(config)
-        self.student, self.fake_score = (load_transformer(pipeline.folder).to(device) for _ in range(2))
-        self.modules = nn.ModuleDict(self.method.modules(self.latent_shape)).to(device)
-        self.roles = {"student": self.student, "fake_score": self.fake_score, "modules": self.modules}
+        self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
+        self.student = self._placed(pipeline.student())
         self.ema = {name: p.detach().clone() for name, p in self.student.named_parameters()}
-        self.optimisers = {
-            "student": self._adamw(self.student.parameters(), config.student_lr),
-            "fake_score": self._adamw([*self.fake_score.parameters(), *self.modules.parameters()], config.fake_score_lr),
-        }
-        self.extras = providers(self.method.needs, config, pipeline, run_dir.parent.parent)
-        self.ledger = Ledger(config.batch_size, self._flops(pipeline.transformer, null_text))
-        autocast = torch.bfloat16 if config.precision == "bfloat16" else None
-        teacher = Denoiser(pipeline.transformer, "teacher", self.ledger, autocast)
+        trains_fake_score = config.fake_score_updates is not None
+        self.fake_score = self._placed(pipeline.fake_score()) if trains_fake_score else None
+
+        self.ledger = Ledger(config.batch_size)
+        teacher = Denoiser(self._placed(pipeline.transformer), "teacher", self.ledger, autocast)
+        student, target = (
+            Denoiser(self.student, role, self.ledger, autocast, weights)
+            for role, weights in (("student", None), ("target", None if config.ema is None else self.ema))
+        )
+        fake_score = None
+        if trains_fake_score:
+            fake_score = Denoiser(self.fake_score, "fake_score", self.ledger, autocast)
+        elif config.fake_score == "exact":
+            fake_score = pipeline.exact_fake_score(self.student, self.sigmas, config.stepping, self._exits())
+        self.modules = self._placed(self._modules(teacher, null_text))
+        self.roles = {"student": self.student, "modules": self.modules}
+        if trains_fake_score:
+            self.roles["fake_score"] = self.fake_score
+        elif len(self.modules):
+            raise ValueError(
+                f"{config.method['name']} has modules of its own: they are trained with a fake score, and there is none"
+            )
+        self.optimisers = self._optimisers()
+        nets = {name: net for name, net in self.roles.items() if name != "modules"} | {"teacher": pipeline.transformer}
+        self.ledger.flops = {role: pipeline.flops(net, self.latent_shape, null_text) for role, net in nets.items()}
         self.nets = Nets(
-            student=Denoiser(self.student, "student", self.ledger, autocast),
-            fake_score=Denoiser(self.fake_score, "fake_score", self.ledger, autocast),
+            student=student,
+            fake_score=fake_score,
             teacher=Guided(teacher, null_text, config.guidance_scale),
             rollout=self._rollout,
+            exit_sigma=self._exit_sigma,
+            target=target,
+            unguided_teacher=teacher,
+            null_text=null_text,
+            guidance_scale=config.guidance_scale,
+            decode=pipeline.decode_video,
             modules=self.modules,
+            mean_over_ranks=lambda x: self.accelerator.reduce(x, "mean"),
         )
-        self.sigmas = student_sigmas(config.nfe, config.shift).to(device)
         self.student_updates, self.seconds = 0, 0.0
-        self.scalars: dict[str, float] = {}
+        self.scalars: dict[str, Tensor | float] = {}
         self.accelerator.init_trackers("train")
 
     # ---- one update of each role
@@ -152,16 +178,15 @@ class Trainer:
                 samples.append(Samples(loss.x0.detach(), batch.text))
             return loss
 
-        self._update("student", "student", ("student",), loss_of)
+        self._update("student", "student", loss_of)
         with torch.no_grad():
-            self.method.after_student_update(self.student, self.fake_score)
+            self.method.after_student_update(self.roles)
             if self.config.ema is not None:
-                for name, parameter in self.student.named_parameters():
-                    self.ema[name].lerp_(parameter, 1 - self.config.ema)
+                torch._foreach_lerp_(list(self.ema.values()), list(self.student.parameters()), 1 - self.config.ema)
         return samples
 
     def update_fake_score(self, index: int, reused: list[Samples] | None) -> None:
-        """One optimiser step of the fake score, on reused samples or on a rollout of its own."""
+        """One optimiser step of the fake score and the method's modules, on reused samples or on a rollout of its own."""
 
         def loss_of(batch: Batch, micro: int) -> Loss:
             if reused is None:
@@ -171,64 +196,111 @@ class Trainer:
                 x0, batch = reused[micro].x0, dataclasses.replace(batch, text=reused[micro].text)
             return self.method.fake_score_loss(self.nets, batch, x0)
 
-        self._update("fake_score", f"fake_score/{index}", ("fake_score", "modules"), loss_of)
+        self._update("fake_score", f"fake_score/{index}", loss_of)
 
-    def _update(self, group: str, phase: str, trainable: Iterable[str], loss_of: Callable[[Batch, int], Loss]) -> None:
+    def _update(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> None:
         """Accumulate the gradients of a phase over its micro-batches, average over processes, clip, step."""
-        for role, net in self.roles.items():
-            net.requires_grad_(role in trainable)  # a backward through a frozen role reaches its input alone
-        accumulation, scalars = self.config.accumulation, dict.fromkeys((f"{group}_loss",), 0.0)
+        self._freeze_all_but(role)
+        accumulation, scalars = self.config.accumulation, {}
         for micro in range(accumulation):
             loss = loss_of(self._batch(phase, micro), micro)
-            (loss.total / accumulation).backward()
-            scalars[f"{group}_loss"] += float(loss.total.detach()) / accumulation
-            for name, part in loss.parts.items():
-                scalars[name] = scalars.get(name, 0.0) + float(part) / accumulation
-        parameters = [p for role in trainable for p in self.roles[role].parameters() if p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            for p in parameters:
-                p.grad = self.accelerator.reduce(p.grad, "mean")
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip))
-        if not math.isfinite(norm):
-            raise Collapsed(f"the gradient of the {group} is {norm}")
-        self.optimisers[group].step()
-        self.optimisers[group].zero_grad(set_to_none=True)
-        self.scalars |= scalars | {f"{group}_grad_norm": norm}
+            total = loss.total
+            (total / accumulation).backward()
+            for name, value in {f"{role}_loss": total, **loss.terms, **loss.logs}.items():
+                scalars[name] = scalars.get(name, 0.0) + value.detach() / accumulation
+        groups = {name: self.optimisers[name] for name in self.optimisers if (name == "student") == (role == "student")}
+        for name, optimiser in groups.items():
+            parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            if self.accelerator.num_processes > 1:
+                for p in parameters:
+                    p.grad = self.accelerator.reduce(p.grad, "mean")
+            norm = float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip))
+            if not math.isfinite(norm):
+                bad = [term for term, value in scalars.items() if not value.isfinite()]
+                named = f" (not finite: {', '.join(bad)})" if bad else ""
+                raise Collapsed(f"the gradient of the {name} is {norm}{named}")
+            scalars[f"{name}_grad_norm"] = norm
+        for optimiser in groups.values():
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.scalars |= scalars
+
+    def _freeze_all_but(self, role: str) -> None:
+        """A backward through a frozen role reaches its input alone. The modules are trained where the fake score is."""
+        for name, net in self.roles.items():
+            net.requires_grad_((name == "student") == (role == "student"))
 
     def _batch(self, phase: str, micro: int) -> Batch:
         """This process's micro-batch of a phase: which prompts, and draws keyed by the global sample index."""
         config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
         share = config.batch_size // (world * config.accumulation)
         first = (micro * world + rank) * share
-        draws = Draws(config.seed, self.student_updates, phase, range(first, first + share), self.accelerator.device)
-        text = torch.cat([self.texts[i] for i in draws.integers("prompt", len(self.texts))])
-        extras = (
-            {f"{need}/{key}": tensor for need, draw in self.extras.items() for key, tensor in draw(draws).items()}
-            if phase == "student"
-            else {}
-        )
-        return Batch(text, draws, self.latent_shape, config.score_shift, config.sigma_min, config.sigma_max, extras)
+        draws = Draws(config.seed, self.student_updates, phase, range(first, first + share), self.accelerator.device, self.dtype)
+        return self._batch_of(draws)
+
+    def _batch_of(self, draws: Draws) -> Batch:
+        config = self.config
+        if config.student_input == "real_data":
+            text = self.extras["real_latents"](draws)["text"]
+        else:
+            text = torch.cat([self.texts[i] for i in draws.integers("prompt", len(self.texts))])
+        return Batch(text, draws, self.latent_shape, config.score_shift, config.sigma_min, config.sigma_max, self.extras)
 
     def _rollout(self, batch: Batch) -> Tensor:
-        nfe = self.config.nfe
-        last = batch.draws.shared_integer("exit", nfe) if self.config.exit_step == "random" else nfe - 1
-        noises = [batch.noise(f"rollout/{step}") for step in range(last + 1)]
+        exit_step = self._exit_step(batch)
+        if self.config.student_input == "real_data":
+            real, sigma = batch.extra("real_latents")["x0"], self._exit_sigma(batch)
+            return self.nets.student(add_noise(real, batch.noise("rollout/0"), sigma), sigma, batch.text)
+        noises = [batch.noise(f"rollout/{step}") for step in range(exit_step + 1)]
         return rollout(self.nets.student, noises, self.sigmas, batch.text, self.config.stepping, torch.is_grad_enabled())
+
+    def _exits(self) -> list[int]:
+        nfe = self.config.nfe
+        return list(range(nfe)) if self.config.exit_step == "random" else [nfe - 1]
+
+    def _exit_step(self, batch: Batch) -> int:
+        exits = self._exits()
+        return exits[batch.draws.shared_integer("exit", len(exits))]
+
+    def _exit_sigma(self, batch: Batch) -> Tensor:
+        """The noise level (B,) at which a batch's rollout ends."""
+        return self.sigmas[self._exit_step(batch)].expand(len(batch.text))
 
     # ---- records
 
     def log(self) -> dict:
         """Append the newest scalars to train.jsonl and to the trackers; returns the line."""
+        config = self.config
+        signals = {}
+        if config.signals_every and self.student_updates % config.signals_every == 0:
+            signals = self.signals()
+        scalars = {name: float(value) for name, value in self.scalars.items()}
+        if config.fake_score_updates is not None:
+            # under Adam a step moves weights by about lr: the two time scales differ by this, not by the count alone
+            scalars["rho"] = config.fake_score_updates * config.fake_score_lr / config.student_lr
         line = {
             "student_updates": self.student_updates,
             "seconds": round(self.seconds, 3),
             "cost_forward_equivalents": self.ledger.forward_equivalents(),
-            **self.scalars,
+            **scalars,
+            **signals,
         }
         if self.accelerator.is_main_process:
             append_jsonl(self.run_dir / "train.jsonl", line)
-        self.accelerator.log(self.scalars, step=self.student_updates)
+        self.accelerator.log(scalars | signals, step=self.student_updates)
         return line
+
+    def signals(self) -> dict[str, float]:
+        """What the losses cannot say (`distill_bench.signals`), outside the run's clock, ledger and state."""
+        kept = {key: value.clone() for key, value in self.modules.state_dict().items()}
+        self.ledger.enabled = False
+        self._freeze_all_but("student")
+        draws = Draws(self.config.seed, 0, "signals", range(SIGNAL_SAMPLES), self.accelerator.device, self.dtype)
+        try:
+            return signals(self.method, self.nets, self._batch_of(draws))
+        finally:
+            self.ledger.enabled = True
+            self.modules.load_state_dict(kept)
 
     def summary(self) -> dict:
         """What a table needs of a training: clock, cost by role, peak memory."""
@@ -269,15 +341,39 @@ class Trainer:
             lines = [line for line in read_jsonl(path) if line["student_updates"] <= self.student_updates]
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
+    # ---- parts
+
+    def _placed(self, net: nn.Module) -> nn.Module:
+        net = net.to(self.accelerator.device)
+        return net.double() if self.dtype == torch.float64 else net
+
+    def _needs(self, method: Method) -> frozenset[str]:
+        return method.needs | ({"real_latents"} if self.config.student_input == "real_data" else set())
+
+    def _modules(self, teacher: Denoiser, null_text: Tensor) -> nn.ModuleDict:
+        """The method's own modules, alike on every rank and in every run of a seed."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(self.config.seed, "modules").initial_seed())
+            x = torch.zeros(1, *self.latent_shape, device=null_text.device, dtype=self.dtype)
+            tokens = teacher.features(x, torch.full((1,), 0.5, device=x.device, dtype=x.dtype), null_text, 0.0)
+            modules = self.method.modules(tokens.shape[-1])
+        self.ledger.counts.clear()
+        return nn.ModuleDict(modules)
+
+    def _optimisers(self) -> dict[str, torch.optim.AdamW]:
+        """One for the student, one for the fake score and the modules that share it, one for each module with its own rate."""
+        config, own = self.config, self.method.learning_rates()
+        optimisers = {"student": self._adamw(self.student.parameters(), config.student_lr)}
+        if self.fake_score is not None:
+            shared = [p for name, module in self.modules.items() if name not in own for p in module.parameters()]
+            optimisers["fake_score"] = self._adamw([*self.fake_score.parameters(), *shared], config.fake_score_lr)
+        return optimisers | {name: self._adamw(self.modules[name].parameters(), lr) for name, lr in own.items()}
+
     def _adamw(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
         config = self.config
         return torch.optim.AdamW(
             parameters, lr=lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
         )
-
-    def _flops(self, teacher: nn.Module, text: Tensor) -> dict[str, float]:
-        nets = {"student": self.student, "fake_score": self.fake_score, "teacher": teacher}
-        return {role: forward_flops(net, self.latent_shape, text) for role, net in nets.items()}
 
 
 class _progress:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from distill_bench import shapes
-from distill_bench.evaluator import Clips, Evaluator, Score
+from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,22 @@ class AttributeAccuracy(Evaluator):
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         said = [asdict(shapes.parse(p)) for p in clips.prompts]
         shown = [asdict(a) for a in shapes.read(clips.frames)]
-        right = {f"attribute_{k}": [float(a[k] == b[k]) for a, b in zip(said, shown, strict=True)] for k in said[0]}
-        right = {"attribute_accuracy": [float(a == b) for a, b in zip(said, shown, strict=True)]} | right
+        right = {k: [float(a[k] == b[k]) for a, b in zip(said, shown, strict=True)] for k in said[0]}
+        every = [float(a == b) for a, b in zip(said, shown, strict=True)]
+        distances = {k: histogram_distance([a[k] for a in said], [b[k] for b in shown]) for k in said[0]}
         return [
+            mean_score("attribute_accuracy", every, "all attributes right", better="higher", headline=True),
+            *(mean_score(f"attribute_{k}", each, f"{k} right", better="higher") for k, each in right.items()),
             Score(
-                column,
-                sum(each) / len(each),
-                "all attributes right" if column == "attribute_accuracy" else f"{column.removeprefix('attribute_')} right",
-                better="higher",
-                headline=column == "attribute_accuracy",
-                per_clip=tuple(each),
-            )
-            for column, each in right.items()
+                "attribute_histogram",
+                sum(distances.values()) / len(distances),
+                "distance of what is shown from what is asked",
+                better="lower",
+                note=f"total variation of the histograms, mean over {', '.join(distances)}",
+            ),
         ]
+
+
+def histogram_distance(asked: list[str], shown: list[str]) -> float:
+    """Total variation between two histograms of the same length: the share that would have to change."""
+    return sum(abs(asked.count(v) - shown.count(v)) for v in {*asked, *shown}) / (2 * len(asked))

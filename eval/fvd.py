@@ -1,5 +1,11 @@
-"""Fréchet video distance: how far the features of clips are from those of the teacher's clips, and of rendered data."""
+"""Fréchet video distance: how far the features of clips are from those of the teacher's clips, and of data.
 
+    python -m distill_bench.eval.fvd
+
+runs the self-test of the shipped extractors on clips of known corruption and writes fvd.json beside this file.
+"""
+
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -11,57 +17,125 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_bench import shapes
+from distill_bench import controls
 from distill_bench.draws import generator
-from distill_bench.evaluator import Clips, Evaluator, Score
-from distill_bench.features import Extractor, load_classifier, load_i3d
+from distill_bench.evaluator import FEW, Clips, Evaluator, Score, same_frames
+from distill_bench.features import Extractor, load_extractor
+from distill_bench.store import write_json
 
-WEIGHTS = "DISTILL_BENCH_I3D"
+EXTRACTOR = "DISTILL_BENCH_EXTRACTOR"
+DEFAULT, SECOND = "indomain-r2p1-cls", "random-r2p1"
+PUBLISHED = "i3d-k400-logits-400"  # the only one whose distance is called FVD
+SELF_TEST = Path(__file__).with_suffix(".json")
 
 
 @dataclass(frozen=True)
 class FVD(Evaluator):
     """Fréchet and kernel distances of clips to the teacher's clips of the same prompts, and to data where there is any.
 
-    Comparable only at one number of clips, of frames and one extractor: the shipped in-domain classifier for clips of 8 frames
-    of 32x32, or I3D in TorchScript by path. Values of the in-domain classifier have nothing to do with the literature's.
+    Comparable only at one number of clips, of frames and one extractor. Only the logits of I3D make the literature's FVD; the
+    distance of any other extractor is FD with its name, in units of its own. KVD is unbiased; FVD infinity takes the bias of
+    few clips out, at a larger spread.
     """
 
     paper: ClassVar[str] = "arXiv:1812.01717"
     version: ClassVar[int] = 1
 
-    weights: str | None = field(default_factory=lambda: os.environ.get(WEIGHTS))  # i3d_torchscript.pt; None: the in-domain one
+    extractor: str = field(default_factory=lambda: os.environ.get(EXTRACTOR, DEFAULT))  # see distill_bench.features
     resamples: int = 100  # bootstrap resamples for the standard deviation
 
     def reason_to_skip(self, clips: Clips) -> str | None:
-        t, _, h, w = clips.frames.shape[1:]
-        if self.weights is None and (t, h, w) != (shapes.FRAMES, shapes.SIZE, shapes.SIZE):
-            return f"no shipped network knows clips of {t} frames of {h}x{w}: set {WEIGHTS} to an I3D TorchScript file"
-        if self.weights is not None and t < 10:
-            return f"I3D needs 10 frames or more; the clips have {t}"
-        return None
+        reason = load_extractor(self.extractor).reason_to_refuse(clips)
+        return reason and f"{reason}; set {EXTRACTOR}, for instance to {PUBLISHED}:/path/i3d_torchscript.pt or {SECOND}"
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
-        extractor = load_classifier() if self.weights is None else load_i3d(Path(self.weights))
-        drawn = list(zip(clips.prompts, clips.seeds, strict=True))
-        if len(set(drawn)) < len(drawn):
-            raise ValueError(
-                f"{len(drawn) - len(set(drawn))} of {len(drawn)} clips repeat a prompt and seed: copies fake the count"
-            )
-        x = extractor(clips.frames)
-        result = []
-        for key, suffix, whose in (("teacher", "", "the teacher's clips"), ("data", "_data", "data")):
-            if key in references:
-                y = _reference_features(extractor, references[key], clips, key)
-                for name, title, distance in (("fvd", "FVD", frechet_distance), ("kvd", "KVD", kernel_distance)):
-                    sd = bootstrap_sd(distance, x, y, self.resamples)
-                    title = f"{title} to {whose}"
-                    main = name + suffix == "fvd"
-                    score = Score(
-                        name + suffix, distance(x, y), title, better="lower", headline=main, sd=sd, extractor=extractor.id
-                    )
-                    result.append(score)
-        return result
+        present = [key for key in ("teacher", "data") if key in references]
+        found: list[Score] = []
+        for spec in dict.fromkeys((self.extractor, SECOND)):
+            extractor = load_extractor(spec)
+            first = spec == self.extractor
+            x = extractor(clips)
+            for key in present:
+                y = reference_features(extractor, references[key], clips, key)
+                about = _About(extractor, clips, references[key], key, "" if first else "_random")
+                found += about.scores(x, y, self.resamples, every=first)
+                if first and f"{key}_other" in references:
+                    other = reference_features(extractor, references[f"{key}_other"], clips, f"{key}_other")
+                    found.append(about.over_floor(frechet_distance(x, y), frechet_distance(other, y)))
+        return found
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the scores of one extractor against one reference have in common."""
+
+    extractor: Extractor
+    clips: Clips
+    reference: Clips
+    key: str
+    suffix: str
+
+    def scores(self, x: Tensor, y: Tensor, resamples: int, every: bool) -> list[Score]:
+        distance = frechet_distance(x, y)
+        if not every:
+            return [self._of("fvd", distance, _label(self.extractor), "lower", None)]
+        paired = self.clips.prompts == self.reference.prompts
+        sd, kernel_spread = frechet_sd(x, y, paired, resamples), kernel_sd(x, y, paired, resamples)
+        found = [
+            self._of("fvd", distance, _label(self.extractor), "lower", sd, self.key == "teacher"),
+            self._of("kvd", kernel_distance(x, y, paired), "KVD", "lower", kernel_spread),
+        ]
+        if min(len(x), len(y)) >= 4:
+            limit, error = frechet_infinity(x, y, paired)
+            found.append(self._of("fvd_infinity", limit, f"{_label(self.extractor)} of infinite clips", "lower", error))
+        return found
+
+    def over_floor(self, distance: float, floor: float) -> Score:
+        if not floor > 0:
+            raise ValueError(f"the distance of {self.key} to {self.key} with other seeds is {floor}: it must be above 0")
+        return self._of("fvd_over_floor", distance / floor, "over that of other seeds", "one", None)
+
+    def _of(self, column: str, value: float, title: str, better: str, sd: float | None, headline: bool = False) -> Score:
+        column += self.suffix + ("" if self.key == "teacher" else f"_{self.key}")
+        whose = "the teacher's clips" if self.key == "teacher" else self.key
+        return Score(
+            column,
+            value,
+            f"{title}, to {whose}",
+            better=better,
+            headline=headline,
+            sd=sd,
+            extractor=self.extractor.id_for(self.clips),
+            warnings=warnings(self.extractor, self.clips, self.reference, self.key),
+        )
+
+
+def _label(extractor: Extractor) -> str:
+    return "FVD" if extractor.name == PUBLISHED else f"FD[{extractor.name}]"
+
+
+def warnings(extractor: Extractor, clips: Clips, reference: Clips, key: str) -> tuple[str, ...]:
+    """What makes a distance of these sets doubtful."""
+    n, d, found = min(len(clips.frames), len(reference.frames)), extractor.dim, []
+    if n < d:
+        found.append(f"rank-deficient: {n} clips are fewer than the {d} features")
+    elif n < max(FEW, 5 * d):
+        found.append(f"{n} clips are few: a distance of {d} features wants {max(FEW, 5 * d)}")
+    if len(clips.frames) != len(reference.frames):
+        found.append(f"{len(clips.frames)} clips against {len(reference.frames)} of the {key}: the bias differs from other rows'")
+    if clips.copies:
+        found.append(f"{clips.copies} of {len(clips.frames)} clips are copies: they raise the distance")
+    if clips.digest == reference.digest:
+        found.append("these are the reference's own clips: 0 by construction")
+    return tuple(found)
+
+
+def reference_features(extractor: Extractor, reference: Clips, clips: Clips, key: str) -> Tensor:
+    """Features of a reference that is fit to be one."""
+    same_frames(clips, reference, key)
+    if reference.copies:
+        raise ValueError(f"{reference.copies} of the {len(reference.frames)} clips of the {key} reference are copies of others")
+    return extractor(reference)
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
@@ -70,7 +144,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     tr (S_x S_y)^(1/2) is the nuclear norm of the product of the centred features: without a covariance or a matrix square
     root the condition number is never squared, nothing turns complex, and N < d is exact.
     """
-    x, y = _checked(x, y)
+    x, y = checked(x, y)
     mean_x, mean_y = x.mean(0), y.mean(0)
     a, b = (x - mean_x) / math.sqrt(len(x) - 1), (y - mean_y) / math.sqrt(len(y) - 1)
     spread = a.square().sum() + b.square().sum()
@@ -79,34 +153,82 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     return ((mean_x - mean_y).square().sum() + spread - 2 * torch.linalg.svdvals(root_a @ root_b.T).sum()).item()
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (Bińkowski et al., 2018), of features (N, d) and (M, d)."""
-    x, y = _checked(x, y)
+def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (Bińkowski et al., 2018), of features (N, d) and (M, d).
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+    Args:
+        paired: x and y are of the same prompts in the same order: such pairs are left out between the sets, as a clip and itself
+            are within each (Gretton et al., 2012, eq. 4); else the distance of equal distributions would be below 0.
+    """
+    x, y = checked(x, y)
+    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y)))
+    k = kernel(x, y)
+    between = (k.sum() - k.trace()) / (len(k) * (len(k) - 1)) if paired else k.mean()
+    return (within - 2 * between).item()
 
-    def within(a: Tensor) -> Tensor:
-        k = kernel(a, a)
-        return (k.sum() - k.trace()) / (len(a) * (len(a) - 1))
 
-    return (within(x) + within(y) - 2 * kernel(x, y).mean()).item()
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / d + 1)^3 of every pair, (N, M)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def bootstrap_sd(distance, x: Tensor, y: Tensor, resamples: int) -> float:
-    """Standard deviation of a distance under resampling of both sets.
+def frechet_infinity(x: Tensor, y: Tensor, paired: bool, points: int = 15) -> tuple[float, float]:
+    """Fréchet distance without the bias of few clips, and the standard error of the fit.
+
+    The intercept of the distance against 1 / n (Chong and Forsyth, 2020), n from half of the clips to all. Both sets are cut to
+    n, as the reference is no larger than the clips: its bias goes as well.
+
+    Args:
+        paired: x and y are of the same prompts in the same order; then they are cut to the same ones.
+    """
+    most = min(len(x), len(y))
+    draw = generator("frechet_infinity", len(x), len(y))
+    counts = np.unique(np.linspace(max(2, most // 2), most, points).round().astype(int))
+    if len(counts) < 3:
+        raise ValueError(f"{most} clips are too few to extrapolate a distance: at least 4 are needed")
+    inverse, values = [], []
+    for n in counts:
+        for _ in range(4 if n < most else 1):
+            i = torch.randperm(len(x), generator=draw)[:n]
+            j = i if paired else torch.randperm(len(y), generator=draw)[:n]
+            inverse.append(1 / n)
+            values.append(frechet_distance(x[i], y[j]))
+    slope_and_limit, covariance = np.polyfit(inverse, values, 1, cov=True)
+    return float(slope_and_limit[1]), float(math.sqrt(covariance[1, 1]))
+
+
+def frechet_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
+    """Standard deviation of `frechet_distance` under resampling of both sets, jointly where they are paired.
 
     Resampling repeats clips, which shifts every distance up: the spread is right, percentiles of it are no interval.
     """
-    draw = generator("bootstrap", len(x), len(y))
-    values = []
-    for _ in range(resamples):
-        i, j = (torch.randint(len(each), (len(each),), generator=draw) for each in (x, y))
-        values.append(distance(x[i], y[j]))
+    values = [frechet_distance(x[i], y[j]) for i, j in zip(*_resampled(x, y, paired, resamples), strict=True)]
     return float(np.std(values, ddof=1))
 
 
-def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def kernel_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
+    """Standard deviation of `kernel_distance` under the same resampling, from one matrix of kernels."""
+    x, y = checked(x, y)
+    drawn = _resampled(x, y, paired, resamples)
+    a, b = (torch.nn.functional.one_hot(each, len(s)).sum(1).double() for each, s in zip(drawn, (x, y), strict=True))
+
+    def mean(left: Tensor, k: Tensor, right: Tensor, alone: bool) -> Tensor:
+        total = torch.einsum("rn,nm,rm->r", left, k, right)
+        return (total - left @ k.diagonal()) / (len(k) * (len(k) - 1)) if alone else total / k.numel()
+
+    values = mean(a, kernel(x, x), a, True) + mean(b, kernel(y, y), b, True) - 2 * mean(a, kernel(x, y), b, paired)
+    return values.std().item()
+
+
+def _resampled(x: Tensor, y: Tensor, paired: bool, resamples: int) -> tuple[Tensor, Tensor]:
+    """Indices (resamples, N) and (resamples, M)."""
+    draw = generator("bootstrap", len(x), len(y))
+    i = torch.randint(len(x), (resamples, len(x)), generator=draw)
+    return i, i if paired else torch.randint(len(y), (resamples, len(y)), generator=draw)
+
+
+def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, if they are two sets of features."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"features must be (N, d) and (M, d) with N, M >= 2; found {tuple(x.shape)} and {tuple(y.shape)}")
     if not (x.isfinite().all() and y.isfinite().all()):
@@ -114,12 +236,38 @@ def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.double(), y.double()
 
 
-def _reference_features(extractor: Extractor, reference: Clips, clips: Clips, key: str) -> Tensor:
-    if reference.frames.shape != clips.frames.shape:
-        raise ValueError(
-            f"the {key} reference is {reference.frames.shape}, the clips are {clips.frames.shape}: they must be alike"
-        )
-    unique = len({frames.tobytes() for frames in reference.frames})
-    if unique < len(reference.frames):
-        raise ValueError(f"the {key} reference repeats clips: {unique} of {len(reference.frames)} are unique")
-    return extractor(reference.frames)
+# Self-test
+
+
+def self_test(extractor: Extractor, count: int = 432, nulls: int = 4) -> dict:
+    """Distance of each corruption of held-out clips over that of clean ones, and its z against `nulls` clean sets.
+
+    What the shipped classifier has to hold: frozen clips above 5, half speed above 2, shuffled frames above 3.
+    """
+
+    def clips(first: int, pace: float = 1.0) -> Clips:
+        frames, prompts = controls.rendered(count, first, pace)
+        return Clips(frames, prompts, list(range(first, first + count)))
+
+    reference = extractor(clips(0))
+    clean = [frechet_distance(extractor(clips(count * (2 + i))), reference) for i in range(nulls)]
+    null, sd = float(np.mean(clean)), float(np.std(clean, ddof=1))
+    held_out = clips(count)
+    sets = {name: corrupt(held_out.frames, 0) for name, corrupt in controls.CORRUPTIONS.items()}
+    sets |= {"half speed": clips(count, 0.5).frames, "one colour missing": controls.rendered(count, count, without="red")[0]}
+    ratios = {}
+    for name, frames in sets.items():
+        distance = frechet_distance(extractor(Clips(frames, held_out.prompts, held_out.seeds)), reference)
+        ratios[name] = {"ratio": round(distance / null, 3), "z": round((distance - null) / sd, 1)}
+    return {"extractor": f"{extractor.name}#{extractor.sha256}", "clips": count, "null": round(null, 6), "corruptions": ratios}
+
+
+def main() -> int:
+    """Write the self-test of the shipped extractors."""
+    write_json(SELF_TEST, {name: self_test(load_extractor(name)) for name in (DEFAULT, SECOND)})
+    print(json.dumps(json.loads(SELF_TEST.read_text()), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,25 +1,116 @@
-"""DMD2 as it is used for video: the reverse-KL gradient alone, without GAN and without regression."""
+"""DMD2: the reverse-KL gradient with a fake score on a faster time scale, and the paper's GAN where it is asked for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from distill_bench.method import Batch, Loss, Method, Nets, dmd_normaliser, renoise, toward
+import torch
+from torch import Tensor, nn
+
+from distill_bench.discriminator import Head, approximate_r1, discriminator_loss, renoised_features, student_gan_loss
+from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, renoise, reverse_kl, velocity_loss
 
 
 @dataclass(frozen=True)
 class DMD2(Method):
-    """Distribution matching by the reverse KL: the gradient at x0 is (x0_fake - x0_teacher) / n.
+    """At x0 the gradient (x0_fake - x0_teacher) / n, plus gan_weight * softplus(-D) where there is a GAN.
 
     n = mean |x0 - x0_teacher| per sample; both predictions are detached, so no network's Jacobian enters (Yin et al.,
-    2024, eq. 2-3, and Yin et al., 2023, eq. 7-8). Video codes drop the paper's GAN: Self-Forcing@33593df,
-    model/dmd.py; LightX2V@f8aee98, trainers/dmd. The two-time-scale rule is the run's `fake_score_updates`.
+    2024, eq. 2-3, and Yin et al., 2023, eq. 7-8). The two-time-scale rule is the run's `fake_score_updates`.
+
+    D is a small head on the hidden states of noised samples, after the share `feature_depth` of the blocks of
+    - `fake_score` (the paper, section 4.3): head and fake score are one optimiser, and the discriminator's loss,
+      discriminator_weight * (softplus(D(x0)) + softplus(-D(real))), trains the fake score's blocks as well;
+    - `teacher` (FastGen@34f30e8, methods/distribution_matching/dmd2.py): the blocks are frozen, the head has an optimiser of its
+      own, and r1_weight may add APT's approximate R1.
     """
 
     paper: ClassVar[str] = "arXiv:2405.14867"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "video": Preset(
+            "Self-Forcing@33593df, model/dmd.py; CausVid@ca21150, causvid/dmd.py; LightX2V@f8aee98, trainers/dmd",
+            {"method.gan": "none", "fake_score_updates": 5},
+        ),
+        "paper": Preset(
+            "DMD2@8d8fa55, main/sd_guidance.py, main/train_sd.py (SDXL's weights)",
+            {
+                "method.gan": "fake_score",
+                "method.gan_weight": 5e-3,
+                "method.discriminator_weight": 1e-2,
+                "fake_score_updates": 5,
+                "reuse_rollout": True,
+            },
+        ),
+        "fastgen": Preset(
+            "FastGen@34f30e8, methods/distribution_matching/dmd2.py",
+            {
+                "method.gan": "teacher",
+                "method.gan_weight": 1e-3,
+                "method.discriminator_weight": 1.0,
+                "method.discriminator_lr": 1e-4,
+                "fake_score_updates": 4,
+                "student_input": "real_data",
+            },
+        ),
+    }
+
+    gan: Literal["none", "fake_score", "teacher"] = "none"
+    gan_weight: float = 5e-3
+    discriminator_weight: float = 1e-2
+    discriminator_lr: float | None = None  # of the head; None: it shares the fake score's optimiser
+    feature_depth: float = 0.5
+    r1_weight: float = 0.0
+    r1_std: float = 0.1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset() if self.gan == "none" else frozenset({"real_latents"})
+
+    def modules(self, feature_width: int) -> Mapping[str, nn.Module]:
+        return {} if self.gan == "none" else {"head": Head(feature_width)}
+
+    def learning_rates(self) -> Mapping[str, float]:
+        return {} if self.gan == "none" or self.discriminator_lr is None else {"head": self.discriminator_lr}
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
-        scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
-        gradient = (scores.x0_fake - scores.x0_teacher) / dmd_normaliser(x0, scores.x0_teacher)
-        total = toward(x0, gradient)
-        return Loss(total, {"kl": total.detach(), "score_gap": gradient.abs().mean()}, x0)
+        kl, logs = reverse_kl(x0, renoise(nets, batch, x0.detach(), through_fake_score=False))
+        terms = {"kl": kl}
+        if self.gan != "none":
+            logits = self._logits(nets, batch, x0, batch.text, "gan")
+            terms["gan"] = self.gan_weight * student_gan_loss(logits)
+        return Loss(terms, x0, logs)
+
+    def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
+        terms = {"denoise": velocity_loss(nets.fake_score, batch, x0)}
+        if self.gan != "none":
+            data = batch.extra("real_latents")
+            fake = self._logits(nets, batch, x0, batch.text, "gan")
+            real = self._logits(nets, batch, data["x0"], data["text"], "gan_real")
+            terms["discriminator"] = self.discriminator_weight * discriminator_loss(fake, real)
+            if self.r1_weight:
+                role, head = self._role(nets), nets.modules["head"]
+                r1 = approximate_r1(real, head, role, batch, data["x0"], data["text"], self.feature_depth, self.r1_std)
+                terms["r1"] = self.discriminator_weight * self.r1_weight * r1
+        return Loss(terms)
+
+    def cost(self) -> Cost:
+        e = 0.0 if self.gan == "none" else self.feature_depth
+        role = {"teacher": "unguided_teacher"}.get(self.gan, "features")
+        extra = 2 + bool(self.r1_weight)
+        own = self.gan == "fake_score"  # the discriminator's backward reaches the fake score's weights
+        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1 + e * own, e * own), "teacher": Passes(1)}
+        fake_score = {"fake_score": Passes(1 + extra * e * own, full_backward=1 + 2 * e * own)}
+        if self.gan == "teacher":
+            student[role], fake_score[role] = Passes(e, e), Passes(extra * e)
+        return Cost(student, fake_score)
+
+    def _role(self, nets: Nets):
+        return nets.fake_score if self.gan == "fake_score" else nets.unguided_teacher
+
+    def _logits(self, nets: Nets, batch: Batch, x0: Tensor, text: Tensor, purpose: str) -> Tensor:
+        role = self._role(nets)
+        # frozen features of detached samples need no graph
+        with torch.set_grad_enabled(x0.requires_grad or self.gan == "fake_score"):
+            features = renoised_features(role, batch, x0, text, purpose, self.feature_depth)
+        return nets.modules["head"](features)

@@ -37,3 +37,15 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline.save_pretrained(folder)
     (folder / "prompts.txt").write_text("a red circle moving left\na blue square moving right\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A results folder as `report` writes it, and the store (written by hand) that it comes from: never change them."""
+    from stores import RUNS, write_store
+
+    from distill_bench.report import report
+
+    folder = tmp_path_factory.mktemp("reported")
+    store = write_store(folder, RUNS)
+    return report("speed", store, folder / "results").parent, store

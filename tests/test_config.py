@@ -164,7 +164,7 @@ def test_numbers_and_booleans_are_those_of_yaml_1_2():
         ("question: q\nbase: {method: dmd2, stepping: euler}", "stepping = 'euler'"),
         ("question: q\nbase: {method: dmd3}", "no method called 'dmd3' (did you mean 'dmd"),
         ("question: q\nbase: {method: {name: sgmd, lambda: 1}}", "method.lambda: SGMD has no such field"),
-        ("question: q\nbase: {method: {name: sgmd, formulation: mine}}", "method: formulation = 'mine'"),
+        ("question: q\nbase: {method: {name: sgmd, weighting: mine}}", "method: weighting = 'mine'"),
         ("question: q\nbase: {method: dmd2, teacher: /nowhere}", "no teacher '/nowhere'"),
         ("question: q\nbase: {method: dmd2, sigma_min: 0.99}", "sigma_min 0.99 must be below sigma_max 0.98"),
         ("question: q\nbase: {method: dmd2, accumulation: 3}", "batch_size 8 must be a multiple of accumulation 3"),

@@ -1,86 +1,110 @@
-import csv
-import json
-
 import pytest
 from matplotlib import pyplot as plt
+from stores import RUNS, write_store
 
-from distill_bench.plot import PlotError, against, load_runs, main, plot, points
+from distill_bench.gather import data_files, read_sweep
+from distill_bench.plot import PlotError, against, by_bin, curves, differences, draw_pair, main, plot, points
+from distill_bench.results import load
+from distill_bench.store import read_jsonl
 
-SWEPT = ["cadence"]
-
-
-def run(method, seed, cadence, distance, status="done"):
-    kind = status == "reference"
-    return {
-        "run_id": f"reference-{method}" if kind else f"{method}-s{seed}-c{cadence}",
-        "method": method,
-        "seed": seed,
-        "status": status,
-        "distance": distance,
-        "cost_forward_equivalents": "" if kind else 100 * (1 + cadence),
-        "cadence": "" if kind else cadence,
-    }
+RUNS_HERE = [*RUNS, ("beta", 0, 5, 9.0), ("beta", 1, 5, 9.5)]
 
 
 @pytest.fixture
-def results(tmp_path):
-    lines = [run("teacher", "", 0, 2.0, "reference"), run("noise", "", 0, 900.0, "reference")]
-    lines += [run(m, s, c, 10.0 / c + s + (m == "beta")) for m in ("alpha", "beta") for c in (1, 5) for s in (0, 1)]
-    lines += [run("beta", 2, 1, "", "collapsed"), run("gamma", 0, 1, "", "failed")]
-    with (tmp_path / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
-    column = {"column": "distance", "title": "Distance", "unit": "px", "better": "lower", "headline": True}
-    hidden = column | {"column": "hidden", "headline": False}
-    (tmp_path / "columns.json").write_text(json.dumps({"question": "?", "swept": SWEPT, "columns": [column, hidden]}))
-    for line in lines:
-        if line["status"] in ("done", "collapsed"):
-            (tmp_path / line["run_id"]).mkdir()
-            entries = [{"student_updates": u, "seconds": u, "student_loss": 1 / u} for u in (1, 2, 3)]
-            text = "".join(json.dumps(entry) + "\n" for entry in entries)
-            (tmp_path / line["run_id"] / "train.jsonl").write_text(text + '{"student_upd')
-    return tmp_path
+def folder(tmp_path):
+    store = write_store(tmp_path, RUNS_HERE, references=("teacher", "noise"))
+    metrics = store / "references" / "noise" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"value": 2.0', '"value": 9000.0'))
+    out = tmp_path / "results"
+    out.mkdir()
+    for name, text in data_files(read_sweep("speed", store)).items():
+        (out / name).write_text(text)
+    return out
 
 
-def test_points_are_means_over_the_seeds_that_are_done(results):
-    found = points(load_runs(results), SWEPT, "cost_forward_equivalents", "distance", "method")
-    assert [(p.group, p.note, p.x.mean, p.y.mean, p.y.n) for p in found] == [
-        ("alpha", "1", 200, 10.5, 2),
-        ("alpha", "5", 600, 2.5, 2),
-        ("beta", "1", 200, 11.5, 2),
-        ("beta", "5", 600, 3.5, 2),
+def test_points_are_means_over_the_seeds_that_are_done(folder):
+    found = points(load(folder), "cost_forward_equivalents", "distance", "method")
+    assert [(p.group, p.note, p.x.mean, round(p.y.mean, 9), p.y.n) for p in found] == [
+        ("alpha", "1", 2000, 11.1, 3),
+        ("alpha", "5", 6000, 51.5, 3),
+        ("beta", "1", 2000, 4.0, 1),
+        ("beta", "5", 6000, 9.25, 2),
     ]
 
 
-def test_a_line_a_method_with_its_markers_named_and_far_references_said(results):
-    figure = against(load_runs(results), SWEPT, "cost_forward_equivalents", "distance", "method")
+def test_a_line_a_method_with_its_markers_named_and_far_references_said(folder):
+    figure = against(folder, "cost_forward_equivalents", "distance")
     axes = figure.axes[0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha", "beta"]
     texts = [text.get_text() for text in axes.texts]
     assert texts.count("1") == texts.count("5") == 2 and "teacher" in texts and "noise" not in texts
-    assert "off the axis: noise 900" in axes.get_xlabel() and "markers: cadence" in axes.get_xlabel()
+    assert "off the axis: noise 9,000" in axes.get_xlabel() and "markers: fake_score_updates" in axes.get_xlabel()
     plt.close(figure)
 
 
-def test_every_figure_is_png_and_svg_and_says_what_it_shows(results):
-    paths = plot(results, results)
-    assert [path.stem for path in paths] == ["distance_against_cost", "headline", "training_curves"]
-    for path in paths:
-        assert path.read_bytes().startswith(b"\x89PNG") and "<svg" in path.with_suffix(".svg").read_text()
-        assert path.with_suffix(".txt").read_text().strip()
-    before = [path.with_suffix(".svg").read_bytes() for path in paths]
-    assert before == [path.with_suffix(".svg").read_bytes() for path in plot(results, results)]
+def test_a_reference_with_both_scores_is_a_diamond_in_the_trade_off(folder):
+    figure = against(folder, "distance", "speed", "series")
+    diamonds = [line for line in figure.axes[0].lines if line.get_marker() == "d"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in diamonds] == [(1.0, pytest.approx(1.1))]
+    plt.close(figure)
 
 
-def test_any_columns_can_be_drawn(results, capsys):
-    assert main([str(results), "--x", "cadence", "--y", "distance", "--group", "seed"]) == 0
-    assert (results / "figures" / "distance_against_cadence_by_seed.svg").is_file()
-    assert main([str(results), "--y", "distnace"]) == 2
+def test_curves_have_a_panel_a_place_on_the_axis_and_a_cross_where_a_run_collapsed(folder):
+    figure = curves(folder, "distance", "cost_forward_equivalents")
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["fake_score_updates=1", "fake_score_updates=5"]
+    assert left.lines[0].get_xdata().tolist() == [1000, 2000]
+    assert left.lines[0].get_ydata() == pytest.approx([33.3, 11.1])
+    assert [line.get_marker() for line in left.lines] == ["o", "s", "x"]
+    plt.close(figure)
+
+
+def test_what_is_logged_by_bin_is_drawn_by_bin(folder):
+    figure = by_bin(folder, "gap")
+    (line, *_), labels = figure.axes[0].lines, [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert labels == ["0.1", "0.5", "0.9"] and line.get_ydata() == pytest.approx([2.0, 10.0, 18.0])
+    assert by_bin(folder, "nothing") is None
+    plt.close(figure)
+
+
+def test_differences_are_filled_only_where_they_are_sure(folder):
+    figure = differences(folder)
+    distance = figure.axes[0]
+    fills = [line.get_markerfacecolor() for line in distance.lines if line.get_marker() not in ("None", "", "|")]
+    assert len(fills) == 3 and fills.count("#fefefe") == 2, "one of the three pairs has an interval beside 0"
+    plt.close(figure)
+
+
+def test_every_figure_is_svg_and_listed_with_what_it_shows(reported):
+    figures = reported[0] / "figures"
+    lines = read_jsonl(figures / "index.jsonl")
+    names = [line["name"] for line in lines]
+    assert names[:3] == ["distance_by_axis", "speed_by_axis", "distance_against_cost"]
+    assert {"speed_against_distance", "distance_over_cost", "every_row", "differences", "training", "gap_by_bin"} <= set(names)
+    assert all(line["about"] and "<svg" in (figures / f"{line['name']}.svg").read_text() for line in lines)
+    for line in lines:
+        png = figures / f"{line['name']}.png"
+        assert png.is_file() != line["wide"] and (line["wide"] or png.read_bytes().startswith(b"\x89PNG"))
+
+
+def test_any_columns_can_be_drawn_by_the_beginning_of_their_names(folder, capsys):
+    path = draw_pair(folder, "cost", "dist")
+    assert path.name == "distance_against_cost_forward_equivalents_by_method.svg" and path.with_suffix(".png").is_file()
+    assert main([str(folder), "--x", "fake", "--y", "distance", "--group", "seed"]) == 0
+    assert (folder / "figures" / "distance_against_fake_score_updates_by_seed.svg").is_file()
+    capsys.readouterr()
+    assert main([str(folder), "--y", "distnace"]) == 2
     assert "no column called 'distnace'" in capsys.readouterr().err
+    with pytest.raises(PlotError, match=r"'_updates' could be any of"):
+        draw_pair(folder, "cost", "distance", "_updates")
 
 
-def test_nothing_finished_is_no_figure_and_no_folder_is_an_error(results, tmp_path):
-    assert against([run("alpha", 0, 1, "", "failed")], SWEPT, "cost_forward_equivalents", "distance", "method") is None
+def test_nothing_finished_is_no_figure_and_no_folder_is_an_error(tmp_path):
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0, None)], references=())
+    (tmp_path / "results").mkdir()
+    for name, text in data_files(read_sweep("speed", store)).items():
+        (tmp_path / "results" / name).write_text(text)
+    assert against(tmp_path / "results", "cost_forward_equivalents", "distance") is None
+    assert plot(tmp_path / "results") == []
     with pytest.raises(PlotError, match=r"distill_bench\.report"):
-        load_runs(tmp_path / "nowhere")
+        plot(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Tables and page from store folders written file by file, as the stages of a sweep leave them."""
+"""Data files, tables and page from a store written by hand."""
 
 import csv
 import json
@@ -7,141 +7,68 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import pytest
 import yaml
+from stores import PROMPTS, RUNS, score, write_clips, write_lines, write_run, write_store
 
-from distill_bench.report import ReportError, aggregate, collect, main, report, show_interval, tex
+from distill_bench.gather import GatherError, data_files, read_sweep
+from distill_bench.report import html, main, reading, report, wall
+from distill_bench.results import Results, load
 from distill_bench.stats import Interval
-
-PROMPTS = ["a red circle moves left", "a blue square moves up & 10% right"]
-
-
-def score(column, value, **other):
-    line = {"metric": column, "column": column, "value": value, "per_clip": None, "sd": None, "n": 2, "version": 1}
-    line |= {
-        "extractor": None,
-        "protocol": "p1",
-        "unit": "",
-        "better": "lower",
-        "title": column.title(),
-        "headline": True,
-    }
-    return line | other
+from distill_bench.tables import at_cost, budget, difference, equal_cost, show_interval, table, tables, tex
 
 
-def write_lines(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def write_clips(folder, shade):
+def results_of(store: Path, folder: Path, **options) -> Results:
+    """The data files of the sweep, written and read back."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(
-        folder / "clips.npy",
-        np.full((2, 4, 3, 8, 8), shade, np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None],
-    )
-    write_lines(folder / "manifest.jsonl", [{"index": i, "prompt": p, "seed": 7 + i} for i, p in enumerate(PROMPTS)])
-
-
-def write_run(store, method, seed, cadence, distance, status="done"):
-    """A run's folder; status None: it failed, "missing": it never started."""
-    run_id = f"{method}-s{seed}-{crc32(f'{method}{cadence}'.encode()):012x}"
-    folder = store / run_id
-    folder.mkdir(parents=True)
-    config = {"method": {"name": method, "weight": 1.0}, "seed": seed, "fake_score_updates": cadence, "nfe": 4}
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    if status == "missing":
-        return run_id
-    attempt = folder / "attempts" / "001"
-    attempt.mkdir(parents=True)
-    (attempt / "start.json").write_text(json.dumps({"commit": "abc123", "host": "node1"}))
-    if status is None:
-        (attempt / "exit.json").write_text(json.dumps({"status": "error", "error": "Traceback\nValueError: out of <luck>"}))
-        return run_id
-    cost = 1000.0 * (1 + cadence)
-    result = {"run_id": run_id, "method": method, "seed": seed, "status": status, "student_updates": 20}
-    result |= {"fake_score_updates": cadence, "nfe": 4, "train_seconds": 10.0 + seed, "cost_forward_equivalents": cost}
-    result |= {"peak_memory_gib": 0.5, "protocol": "p1", "version": "0.1.0", "code_fingerprint": "c1"}
-    (folder / "result.json").write_text(json.dumps(result))
-    lines = [{"student_updates": u, "student_loss": 9.0 / u, "seconds": u} for u in (1, 10, 20)]
-    write_lines(folder / "train.jsonl", lines)
-    if status == "done":
-        detail = score("detail", 0.5 + seed / 10, better=None, headline=False)
-        write_lines(folder / "metrics.jsonl", [score("distance", distance, extractor="net-1"), detail])
-        write_clips(folder / "samples" / "20", 40 * cadence)
-    return run_id
-
-
-def write_store(tmp_path, runs, references=("data", "teacher")):
-    """A store with a sweep called `speed`; `runs` are the arguments of write_run."""
-    store = tmp_path / "runs"
-    ids = [write_run(store, *run) for run in runs]
-    kinds = {}
-    for i, kind in enumerate(references):
-        write_clips(store / "references" / kind, 200)
-        write_lines(store / "references" / kind / "metrics.jsonl", [score("distance", 1.0 + i, extractor="net-1")])
-        (store / "references" / kind / "row.json").write_text(json.dumps({"kind": kind, "protocol": "p1"}))
-        kinds[kind] = f"references/{kind}"
-    (store / "sweeps").mkdir()
-    manifest = {"name": "speed", "question": "Does a faster fake_score pay?", "run_ids": ids, "references": kinds}
-    manifest["axes"] = {"method": ["alpha", "beta"], "fake_score_updates": [1, 5], "seed": [0, 1, 2]}
-    (store / "sweeps" / "speed.json").write_text(json.dumps(manifest))
-    return store
+    for name, text in data_files(read_sweep("speed", store), **options).items():
+        (folder / name).write_text(text)
+    return load(folder)
 
 
 @pytest.fixture
 def store(tmp_path):
-    runs = [("alpha", s, c, 10.0 * c + s + 0.1 * c * s) for c in (1, 5) for s in (0, 1, 2)]
-    runs += [
-        ("beta", 0, 1, 4.0),
-        ("beta", 1, 1, None, "collapsed"),
-        ("beta", 2, 1, None, None),
-        ("beta", 3, 1, None, "missing"),
-    ]
-    return write_store(tmp_path, runs)
+    return write_store(tmp_path, RUNS)
 
 
-def test_every_run_and_reference_is_a_line_of_runs_csv(store, tmp_path):
-    page = report("sweeps/speed.yaml", store, tmp_path / "results")
-    lines = list(csv.DictReader((page.parent / "runs.csv").open()))
+@pytest.fixture
+def results(store, tmp_path):
+    return results_of(store, tmp_path / "data")
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+# --- data files ---
+
+
+def test_every_run_and_reference_is_a_line_of_runs_csv(results, tmp_path):
+    lines = lines_of(tmp_path / "data" / "runs.csv")
     assert [line["method"] for line in lines] == ["data", "teacher"] + ["alpha"] * 6 + ["beta"] * 4
     assert [line["status"] for line in lines[-4:]] == ["done", "collapsed", "failed", "missing"]
     assert lines[-2]["reason"] == "ValueError: out of <luck>"
     assert lines[0]["run_id"] == "reference-data" and lines[0]["distance"] == "1.0" and lines[0]["protocol"] == "p1"
-    assert lines[2]["distance"] == "10.0" and lines[2]["distance_extractor"] == "net-1"
-    assert {
-        "run_id",
-        "seed",
-        "nfe",
-        "train_seconds",
-        "cost_forward_equivalents",
-        "version",
-        "fake_score_updates",
-    } <= set(lines[0])
+    assert lines[2]["distance"] == "10.0" and lines[2]["distance_extractor"] == "net-1" and lines[2]["commit"] == "abc123"
+    assert {"seed", "nfe", "train_seconds", "cost_forward_equivalents", "version", "fake_score_updates"} <= set(lines[0])
 
 
-def test_rows_are_means_over_seeds_and_count_what_was_lost(store):
-    rows = aggregate(collect("speed", store))
-    assert [row.label for row in rows] == [
-        "data", "teacher", "alpha fake_score_updates=1", "alpha fake_score_updates=5", "beta fake_score_updates=1",
-    ]  # fmt: skip
-    assert rows[2].intervals["distance"].mean == pytest.approx(11.1) and rows[2].count == "3"
-    assert rows[4].count == "1/4 (1 collapsed, 1 failed, 1 missing)"
-    assert rows[4].intervals["distance"].n == 1
+def test_checkpoints_know_what_they_cost(results):
+    run = results.students[0].runs[0]
+    assert [(p["student_updates"], p["cost_forward_equivalents"], p["distance"]) for p in run.checkpoints] == [
+        (10, 1000.0, 30.0),
+        (20, 2000.0, 10.0),
+    ]
+    assert run.at_cost("distance", 1500.0) == pytest.approx(20.0)
+    assert run.at_cost("distance", 900.0) is None and run.at_cost("distance", 2100.0) is None
 
 
-def test_a_row_is_best_only_where_the_paired_interval_says_so(tmp_path):
-    clear = [("alpha", s, 1, 10.0 + s) for s in range(3)] + [("beta", s, 1, 20.0 + 1.1 * s) for s in range(3)]
-    rows = aggregate(collect("speed", write_store(tmp_path / "clear", clear)))
-    assert [row.best for row in rows] == [set(), set(), {"distance"}, set()]
-    lost = clear + [("alpha", 3, 1, None, "collapsed")]
-    rows = aggregate(collect("speed", write_store(tmp_path / "lost", lost)))
-    assert not any(row.best for row in rows), "the seeds that survived are no sample of all seeds"
-    vague = [("alpha", s, 1, 10.0 + 9 * s) for s in range(3)] + [("beta", s, 1, 20.0 - s) for s in range(3)]
-    assert not any(row.best for row in aggregate(collect("speed", write_store(tmp_path / "vague", vague))))
+def test_clips_keep_the_mean_of_the_score(results):
+    run = results.students[0].runs[1]
+    assert len(run.values("speed")) == 3 and run.values("speed").mean() == pytest.approx(run.value("speed"), rel=1e-12)
+    assert run.values("distance").tolist() == [11.1], "no value a clip"
 
 
 @pytest.mark.parametrize("key, value", [("protocol", "p2"), ("version", 2), ("extractor", "net-2")])
@@ -150,45 +77,146 @@ def test_unlike_scores_refuse_to_share_a_column(tmp_path, capsys, key, value):
     path = next(store.glob("beta-*")) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     write_lines(path, [line | {key: value} for line in lines])
-    with pytest.raises(ReportError, match=rf"alpha-s0-.*{key}.*beta-s0-.*{value}"):
-        collect("speed", store)
+    with pytest.raises(GatherError, match=rf"alpha-s0-.*{key}.*beta-s0-.*{value}"):
+        read_sweep("speed", store)
     assert main(["speed", "--store", str(store), "--out", str(tmp_path / "out")]) == 2
     assert "cannot share a column" in capsys.readouterr().err
 
 
 def test_a_score_made_again_replaces_the_older(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0)], references=())
-    path = next(store.glob("alpha-*")) / "metrics.jsonl"
-    path.write_text(path.read_text() + json.dumps(score("distance", 3.0, version=2, extractor="net-1")) + "\n")
-    assert collect("speed", store).runs[0].value("distance") == 3.0
+    for path in store.glob("alpha-*/**/metrics.jsonl"):
+        path.write_text(path.read_text() + json.dumps(score("distance", 3.0, version=2, extractor="net-1")) + "\n")
+    assert results_of(store, tmp_path / "data").runs[0].value("distance") == 3.0
 
 
 def test_an_unknown_sweep_names_the_known_ones(store):
-    with pytest.raises(ReportError, match="'sped'.*known: speed"):
-        collect("sped", store)
+    with pytest.raises(GatherError, match="'sped'.*known: speed"):
+        read_sweep("sped", store)
 
 
 def test_a_score_that_is_no_number_is_said(tmp_path):
-    found = collect("speed", write_store(tmp_path, [("alpha", 0, 1, 1.0), ("alpha", 1, 1, float("nan"))]))
-    assert re.search(r"alpha-s1-.*not finite.*: distance$", found.notes[0])
-    assert aggregate(found)[-1].intervals["distance"].n == 1
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("alpha", 1, 1, float("nan"))])
+    results = results_of(store, tmp_path / "data")
+    assert re.search(r"alpha-s1-.*not finite.*: distance", results.about["notes"][0])
+    assert results.interval(results.students[0], "distance").n == 1
 
 
 def test_unlike_code_is_said(tmp_path):
-    runs = [("alpha", 0, 1, 1.0), ("alpha", 1, 1, 2.0)]
-    store = write_store(tmp_path, runs)
-    path = next(store.glob("alpha-s1-*")) / "result.json"
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("alpha", 1, 1, 2.0)])
+    path = next(store.glob("alpha-s1-*")) / "attempts" / "001" / "start.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code_fingerprint": "c2"}))
-    assert "2 versions of its code" in collect("speed", store).notes[0]
-    assert "2 versions of its code" in report("speed", store, tmp_path / "out").with_name("table.md").read_text()
+    results = results_of(store, tmp_path / "data")
+    assert results.about["notes"] == ["alpha ran with 2 versions of its code (c1 in 1 runs, c2 in 1 runs)"]
+    assert "2 versions of its code" in tables(results)["table.md"]
+
+
+# --- rows ---
+
+
+def test_rows_are_means_over_seeds_and_count_what_was_lost(results):
+    assert [row.label for row in results.rows] == [
+        "data", "teacher", "alpha fake_score_updates=1", "alpha fake_score_updates=5", "beta fake_score_updates=1",
+    ]  # fmt: skip
+    alpha, beta = results.students[0], results.students[2]
+    assert results.interval(alpha, "distance").mean == pytest.approx(11.1) and alpha.count == "3"
+    assert beta.count == "1/4 (1 collapsed, 1 failed, 1 missing)"
+    assert results.interval(beta, "distance").n == 1 and not np.isfinite(results.interval(beta, "distance").low)
+
+
+def test_a_reference_has_the_interval_of_its_clips(results):
+    teacher = results.references[1]
+    assert results.interval(teacher, "distance").half == pytest.approx(1.96 * 0.25), "the sd of its resampled clips"
+    assert results.interval(teacher, "speed").half > 0
 
 
 def test_a_key_that_differs_without_being_an_axis_makes_rows_of_its_own(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("alpha", 1, 1, 2.0)])
     path = next(store.glob("alpha-s1-*")) / "run.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"nfe": 8, "log_every": 3}))
-    found = collect("speed", store)
-    assert found.swept == ["fake_score_updates", "nfe"] and len(aggregate(found)) == 4
+    results = results_of(store, tmp_path / "data")
+    assert results.about["swept"] == ["fake_score_updates", "nfe"] and len(results.students) == 2
+
+
+def test_labels_say_what_tells_rows_apart_and_no_more(tmp_path):
+    store = tmp_path / "runs"
+    for cadence in (1, 5):
+        write_run(store, "alpha", 0, cadence, 1.0, method={"name": "alpha", "kind": "plain"}, reuse=False, lr=1e-4)
+        write_run(store, "alpha", 0, cadence, 1.0, method={"name": "alpha", "kind": "other"}, reuse=True, lr=1e-4)
+        write_run(store, "beta", 0, cadence, 1.0, reuse=False, lr=1e-4)
+    write_run(store, "beta", 0, 1, 1.0, reuse=False, lr=5e-4)
+    ids = sorted(path.name for path in store.iterdir())
+    (store / "sweeps").mkdir()
+    axes = {"method": [], "fake_score_updates": [1, 5], "method.kind": [], "reuse": [], "lr": []}
+    (store / "sweeps" / "speed.json").write_text(json.dumps({"question": "?", "run_ids": ids, "axes": axes}))
+    labels = {row.series for row in results_of(store, tmp_path / "data").students}
+    assert labels == {"alpha plain", "alpha other", "beta", "beta lr=0.0005"}
+
+
+# --- tables ---
+
+
+def best(results):
+    found = table(results, results.main)
+    return {row.label for row, line in found.lines if line[3].best}
+
+
+def test_a_row_is_best_only_where_the_paired_interval_says_so(tmp_path):
+    clear = [("alpha", s, 1, 10.0 + s) for s in range(3)] + [("beta", s, 1, 20.0 + 1.1 * s) for s in range(3)]
+    assert best(results_of(write_store(tmp_path / "clear", clear), tmp_path / "a")) == {"alpha"}
+    lost = clear + [("alpha", 3, 1, None, "collapsed")]
+    assert not best(results_of(write_store(tmp_path / "lost", lost), tmp_path / "b")), "the survivors are no sample of all seeds"
+    vague = [("alpha", s, 1, 10.0 + 9 * s) for s in range(3)] + [("beta", s, 1, 20.0 - s) for s in range(3)]
+    assert not best(results_of(write_store(tmp_path / "vague", vague), tmp_path / "c"))
+
+
+def test_differences_pair_the_seeds(results):
+    column, (one, five, beta) = results.main[0], results.students
+    each = difference(results, column, five, one)
+    assert each.seeds == 3 and each.interval.mean == pytest.approx(40.4) and each.favours is one
+    assert each.needed == 2, "a difference of a hundred standard deviations"
+    alone = difference(results, column, beta, one)
+    assert alone.seeds == 1 and not np.isfinite(alone.p), "one common seed shows nothing"
+
+
+def test_every_pair_is_in_differences_csv_with_its_seeds(results, tmp_path):
+    lines = list(csv.DictReader(tables(results)["differences.csv"].splitlines()))
+    assert [(line["column"], line["a"], line["b"]) for line in lines if line["column"] == "distance"] == [
+        ("distance", "alpha fake_score_updates=5", "alpha fake_score_updates=1"),
+        ("distance", "beta fake_score_updates=1", "alpha fake_score_updates=1"),
+        ("distance", "beta fake_score_updates=1", "alpha fake_score_updates=5"),
+    ]
+    assert [(line["seeds"], line["expected"]) for line in lines[:2]] == [("3", "3"), ("1", "3")]
+    assert lines[0]["favours"] == "alpha fake_score_updates=1" and lines[1]["favours"] == "" and lines[1]["low"] == ""
+
+
+def test_the_baseline_is_the_one_that_was_named(store, tmp_path):
+    assert results_of(store, tmp_path / "a").baseline.label == "alpha fake_score_updates=1"
+    named = results_of(store, tmp_path / "b", baseline={"method": "alpha", "fake_score_updates": "5"})
+    assert named.baseline.label == "alpha fake_score_updates=5"
+    assert "--baseline method=alpha,fake_score_updates=5" in named.about["provenance"]["command"]
+
+
+def test_an_unknown_baseline_is_an_error_of_one_line(store, tmp_path, capsys):
+    assert main(["speed", "--store", str(store), "--out", str(tmp_path / "out"), "--baseline", "method=gamma"]) == 2
+    assert "no row is the baseline" in (told := capsys.readouterr().err) and told.count("\n") == 1
+    assert main(["speed", "--store", str(store), "--out", str(tmp_path / "out"), "--baseline", "gamma"]) == 2
+    assert "'gamma' is no KEY=VALUE" in capsys.readouterr().err
+
+
+def test_the_equal_cost_table_is_at_the_largest_common_cost(results):
+    """alpha at cadence 1 ends at 2000; cadence 5 is first evaluated at 3000."""
+    assert budget(results) == 2000.0
+    found = {row.label: [cell.text for cell in line] for row, line in equal_cost(results).lines}
+    assert found["alpha fake_score_updates=1"][2:4] == ["3", "20.0"]
+    assert found["alpha fake_score_updates=5"][2:5] == ["0/3 (3 first evaluated at 3,000)", "—", "—"]
+    assert found["beta fake_score_updates=1"][2] == "1/4 (1 collapsed, 1 failed, 1 missing)"
+
+
+def test_a_budget_can_be_asked_for(store, tmp_path):
+    results = results_of(store, tmp_path / "data", budget=1500.0)
+    assert list(at_cost(results.students[0], "distance", budget(results)).values()) == pytest.approx([20.0, 22.2, 24.4])
+    assert "1,500 forward equivalents, as asked for" in tables(results)["table.md"]
 
 
 @pytest.mark.parametrize(
@@ -207,50 +235,35 @@ def test_numbers_show_as_many_digits_as_their_interval_carries(interval, text):
     assert show_interval(interval) == text
 
 
-def test_the_page_stands_alone(store, tmp_path):
-    page = report("speed", store, tmp_path / "results")
-    text = page.read_text()
-    assert "Does a faster fake_score pay?" in text
-    outside = [url for url in re.findall(r"(?:src|href)=\"([^\"]*)\"", text) if not url.startswith("data:")]
-    assert outside == [] and "@import" not in text and "http" not in re.sub(r"data:[^\"]*", "", text)
-    assert text.count("data:image/webp") == 2 * 5, "two prompts; two references and three rows each"
-    assert "a blue square moves up &amp; 10% right" in text and "out of &lt;luck&gt;" in text
-    assert "1/4 (1 collapsed, 1 failed, 1 missing)" in text
-    assert all(run.name in text for run in store.glob("*-s*-*"))
-
-
-def test_a_second_report_has_the_same_bytes(store, tmp_path):
-    folder = report("speed", store, tmp_path / "results").parent
-    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    report("speed", store, tmp_path / "results")
-    assert before == {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_the_tables_agree(store, tmp_path):
-    folder = report("speed", store, tmp_path / "results").parent
-    markdown = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
-    lines = list(csv.DictReader((folder / "table.csv").open()))
+def test_the_tables_agree(reported):
+    folder = reported[0]
+    markdown = (folder / "table.md").read_text().split("## ")[1].splitlines()
+    markdown = [line for line in markdown if line.startswith("|")]
+    lines = lines_of(folder / "table.csv")
     assert len(markdown) == 2 + len(lines) == 7
     assert len({line.count("|") for line in markdown}) == 1
     assert float(lines[2]["distance_mean"]) == pytest.approx(11.1) and lines[2]["distance_n"] == "3"
     assert (lines[4]["done"], lines[4]["expected"], lines[4]["collapsed"]) == ("1", "4", "1")
-    latex = (folder / "table.tex").read_text()
-    body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
-    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", latex)[1]
-    for line in body.splitlines():
-        if line.endswith("\\\\"):
-            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
-    assert "fake\\_score\\_updates" in latex and "command: python -m distill_bench.report" in latex
+    for name in ("table.tex", "equal_cost.tex"):
+        latex = (folder / name).read_text()
+        body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
+        columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", latex)[1]
+        for line in body.splitlines():
+            if line.endswith("\\\\"):
+                assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
+        assert "fake\\_score\\_updates" in latex and "command: python -m distill_bench.report" in latex
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
-def test_the_tex_compiles(store, tmp_path):
-    folder = report("speed", store, tmp_path / "results").parent
-    (folder / "paper.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}\\input{table}\\end{document}"
+def test_the_tex_compiles(reported, tmp_path):
+    for name in ("table.tex", "equal_cost.tex"):
+        shutil.copy(reported[0] / name, tmp_path)
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}"
+        "\\input{table}\\input{equal_cost}\\end{document}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
 
 
@@ -258,7 +271,61 @@ def test_tex_escapes_what_latex_reads():
     assert tex("50% of a_b & #1 ± 2") == r"50\% of a\_b \& \#1 $\pm$ 2"
 
 
-def test_neither_report_nor_plot_imports_torch():
-    code = "import sys, distill_bench.report, distill_bench.plot; sys.exit('torch' in sys.modules)"
+# --- the page ---
+
+
+def test_warnings_are_footnotes(tmp_path):
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("beta", 0, 1, 2.0)])
+    path = next(store.glob("beta-*")) / "metrics.jsonl"
+    first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [first | {"warnings": ["too few clips to trust"]}, *rest])
+    results = results_of(store, tmp_path / "data")
+    page = html(results, read_sweep("speed", store), tmp_path / "data")
+    assert page.count("<sup>1</sup>") == 2 and "too few clips to trust" in page, "at the cell and below the table"
+    assert "| 2.00 [1] |" in tables(results)["table.md"] and "2.00$^{1}$" in tables(results)["table.tex"]
+
+
+def test_the_page_stands_alone(reported):
+    folder, store = reported
+    text = (folder / "report.html").read_text()
+    assert "Does a faster fake_score pay?" in text
+    outside = [url for url in re.findall(r"(?:src|href)=\"([^\"]*)\"", text) if not url.startswith(("data:", "#"))]
+    assert outside == [] and "@import" not in text
+    assert "http" not in re.sub(r"data:[^\"]*|http://www.w3.org/[\w/]*", "", text)
+    assert "a blue square moves up &amp; 10% right" in text and "out of &lt;luck&gt;" in text
+    assert "1/4 (1 collapsed, 1 failed, 1 missing)" in text
+    assert all(run.name in text for run in store.glob("*-s*-*"))
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_says_no_more_than_the_intervals(results):
+    told = reading(results)
+    assert told[0].startswith("Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row.")
+    assert "0 of 2 rows clearly better and 1 clearly worse than the baseline alpha fake_score_updates=1" in told[0]
+    assert told[-1] == "Rows that lost runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
+
+
+def test_the_wall_shows_the_same_clips_and_leaves_others_out(store, tmp_path):
+    write_clips(store / "references" / "data", 90, first_seed=100)
+    found = read_sweep("speed", store)
+    made = wall(results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything})
+    labels = [label for label, _ in made.tiles]
+    assert "data" not in labels and labels[0] == "teacher" and len(labels) == 4
+    assert [prompt for prompt, _ in made.prompts] == PROMPTS and made.seeds == ["0", "1", "2"] and made.frames == 4
+    (teacher, alpha) = made.tiles[0][1], made.tiles[1][1]
+    assert made.tile(teacher, 1, "2") == made.tile(teacher, 1, "0") and len(teacher) == 3 and len(alpha) == 9
+
+
+def test_a_second_report_has_the_same_bytes(reported, tmp_path):
+    folder, store = reported
+    again = report("speed", store, tmp_path / "results").parent
+    first, second = ({p.name: p.read_bytes() for p in each.rglob("*") if p.is_file()} for each in (folder, again))
+    assert first == second and len(first) > 20
+
+
+def test_no_reader_imports_torch():
+    names = ["report", "plot", "compare", "verify"]
+    code = f"import sys, {', '.join(f'distill_bench.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

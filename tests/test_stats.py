@@ -2,20 +2,36 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from distill_bench.stats import bootstrap, bootstrap_interval, clear_winner, mean_interval, paired_difference
+from distill_bench.stats import (
+    clear_winner,
+    crossed_interval,
+    holm,
+    losses,
+    mean_interval,
+    paired,
+    power,
+    resampled_shares,
+    seeds_needed,
+)
 
 
-def test_the_interval_is_that_of_scipy():
+def row(*values):
+    """One value a seed."""
+    return {seed: np.array([value]) for seed, value in enumerate(values)}
+
+
+def test_the_interval_and_its_p_are_those_of_scipy():
     values = [1.0, 2.0, 4.0, 4.5]
-    expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    expected = scipy_stats.ttest_1samp(values, 0)
     interval = mean_interval(values)
-    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
-    assert interval.mean == pytest.approx(2.875) and interval.n == 4
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert interval.mean == pytest.approx(2.875) and interval.n == 4 and interval.p == pytest.approx(expected.pvalue)
 
 
 def test_one_value_has_no_interval_and_excludes_nothing():
     interval = mean_interval([3.0])
-    assert interval.mean == 3 and np.isnan(interval.low) and not interval.excludes(0)
+    assert interval.mean == 3 and np.isnan(interval.low) and np.isnan(interval.p) and not interval.excludes(0)
+    assert np.isnan(crossed_interval(np.array([[1.0, 2.0, 3.0]])).low), "clips do not stand in for seeds"
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf"), 1.0]])
@@ -30,49 +46,105 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.935 < np.mean(covered) < 0.965
 
 
+@pytest.mark.parametrize("of_seeds, of_clips, of_both", [(1.0, 0.0, 0.5), (1.0, 3.0, 1.0), (0.05, 3.0, 1.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_bootstrap_over_seeds_and_clips_covers_the_truth(seeds, of_seeds, of_clips, of_both):
+    """Crossed random effects around 5: whichever factor dominates, at least the stated share of intervals holds 5."""
+    generator = np.random.default_rng(1)
+    clips, covered = 40, []
+    for _ in range(400):
+        effects = of_seeds * generator.normal(size=(seeds, 1)) + of_clips * generator.normal(size=(1, clips))
+        covered.append(not crossed_interval(5 + effects + of_both * generator.normal(size=(seeds, clips))).excludes(5))
+    assert np.mean(covered) > 0.925
+
+
+def test_percentiles_over_three_seeds_would_not_cover():
+    """Why the quantile is Student's: the usual percentile bootstrap over three seeds."""
+    generator, covered = np.random.default_rng(2), []
+    for _ in range(500):
+        low, high = np.quantile(resampled_shares(3, 0) @ generator.normal(5, 1, 3), [0.025, 0.975])
+        covered.append(low <= 5 <= high)
+    assert np.mean(covered) < 0.85
+
+
+def test_the_bootstrap_agrees_with_the_formula_and_repeats_itself():
+    values = np.random.default_rng(3).normal(size=(5, 60)) + np.arange(5)[:, None]
+    interval = crossed_interval(values)
+    assert interval == crossed_interval(values)
+    expected = np.sqrt(values.mean(1).var(ddof=1) / 5 + values.mean(0).var(ddof=1) / 60)
+    assert interval.error == pytest.approx(expected, rel=0.05) and interval.n == 5
+    reference = crossed_interval(values[:1], seeds_vary=False)
+    assert reference.error == pytest.approx(values[0].std(ddof=1) / np.sqrt(60), rel=0.05)
+
+
+def test_clips_of_one_prompt_are_no_independent_clips():
+    """Ten copies of each of 20 values carry the information of 20 values."""
+    values = np.repeat(np.random.default_rng(4).normal(size=(1, 20)), 10, axis=1)
+    labels = np.repeat(np.arange(20), 10).tolist()
+    honest = crossed_interval(values, clusters=labels, seeds_vary=False)
+    assert honest.error == pytest.approx(values.std() / np.sqrt(19), rel=0.05)
+    assert crossed_interval(values, seeds_vary=False).error < honest.error / 2
+
+
 def test_pairing_removes_what_the_seeds_share():
-    a = {0: 10.0, 1: 20.0, 2: 30.0, 9: 1000.0}
-    b = {0: 9.0, 1: 18.9, 2: 29.1, 7: -5.0}
-    difference = paired_difference(a, b)
+    a = {0: np.array([10.0]), 1: np.array([20.0]), 2: np.array([30.0]), 9: np.array([1000.0])}
+    b = {0: np.array([9.0]), 1: np.array([18.9]), 2: np.array([29.1]), 7: np.array([-5.0])}
+    difference = crossed_interval(paired(a, b))
     assert difference.n == 3 and difference.mean == pytest.approx(1.0) and difference.excludes(0)
-    assert not (mean_interval([10, 20, 30]).low > 29)
+    assert not mean_interval([10, 20, 30]).low > 29
     with pytest.raises(ValueError, match="no seed in common"):
-        paired_difference({0: 1.0}, {1: 1.0})
+        paired({0: np.ones(1)}, {1: np.ones(1)})
+
+
+def test_pairing_keeps_the_clips_where_both_have_them():
+    clips = np.random.default_rng(5).normal(0, 10, 50)
+    a, b = {0: clips + 1, 1: clips + 1.1}, {0: clips, 1: clips}
+    assert paired(a, b).shape == (2, 50)
+    assert crossed_interval(paired(a, b)).excludes(0), "hard and easy prompts cancel"
+    assert paired(a, {0: np.array([0.0])}).shape == (1, 1)
 
 
 def test_a_winner_needs_its_interval():
-    clear = [{0: 1.0, 1: 1.1, 2: 0.9}, {0: 5.0, 1: 5.2, 2: 5.1}]
+    clear = [row(1.0, 1.1, 0.9), row(5.0, 5.2, 5.1)]
     assert clear_winner(clear, "lower") == 0
     assert clear_winner(clear, "higher") == 1
     assert clear_winner(clear, "one") == 0
     assert clear_winner(clear, None) is None
-    assert clear_winner([{0: 1.0, 1: 3.0}, {0: 2.0, 1: 2.5}], "lower") is None
-    assert clear_winner([{0: 1.0}, {0: 2.0}], "lower") is None, "one seed shows nothing"
-    assert clear_winner([{0: 1.0, 1: 1.0}, {}], "lower") is None, "no rival, no win"
+    assert clear_winner([row(1.0, 3.0), row(2.0, 2.5)], "lower") is None
+    assert clear_winner([row(1.0), row(2.0)], "lower") is None, "one seed shows nothing"
+    assert clear_winner([row(1.0, 1.0), {}], "lower") is None, "no rival, no win"
     with pytest.raises(ValueError, match="upwards"):
         clear_winner(clear, "upwards")
 
 
+def test_the_distance_to_one_is_that_of_each_seeds_mean():
+    """Clips at 0.5 and 1.5 average to exactly the target."""
+    assert losses({0: np.array([0.5, 1.5])}, "one")[0].tolist() == [0.0]
+
+
 def test_more_rivals_need_more_evidence():
-    row, rival = {0: 0.0, 1: 0.0, 2: 0.0}, {0: 1.0, 1: 1.2, 2: 1.7}
-    assert clear_winner([row, rival], "lower") == 0
-    assert clear_winner([row] + [rival] * 8, "lower") is None
+    best, rival = row(0.0, 0.0, 0.0), row(1.0, 1.2, 1.7)
+    assert clear_winner([best, rival], "lower") == 0
+    assert clear_winner([best] + [rival] * 8, "lower") is None
 
 
-def test_the_bootstrap_is_a_function_of_its_generator_and_finds_the_standard_error():
-    values = np.random.default_rng(1).normal(size=400)
-    one = bootstrap(values, np.mean, np.random.default_rng(2), 2000)
-    assert np.array_equal(one, bootstrap(values, np.mean, np.random.default_rng(2), 2000))
-    assert one.std() == pytest.approx(values.std() / 20, rel=0.1)
-    interval = bootstrap_interval(values, np.mean, np.random.default_rng(2), 2000)
-    assert interval.low < values.mean() < interval.high and interval.n == 400
+def test_holm_by_hand():
+    """0.01 x 3, then 0.03 x 2, then 0.04 x 1 held up by the one before; nan is no test."""
+    adjusted = holm([0.04, 0.01, float("nan"), 0.03])
+    assert adjusted[:2] + adjusted[3:] == pytest.approx([0.06, 0.03, 0.06]) and np.isnan(adjusted[2])
 
 
-def test_clusters_are_drawn_whole():
-    """Ten copies of each of 20 values carry the information of 20 values."""
-    values = np.repeat(np.random.default_rng(3).normal(size=20), 10)
-    labels = np.repeat(np.arange(20), 10).tolist()
-    whole = bootstrap(values, np.mean, np.random.default_rng(4), 2000, labels).std()
-    assert whole == pytest.approx(values.std() / np.sqrt(20), rel=0.1)
-    with pytest.raises(ValueError, match="labels"):
-        bootstrap(values, np.mean, np.random.default_rng(4), 10, [0])
+def test_the_power_is_what_simulation_finds():
+    generator = np.random.default_rng(6)
+    seen = [mean_interval(generator.normal(1, 1, 8)).excludes(0) for _ in range(3000)]
+    assert power(8, 1.0, 1.0) == pytest.approx(np.mean(seen), abs=0.03)
+
+
+@pytest.mark.parametrize("sd, seeds", [(5, 4), (8, 5), (10, 6), (15, 10)])
+def test_the_seeds_that_a_gap_of_15_needs(sd, seeds):
+    """The paired column of the usual table: 80 % power, two-sided 5 %."""
+    assert seeds_needed(sd, 15) == seeds
+
+
+def test_no_number_of_seeds_shows_nothing():
+    assert seeds_needed(1.0, 0.0) is None and seeds_needed(1e6, 1.0) is None and seeds_needed(0.0, 1.0) == 2

@@ -1,0 +1,118 @@
+"""Recomputes the tables of results/NAME from its data files and names every difference; exit code 1 where there is one.
+
+    python -m distill_bench.verify results/NAME [--store runs]
+
+With the store the data files are made again from the runs themselves too. Needs no torch.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from distill_bench.gather import GatherError, data_files, read_sweep
+from distill_bench.report import page_tables
+from distill_bench.results import Results, ResultsError, load
+from distill_bench.tables import tables
+
+MOST = 20  # differences shown of one file
+
+
+def verify(folder: Path, store: Path | None = None) -> list[str]:
+    """What in the folder does not follow from its data files; from `store` too, where it is given. Empty: all does.
+
+    Raises:
+        ResultsError: if there are no results in the folder, or they name a baseline that is not there.
+        GatherError: if the store does not know the sweep.
+    """
+    results = load(folder)
+    found = [*_inner(results)]
+    if store is not None:
+        about = results.about
+        asked = about["baseline"] if "--baseline" in about["provenance"]["command"] else None
+        found += _unlike(folder, data_files(read_sweep(results.name, store), asked, about["budget"]))
+    found += _unlike(folder, tables(results))
+    page = folder / "report.html"
+    text = page.read_text() if page.is_file() else None
+    for name, table in page_tables(results).items():
+        if text is None or table not in text:
+            found.append(
+                "report.html is missing" if text is None else f"report.html: its table of {name} is not that of the data"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _inner(results: Results) -> Iterator[str]:
+    """Where the data files contradict each other: clips that do not average to their score, ends that are not the score."""
+    for row in results.rows:
+        for run in row.runs:
+            for column, clips in run.clips.items():
+                value, tolerance = run.value(column), 1e-3 * max(1e-3, float(np.abs(clips).max()))
+                if value is None or abs(float(clips.mean()) - value) > tolerance:
+                    yield f"runs.csv: {column} of {run.run_id} is {run.line[column]}, its clips average {clips.mean():.6g}"
+            last = run.checkpoints[-1] if run.checkpoints and run.scored else {}
+            for column in results.columns:
+                value, end = run.value(column.column), last.get(column.column)
+                if end is not None and value is not None and abs(end - value) > 1e-4 * max(1e-6, abs(value)):
+                    yield f"runs.csv: {column.column} of {run.run_id} is {value:.6g}, its last line in checkpoints.csv {end:.6g}"
+
+
+def _unlike(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
+    """Every difference of the files in the folder to the given texts."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+            continue
+        text = path.read_text()
+        if text == expected:
+            continue
+        differences = list(_cells(name, text, expected) if name.endswith(".csv") else _lines(name, text, expected))
+        yield from differences[:MOST]
+        if len(differences) > MOST:
+            yield f"{name}: and {len(differences) - MOST} more"
+
+
+def _cells(name: str, text: str, expected: str) -> Iterator[str]:
+    found, wanted = (list(csv.reader(io.StringIO(each))) for each in (text, expected))
+    header = wanted[0]
+    if not found or found[0] != header:
+        yield f"{name}: its columns are not {', '.join(header)}"
+        return
+    for number, (mine, theirs) in enumerate(zip_longest(found[1:], wanted[1:]), 2):
+        if mine is None or theirs is None:
+            yield f"{name}:{number}: {'a line is missing' if mine is None else 'a line too many'}"
+            continue
+        for key, a, b in zip_longest(header, mine, theirs):
+            if a != b:
+                yield f"{name}:{number}: {key} of {theirs[0]} is {a!r}, the data give {b!r}"
+
+
+def _lines(name: str, text: str, expected: str) -> Iterator[str]:
+    for number, (a, b) in enumerate(zip_longest(text.splitlines(), expected.splitlines()), 1):
+        if a != b:
+            yield f"{name}:{number}: is {a!r}, the data give {b!r}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: 0 where all follows from the data, 1 where it does not, 2 where there is nothing to verify."""
+    parser = argparse.ArgumentParser(prog="distill_bench.verify", description="recompute the tables of a results folder")
+    parser.add_argument("results", type=Path, help="folder that distill_bench.report wrote")
+    parser.add_argument("--store", type=Path, help="make the data files again from the runs in this store too")
+    options = parser.parse_args(argv)
+    try:
+        found = verify(options.results, options.store)
+    except (ResultsError, GatherError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(*found, sep="\n") if found else print(f"{options.results}: every table follows from its data")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

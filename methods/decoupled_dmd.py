@@ -1,0 +1,60 @@
+"""Decoupled DMD: the guided reverse-KL gradient split into matching and guidance, each at noise levels of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, toward
+from distill_bench.noise import add_noise
+
+
+@dataclass(frozen=True)
+class DecoupledDMD(Method):
+    """At x0 the gradients of two terms, with g the run's guidance_scale and x_c, x_u the teacher with and without the prompt:
+
+    - `matching` (x0_fake - x_c) / n at the run's noise levels;
+    - `augmentation` -(g - 1) (x_c - x_u) / n at levels above the student's exit level t: sigma = t + (1 - t) u, at most
+      sigma_max.
+
+    n = mean |x0 - x_c| per sample at the term's own draw. At one draw they sum to DMD2's gradient but for n, which there is of
+    the guided prediction (arXiv:2511.22677, from notes; the normaliser of the second term is not in them).
+    """
+
+    paper: ClassVar[str] = "arXiv:2511.22677"
+    presets: ClassVar[Mapping[str, Preset]] = {"paper": Preset("arXiv:2511.22677, from notes", {"fake_score_updates": 5})}
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        x0 = nets.rollout(batch)
+        matching = self._matching(nets, batch, x0.detach())
+        terms = {"matching": toward(x0, matching)}
+        if nets.guidance_scale != 1:
+            terms["augmentation"] = toward(x0, self._augmentation(nets, batch, x0.detach()))
+        return Loss(terms, x0, {"score_gap": matching.abs().mean()})
+
+    @torch.no_grad()
+    def _matching(self, nets: Nets, batch: Batch, x0: Tensor) -> Tensor:
+        sigma = batch.sigma("renoise/sigma")
+        x_t = add_noise(x0, batch.noise("renoise/noise"), sigma)
+        prompted = nets.unguided_teacher(x_t, sigma, batch.text)
+        return (nets.fake_score(x_t, sigma, batch.text) - prompted) / dmd_normaliser(x0, prompted)
+
+    @torch.no_grad()
+    def _augmentation(self, nets: Nets, batch: Batch, x0: Tensor) -> Tensor:
+        low = nets.exit_sigma(batch)
+        sigma = (low + (1 - low) * batch.draws.uniform("augmentation/sigma")).clamp(max=batch.sigma_max)
+        x_t = add_noise(x0, batch.noise("augmentation/noise"), sigma)
+        both = torch.cat([batch.text, nets.null_text.expand_as(batch.text)])
+        prompted, null = nets.unguided_teacher(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+        return -(nets.guidance_scale - 1) * (prompted - null) / dmd_normaliser(x0, prompted)
+
+    def cost(self) -> Cost:
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1),
+            "unguided_teacher": Passes(1),
+            "guidance": Passes(2),
+        }
+        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -1,0 +1,38 @@
+"""SiD: score identity distillation, with the teacher differentiated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, renoise
+
+
+@dataclass(frozen=True)
+class SiD(Method):
+    """(T - F) . ((T - x0) - alpha (T - F)) / n, with T = x0_teacher, F = x0_fake and x0 all differentiated; n is detached.
+
+    n = max(mean |x0 - T| per sample, 1e-5) (Zhou et al., 2024, algorithm 1; SiD@01fbb13, training/sid_loss.py:25-56; in
+    clean predictions as Self-Forcing@33593df, model/sid.py:83-145). At x0 the gradient is
+    (F - T)/n + J_F^T ((1 - 2 alpha)(F - T) + (x0 - F))/n + J_T^T ((T - x0) + (1 - 2 alpha)(T - F))/n, J = (1 - sigma) d/dx_t: the
+    guided teacher pays for two input backwards.
+    """
+
+    paper: ClassVar[str] = "arXiv:2404.04057"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("SiD@01fbb13, training/sid_loss.py, 1:1", {"method.alpha": 1.2, "fake_score_updates": 1}),
+        "video": Preset("Self-Forcing@33593df, model/sid.py", {"method.alpha": 1.0, "fake_score_updates": 5}),
+    }
+
+    alpha: float = 1.0
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        x0 = nets.rollout(batch)
+        scores = renoise(nets, batch, x0, through_fake_score=True, through_teacher=True)
+        n = dmd_normaliser(x0, scores.x0_teacher).clamp(min=1e-5)
+        gap = scores.x0_teacher - scores.x0_fake
+        loss = (gap * ((scores.x0_teacher - x0) - self.alpha * gap) / n).mean()
+        return Loss({"sid": loss}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
+
+    def cost(self) -> Cost:
+        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1, 1)}
+        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

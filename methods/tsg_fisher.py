@@ -1,0 +1,42 @@
+"""TSG-Fisher: the Fisher divergence with the teacher stopped, through the fake score's input alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, renoise
+from distill_bench.noise import over
+
+
+@dataclass(frozen=True)
+class TSGFisher(Method):
+    """|x0_fake(x_t) - sg(x0_teacher(sg(x_t)))|^2 / 2 with weight b: at x0 the gradient J^T b (x0_fake - x0_teacher).
+
+    J = (1 - sigma) dx0_fake/dx_t. The weight is `c_t`: (1 - sigma)^2 / sigma^4, which makes it the squared difference of scores
+    and spans ten decades, or `inv_n`: 1 / (mean |x0 - x0_teacher| per sample + 1e-8). The fake score learns by denoising
+    (arXiv:2605.30116, the baseline; LightX2V@f8aee98, trainers/sgmd.py:23-35).
+    """
+
+    paper: ClassVar[str] = "arXiv:2605.30116"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("arXiv:2605.30116, its baseline", {"method.weighting": "c_t", "fake_score_updates": 5}),
+        "lightx2v": Preset(
+            "LightX2V@f8aee98, trainers/sgmd.py, without the correction",
+            {"method.weighting": "inv_n", "fake_score_updates": 5, "stepping": "ode"},
+        ),
+    }
+
+    weighting: Literal["inv_n", "c_t"] = "inv_n"
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        x0 = nets.rollout(batch)
+        scores = renoise(nets, batch, x0, through_fake_score=True)
+        sigma, n = over(scores.sigma, x0), dmd_normaliser(x0, scores.x0_teacher)
+        weight = 1 / (n + 1e-8) if self.weighting == "inv_n" else (1 - sigma) ** 2 / sigma**4
+        gap = scores.x0_fake - scores.x0_teacher
+        fisher = 0.5 * (weight * gap.square()).mean()
+        return Loss({"fisher": fisher}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
+
+    def cost(self) -> Cost:
+        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}
+        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -1,0 +1,36 @@
+"""TSG-SIM: score implicit matching with the teacher stopped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, renoise
+
+
+@dataclass(frozen=True)
+class TSGSIM(Method):
+    """SiD's loss with the teacher detached: (T - F) . ((T - x0) - alpha (T - F)) / n, T = sg(x0_teacher), F = x0_fake.
+
+    At x0 the gradient (F - T) / n + J^T ((1 - 2 alpha) (F - T) + (x0 - F)) / n, J = (1 - sigma) dF/dx_t, n = mean |x0 - T| per
+    sample. At alpha 1 it is score implicit matching with the squared distance (Luo et al., 2024) up to its time weight
+    (arXiv:2605.30116, the baseline, from third-party notes).
+    """
+
+    paper: ClassVar[str] = "arXiv:2605.30116"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("arXiv:2605.30116, its baseline, 1:1", {"method.alpha": 1.0, "fake_score_updates": 1})
+    }
+
+    alpha: float = 1.0
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        x0 = nets.rollout(batch)
+        scores = renoise(nets, batch, x0, through_fake_score=True)
+        n = dmd_normaliser(x0, scores.x0_teacher).clamp(min=1e-5)
+        gap = scores.x0_teacher - scores.x0_fake
+        loss = (gap * ((scores.x0_teacher - x0) - self.alpha * gap) / n).mean()
+        return Loss({"sim": loss}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
+
+    def cost(self) -> Cost:
+        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}
+        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from stores import write_lines, write_run
+
+from distill_bench.compare import CompareError, config_differences, find_run, main, score_differences
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = tmp_path / "runs"
+    write_run(store, "alpha", 0, 1, 10.0)
+    write_run(store, "alpha", 0, 5, 8.0)
+    write_run(store, "beta", 1, 1, None, "collapsed")
+    return store
+
+
+def pair(store, first="alpha", second="beta"):
+    return [find_run(next(store.glob(f"{name}-s*")).name, store) for name in (first, second)]
+
+
+def test_what_differs_is_listed_and_nothing_else(store):
+    a, b = (find_run(path.name, store) for path in sorted(store.glob("alpha-*"), key=lambda p: (p / "run.yaml").read_text()))
+    assert config_differences(a, b) == [("fake_score_updates", 1, 5)]
+    lines = {title: (mine, theirs, told) for title, mine, theirs, told in score_differences(a, b)}
+    assert lines["Distance"] == (10.0, 8.0, "-2.00")
+    assert lines["Training cost (forward equivalents)"] == (2000.0, 6000.0, "3.00 x")
+    assert lines["Speed"][2].startswith("+0.025"), "over clips on the same prompts and noise"
+
+
+def test_unlike_scores_are_not_subtracted(store):
+    a, b = (find_run(path.name, store) for path in sorted(store.glob("alpha-*")))
+    lines = [json.loads(line) for line in (b.folder / "metrics.jsonl").read_text().splitlines()]
+    write_lines(b.folder / "metrics.jsonl", [line | {"protocol": "p9"} for line in lines])
+    told = {title: told for title, _, _, told in score_differences(a, find_run(b.run_id, store))}
+    assert told["Distance"] == "not comparable: protocol p1 and p9"
+
+
+def test_a_collapsed_run_is_compared_and_its_reason_said(store, capsys):
+    a, b = pair(store)
+    assert main([a.run_id, str(b.folder), "--store", str(store)]) == 0
+    told = capsys.readouterr().out
+    assert "collapsed: the latents are constant at student update 15" in told
+    assert "alpha" in told and "beta" in told and "Distance" in told
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id_if_it_is_one(store, capsys):
+    assert find_run("beta", store).method == "beta"
+    with pytest.raises(CompareError, match="could be alpha-s0-.*, alpha-s0-"):
+        find_run("alpha", store)
+    assert main(["gamma", "beta", "--store", str(store)]) == 2
+    assert "'gamma' is neither a run folder nor a run in" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+import shutil
+
+import pytest
+
+from distill_bench.verify import main, verify
+
+
+@pytest.fixture
+def made(reported, tmp_path):
+    """A copy of the results that a test may edit, and their store."""
+    shutil.copytree(reported[0], tmp_path / "speed", ignore=shutil.ignore_patterns("figures"))
+    return tmp_path / "speed", reported[1]
+
+
+def edit(folder, name, old, new):
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+
+
+def test_a_fresh_report_follows_from_its_data_and_its_store(made, capsys):
+    folder, store = made
+    assert verify(folder) == [] and verify(folder, store) == []
+    assert main([str(folder), "--store", str(store)]) == 0
+    assert "every table follows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, old, new, said",
+    [
+        ("table.csv", "11.1", "10.9", "table.csv:4: distance_mean of alpha fake_score_updates=1 is '10.9', the data give '11.1'"),
+        ("table.md", "11.1", "10.9", "table.md:"),
+        ("table.tex", "11.1", "10.9", "table.tex:"),
+        ("differences.csv", "40.4", "44.4", "difference of distance is '44.4', the data give '40.4'"),
+        ("equal_cost.csv", "2000", "3000", "equal_cost.csv:2: cost_forward_equivalents"),
+        ("seeds_needed.csv", "distance,", "distanze,", "seeds_needed.csv:2: column"),
+        ("report.html", "11.1 ±", "10.9 ±", "report.html: its table of scores is not that of the data"),
+        ("clips.csv", "0.1 0.2 0.3", "0.1 0.2 0.9", "its clips average"),
+        ("checkpoints.csv", ",20,2000.0,10.0,10.0", ",20,2000.0,10.0,9.0", "its last line in checkpoints.csv 9"),
+    ],
+)
+def test_a_number_that_was_edited_is_named(made, capsys, name, old, new, said):
+    edit(made[0], name, old, new)
+    assert main([str(made[0])]) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_an_edited_run_shows_in_every_table_made_of_it(made):
+    lines = (made[0] / "runs.csv").read_text().splitlines()
+    line = next(line for line in lines if ",10.0," in line)
+    edit(made[0], "runs.csv", line, line.replace(",10.0,", ",7.0,", 1))
+    found = "\n".join(verify(made[0]))
+    assert all(name in found for name in ("runs.csv:", "table.csv:", "table.md:", "differences.csv:", "report.html:"))
+
+
+def test_with_the_store_the_data_files_are_held_against_the_runs(made):
+    folder, store = made
+    edit(folder, "training.csv", "0.45", "0.44")
+    assert verify(folder) == []
+    assert any(line.startswith("training.csv:") for line in verify(folder, store))
+
+
+def test_no_results_is_an_error_of_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "no sweep.json" in capsys.readouterr().err
