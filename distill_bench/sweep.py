@@ -41,6 +41,7 @@ from distill_bench.config import (
     parse_yaml,
     run_id,
 )  # fmt: skip
+from distill_bench.protocol import protocol_hash
 from distill_bench.registry import RegistryError
 from distill_bench.scheduler import Queue, SchedulerError
 from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_statuses
@@ -196,8 +197,6 @@ def _task(sweep: Sweep, run: str, launch: Launch) -> local.Task:
 
 def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
     """One run for each set of shared data that is not there yet: name -> run."""
-    from distill_bench.sample import protocol_hash
-
     first: dict[tuple, str] = {}
     for run in todo:
         config = sweep.runs[run]
