@@ -144,6 +144,7 @@ class SweepConfig(_Model):
     include: list[dict[str, Any]] = []  # further cells beside the grid
     exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
     seeds: int | list[int] = 1
+    baseline: dict[str, Any] | None = None  # keys and values of the row that differences are taken to; None: the first row
     cluster: ClusterConfig = ClusterConfig()
 
     def expand(self) -> list[RunConfig]:

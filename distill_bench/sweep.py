@@ -88,10 +88,13 @@ class Sweep:
                 except OSError as error:  # this run's trouble alone
                     record_outside(path.parent, error=f"cannot write into {path.parent}: {error.strerror}", kind="read_only")
         results = [result for run in self.runs if (result := read_json(self.store / run / "result.json"))]
-        references = {kind: folder for result in results for kind, folder in result["references"].items()}
+        found = dict.fromkeys(pair for result in results for pair in result["references"].items())
+        kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
+        references = {kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found}
         manifest = {
             "name": self.config.name,
             "question": self.config.question,
+            "baseline": self.config.baseline,
             "axes": self.config.axes(self.runs.values()),
             "run_ids": list(self.runs),
             "references": references,
