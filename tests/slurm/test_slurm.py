@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from distill_bench.status import Status, read_statuses
 from distill_bench.store import attempts, read_json
 from distill_bench.sweep import main, open_sweep
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 SLOW = Path(__file__).with_name("slow.py")
 
@@ -60,7 +61,7 @@ class Lab:
         self.known = self.known or open_sweep(load_sweep(self.file), self.store, self.folder / "results").known
         return {s.run: s for s in read_statuses(self.store, self.known, read_queue(self.store))}
 
-    def until(self, condition: Callable[[dict[str, Status]], bool], seconds: float = 150.0) -> dict[str, Status]:
+    def until(self, condition: Callable[[dict[str, Status]], bool], seconds: float = 300.0) -> dict[str, Status]:
         """Wait for a condition on the statuses."""
         end = time.monotonic() + seconds
         while not condition(statuses := self.statuses()):
@@ -158,3 +159,111 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits
         ends = [read_json(attempt / "exit.json") for attempt in attempts(it.store / run)]
         assert [end["status"] for end in ends if end and end["status"] == "done"] == ["done"], "done once"
     assert (it.folder / "results" / "lab" / "table.csv").read_text().count("\n") > 2
+
+
+def test_a_run_over_many_processes_is_the_run_of_one(lab):
+    """2 nodes x 1 task and 1 node x 2 tasks against one process, in float64; one rank is lost on the way."""
+    base = {"precision": "float64", "batch_size": 4, "student_updates": 8, "method": "sgmd", "ema": None, "exit_step": "last"}
+    across, within = (lab(base, layout, grid={}) for layout in ({"nodes": 2}, {"tasks": 2}))
+    drivers = [each.start("--wait") for each in (across, within)]
+    reference = across.reference()
+    (run,) = across.statuses()
+    within.until(lambda now: now[run].student_updates >= 1)
+    ranks = command("pgrep", "-f", f"submitit.core._submit {within.store}/slurm").split()
+    lost = next(int(pid) for pid in ranks if b"SLURM_PROCID=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    os.kill(lost, signal.SIGKILL)
+    assert [driver.wait() for driver in drivers] == [0, 0]
+    for store in (across.store, within.store):
+        assert_close_ends(store / run, reference / run)
+    assert across.statuses()[run].attempts == 1 and within.statuses()[run].requeues == 1
+    start = read_json(attempts(across.store / run)[0] / "start.json")
+    assert start["slurm"]["SLURM_NNODES"] == "2" and start["slurm"]["SLURM_NTASKS"] == "2" and start["code_fingerprint"]
+
+
+def assert_close_ends(a: Path, b: Path) -> None:
+    """Curves, costs and weights within 1e-9."""
+    curves = [[json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()] for run in (a, b)]
+    assert len(curves[0]) == len(curves[1]) == 8
+    for one, other in zip(*curves, strict=True):
+        assert one.keys() == other.keys()
+        assert one | {"seconds": 0} == pytest.approx(other | {"seconds": 0}, rel=1e-9, abs=1e-12)
+    weights = [load_file(list(checkpoint.students(run).values())[-1]) for run in (a, b)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-9, atol=1e-9)
+    results = [read_json(run / "result.json") for run in (a, b)]
+    assert results[0]["cost"] == results[1]["cost"] and results[0].keys() == results[1].keys()
+
+
+def test_a_time_limit_is_no_end_and_runs_can_share_a_job(lab):
+    """Two runs side by side in a job of one minute that need longer: saved at the signal, requeued, done. Then `--cancel`."""
+    cluster = {"runs_per_job": 2, "cpus": 2, "hours": 1 / 60, "signal_seconds": 40}
+    it = lab({"student_updates": 12}, cluster, seeds=2)
+    assert it.go(slow=3.0) == 0
+    it.until(lambda now: any(s.state == "preempted" for s in now.values()))
+    assert it.go("--cancel") == 0
+    statuses = it.until(quiet)
+    assert {s.state for s in statuses.values()} == {"stopped"} and 0 < min(s.student_updates for s in statuses.values()) < 12
+    assert "SIGUSR2" in next(iter(statuses.values())).note
+    assert it.go("--wait") == 0
+    assert_same_ends(it.store, it.reference())
+
+
+def test_each_thing_that_breaks_is_one_line_of_its_run_and_the_others_go_on(lab, tmp_path):
+    """A full disk, a folder that cannot be written, code that changed between two lives of a job."""
+    code = tmp_path / "own" / "slow.py"
+    code.parent.mkdir()
+    shutil.copy(SLOW, code)
+    it = lab(grid={"method": [f"{code}:Slow"]}, seeds=4)
+    full, unwritable, changed, sound = (runs := sorted(open_sweep(load_sweep(it.file), it.store, it.folder / "results").runs))
+    for run in runs:
+        (it.store / run).mkdir(parents=True)
+    command("mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(it.store / full))
+    command("mount", "-t", "tmpfs", "-o", "size=64k,ro", "tmpfs", str(it.store / unwritable))
+    try:
+        assert it.go(slow=0.5) == 0
+        it.until(moving(changed))
+        job = read_json(attempts(it.store / changed)[-1] / "start.json")["job"]
+        command("scontrol", "requeue", job)
+        code.write_text(code.read_text().replace("x0, scores.x0_fake", "x0, 2 * scores.x0_fake"))
+        statuses = it.until(lambda now: quiet(now) and now[changed].attempts == 2)
+        kinds = {run: (s.state, s.kind) for run, s in statuses.items()}
+        assert kinds[full] == ("failed", "disk_full") and "No space left on device" in statuses[full].note
+        assert kinds[unwritable] == ("failed", "read_only") and "cannot write" in statuses[unwritable].note
+        assert kinds[changed] == ("failed", "code_changed") and "--allow-changed-code" in statuses[changed].note
+        assert statuses[sound].state == "done"
+    finally:
+        for run in (full, unwritable):
+            command("umount", "-l", str(it.store / run))
+    assert it.go("--wait", "--retry-failed=disk_full,read_only") == 1
+    assert it.go("--wait", "--retry-failed", "--allow-changed-code") == 0
+    first, second = read_json(it.store / changed / "result.json")["code_fingerprint"].split("+")
+    assert first != second == read_json(it.store / full / "result.json")["code_fingerprint"]
+
+
+def test_a_python_that_is_gone_is_said_and_the_run_started_again(lab, tmp_path):
+    it = lab({"student_updates": 2}, {"sbatch": {"hold": True}})
+    environment = tmp_path / "environment"
+    environment.symlink_to(sys.prefix)
+    assert it.start(python=str(environment / "bin" / "python")).wait() == 0
+    environment.unlink()
+    command("scontrol", "release", *[job for runs in read_queue(it.store).jobs.values() for job in runs], *prepare_jobs())
+    (status,) = it.until(quiet).values()
+    assert status.state == "lost" and status.kind == "not_started" and "No such file or directory" in status.note
+    assert it.go("--wait", "--set", "cluster.sbatch={}") == 0
+
+
+def prepare_jobs() -> list[str]:
+    return command("squeue", "--noheader", "--name=distill-bench-prepare", "--format=%i").split()
+
+
+def test_two_hundred_runs_are_submitted_in_seconds_in_arrays_that_the_cluster_takes(lab):
+    it = lab(cluster={"sbatch": {"hold": True}, "jobs": 8}, seeds=200)
+    began = time.monotonic()
+    assert it.go() == 0
+    seconds = time.monotonic() - began
+    print(f"200 runs expanded, hashed, checked and submitted in {seconds:.1f} s")
+    queue = read_queue(it.store)
+    assert len(queue.states) >= 200 and len({job.partition("_")[0] for jobs in queue.jobs.values() for job in jobs}) > 1
+    assert it.go() == 0 and len(read_queue(it.store).states) == len(queue.states), "what is queued is not submitted again"
+    subprocess.run(["scancel", *prepare_jobs()], check=True)
+    assert seconds < 10
