@@ -7,7 +7,6 @@ This is what a worker process executes, on this machine or on a node of a cluste
 """
 
 import argparse
-import errno
 import json
 import os
 import shutil
@@ -36,6 +35,7 @@ from distill_bench.store import (
     attempts,
     claim,
     end_attempt,
+    kind_of_write,
     once,
     output_file,
     read_json,
@@ -227,16 +227,15 @@ def _version(name: str) -> Any:
 def kind_of(error: BaseException) -> str:
     """The kind of a failure, for `--retry-failed=KIND`."""
     said = str(error)
-    number = getattr(error, "errno", None)
     if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in said:
         return "cuda_oom"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
         return "host_oom"
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said or "Disk quota exceeded" in said:
+    if "No space left on device" in said or "Disk quota exceeded" in said:  # safetensors has an error of its own
         return "disk_full"
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return "read_only"
-    return {CodeChanged: "code_changed"}.get(type(error), "exception")
+    if isinstance(error, CodeChanged):
+        return "code_changed"
+    return kind_of_write(error) if isinstance(error, OSError) else "exception"
 
 
 def main(argv: list[str] | None = None) -> int:
