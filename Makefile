@@ -2,13 +2,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test bench lint install
+.PHONY: sweep test test-slurm bench lint install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-slurm: export SLURM_CONF := /var/lib/distill-bench-slurm/etc/slurm.conf
+test-slurm: install  ## sweeps on a real SLURM of two simulated nodes, brought up and taken down; needs root on Debian
+	SLURM_ARRAY=101 tests/slurm/up.sh
+	$(BIN)/python -m pytest -m slurm; code=$$?; tests/slurm/down.sh && exit $$code
 
 bench: install  ## how fast the evaluators are
 	$(BIN)/python tests/benchmarks/evaluators.py

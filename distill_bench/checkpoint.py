@@ -5,11 +5,11 @@ students/<student_updates>.safetensors                                         t
 """
 
 import contextlib
-import json
 import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +35,8 @@ def save(
     """Write one checkpoint whole or not at all, then prune all but the newest two."""
     root = run_dir / "checkpoints"
     root.mkdir(exist_ok=True)
+    for torn in root.glob(".writing-*"):  # a run has one writer: this is what a killed one left
+        shutil.rmtree(torn, ignore_errors=True)
     weights = {f"{role}.{k}": v for role, net in roles.items() for k, v in net.state_dict().items()}
     weights |= {f"ema.{k}": v for k, v in ema.items()}
     moments = {
@@ -50,7 +52,8 @@ def save(
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        write_json(temporary / "state.json", state)
+        checksums = {path.name: _checksum(path) for path in temporary.iterdir()}
+        write_json(temporary / "state.json", state | {"checksums": checksums})
         final = root / str(student_updates)
         if final.exists():
             shutil.rmtree(final)
@@ -78,11 +81,14 @@ def load(
     """Restore the newest sound checkpoint and return its state; an unsound one is set aside with a message."""
     for folder in reversed(found(run_dir)):
         try:
-            weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimisers"))
             state = read_json(folder / "state.json")
             if state is None:
                 raise ValueError("no state.json")
-        except (OSError, SafetensorError, ValueError, json.JSONDecodeError) as error:
+            for name, checksum in state.pop("checksums").items():
+                if _checksum(folder / name) != checksum:
+                    raise ValueError(f"{name} is not what was written")
+            weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimisers"))
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
             aside = folder.with_name(f"{folder.name}.corrupt")
             with contextlib.suppress(OSError):
                 folder.rename(aside)
@@ -100,6 +106,15 @@ def load(
             optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
         return state
     return None
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file: against disks, not against people."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def save_student(run_dir: Path, student_updates: int, weights: Mapping[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from distill_bench.registry import RegistryError, find_method
+from distill_bench.teacher import content_hash, is_gaussian, teacher_folder
 
 if TYPE_CHECKING:
     from distill_bench.method import Method  # torch takes seconds, `--status` has none
@@ -206,7 +207,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
     if "cluster" in data or _profiles_path().is_file():
         data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
-    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell)], str(path))
+    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell), *(sweep.baseline or {})], str(path))
     return sweep
 
 
@@ -247,8 +248,6 @@ def load_run(run_dir: Path) -> RunConfig:
 
 def resolve(data: Mapping[str, Any]) -> RunConfig:
     """A run with every default written out: those of the schema, of the method, and the teacher's content hash."""
-    from distill_bench.models import content_hash, is_gaussian, teacher_folder  # heavy: only where a run is resolved
-
     method = data.get("method")
     if method is None:
         raise ConfigError("method is missing: name one, for instance `method: NAME` (see `distill-bench list`)")

@@ -2,28 +2,31 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from distill_bench.config import RunConfig
+from distill_bench.config import RunConfig, method_of
 from distill_bench.cost import Ledger
 from distill_bench.draws import Draws, generator
 from distill_bench.models import Denoiser, Guided, Pipeline
 from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
-from distill_bench.store import read_jsonl
+from distill_bench.store import once, read_jsonl, write_bytes
 
 ODE_PAIRS, ODE_STEPS = 256, 24
 REAL_LATENTS, FIRST_KEY = 432, 2_000_000  # keys of rendered clips that neither teacher nor evaluators have seen
 
 Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
+
+
+def needs_of(config: RunConfig) -> frozenset[str]:
+    """What a run needs: its method's own, and real latents where the student begins from them."""
+    return method_of(config).needs | ({"real_latents"} if config.student_input == "real_data" else set())
 
 
 def providers(needs: frozenset[str], config: RunConfig, pipeline: Pipeline, store: Path) -> dict[str, Provider]:
@@ -106,13 +109,7 @@ def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tupl
 def _cached(store: Path, name: str, key: list, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `make` gives, from extras/<name>-<hash of key>.safetensors once it is there."""
     path = store / "extras" / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
-    if not path.is_file():
-        made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file({k: v.contiguous() for k, v in made.items()}, temporary)
-        os.replace(temporary, path)  # whoever comes first: the bits are the same
+    once(path.with_suffix(""), path.is_file, lambda: write_bytes(path, save({k: v.contiguous() for k, v in make().items()})))
     return load_file(path)
 
 

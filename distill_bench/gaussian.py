@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill_bench.draws import generator
+from distill_bench.teacher import GAUSSIAN_FILE
 
 KNOTS = 9  # of the student's map in sigma
 SPREAD = 0.5  # of the student's first samples: the teacher's own prediction at sigma 1 is its mean, without any
@@ -106,7 +107,7 @@ class GaussianNet(nn.Module):
 class GaussianPipeline:
     """The parts of a pipeline (`distill_bench.models.Pipeline`) whose data are Gaussian."""
 
-    FILE: ClassVar[str] = "gaussian.json"
+    FILE: ClassVar[str] = GAUSSIAN_FILE
 
     folder: Path
     shape: tuple[int, int, int, int]  # (C, T, H, W)

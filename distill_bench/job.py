@@ -7,8 +7,6 @@ This is what a worker process executes, on this machine or on a node of a cluste
 """
 
 import argparse
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -24,9 +22,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from distill_bench import __version__, checkpoint
-from distill_bench.config import ConfigError, RunConfig, cost_key, load_run, method_label, method_of
+from distill_bench.config import ConfigError, RunConfig, cost_key, load_run, method_label
 from distill_bench.evaluate import evaluate
-from distill_bench.extras import providers
+from distill_bench.extras import needs_of, providers
 from distill_bench.models import load_pipeline
 from distill_bench.provenance import code_fingerprint, dirty_diff, provenance
 from distill_bench.registry import RegistryError, evaluators, find_evaluator
@@ -37,6 +35,7 @@ from distill_bench.store import (
     attempts,
     claim,
     end_attempt,
+    kind_of_write,
     once,
     output_file,
     read_json,
@@ -75,8 +74,6 @@ def execute(run_dir: Path, stop: StopRequest | None = None, allow_changed_code: 
     try:
         if mine is not None:
             _record(mine.attempt, run_dir, allow_changed_code)
-        with stop.at_once():
-            prepare_extras(load_run(run_dir), run_dir.parent)
         summary = train(run_dir, stop)
         if mine is None:
             return STOPPED if summary["status"] == "stopped" else DONE
@@ -212,19 +209,11 @@ def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
 
 
 def prepare_extras(config: RunConfig, store: Path) -> None:
-    """The extra data that a run's method needs, made by whoever comes first."""
-    needs = method_of(config).needs
-    if not needs:
-        return
-    key = [sorted(needs), config.teacher_hash, config.guidance_scale, config.shift, config.frames, config.height, config.width]
-    root = store / "extras" / f"claims-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
-
-    def make() -> None:
+    """The extra data that a run needs, made by whoever comes first."""
+    needs = needs_of(config)
+    if needs:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         providers(needs, config, load_pipeline(config.teacher, device), store)
-        write_json(root / "ready.json", key)
-
-    once(root, lambda: (root / "ready.json").is_file(), make)
 
 
 def _version(name: str) -> Any:
@@ -238,16 +227,15 @@ def _version(name: str) -> Any:
 def kind_of(error: BaseException) -> str:
     """The kind of a failure, for `--retry-failed=KIND`."""
     said = str(error)
-    number = getattr(error, "errno", None)
     if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in said:
         return "cuda_oom"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
         return "host_oom"
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said or "Disk quota exceeded" in said:
+    if "No space left on device" in said or "Disk quota exceeded" in said:  # safetensors has an error of its own
         return "disk_full"
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return "read_only"
-    return {CodeChanged: "code_changed"}.get(type(error), "exception")
+    if isinstance(error, CodeChanged):
+        return "code_changed"
+    return kind_of_write(error) if isinstance(error, OSError) else "exception"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,13 +4,10 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 or by hub name; `mini-wan` is the one that ships with the package. Latent axes are always B, C, T, H, W.
 """
 
-import contextlib
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -24,41 +21,9 @@ from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
+from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
 
-EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini-wan", "gaussian")}
 AUTOENCODERS = {"AutoencoderKLWan": AutoencoderKLWan, "FrameAutoencoder": FrameAutoencoder}
-
-
-class TeacherError(ValueError):
-    """A teacher that cannot be loaded; the message is one line."""
-
-
-def teacher_folder(name: str) -> Path:
-    """The local folder of a teacher: embedded by name, a folder, or a hub name (downloaded to diffusers' cache).
-
-    Raises:
-        TeacherError: if there is none.
-    """
-    folder = EMBEDDED.get(name, Path(name))
-    if not folder.is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        with contextlib.suppress(Exception):
-            folder = Path(diffusers.DiffusionPipeline.download(name))
-    if not folder.is_dir():
-        raise TeacherError(
-            f"no teacher {name!r}: not a folder, not on the hub; embedded: {', '.join(EMBEDDED)}; "
-            "make mini-wan with `python -m distill_bench.pretrain`"
-        )
-    if is_gaussian(folder):
-        return folder
-    missing = [part for part in ("transformer", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
-    if missing:
-        raise TeacherError(f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}")
-    return folder
-
-
-def is_gaussian(folder: Path) -> bool:
-    """Whether the teacher of a folder is a Gaussian, whose scores and divergences are known in closed form."""
-    return (folder / GaussianPipeline.FILE).is_file()
 
 
 @dataclass(frozen=True)
@@ -183,16 +148,6 @@ def load_pipeline(name: str, device: torch.device) -> Pipeline | GaussianPipelin
 def load_transformer(folder: Path) -> nn.Module:
     """A trainable float32 copy of the pipeline's transformer: the student and the fake score begin as the teacher."""
     return WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
-
-
-def content_hash(folder: Path) -> str:
-    """sha256 over the names and bytes of a folder's weights and configs (12 digits): a teacher counts by content."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".safetensors", ".json", ".txt", ".model"} and path.is_file():
-            digest.update(str(path.relative_to(folder)).encode() + b"\0")
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 class _Reached(Exception):

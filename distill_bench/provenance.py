@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -46,19 +46,18 @@ def dirty_diff() -> str:
 def code_fingerprint(method: str) -> str:
     """12 digits over the syntax trees of a method's file and of the core: comments, docstrings and layout do not count."""
     files = [method_file(method), *(ROOT / f"{name}.py" for name in CORE)]
-    return fingerprint(path.read_text() for path in files if path is not None)
+    trees = [syntax_digest(path.read_text()) for path in files if path is not None]
+    return hashlib.sha256("".join(trees).encode()).hexdigest()[:12]
 
 
-def fingerprint(sources: Iterable[str]) -> str:
-    """12 digits over the syntax trees of some modules, docstrings dropped."""
-    digest = hashlib.sha256()
-    for source in sources:
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
+@cache
+def syntax_digest(source: str) -> str:
+    """A digest of a module's syntax tree, docstrings dropped."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -5,14 +5,12 @@
 """
 
 import argparse
-import hashlib
 import json
 import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,26 +20,13 @@ from distill_bench import checkpoint, controls, shapes
 from distill_bench.config import RunConfig, load_run
 from distill_bench.cost import Ledger
 from distill_bench.draws import generator
-from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline, teacher_folder
+from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline
 from distill_bench.noise import student_sigmas, teacher_sigmas
+from distill_bench.protocol import protocol, protocol_hash
 from distill_bench.rollout import euler, rollout
 from distill_bench.store import write_json
 
 BATCH = 16
-PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls changes
-
-
-def protocol(config: RunConfig) -> dict[str, Any]:
-    """What makes two rows comparable: prompts, seeds, counts, sizes, the teacher and how it is sampled."""
-    found = config.protocol.model_dump(mode="json", exclude={"evaluators"})
-    prompts = hashlib.sha256((teacher_folder(config.teacher) / "prompts.txt").read_bytes()).hexdigest()[:8]
-    found |= {"teacher": config.teacher_hash, "prompts": prompts, "sampler": "euler", "version": PROTOCOL_VERSION}
-    return found | {key: getattr(config, key) for key in ("frames", "height", "width", "shift")}
-
-
-def protocol_hash(config: RunConfig) -> str:
-    """Digest of `protocol` (8 digits)."""
-    return hashlib.sha256(json.dumps(protocol(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def sample(run_dir: Path) -> list[Path]:

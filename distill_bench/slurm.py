@@ -20,7 +20,7 @@ from distill_bench.config import ClusterConfig, ConfigError
 from distill_bench.local import Task, python, run_queue
 from distill_bench.scheduler import cluster as cluster_facts
 from distill_bench.stop import DRIVER, StopRequest, obey
-from distill_bench.store import write_json
+from distill_bench.store import state, write_json
 
 KILLED_RETRIES = 3  # of a job that lost a process to a signal (a dead rank, memory)
 
@@ -38,7 +38,7 @@ def submit(
     """
     logging.getLogger("submitit").setLevel(logging.ERROR)
     packs = [run_dirs[i : i + cluster.runs_per_job] for i in range(0, len(run_dirs), cluster.runs_per_job)]
-    size = cluster_facts(cluster.partition).max_array - 1
+    size = cluster_facts(cluster.partition).max_array  # the largest index is one less
     chunks = [packs[i : i + size] for i in range(0, len(packs), size)]
     after: dict[str, str] = {}
     if prepare:
@@ -136,6 +136,9 @@ def _clean_env() -> Iterator[None]:
 def do_runs(run_dirs: list[str], allow_changed_code: bool) -> None:
     """One job: one run with all its processes, or several side by side. Ends by the protocol of `distill_bench.stop`."""
     stop = StopRequest().listen()
+    if all(state(Path(run)) in ("done", "collapsed", "running") for run in run_dirs):
+        print("done, or in other hands", flush=True)  # another sweep was quicker
+        return
     from distill_bench.job import ELSEWHERE, STOPPED, execute  # takes seconds: after the handlers
 
     if len(run_dirs) == 1:

@@ -3,6 +3,7 @@
 A run's state is `store.state`; here it gets its progress, its history and, where it failed or was lost, the reason and the log.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from distill_bench.provenance import code_fingerprint
 from distill_bench.scheduler import KINDS, Queue, ended_as
-from distill_bench.store import attempts, last_line, read_json, state
+from distill_bench.store import attempts, last_lines, read_json, state
 
 ENDED = ("done", "collapsed")
 TO_LAUNCH = ("missing", "lost", "stopped")
@@ -88,7 +89,7 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     elif now == "stopped":
         note = f"stopped by {end.get('signal')} at student update {end.get('student_updates')}, saved"
     elif now == "lost":
-        note = _one_line(last_line(Path(log))) if log else ""
+        note = next(iter(last_lines(Path(log))), "")[:300] if log else ""
     return Status(
         run=run,
         state=now,
@@ -121,11 +122,11 @@ def _progress(folder: Path, result: Mapping[str, Any] | None) -> tuple[int, floa
     """Student updates and seconds of training so far."""
     if result is not None:
         return result["student_updates"], result["train_seconds"]
-    try:
-        line = json.loads(last_line(folder / "train.jsonl"))
-        return line["student_updates"], line["seconds"]
-    except (ValueError, KeyError, TypeError):
-        return 0, 0.0
+    for line in last_lines(folder / "train.jsonl"):
+        with contextlib.suppress(json.JSONDecodeError):  # a torn line
+            found = json.loads(line)
+            return found["student_updates"], found["seconds"]
+    return 0, 0.0
 
 
 def _one_line(text: Any) -> str:

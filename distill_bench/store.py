@@ -11,6 +11,7 @@ be written (full, read-only), its error lies in errors/<run_id>.json until the r
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -88,15 +89,15 @@ def append_jsonl(path: Path, value: Any) -> None:
         file.write(json.dumps(value) + "\n")
 
 
-def last_line(path: Path, size: int = 8192) -> str:
-    """The last line of a text file that says something, read from its end; empty where there is none."""
+def last_lines(path: Path, size: int = 16384) -> list[str]:
+    """The lines at the end of a text file that say something, the last one first; none where there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return []
+    return [line.strip() for line in reversed(lines) if line.strip()]
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -140,6 +141,13 @@ class Claim:
 def end_attempt(attempt: Path, status: str, **more: Any) -> None:
     """Write an attempt's exit.json; of several ranks the first to end says why."""
     write_once(attempt / "exit.json", {"status": status, "time": time.time()} | more)
+
+
+def kind_of_write(error: OSError) -> str:
+    """The kind of a failure to write, for `--retry-failed=KIND`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full"
+    return "read_only" if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else "exception"
 
 
 def record_outside(run_dir: Path, **said: Any) -> None:

@@ -41,10 +41,11 @@ from distill_bench.config import (
     parse_yaml,
     run_id,
 )  # fmt: skip
+from distill_bench.protocol import protocol_hash
 from distill_bench.registry import RegistryError
 from distill_bench.scheduler import Queue, SchedulerError
 from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_statuses
-from distill_bench.store import attempts, read_json, record_outside, state, write_bytes, write_json
+from distill_bench.store import attempts, kind_of_write, read_json, record_outside, state, write_bytes, write_json
 
 TRIES = 3  # of a run whose worker process died, in one call
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
@@ -85,7 +86,9 @@ class Sweep:
                 try:
                     write_bytes(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False).encode())
                 except OSError as error:  # this run's trouble alone
-                    record_outside(path.parent, error=f"cannot write into {path.parent}: {error.strerror}", kind="read_only")
+                    record_outside(
+                        path.parent, error=f"cannot write into {path.parent}: {error.strerror}", kind=kind_of_write(error)
+                    )
         results = [result for run in self.runs if (result := read_json(self.store / run / "result.json"))]
         found = dict.fromkeys(pair for result in results for pair in result["references"].items())
         kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
@@ -199,8 +202,6 @@ def _task(sweep: Sweep, run: str, launch: Launch) -> local.Task:
 
 def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
     """One run for each set of shared data that is not there yet: name -> run."""
-    from distill_bench.sample import protocol_hash
-
     first: dict[tuple, str] = {}
     for run in todo:
         config = sweep.runs[run]

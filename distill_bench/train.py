@@ -26,8 +26,8 @@ from distill_bench import checkpoint
 from distill_bench.config import RunConfig, evaluated_updates, load_run, method_of
 from distill_bench.cost import Ledger
 from distill_bench.draws import Draws, generator
-from distill_bench.extras import providers
-from distill_bench.method import Batch, Loss, Method, Nets
+from distill_bench.extras import needs_of, providers
+from distill_bench.method import Batch, Loss, Nets
 from distill_bench.models import Denoiser, Guided, load_pipeline
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
@@ -59,13 +59,14 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
             while trainer.student_updates < config.student_updates:
                 began = time.perf_counter()
                 samples = trainer.update_student()
+                trainer.after_student_update()
                 for index in range(config.fake_score_updates or 0):
                     trainer.update_fake_score(index, samples if config.reuse_rollout and index == 0 else None)
                 trainer.student_updates += 1
                 trainer.seconds += time.perf_counter() - began
 
                 at_end = trainer.student_updates == config.student_updates
-                stopping = not at_end and stop()
+                stopping = not at_end and trainer.any_rank(stop())
                 if at_end or trainer.student_updates % config.log_every == 0:
                     report(trainer.log(), config.student_updates)
                 if trainer.student_updates in evaluated:
@@ -113,7 +114,7 @@ class Trainer:
         autocast = torch.bfloat16 if config.precision == "bfloat16" else None
         pipeline = load_pipeline(config.teacher, device)
         self.latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
-        self.extras = providers(self._needs(method_of(config)), config, pipeline, run_dir.parent.parent)
+        self.extras = providers(needs_of(config), config, pipeline, run_dir.parent.parent)
         *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).to(self.dtype).unsqueeze(1)
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
@@ -122,7 +123,7 @@ class Trainer:
         trains_fake_score = config.fake_score_updates is not None
         self.fake_score = self._placed(pipeline.fake_score()) if trains_fake_score else None
 
-        self.ledger = Ledger(config.batch_size)
+        self.ledger = Ledger(config.batch_size // world)  # each rank counts its share: in global batches it is the whole
         teacher = Denoiser(self._placed(pipeline.transformer), "teacher", self.ledger, autocast)
         student, target = (
             Denoiser(self.student, role, self.ledger, autocast, weights)
@@ -143,7 +144,12 @@ class Trainer:
             )
         self.optimisers = self._optimisers()
         nets = {name: net for name, net in self.roles.items() if name != "modules"} | {"teacher": pipeline.transformer}
-        self.ledger.flops = {role: pipeline.flops(net, self.latent_shape, null_text) for role, net in nets.items()}
+        flops: dict[str, float] = {}  # by architecture: roles that began as copies are counted once
+        for role, net in nets.items():
+            key = f"{type(net)} {getattr(net, 'config', role)}"
+            if key not in flops:
+                flops[key] = pipeline.flops(net, self.latent_shape, null_text)
+            self.ledger.flops[role] = flops[key]
         self.nets = Nets(
             student=student,
             fake_score=fake_score,
@@ -171,19 +177,18 @@ class Trainer:
         def loss_of(batch: Batch, _: int) -> Loss:
             loss = self.method.student_loss(self.nets, batch)
             if loss.x0 is not None:
-                std = float(loss.x0.detach().std())
-                self.scalars["x0_std"] = std
-                if not COLLAPSED_STD < std < EXPLODED_STD:
-                    raise Collapsed(f"the student's samples have standard deviation {std:.3g}")
                 samples.append(Samples(loss.x0.detach(), batch.text))
             return loss
 
         self._update("student", "student", loss_of)
-        with torch.no_grad():
-            self.method.after_student_update(self.roles)
-            if self.config.ema is not None:
-                torch._foreach_lerp_(list(self.ema.values()), list(self.student.parameters()), 1 - self.config.ema)
         return samples
+
+    @torch.no_grad()
+    def after_student_update(self) -> None:
+        """The method's hook, and the student's moving average."""
+        self.method.after_student_update(self.roles)
+        if self.config.ema is not None:
+            torch._foreach_lerp_(list(self.ema.values()), list(self.student.parameters()), 1 - self.config.ema)
 
     def update_fake_score(self, index: int, reused: list[Samples] | None) -> None:
         """One optimiser step of the fake score and the method's modules, on reused samples or on a rollout of its own."""
@@ -206,8 +211,17 @@ class Trainer:
             loss = loss_of(self._batch(phase, micro), micro)
             total = loss.total
             (total / accumulation).backward()
-            for name, value in {f"{role}_loss": total, **loss.terms, **loss.logs}.items():
+            logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
+            if loss.x0 is not None:
+                x0 = loss.x0.detach().double()
+                logs |= {"x0_mean": x0.mean(), "x0_std": x0.square().mean()}
+            for name, value in logs.items():
                 scalars[name] = scalars.get(name, 0.0) + value.detach() / accumulation
+        scalars = self._over_ranks(scalars)
+        if "x0_std" in scalars:  # of the whole batch, so that all ranks collapse together
+            std = scalars["x0_std"] = (scalars["x0_std"] - scalars.pop("x0_mean") ** 2).abs().sqrt()
+            if not COLLAPSED_STD < float(std) < EXPLODED_STD:
+                raise Collapsed(f"the student's samples have standard deviation {float(std):.3g}")
         groups = {name: self.optimisers[name] for name in self.optimisers if (name == "student") == (role == "student")}
         for name, optimiser in groups.items():
             parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
@@ -266,6 +280,37 @@ class Trainer:
         """The noise level (B,) at which a batch's rollout ends."""
         return self.sigmas[self._exit_step(batch)].expand(len(batch.text))
 
+    # ---- ranks
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank: all must leave the loop at the same update."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum"))
+
+    def check_ranks(self) -> None:
+        """Every rank must hold the same weights of every role and stand at the same update.
+
+        Raises:
+            RuntimeError: if they differ: a run that went on would be nobody's.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        sums = [sum(float(p.detach().double().sum()) for p in net.parameters()) for net in self.roles.values()]
+        mine = torch.tensor([self.student_updates, *sums], dtype=torch.float64, device=self.accelerator.device)
+        ranks = self.accelerator.gather(mine).reshape(-1, len(mine))
+        same = (ranks == ranks[0]).all(0) | ranks.isnan().all(0)  # a collapsed run may hold NaN, on every rank
+        unlike = [name for name, alike in zip(["student_updates", *self.roles], same.tolist(), strict=True) if not alike]
+        if unlike:
+            raise RuntimeError(f"the ranks differ in: {', '.join(unlike)}")
+
+    def _over_ranks(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the ranks: what one process with the whole batch would see."""
+        if self.accelerator.num_processes == 1:
+            return scalars
+        means = self.accelerator.reduce(torch.stack([value.double() for value in scalars.values()]), "mean")
+        return dict(zip(scalars, means, strict=True))
+
     # ---- records
 
     def log(self) -> dict:
@@ -319,6 +364,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write checkpoints/<student_updates>/ atomically; older ones but the last two are pruned."""
+        self.check_ranks()
         if self.accelerator.is_main_process:
             state = {"student_updates": self.student_updates, "seconds": self.seconds, "cost": self.ledger.counts}
             checkpoint.save(self.run_dir, self.student_updates, self.roles, self.ema, self.optimisers, state)
@@ -336,6 +382,7 @@ class Trainer:
         if state is not None:
             self.student_updates, self.seconds = state["student_updates"], state["seconds"]
             self.ledger.counts = state["cost"]
+        self.check_ranks()
         path = self.run_dir / "train.jsonl"
         if path.exists() and self.accelerator.is_main_process:
             lines = [line for line in read_jsonl(path) if line["student_updates"] <= self.student_updates]
@@ -346,9 +393,6 @@ class Trainer:
     def _placed(self, net: nn.Module) -> nn.Module:
         net = net.to(self.accelerator.device)
         return net.double() if self.dtype == torch.float64 else net
-
-    def _needs(self, method: Method) -> frozenset[str]:
-        return method.needs | ({"real_latents"} if self.config.student_input == "real_data" else set())
 
     def _modules(self, teacher: Denoiser, null_text: Tensor) -> nn.ModuleDict:
         """The method's own modules, alike on every rank and in every run of a seed."""

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from distill_bench import models, pretrain, shapes
+from distill_bench import pretrain, shapes
 from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.teacher import EMBEDDED
 
 QUALITY = {"colour": 0.5, "shape": 0.5, "direction": 0.5, "speed": 0.5, "all": 0.5, "motion_over_data": 1.0}
 CPU = torch.device("cpu")
@@ -119,9 +120,9 @@ def test_the_autoencoder_keeps_its_statistics_and_shapes(tmp_path: Path):
     torch.testing.assert_close(latents[:, :, 2:3], alone)  # frames do not see one another
 
 
-@pytest.mark.skipif(not models.EMBEDDED["mini-wan"].is_dir(), reason="mini-wan is not trained here")
+@pytest.mark.skipif(not EMBEDDED["mini-wan"].is_dir(), reason="mini-wan is not trained here")
 def test_the_shipped_autoencoder_keeps_every_attribute():
-    vae = FrameAutoencoder.from_pretrained(models.EMBEDDED["mini-wan"] / "vae", torch_dtype=torch.float32).eval()
+    vae = FrameAutoencoder.from_pretrained(EMBEDDED["mini-wan"] / "vae", torch_dtype=torch.float32).eval()
     attributes = shapes.all_attributes()[::3]
     clips = np.stack([shapes.render(a, 9_000 + i) for i, a in enumerate(attributes)])
     quality = pretrain.oracle_accuracy(pretrain.reconstruct(vae, clips, CPU), attributes)

@@ -34,7 +34,7 @@ class Own(Method):
             raise RuntimeError("the method is broken")
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
-        return Loss(toward(x0, self.scale * (scores.x0_fake - scores.x0_teacher)), {}, x0)
+        return Loss({"matching": toward(x0, self.scale * (scores.x0_fake - scores.x0_teacher))}, x0)
 '''
 
 

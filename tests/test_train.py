@@ -69,14 +69,17 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_bits(method, make_run):
     assert len((parts / "train.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(make_run, capsys):
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "no state"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage, make_run, capsys):
     whole, torn = make_run("whole", student_updates=3), make_run("torn", student_updates=3)
     train(whole)
     stops = iter([False, True])
     train(torn, stop=lambda: next(stops))
     newest = checkpoint.found(torn)[-1]
-    path = newest / "weights.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
+    path = newest / ("state.json" if damage == "no state" else "weights.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes({"truncated": data[:1000], "one bit": data, "no state": b"{"}[damage])
     train(torn)
     assert "set aside" in capsys.readouterr().err and newest.with_name("2.corrupt").is_dir()
     assert_same_bits(whole, torn)

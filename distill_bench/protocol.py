@@ -1,0 +1,23 @@
+"""What makes two rows of a table comparable. Imports nothing heavy: the command line plans with it."""
+
+import hashlib
+import json
+from typing import Any
+
+from distill_bench.config import RunConfig
+from distill_bench.teacher import teacher_folder
+
+PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls changes
+
+
+def protocol(config: RunConfig) -> dict[str, Any]:
+    """What makes two rows comparable: prompts, seeds, counts, sizes, the teacher and how it is sampled."""
+    found = config.protocol.model_dump(mode="json", exclude={"evaluators"})
+    prompts = hashlib.sha256((teacher_folder(config.teacher) / "prompts.txt").read_bytes()).hexdigest()[:8]
+    found |= {"teacher": config.teacher_hash, "prompts": prompts, "sampler": "euler", "version": PROTOCOL_VERSION}
+    return found | {key: getattr(config, key) for key in ("frames", "height", "width", "shift")}
+
+
+def protocol_hash(config: RunConfig) -> str:
+    """Digest of `protocol` (8 digits)."""
+    return hashlib.sha256(json.dumps(protocol(config), sort_keys=True).encode()).hexdigest()[:8]
