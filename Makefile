@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slurm lint install
+.PHONY: sweep test test-slurm soak bench lint install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
@@ -14,6 +14,12 @@ test-slurm: export SLURM_CONF := /var/lib/distill-bench-slurm/etc/slurm.conf
 test-slurm: install  ## sweeps on a real SLURM of two simulated nodes, brought up and taken down; needs root on Debian
 	SLURM_ARRAY=101 tests/slurm/up.sh
 	$(BIN)/python -m pytest -m slurm; code=$$?; tests/slurm/down.sh && exit $$code
+
+soak: install  ## a hundred SIGKILLs at random moments, half an hour: results/soak.log
+	$(BIN)/python -m pytest -m soak -s
+
+bench: install  ## how long the status of a thousand runs takes (submission: make test-slurm)
+	$(BIN)/python -m pytest -s tests/test_status.py -k thousand
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ends import assert_same_ends
 from safetensors.torch import load_file
 
 from distill_bench import checkpoint
@@ -106,21 +107,6 @@ def quiet(statuses: dict[str, Status]) -> bool:
 def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
     """Whether the runs train and have a checkpoint."""
     return lambda statuses: all(statuses[run].state == "running" and statuses[run].student_updates > 1 for run in runs)
-
-
-def assert_same_ends(a: Path, b: Path) -> None:
-    """The same runs, weights, scores and curves."""
-    names = [sorted(p.parent.name for p in store.glob("*/result.json")) for store in (a, b)]
-    assert names[0] and names[0] == names[1]
-    for run in names[0]:
-        first, second = (list(checkpoint.students(store / run).items()) for store in (a, b))
-        assert [update for update, _ in first] == [update for update, _ in second]
-        for (_, one), (_, other) in zip(first, second, strict=True):
-            one, other = load_file(one), load_file(other)
-            assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-        assert (a / run / "metrics.jsonl").read_text() == (b / run / "metrics.jsonl").read_text()
-        curves = [[json.loads(line) for line in (store / run / "train.jsonl").read_text().splitlines()] for store in (a, b)]
-        assert [line | {"seconds": 0} for line in curves[0]] == [line | {"seconds": 0} for line in curves[1]]
 
 
 def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits(lab, tmp_path):
