@@ -60,10 +60,10 @@ def test_a_hundred_kills_lose_nothing(tiny_wan: Path, tmp_path: Path, monkeypatc
         runs = [path.parent for path in store.glob("*-s*/result.json")]
         ends = [[(read_json(a / "exit.json") or {}).get("status", "killed") for a in attempts(run)] for run in runs]
         assert len(runs) == 6 and all(end.count("done") <= 1 for end in ends)
-        tally = {end: sum(e.count(end) for e in ends) for end in ("killed", "stopped", "error", "done")}
+        tally = ", ".join(f"{sum(e.count(end) for e in ends)} {end}" for end in ("killed", "stopped", "error", "done"))
         lines.append(
-            f"round {round_number}: {killed['driver']} drivers and {killed['worker']} workers killed; "
-            f"{sum(map(len, ends))} attempts of 6 runs ({', '.join(f'{n} {end}' for end, n in tally.items() if n)}); same bits; {time.monotonic() - began:.0f} s"
+            f"round {round_number}: {killed['driver']} drivers and {killed['worker']} workers killed; attempts of 6 runs: {tally}; "
+            f"same bits; {time.monotonic() - began:.0f} s"
         )
         print(lines[-1], flush=True)
         round_number += 1
