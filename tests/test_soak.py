@@ -62,8 +62,8 @@ def test_a_hundred_kills_lose_nothing(tiny_wan: Path, tmp_path: Path, monkeypatc
         assert len(runs) == 6 and all(end.count("done") <= 1 for end in ends)
         tally = ", ".join(f"{sum(e.count(end) for e in ends)} {end}" for end in ("killed", "stopped", "error", "done"))
         lines.append(
-            f"round {round_number}: {killed['driver']} drivers and {killed['worker']} workers killed; attempts of 6 runs: {tally}; "
-            f"same bits; {time.monotonic() - began:.0f} s"
+            f"round {round_number}: {killed['driver']} drivers and {killed['worker']} workers killed; "
+            f"attempts of 6 runs: {tally}; same bits; {time.monotonic() - began:.0f} s"
         )
         print(lines[-1], flush=True)
         round_number += 1
