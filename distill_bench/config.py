@@ -207,7 +207,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
     if "cluster" in data or _profiles_path().is_file():
         data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
-    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell)], str(path))
+    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell), *(sweep.baseline or {})], str(path))
     return sweep
 
 

@@ -36,8 +36,8 @@ class Clips:
             raise ValueError(f"{len(f)} clips are too few to score: at least 2 are needed")
         if f.shape[1] < 2:
             raise ValueError(f"clips of {f.shape[1]} frame are no video: at least 2 frames are needed")
-        if f.max() <= 1:
-            raise ValueError(f"no value of the clips is above {f.max()}: they must be 0..255, not 0..1")
+        if f.max() == 1:  # black clips are clips
+            raise ValueError("no value of the clips is above 1: they must be 0..255, not 0..1")
 
     @cached_property
     def digests(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ The harness's is `clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (ind
 `manifest.jsonl` names a file: {"file": "a.mp4", "prompt": "a red circle", "seed": 0}; without one the clips have no captions.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from distill_bench.evaluator import Clips
 from distill_bench.store import read_json, read_jsonl
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif", ".webp", ".npy")
+MERGING = (".gif", ".webp")  # equal frames in a row are stored as one: of a still clip there is one, often without its time
 MANIFEST, CACHE = "manifest.jsonl", ".features"
 
 
@@ -63,16 +65,23 @@ def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     clips, rates = [], []
     console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
     for line in track(lines, f"reading {folder.name}", console=console, transient=True):
-        path = folder / line["file"]
-        frames, fps = read_clip(path)
-        if clips and frames.shape != clips[0].shape:
-            first = folder / lines[0]["file"]
-            raise ValueError(f"{path} is {frames.shape}, {first} is {clips[0].shape}: all clips of a folder must be alike")
+        frames, fps = read_clip(folder / line["file"])
         clips.append(frames)
         rates.append(float(line.get("fps") or fps or 8.0))
-    if len(set(rates)) > 1:
-        raise ValueError(f"clips of {folder} have {min(rates):g} to {max(rates):g} frames a second: all must have one rate")
-    return np.stack(clips), [line["prompt"] for line in lines], [line.get("seed", i) for i, line in enumerate(lines)], rates[0]
+    rate, longest = max(rates), max(map(len, clips))
+    for i, line in enumerate(lines):
+        path, times = folder / line["file"], round(rate / rates[i])
+        if path.suffix.lower() in MERGING and (len(clips[i]) == 1 or times > 1):
+            clips[i] = clips[i].repeat(longest if len(clips[i]) == 1 else times, 0)
+            rates[i] = rate
+        if abs(rates[i] - rate) > 0.01:
+            raise ValueError(
+                f"{path} has {rates[i]:g} frames a second, others {rate:g}: all clips of a folder must have one rate"
+            )
+        if clips[i].shape != clips[0].shape:
+            first = folder / lines[0]["file"]
+            raise ValueError(f"{path} is {clips[i].shape}, {first} is {clips[0].shape}: all clips of a folder must be alike")
+    return np.stack(clips), [line["prompt"] for line in lines], [line.get("seed", i) for i, line in enumerate(lines)], rate
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, float | None]:
@@ -87,7 +96,7 @@ def read_clip(path: Path) -> tuple[np.ndarray, float | None]:
     try:
         if suffix == ".npy":
             return _array(np.load(path, allow_pickle=False)), None
-        if suffix in {".gif", ".webp"}:
+        if suffix in MERGING:
             return _animation(path)
         if suffix in SUFFIXES:
             return _video(path)
@@ -107,12 +116,19 @@ def _array(frames: np.ndarray) -> np.ndarray:
 
 
 def _animation(path: Path) -> tuple[np.ndarray, float | None]:
+    """Frames at the rate of the greatest common divisor of their durations: equal frames in a row are stored as a long one."""
     from PIL import Image, ImageSequence
 
+    frames, milliseconds = [], []
     with Image.open(path) as image:
-        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
-        milliseconds = image.info.get("duration")
-    return np.stack(frames).transpose(0, 3, 1, 2), 1000 / milliseconds if milliseconds else None
+        for frame in ImageSequence.Iterator(image):
+            frames.append(np.asarray(frame.convert("RGB")))
+            milliseconds.append(round(frame.info.get("duration", 0)))
+    period = math.gcd(*milliseconds)
+    if not period:
+        return np.stack(frames).transpose(0, 3, 1, 2), None
+    whole = np.stack(frames).repeat([each // period for each in milliseconds], 0)
+    return whole.transpose(0, 3, 1, 2), 1000 / period
 
 
 def _video(path: Path) -> tuple[np.ndarray, float | None]:

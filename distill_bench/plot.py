@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,7 +134,7 @@ def drawings(results: Results) -> Iterator[Drawing]:
             f"{titles}: paired difference of every row to {r.baseline.label} with its 95 % interval; filled where p (Holm) < 0.05"
         )
         yield Drawing("differences", "differences", about, lambda: differences(r), True)
-    about = "The training logs: mean over the runs of a row"
+    about = "The training logs over student updates: mean over the runs of a row, and over bins where there are bins"
     yield Drawing("training", "diagnostics", about, lambda: training(r), True)
     for name in binned(results):
         about = f"{name.replace('_', ' ')} by bin: mean over the runs of a row and the last third of training"
@@ -224,6 +225,8 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             if len(set(spread)) <= 8 and x.column == results.axis:
                 axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
                 axes.minorticks_off()
+        if y.better == "one":
+            axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
         far = _references(axes, results, x, y)
         below = [f"beside the markers: {results.axis}" if any(point.note for point in found) else "", far]
         axes.set_xlabel("\n".join([x.wish, *filter(None, below)]))
@@ -292,7 +295,7 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
             axes.set_visible(False)
         _scale(grid.flat[: len(panels)])
         figure.supxlabel(x.wish, fontsize=STYLE["axes.labelsize"])
-        figure.supylabel(column.wish, fontsize=STYLE["axes.labelsize"])
+        figure.supylabel(_wrapped(column.wish, 30 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"])
         _legend(figure, series, 4 if wide > 1 else 2)
     return figure
 
@@ -323,7 +326,7 @@ def every_row(folder: Path | Results) -> Figure | None:
     columns = [c for c in results.main if any(results.interval(row, c.column) for row in results.rows)]
     if not columns:
         return None
-    series, wide = [row.series for row in results.students], min(len(columns), 3)
+    series, wide = [row.series for row in results.students], _abreast(len(columns))
     tall = -(-len(columns) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(results.rows)))
@@ -343,10 +346,13 @@ def every_row(folder: Path | Results) -> Figure | None:
                     axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
             _reference_dots(axes, references)
             axes.set_title(_wrapped(column.wish, 26))
-            axes.set_yticks(range(len(results.rows)), [_short(row.label) for row in results.rows])
+            axes.locator_params("x", nbins=4)
+            axes.set_yticks(range(len(results.rows)), [_tick(row) for row in results.rows])
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
         grid[0][0].set_ylim(len(results.rows) - 0.4, -0.6)
+        if results.axis:
+            figure.supxlabel(_beside(results).strip("\n"), fontsize=STYLE["axes.labelsize"])
     return figure
 
 
@@ -373,7 +379,7 @@ def differences(folder: Path | Results) -> Figure | None:
     if not families:
         return None
     others = [row for row in results.students if row is not baseline]
-    series, wide = [row.series for row in results.students], min(len(families), 3)
+    series, wide = [row.series for row in results.students], _abreast(len(families))
     tall = -(-len(families) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(others)))
@@ -388,16 +394,17 @@ def differences(folder: Path | Results) -> Figure | None:
                 fill = {} if verdict(each, p) else {"markerfacecolor": GROUND}
                 axes.errorbar(each.interval.mean, place, xerr=_half(each.interval), **look, **fill, capsize=2.5, elinewidth=1)
             axes.set_title(_wrapped(column.wish, 26))
-            axes.set_yticks(range(len(others)), [_short(row.label) for row in others])
+            axes.locator_params("x", nbins=4)
+            axes.set_yticks(range(len(others)), [_tick(row) for row in others])
         for axes in list(grid.flat)[len(families) :]:
             axes.set_visible(False)
         grid[0][0].set_ylim(len(others) - 0.4, -0.6)
-        figure.supxlabel(f"difference to {baseline.label}", fontsize=STYLE["axes.labelsize"])
+        figure.supxlabel(f"difference to {baseline.label}{_beside(results)}", fontsize=STYLE["axes.labelsize"])
     return figure
 
 
 def training(folder: Path | Results) -> Figure | None:
-    """The quantities that most methods log, a line of panels each, a panel a place on the axis."""
+    """Quantities of the training logs over student updates, a line of panels each: means over bins first, then what most log."""
     results = _load(folder)
     count: dict[str, set[str]] = {}
     for row in results.students:
@@ -405,15 +412,17 @@ def training(folder: Path | Results) -> Figure | None:
             count.setdefault(key, set()).add(row.method)
     clock = {UPDATES.column, COST, "seconds", "rate"}
     keys = sorted((key for key in count if key not in clock and "/" not in key), key=lambda key: (-len(count[key]), key))
-    return _panel_grid(results, keys[:MOST_KEYS], UPDATES.wish, _training_line)
+    over_bins = [name for name in binned(results) if _numeric(_bins(results, name))]
+    return _panel_grid(results, [*over_bins, *keys][:MOST_KEYS], UPDATES.wish, _training_line)
 
 
 def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
     at: dict[float, list[float]] = {}
     for run in row.runs:
         for line in run.training:
-            if key in line:
-                at.setdefault(line[UPDATES.column], []).append(line[key])
+            values = [value for name, value in line.items() if name == key or name.startswith(f"{key}/")]
+            if values:
+                at.setdefault(line[UPDATES.column], []).append(float(np.mean(values)))
     every = sorted(updates for updates, values in at.items() if len(values) == max(map(len, at.values())))
     axes.plot(every, [np.mean(at[updates]) for updates in every], **(look | {"marker": ""}), linewidth=1.1)
 
@@ -421,24 +430,44 @@ def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
 def binned(results: Results) -> list[str]:
     """Names that are logged by bin, as `name/bin`."""
     keys = {key for run in results.runs for line in run.training for key in line if "/" in key}
-    return sorted({key.rpartition("/")[0] for key in keys})
+    return sorted({key.partition("/")[0] for key in keys})
+
+
+def _bins(results: Results, name: str) -> list[str]:
+    """The keys of a name in the order of their bins."""
+    keys = {key for run in results.runs for line in run.training for key in line if key.startswith(f"{name}/")}
+    return sorted(keys, key=lambda key: (_first_number(key), key))
+
+
+def _first_number(key: str) -> float:
+    match = re.search(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", key.partition("/")[2])
+    return float(match[0]) if match else np.inf
+
+
+def _numeric(bins: Sequence[str]) -> bool:
+    return all(isfinite(_first_number(key)) for key in bins)
 
 
 def by_bin(folder: Path | Results, name: str) -> Figure | None:
-    """What is logged as `name/bin`, over its bins, a panel a place on the axis."""
+    """What is logged as `name/bin`, over its bins late in training, a panel a place on the axis; lines where bins are numbers."""
     results = _load(folder)
-    keys = {key for run in results.runs for line in run.training for key in line if key.rpartition("/")[0] == name}
-    bins = sorted(keys, key=lambda key: (_first_number(key), key))
+    bins = _bins(results, name)
     if not bins:
         return None
-    labels = [key.rpartition("/")[2] for key in bins]
+    labels = [key.partition("/")[2].replace("/", ", ") for key in bins]
+    shared = os.path.commonprefix(labels) if _numeric(bins) and len(bins) > 1 else ""
+    unit = shared.rstrip("-.0123456789")  # "sigma_" of sigma_0.1, sigma_0.9
+    labels = [label.removeprefix(unit) for label in labels]
 
     def line(axes: Axes, row: Row, _: str, look: dict) -> None:
         values = [_late_mean(row, key) for key in bins]
-        axes.plot([i for i, v in enumerate(values) if isfinite(v)], [v for v in values if isfinite(v)], **look, linewidth=1.1)
-        axes.set_xticks(range(len(bins)), labels, rotation=45 if max(map(len, labels)) > 3 else 0)
+        style = look if _numeric(bins) else look | {"linestyle": "none"}
+        axes.plot([i for i, v in enumerate(values) if isfinite(v)], [v for v in values if isfinite(v)], **style, linewidth=1.1)
+        axes.set_xticks(
+            range(len(bins)), labels, rotation=40 if max(map(len, labels)) > 3 else 0, ha="right", rotation_mode="anchor"
+        )
 
-    return _panel_grid(results, [name], "bin", line)
+    return _panel_grid(results, [name], unit.strip("_ ") or "bin", line)
 
 
 def _late_mean(row: Row, key: str) -> float:
@@ -450,11 +479,6 @@ def _late_mean(row: Row, key: str) -> float:
         ]
         means += [float(np.mean(values))] if values else []
     return float(np.mean(means)) if means else nan
-
-
-def _first_number(key: str) -> float:
-    match = re.search(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", key.rpartition("/")[2])
-    return float(match[0]) if match else np.inf
 
 
 def _panel_grid(
@@ -525,12 +549,25 @@ def _scale(panels: Iterable[Axes]) -> None:
             axes.set_yscale("log")
 
 
-def _short(label: str, most: int = 34) -> str:
+def _abreast(panels: int) -> int:
+    return 2 if panels in (2, 4) else min(panels, 3)
+
+
+def _beside(results: Results) -> str:
+    return f"\nbeside the names: {results.axis}" if results.axis else ""
+
+
+def _tick(row: Row) -> str:
+    """A row's name where its place on the axis must not be cut off."""
+    return f"{_short(row.series, 28)}  {show(row.at)}" if row.at else _short(row.series, 28)
+
+
+def _short(label: str, most: int) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def _brief(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) > 1e-9 else "0"
 
 
 def _wrapped(text: str, width: int = 62) -> str:
@@ -554,7 +591,11 @@ def _save(figure: Figure, folder: Path, name: str, png: bool = True) -> Path:
         figure.savefig(svg, format="svg", metadata={"Date": None})
         text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
         text = re.sub(r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
-        text = re.sub(r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; ', "", text)
+        text = re.sub(
+            r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; |; stroke-linecap: square|; stroke-dashoffset: 0', "", text
+        )
+        used = set(re.findall(r"#([\w.-]+)", text))
+        text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
         text = text.replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
         write_bytes(target.with_suffix(".svg"), re.sub(r"\s*\n\s*", "\n", text).encode())
         if png:

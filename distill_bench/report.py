@@ -189,11 +189,12 @@ def reading(results: Results) -> list[str]:
         found = against_baseline(results, column, baseline)
         better = sum(verdict(each, p) == each.a.label for each, p in found)
         worse = sum(verdict(each, p) == baseline.label for each, p in found)
-        told = f"{better} of {len(found)} rows clearly better and {worse} clearly worse than the baseline {baseline.label}."
-        sentences.append(f"{sentence} {told}")
-    lost = [f"{row.label} {row.count}" for row in results.students if not row.complete]
-    if lost:
-        sentences.append(f"Rows that lost runs: {'; '.join(lost)}.")
+        against = f"the baseline {baseline.label}"
+        told = f"{better} of {len(found)} rows clearly better and {worse} clearly worse than {against}."
+        sentences.append(f"{sentence} {told if better or worse else f'No row is clearly better or worse than {against}.'}")
+    short = [f"{row.label} {row.count}" for row in results.students if not row.complete]
+    if short:
+        sentences.append(f"Rows that do not have all their runs: {'; '.join(short)}.")
     return sentences
 
 

@@ -199,11 +199,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def power(seeds: int, sd: float, gap: float, confidence: float = CONFIDENCE) -> float:
     """Probability that a paired t test over `seeds` seeds sees a true difference `gap`; `sd` is of one seed's difference."""
-    dof, shift = seeds - 1, abs(gap) / sd * sqrt(seeds)
-    if shift > 37:  # where scipy's noncentral t underflows; the power is above 0.99 even with two seeds
-        return 1.0
-    critical = distributions.t.ppf((1 + confidence) / 2, dof)
-    return float(distributions.nct.sf(critical, dof, shift) + distributions.nct.cdf(-critical, dof, shift))
+    shift, critical = abs(gap) / sd * sqrt(seeds), distributions.t.ppf((1 + confidence) / 2, seeds - 1)
+    bounds = critical * _chi_quantiles(seeds - 1)
+    return float(np.mean(distributions.norm.sf(bounds - shift) + distributions.norm.cdf(-bounds - shift)))
+
+
+@cache
+def _chi_quantiles(dof: int) -> np.ndarray:
+    """Two thousand equally likely values of sqrt(chi2 / dof): scipy's noncentral t fails for few degrees and large shifts."""
+    return np.sqrt(distributions.chi2.ppf((np.arange(2000) + 0.5) / 2000, dof) / dof)
 
 
 def seeds_needed(sd: float, gap: float, confidence: float = CONFIDENCE) -> int | None:

@@ -113,6 +113,8 @@ def show_interval(interval: Interval | None, separator: str = " ± ", sign: str 
     """`112 ± 4`, with two significant digits of the half width; without a spread three digits of the value."""
     if interval is None:
         return "—"
+    if abs(interval.mean) < 5e-7 and not interval.half >= 5e-7:  # of rounding, where a set is held against itself
+        return "0"
     half = interval.half if interval.half > 1e-9 * abs(interval.mean) else nan  # equal up to rounding: no spread
     scale = half if isfinite(half) else abs(interval.mean) / 10
     decimals = min(6, max(0, 1 - floor(log10(scale)))) if scale > 0 else 0
@@ -253,7 +255,7 @@ def seeds_for_gaps(results: Results) -> list[tuple[Column, float, float, list[in
     lines = []
     for column in results.main if baseline else []:
         interval, sd = results.interval(baseline, column.column), spread_of_differences(results, column, baseline)
-        if interval and sd is not None and interval.mean:
+        if interval and sd and interval.mean:
             lines.append((column, interval.mean, sd, [seeds_needed(sd, gap * interval.mean) for gap in GAPS]))
     return lines
 
@@ -407,7 +409,7 @@ def _tex(results: Results, found: Table, label: str, caption: str) -> str:
         for cell in line:
             text = tex(cell.text).replace(" $\\pm$ ", r"\,$\pm$\,")
             text = rf"\textbf{{{text}}}" if cell.best else text
-            texts.append(text + "".join(f"$^{{{mark}}}$" for mark in cell.marks))
+            texts.append(text + (f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else ""))
         lines.append(" & ".join(texts) + r" \\")
     comments = "\n".join(f"% {key}: {value}" for key, value in results.about["provenance"].items())
     notes = [f"{i}: {text}." for i, (text, _) in enumerate(results.footnotes, 1)]

@@ -59,6 +59,7 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
             while trainer.student_updates < config.student_updates:
                 began = time.perf_counter()
                 samples = trainer.update_student()
+                trainer.after_student_update()
                 for index in range(config.fake_score_updates or 0):
                     trainer.update_fake_score(index, samples if config.reuse_rollout and index == 0 else None)
                 trainer.student_updates += 1
@@ -143,7 +144,12 @@ class Trainer:
             )
         self.optimisers = self._optimisers()
         nets = {name: net for name, net in self.roles.items() if name != "modules"} | {"teacher": pipeline.transformer}
-        self.ledger.flops = {role: pipeline.flops(net, self.latent_shape, null_text) for role, net in nets.items()}
+        flops: dict[str, float] = {}  # by architecture: roles that began as copies are counted once
+        for role, net in nets.items():
+            key = f"{type(net)} {getattr(net, 'config', role)}"
+            if key not in flops:
+                flops[key] = pipeline.flops(net, self.latent_shape, null_text)
+            self.ledger.flops[role] = flops[key]
         self.nets = Nets(
             student=student,
             fake_score=fake_score,
@@ -175,11 +181,14 @@ class Trainer:
             return loss
 
         self._update("student", "student", loss_of)
-        with torch.no_grad():
-            self.method.after_student_update(self.roles)
-            if self.config.ema is not None:
-                torch._foreach_lerp_(list(self.ema.values()), list(self.student.parameters()), 1 - self.config.ema)
         return samples
+
+    @torch.no_grad()
+    def after_student_update(self) -> None:
+        """The method's hook, and the student's moving average."""
+        self.method.after_student_update(self.roles)
+        if self.config.ema is not None:
+            torch._foreach_lerp_(list(self.ema.values()), list(self.student.parameters()), 1 - self.config.ema)
 
     def update_fake_score(self, index: int, reused: list[Samples] | None) -> None:
         """One optimiser step of the fake score and the method's modules, on reused samples or on a rollout of its own."""

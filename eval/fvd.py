@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from distill_bench import controls
@@ -141,16 +142,29 @@ def reference_features(extractor: Extractor, reference: Clips, clips: Clips, key
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Squared Wasserstein-2 distance of the Gaussians fitted to features (N, d) and (M, d), covariances over N - 1.
 
-    tr (S_x S_y)^(1/2) is the nuclear norm of the product of the centred features: without a covariance or a matrix square
-    root the condition number is never squared, nothing turns complex, and N < d is exact.
+    tr (S_x S_y)^(1/2) is the nuclear norm of the product of the centred features, or of anything with their Gram matrices:
+    without a matrix square root nothing turns complex, and N < d is exact.
     """
     x, y = checked(x, y)
     mean_x, mean_y = x.mean(0), y.mean(0)
-    a, b = (x - mean_x) / math.sqrt(len(x) - 1), (y - mean_y) / math.sqrt(len(y) - 1)
+    a, b = _factor(x - mean_x) / math.sqrt(len(x) - 1), _factor(y - mean_y) / math.sqrt(len(y) - 1)
     spread = a.square().sum() + b.square().sum()
-    root_a = torch.linalg.qr(a, mode="r")[1] if len(a) > a.shape[1] else a
-    root_b = torch.linalg.qr(b, mode="r")[1] if len(b) > b.shape[1] else b
-    return ((mean_x - mean_y).square().sum() + spread - 2 * torch.linalg.svdvals(root_a @ root_b.T).sum()).item()
+    return ((mean_x - mean_y).square().sum() + spread - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
+
+
+def _factor(centred: Tensor) -> Tensor:
+    """Some (k, d) with the Gram matrix of the centred features (N, d), k <= N and d.
+
+    By Cholesky, where the Gram matrix is far enough from singular for its square to cost nothing, else by QR.
+    """
+    if len(centred) <= centred.shape[1]:
+        return centred
+    gram = torch.from_numpy(dsyrk(1.0, centred.numpy().T))  # the upper triangle
+    upper, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    pivots = upper.diagonal()
+    if not failed and pivots.min() > 1e-3 * pivots.max():
+        return upper
+    return torch.linalg.qr(centred, mode="r")[1]
 
 
 def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:

@@ -75,11 +75,12 @@ class Motion(Evaluator):
             teacher = references["teacher"]
             same_frames(clips, teacher, "teacher")
             whole = float(pair_speeds(teacher, how, speed)[0].mean())
-            if whole <= floor:
-                raise ValueError(
-                    f"the teacher reference moves {whole:.3g} px/frame, below the noise floor: there is no ratio to it"
-                )
-            about |= {"better": "one", "headline": True, "warnings": unpaired(clips, teacher)}
+            if not whole > 0:
+                raise ValueError("the teacher reference does not move: there is no ratio to it")
+            warnings = unpaired(clips, teacher)
+            if whole < noise_floor(teacher, speed):
+                warnings += (f"the reference moves {whole:.3g} px/frame, below its noise floor",)
+            about |= {"better": "one", "headline": True, "warnings": warnings}
             result.append(mean_score("motion_ratio", top / whole, "motion / teacher's", **about))
         return result
 

@@ -37,7 +37,7 @@ class Consistency(Method):
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         data = batch.extra("real_latents")
         real, text = data["x0"], data["text"]
-        step = torch.tensor(batch.draws.integers("consistency/step", self.steps), device=real.device, dtype=real.dtype)
+        step = (batch.draws.uniform("consistency/sigma") * self.steps).floor().clamp(max=self.steps - 1)
         sigma, lower = (warp((step + up) / self.steps, batch.score_shift) for up in (1, 0))
         x_t = add_noise(real, batch.noise("consistency/noise"), sigma)
         with torch.no_grad():

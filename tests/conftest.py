@@ -11,31 +11,10 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder of Wan's own classes and configuration keys with random weights: 5 frames of 16x16."""
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+    from distill_bench.testing import tiny_pipeline
 
-    torch.manual_seed(0)
-    words = ["<pad>", "<unk>", "a", "red", "blue", "circle", "square", "moving", "left", "right"]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", model_max_length=8)
-    text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
-    vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5],
-    )  # fmt: skip
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-        text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
-    )  # fmt: skip
-    pipeline = WanPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("pipelines") / "tiny-wan"
-    pipeline.save_pretrained(folder)
-    (folder / "prompts.txt").write_text("a red circle moving left\na blue square moving right\n")
+    tiny_pipeline(folder)
     return folder
 
 

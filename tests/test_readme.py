@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_bench.testing import student_gradient
 
 from distill_bench.cli import COMMANDS
 from distill_bench.config import load_sweep
 from distill_bench.registry import find_method
+from distill_bench.testing import student_gradient
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

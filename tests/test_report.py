@@ -227,6 +227,7 @@ def test_a_budget_can_be_asked_for(store, tmp_path):
         (Interval(15230.0, 15110.0, 15350.0, 3), "15,230 ± 120"),
         (Interval(2.0, float("nan"), float("nan"), 1), "2.00"),
         (Interval(0.0, 0.0, 0.0, 3), "0"),
+        (Interval(1.4e-14, 1.3e-14, 1.5e-14, 1), "0"),
         (Interval(0.8, 0.8 - 1e-16, 0.8 + 2e-16, 3), "0.800"),
         (None, "—"),
     ],
@@ -299,11 +300,40 @@ def test_the_page_stands_alone(reported):
     assert len(ids) == len(set(ids))
 
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Uses every control of the page, then leaves in the title how wide it is and what the controls did.
+USE = """<script>
+const all = selector => [...document.querySelectorAll(selector)];
+all("thead button").forEach(each => { each.click(); each.click(); });
+all("select").forEach(each => { each.value = each.options[each.options.length - 1].value; each.onchange(); });
+all("details").forEach(each => each.open = true);
+document.getElementById("play").click();
+const shown = all(".family:not([hidden])").length, clips = all(".clip img").filter(each => each.src).length;
+const said = document.getElementById("play").textContent;
+document.title = ["USED", innerWidth, document.documentElement.scrollWidth, shown, said, clips].join(" ");
+</script>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
+@pytest.mark.parametrize("width", [500, 1280])  # no window is narrower without a screen
+def test_the_page_works_in_a_browser_without_an_error(reported, tmp_path, width):
+    page = tmp_path / "page.html"
+    page.write_text((reported[0] / "report.html").read_text().replace("</body>", f"{USE}</body>"))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=2000"]
+    options += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    title = re.search(r"<title>USED (\d+) (\d+) (\d) (\w+) (\d+)</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    assert int(title[2]) <= int(title[1]) == width, "the page scrolls sideways"
+    assert title.groups()[2:] == ("1", "Play", "4"), "one score's differences, a paused wall, the clips of the last training seed"
+
+
 def test_the_page_says_no_more_than_the_intervals(results):
     told = reading(results)
     assert told[0].startswith("Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row.")
     assert "0 of 2 rows clearly better and 1 clearly worse than the baseline alpha fake_score_updates=1" in told[0]
-    assert told[-1] == "Rows that lost runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
+    assert told[-1] == "Rows that do not have all their runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
 
 
 def test_the_wall_shows_the_same_clips_and_leaves_others_out(store, tmp_path):

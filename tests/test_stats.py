@@ -134,6 +134,11 @@ def test_holm_by_hand():
     assert adjusted[:2] + adjusted[3:] == pytest.approx([0.06, 0.03, 0.06]) and np.isnan(adjusted[2])
 
 
+def test_the_power_is_that_of_the_noncentral_t():
+    critical = scipy_stats.t.ppf(0.975, 7)
+    assert power(8, 2.0, 1.5) == pytest.approx(scipy_stats.nct.sf(critical, 7, 1.5 / 2 * 8**0.5), abs=1e-3)
+
+
 def test_the_power_is_what_simulation_finds():
     generator = np.random.default_rng(6)
     seen = [mean_interval(generator.normal(1, 1, 8)).excludes(0) for _ in range(3000)]
@@ -146,5 +151,6 @@ def test_the_seeds_that_a_gap_of_15_needs(sd, seeds):
     assert seeds_needed(sd, 15) == seeds
 
 
-def test_no_number_of_seeds_shows_nothing():
+def test_a_larger_difference_needs_no_more_seeds_and_none_needs_all():
+    assert [seeds_needed(1.0, gap) for gap in (0.5, 1, 2, 4, 8, 16, 32)] == [34, 10, 5, 3, 3, 2, 2]
     assert seeds_needed(1.0, 0.0) is None and seeds_needed(1e6, 1.0) is None and seeds_needed(0.0, 1.0) == 2

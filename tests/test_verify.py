@@ -1,8 +1,16 @@
 import shutil
+from pathlib import Path
 
 import pytest
 
 from distill_bench.verify import main, verify
+
+COMMITTED = sorted(path.parent for path in (Path(__file__).parent.parent / "results").glob("*/sweep.json"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_every_committed_table_follows_from_the_data_beside_it(folder):
+    assert verify(folder) == []
 
 
 @pytest.fixture

@@ -1,0 +1,410 @@
+"""Conformance tests for any method, and the gradient of its loss at x0: importable, so that a stranger's file is checked too.
+
+    from distill_bench.testing import check_methods
+
+    def test_my_method_conforms(tmp_path):
+        check_methods("path/to/my_method.py:MyMethod", folder=tmp_path)
+
+Everything runs the real trainer on a pipeline of Wan's own classes with random weights, on the CPU, in seconds.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distill_bench import checkpoint
+from distill_bench.config import load_run, resolve
+from distill_bench.cost import declared
+from distill_bench.method import Batch, Denoise, Loss, Method, Nets
+from distill_bench.models import Guided
+from distill_bench.registry import find_method
+from distill_bench.store import read_json
+from distill_bench.train import Collapsed, Trainer, train
+
+# --- the gradient of a loss at x0 ---
+
+
+def student_gradient(
+    method: Method,
+    student_x0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    fake_score: Denoise,
+    teacher: Denoise,
+    text: Tensor | None = None,
+    null_text: Tensor | None = None,
+    *,
+    guidance_scale: float = 1.0,
+    student: Denoise | None = None,
+    extras: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Tensor:
+    """The gradient of a method's student loss at x0, (B, C, T, H, W), for given denoisers and draws.
+
+    Every draw of noise is `noise`, every draw of a noise level `sigma`, whatever its purpose, so that nothing is random. All is in
+    the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have
+    them, else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
+    differentiated there.
+
+    Args:
+        student_x0: the student's samples (B, C, T, H, W).
+        noise: (B, C, T, H, W).
+        sigma: in (0, 1], (B,).
+        fake_score: (x_t, sigma, text) -> x0_hat; closures of any kind.
+        teacher: likewise, unguided.
+        text: (B, L, D); None is zeros (B, 1, 1).
+        null_text: (1, L, D), for methods that look at guidance themselves and for a guidance_scale other than 1.
+        guidance_scale: of the teacher, uncond + g (cond - uncond).
+        student: predicts for terms that run the student directly; by default it gives student_x0 whatever it sees.
+        extras: real_latents and ode_pairs as `Batch.extra` gives them; by default student_x0 stands for data.
+    """
+    x0 = student_x0.detach().clone().requires_grad_()
+    text = noise.new_zeros(len(noise), 1, 1) if text is None else text
+    null_text = torch.zeros_like(text[:1]) if null_text is None else null_text
+    direct = student_x0.detach().clone().requires_grad_()
+    given = {"x0": student_x0.detach(), "noise": noise, "text": text}
+    extras = {"real_latents": given, "ode_pairs": given} | dict(extras or {})
+    batch = Batch(
+        text, _GivenDraws(noise, sigma), tuple(noise.shape[1:]), 1.0, 0.0, 1.0, {k: (lambda _, v=v: v) for k, v in extras.items()}
+    )
+    role = _WithFeatures(teacher)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        modules = method.modules(role.features(noise, sigma, text, 1.0).shape[-1])
+    nets = Nets(
+        student=_WithFeatures(student or (lambda x_t, sigma, text: direct)),
+        fake_score=_WithFeatures(fake_score),
+        teacher=Guided(role, null_text, guidance_scale),
+        rollout=lambda _: x0,
+        exit_sigma=lambda _: torch.zeros_like(sigma),
+        target=teacher,
+        unguided_teacher=role,
+        null_text=null_text,
+        guidance_scale=guidance_scale,
+        modules={name: module.to(noise.dtype).requires_grad_(False) for name, module in modules.items()},
+    )
+    loss = method.student_loss(nets, batch)
+    if loss.x0 is None:
+        raise ValueError(f"{type(method).__name__} makes no samples of the student: its loss has no gradient at x0")
+    (gradient,) = torch.autograd.grad(loss.total, loss.x0, allow_unused=True)
+    return torch.zeros_like(x0) if gradient is None else gradient.detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class _GivenDraws:
+    """Draws that are what they are told to be."""
+
+    given_noise: Tensor
+    given_sigma: Tensor
+
+    def noise(self, *_: object) -> Tensor:
+        return self.given_noise
+
+    def sigma(self, *_: object) -> Tensor:
+        return self.given_sigma
+
+    def uniform(self, *_: object) -> Tensor:
+        return self.given_sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithFeatures:
+    """A denoiser whose features, where it has none, are its prediction as tokens (B, T H W, C)."""
+
+    denoise: Denoise
+
+    def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        return self.denoise(x_t, sigma, text)
+
+    def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
+        if hasattr(self.denoise, "features"):
+            return self.denoise.features(x_t, sigma, text, depth)
+        return self.denoise(x_t, sigma, text).flatten(2).transpose(1, 2)
+
+
+# --- conformance ---
+
+BASE = {
+    "student_updates": 1, "fake_score_updates": 2, "batch_size": 4, "nfe": 2, "frames": 5, "height": 16, "width": 16,
+    "checkpoint_every": 1, "log_every": 1, "signals_every": 1, "trackers": [], "evaluations": 1,
+    "protocol": {"clips": 2, "teacher_steps": 2},
+}  # fmt: skip
+
+
+def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path) -> None:
+    """Every conformance test for each method: a name as in a sweep, a class, or a run's `method` with its fields.
+
+    Raises:
+        AssertionError: at the first that fails, saying which method and what.
+    """
+    for at, method in enumerate(methods):
+        runs = Runs(method, folder, f"{at}")
+        for check in CHECKS:
+            check(runs)
+    check_two_ranks(*methods, folder=folder)
+
+
+class Runs:
+    """Makes run folders of one method on a tiny pipeline in `folder`."""
+
+    def __init__(self, method: str | type[Method] | Mapping[str, Any], folder: Path, prefix: str = "0") -> None:
+        if isinstance(method, type):
+            method = f"{method.__module__}:{method.__qualname__}"
+        self.method = {"name": method} if isinstance(method, str) else dict(method)
+        self.folder, self.prefix, self.made = folder, prefix, 0
+        self.name = ", ".join(str(value) for value in self.method.values())
+
+    def make(self, **fields: Any) -> Path:
+        """A run folder with the given fields over BASE."""
+        teacher, data = self.folder / "tiny-wan", self.folder / "clips"
+        if not teacher.is_dir():
+            tiny_pipeline(teacher)
+            tiny_clips(data)
+        self.made += 1
+        run = self.folder / "runs" / f"conformance-{self.prefix}-{self.made}"
+        run.mkdir(parents=True)
+        config = resolve(BASE | {"teacher": str(teacher), "data": str(data), "method": self.method} | fields)
+        (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        return run
+
+    def trainer(self, **fields: Any) -> Trainer:
+        """The trainer of such a run."""
+        return Trainer(self.make(**fields))
+
+
+def check_routing(runs: Runs) -> None:
+    """A phase moves its own roles, leaves a gradient on none, and never touches the teacher."""
+    trainer = runs.trainer()
+    nets = trainer.roles | {"teacher": trainer.nets.unguided_teacher.net}
+
+    def moved(phase: Callable[[], Any]) -> set[str]:
+        before = {role: [p.detach().clone() for p in net.parameters()] for role, net in nets.items()}
+        phase()
+        for role, net in nets.items():
+            assert all(p.grad is None for p in net.parameters()), f"{runs.name}: a gradient is left on {role}"
+        return {
+            role
+            for role, net in nets.items()
+            if any(not torch.equal(p, q) for p, q in zip(net.parameters(), before[role], strict=True))
+        }
+
+    found = moved(trainer.update_student)
+    assert found == {"student"}, f"{runs.name}: the student's phase moved {sorted(found)}"
+    if trainer.fake_score is not None:
+        own = {"fake_score"} | ({"modules"} if any(True for _ in trainer.modules.parameters()) else set())
+        found = moved(lambda: trainer.update_fake_score(0, None))
+        assert found == own, f"{runs.name}: the fake score's phase moved {sorted(found)}, not {sorted(own)}"
+
+
+def check_detachment(runs: Runs) -> None:
+    """Backward reaches frozen roles by their input alone: none of their weights is ever part of a graph."""
+    trainer = runs.trainer()
+    frozen = ("fake_score", "modules")
+    trainer._freeze_all_but("student")
+    loss = trainer.method.student_loss(trainer.nets, trainer._batch("student", 0))
+    leaves = _leaves(loss.total)
+    for role in frozen:
+        weights = {id(p) for p in trainer.roles[role].parameters()} if role in trainer.roles else set()
+        assert not weights & leaves, f"{runs.name}: the student's loss has a graph to weights of {role}"
+    if trainer.fake_score is not None:
+        trainer._freeze_all_but("fake_score")
+        batch = trainer._batch("fake_score/0", 0)
+        with torch.no_grad():
+            x0 = trainer.nets.rollout(batch)
+        leaves = _leaves(trainer.method.fake_score_loss(trainer.nets, batch, x0).total)
+        assert not {id(p) for p in trainer.student.parameters()} & leaves, (
+            f"{runs.name}: the fake score's loss reaches the student"
+        )
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """Ids of the leaf tensors that a backward from `value` would reach."""
+    found, seen, todo = set(), set(), [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        todo += [each for each, _ in node.next_functions]
+    return found
+
+
+def check_cost(runs: Runs) -> None:
+    """The passes that the ledger counted are those that the method declares."""
+    for fields in ({}, {"reuse_rollout": True, "accumulation": 2}, {"guidance_scale": 1.0, "fake_score_updates": 3}):
+        run = runs.make(exit_step="last", **fields)
+        counted, said = train(run)["cost"], declared(load_run(run))
+        for role in sorted({*counted, *said}):
+            one, other = (counts.get(role, {}) for counts in (counted, said))
+            same = all(abs(one.get(kind, 0) - other.get(kind, 0)) < 1e-9 for kind in {*one, *other})
+            assert same, f"{runs.name} with {fields or 'the base'}: declares {other} of {role}, the ledger counted {one}"
+
+
+def check_optimiser_steps(runs: Runs) -> None:
+    """The student steps once an update, everything else `fake_score_updates` times, whatever the accumulation."""
+    for accumulation in (1, 4):
+        trainer = runs.trainer(accumulation=accumulation)
+        for updates in (1, 3):
+            steps = Counter()
+            hooks = [
+                optimiser.register_step_post_hook(lambda *_, name=name, steps=steps: steps.update([name]))
+                for name, optimiser in trainer.optimisers.items()
+            ]
+            samples = trainer.update_student()
+            for index in range(updates if trainer.fake_score is not None else 0):
+                trainer.update_fake_score(index, samples if index == 0 else None)
+            expected = {name: 1 if name == "student" else updates for name in trainer.optimisers}
+            assert steps == expected, (
+                f"{runs.name}: optimiser steps {dict(steps)}, not {expected}, at accumulation {accumulation}"
+            )
+            for hook in hooks:
+                hook.remove()
+
+
+def check_resume(runs: Runs) -> None:
+    """A run stopped after any update and resumed ends in the bits of one that was not."""
+    whole, parts = (runs.make(student_updates=3) for _ in range(2))
+    train(whole)
+    statuses = [train(parts, stop=lambda: True)["status"] for _ in range(3)]
+    assert statuses == ["stopped", "stopped", "done"], f"{runs.name}: stopping after each update gave {statuses}"
+    _assert_same(runs.name, "a run stopped after each update", whole, parts, 0.0)
+
+
+def check_guard(runs: Runs) -> None:
+    """A term that is not finite stops the run, names itself, and leaves every weight as it was."""
+    trainer = runs.trainer()
+    before = [p.detach().clone() for p in trainer.student.parameters()]
+    poisoned = _Poisoned(trainer.method)
+    trainer.method = poisoned
+    try:
+        trainer.update_student()
+    except Collapsed as error:
+        assert poisoned.term in str(error), f"{runs.name}: the reason {str(error)!r} does not name the term {poisoned.term!r}"
+    else:
+        raise AssertionError(f"{runs.name}: a term that is NaN was not noticed")
+    same = all(torch.equal(p, q) for p, q in zip(trainer.student.parameters(), before, strict=True))
+    assert same, f"{runs.name}: a term that is NaN moved the student"
+
+
+class _Poisoned:
+    """A method whose first term is NaN."""
+
+    def __init__(self, method: Method) -> None:
+        self.method, self.term = method, ""
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        loss = self.method.student_loss(nets, batch)
+        self.term = next(iter(loss.terms))
+        return dataclasses.replace(loss, terms={**loss.terms, self.term: loss.terms[self.term] * float("nan")})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+
+def check_presets(runs: Runs) -> None:
+    """Every preset resolves, to a run that says all of it and survives its own YAML."""
+    for preset in find_method(runs.method["name"]).presets:
+        config = resolve(BASE | {"method": {"name": runs.method["name"], "preset": preset}})
+        assert "preset" not in config.method
+        assert resolve(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config, f"{runs.name}: preset {preset}"
+
+
+CHECKS = (check_presets, check_routing, check_detachment, check_cost, check_optimiser_steps, check_resume, check_guard)
+
+
+def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Path) -> None:
+    """Two processes end where one does with their batches together, in float64."""
+    pairs = []
+    for at, method in enumerate(methods):
+        runs = Runs(method, folder, f"ranks-{at}")
+        fields = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None}
+        pairs.append((runs.name, runs.make(**fields), runs.make(**fields)))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command, which in (([*launch, "-m", __name__], 1), ([sys.executable, "-m", __name__], 2)):
+        done = subprocess.run(
+            [*command, *(str(pair[which]) for pair in pairs)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+        assert done.returncode == 0, f"training failed: {done.stderr[-2000:]}"
+    for name, two, one in pairs:
+        _assert_same(name, "two ranks", one, two, 1e-9)
+
+
+def _assert_same(name: str, what: str, one: Path, other: Path, tolerance: float) -> None:
+    for run in (one, other):
+        assert read_json(run / "train.json")["status"] == "done", f"{name}: {read_json(run / 'train.json')['reason']}"
+    a, b = (load_file(checkpoint.found(run)[-1] / "weights.safetensors") for run in (one, other))
+    assert a.keys() == b.keys()
+    for key in a:
+        error = float((a[key] - b[key]).abs().max()) if a[key].numel() else 0.0
+        assert error <= tolerance, f"{name}: {what}, {key} is off by {error:.3g}"
+
+
+# --- what the tests run on ---
+
+
+def tiny_pipeline(folder: Path) -> None:
+    """Write a pipeline folder of Wan's own classes and configuration keys with random weights, for 5 frames of 16x16."""
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    words = ["<pad>", "<unk>", "a", "red", "blue", "circle", "square", "moving", "left", "right"]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", model_max_length=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+        vae = AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5],
+        )  # fmt: skip
+        transformer = WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+        )  # fmt: skip
+    pipeline = WanPipeline(
+        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    (folder / "prompts.txt").write_text("a red circle moving left\na blue square moving right\n")
+
+
+def tiny_clips(folder: Path) -> None:
+    """Write a folder of eight clips of noise, to stand for real data of `tiny_pipeline`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "clips.npy", np.random.default_rng(0).integers(0, 256, (8, 5, 3, 16, 16), dtype=np.uint8))
+    (folder / "manifest.jsonl").write_text("".join(f'{{"index": {i}, "prompt": "a red circle"}}\n' for i in range(8)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train each run folder given: what the processes of `check_two_ranks` do."""
+    torch.set_num_threads(1)
+    for run in sys.argv[1:] if argv is None else argv:
+        train(Path(run))
+        AcceleratorState._reset_state(reset_partial_state=True)  # the end of a training destroys its process group
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

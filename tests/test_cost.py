@@ -1,0 +1,101 @@
+"""The cost table of the field, by counting what the trainer does, and by what the methods declare."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill_bench.config import resolve
+from distill_bench.cost import declared, main, priced
+from distill_bench.train import Trainer
+
+BASE = {
+    "teacher": "gaussian", "nfe": 4, "batch_size": 2, "student_updates": 1, "guidance_scale": 3.0, "trackers": [],
+    "signals_every": None,
+}  # fmt: skip
+E = 0.5  # the share of the blocks behind a head
+
+# row: run, forwards and backwards (an input backward is one, a full one two) of student, fake score and teacher, total at equal
+# sizes, total with a teacher of 14 and others of 1.3. Hand counts with R = 2.5 rollout forwards at four steps, random exit.
+TABLE = {
+    "dmd2 video K=5": ({"method": "dmd2"}, (15, 2), (6, 10), (2, 0), 35.0, 54.5),
+    "the same, sample reused": ({"method": "dmd2", "reuse_rollout": True}, (12.5, 2), (6, 10), (2, 0), 32.5, 52.0),
+    "fastvideo simulate": ({"method": "dmd2", "exit_step": "last"}, (24, 2), (6, 10), (2, 0), 44.0, 63.5),
+    "dmd2 video K=1": ({"method": "dmd2", "fake_score_updates": 1}, (5, 2), (2, 2), (2, 0), 13.0, 32.5),
+    "tsg_fisher K=5": ({"method": "tsg_fisher"}, (15, 2), (6, 11), (2, 0), 36.0, 55.5),
+    "tsg_fisher K=1": ({"method": "tsg_fisher", "fake_score_updates": 1}, (5, 2), (2, 3), (2, 0), 14.0, 33.5),
+    "sgmd own rollout": ({"method": {"name": "sgmd", "preset": "official"}}, (5, 2), (2, 3), (2, 0), 14.0, 33.5),
+    "sgmd shared": ({"method": {"name": "sgmd", "preset": "shared"}}, (2.5, 2), (2, 3), (2, 0), 11.5, 31.0),
+    "tsg_sim K=1": ({"method": {"name": "tsg_sim", "preset": "paper"}}, (5, 2), (2, 3), (2, 0), 14.0, 33.5),
+    "sid K=1": ({"method": {"name": "sid", "preset": "paper"}}, (5, 2), (2, 3), (2, 2), 16.0, 55.1),
+    "sid K=5": ({"method": {"name": "sid", "preset": "video"}}, (15, 2), (6, 11), (2, 2), 38.0, 77.1),
+    "consistency": ({"method": "consistency"}, (2, 2), (0, 0), (2, 0), 6.0, 25.5),
+    "dmd one step": (
+        {"method": {"name": "dmd", "preset": "latent"}, "nfe": 1, "reuse_rollout": False, "guidance_scale": 1.0},
+        (3, 4), (2, 2), (1, 0), 12.0, None,
+    ),
+    "dmd one step, sample reused": (
+        {"method": {"name": "dmd", "preset": "latent"}, "nfe": 1, "guidance_scale": 1.0}, (2, 4), (2, 2), (1, 0), 11.0, None,
+    ),
+    "dmd2 paper, one step": (
+        {"method": {"name": "dmd2", "preset": "paper"}, "nfe": 1},
+        (5, 2), (6 + 11 * E, 10 + 21 * E), (2, 0), 25 + 32 * E, None,
+    ),
+    "f_distill": (
+        {"method": {"name": "f_distill", "preset": "fastgen", "r1_weight": 1.0}},
+        (5, 2), (5, 8), (2 + 13 * E, E), 22 + 14 * E, None,
+    ),
+}  # fmt: skip
+
+
+def folded(counts: dict) -> dict[str, tuple[float, float]]:
+    """Forwards and backwards by role; the moving average is a student."""
+    found = {"student": (0.0, 0.0), "fake_score": (0.0, 0.0), "teacher": (0.0, 0.0)}
+    for role, row in counts.items():
+        name = "student" if role == "target" else role
+        forward, backward = found[name]
+        found[name] = (forward + row["forward"], backward + row["input_backward"] + 2 * row["full_backward"])
+    return found
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_the_table_comes_out_by_declaration(row):
+    fields, student, fake_score, teacher, total, large = TABLE[row]
+    counts = declared(resolve(BASE | fields))
+    assert folded(counts) == {"student": student, "fake_score": fake_score, "teacher": teacher}
+    assert priced(counts, {}) == total
+    if large is not None:
+        assert priced(counts, {"teacher": 14, "student": 1.3}) == pytest.approx(large, abs=0.06)
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if "paper" not in row and "f_distill" not in row])
+def test_the_table_comes_out_by_counting(row, tmp_path, monkeypatch):
+    """One update at each exit step in turn; features of a share of the blocks need blocks: the conformance tests count those."""
+    fields, student, fake_score, teacher, *_ = TABLE[row]
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    config = resolve(BASE | fields)
+    (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    trainer = Trainer(run)
+    exits = trainer._exits()
+    for step in exits:
+        monkeypatch.setattr(trainer, "_exit_step", lambda _, step=step: step)
+        samples = trainer.update_student()
+        for index in range(config.fake_score_updates or 0):
+            trainer.update_fake_score(index, samples if config.reuse_rollout and index == 0 else None)
+    counted = {role: tuple(n / len(exits) for n in pair) for role, pair in folded(trainer.ledger.counts).items()}
+    assert counted == {"student": student, "fake_score": fake_score, "teacher": teacher}
+
+
+def test_shared_sgmd_costs_a_third_of_dmd2():
+    shared, dmd2 = (priced(declared(resolve(BASE | TABLE[row][0])), {}) for row in ("sgmd shared", "dmd2 video K=5"))
+    assert shared / dmd2 <= 0.33
+
+
+def test_the_command_prices_a_sweep_for_a_larger_teacher(tmp_path: Path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("question: q\nbase: {method: dmd2}\ngrid: {fake_score_updates: [1, 5]}\n")
+    assert main([str(path), "--size", "teacher=14", "--size", "student=1.3"]) == 0
+    assert "54.54" in capsys.readouterr().out
+    assert main([str(path), "--size", "critic=1"]) == 2
+    assert "roles are student" in capsys.readouterr().err

@@ -1,0 +1,299 @@
+"""Scoring folders: the harness's own and anybody's files, nothing twice, no unlike protocols, and bad input of every kind."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill_bench import controls
+from distill_bench.evaluate import conditions, differences, evaluate, main
+from distill_bench.evaluator import Clips, Evaluator, Score
+from distill_bench.media import load_clips, read_clip
+from distill_bench.store import read_jsonl
+
+
+def write(folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | None = None, **row) -> Path:
+    """A folder of clips as the harness writes it."""
+    made, prompts = controls.rendered(count, first)
+    frames = made if frames is None else frames
+    folder.mkdir(parents=True)
+    np.save(folder / "clips.npy", frames)
+    lines = [{"index": i, "prompt": p, "seed": first + i} for i, p in enumerate(prompts)]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "row.json").write_text(json.dumps({"kind": "student"} | row))
+    return folder
+
+
+def manifest(folder: Path, names: list[str], prompts: list[str]) -> None:
+    lines = [{"file": n, "prompt": p, "seed": i} for i, (n, p) in enumerate(zip(names, prompts, strict=True))]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def save_clip(path: Path, frames: np.ndarray, fps: int = 8) -> None:
+    """One clip (T, 3, H, W) as a file of its suffix."""
+    images = frames.transpose(0, 2, 3, 1)
+    if path.suffix == ".npy":
+        np.save(path, frames)
+    elif path.suffix == ".mp4":
+        av = pytest.importorskip("av")
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.width, stream.height, stream.pix_fmt = images.shape[2], images.shape[1], "yuv444p"
+            stream.options = {"crf": "0"}
+            for image in images:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            container.mux(stream.encode())
+    else:
+        from PIL import Image
+
+        first, *rest = [Image.fromarray(image) for image in images]
+        lossless = {"lossless": True} if path.suffix == ".webp" else {}
+        first.save(path, save_all=True, append_images=rest, duration=1000 // fps, loop=0, **lossless)
+
+
+@pytest.mark.parametrize("suffix, error", [(".npy", 0), (".webp", 0), (".gif", 12), (".mp4", 6)])
+def test_a_file_of_any_kind_gives_its_frames_and_rate(tmp_path, suffix, error):
+    """Lossless kinds to the bit; a gif has 256 colours and hundredths of a second, a video another colour space."""
+    clip = controls.rendered(3, 4)[0][2]
+    save_clip(tmp_path / f"clip{suffix}", clip)
+    frames, fps = read_clip(tmp_path / f"clip{suffix}")
+    assert frames.shape == clip.shape and frames.dtype == np.uint8
+    assert np.abs(frames.astype(int) - clip).mean() <= error / 4
+    assert np.abs(frames.astype(int) - clip).max() <= 4 * error
+    assert fps is None if suffix == ".npy" else fps == pytest.approx(8, rel=0.05)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif"])
+def test_anybodys_folder_is_scored_by_the_command(tmp_path, suffix, capsys):
+    frames, prompts = controls.rendered(12, 0)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    names = [f"{i:02d}{suffix}" for i in range(12)]
+    for name, clip in zip(names, frames, strict=True):
+        save_clip(folder / name, clip)
+    manifest(folder, names, prompts)
+    reference = write(tmp_path / "reference", 12, 100)
+    assert main([str(folder), "--reference", str(reference), "--evaluators", "fvd,motion,clip_score"]) == 0
+    lines = {line["column"]: line for line in read_jsonl(folder / "metrics.jsonl")}
+    assert {"fvd", "kvd", "motion", "motion_ratio", "clip_score", "clip_video"} <= set(lines)
+    assert lines["motion_ratio"]["value"] == pytest.approx(1, abs=0.25)
+    assert lines["clip_score"]["value"] > 80 and lines["fvd"]["n"] == 12
+    said = capsys.readouterr().out
+    assert "FD[indomain-r2p1-cls], to the teacher's clips" in said and "warning: fvd: rank-deficient" in said
+    assert (folder / ".features").is_dir() and (reference / ".features").is_dir()
+
+
+def test_the_second_call_computes_nothing_and_a_changed_setting_does(tmp_path, monkeypatch):
+    folder, reference = write(tmp_path / "a"), write(tmp_path / "b", first=100)
+    first = evaluate(folder, {"teacher": reference}, ["motion", "fidelity"])
+    stamp = (folder / "metrics.jsonl").stat().st_mtime_ns
+    assert evaluate(folder, {"teacher": reference}, ["motion", "fidelity"]) == first
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == stamp
+    from distill_bench.registry import find_evaluator
+
+    monkeypatch.setattr(find_evaluator("fidelity"), "version", 99)
+    again = evaluate(folder, {"teacher": reference}, ["motion", "fidelity"])
+    assert {line["version"] for line in again if line["metric"] == "fidelity"} == {99}
+    assert len(again) == len(first)
+
+
+def test_a_line_says_all_that_a_reader_must_know(tmp_path):
+    folder, reference = write(tmp_path / "a"), write(tmp_path / "b", first=100)
+    (line, *_) = evaluate(folder, {"teacher": reference}, ["fvd"], "abcd1234")
+    assert {
+        "column",
+        "value",
+        "title",
+        "unit",
+        "better",
+        "headline",
+        "per_clip",
+        "sd",
+        "extractor",
+        "n",
+        "metric",
+        "version",
+    } < set(line)
+    assert line["protocol"] == "abcd1234" and line["settings"]["resamples"] == 100
+    assert line["conditions"]["clips"] == 12 and line["conditions"]["references"].keys() == {"teacher"}
+    assert line["warnings"] and line["note"] is None
+
+
+def test_scores_of_another_protocol_are_refused_and_what_differs_is_named(tmp_path):
+    reference = write(tmp_path / "b", first=100)
+    folder = write(tmp_path / "a")
+    evaluate(folder, {"teacher": reference}, ["motion"])
+    other = write(tmp_path / "c", first=200)
+    with pytest.raises(ValueError, match=r"they differ in references.teacher \w{8} and \w{8}"):
+        evaluate(folder, {"teacher": other}, ["fidelity"])
+    assert {line["metric"] for line in evaluate(folder, {"teacher": other}, ["motion", "fidelity"])} == {"motion", "fidelity"}
+    a, b = load_clips(folder), load_clips(reference)
+    assert differences(conditions(a, {}), conditions(a, {})) == ""
+    assert differences(conditions(a, {}), conditions(dataclasses.replace(b, fps=16), {})).startswith("fps 8.0 and 16")
+
+
+def test_scores_do_not_depend_on_what_was_cached(tmp_path):
+    folder, reference = write(tmp_path / "a"), write(tmp_path / "b", first=100)
+    fresh = evaluate(folder, {"teacher": reference}, out=tmp_path / "1.jsonl")
+    kept = evaluate(folder, {"teacher": reference}, out=tmp_path / "2.jsonl")
+    assert fresh == kept
+
+
+class Broken(Evaluator):
+    """An evaluator that gives no number."""
+
+    paper, version = "none", 1
+
+    def scores(self, clips, references):
+        return [Score("broken", float("nan"), "broken")]
+
+
+def test_a_score_that_is_no_number_is_an_error_and_leaves_no_line(tmp_path):
+    with pytest.raises(ValueError, match="broken of the clips is not finite"):
+        evaluate(write(tmp_path / "a"), {}, [f"{__file__}:Broken"])
+    assert not (tmp_path / "a" / "metrics.jsonl").exists()
+
+
+def floats(path: Path) -> None:
+    np.save(path / "clips.npy", np.load(path / "clips.npy").astype(np.float32) / 255)
+
+
+def zero_to_one(path: Path) -> None:
+    np.save(path / "clips.npy", (np.load(path / "clips.npy") > 127).astype(np.uint8))
+
+
+def last_channel(path: Path) -> None:
+    np.save(path / "clips.npy", np.load(path / "clips.npy").transpose(0, 1, 3, 4, 2))
+
+
+def one_clip(path: Path) -> None:
+    np.save(path / "clips.npy", np.load(path / "clips.npy")[:1])
+    (path / "manifest.jsonl").write_text('{"index": 0, "prompt": "a", "seed": 0}\n')
+
+
+def one_frame(path: Path) -> None:
+    np.save(path / "clips.npy", np.load(path / "clips.npy")[:, :1])
+
+
+def cut_manifest(path: Path) -> None:
+    (path / "manifest.jsonl").write_text('{"index": 0, "prompt": "a", "seed": 0}\n')
+
+
+def no_prompts(path: Path) -> None:
+    (path / "manifest.jsonl").write_text("".join(f'{{"index": {i}, "seed": 0}}\n' for i in range(12)))
+
+
+def emptied(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
+def torn_array(path: Path) -> None:
+    (path / "clips.npy").write_bytes((path / "clips.npy").read_bytes()[:1000])
+
+
+def unreadable_video(path: Path) -> None:
+    pytest.importorskip("av")
+    emptied(path)
+    (path / "a.mp4").write_bytes(b"no video")
+
+
+def unreadable_gif(path: Path) -> None:
+    emptied(path)
+    (path / "a.gif").write_bytes(b"no gif")
+
+
+def missing_file(path: Path) -> None:
+    emptied(path)
+    manifest(path, ["none.npy"], ["a"])
+
+
+def unlike_sizes(path: Path) -> None:
+    emptied(path)
+    np.save(path / "a.npy", np.zeros((8, 3, 32, 32), np.uint8))
+    np.save(path / "b.npy", np.zeros((8, 3, 16, 16), np.uint8))
+
+
+def few_frames(path: Path) -> None:
+    np.save(path / "clips.npy", np.load(path / "clips.npy")[:, :5])
+
+
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (floats, "uint8 in 0..255; found float32"),
+        (zero_to_one, "0..255, not 0..1"),
+        (last_channel, r"must be \(N, T, 3, H, W\); found \(12, 8, 32, 32, 3\)"),
+        (one_clip, "1 clips are too few"),
+        (one_frame, "clips of 1 frame are no video"),
+        (cut_manifest, "lists 1 clips, clips.npy holds 12"),
+        (no_prompts, "a line has no 'prompt'"),
+        (emptied, "no clips in"),
+        (torn_array, "clips.npy cannot be read"),
+        (unreadable_video, "a.mp4 cannot be read"),
+        (unreadable_gif, "a.gif cannot be read"),
+        (missing_file, "no file .*none.npy"),
+        (unlike_sizes, "all clips of a folder must be alike"),
+        (few_frames, "takes 8 to 8 frames; the clips have 5"),
+    ],
+)
+def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason):
+    folder, reference = write(tmp_path / "a"), write(tmp_path / "b", first=100)
+    spoil(folder)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder), "--reference", str(reference), "--evaluators", "fvd"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    import re
+
+    assert re.search(reason, said), said
+    assert not (folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--evaluators", "fvdd"], "no evaluator called 'fvdd' (did you mean 'fvd'?)"),
+        (["--evaluators", "fvd"], "fvd needs a reference: give --reference FOLDER"),
+        (["--reference", "teachers={b}"], "no kind 'teachers'; known: teacher, teacher_other, data, data_other"),
+        (["--reference", "{b}/none", "--evaluators", "fvd"], "no folder"),
+        (["--set", "motion.rafts=1", "--evaluators", "motion"], "motion has no setting 'rafts'; it has: raft"),
+        (["--set", "fvd.resamples=many", "--evaluators", "fvd"], "fvd.resamples = 'many'"),
+        (["--set", "resamples=4"], "--set takes EVALUATOR.FIELD=VALUE"),
+        (["--set", "fvd.extractor=i3d-k400-logits-400:/none.pt", "--evaluators", "fvd"], "no weights at /none.pt"),
+        (["--set", "clip_score.model=ViT-B-32", "--evaluators", "clip_score"], "weights are missing"),
+        (["--set", "motion.raft=/none.pth", "--evaluators", "motion"], "no weights at /none.pth"),
+    ],
+)
+def test_bad_commands_end_in_one_line_and_no_number(tmp_path, capsys, arguments, reason):
+    folder, reference = write(tmp_path / "a"), write(tmp_path / "b", first=100)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder), *(a.format(b=reference) for a in arguments)])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and reason in said and said.count("\n") == 1, said
+    assert read_jsonl(folder / "metrics.jsonl") == []
+
+
+def test_a_reference_that_the_encoder_was_trained_on_is_refused(tmp_path):
+    from distill_bench.encoders import TRAIN_KEYS
+
+    with pytest.raises(ValueError, match="was trained on 12 of these clips"):
+        evaluate(write(tmp_path / "a"), {"teacher": write(tmp_path / "b", first=TRAIN_KEYS)}, ["fvd"])
+
+
+def test_black_clips_of_a_dead_student_are_scored(tmp_path):
+    black = np.zeros((12, 8, 3, 32, 32), np.uint8)
+    lines = evaluate(write(tmp_path / "a", frames=black), {"teacher": write(tmp_path / "b", first=100)})
+    values = {line["column"]: line["value"] for line in lines}
+    assert values["motion_ratio"] == 0 and values["copies"] == pytest.approx(11 / 12) and values["fvd"] > 1
+
+
+def test_clips_without_a_manifest_have_no_captions(tmp_path):
+    for i, clip in enumerate(controls.rendered(3, 0)[0]):
+        np.save(tmp_path / f"{i}.npy", clip)
+    some = load_clips(tmp_path)
+    assert isinstance(some, Clips) and some.prompts == ["", "", ""] and some.fps == 8
+    lines = evaluate(tmp_path, {})
+    assert "motion" in {line["metric"] for line in lines} and "clip_score" not in {line["metric"] for line in lines}
