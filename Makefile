@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slurm bench lint install
+.PHONY: sweep test test-slurm soak bench lint install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
@@ -15,8 +15,12 @@ test-slurm: install  ## sweeps on a real SLURM of two simulated nodes, brought u
 	SLURM_ARRAY=101 tests/slurm/up.sh
 	$(BIN)/python -m pytest -m slurm; code=$$?; tests/slurm/down.sh && exit $$code
 
-bench: install  ## how fast the evaluators are
+soak: install  ## a hundred SIGKILLs at random moments, half an hour: results/soak.log
+	$(BIN)/python -m pytest -m soak -s
+
+bench: install  ## how fast the evaluators are, and the status of a thousand runs (submission: make test-slurm)
 	$(BIN)/python tests/benchmarks/evaluators.py
+	$(BIN)/python -m pytest -s tests/test_status.py -k thousand
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ Submitit's own view of a job is never asked: without accounting it hangs, after 
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -171,4 +172,5 @@ def _side_by_side(run_dirs: Sequence[Path], stop: StopRequest, allow_changed_cod
     flags = ["--allow-changed-code"] if allow_changed_code else []
     tasks = [Task(run.name, python("distill_bench.job", str(run), *flags), run / "log.txt") for run in run_dirs]
     run_queue(tasks, len(tasks), stop=stop)
-    return [STOPPED if task.code is None else task.code if task.code >= 0 else 128 - task.code for task in tasks]
+    stopped = {None, -signal.SIGTERM, -signal.SIGUSR2} if stop() else set()  # before or in its imports
+    return [STOPPED if task.code in stopped else 128 - task.code if task.code < 0 else task.code for task in tasks]

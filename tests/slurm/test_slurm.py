@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ends import assert_same_ends
 from safetensors.torch import load_file
 
 from distill_bench import checkpoint
@@ -73,6 +74,11 @@ class Lab:
     def pid(self, run: str) -> int:
         return read_json(attempts(self.store / run)[-1] / "start.json")["pid"]
 
+    def end(self) -> None:
+        """Cancel what is left of its jobs."""
+        jobs = [job for runs in read_queue(self.store).jobs.values() for job in runs]
+        subprocess.run(["scancel", *jobs, *prepare_jobs()], capture_output=True)
+
     def reference(self) -> "Path":
         """The store of the same sweep, undisturbed, in this process."""
         where = self.folder / "undisturbed"
@@ -91,8 +97,17 @@ def lab(tiny_wan: Path, tmp_path: Path):
 
     yield make
     for each in made:
-        jobs = [job for runs in read_queue(each.store).jobs.values() for job in runs]
-        subprocess.run(["scancel", *jobs], capture_output=True)
+        each.end()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Two runs side by side in a job of two minutes that need longer; they sleep while the other tests run."""
+    cluster = {"runs_per_job": 2, "cpus": 1, "hours": 2 / 60, "signal_seconds": 30}
+    it = Lab(tmp_path_factory.mktemp("timed") / "lab", tiny_wan, {"student_updates": 20}, cluster, seeds=2)
+    assert it.go(slow=8.0) == 0
+    yield it
+    it.end()
 
 
 def command(*argv: str) -> str:
@@ -106,21 +121,6 @@ def quiet(statuses: dict[str, Status]) -> bool:
 def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
     """Whether the runs train and have a checkpoint."""
     return lambda statuses: all(statuses[run].state == "running" and statuses[run].student_updates > 1 for run in runs)
-
-
-def assert_same_ends(a: Path, b: Path) -> None:
-    """The same runs, weights, scores and curves."""
-    names = [sorted(p.parent.name for p in store.glob("*/result.json")) for store in (a, b)]
-    assert names[0] and names[0] == names[1]
-    for run in names[0]:
-        first, second = (list(checkpoint.students(store / run).items()) for store in (a, b))
-        assert [update for update, _ in first] == [update for update, _ in second]
-        for (_, one), (_, other) in zip(first, second, strict=True):
-            one, other = load_file(one), load_file(other)
-            assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-        assert (a / run / "metrics.jsonl").read_text() == (b / run / "metrics.jsonl").read_text()
-        curves = [[json.loads(line) for line in (store / run / "train.jsonl").read_text().splitlines()] for store in (a, b)]
-        assert [line | {"seconds": 0} for line in curves[0]] == [line | {"seconds": 0} for line in curves[1]]
 
 
 def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits(lab, tmp_path):
@@ -194,20 +194,6 @@ def assert_close_ends(a: Path, b: Path) -> None:
     assert results[0]["cost"] == results[1]["cost"] and results[0].keys() == results[1].keys()
 
 
-def test_a_time_limit_is_no_end_and_runs_can_share_a_job(lab):
-    """Two runs side by side in a job of one minute that need longer: saved at the signal, requeued, done. Then `--cancel`."""
-    cluster = {"runs_per_job": 2, "cpus": 2, "hours": 1 / 60, "signal_seconds": 40}
-    it = lab({"student_updates": 12}, cluster, seeds=2)
-    assert it.go(slow=3.0) == 0
-    it.until(lambda now: any(s.state == "preempted" for s in now.values()))
-    assert it.go("--cancel") == 0
-    statuses = it.until(quiet)
-    assert {s.state for s in statuses.values()} == {"stopped"} and 0 < min(s.student_updates for s in statuses.values()) < 12
-    assert "SIGUSR2" in next(iter(statuses.values())).note
-    assert it.go("--wait") == 0
-    assert_same_ends(it.store, it.reference())
-
-
 def test_each_thing_that_breaks_is_one_line_of_its_run_and_the_others_go_on(lab, tmp_path):
     """A full disk, a folder that cannot be written, code that changed between two lives of a job."""
     code = tmp_path / "own" / "slow.py"
@@ -267,3 +253,17 @@ def test_two_hundred_runs_are_submitted_in_seconds_in_arrays_that_the_cluster_ta
     assert it.go() == 0 and len(read_queue(it.store).states) == len(queue.states), "what is queued is not submitted again"
     subprocess.run(["scancel", *prepare_jobs()], check=True)
     assert seconds < 10
+
+
+def test_a_time_limit_is_no_end_and_runs_can_share_a_job(timed):
+    """Saved at the signal, requeued, and on from there; then `--cancel`, and on again."""
+    it = timed
+    it.until(lambda now: all(s.requeues for s in now.values()))
+    assert it.go("--cancel") == 0
+    statuses = it.until(quiet)
+    assert {s.state for s in statuses.values()} == {"stopped"} and 0 < min(s.student_updates for s in statuses.values()) < 20
+    for run in statuses:
+        first = read_json(attempts(it.store / run)[0] / "exit.json")
+        assert first["status"] == "stopped" and first["signal"] == "SIGUSR2" and first["student_updates"] > 0
+    assert it.go("--wait") == 0
+    assert_same_ends(it.store, it.reference())

@@ -1,0 +1,24 @@
+"""How two stores of one sweep are held against each other."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from distill_bench import checkpoint
+
+
+def assert_same_ends(a: Path, b: Path) -> None:
+    """The same runs, weights, scores and curves."""
+    names = [sorted(p.parent.name for p in store.glob("*/result.json")) for store in (a, b)]
+    assert names[0] and names[0] == names[1]
+    for run in names[0]:
+        first, second = (list(checkpoint.students(store / run).items()) for store in (a, b))
+        assert [update for update, _ in first] == [update for update, _ in second]
+        for (_, one), (_, other) in zip(first, second, strict=True):
+            one, other = load_file(one), load_file(other)
+            assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+        assert (a / run / "metrics.jsonl").read_text() == (b / run / "metrics.jsonl").read_text()
+        curves = [[json.loads(line) for line in (store / run / "train.jsonl").read_text().splitlines()] for store in (a, b)]
+        assert [line | {"seconds": 0} for line in curves[0]] == [line | {"seconds": 0} for line in curves[1]]
