@@ -53,8 +53,8 @@ def student_gradient(
     """The gradient of a method's student loss at x0, (B, C, T, H, W), for given denoisers and draws.
 
     Every draw of noise is `noise`, every draw of a noise level `sigma`, whatever its purpose, so that nothing is random. All is
-    in the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have
-    them, else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
+    in the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have them,
+    else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
     differentiated there.
 
     Args:
