@@ -400,7 +400,11 @@ def tiny_clips(folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Train each run folder given: what the processes of `check_two_ranks` do."""
     torch.set_num_threads(1)
-    for run in sys.argv[1:] if argv is None else argv:
+    for at, run in enumerate(sys.argv[1:] if argv is None else argv):
+        if (
+            at and "MASTER_PORT" in os.environ
+        ):  # ranks meet anew for each run: in the store of the last they would find old addresses
+            os.environ |= {"MASTER_PORT": str(int(os.environ["MASTER_PORT"]) + 1), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         train(Path(run))
         AcceleratorState._reset_state(reset_partial_state=True)  # the end of a training destroys its process group
     return 0
