@@ -18,7 +18,8 @@ test-slurm: install  ## sweeps on a real SLURM of two simulated nodes, brought u
 soak: install  ## a hundred SIGKILLs at random moments, half an hour: results/soak.log
 	$(BIN)/python -m pytest -m soak -s
 
-bench: install  ## how fast the evaluators are, and the status of a thousand runs (submission: make test-slurm)
+bench: install  ## a trainer step over its network passes, the evaluators' speed, the status of a thousand runs
+	$(BIN)/python tests/benchmarks/trainer_step.py
 	$(BIN)/python tests/benchmarks/evaluators.py
 	$(BIN)/python -m pytest -s tests/test_status.py -k thousand
 

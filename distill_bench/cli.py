@@ -15,6 +15,7 @@ COMMANDS = {
     "plot": "figures of a sweep's results",
     "compare": "differences of two runs' configs and scores",
     "verify": "recompute the tables of a results folder",
+    "cost": "network passes of a sweep by role, before anything runs",
     "pretrain": "train the embedded teacher and the evaluators' networks",
 }
 

@@ -148,7 +148,7 @@ class SweepConfig(_Model):
     cluster: ClusterConfig = ClusterConfig()
 
     def expand(self) -> list[RunConfig]:
-        """Every run of the sweep, resolved, without duplicates.
+        """Every run of the sweep, resolved, without duplicates, seed by seed.
 
         Raises:
             ConfigError: for a cell that cannot be run, or when nothing is left.
@@ -158,8 +158,8 @@ class SweepConfig(_Model):
             raise ConfigError(f"{self.name}: grid.{empty[0]} is empty: give at least one value")
         seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
         runs: dict[str, RunConfig] = {}
-        for cell in self.cells():
-            for seed in seeds:
+        for seed in seeds:  # outermost: a sweep that is cut short has every row, of fewer seeds
+            for cell in self.cells():
                 config = resolve(merge(self.base, cell | {"seed": seed}))
                 runs.setdefault(run_id(config), config)
         if not runs:

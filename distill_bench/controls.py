@@ -21,7 +21,7 @@ def shuffled(frames: np.ndarray, seed: int = 0) -> np.ndarray:
     order = np.arange(frames.shape[1])
     for i, clip in enumerate(frames):
         drawn = order
-        while (drawn == order).all():
+        while len(order) > 1 and (drawn == order).all():
             drawn = rng.permutation(len(order))
         result[i] = clip[drawn]
     return result

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError:
         print(f"{parser.prog}: --size takes ROLE=NUMBER, for instance teacher=14e9", file=sys.stderr)
         return 2
-    axes = [key for key in sweep.axes() if key != "method"]
+    axes = [key for key in sweep.axes(list(runs.values())) if key != "method"]
     table = Table(title=f"forward equivalents of one student update: {sweep.name}")
     roles = ("student", "fake_score", "teacher", "target")
     for heading in ("method", *axes, *(f"{role} fwd / bwd" for role in roles), "total", "to the first"):

@@ -52,9 +52,9 @@ def student_gradient(
 ) -> Tensor:
     """The gradient of a method's student loss at x0, (B, C, T, H, W), for given denoisers and draws.
 
-    Every draw of noise is `noise`, every draw of a noise level `sigma`, whatever its purpose, so that nothing is random. All is in
-    the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have
-    them, else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
+    Every draw of noise is `noise`, every draw of a noise level `sigma`, whatever its purpose, so that nothing is random. All is
+    in the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have them,
+    else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
     differentiated there.
 
     Args:

@@ -129,3 +129,19 @@ def test_the_shipped_autoencoder_keeps_every_attribute():
     assert min(quality[f] for f in pretrain.FIELDS) >= 0.98
     std = pretrain.encode(vae, clips, CPU).std((0, 2, 3, 4))
     assert ((std > 0.8) & (std < 1.25)).all()
+
+
+def test_the_encoders_are_trained_by_the_same_command_and_know_what_they_have_seen(tmp_path):
+    from distill_bench import encoders
+
+    assert pretrain.main(["--encoders", "--out", str(tmp_path), "--steps", "3", "--clips", "12"]) == 0
+    nets = {
+        encoders.CLASSIFIER: encoders.Classifier,
+        encoders.FRAME_CLIP: encoders.frame_clip,
+        encoders.VIDEO_CLIP: encoders.video_clip,
+    }
+    for name, make in nets.items():
+        _, digest, seen = encoders.load_encoder(make(), name, tmp_path)
+        card = json.loads((tmp_path / f"{name}.json").read_text())
+        assert card["sha256"] == digest and card["command"].endswith("--encoders --steps 3 --clips 12 --seed 0")
+        assert seen == {encoders.clip_digest(clip) for clip in encoders.rendered(12, encoders.TRAIN_KEYS)[0]}

@@ -23,7 +23,7 @@ def block(language: str, beginning: str) -> str:
 def test_the_method_of_the_readme_has_the_gradient_that_it_says(tmp_path):
     (tmp_path / "my_method.py").write_text(block("python", "# my_method.py"))
     method = find_method(f"{tmp_path}/my_method.py:MyMethod")(scale=2.0)
-    x0, noise = torch.randn(2, 3, 1, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(1)
+    x0, noise = torch.randn(2, 2, 3, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.3, 0.7], dtype=torch.float64)
     found = student_gradient(method, x0, noise, sigma, lambda x, s, t: 0.5 * x, lambda x, s, t: -x)
     x_t = (1 - sigma.reshape(2, 1, 1, 1, 1)) * x0 + sigma.reshape(2, 1, 1, 1, 1) * noise

@@ -1,0 +1,228 @@
+"""The gaussian teacher: its closed forms against sampling and against each other, and a run from training to exact scores."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from distill_bench.eval.exact_divergence import fisher, kl, wasserstein
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from distill_bench.config import ConfigError, resolve, run_id
+from distill_bench.cost import Ledger
+from distill_bench.evaluate import evaluate
+from distill_bench.models import Denoiser, Guided, load_pipeline
+from distill_bench.noise import add_noise, student_sigmas
+from distill_bench.rollout import rollout
+from distill_bench.sample import sample
+from distill_bench.testing import Runs, check_optimiser_steps, check_resume
+from distill_bench.train import train
+
+BASE = {
+    "teacher": "gaussian", "student_updates": 4, "batch_size": 8, "nfe": 2, "trackers": [], "log_every": 2, "signals_every": 2,
+    "evaluations": 1, "student_lr": 1e-2, "protocol": {"clips": 2, "teacher_steps": 2, "evaluators": ["exact_divergence"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline("gaussian", torch.device("cpu"))
+
+
+def test_the_teacher_is_the_best_denoiser_of_its_data(pipeline):
+    """Its error on noised data is the posterior variance, and no affine correction of it does better."""
+    x0 = pipeline.data(["component 1"] * 4000, list(range(4000)))
+    text = pipeline.encode_text(["component 1"]).expand(4000, -1, -1)
+    sigma = torch.full((4000,), 0.6)
+    x_t = add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), sigma)
+    predicted = Denoiser(pipeline.transformer, "teacher", Ledger(1))(x_t, sigma, text)
+    error = (x0 - predicted).flatten(1)
+    inputs = torch.cat([x_t.flatten(1), torch.ones(4000, 1)], 1)
+    correction = torch.linalg.lstsq(inputs, error).solution
+    assert (inputs @ correction).square().mean() / error.square().mean() < 0.01
+    eye = torch.eye(16, dtype=torch.float64)
+    posterior = torch.linalg.inv(torch.linalg.inv(pipeline.covariance) + (0.4 / 0.6) ** 2 * eye)
+    assert float(error.square().mean()) == pytest.approx(float(torch.trace(posterior) / 16), rel=0.03)
+
+
+def test_guidance_moves_the_mean_and_nothing_else(pipeline):
+    text, null = pipeline.encode_text(["component 2", ""]).split(1)
+    x_t, sigma = torch.randn(1, *pipeline.shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5])
+    teacher = Denoiser(pipeline.transformer, "teacher", Ledger(1))
+    torch.testing.assert_close(Guided(teacher, null, 3.0)(x_t, sigma, text), teacher(x_t, sigma, 3.0 * text))
+
+
+@pytest.mark.parametrize("stepping", ["renoise", "ode"])
+@pytest.mark.parametrize("nfe", [1, 3])
+def test_the_moments_of_a_student_are_those_of_its_samples(pipeline, stepping, nfe):
+    net, many = pipeline.student(), 6000
+    sigmas = student_sigmas(nfe, 2.0)
+    facts = pipeline.facts(net, sigmas, stepping, 1.0)
+    draw = torch.Generator().manual_seed(0)
+    noises = [torch.randn(many, *pipeline.shape, generator=draw) for _ in range(nfe)]
+    text = pipeline.encode_text(["component 3"]).expand(many, -1, -1)
+    with torch.no_grad():
+        x0 = rollout(Denoiser(net, "student", Ledger(1)), noises, sigmas, text, stepping).flatten(1)
+    spread = np.sqrt(np.diag(facts["covariance"]))
+    assert np.abs(x0.mean(0).numpy() - facts["mean"][3]).max() < 5 * spread.max() / many**0.5
+    assert np.abs(np.cov(x0.numpy().T) - facts["covariance"]).max() < 6 * spread.max() ** 2 / many**0.5
+
+
+def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moments(pipeline):
+    net = pipeline.student().double()
+    sigmas = student_sigmas(2, 2.0).double()
+    facts = pipeline.facts(net, sigmas, "renoise", 1.0)
+    text = pipeline.encode_text(["component 0"]).double()
+    x_t, sigma = torch.randn(1, *pipeline.shape, dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
+    mean, covariance = (torch.from_numpy(facts[key]) for key in ("mean", "covariance"))
+    noisy = 0.36 * covariance + 0.16 * torch.eye(16, dtype=torch.float64)
+    expected = mean[0] + 0.6 * covariance @ torch.linalg.solve(noisy, x_t.flatten() - 0.6 * mean[0])
+    found = pipeline.exact_fake_score(net, sigmas, "renoise", [1])(x_t, sigma, text)
+    torch.testing.assert_close(found.flatten(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_exact_fake_score_of_random_exits_is_the_gradient_of_a_mixture(pipeline):
+    """Tweedie: x0 = (x_t + sigma^2 grad log p(x_t)) / (1 - sigma), p the mixture over exits, by torch.distributions."""
+    net, sigmas = pipeline.student().double(), student_sigmas(3, 2.0).double()
+    text = pipeline.encode_text(["component 0"]).double()
+    s, x_t = (
+        0.4,
+        torch.randn(1, *pipeline.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_(),
+    )
+    eye = torch.eye(16, dtype=torch.float64)
+    logs = []
+    for exits in (1, 2, 3):
+        facts = pipeline.facts(net, sigmas[:exits], "renoise", 1.0)
+        mean, covariance = torch.from_numpy(facts["mean"][0]), torch.from_numpy(facts["covariance"])
+        logs.append(MultivariateNormal((1 - s) * mean, (1 - s) ** 2 * covariance + s**2 * eye).log_prob(x_t.flatten()))
+    (score,) = torch.autograd.grad(torch.stack(logs).logsumexp(0), x_t)
+    found = pipeline.exact_fake_score(net, sigmas, "renoise", [0, 1, 2])(
+        x_t.detach(), torch.tensor([s], dtype=torch.float64), text
+    )
+    torch.testing.assert_close(found, ((x_t + s**2 * score) / (1 - s)).detach(), rtol=1e-7, atol=1e-9)
+
+
+def test_exact_divergences_equal_torchs_and_their_definitions():
+    g = torch.Generator().manual_seed(3)
+    means = torch.randn(2, 4, generator=g, dtype=torch.float64)
+    roots = torch.randn(2, 4, 4, generator=g, dtype=torch.float64)
+    p, q = (MultivariateNormal(m, a @ a.T + torch.eye(4, dtype=torch.float64)) for m, a in zip(means, roots, strict=True))
+    arrays = [each.numpy() for each in (p.mean, p.covariance_matrix, q.mean, q.covariance_matrix)]
+    assert kl(*arrays) == pytest.approx(float(kl_divergence(p, q)), rel=1e-9)
+    torch.manual_seed(0)
+    x = p.sample((40_000,)).requires_grad_()
+    (slope,) = torch.autograd.grad((p.log_prob(x) - q.log_prob(x)).sum(), x)
+    assert fisher(*arrays) == pytest.approx(float(slope.square().sum(1).mean()), rel=0.03)
+    assert wasserstein(*arrays[:2], *arrays[:2]) == pytest.approx(0, abs=1e-6)
+    moved = wasserstein(arrays[0], arrays[1], arrays[0] + 2.0, arrays[1])
+    assert moved == pytest.approx(4.0, rel=1e-6)  # a shift by 2 on each of 4 axes
+
+
+def run_folder(tmp_path, name: str, **fields):
+    run = tmp_path / "runs" / name
+    run.mkdir(parents=True)
+    (run / "run.yaml").write_text(yaml.safe_dump(resolve(BASE | fields).model_dump(mode="json")))
+    return run
+
+
+@pytest.mark.parametrize("fake_score", ["trained", "exact"])
+def test_a_run_trains_samples_and_is_scored_exactly(fake_score, tmp_path):
+    run = run_folder(tmp_path, "run", method="sgmd", fake_score=fake_score)
+    summary = train(run)
+    assert summary["status"] == "done" and ("fake_score" in summary["cost"]) == (fake_score == "trained")
+    lines = evaluate(sample(run)[-1], {}, ["exact_divergence"])
+    assert {line["column"] for line in lines} == {"exact_kl", "exact_fisher", "exact_w2"}
+    assert all(line["value"] > 0 for line in lines)
+
+
+def test_signals_are_logged_and_cost_nothing(tmp_path):
+    with_signals, without = (
+        run_folder(tmp_path, "with", method="sgmd"),
+        run_folder(tmp_path, "without", method="sgmd", signals_every=None),
+    )
+    costs = [train(run)["cost"] for run in (with_signals, without)]
+    assert costs[0] == costs[1]
+    line = json.loads((with_signals / "train.jsonl").read_text().splitlines()[-1])
+    assert {"x0_gradient_norm/fisher", "x0_gradient_norm/residual", "x0_gradient_cosine/fisher/residual"} <= line.keys()
+    assert -1 <= line["x0_gradient_cosine/fisher/residual"] <= 1
+    assert sum(key.startswith("score_gap/sigma_") for key in line) == 4
+    assert sum(key.startswith("fake_score_error/sigma_") for key in line) == 4
+    assert line["rho"] == pytest.approx(5 * 1e-4 / 1e-2)
+    students = [next((run / "students").glob("*.safetensors")).read_bytes() for run in (with_signals, without)]
+    assert students[0] == students[1]
+
+
+def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():
+    exact = [resolve(BASE | {"method": "dmd2", "fake_score": "exact", "fake_score_updates": k}) for k in (1, 5)]
+    assert exact[0].fake_score_updates is None and run_id(exact[0]) == run_id(exact[1])
+    with pytest.raises(ConfigError, match="closed form"):
+        resolve({"method": "dmd2", "fake_score": "exact"})
+    with pytest.raises(ConfigError, match="fake_score_updates is null"):
+        resolve({"method": "dmd2", "fake_score_updates": None})
+
+
+def test_a_preset_is_written_out_under_what_the_run_states():
+    config = resolve({"method": {"name": "sgmd", "preset": "paper", "residual_weight": 0.2}, "stepping": "renoise"})
+    assert config.method["weighting"] == "c_t" and config.method["residual_weight"] == 0.2 and "preset" not in config.method
+    assert (config.fake_score_updates, config.reuse_rollout, config.stepping) == (1, True, "renoise")
+    written = resolve(
+        {
+            "method": {"name": "sgmd", "weighting": "c_t", "residual_space": "x0", "correction": "x0", "residual_weight": 0.2},
+            "fake_score_updates": 1, "reuse_rollout": True,
+        }
+    )  # fmt: skip
+    assert run_id(config) == run_id(written)
+    with pytest.raises(ConfigError, match="no such preset; known: paper, official, shared"):
+        resolve({"method": {"name": "sgmd", "preset": "papr"}})
+
+
+def test_input_only_and_full_backward_give_one_gradient_and_are_counted_apart(tmp_path):
+    trainer = Runs("dmd2", tmp_path).trainer()
+    net, ledger = Denoiser(trainer.fake_score, "fake_score", trainer.ledger), trainer.ledger
+    x_t = torch.randn(2, *trainer.latent_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sigma, text = torch.tensor([0.3, 0.8]), torch.cat([trainer.texts[0], trainer.texts[1]])
+    gradients = []
+    for weights in (False, True):
+        trainer.fake_score.requires_grad_(weights)
+        net(x_t, sigma, text).square().sum().backward()
+        gradients.append(x_t.grad.clone())
+        x_t.grad = None
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-7)
+    assert ledger.counts["fake_score"] == {"forward": 1.0, "input_backward": 0.5, "full_backward": 0.5}  # 2 of a batch of 4
+
+
+def test_features_stop_at_their_block_and_cost_their_share(tmp_path):
+    trainer = Runs("dmd2", tmp_path).trainer()
+    net, x = trainer.nets.unguided_teacher, torch.randn(4, *trainer.latent_shape)
+    sigma, text = torch.full((4,), 0.5), trainer.texts[0].expand(4, -1, -1)
+    ran = []
+    for i, block in enumerate(net.net.blocks):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+    tokens = net.features(x, sigma, text, 0.5)
+    assert tokens.shape == (4, tokens.shape[1], 24) and ran == [0]
+    assert trainer.ledger.counts["teacher"]["forward"] == 0.5
+    whole = net(x, sigma, text)
+    assert whole.shape == x.shape and ran == [0, 0, 1] and trainer.ledger.counts["teacher"]["forward"] == 1.5
+
+
+def test_real_data_come_from_a_folder_and_count_by_content(tmp_path):
+    runs = Runs("consistency", tmp_path)
+    trainer = runs.trainer()
+    batch = trainer._batch("student", 0)
+    data = batch.extra("real_latents")
+    assert data["x0"].shape == (4, *trainer.latent_shape) and torch.equal(data["x0"], batch.extra("real_latents")["x0"])
+    assert trainer.config.data_hash != resolve({"method": "consistency"}).data_hash
+    with pytest.raises(ConfigError, match=r"it lacks clips.npy, manifest.jsonl"):
+        resolve({"method": "consistency", "data": str(tmp_path / "nowhere")})
+    with pytest.raises(ValueError, match="render them at the run's frames"):
+        runs.trainer(frames=9)
+
+
+@pytest.mark.parametrize("check", [check_resume, check_optimiser_steps])
+def test_a_run_with_an_exact_fake_score_conforms(check, tmp_path):
+    class Exact(Runs):
+        def make(self, **fields):
+            return super().make(**{"teacher": "gaussian", "fake_score": "exact", "data": None} | fields)
+
+    check(Exact("sgmd", tmp_path))
