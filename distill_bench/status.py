@@ -69,6 +69,8 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     run, store = folder.name, folder.parent
     jobs = queue.jobs.get(run, [])
     now = state(folder, queued=bool(queue.active(run)))
+    if now == "missing" and jobs:
+        now = "lost"  # submitted, and gone without an attempt
     tried = attempts(folder)
     starts = [read_json(attempt / "start.json") or {} for attempt in tried]
     result = read_json(folder / "result.json") if now in ENDED else None
