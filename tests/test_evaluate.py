@@ -10,7 +10,7 @@ import pytest
 from distill_bench import controls
 from distill_bench.evaluate import conditions, differences, evaluate, main
 from distill_bench.evaluator import Clips, Evaluator, Score
-from distill_bench.media import load_clips, read_clip
+from distill_bench.media import frame_counts, load_clips, read_clip
 from distill_bench.store import read_jsonl
 
 
@@ -161,6 +161,7 @@ def floats(path: Path) -> None:
 
 
 def zero_to_one(path: Path) -> None:
+    (path / "row.json").unlink()  # which says that the harness decoded them
     np.save(path / "clips.npy", (np.load(path / "clips.npy") > 127).astype(np.uint8))
 
 
@@ -216,6 +217,29 @@ def unlike_sizes(path: Path) -> None:
     np.save(path / "b.npy", np.zeros((8, 3, 16, 16), np.uint8))
 
 
+def dark_files(path: Path) -> None:
+    emptied(path)
+    for name in "ab":
+        np.save(path / f"{name}.npy", np.zeros((8, 3, 32, 32), np.uint8))
+
+
+def torn_manifest(path: Path) -> None:
+    (path / "manifest.jsonl").write_text((path / "manifest.jsonl").read_text()[:-20])
+
+
+def foreign_manifest(line: str):
+    def spoil(path: Path) -> None:
+        emptied(path)
+        np.save(path / "a.npy", np.zeros((8, 3, 32, 32), np.uint8))
+        (path / "manifest.jsonl").write_text(f'{{"file": "a.npy", "prompt": "a"}}\n{line}\n')
+
+    return spoil
+
+
+def no_pictures(path: Path) -> None:
+    np.save(path / "clips.npy", np.load(path / "clips.npy")[..., :2, :2])
+
+
 def few_frames(path: Path) -> None:
     np.save(path / "clips.npy", np.load(path / "clips.npy")[:, :5])
 
@@ -229,13 +253,21 @@ def few_frames(path: Path) -> None:
         (one_clip, "1 clips are too few"),
         (one_frame, "clips of 1 frame are no video"),
         (cut_manifest, "lists 1 clips, clips.npy holds 12"),
-        (no_prompts, "a line has no 'prompt'"),
+        (no_prompts, "line 1: the line has no 'prompt'"),
         (emptied, "no clips in"),
         (torn_array, "clips.npy cannot be read"),
         (unreadable_video, "a.mp4 cannot be read"),
         (unreadable_gif, "a.gif cannot be read"),
         (missing_file, "no file .*none.npy"),
         (unlike_sizes, "all clips of a folder must be alike"),
+        (dark_files, "0..255, not 0..1"),
+        (torn_manifest, "manifest.jsonl, line 12: .*Invalid JSON"),
+        (foreign_manifest("a.npy,a red circle"), "manifest.jsonl, line 2: 'a.npy,a red circle': Invalid JSON"),
+        (foreign_manifest('["a.npy", "a"]'), "line 2: .*should be an object"),
+        (foreign_manifest('{"file": 3, "prompt": "a"}'), "line 2: 'file': .*string"),
+        (foreign_manifest('{"file": "a.npy", "prompt": null}'), "line 2: 'prompt': .*string"),
+        (foreign_manifest('{"file": "a.npy", "prompt": "a", "fps": 0}'), "line 2: 'fps': .*greater than 0"),
+        (no_pictures, "frames of 2x2 are no pictures"),
         (few_frames, "takes 8 to 8 frames; the clips have 5"),
     ],
 )
@@ -261,6 +293,13 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
         (["--reference", "{b}/none", "--evaluators", "fvd"], "no folder"),
         (["--set", "motion.rafts=1", "--evaluators", "motion"], "motion has no setting 'rafts'; it has: raft"),
         (["--set", "fvd.resamples=many", "--evaluators", "fvd"], "fvd.resamples = 'many'"),
+        (["--evaluators", ","], "--evaluators names none; known: attributes,"),
+        (["--reference", "{b}", "--reference", "teacher={b}"], "--reference gives teacher twice"),
+        (["--set", "fvd.resamples={{", "--evaluators", "fvd"], "'{' is no YAML value"),
+        (["--set", "fvd.resamples=1", "--evaluators", "fvd"], "fvd.resamples = 1: Input should be greater than or equal to 2"),
+        (["--set", "motion.raft={b}/clips.npy", "--evaluators", "motion"], "clips.npy holds no weights"),
+        (["--set", "clip_score.model=ViT-B-32:{b}/clips.npy", "--evaluators", "clip_score"], "no CLIP at"),
+        (["--set", "fvd.extractor=random-r2p1:/none", "--reference", "{b}", "--evaluators", "fvd"], "has no weights to read"),
         (["--set", "resamples=4"], "--set takes EVALUATOR.FIELD=VALUE"),
         (["--set", "fvd.extractor=i3d-k400-logits-400:/none.pt", "--evaluators", "fvd"], "no weights at /none.pt"),
         (["--set", "clip_score.model=ViT-B-32", "--evaluators", "clip_score"], "weights are missing"),
@@ -283,8 +322,10 @@ def test_a_reference_that_the_encoder_was_trained_on_is_refused(tmp_path):
         evaluate(write(tmp_path / "a"), {"teacher": write(tmp_path / "b", first=TRAIN_KEYS)}, ["fvd"])
 
 
-def test_black_clips_of_a_dead_student_are_scored(tmp_path):
+@pytest.mark.parametrize("brightest", [0, 1])
+def test_black_clips_of_a_dead_student_are_scored(tmp_path, brightest):
     black = np.zeros((12, 8, 3, 32, 32), np.uint8)
+    black[0, :, :, 0, 0] = brightest
     lines = evaluate(write(tmp_path / "a", frames=black), {"teacher": write(tmp_path / "b", first=100)})
     values = {line["column"]: line["value"] for line in lines}
     assert values["motion_ratio"] == 0 and values["copies"] == pytest.approx(11 / 12) and values["fvd"] > 1
@@ -297,3 +338,63 @@ def test_clips_without_a_manifest_have_no_captions(tmp_path):
     assert isinstance(some, Clips) and some.prompts == ["", "", ""] and some.fps == 8
     lines = evaluate(tmp_path, {})
     assert "motion" in {line["metric"] for line in lines} and "clip_score" not in {line["metric"] for line in lines}
+
+
+@pytest.mark.parametrize(
+    "milliseconds, tick, counts",
+    [
+        ([40, 40, 50, 40], 10, [1, 1, 1, 1]),  # 24 a second in a gif: never a hundred
+        ([20, 30, 20, 30], 10, [1, 1, 1, 1]),
+        ([41, 42, 42], 1, [1, 1, 1]),  # and in a webp
+        ([120, 250, 120, 380], 10, [1, 2, 1, 3]),  # equal frames stored as one
+        ([250, 375], 1, [2, 3]),  # none of them alone
+        ([125] * 8, 1, [1] * 8),
+    ],
+)
+def test_rounded_times_are_frames_of_one_rate(milliseconds, tick, counts):
+    assert frame_counts(milliseconds, tick) == counts
+
+
+def test_times_of_no_one_rate_are_refused():
+    for milliseconds, reason in (([0, 40], "no duration"), ([101, 1000, 1013, 157], "no one rate")):
+        with pytest.raises(ValueError, match=reason):
+            frame_counts(milliseconds, 1)
+
+
+def test_a_gif_of_jittered_times_keeps_its_frames(tmp_path):
+    from PIL import Image
+
+    clip = controls.rendered(3, 4)[0][2]
+    first, *rest = [Image.fromarray(image) for image in clip.transpose(0, 2, 3, 1)]
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[40, 40, 50, 40, 40, 50, 40, 40], loop=0)
+    frames, fps = read_clip(tmp_path / "a.gif")
+    assert len(frames) == 8 and fps == pytest.approx(24, rel=0.03)
+
+
+def _ranks(rank: int, folder: str, reference: str, out: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{out}/meet", rank=rank, world_size=2)
+    evaluate(Path(folder), {"teacher": Path(reference)}, ["fvd", "motion", "fidelity"], out=Path(out) / "two.jsonl")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_write_the_lines_of_one(tmp_path):
+    """Whatever is cached: the second time rank 0 finds everything there."""
+    import torch
+
+    folder, reference = write(tmp_path / "a", 40), write(tmp_path / "b", 40, 100)
+    threads = torch.get_num_threads()
+    for _ in range(2):
+        torch.multiprocessing.spawn(_ranks, (str(folder), str(reference), str(tmp_path)), nprocs=2)
+        (tmp_path / "meet").unlink(missing_ok=True)
+    for each in (folder, reference):
+        for file in (each / ".features").iterdir():
+            file.unlink()
+    torch.set_num_threads(1)
+    try:
+        one = evaluate(folder, {"teacher": reference}, ["fvd", "motion", "fidelity"], out=tmp_path / "one.jsonl")
+    finally:
+        torch.set_num_threads(threads)
+    assert one == read_jsonl(tmp_path / "two.jsonl")

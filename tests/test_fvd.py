@@ -402,6 +402,40 @@ def test_videomae_comes_from_a_folder_and_takes_its_own_number_of_frames(tmp_pat
     assert extractor.id_for(some).startswith("videomae-tiny#")
 
 
+def test_videomae_of_other_means_is_another_and_one_without_weights_is_none(tmp_path):
+    """The means are no weights, and yet a cache of features made with others must not be found."""
+    from safetensors.torch import load_file, save_file
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    config = VideoMAEConfig(
+        image_size=32, patch_size=16, num_frames=4, tubelet_size=2, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16,
+    )  # fmt: skip
+    for name in ("a", "b", "c"):
+        torch.manual_seed(0)
+        VideoMAEModel(config).save_pretrained(tmp_path / name)
+    (tmp_path / "b" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    a, b = (load_extractor(f"videomae:{tmp_path / name}") for name in "ab")
+    assert a.sha256 != b.sha256
+    weights = load_file(tmp_path / "c" / "model.safetensors")
+    weights.pop(min(weights))
+    save_file(weights, tmp_path / "c" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks weights of a VideoMAE"):
+        load_extractor(f"videomae:{tmp_path / 'c'}")
+
+
+def test_large_clips_go_through_a_network_a_few_at_a_time(monkeypatch):
+    some, sizes = clips(8), []
+
+    def net(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.float().mean((1, 3, 4))
+
+    monkeypatch.setattr("distill_bench.features.VALUES", 3 * some.frames[0].size)
+    batched(net, some.frames, "some")
+    assert sizes == [3, 3, 2]
+
+
 # The evaluator
 
 

@@ -128,6 +128,8 @@ def test_the_ratio_says_when_it_is_not_paired_and_refuses_a_still_teacher():
     assert "seeds" in by_column(Motion().scores(some, {"teacher": other}))["motion_ratio"].warnings[0]
     foreign = dataclasses.replace(other, prompts=["x"] * 12)
     assert "prompts" in by_column(Motion().scores(some, {"teacher": foreign}))["motion_ratio"].warnings[0]
+    nameless = dataclasses.replace(other, prompts=[""] * 12)
+    assert "no captions" in by_column(Motion().scores(nameless, {"teacher": nameless}))["motion_ratio"].warnings[0]
     still = dataclasses.replace(other, frames=controls.frozen(other.frames))
     with pytest.raises(ValueError, match="does not move"):
         Motion().scores(some, {"teacher": still})
