@@ -198,7 +198,8 @@ def frame_counts(milliseconds: list[int], tick: int) -> list[int]:
     for parts in range(1, 9):
         period = shortest / parts
         counts = [parts if each - shortest <= tick else round(each / period) for each in milliseconds]
-        if all(abs(each - count * period) <= tick * count for each, count in zip(milliseconds, counts, strict=True)):
+        slack = [tick * (1 + count / parts) for count in counts]  # of the time itself, and of the shortest
+        if all(abs(t - c * period) <= s for t, c, s in zip(milliseconds, counts, slack, strict=True)):
             return counts
     raise ValueError(f"its frames are shown for {sorted(set(milliseconds))} milliseconds: they have no one rate")
 

@@ -356,7 +356,7 @@ def test_rounded_times_are_frames_of_one_rate(milliseconds, tick, counts):
 
 
 def test_times_of_no_one_rate_are_refused():
-    for milliseconds, reason in (([0, 40], "no duration"), ([101, 1000, 1013, 157], "no one rate")):
+    for milliseconds, reason in (([0, 40], "no duration"), ([100, 137, 171, 113], "no one rate")):
         with pytest.raises(ValueError, match=reason):
             frame_counts(milliseconds, 1)
 
