@@ -103,6 +103,8 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     runs = [read_run(Path(store) / run_id) for run_id in manifest["run_ids"]]
     kinds = manifest.get("references", {}).items()
     references = [_read_reference(kind, Path(store) / folder) for kind, folder in kinds]
+    # a row is there and no evaluator of the protocol applies to it: nothing to show; one that is not there is missing
+    references = [row for row in references if row.scores or not row.folder.is_dir()]
     found = Sweep(name, manifest.get("question", ""), manifest.get("axes", {}), manifest.get("baseline"), runs, references)
     _refuse_unlike(found.runs + found.references)
     return found
@@ -245,7 +247,7 @@ def _swept(found: Sweep) -> list[str]:
 def _axis(found: Sweep, swept: Sequence[str]) -> str | None:
     """The first swept number of the run: the x axis of what a sweep asks."""
     for key in swept:
-        values = {flat(run.config).get(key) for run in found.runs if run.config}
+        values = {flat(run.config).get(key) for run in found.runs if run.config} - {None}  # where a run has no such thing
         if not key.startswith("method.") and len(values) > 1 and all(number(value) is not None for value in values):
             return key
     return None

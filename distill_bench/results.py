@@ -298,6 +298,9 @@ def _rows(runs: Sequence[Run], swept: Sequence[str], axis: str | None) -> tuple[
         told = [say(k, mine[k]) for k in telling[method] if k not in usual or _word(mine[k])]
         series = " ".join([method, *filter(None, told)])
         at = mine.get(axis or "", "")
+        if axis and not at:  # a row that has no place on the axis is named by the words that few rows share
+            told += [mine[k] for k in swept if k not in telling[method] and k not in usual and _word(mine[k])]
+            series = " ".join([method, *filter(None, told)])
         label = f"{series} {say(axis, at)}" if at else series
         rows.append(Row(label, series, at, method, mine, tuple(own), False))
     return tuple(rows)

@@ -114,7 +114,7 @@ class Trainer:
         autocast = torch.bfloat16 if config.precision == "bfloat16" else None
         pipeline = load_pipeline(config.teacher, device)
         self.latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
-        self.extras = providers(needs_of(config), config, pipeline, run_dir.parent.parent)
+        self.extras = providers(needs_of(config), config, pipeline, run_dir.parent)
         *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).to(self.dtype).unsqueeze(1)
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
