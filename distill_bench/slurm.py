@@ -71,16 +71,17 @@ def script(cluster: ClusterConfig, store: Path) -> str:
 
 def _executor(cluster: ClusterConfig, store: Path, name: str, parallel: int, **more: str) -> submitit.SlurmExecutor:
     executor = submitit.SlurmExecutor(folder=(store / "slurm" / "%A").resolve())
+    minutes = max(1, round(60 * cluster.hours))
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
     executor.update_parameters(
         job_name=name,
-        time=max(1, round(60 * cluster.hours)),
+        time=minutes,
         nodes=cluster.nodes,
         ntasks_per_node=cluster.processes,
         cpus_per_task=cluster.cpus,
         mem=f"{cluster.mem_gb}GB",
         array_parallelism=parallel,
-        signal_delay_s=cluster.signal_seconds,
+        signal_delay_s=min(cluster.signal_seconds, 15 * minutes),  # SLURM may be a minute early: leave most of the time
         stderr_to_stdout=True,
         setup=[
             "set -e",
