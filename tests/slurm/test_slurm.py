@@ -144,7 +144,7 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits
     time.sleep(1)
     subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], capture_output=True)  # or it is back by itself
     it.until(lambda now: now[on_n2[0]].attempts >= 2 or now[on_n2[0]].state in ("requeued", "preempted"))
-    command("srun", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--exclusive", "--mem=0", "true")  # preempts all
+    command("srun", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3", "true")  # preempts most
     statuses = it.until(quiet)
     ends = [read_json(attempt / "exit.json") or {} for attempt in attempts(it.store / cancelled)]
     assert any(end.get("signal") == "SIGTERM" for end in ends), "it saved; the other driver's job may have gone on with it"
