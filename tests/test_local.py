@@ -47,12 +47,34 @@ def test_a_task_that_cannot_start_says_why_and_the_others_run(tmp_path):
     assert queue[0].error == "cannot start: No such file or directory: /nowhere/python" and "file" in queue[1].error
 
 
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(3)))
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def up(task: Task) -> bool:
+    return task.log.exists() and "up" in task.log.read_text()
+
+
 def test_a_queue_that_is_stopped_asks_the_running_and_starts_no_more(tmp_path):
-    code = (
-        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(60)"
-    )
-    queue = tasks(tmp_path, 3, code)
-    run_queue(queue, 1, stop=lambda: "up" in (queue[0].log.read_text() if queue[0].log.exists() else ""))
+    queue = tasks(tmp_path, 3, SAVES)
+    run_queue(queue, 1, stop=lambda: up(queue[0]))
+    assert [task.code for task in queue] == [3, None, None]
+
+
+def test_ctrl_c_lets_the_running_save(tmp_path):
+    queue = tasks(tmp_path, 3, SAVES)
+
+    def changed(task: Task) -> None:
+        while not up(task):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_queue(queue, 1, changed)
     assert [task.code for task in queue] == [3, None, None]
 
 
