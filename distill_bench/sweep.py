@@ -39,6 +39,7 @@ from distill_bench.config import (
     evaluate_expression,
     load_sweep,
     lookup,
+    method_of,
     parse_yaml,
     run_id,
 )  # fmt: skip
@@ -210,9 +211,10 @@ def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
     first: dict[tuple, str] = {}
     for run in todo:
         config = sweep.runs[run]
-        first.setdefault((protocol_hash(config), config.nfe, config.stepping, config.method["name"], config.guidance_scale), run)
+        needs = ", ".join(sorted(method_of(config).needs))
+        first.setdefault((protocol_hash(config), config.nfe, config.stepping, needs, needs and config.guidance_scale), run)
     ready = {key: (sweep.store / "references" / key[0] / f"ready-nfe{key[1]}-{key[2]}.json").is_file() for key in first}
-    return {f"references {key[0]} for {key[3]}": run for key, run in first.items() if not ready[key]}
+    return {", ".join(filter(None, (f"references {key[0]}", key[3]))): run for key, run in first.items() if not ready[key]}
 
 
 def _preparations(sweep: Sweep, todo: list[str]) -> list[local.Task]:
