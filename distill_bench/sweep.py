@@ -7,6 +7,7 @@ a run's state is read from its folder, so nothing that is done, here or in anoth
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -78,8 +79,8 @@ class Sweep:
             raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
         return dataclasses.replace(self, runs=kept)
 
-    def write(self) -> None:
-        """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
+    def write_runs(self) -> None:
+        """Write run.yaml into every run folder that lacks one."""
         for run, config in self.runs.items():
             path = self.store / run / "run.yaml"
             if not path.is_file():
@@ -89,6 +90,10 @@ class Sweep:
                     record_outside(
                         path.parent, error=f"cannot write into {path.parent}: {error.strerror}", kind=kind_of_write(error)
                     )
+
+    def write(self) -> None:
+        """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
+        self.write_runs()
         results = [result for run in self.runs if (result := read_json(self.store / run / "result.json"))]
         found = dict.fromkeys(pair for result in results for pair in result["references"].items())
         kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
@@ -162,7 +167,7 @@ class Launch:
                 chosen.append(s.run)
             elif s.state in TO_LAUNCH or (s.state == "failed" and self.retry and self.retry & {"all", s.kind}):
                 chosen.append(s.run)
-        sweep.write()
+        sweep.write_runs()
         return chosen
 
 
@@ -250,7 +255,12 @@ def wait(sweep: Sweep, seconds: float = 5.0) -> None:
     said = ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            statuses = read_statuses(sweep.store, sweep.known, scheduler.read_queue(sweep.store))
+            try:
+                statuses = read_statuses(sweep.store, sweep.known, scheduler.read_queue(sweep.store))
+            except SchedulerError as error:  # it comes back; the runs do not need this process
+                console.print(f"{time.strftime('%H:%M:%S')} {error}; waiting", markup=False)
+                time.sleep(30)
+                continue
             line = status.counts(statuses)
             if console.is_terminal:
                 live.update(status.as_table(statuses), refresh=True)
@@ -271,8 +281,9 @@ def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
     for run in runs:
         start = (read_json(attempts(store / run)[-1] / "start.json") if attempts(store / run) else None) or {}
         if start.get("job") is None and start.get("host") == socket.gethostname() and state(store / run) == "running":
-            os.kill(start["pid"], signal.SIGTERM)
-            stopped += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(start["pid"], signal.SIGTERM)
+                stopped += 1
     return stopped
 
 
