@@ -35,6 +35,7 @@ from distill_bench.config import (
     ConfigError,
     RunConfig,
     SweepConfig,
+    check_condition,
     cost_key,
     evaluate_expression,
     load_sweep,
@@ -47,7 +48,7 @@ from distill_bench.protocol import protocol_hash
 from distill_bench.registry import RegistryError
 from distill_bench.scheduler import Queue, SchedulerError
 from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_statuses
-from distill_bench.store import attempts, kind_of_write, read_json, record_outside, state, write_bytes, write_json
+from distill_bench.store import FAILURES, attempts, kind_of_write, read_json, record_outside, state, write_bytes, write_json
 
 TRIES = 3  # of a run whose worker process died, in one call
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
@@ -75,6 +76,7 @@ class Sweep:
         """The runs for which an expression over dotted keys holds."""
         if condition is None:
             return self
+        check_condition(condition)
         kept = {r: c for r, c in self.runs.items() if evaluate_expression(condition, c.model_dump(mode="json"))}
         if not kept:
             raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
@@ -471,6 +473,9 @@ def _main(options: argparse.Namespace) -> int:
         overrides["cluster.jobs"] = options.jobs
     if options.profile is not None:
         overrides["cluster.profile"] = options.profile
+    retry = None if options.retry_failed is None else frozenset(options.retry_failed.split(","))
+    if unknown := sorted((retry or set()) - {"all", *FAILURES}):
+        raise ConfigError(f"--retry-failed: no kind of failure is called {unknown[0]!r}; known: {', '.join(FAILURES)}")
     config = load_sweep(options.file, overrides)
     on_slurm = options.cluster in ("auto", "slurm") and scheduler.available()
     if options.cluster == "slurm" and not on_slurm:
@@ -483,7 +488,6 @@ def _main(options: argparse.Namespace) -> int:
         print_plan(chosen, read_statuses(sweep.store, chosen.known, scheduler.read_queue(sweep.store, on_slurm)), on_slurm)
         return 0
     sweep.write()
-    retry = None if options.retry_failed is None else frozenset(options.retry_failed.split(","))
     launch = Launch(retry, options.stale, options.allow_changed_code)
     if on_slurm:
         run_slurm(chosen, launch)
