@@ -369,32 +369,3 @@ def test_a_gif_of_jittered_times_keeps_its_frames(tmp_path):
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[40, 40, 50, 40, 40, 50, 40, 40], loop=0)
     frames, fps = read_clip(tmp_path / "a.gif")
     assert len(frames) == 8 and fps == pytest.approx(24, rel=0.03)
-
-
-def _ranks(rank: int, folder: str, reference: str, out: str) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{out}/meet", rank=rank, world_size=2)
-    evaluate(Path(folder), {"teacher": Path(reference)}, ["fvd", "motion", "fidelity"], out=Path(out) / "two.jsonl")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_write_the_lines_of_one(tmp_path):
-    """Whatever is cached: the second time rank 0 finds everything there."""
-    import torch
-
-    folder, reference = write(tmp_path / "a", 40), write(tmp_path / "b", 40, 100)
-    threads = torch.get_num_threads()
-    for _ in range(2):
-        torch.multiprocessing.spawn(_ranks, (str(folder), str(reference), str(tmp_path)), nprocs=2)
-        (tmp_path / "meet").unlink(missing_ok=True)
-    for each in (folder, reference):
-        for file in (each / ".features").iterdir():
-            file.unlink()
-    torch.set_num_threads(1)
-    try:
-        one = evaluate(folder, {"teacher": reference}, ["fvd", "motion", "fidelity"], out=tmp_path / "one.jsonl")
-    finally:
-        torch.set_num_threads(threads)
-    assert one == read_jsonl(tmp_path / "two.jsonl")
