@@ -208,6 +208,13 @@ def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
     return {kind: root / name for kind, name in read_json(marker)["folders"].items()}
 
 
+def prepare_run(run_dir: Path) -> None:
+    """Everything that a run shares with others."""
+    config = load_run(run_dir)
+    prepare_extras(config, run_dir.parent)
+    prepare(config, run_dir.parent)
+
+
 def prepare_extras(config: RunConfig, store: Path) -> None:
     """The extra data that a run needs, made by whoever comes first."""
     needs = needs_of(config)
@@ -247,11 +254,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--allow-changed-code", action="store_true", help="go on under other code than the run began with")
     options = parser.parse_args(argv)
     try:
-        config = load_run(options.run)
+        load_run(options.run)
         if options.prepare:
             with stop.at_once():
-                prepare_extras(config, options.run.parent)
-                prepare(config, options.run.parent)
+                prepare_run(options.run)
             return DONE
     except (ConfigError, RegistryError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

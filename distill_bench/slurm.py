@@ -20,8 +20,8 @@ from submitit.helpers import TorchDistributedEnvironment, clean_env
 from distill_bench.config import ClusterConfig, ConfigError
 from distill_bench.local import Task, python, run_queue
 from distill_bench.scheduler import cluster as cluster_facts
-from distill_bench.stop import DRIVER, StopRequest, obey
-from distill_bench.store import state, write_json
+from distill_bench.stop import DRIVER, Stopped, StopRequest, obey
+from distill_bench.store import attempts, read_json, state, write_json
 
 KILLED_RETRIES = 3  # of a job that lost a process to a signal (a dead rank, memory)
 
@@ -53,7 +53,9 @@ def submit(
         executor = _executor(cluster, store, "distill-bench", parallel, **after)
         work = [[str(run.resolve()) for run in pack] for pack in chunk]
         try:
-            jobs = _submitted(lambda e=executor, w=work: e.map_array(do_runs, w, [allow_changed_code] * len(w)))
+            jobs = _submitted(
+                lambda e=executor, w=work: e.map_array(do_runs, w, [allow_changed_code] * len(w), [time.time()] * len(w))
+            )
         except ConfigError as error:
             rest = f"{len(ids)} of {len(run_dirs)} runs are submitted, the same command submits the rest"
             raise ConfigError(f"{error} ({rest})") from error
@@ -71,16 +73,17 @@ def script(cluster: ClusterConfig, store: Path) -> str:
 
 def _executor(cluster: ClusterConfig, store: Path, name: str, parallel: int, **more: str) -> submitit.SlurmExecutor:
     executor = submitit.SlurmExecutor(folder=(store / "slurm" / "%A").resolve())
+    minutes = max(1, round(60 * cluster.hours))
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
     executor.update_parameters(
         job_name=name,
-        time=max(1, round(60 * cluster.hours)),
+        time=minutes,
         nodes=cluster.nodes,
         ntasks_per_node=cluster.processes,
         cpus_per_task=cluster.cpus,
         mem=f"{cluster.mem_gb}GB",
         array_parallelism=parallel,
-        signal_delay_s=cluster.signal_seconds,
+        signal_delay_s=min(cluster.signal_seconds, 15 * minutes),  # SLURM may be a minute early: leave most of the time
         stderr_to_stdout=True,
         setup=[
             "set -e",
@@ -134,35 +137,50 @@ def _clean_env() -> Iterator[None]:
 # --- what runs on a node; imported there by name, given run folders only ---
 
 
-def do_runs(run_dirs: list[str], allow_changed_code: bool) -> None:
+def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> None:
     """One job: one run with all its processes, or several side by side. Ends by the protocol of `distill_bench.stop`."""
     stop = StopRequest().listen()
-    if all(state(Path(run)) in ("done", "collapsed", "running") for run in run_dirs):
+    ranks = int(os.environ.get("SLURM_NTASKS", 1))
+    left = [run for run in run_dirs if ranks > 1 or _left_to_do(Path(run), submitted)]  # of several ranks the first decides
+    if not left:
         print("done, or in other hands", flush=True)  # another sweep was quicker
         return
     from distill_bench.job import ELSEWHERE, STOPPED, execute  # takes seconds: after the handlers
 
-    if len(run_dirs) == 1:
-        if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+    if len(left) == 1:
+        if ranks > 1:
             # never CUDA_VISIBLE_DEVICES: it would send two jobs of a node to one GPU
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        codes = [execute(Path(run_dirs[0]), stop, allow_changed_code)]
+        codes = [execute(Path(left[0]), stop, allow_changed_code)]
     else:
-        codes = _side_by_side([Path(run) for run in run_dirs], stop, allow_changed_code)
+        codes = _side_by_side([Path(run) for run in left], stop, allow_changed_code)
     if stop() and STOPPED in codes:
         obey(stop)
     raise SystemExit(max(code for code in codes if code != ELSEWHERE) if set(codes) - {ELSEWHERE} else 0)
 
 
+def _left_to_do(run_dir: Path, submitted: float) -> bool:
+    """Whether a run has no end yet; one that has failed since this job was submitted waits for --retry-failed."""
+    now = state(run_dir)
+    if now == "failed":
+        errors = [attempt / "exit.json" for attempt in attempts(run_dir)[-1:]]
+        errors.append(run_dir.parent / "errors" / f"{run_dir.name}.json")
+        return not any((read_json(path) or {}).get("time", 0) > submitted for path in errors)
+    return now not in ("done", "collapsed", "running")
+
+
 def prepare_shared(run_dirs: list[str]) -> None:
     """Make what these runs share with others."""
     stop = StopRequest().listen()
-    from distill_bench.job import STOPPED, main
+    from distill_bench.job import STOPPED, prepare_run
 
-    codes = [main(["--prepare", run]) for run in run_dirs]
-    if stop() and STOPPED in codes:
+    try:
+        with stop.at_once():
+            for run in run_dirs:
+                prepare_run(Path(run))
+    except Stopped:
         obey(stop)
-    raise SystemExit(max(codes))
+        raise SystemExit(STOPPED) from None
 
 
 def _side_by_side(run_dirs: Sequence[Path], stop: StopRequest, allow_changed_code: bool) -> list[int]:

@@ -91,7 +91,7 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     elif now == "stopped":
         note = f"stopped by {end.get('signal')} at student update {end.get('student_updates')}, saved"
     elif now == "lost":
-        note = next(iter(last_lines(Path(log))), "")[:300] if log else ""
+        note = _last_word(Path(log)) if log else ""
     return Status(
         run=run,
         state=now,
@@ -129,6 +129,11 @@ def _progress(folder: Path, result: Mapping[str, Any] | None) -> tuple[int, floa
             found = json.loads(line)
             return found["student_updates"], found["seconds"]
     return 0, 0.0
+
+
+def _last_word(log: Path) -> str:
+    """The last line of a log that is not srun's, which only repeats that something ended."""
+    return next((line for line in last_lines(log) if not line.startswith("srun:")), "")[:300]
 
 
 def _one_line(text: Any) -> str:

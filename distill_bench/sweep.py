@@ -7,6 +7,7 @@ a run's state is read from its folder, so nothing that is done, here or in anoth
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -39,6 +40,7 @@ from distill_bench.config import (
     evaluate_expression,
     load_sweep,
     lookup,
+    method_of,
     parse_yaml,
     run_id,
 )  # fmt: skip
@@ -80,8 +82,8 @@ class Sweep:
             raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
         return dataclasses.replace(self, runs=kept)
 
-    def write(self) -> None:
-        """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
+    def write_runs(self) -> None:
+        """Write run.yaml into every run folder that lacks one."""
         for run, config in self.runs.items():
             path = self.store / run / "run.yaml"
             if not path.is_file():
@@ -91,6 +93,10 @@ class Sweep:
                     record_outside(
                         path.parent, error=f"cannot write into {path.parent}: {error.strerror}", kind=kind_of_write(error)
                     )
+
+    def write(self) -> None:
+        """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
+        self.write_runs()
         results = [result for run in self.runs if (result := read_json(self.store / run / "result.json"))]
         found = dict.fromkeys(pair for result in results for pair in result["references"].items())
         kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
@@ -164,7 +170,7 @@ class Launch:
                 chosen.append(s.run)
             elif s.state in TO_LAUNCH or (s.state == "failed" and self.retry and self.retry & {"all", s.kind}):
                 chosen.append(s.run)
-        sweep.write()
+        sweep.write_runs()
         return chosen
 
 
@@ -207,9 +213,10 @@ def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
     first: dict[tuple, str] = {}
     for run in todo:
         config = sweep.runs[run]
-        first.setdefault((protocol_hash(config), config.nfe, config.stepping, config.method["name"], config.guidance_scale), run)
+        needs = ", ".join(sorted(method_of(config).needs))
+        first.setdefault((protocol_hash(config), config.nfe, config.stepping, needs, needs and config.guidance_scale), run)
     ready = {key: (sweep.store / "references" / key[0] / f"ready-nfe{key[1]}-{key[2]}.json").is_file() for key in first}
-    return {f"references {key[0]} for {key[3]}": run for key, run in first.items() if not ready[key]}
+    return {", ".join(filter(None, (f"references {key[0]}", key[3]))): run for key, run in first.items() if not ready[key]}
 
 
 def _preparations(sweep: Sweep, todo: list[str]) -> list[local.Task]:
@@ -252,7 +259,12 @@ def wait(sweep: Sweep, seconds: float = 5.0) -> None:
     said = ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            statuses = read_statuses(sweep.store, sweep.known, scheduler.read_queue(sweep.store))
+            try:
+                statuses = read_statuses(sweep.store, sweep.known, scheduler.read_queue(sweep.store))
+            except SchedulerError as error:  # it comes back; the runs do not need this process
+                console.print(f"{time.strftime('%H:%M:%S')} {error}; waiting", markup=False)
+                time.sleep(30)
+                continue
             line = status.counts(statuses)
             if console.is_terminal:
                 live.update(status.as_table(statuses), refresh=True)
@@ -273,8 +285,9 @@ def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
     for run in runs:
         start = (read_json(attempts(store / run)[-1] / "start.json") if attempts(store / run) else None) or {}
         if start.get("job") is None and start.get("host") == socket.gethostname() and state(store / run) == "running":
-            os.kill(start["pid"], signal.SIGTERM)
-            stopped += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(start["pid"], signal.SIGTERM)
+                stopped += 1
     return stopped
 
 

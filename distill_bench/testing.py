@@ -52,10 +52,10 @@ def student_gradient(
 ) -> Tensor:
     """The gradient of a method's student loss at x0, (B, C, T, H, W), for given denoisers and draws.
 
-    Every draw of noise is `noise`, every draw of a noise level `sigma`, whatever its purpose, so that nothing is random. All is
-    in the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the denoisers where these have them,
-    else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is not the rollout's) is
-    differentiated there.
+    Every draw of noise is `noise`, every draw of a noise level `sigma`, every draw of an integer 0, whatever its purpose, so that
+    nothing is random. All is in the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the
+    denoisers where these have them, else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is
+    not the rollout's) is differentiated there.
 
     Args:
         student_x0: the student's samples (B, C, T, H, W).
@@ -116,6 +116,12 @@ class _GivenDraws:
 
     def uniform(self, *_: object) -> Tensor:
         return self.given_sigma
+
+    def integers(self, *_: object) -> list[int]:
+        return [0] * len(self.given_sigma)
+
+    def shared_integer(self, *_: object) -> int:
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,44 +194,45 @@ def check_routing(runs: Runs) -> None:
     trainer = runs.trainer()
     nets = trainer.roles | {"teacher": trainer.nets.unguided_teacher.net}
 
-    def moved(phase: Callable[[], Any]) -> set[str]:
+    def moved(phase: str, update: Callable[[], Any]) -> set[str]:
         before = {role: [p.detach().clone() for p in net.parameters()] for role, net in nets.items()}
-        phase()
+        update()
         for role, net in nets.items():
-            assert all(p.grad is None for p in net.parameters()), f"{runs.name}: a gradient is left on {role}"
+            assert all(p.grad is None for p in net.parameters()), f"{runs.name}: {phase} phase leaves a gradient on {role}"
         return {
             role
             for role, net in nets.items()
             if any(not torch.equal(p, q) for p, q in zip(net.parameters(), before[role], strict=True))
         }
 
-    found = moved(trainer.update_student)
+    found = moved("the student's", trainer.update_student)
     assert found == {"student"}, f"{runs.name}: the student's phase moved {sorted(found)}"
     if trainer.fake_score is not None:
         own = {"fake_score"} | ({"modules"} if any(True for _ in trainer.modules.parameters()) else set())
-        found = moved(lambda: trainer.update_fake_score(0, None))
+        found = moved("the fake score's", lambda: trainer.update_fake_score(0, None))
         assert found == own, f"{runs.name}: the fake score's phase moved {sorted(found)}, not {sorted(own)}"
 
 
 def check_detachment(runs: Runs) -> None:
     """Backward reaches frozen roles by their input alone: none of their weights is ever part of a graph."""
     trainer = runs.trainer()
-    frozen = ("fake_score", "modules")
+    nets = trainer.roles | {"teacher": trainer.nets.unguided_teacher.net}
+
+    def check(phase: str, loss: Loss, frozen: tuple[str, ...]) -> None:
+        leaves = _leaves(loss.total)
+        for role in frozen:
+            weights = {id(p) for p in nets[role].parameters()} if role in nets else set()
+            assert not weights & leaves, f"{runs.name}: {phase} loss has a graph to weights of {role}"
+
     trainer._freeze_all_but("student")
     loss = trainer.method.student_loss(trainer.nets, trainer._batch("student", 0))
-    leaves = _leaves(loss.total)
-    for role in frozen:
-        weights = {id(p) for p in trainer.roles[role].parameters()} if role in trainer.roles else set()
-        assert not weights & leaves, f"{runs.name}: the student's loss has a graph to weights of {role}"
+    check("the student's", loss, ("fake_score", "modules", "teacher"))
     if trainer.fake_score is not None:
         trainer._freeze_all_but("fake_score")
         batch = trainer._batch("fake_score/0", 0)
         with torch.no_grad():
             x0 = trainer.nets.rollout(batch)
-        leaves = _leaves(trainer.method.fake_score_loss(trainer.nets, batch, x0).total)
-        assert not {id(p) for p in trainer.student.parameters()} & leaves, (
-            f"{runs.name}: the fake score's loss reaches the student"
-        )
+        check("the fake score's", trainer.method.fake_score_loss(trainer.nets, batch, x0), ("student", "teacher"))
 
 
 def _leaves(value: Tensor) -> set[int]:
@@ -284,34 +291,47 @@ def check_resume(runs: Runs) -> None:
 
 
 def check_guard(runs: Runs) -> None:
-    """A term that is not finite stops the run, names itself, and leaves every weight as it was."""
+    """A term of either phase that is not finite stops the run, names itself, and leaves every weight as it was."""
     trainer = runs.trainer()
-    before = [p.detach().clone() for p in trainer.student.parameters()]
-    poisoned = _Poisoned(trainer.method)
-    trainer.method = poisoned
-    try:
-        trainer.update_student()
-    except Collapsed as error:
-        assert poisoned.term in str(error), f"{runs.name}: the reason {str(error)!r} does not name the term {poisoned.term!r}"
-    else:
-        raise AssertionError(f"{runs.name}: a term that is NaN was not noticed")
-    same = all(torch.equal(p, q) for p, q in zip(trainer.student.parameters(), before, strict=True))
-    assert same, f"{runs.name}: a term that is NaN moved the student"
+    method = trainer.method
+    samples = trainer.update_student()
+    phases = {"student": trainer.update_student}
+    if trainer.fake_score is not None:
+        phases["fake_score"] = lambda: trainer.update_fake_score(0, samples)
+    for role, update in phases.items():
+        before = [p.detach().clone() for net in trainer.roles.values() for p in net.parameters()]
+        trainer.method = poisoned = _Poisoned(method, f"{role}_loss")
+        try:
+            update()
+        except Collapsed as error:
+            said = f"{runs.name}: the reason {str(error)!r} does not name the term {poisoned.term!r}"
+            assert poisoned.term in str(error), said
+        else:
+            raise AssertionError(f"{runs.name}: a term of {role}_loss that is NaN was not noticed")
+        after = [p for net in trainer.roles.values() for p in net.parameters()]
+        same = all(torch.equal(p, q) for p, q in zip(after, before, strict=True))
+        assert same, f"{runs.name}: a term of {role}_loss that is NaN moved weights"
+        for p in after:
+            p.grad = None
 
 
 class _Poisoned:
-    """A method whose first term is NaN."""
+    """A method of which one loss has a NaN for its first term."""
 
-    def __init__(self, method: Method) -> None:
-        self.method, self.term = method, ""
-
-    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
-        loss = self.method.student_loss(nets, batch)
-        self.term = next(iter(loss.terms))
-        return dataclasses.replace(loss, terms={**loss.terms, self.term: loss.terms[self.term] * float("nan")})
+    def __init__(self, method: Method, loss: str) -> None:
+        self.method, self.loss, self.term = method, loss, ""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.method, name)
+        given = getattr(self.method, name)
+        if name != self.loss:
+            return given
+
+        def poisoned(*arguments: Any) -> Loss:
+            loss = given(*arguments)
+            self.term = next(iter(loss.terms))
+            return dataclasses.replace(loss, terms={**loss.terms, self.term: loss.terms[self.term] * float("nan")})
+
+        return poisoned
 
 
 def check_presets(runs: Runs) -> None:

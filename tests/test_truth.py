@@ -140,26 +140,57 @@ def test_a_line_of_yaml_is_each_member_of_the_family(template, method, setting):
     torch.testing.assert_close(setting.gradient(template), setting.gradient(method), rtol=1e-9, atol=1e-13)
 
 
-def test_sid_and_fisher_agree_with_finite_differences_of_their_losses(setting):
-    """No autograd on this side: central differences of SiD's loss as its authors write it, n fixed."""
-    k = setting
+def distance(k: Setting, prediction: Tensor, goal: Tensor, weight: Tensor | float) -> Tensor:
+    """Half the weighted mean of squares."""
+    return (0.5 * weight * (prediction - goal).square()).mean()
 
-    def sid(x0: Tensor, alpha: float = 1.2) -> Tensor:
+
+def sid_loss(k: Setting, x0: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
+    """As its authors write it."""
+    return ((real - fake) * ((real - x0) - alpha * (real - fake)) / k.n).mean()
+
+
+# What each method minimises, as a function of x0 and of both predictions there; what is stopped is the setting's own.
+OBJECTIVES = {
+    "dmd2": (DMD2(), lambda k, x0, real, fake: distance(k, x0, k.x0 - k.gap / k.n, 1)),
+    "tsg_fisher": (TSGFisher(), lambda k, x0, real, fake: distance(k, fake, k.teacher, 1 / (k.n + 1e-8))),
+    "tsg_fisher paper": (TSGFisher("c_t"), lambda k, x0, real, fake: distance(k, fake, k.teacher, c_t(k))),
+    "sgmd official": (
+        SGMD(),
+        lambda k, x0, real, fake: distance(k, fake, k.teacher, 1 / (k.n + 1e-8)) - distance(k, fake, k.x0, 0.1 / k.s),
+    ),
+    "sgmd paper": (
+        SGMD("c_t", "x0", "x0"),
+        lambda k, x0, real, fake: distance(k, fake, k.teacher, c_t(k)) - distance(k, fake, k.x0, 0.1),
+    ),
+    "tsg_sim": (TSGSIM(), lambda k, x0, real, fake: sid_loss(k, x0, k.teacher, fake, 1.0)),
+    "sid": (SiD(1.2), lambda k, x0, real, fake: sid_loss(k, x0, real, fake, 1.2)),
+    "f_distill": (
+        FDistill("jeffreys", gan_weight=0.0),
+        lambda k, x0, real, fake: distance(k, x0, k.x0 - h_of(FDistill("jeffreys"), k) * k.gap / k.n, 1),
+    ),
+    "fisher, not stopped": (
+        GradientTemplate("0", "1/n", "0", teacher_stop_gradient=False),
+        lambda k, x0, real, fake: distance(k, fake, real, 1 / k.n),
+    ),
+}
+
+
+@pytest.mark.parametrize("row", OBJECTIVES)
+def test_every_row_agrees_with_finite_differences_of_its_objective(row, setting):
+    """No autograd on this side: central differences, n and all that is stopped held fixed."""
+    k, (method, objective) = setting, OBJECTIVES[row]
+
+    def loss(x0: Tensor) -> Tensor:
         x_t = (1 - k.s) * x0 + k.s * k.noise
-        real, fake = k.teacher_net(x_t, k.sigma, k.text), k.fake_net(x_t, k.sigma, k.text)
-        return ((real - fake) * ((real - x0) - alpha * (real - fake)) / k.n).mean()
+        return objective(k, x0, k.teacher_net(x_t, k.sigma, k.text), k.fake_net(x_t, k.sigma, k.text))
 
-    def fisher(x0: Tensor) -> Tensor:
-        x_t = (1 - k.s) * x0 + k.s * k.noise
-        return (0.5 * (k.fake_net(x_t, k.sigma, k.text) - k.teacher) ** 2 * c_t(k)).mean()
-
-    for loss, method in ((sid, SiD(1.2)), (fisher, TSGFisher("c_t"))):
-        gradient = k.gradient(method).flatten()
-        for index in range(0, k.x0.numel(), 5):
-            bump = torch.zeros(k.x0.numel(), dtype=torch.float64)
-            bump[index] = 1e-6
-            slope = (loss(k.x0 + bump.reshape(k.x0.shape)) - loss(k.x0 - bump.reshape(k.x0.shape))) / 2e-6
-            torch.testing.assert_close(gradient[index], slope, rtol=1e-5, atol=1e-7 * float(gradient.abs().max()))
+    gradient = k.gradient(method).flatten()
+    for index in range(0, k.x0.numel(), 5):
+        bump = torch.zeros(k.x0.numel(), dtype=torch.float64)
+        bump[index] = 1e-6
+        slope = (loss(k.x0 + bump.reshape(k.x0.shape)) - loss(k.x0 - bump.reshape(k.x0.shape))) / 2e-6
+        torch.testing.assert_close(gradient[index], slope, rtol=1e-5, atol=1e-7 * float(gradient.abs().max()))
 
 
 def head_of(method, width: int) -> torch.nn.Module:
@@ -180,14 +211,18 @@ F_WEIGHTS = {
 }  # fmt: skip
 
 
+def h_of(method: FDistill, k: Setting) -> Tensor:
+    """The weight of each sample at the first update, (B, 1, 1, 1, 1)."""
+    ratio = head_of(method, 2)(tokens(k.teacher)).exp().clamp(0.1, 20)
+    h = F_WEIGHTS[method.divergence](ratio / (0.9 + 0.1 * ratio + 1e-6))
+    return (h / (h.mean() + 1e-6)).reshape(-1, 1, 1, 1, 1).detach()
+
+
 @pytest.mark.parametrize("divergence", F_WEIGHTS)
 def test_f_distill_weights_the_gradient_of_dmd2_by_its_divergence(divergence, setting):
     """h of the ratio over the moving average of its bin: begins at 1, decay 0.9, each of the four samples in a bin of its own."""
     k, method = setting, FDistill(divergence, gan_weight=0.0)
-    ratio = head_of(method, 2)(tokens(k.teacher)).exp().clamp(0.1, 20)
-    h = F_WEIGHTS[divergence](ratio / (0.9 + 0.1 * ratio + 1e-6))
-    h = (h / (h.mean() + 1e-6)).reshape(-1, 1, 1, 1, 1).detach()
-    torch.testing.assert_close(k.gradient(method), h * k.template(1 / k.n, 0, 0), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(k.gradient(method), h_of(method, k) * k.template(1 / k.n, 0, 0), rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("gan", ["fake_score", "teacher"])
@@ -218,6 +253,10 @@ def test_consistency_pulls_the_prediction_to_the_target_one_euler_step_on(settin
     euler = x_t - (1 / steps) * (x_t - k.teacher_net(x_t, upper, k.text)) / s
     reference = (k.x0 - k.teacher_net(euler, lower, k.text)) * steps / k.x0.numel()
     torch.testing.assert_close(k.gradient(Consistency(steps=steps)), reference, rtol=1e-9, atol=1e-13)
+    c = 0.00054 * D**0.5  # pseudo-Huber: the same direction over sqrt(|error|^2 + c^2), a sample at a time
+    size = (reference * k.x0.numel() / steps).square().sum(dim=(1, 2, 3, 4), keepdim=True)
+    huber = k.gradient(Consistency(steps=steps, distance="pseudo_huber"))
+    torch.testing.assert_close(huber, reference / (size + c**2).sqrt(), rtol=1e-9, atol=1e-13)
 
 
 def test_guidance_of_one_is_none_and_two_doubles_the_difference(setting):
@@ -325,23 +364,29 @@ def test_tsg_fisher_is_the_derivative_of_the_fisher_term_and_the_residual_of_sgm
     torch.testing.assert_close(sgmd_scale, of_scale + pull, rtol=1e-9, atol=1e-9 * float(c))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        DMD2(),
-        DMD(),
-        TSGFisher(),
-        TSGFisher("c_t"),
-        SGMD(),
-        SGMD("c_t", "x0"),
-        TSGSIM(),
-        SiD(1.2),
-        FDistill(gan_weight=0.0),
-        IDA(),
-    ],
-    ids=lambda m: type(m).__name__,
-)
+STOPPED = {  # weight of (T - x0) that is left where the teacher's Jacobian is stopped, or x0 is
+    SGMD(): lambda s, n: 0.1 / s,
+    SGMD("c_t", "x0"): lambda s, n: 0.1,
+    TSGSIM(): lambda s, n: 1 / n,
+}
+AT_OPTIMUM = [DMD2(), DMD(), IDA(), FDistill(gan_weight=0.0), TSGFisher(), TSGFisher("c_t"), SiD(1.2), DecoupledDMD(), *STOPPED]
+
+
+@pytest.mark.parametrize("method", AT_OPTIMUM, ids=lambda m: type(m).__name__)
 def test_at_the_optimum_every_expected_gradient_vanishes(method):
+    """Along the mean for all of them. Along the scale SGMD and TSG-SIM keep the pull of their residual, E[lam J^T r z^T].
+
+    SiD has the same residual, and the teacher's Jacobian that cancels it.
+    """
     k = Gaussians(0.5, at_optimum=True)
-    mean, _ = k.expected_gradient(method)
+    mean, scale = k.expected_gradient(method)
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-12)
+    left = torch.zeros_like(scale)
+    if method in STOPPED:
+        (p, q), (z, noise) = k.affine(k.mean, k.scale), k.points()
+        x0 = k.mean + z @ k.scale.T
+        residual = x0 - ((0.5 * x0 + 0.5 * noise) @ p.T + q)
+        weight = STOPPED[method](0.5, residual.abs().mean(1, keepdim=True))
+        left = (weight * residual @ (0.5 * p)).T @ z / len(z)
+        assert left.abs().max() > 1e-3
+    torch.testing.assert_close(scale, left, rtol=1e-7, atol=1e-12)

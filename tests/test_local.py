@@ -1,0 +1,115 @@
+"""Worker processes of this machine, and how one is asked to stop."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distill_bench.local import Task, run_queue
+from distill_bench.stop import DRIVER, Stopped, StopRequest
+
+SHOW = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'], flush=True); time.sleep(0.3)"
+
+
+def tasks(folder: Path, count: int, code: str = SHOW) -> list[Task]:
+    return [Task(str(i), [sys.executable, "-c", code], folder / f"{i}.txt") for i in range(count)]
+
+
+def test_tasks_share_cores_and_gpus_and_wait_for_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    running, most = set(), 0
+
+    def changed(task: Task) -> None:
+        nonlocal most
+        (running.add if task.code is None else running.discard)(task.name)
+        most = max(most, len(running))
+
+    queue = tasks(tmp_path, 5)
+    run_queue(queue, 2, changed)
+    assert most == 2 and not running and [task.code for task in queue] == [0] * 5
+    shown = [task.log.read_text().split() for task in queue]
+    assert {gpu for gpu, _ in shown} == {"3", "5"}
+    assert {int(threads) for _, threads in shown} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+
+
+def test_a_task_that_cannot_start_says_why_and_the_others_run(tmp_path):
+    (tmp_path / "file").touch()
+    queue = [
+        Task("gone", ["/nowhere/python"], tmp_path / "gone.txt"),
+        Task("unwritable", [sys.executable, "-c", ""], tmp_path / "file" / "log.txt"),
+        *tasks(tmp_path, 1, "pass"),
+    ]
+    run_queue(queue, 1)
+    assert [task.code for task in queue] == [127, 127, 0]
+    assert queue[0].error == "cannot start: No such file or directory: /nowhere/python" and "file" in queue[1].error
+
+
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(3)))
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def up(task: Task) -> bool:
+    return task.log.exists() and "up" in task.log.read_text()
+
+
+def test_a_queue_that_is_stopped_asks_the_running_and_starts_no_more(tmp_path):
+    queue = tasks(tmp_path, 3, SAVES)
+    run_queue(queue, 1, stop=lambda: up(queue[0]))
+    assert [task.code for task in queue] == [3, None, None]
+
+
+def test_ctrl_c_lets_the_running_save(tmp_path):
+    queue = tasks(tmp_path, 3, SAVES)
+
+    def changed(task: Task) -> None:
+        while not up(task):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_queue(queue, 1, changed)
+    assert [task.code for task in queue] == [3, None, None]
+
+
+@pytest.fixture
+def stop():
+    """A listening request; the handlers of before are put back."""
+    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield StopRequest().listen()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_request_is_noted_and_the_scheduler_s_own_signal_wins(stop):
+    assert not stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop() and stop.signal == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGUSR2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == signal.SIGUSR2
+
+
+def test_outside_training_a_request_ends_the_stage_and_a_second_ctrl_c_everything(stop):
+    with pytest.raises(Stopped), stop.at_once():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    with pytest.raises(Stopped), stop.at_once():
+        pytest.fail("a stage begins though a request is there")
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_a_worker_whose_driver_is_gone_stops(monkeypatch):
+    monkeypatch.setenv(DRIVER, str(os.getppid()))
+    assert not StopRequest()()
+    monkeypatch.setenv(DRIVER, "1" if os.getppid() != 1 else "2")
+    assert StopRequest()()
