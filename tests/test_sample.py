@@ -8,7 +8,7 @@ import pytest
 from distill_bench import controls, shapes
 from distill_bench.config import resolve
 from distill_bench.media import load_clips
-from distill_bench.sample import protocol, protocol_hash, references
+from distill_bench.sample import main, protocol, protocol_hash, references
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +67,9 @@ def test_corruptions_of_clips_do_what_they_say():
     assert shapes.centroid_speed(half).mean() == pytest.approx(shapes.centroid_speed(whole).mean() / 2, rel=0.02)
     without, said = controls.rendered(72, 0, without="red")
     assert "red" not in {a.colour for a in shapes.read(without)} and any(" red " in prompt for prompt in said)
+
+
+def test_what_cannot_be_sampled_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path)])
+    assert ended.value.code == 2 and "it has no run.yaml" in (said := capsys.readouterr().err) and said.count("\n") == 1
