@@ -44,10 +44,15 @@ def show_plugins() -> int:
     from rich.console import Console
     from rich.markup import escape
 
-    from distill_bench.registry import evaluators, methods
+    from distill_bench.registry import RegistryError, evaluators, methods
 
+    try:
+        kinds = {"methods": methods(), "evaluators": evaluators()}
+    except RegistryError as error:
+        print(f"distill-bench list: {error}", file=sys.stderr)
+        return 2
     console = Console(soft_wrap=True, highlight=False)
-    for kind, plugins in (("methods", methods()), ("evaluators", evaluators())):
+    for kind, plugins in kinds.items():
         console.print(f"[bold]{kind}[/bold]")
         for name, plugin in plugins.items():
             purpose = (plugin.__doc__ or "").strip().splitlines()[0]
@@ -56,7 +61,7 @@ def show_plugins() -> int:
                 default = field.default
                 if field.default_factory is not dataclasses.MISSING:
                     default = field.default_factory()
-                kind_of = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+                kind_of = field.type.__name__ if isinstance(field.type, type) else str(field.type)
                 console.print(f"      {field.name}: {escape(kind_of.replace('typing.', ''))} = {escape(repr(default))}")
     return 0
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from distill_bench.registry import RegistryError, find_method
-from distill_bench.teacher import content_hash, is_gaussian, teacher_folder
+from distill_bench.registry import RegistryError, find_evaluator, find_method
+from distill_bench.teacher import content_hash, is_gaussian, teacher_folder, unfit
 
 if TYPE_CHECKING:
     from distill_bench.method import Method  # torch takes seconds, `--status` has none
@@ -48,7 +48,7 @@ Positive = Annotated[int, Field(ge=1)]
 class ProtocolConfig(_Model):
     """How rows are sampled and scored; equal for every row of a table."""
 
-    clips: Positive = identity(256)  # two a prompt; below 256 distances are mostly bias (eval/README.md)
+    clips: int = identity(256, ge=2)  # two a prompt; below 256 distances are mostly bias (eval/README.md)
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)
@@ -137,7 +137,7 @@ class ClusterConfig(_Model):
 class SweepConfig(_Model):
     """A sweep file: a question, a base run, and what varies."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w .-]*$")  # of a folder of results
     question: str
     base: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
@@ -164,6 +164,8 @@ class SweepConfig(_Model):
                 runs.setdefault(run_id(config), config)
         if not runs:
             raise ConfigError(f"{self.name}: the grid is empty: every cell is excluded or there are no seeds")
+        if self.baseline and not any(_is(config, self.baseline) for config in runs.values()):
+            raise ConfigError(f"{self.name}: no run is the baseline {self.baseline}")
         return list(runs.values())
 
     def cells(self) -> Iterator[dict[str, Any]]:
@@ -192,7 +194,9 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a sweep file is a mapping with question, base, grid, seeds; found {type(data).__name__}")
     data = {"name": path.stem} | data
-    base = dict(data.get("base") or {})
+    base = data.get("base") or {}
+    if not isinstance(base, dict):
+        raise ConfigError(f"{path}: base = {base!r}: a mapping of keys of a run to their values")
     for key, value in overrides.items():
         if key in ("seeds", "name"):
             data[key] = value
@@ -207,7 +211,12 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
     if "cluster" in data or _profiles_path().is_file():
         data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
-    _check_keys([*sweep.grid, *(key for cell in sweep.include for key in cell), *(sweep.baseline or {})], str(path))
+    keys = [*sweep.grid, *(key for cell in sweep.include for key in cell)]
+    if "seed" in [*sweep.base, *keys]:
+        raise ConfigError(f"{path}: seed is no key of a cell: every cell is run with each of `seeds`, a number or a list")
+    _check_keys([*keys, *(sweep.baseline or {})], str(path))
+    for condition in sweep.exclude:
+        check_condition(condition)
     return sweep
 
 
@@ -251,7 +260,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     method = data.get("method")
     if method is None:
         raise ConfigError("method is missing: name one, for instance `method: NAME` (see `distill-bench list`)")
-    fields = {"name": method} if isinstance(method, str) else dict(method)
+    fields = {"name": method} if not isinstance(method, dict) else method
     if not isinstance(fields.get("name"), str):
         raise ConfigError(f"method.name is {fields.get('name')!r}: it must name a method")
     try:
@@ -272,11 +281,32 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         raise ConfigError("fake_score_updates is null: give a number, or `fake_score: exact` where the teacher offers it")
     if config.fake_score == "exact" and not is_gaussian(folder):
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
+    _check_named(config)
+    why = unfit(folder, config.frames, config.height, config.width)
+    if why is not None:
+        raise ConfigError(why)
     if config.sigma_min >= config.sigma_max:
         raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
     if config.batch_size % config.accumulation:
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}")
     return config
+
+
+def _check_named(config: RunConfig) -> None:
+    """ConfigError for an evaluator or a tracker that is not there: a job would find out when its training is done, or never."""
+    try:
+        for name in config.protocol.evaluators or ():
+            find_evaluator(name)
+    except RegistryError as error:
+        raise ConfigError(f"protocol.evaluators: {error}") from error
+    if set(config.trackers) - {"tensorboard"}:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+        here = [str(tracker) for tracker in get_available_trackers()]
+        for name in config.trackers:
+            if name not in here:
+                why = "is not installed" if name in LOGGER_TYPE_TO_CLASS else "is none of accelerate's"
+                raise ConfigError(f"trackers: {name!r} {why}; here: {', '.join(here)}")
 
 
 def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str, Any]:
@@ -359,6 +389,12 @@ def lookup(config: RunConfig, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value["name"] if key == "method" else value
+
+
+def _is(config: RunConfig, wanted: Mapping[str, Any]) -> bool:
+    """Whether a run has the values of some dotted keys."""
+    found = {key: lookup(config, key) for key in wanted}
+    return all(found[key] == value or (key == "method" and method_label(found[key]) == value) for key, value in wanted.items())
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -483,6 +519,20 @@ _COMPARE = {
 }  # fmt: skip
 
 
+def check_condition(text: str) -> None:
+    """ConfigError where an expression names a key that no run has: it would hold for none, and say nothing.
+
+    What is wrong with its form is said when it is evaluated.
+    """
+    try:
+        names = [node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)]
+    except SyntaxError as error:
+        raise ConfigError(f"cannot evaluate {text!r}: {error.msg}") from error
+    for name in names:
+        if name not in RunConfig.model_fields:
+            raise ConfigError(f"{text!r}: unknown key {name!r}{_hint(name, list(RunConfig.model_fields))}")
+
+
 def evaluate_expression(text: str, data: Mapping[str, Any]) -> bool:
     """A condition over dotted keys, literals, comparisons, `and`, `or`, `not`; nothing else is run."""
 
@@ -508,9 +558,9 @@ def evaluate_expression(text: str, data: Mapping[str, Any]) -> bool:
                 terms = [value(node.left), *(value(c) for c in node.comparators)]
                 pairs = zip(node.ops, terms[:-1], terms[1:], strict=True)
                 return all(_COMPARE[type(op)](a, b) for op, a, b in pairs)
-        raise ConfigError(f"exclude: {text!r} may hold keys, literals, comparisons, and, or, not; not {type(node).__name__}")
+        raise ConfigError(f"{text!r} may hold keys, literals, comparisons, and, or, not; not {type(node).__name__}")
 
     try:
         return bool(value(ast.parse(text, mode="eval")))
     except (SyntaxError, TypeError) as error:
-        raise ConfigError(f"exclude: cannot evaluate {text!r}: {error}") from error
+        raise ConfigError(f"cannot evaluate {text!r}: {error}") from error

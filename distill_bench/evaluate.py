@@ -1,6 +1,7 @@
 """Scores of a folder of clips: one line a score in metrics.jsonl, nothing computed twice.
 
     python -m distill_bench.evaluate FOLDER --reference FOLDER --evaluators NAME,NAME
+    torchrun --nproc_per_node 4 -m distill_bench.evaluate ...
 
 FOLDER is one that `distill_bench.sample` wrote, or any folder of mp4, gif, webp or npy clips with captions in manifest.jsonl:
 see `distill_bench.media`. An evaluator whose lines are there with its version, its settings and the protocol is left alone;
@@ -11,6 +12,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,6 +23,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from distill_bench.evaluator import Clips, Evaluator, Score
+from distill_bench.features import of_first_rank, place
 from distill_bench.media import load_clips
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
@@ -76,7 +79,7 @@ def evaluate(
     under = conditions(clips, against)
     protocol = protocol or _digest(under)
     names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
-    _refuse_mixture(out, names, protocol, under)
+    _refuse_mixture(out, of_first_rank(lambda: read_jsonl(out)), names, protocol, under)
     for name in names:
         evaluator = _with_settings(name, settings.get(name, {}))
         reason = evaluator.reason_to_skip(clips)
@@ -86,15 +89,15 @@ def evaluate(
             print(f"{name} skipped: {reason}", flush=True)
             continue
         key = _key(name, evaluator, protocol, under)
-        lines = read_jsonl(out)
+        lines = of_first_rank(lambda: read_jsonl(out))
         if not any(key.items() <= line.items() for line in lines):
             new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
             if not new:
                 print(f"{name} skipped: it needs a reference that is not there", flush=True)
             kept = [line for line in lines if line.get("metric") != name]
-            if not _rank():
+            if not place()[0]:
                 write_bytes(out, "".join(json.dumps(line) + "\n" for line in [*kept, *new]).encode())
-    return read_jsonl(out)
+    return of_first_rank(lambda: read_jsonl(out))
 
 
 def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
@@ -126,8 +129,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _refuse_mixture(out: Path, names: Sequence[str], protocol: str, under: Mapping[str, Any]) -> None:
-    for line in read_jsonl(out):
+def _refuse_mixture(out: Path, lines: list[dict], names: Sequence[str], protocol: str, under: Mapping[str, Any]) -> None:
+    for line in lines:
         if line.get("metric") not in names and line.get("protocol") != protocol:
             what = differences(line.get("conditions") or {}, under) or "the teacher's sampling"
             raise ValueError(
@@ -157,15 +160,11 @@ def _key(name: str, evaluator: Evaluator, protocol: str, under: Mapping[str, Any
 
 
 def _line(key: dict, score: Score, clips: Clips) -> dict:
-    numbers = [score.value, *(score.per_clip or ())]
+    numbers = [score.value, *(score.per_clip or ()), *([] if score.sd is None else [score.sd])]
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{score.column} of the clips is not finite: {score.value}")
     per_clip = None if score.per_clip is None else [round(float(v), 6) for v in score.per_clip]
     return asdict(score) | {"per_clip": per_clip, "warnings": list(score.warnings), "n": len(clips.frames)} | key
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -180,9 +179,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--protocol", help="protocol of the row; default: a digest of prompts, counts, sizes and references")
     parser.add_argument("--out", type=Path, help="file of the lines; default: metrics.jsonl in the folder")
     options = parser.parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # as torchrun starts it
+        torch.distributed.init_process_group("gloo")
     names = None if options.evaluators is None else [n.strip() for n in options.evaluators.split(",") if n.strip()]
     try:
-        references = {key or "teacher": Path(path) for key, _, path in map(_reference, options.reference)}
+        if names == []:
+            raise ValueError(f"--evaluators names none; known: {', '.join(all_evaluators())}")
+        references = _references(options.reference)
         settings = _settings(options.set)
         if unknown := [key for key in settings if key not in (names or all_evaluators())]:
             raise ValueError(
@@ -193,6 +196,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{min(mute)} needs a reference: give --reference FOLDER")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    if place()[0]:
+        return 0
     for line in lines:
         sd = "" if line["sd"] is None else f" (sd {line['sd']:.3g})"
         unit = f" {line['unit']}" if line["unit"] else ""
@@ -203,13 +208,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _reference(text: str) -> tuple[str, str, str]:
-    key, found, path = text.partition("=")
-    if not found:
-        return "", "", text
-    if key not in REFERENCES:
-        raise ValueError(f"--reference {text}: no kind {key!r}; known: {', '.join(REFERENCES)}")
-    return key, found, path
+def _references(given: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in given:
+        before, equals, after = text.partition("=")
+        key, path = (before, after) if equals else ("teacher", text)
+        if key not in REFERENCES:
+            raise ValueError(f"--reference {text}: no kind {key!r}; known: {', '.join(REFERENCES)}")
+        if key in found:
+            raise ValueError(f"--reference gives {key} twice: {found[key]} and {path}")
+        found[key] = Path(path)
+    return found
 
 
 def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
@@ -219,7 +228,10 @@ def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
         name, dot, field = where.rpartition(".")
         if not (equals and dot and name and field):
             raise ValueError(f"--set takes EVALUATOR.FIELD=VALUE; found {text!r}")
-        found.setdefault(name, {})[field] = yaml.safe_load(value)
+        try:
+            found.setdefault(name, {})[field] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {text}: {value!r} is no YAML value") from error
     return found
 
 

@@ -36,8 +36,8 @@ class Clips:
             raise ValueError(f"{len(f)} clips are too few to score: at least 2 are needed")
         if f.shape[1] < 2:
             raise ValueError(f"clips of {f.shape[1]} frame are no video: at least 2 frames are needed")
-        if f.max() == 1:  # black clips are clips
-            raise ValueError("no value of the clips is above 1: they must be 0..255, not 0..1")
+        if min(f.shape[3:]) < 4:
+            raise ValueError(f"frames of {f.shape[3]}x{f.shape[4]} are no pictures: at least 4x4 are needed")
 
     @cached_property
     def digests(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from distill_bench import encoders, shapes
 from distill_bench.evaluator import Clips
 from distill_bench.store import read_json, sha256, write_bytes
 
-BATCH = 32  # clips a forward: fixed, so that no bit depends on it, nor on the number of ranks
+# clips a forward, and values of frames, which cuts that of large clips; fixed, so that no bit depends on them nor on the ranks
+BATCH, VALUES = 32, 2**26
 CACHE_VERSION = 1  # of the code between frames and features that no id names
 
 
@@ -92,14 +94,14 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
     Raises:
         ValueError: if the network gives another number of rows than clips.
     """
-    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if shared else (0, 1)
-    starts = range(0, len(frames), BATCH)
+    rank, ranks = place()
+    size = max(1, min(BATCH, VALUES // frames[0].size))
+    starts = range(0, len(frames), size)
     mine: dict[int, Tensor] = {}
     console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or rank > 0)
     with torch.no_grad():
         for start in track(starts[rank::ranks], name, console=console, transient=True):
-            part = torch.from_numpy(frames[start : start + BATCH])
+            part = torch.from_numpy(frames[start : start + size])
             found = net(part).float().cpu()
             if len(found) != len(part):
                 raise ValueError(f"{name} gave {len(found)} rows for {len(part)} clips")
@@ -111,6 +113,25 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
     return torch.cat([mine[start] for start in starts])
 
 
+def place() -> tuple[int, int]:
+    """Rank and number of ranks under torch.distributed, else 0 and 1."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def of_first_rank(make: Callable[[], Any]) -> Any:
+    """What `make` gives on the first rank, on every rank.
+
+    What all must agree on is looked at by one: a file that another job writes between two looks would leave some ranks waiting.
+    """
+    rank, ranks = place()
+    box = [None if rank else make()]
+    if ranks > 1:
+        torch.distributed.broadcast_object_list(box, 0)
+    return box[0]
+
+
 def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
     """What `make` gives for these frames; kept in the clips' cache folder by the key and the digest of the frames.
 
@@ -120,21 +141,28 @@ def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
     about = {"key": key, "frames": clips.digest, "cache_version": str(CACHE_VERSION)}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = None if clips.cache is None else clips.cache / f"{name}.safetensors"
-    if path is not None and path.is_file():
-        try:
-            with safe_open(path, "pt") as file:
-                if file.metadata() != about:
-                    raise ValueError(f"the cache {path} was made from other clips or another network: delete it")
-                return file.get_tensor("features")
-        except SafetensorError:
-            pass  # torn or foreign: made again
+    kept = of_first_rank(lambda: None if path is None else _kept(path, about))
+    if kept is not None:
+        return kept
     made = make().contiguous()
-    if path is not None:
+    if path is not None and not place()[0]:
         try:
             write_bytes(path, save({"features": made}, about))
         except OSError as error:  # a read-only folder of someone else's clips
             print(f"features are not kept: {error}", file=sys.stderr)
     return made
+
+
+def _kept(path: Path, about: dict[str, str]) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata() != about:
+                raise ValueError(f"the cache {path} was made from other clips or another network: delete it")
+            return file.get_tensor("features")
+    except SafetensorError:
+        return None  # torn or foreign: made again
 
 
 # Extractors
@@ -154,7 +182,7 @@ def load_extractor(spec: str) -> Extractor:
         try:
             module = _module_at(Path(where)) if where.endswith(".py") else importlib.import_module(where)
             made = getattr(module, function)()
-        except (ImportError, AttributeError, OSError) as error:
+        except (ImportError, AttributeError, OSError, SyntaxError) as error:
             raise ValueError(f"no extractor at {spec!r}: {error}") from error
         if not isinstance(made, Extractor):
             raise ValueError(f"{spec!r} gives a {type(made).__name__}, not an Extractor")
@@ -181,12 +209,14 @@ def classifier(path: str = "") -> Extractor:
 
 
 @cache
-def random_r2p1(_: str = "") -> Extractor:
+def random_r2p1(path: str = "") -> Extractor:
     """The same network with more features and random weights: a second opinion that never saw the domain.
 
     Random features judge appearance well and motion weakly (arXiv:2208.09218). Group norms: with a batch norm's first statistics
     the features of all clips are nearly equal.
     """
+    if path:
+        raise ValueError(f"random-r2p1 has no weights to read from {path}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = encoders.R2P1(64, lambda width: nn.GroupNorm(8, width)).eval().requires_grad_(False)
@@ -216,8 +246,11 @@ def i3d(path: str) -> Extractor:
         raise ValueError(f"{file} is no TorchScript file: {str(error).splitlines()[0]}") from error
 
     def features(frames: Tensor) -> Tensor:
-        with torch.jit.fuser("none"):
-            found = net(i3d_input(frames), rescale=False, resize=False, return_features=True)
+        try:
+            with torch.jit.fuser("none"):
+                found = net(i3d_input(frames), rescale=False, resize=False, return_features=True)
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not take clips as i3d_torchscript.pt does: {str(error).splitlines()[0]}") from error
         return found[None] if found.ndim == 1 else found  # a batch of one comes back without its axis
 
     return Extractor(
@@ -243,7 +276,13 @@ def videomae(path: str) -> Extractor:
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     if not files:
         raise ValueError(f"{folder} holds no weights (model.safetensors)")
-    net = VideoMAEModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+    try:
+        net, loading = VideoMAEModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no VideoMAE: {str(error).strip().splitlines()[0]}") from error
+    if loading["missing_keys"]:  # transformers makes what is missing up, and only says so in its log
+        raise ValueError(f"{folder} lacks weights of a VideoMAE, for instance {min(loading['missing_keys'])}")
+    net.eval().requires_grad_(False)
     about = read_json(folder / "preprocessor_config.json") or {}
     mean, std = (
         torch.tensor(about.get(key, default)).reshape(1, 3, 1, 1)
@@ -256,7 +295,9 @@ def videomae(path: str) -> Extractor:
         x = ((x - mean) / std).reshape(*frames.shape[:3], size, size)
         return net(pixel_values=x).last_hidden_state.mean(1)
 
-    digest = hashlib.sha256("".join(sha256(f) for f in files).encode()).hexdigest()
+    # the configurations too: other means, another size or another activation make other features of the same weights
+    files += sorted(folder.glob("*config.json"))
+    digest = hashlib.sha256("".join(f.name + sha256(f) for f in files).encode()).hexdigest()
     return Extractor(
         f"videomae-{folder.name}", 1, digest, net.config.hidden_size, features,
         f"squashed to {size}x{size}, bilinear, no antialiasing; mean and standard deviation of the folder",
@@ -341,14 +382,15 @@ def open_clip_model(spec: str) -> ClipModel:
             if not (folder / "open_clip_config.json").is_file() or not files:
                 raise ValueError("it needs open_clip_config.json and open_clip_model.safetensors")
             model, _, preprocess = open_clip.create_model_and_transforms(spec, require_pretrained=True)
-            tokenizer, digest = open_clip.get_tokenizer(spec), sha256(files[0])
+            tokenizer = open_clip.get_tokenizer(spec)
+            digest = hashlib.sha256((_state_digest(model) + sha256(folder / "open_clip_config.json")).encode()).hexdigest()
         else:
             if not weights:
                 raise ValueError("weights are missing: write MODEL:TAG, MODEL:/weights/file or local-dir:/folder")
             model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(name)
             digest = _state_digest(model)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch answers a file that is none of its own with errors of many kinds
         raise ValueError(f"no CLIP at {spec!r}: {str(error).strip().splitlines()[0]}") from error
     model.eval().requires_grad_(False)
 

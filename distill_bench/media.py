@@ -1,23 +1,44 @@
 """Folders of clips: the harness's own, and anybody's mp4, gif, webp or npy files with captions.
 
 The harness's is `clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed). Of anybody's, each line of
-`manifest.jsonl` names a file: {"file": "a.mp4", "prompt": "a red circle", "seed": 0}; without one the clips have no captions.
+`manifest.jsonl` names a file: {"file": "a.mp4", "prompt": "a red circle", "seed": 0, "fps": 16}, the last two where they are
+known; without a manifest the clips have no captions.
 """
 
-import math
 import sys
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
 from distill_bench.evaluator import Clips
-from distill_bench.store import read_json, read_jsonl
+from distill_bench.store import read_json
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif", ".webp", ".npy")
 MERGING = (".gif", ".webp")  # equal frames in a row are stored as one: of a still clip there is one, often without its time
+TICK = {".gif": 10, ".webp": 1}  # milliseconds to which they round how long a frame is shown
 MANIFEST, CACHE = "manifest.jsonl", ".features"
+Line = TypeVar("Line", bound=BaseModel)
+
+
+class OwnLine(BaseModel, strict=True):
+    """A line of the harness's manifest."""
+
+    index: int
+    prompt: str
+    seed: int
+
+
+class FileLine(BaseModel, strict=True):
+    """A line of anybody's manifest."""
+
+    file: str
+    prompt: str
+    seed: int | None = None
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # over what the file says
 
 
 def load_clips(folder: Path) -> Clips:
@@ -35,53 +56,83 @@ def load_clips(folder: Path) -> Clips:
             frames, prompts, seeds, fps = _foreign(folder)
         facts = dict(np.load(folder / "facts.npz", allow_pickle=False)) if (folder / "facts.npz").is_file() else {}
         return Clips(frames, prompts, seeds, fps, facts, folder / CACHE)
-    except KeyError as error:
-        raise ValueError(f"{folder / MANIFEST}: a line has no {error}") from error
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
 
 
+def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
+    """The lines of a manifest, none where there is no file; a line that is torn or wrong would drop a clip, and is an error."""
+    path, found = folder / MANIFEST, []
+    if not path.is_file():
+        return []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            found.append(kind.model_validate_json(text))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            what = f"the line has no {key!r}" if first["type"] == "missing" else f"{key or text[:40]!r}: {first['msg']}"
+            raise ValueError(f"{path}, line {number}: {what}") from error
+    if not found:
+        raise ValueError(f"{path} is empty: it needs a line a clip")
+    return found
+
+
 def _own(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
-    lines = read_jsonl(folder / MANIFEST)
+    lines = _manifest(folder, OwnLine)
     if not lines:
         raise ValueError(f"no {MANIFEST} in {folder}: clips.npy needs one, a line a clip with index, prompt and seed")
     try:
         frames = np.load(folder / "clips.npy", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{folder / 'clips.npy'} cannot be read: {error}") from error
-    if [line["index"] for line in lines] != list(range(len(frames))):
+    if [line.index for line in lines] != list(range(len(frames))):
         raise ValueError(f"{folder / MANIFEST} lists {len(lines)} clips, clips.npy holds {len(frames)}")
-    fps = float((read_json(folder / "row.json") or {}).get("fps", 8.0))
-    return frames, [line["prompt"] for line in lines], [line["seed"] for line in lines], fps
+    row = read_json(folder / "row.json")
+    if row is None:  # else `sample` decoded them, and a student that went black is to be scored as one
+        _refuse_dark(frames)
+    return frames, [line.prompt for line in lines], [line.seed for line in lines], float((row or {}).get("fps", 8.0))
 
 
 def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
-    lines = read_jsonl(folder / MANIFEST)
+    lines = _manifest(folder, FileLine)
     if not lines:
         files = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-        lines = [{"file": name, "prompt": ""} for name in files]
+        lines = [FileLine(file=name, prompt="") for name in files]
     if not lines:
         raise ValueError(f"no clips in {folder}: it needs clips.npy or files of {', '.join(SUFFIXES)}")
     clips, rates = [], []
     console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
     for line in track(lines, f"reading {folder.name}", console=console, transient=True):
-        frames, fps = read_clip(folder / line["file"])
+        frames, fps = read_clip(folder / line.file)
         clips.append(frames)
-        rates.append(float(line.get("fps") or fps or 8.0))
+        rates.append(line.fps or fps or 8.0)
     rate, longest = max(rates), max(map(len, clips))
     for i, line in enumerate(lines):
-        path, times = folder / line["file"], round(rate / rates[i])
-        if path.suffix.lower() in MERGING and (len(clips[i]) == 1 or times > 1):
+        path, times = folder / line.file, round(rate / rates[i])
+        merging = path.suffix.lower() in MERGING
+        if merging and (len(clips[i]) == 1 or times > 1):
             clips[i] = clips[i].repeat(longest if len(clips[i]) == 1 else times, 0)
             rates[i] = rate
-        if abs(rates[i] - rate) > 0.01:
+        if abs(rates[i] - rate) > (0.1 * rate if merging else 0.01):  # times of the merging kinds are rounded
             raise ValueError(
                 f"{path} has {rates[i]:g} frames a second, others {rate:g}: all clips of a folder must have one rate"
             )
         if clips[i].shape != clips[0].shape:
-            first = folder / lines[0]["file"]
+            first = folder / lines[0].file
             raise ValueError(f"{path} is {clips[i].shape}, {first} is {clips[0].shape}: all clips of a folder must be alike")
-    return np.stack(clips), [line["prompt"] for line in lines], [line.get("seed", i) for i, line in enumerate(lines)], rate
+    frames = np.stack(clips)
+    if all(line.file.lower().endswith(".npy") for line in lines):  # nothing else can hold another range
+        _refuse_dark(frames)
+    return frames, [line.prompt for line in lines], [i if line.seed is None else line.seed for i, line in enumerate(lines)], rate
+
+
+def _refuse_dark(frames: np.ndarray) -> None:
+    """ValueError for bytes that look like floats of 0..1 cast, which gives 0 and 1."""
+    if frames.size and frames.max() <= 1:
+        raise ValueError("no value of the clips is above 1: they must be 0..255, not 0..1")
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, float | None]:
@@ -102,7 +153,7 @@ def read_clip(path: Path) -> tuple[np.ndarray, float | None]:
             return _video(path)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path}: reading videos needs PyAV: pip install 'distill-bench[video]'") from error
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, LookupError, SyntaxError) as error:  # PIL's for a torn chunk is a SyntaxError
         raise ValueError(f"{path} cannot be read: {error}") from error
     raise ValueError(f"{path} is no clip: known are {', '.join(SUFFIXES)}")
 
@@ -116,7 +167,7 @@ def _array(frames: np.ndarray) -> np.ndarray:
 
 
 def _animation(path: Path) -> tuple[np.ndarray, float | None]:
-    """Frames at the rate of the greatest common divisor of their durations: equal frames in a row are stored as a long one."""
+    """Frames at one rate, each as often as it is shown: equal frames in a row are stored as a long one."""
     from PIL import Image, ImageSequence
 
     frames, milliseconds = [], []
@@ -124,11 +175,32 @@ def _animation(path: Path) -> tuple[np.ndarray, float | None]:
         for frame in ImageSequence.Iterator(image):
             frames.append(np.asarray(frame.convert("RGB")))
             milliseconds.append(round(frame.info.get("duration", 0)))
-    period = math.gcd(*milliseconds)
-    if not period:
-        return np.stack(frames).transpose(0, 3, 1, 2), None
-    whole = np.stack(frames).repeat([each // period for each in milliseconds], 0)
-    return whole.transpose(0, 3, 1, 2), 1000 / period
+    whole = np.stack(frames).transpose(0, 3, 1, 2)
+    if not any(milliseconds):
+        return whole, None
+    counts = frame_counts(milliseconds, TICK[path.suffix.lower()])
+    return whole.repeat(counts, 0), 1000 * sum(counts) / sum(milliseconds)
+
+
+def frame_counts(milliseconds: list[int], tick: int) -> list[int]:
+    """How many frames of one rate each stored frame is.
+
+    Times are rounded to a tick, and encoders spread what is left: 24 frames a second in a gif are 40, 40, 50 milliseconds. Taken
+    at their word they would be a hundred frames a second that stand still three times of four. So the longest period is taken
+    that explains every time to a tick a frame.
+
+    Raises:
+        ValueError: if a frame has no time, or no period explains them.
+    """
+    shortest = min(milliseconds)
+    if shortest <= 0:
+        raise ValueError("some of its frames have no duration")
+    for parts in range(1, 9):
+        period = shortest / parts
+        counts = [parts if each - shortest <= tick else round(each / period) for each in milliseconds]
+        if all(abs(each - count * period) <= tick * count for each, count in zip(milliseconds, counts, strict=True)):
+            return counts
+    raise ValueError(f"its frames are shown for {sorted(set(milliseconds))} milliseconds: they have no one rate")
 
 
 def _video(path: Path) -> tuple[np.ndarray, float | None]:

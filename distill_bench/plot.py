@@ -88,10 +88,7 @@ class Drawing:
 
 
 def plot(folder: Path) -> list[Path]:
-    """Draw every figure into folder/figures, with index.jsonl in the page's order; returns the SVG paths.
-
-    The narrow ones, for a README or a paper, are PNGs too.
-    """
+    """Draw every figure into folder/figures as SVG and PNG, with index.jsonl in the page's order; returns the SVG paths."""
     results, paths, index = _load(folder), [], []
     listed = Path(folder) / "figures" / "index.jsonl"
     for line in read_jsonl(listed):  # of an earlier report; figures asked for one by one stay
@@ -100,7 +97,7 @@ def plot(folder: Path) -> list[Path]:
     for drawing in drawings(results):
         figure = drawing.draw()
         if figure is not None:
-            paths.append(_save(figure, folder, drawing.name, png=not drawing.wide))
+            paths.append(_save(figure, folder, drawing.name))
             line = {"name": drawing.name, "section": drawing.section, "about": drawing.about, "wide": drawing.wide}
             index.append(json.dumps(line) + "\n")
     write_bytes(listed, "".join(index).encode())
@@ -607,7 +604,7 @@ def _file_name(text: str) -> str:
     return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
 
 
-def _save(figure: Figure, folder: Path, name: str, png: bool = True) -> Path:
+def _save(figure: Figure, folder: Path, name: str) -> Path:
     """Write name.svg, without a ground, for the page, and name.png on white; both small enough to commit. Returns the SVG."""
     target = Path(folder) / "figures" / name
     with plt.rc_context(STYLE):
@@ -622,12 +619,11 @@ def _save(figure: Figure, folder: Path, name: str, png: bool = True) -> Path:
         text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
         text = text.replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
         write_bytes(target.with_suffix(".svg"), re.sub(r"\s*\n\s*", "\n", text).encode())
-        if png:
-            figure.set_layout_engine("none")  # it has been laid out
-            raster, small = io.BytesIO(), io.BytesIO()
-            figure.savefig(raster, format="png", facecolor="white")
-            Image.open(raster).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-            write_bytes(target.with_suffix(".png"), small.getvalue())
+        figure.set_layout_engine("none")  # it has been laid out
+        raster, small = io.BytesIO(), io.BytesIO()
+        figure.savefig(raster, format="png", facecolor="white")
+        Image.open(raster).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        write_bytes(target.with_suffix(".png"), small.getvalue())
     plt.close(figure)
     return target.with_suffix(".svg")
 

@@ -10,11 +10,12 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill_bench.evaluator import Evaluator
@@ -79,13 +80,22 @@ def _find(kind: str, name: str) -> type:
     built_in = _built_in(kind)
     if ":" in name:
         where, _, class_name = name.rpartition(":")
-        module = _load_file(Path(where)) if where.endswith(".py") else _import(kind, where)
+        if where.endswith(".py") and not Path(where).is_file():
+            raise RegistryError(f"no plugin file {where}")
+        module = _loaded(
+            kind, where, lambda: _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        )
         found = getattr(module, class_name, None)
         if found is None:
             raise RegistryError(f"no class {class_name!r} in {where}; it has: {', '.join(_classes(module, base)) or 'none'}")
     elif name in built_in:
-        module = importlib.import_module(built_in[name])
-        (found,) = _classes(module, base).values()
+        module = _loaded(kind, built_in[name], lambda: importlib.import_module(built_in[name]))
+        classes = _classes(module, base)
+        if len(classes) != 1:
+            raise RegistryError(
+                f"{module.__file__} must hold one {kind}, its only {base.__name__}; found: {', '.join(classes) or 'none'}"
+            )
+        (found,) = classes.values()
     else:
         points = {e.name: e for e in entry_points(group=KINDS[kind][1])}
         if name not in points:
@@ -93,7 +103,7 @@ def _find(kind: str, name: str) -> type:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise RegistryError(f"no {kind} called {name!r}{hint}; known: {', '.join(known)}")
-        found = points[name].load()
+        found = _loaded(kind, points[name].value, points[name].load)
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise RegistryError(f"{name!r} is no {kind}: it must be a subclass of {base.__module__}.{base.__name__}")
     return found
@@ -107,20 +117,24 @@ def _classes(module: ModuleType, base: type) -> dict[str, type]:
     }
 
 
-def _import(kind: str, module: str) -> ModuleType:
+def _loaded(kind: str, where: str, load: Callable[[], Any]) -> Any:
+    """What `load` gives; whatever goes wrong in a plugin's own code is one line that names it."""
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise RegistryError(f"no {kind} at {module!r}: {error}") from error
+        return load()
+    except Exception as error:
+        said = (str(error).strip() or "no message").splitlines()[0]
+        raise RegistryError(f"cannot load the {kind} {where}: {type(error).__name__}: {said}") from error
 
 
 @cache
 def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise RegistryError(f"no plugin file {path}")
     name = f"distill_bench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

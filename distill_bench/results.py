@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -290,12 +291,14 @@ def _rows(runs: Sequence[Run], swept: Sequence[str], axis: str | None) -> tuple[
             groups.setdefault((run.line["method"], *(run.line.get(key, "") for key in swept)), []).append(run)
     rows = [Row(r.line["method"], r.line["method"], "", r.line["method"], {}, (r,), True) for r in references]
     telling = {method: _telling([key for key in groups if key[0] == method], swept, axis) for method in {k[0] for k in groups}}
+    between = _between(list(groups), swept, axis)
     for (method, *values), own in groups.items():
         mine = dict(zip(swept, values, strict=True))
         same = [key for key in groups if key[0] == method]
         # a number or switch that most rows of the method have goes without saying
         usual = {k for i, k in enumerate(swept, 1) if sum(key[i] == mine[k] for key in same) > len(same) / 2}
         told = [say(k, mine[k]) for k in telling[method] if k not in usual or _word(mine[k])]
+        told += [say(k, mine[k]) for k, most in between.items() if mine[k] != most]
         series = " ".join([method, *filter(None, told)])
         at = mine.get(axis or "", "")
         if axis and not at:  # a row that has no place on the axis is named by the words that few rows share
@@ -319,6 +322,20 @@ def _telling(groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str 
         if told([*chosen, key]) > told(chosen):
             chosen.append(key)
     return [key for key in chosen if key != axis]
+
+
+def _between(groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str | None) -> dict[str, str]:
+    """The swept keys of the run that differ between methods and not within one, each with the value that most rows have.
+
+    They tell no rows apart, but a row that differs from the others in more than its method must say so.
+    """
+    found = {}
+    for place, key in enumerate(swept, 1):
+        values = {group[0]: {other[place] for other in groups if other[0] == group[0]} for group in groups}
+        alone = all(len(each) == 1 for each in values.values())
+        if key != axis and not key.startswith("method.") and alone and len(set.union(*values.values())) > 1:
+            found[key] = Counter(group[place] for group in groups).most_common(1)[0][0]
+    return found
 
 
 def say(key: str, value: str) -> str:

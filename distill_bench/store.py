@@ -28,6 +28,9 @@ from distill_bench.stop import slurm_job
 
 STALE_SECONDS = 120.0
 BEAT_SECONDS = 5.0
+FAILURES = (  # kinds of failure, for `--retry-failed=KIND`
+    "cuda_oom", "host_oom", "disk_full", "read_only", "timeout", "code_changed", "not_started", "exception",
+)  # fmt: skip
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -35,10 +35,12 @@ from distill_bench.config import (
     ConfigError,
     RunConfig,
     SweepConfig,
+    check_condition,
     cost_key,
     evaluate_expression,
     load_sweep,
     lookup,
+    method_of,
     parse_yaml,
     run_id,
 )  # fmt: skip
@@ -46,7 +48,7 @@ from distill_bench.protocol import protocol_hash
 from distill_bench.registry import RegistryError
 from distill_bench.scheduler import Queue, SchedulerError
 from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_statuses
-from distill_bench.store import attempts, kind_of_write, read_json, record_outside, state, write_bytes, write_json
+from distill_bench.store import FAILURES, attempts, kind_of_write, read_json, record_outside, state, write_bytes, write_json
 
 TRIES = 3  # of a run whose worker process died, in one call
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
@@ -74,6 +76,7 @@ class Sweep:
         """The runs for which an expression over dotted keys holds."""
         if condition is None:
             return self
+        check_condition(condition)
         kept = {r: c for r, c in self.runs.items() if evaluate_expression(condition, c.model_dump(mode="json"))}
         if not kept:
             raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
@@ -210,9 +213,10 @@ def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
     first: dict[tuple, str] = {}
     for run in todo:
         config = sweep.runs[run]
-        first.setdefault((protocol_hash(config), config.nfe, config.stepping, config.method["name"], config.guidance_scale), run)
+        needs = ", ".join(sorted(method_of(config).needs))
+        first.setdefault((protocol_hash(config), config.nfe, config.stepping, needs, needs and config.guidance_scale), run)
     ready = {key: (sweep.store / "references" / key[0] / f"ready-nfe{key[1]}-{key[2]}.json").is_file() for key in first}
-    return {f"references {key[0]} for {key[3]}": run for key, run in first.items() if not ready[key]}
+    return {", ".join(filter(None, (f"references {key[0]}", key[3]))): run for key, run in first.items() if not ready[key]}
 
 
 def _preparations(sweep: Sweep, todo: list[str]) -> list[local.Task]:
@@ -469,6 +473,9 @@ def _main(options: argparse.Namespace) -> int:
         overrides["cluster.jobs"] = options.jobs
     if options.profile is not None:
         overrides["cluster.profile"] = options.profile
+    retry = None if options.retry_failed is None else frozenset(options.retry_failed.split(","))
+    if unknown := sorted((retry or set()) - {"all", *FAILURES}):
+        raise ConfigError(f"--retry-failed: no kind of failure is called {unknown[0]!r}; known: {', '.join(FAILURES)}")
     config = load_sweep(options.file, overrides)
     on_slurm = options.cluster in ("auto", "slurm") and scheduler.available()
     if options.cluster == "slurm" and not on_slurm:
@@ -481,7 +488,6 @@ def _main(options: argparse.Namespace) -> int:
         print_plan(chosen, read_statuses(sweep.store, chosen.known, scheduler.read_queue(sweep.store, on_slurm)), on_slurm)
         return 0
     sweep.write()
-    retry = None if options.retry_failed is None else frozenset(options.retry_failed.split(","))
     launch = Launch(retry, options.stale, options.allow_changed_code)
     if on_slurm:
         run_slurm(chosen, launch)

@@ -1,7 +1,7 @@
 """Which folder a teacher's name means, and what it counts as. Imports nothing heavy: the command line resolves runs with it."""
 
-import contextlib
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 
@@ -19,15 +19,18 @@ def teacher_folder(name: str) -> Path:
     Raises:
         TeacherError: if there is none.
     """
-    folder = EMBEDDED.get(name, Path(name))
+    folder, hub = EMBEDDED.get(name, Path(name)), "not a name on the hub"
     if not folder.is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        with contextlib.suppress(Exception):
-            from diffusers import DiffusionPipeline  # takes seconds
+        from diffusers import DiffusionPipeline, logging  # takes seconds
 
+        logging.set_verbosity_error()  # what it has to say is said below, in one line
+        try:
             folder = Path(DiffusionPipeline.download(name))
+        except Exception as error:
+            hub = f"not from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
     if not folder.is_dir():
         raise TeacherError(
-            f"no teacher {name!r}: not a folder, not on the hub; embedded: {', '.join(EMBEDDED)}; "
+            f"no teacher {name!r}: not a folder, {hub}; embedded: {', '.join(EMBEDDED)}; "
             "make mini-wan with `python -m distill_bench.pretrain`"
         )
     if is_gaussian(folder):
@@ -41,6 +44,31 @@ def teacher_folder(name: str) -> Path:
 def is_gaussian(folder: Path) -> bool:
     """Whether the teacher of a folder is a Gaussian, whose scores and divergences are known in closed form."""
     return (folder / GAUSSIAN_FILE).is_file()
+
+
+def unfit(folder: Path, frames: int, height: int, width: int) -> str | None:
+    """Why a teacher cannot be given clips of this size, or None: its autoencoder has strides, its transformer patches."""
+    if is_gaussian(folder):
+        return None
+    patch = _config(folder / "transformer").get("patch_size", [1, 2, 2])
+    vae = _config(folder / "vae")
+    if vae.get("_class_name") == "AutoencoderKLWan":
+        temporal, spatial = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
+    else:
+        temporal, spatial = 1, 4 if vae else 1  # `autoencoder.FrameAutoencoder`, or latents that are pixels
+    for key, size, multiple in (("height", height, spatial * patch[1]), ("width", width, spatial * patch[2])):
+        if size % multiple:
+            return f"{key} {size} must be a multiple of {multiple} for the teacher {folder.name}"
+    if (frames - 1) % temporal or ((frames - 1) // temporal + 1) % patch[0]:
+        n, rest = temporal * patch[0], 1 + temporal * (patch[0] - 1)
+        allowed = f"a multiple of {n}" if rest == n else f"{rest} more than a multiple of {n}"
+        return f"frames {frames} must be {allowed} for the teacher {folder.name}"
+    return None
+
+
+def _config(folder: Path) -> dict:
+    path = folder / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def content_hash(folder: Path) -> str:

@@ -43,7 +43,8 @@ def statistics(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Laplacian of the brightness.
     """
     found = []
-    for clip in frames.astype(np.float32):
+    for each in frames:
+        clip = each.astype(np.float32)  # one at a time: all of a folder would take four times its memory
         grey = clip.mean(1)
         laplacian = 4 * grey[:, 1:-1, 1:-1] - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
         saturation = (clip.max(1) - clip.min(1)).mean()

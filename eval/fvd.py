@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class FVD(Evaluator):
     version: ClassVar[int] = 1
 
     extractor: str = field(default_factory=lambda: os.environ.get(EXTRACTOR, DEFAULT))  # see distill_bench.features
-    resamples: int = 100  # bootstrap resamples for the standard deviation
+    resamples: Annotated[int, Field(ge=2)] = 100  # bootstrap resamples for the standard deviation
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         reason = load_extractor(self.extractor).reason_to_refuse(clips)

@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 from distill_bench import controls, shapes
 from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames
-from distill_bench.features import cached
+from distill_bench.features import batched, cached
 from distill_bench.store import sha256, write_json
 
 RAFT = "DISTILL_BENCH_RAFT"
@@ -97,15 +97,21 @@ def method_for(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
 
 def unpaired(clips: Clips, teacher: Clips) -> tuple[str, ...]:
     """A warning where the clips are not of the teacher's prompts and seeds."""
+    if not all(clips.prompts):
+        return ("the clips have no captions: whether the ratio is paired is not known",)
     if clips.prompts != teacher.prompts:
         return ("the prompts are not the reference's: the ratio is not paired",)
     return ("the seeds are not the reference's",) if clips.seeds != teacher.seeds else ()
 
 
 def pair_speeds(clips: Clips, how: str, speed: Speed) -> tuple[np.ndarray, np.ndarray]:
-    """`motion` of clips, from their cache where it is there."""
-    key = f"optical-flow-{how}-v{Motion.version}"
-    tops, means = cached(key, clips, lambda: torch.from_numpy(np.stack(motion(clips.frames, speed))))
+    """`motion` of clips, from their cache where it is there; ranks share the clips."""
+
+    def some(frames: Tensor) -> Tensor:
+        return torch.from_numpy(np.stack(motion(frames.numpy(), speed), 1))
+
+    key = f"optical-flow-{how}-v{Motion.version}-by-clip"
+    tops, means = cached(key, clips, lambda: batched(some, clips.frames, how)).double().unbind(1)
     return tops.numpy(), means.numpy()
 
 
@@ -178,7 +184,10 @@ def raft_speed(path: Path) -> tuple[str, Speed]:
 
     if not path.is_file():
         raise ValueError(f"no weights at {path}: RAFT needs torchvision's raft_small_*.pth or raft_large_*.pth")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch answers a file that is none of its own with errors of many kinds
+        raise ValueError(f"{path} holds no weights: {str(error).splitlines()[0]}") from error
     for name, make in (("raft-small", raft_small), ("raft-large", raft_large)):
         net = make(weights=None)
         if net.state_dict().keys() == state.keys():

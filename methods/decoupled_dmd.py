@@ -13,7 +13,9 @@ from distill_bench.noise import add_noise
 
 @dataclass(frozen=True)
 class DecoupledDMD(Method):
-    """At x0 the gradients of two terms, with g the run's guidance_scale and x_c, x_u the teacher with and without the prompt:
+    """The guided reverse-KL gradient in two terms, each at noise levels of its own.
+
+    With g the run's guidance_scale and x_c, x_u the teacher with and without the prompt, at x0:
 
     - `matching` (x0_fake - x_c) / n at the run's noise levels;
     - `augmentation` -(g - 1) (x_c - x_u) / n at levels above the student's exit level t: sigma = t + (1 - t) u, at most

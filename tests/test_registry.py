@@ -62,7 +62,7 @@ def test_a_method_in_a_file_of_ones_own_is_found(tmp_path):
     [
         ("dmd22", "no method called 'dmd22' (did you mean 'dmd2'?)"),
         ("nowhere.py:Mine", "no plugin file nowhere.py"),
-        ("nowhere:Mine", "no method at 'nowhere'"),
+        ("nowhere:Mine", "cannot load the method nowhere"),
         ("pathlib:Path", "'pathlib:Path' is no method: it must be a subclass of distill_bench.method.Method"),
         ("pathlib:Nothing", "no class 'Nothing' in pathlib"),
     ],
@@ -78,3 +78,15 @@ def test_what_is_not_there_is_said_in_a_line(name, says):
 def test_the_command_line_names_its_commands(capsys):
     assert main(["--help"]) == 0 and "sweep" in capsys.readouterr().out
     assert main(["swep"]) == 2 and "known: sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [("def (", "SyntaxError"), ("import nowhere_at_all", "ModuleNotFoundError"), ("1 / 0", "division by zero")],
+)
+def test_a_plugin_that_cannot_be_loaded_is_one_line_that_names_it(source, says, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    with pytest.raises(RegistryError) as error:
+        find_method(f"{path}:Mine")
+    assert f"cannot load the method {path}" in str(error.value) and says in str(error.value) and "\n" not in str(error.value)

@@ -347,6 +347,18 @@ def test_the_wall_shows_the_same_clips_and_leaves_others_out(store, tmp_path):
     assert made.tile(teacher, 1, "2") == made.tile(teacher, 1, "0") and len(teacher) == 3 and len(alpha) == 9
 
 
+def test_a_row_that_differs_in_more_than_its_method_says_so(tmp_path):
+    """Nothing tells beta's only row apart but its name, yet it is no comparison of alpha and beta alone."""
+    store = write_store(tmp_path, [])
+    cells = [("alpha", 0, 1, 4.0, False), ("alpha", 0, 5, 3.0, False), ("beta", 0, 1, 5.0, True)]
+    ids = [write_run(store, *cell, "done", reuse_rollout=reuse) for *cell, reuse in cells]
+    path = store / "sweeps" / "speed.json"
+    axes = {"method": ["alpha", "beta"], "fake_score_updates": [1, 5], "reuse_rollout": [False, True]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run_ids": ids, "axes": axes}))
+    labels = [row.label for row in results_of(store, tmp_path / "data").students]
+    assert labels == ["alpha fake_score_updates=1", "alpha fake_score_updates=5", "beta reuse_rollout fake_score_updates=1"]
+
+
 def test_a_second_report_has_the_same_bytes(reported, tmp_path):
     folder, store = reported
     again = report("speed", store, tmp_path / "results").parent

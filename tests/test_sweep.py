@@ -141,7 +141,7 @@ def test_plan_and_status_start_nothing(sweep_yaml, tmp_path, capsys):
     assert main(command(path, tmp_path, "--dry-run")) == 0
     assert main(command(path, tmp_path, "--status")) == 3, "there is work left"
     out = capsys.readouterr().out
-    assert out.count("dmd2-s1-") == 2 and "2 runs, 2 to do" in out and "2 missing" in out
+    assert out.count("dmd2-s1-") == 2 and "2 runs (2 missing), 2 to do" in out
     assert not list((tmp_path / "runs").iterdir())
 
 
