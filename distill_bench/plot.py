@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show  # noqa: E402
@@ -110,7 +111,7 @@ def drawings(results: Results) -> Iterator[Drawing]:
     titles = ", ".join(column.title for column in main)
     band = "mean and 95 % interval over seeds"
     for c in main if axis else []:
-        about = f"{c.title} against {axis}, one line a method: {band}"
+        about = f"{c.title} against {axis}, one line a method: {band}; dashed: rows without a place on the axis"
         yield Drawing(f"{c.column}_by_axis", "headline", about, lambda c=c: score_by_axis(r, c))
     for c in main:
         about = f"{c.title} against training cost at the end of training: {band}"
@@ -195,8 +196,8 @@ def points(results: Results, x: str, y: str, group: str) -> list[Point]:
 def against(folder: Path | Results, x: Column | str, y: Column | str, group: str = "method") -> Figure | None:
     """One column of runs.csv against another: a line a group, a marker a row, its place on the axis beside it.
 
-    None where no finished run has both. References with both columns are diamonds, with `y` alone dashed lines; those far from
-    the runs are named below.
+    None where no finished run has both. Rows without a place on the sweep's axis are lines across it. References with both
+    columns are diamonds, with `y` alone dashed lines; those far from the runs are named below.
     """
     results = _load(folder)
     x, y = _column(results, x), _column(results, y)
@@ -216,6 +217,10 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             for point in own:
                 offset = {"xytext": (4, 4), "textcoords": "offset points"}
                 axes.annotate(point.note, (point.x.mean, point.y.mean), **offset, color=look["color"], fontsize=8)
+        across = _across(axes, results, y) if x.column == results.axis else []
+        heights = [*(point.y.mean for point in found), *across]
+        if min(heights) > 0 and max(heights) / min(heights) > 30:
+            axes.set_yscale("log")
         spread = [point.x.mean for point in found]
         if not x.headline and min(spread) > 0 and max(spread) / min(spread) > 8:
             axes.set_xscale("log")
@@ -228,10 +233,29 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
         below = [f"beside the markers: {results.axis}" if any(point.note for point in found) else "", far]
         axes.set_xlabel("\n".join([x.wish, *filter(None, below)]))
         axes.set_ylabel(_wrapped(y.wish, 28))
-        if len(groups) > 1 or group == "series":
+        if len(groups) > 1 or group == "series" or across:
             title = group if group not in ("method", "series") else None
-            figure.legend(title=title, loc="outside upper left", ncols=2 if max(map(len, groups)) > 12 else 3)
+            handles = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: isinstance(pair[0], Line2D))
+            figure.legend(
+                *zip(*handles, strict=True), title=title, loc="outside upper left", ncols=2 if max(map(len, groups)) > 12 else 3
+            )
     return figure
+
+
+def _across(axes: Axes, results: Results, y: Column) -> list[float]:
+    """Draw the rows that have no place on the sweep's axis, each a line with its interval as a band; returns their means."""
+    series, means = [row.series for row in results.students], []
+    for row in results.students:
+        interval = None if row.at else results.interval(row, y.column)
+        if interval is None:
+            continue
+        look = _look(series, row.series) | {"linestyle": (0, (4, 3)), "markevery": [1], "clip_on": False}
+        across = axes.get_yaxis_transform()
+        axes.plot([0, 1], [interval.mean] * 2, transform=across, **look, linewidth=1.3, label=_short(row.series, 28))
+        half = _half(interval)
+        axes.axhspan(interval.mean - half, interval.mean + half, color=look["color"], alpha=0.12, linewidth=0, zorder=0)
+        means.append(interval.mean)
+    return means
 
 
 def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:

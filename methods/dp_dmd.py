@@ -17,14 +17,22 @@ class DPDMD(Method):
 
     x_a, at level s_a, is where `anchor` of the guided teacher's `teacher_steps` Euler steps from z end: the student's first
     step then goes where the teacher's own trajectory of this noise goes. Loss diversity_weight * |velocity - target|^2 / 2
-    (DP-DMD, author's code and notes; LightX2V@f8aee98, trainers/dmd, trick `div_loss`: weight 0.05, 30 steps, anchor 5). The
-    teacher must be an ODE.
+    (DP-DMD, author's code and notes; LightX2V@f8aee98, trick `div_loss`: weight 0.05; 40 steps and anchor 10 in the DMD configs,
+    30 and 5 in SGMD's of 1.3B). The teacher must be an ODE; its levels have the run's score_shift.
     """
 
     paper: ClassVar[str] = "DP-DMD (github.com/Multimedia-Analytics-Laboratory/dpdmd)"
     presets: ClassVar[Mapping[str, Preset]] = {
         "lightx2v": Preset(
-            "LightX2V@f8aee98, trick div_loss", {"fake_score_updates": 5, "stepping": "ode", "exit_step": "random"}
+            "LightX2V@f8aee98, configs/train/dmd/wan2_1_t2v_14b_dmd.yaml, div_loss",
+            {
+                "method.diversity_weight": 0.05,
+                "method.teacher_steps": 40,
+                "method.anchor": 10,
+                "fake_score_updates": 5,
+                "stepping": "ode",
+                "exit_step": "random",
+            },
         )
     }
 

@@ -11,9 +11,9 @@ from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset
 class TSGSIM(Method):
     """SiD's loss with the teacher detached: (T - F) . ((T - x0) - alpha (T - F)) / n, T = sg(x0_teacher), F = x0_fake.
 
-    At x0 the gradient (F - T) / n + J^T ((1 - 2 alpha) (F - T) + (x0 - F)) / n, J = (1 - sigma) dF/dx_t, n = mean |x0 - T| per
-    sample. At alpha 1 it is score implicit matching with the squared distance (Luo et al., 2024) up to its time weight
-    (arXiv:2605.30116, the baseline, from third-party notes).
+    At x0 the gradient (F - T) / n + J^T ((1 - 2 alpha) (F - T) + (x0 - F)) / n, J = (1 - sigma) dF/dx_t,
+    n = max(mean |x0 - T| per sample, 1e-5). At alpha 1 it is score implicit matching with the squared distance (Luo et al.,
+    2024) up to its time weight (arXiv:2605.30116, the baseline, from third-party notes).
     """
 
     paper: ClassVar[str] = "arXiv:2605.30116"

@@ -46,6 +46,13 @@ class Broken(Method):
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
+        if self.fault in ("leak", "leak to the teacher"):
+            role = nets.fake_score if self.fault == "leak" else nets.unguided_teacher
+            role.net.requires_grad_(True)
+            return Loss({"kl": role(x0, batch.sigma("s"), batch.text).square().mean()}, x0)
+        if self.fault == "not detached":
+            scores = renoise(nets, batch, x0, through_fake_score=True, through_teacher=True)
+            return Loss({"kl": ((scores.x0_fake - scores.x0_teacher) * x0).mean()}, x0)
         scores = renoise(nets, batch, x0, through_fake_score=self.fault == "cost")
         return Loss({"kl": toward(x0, scores.x0_fake.detach() - scores.x0_teacher)}, x0)
 
@@ -70,11 +77,15 @@ class Broken(Method):
     ("fault", "check", "says"),
     [
         ("cost", testing.check_cost, "the ledger counted"),
+        ("not detached", testing.check_cost, "of fake_score, the ledger counted .*'input_backward': 1.0"),
+        ("leak", testing.check_routing, "the student's phase leaves a gradient on fake_score"),
+        ("leak", testing.check_detachment, "the student's loss has a graph to weights of fake_score"),
+        ("leak to the teacher", testing.check_detachment, "the student's loss has a graph to weights of teacher"),
         ("routing", testing.check_cost, "the ledger counted"),
         ("resume", testing.check_resume, "a run stopped after each update"),
     ],
 )
 def test_a_fault_is_found(fault, check, says, folder):
-    runs = testing.Runs({"name": f"{__file__}:Broken", "fault": fault}, folder, f"broken-{fault}")
+    runs = testing.Runs({"name": f"{__file__}:Broken", "fault": fault}, folder, f"broken-{fault}-{check.__name__}")
     with pytest.raises(AssertionError, match=says):
         check(runs)

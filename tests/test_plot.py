@@ -3,7 +3,7 @@ from matplotlib import pyplot as plt
 from stores import RUNS, write_store
 
 from distill_bench.gather import data_files, read_sweep
-from distill_bench.plot import PlotError, against, by_bin, curves, differences, draw_pair, main, plot, points
+from distill_bench.plot import PlotError, against, by_bin, curves, differences, draw_pair, main, plot, points, score_by_axis
 from distill_bench.results import load
 from distill_bench.store import read_jsonl
 
@@ -39,6 +39,25 @@ def test_a_line_a_method_with_its_markers_named_and_far_references_said(folder):
     texts = [text.get_text() for text in axes.texts]
     assert texts.count("1") == texts.count("5") == 2 and "teacher" in texts and "noise" not in texts
     assert "off the axis: noise 9,000" in axes.get_xlabel() and "markers: fake_score_updates" in axes.get_xlabel()
+    plt.close(figure)
+
+
+def test_a_row_without_a_place_on_the_axis_is_a_line_across_it(folder):
+    """Methods that never update what the sweep counts are there to be compared: at every place, by their mean and interval."""
+    table = folder / "runs.csv"
+    heading, *lines = table.read_text().splitlines()
+    at = heading.split(",").index("fake_score_updates")
+    placed = [line.split(",", at + 1) for line in lines]
+    for cells in placed:
+        cells[at] = "" if cells[1] == "beta" else cells[at]
+    table.write_text("\n".join([heading, *map(",".join, placed)]) + "\n")
+    figure = score_by_axis(folder, "distance")
+    axes = figure.axes[0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha", "beta"]
+    across = next(line for line in axes.lines if line.get_label() == "beta")
+    means = [line.mean for line in [load(folder).interval(row, "distance") for row in load(folder).students] if line]
+    assert list(across.get_ydata()) == pytest.approx([means[-1]] * 2) and list(across.get_xdata()) == [0, 1]
+    assert axes.get_xlim()[0] > 0.5, "the line must not widen the axis"
     plt.close(figure)
 
 
