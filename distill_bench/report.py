@@ -117,8 +117,8 @@ def html(results: Results, found: Sweep, folder: Path) -> str:
 
 
 def origin(source: Source) -> str:
-    """Code, machine and job of a run's newest attempt, without what is of the process alone."""
-    own = {"pid", "time", "restart", "command", "executable"}
+    """Code, machine and job of a run's newest attempt, without what is of the process or of its folders alone."""
+    own = {"pid", "time", "restart", "command", "executable", "log"}
     known = {k: v for k, v in flat(source.provenance).items() if k not in own and v not in (None, "", [], False)}
     return "; ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in known.items())
 
