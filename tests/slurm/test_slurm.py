@@ -261,7 +261,12 @@ def test_two_hundred_runs_are_submitted_in_seconds_in_arrays_that_the_cluster_ta
 def test_a_time_limit_is_no_end_and_runs_can_share_a_job(timed):
     """Saved at the signal, requeued, and on from there; then `--cancel`, and on again."""
     it = timed
-    it.until(lambda now: all(s.requeues for s in now.values()))
+
+    def on_from_there(status: Status) -> bool:
+        lives = attempts(it.store / status.run)
+        return len(lives) > 1 and status.student_updates > (read_json(lives[0] / "exit.json") or {}).get("student_updates", 200)
+
+    it.until(lambda now: all(s.requeues and s.state == "running" and on_from_there(s) for s in now.values()))
     assert it.go("--cancel") == 0
     statuses = it.until(quiet)
     assert {s.state for s in statuses.values()} == {"stopped"} and 0 < min(s.student_updates for s in statuses.values()) < 200
