@@ -45,3 +45,8 @@ def test_every_path_of_the_readme_is_there(path):
 def test_every_module_of_the_readme_is_a_command():
     for name in re.findall(r"(?:python -m distill_bench\.|distill-bench )(\w+)", README):
         assert name in {*COMMANDS, "list", "compares"}, name
+
+
+def test_the_table_of_the_readme_is_that_of_the_quick_sweep():
+    table = (ROOT / "results" / "quick" / "table.md").read_text().split("## At the end of training")[1].split("\n\n")[1]
+    assert table.startswith("| method |") and table in README
