@@ -15,10 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from distill_bench.gather import Source, flat, number, read_run
+from distill_bench.gather import Source, number, read_run
 from distill_bench.results import COSTS
 from distill_bench.stats import Interval, crossed_interval
-from distill_bench.store import read_jsonl
+from distill_bench.store import flat, read_jsonl
 from distill_bench.tables import show_interval
 
 

@@ -27,7 +27,7 @@ from distill_bench.features import of_first_rank, place
 from distill_bench.media import load_clips
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
-from distill_bench.store import read_jsonl, write_bytes
+from distill_bench.store import flat, read_jsonl, write_bytes
 
 
 class References(Mapping[str, Clips]):
@@ -114,15 +114,8 @@ REFERENCES = ("teacher", "teacher_other", "data", "data_other")
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What differs between two conditions, for instance "clips 144 and 256, references.teacher 1a2b3c4d and 5e6f7a8b"."""
-    a, b = _flat(mine), _flat(theirs)
+    a, b = flat(mine), flat(theirs)
     return ", ".join(f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
 
 
 def _digest(value: Any) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distill_bench.store import attempts, read_json, read_jsonl, state
+from distill_bench.store import attempts, flat, read_json, read_jsonl, state
 
 RUN_COLUMNS = ["run_id", "method", "seed", "status", "student_updates", "fake_score_updates", "nfe"]
 COST_COLUMNS = [
@@ -182,17 +182,6 @@ def _refuse_unlike(runs: Iterable[Source]) -> None:
                             f"{column} of {other} ({key} {theirs}) and of {run.run_id} ({key} {mine}) "
                             "cannot share a column; evaluate both alike"
                         )
-
-
-def flat(config: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as joined keys."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, separator, f"{prefix}{key}{separator}")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
 
 
 # --- the data files ---

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill_bench import __version__, checkpoint
 from distill_bench.config import ConfigError, RunConfig, cost_key, load_run, method_label
-from distill_bench.evaluate import evaluate
+from distill_bench.evaluate import REFERENCES, evaluate
 from distill_bench.extras import needs_of, providers
 from distill_bench.models import load_pipeline
 from distill_bench.provenance import code_fingerprint, dirty_diff, provenance
@@ -47,7 +47,6 @@ from distill_bench.train import train
 
 # How a worker process ends: its run has a result, was stopped in time to go on later, or is in other hands.
 DONE, STOPPED, ELSEWHERE, FAILED = 0, 3, 4, 1
-AGAINST = ("teacher", "teacher_other", "data", "data_other")  # the reference rows that all others are held against
 LIVES_WITHOUT_PROGRESS = 3
 
 
@@ -161,7 +160,7 @@ def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     if checkpoint.students(run_dir):
         folders = prepare(config, run_dir.parent)
-        against = {kind: folders[kind] for kind in AGAINST if kind in folders}
+        against = {kind: folders[kind] for kind in REFERENCES if kind in folders}
         protocol, names = protocol_hash(config), config.protocol.evaluators
         for clips in sample(run_dir):
             at_end = int(clips.name) == summary["student_updates"] and summary["status"] == "done"
@@ -200,7 +199,7 @@ def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
     def make() -> None:
         folders = references(config, store)
         for kind, folder in folders.items():
-            against = {key: folders[key] for key in AGAINST if key in folders and key != kind}
+            against = {key: folders[key] for key in REFERENCES if key in folders and key != kind}
             evaluate(folder, against, names, protocol_hash(config))
         write_json(marker, {"evaluators": versions, "folders": {kind: folder.name for kind, folder in folders.items()}})
 

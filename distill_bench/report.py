@@ -23,9 +23,9 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from distill_bench import __version__
-from distill_bench.gather import GatherError, Source, Sweep, data_files, flat, read_sweep, spread
+from distill_bench.gather import GatherError, Source, Sweep, data_files, read_sweep, spread
 from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, mapping
-from distill_bench.store import read_jsonl, write_bytes
+from distill_bench.store import flat, read_jsonl, write_bytes
 from distill_bench.tables import (
     CAPTION,
     DIFFERENCES,

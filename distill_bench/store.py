@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,17 @@ def read_jsonl(path: Path) -> list[Any]:
             with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
     return lines
+
+
+def flat(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as joined keys."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, separator, f"{prefix}{key}{separator}")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
 
 
 class Claim:
