@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import difflib
 import hashlib
+import importlib.util
 import itertools
 import json
 import operator
@@ -31,6 +32,10 @@ SCHEMA_VERSION = 1  # part of every run's identity: raise it when the meaning of
 
 class ConfigError(ValueError):
     """Bad input; the message is one line for the reader."""
+
+
+class MissingPackage(ConfigError):
+    """A run that asks for a package which is not installed."""
 
 
 def identity(default: Any = ..., *, counts: bool = True, **constraints: Any) -> Any:
@@ -78,7 +83,7 @@ class RunConfig(_Model):
     student_input: Literal["rollout", "real_data"] = identity("rollout")  # real_data: noised to one of the student's levels
     data: str | None = identity(None, counts=False)  # a folder of real clips; counts by content; None: see `distill_bench.extras`
     data_hash: str = identity("")  # written on resolving
-    reuse_rollout: bool = identity(False)
+    reuse_rollout: bool | Literal["graph"] = identity(False)  # by the first fake-score update; graph: with its forward, too
     guidance_scale: float = identity(3.0, ge=0)  # uncond + g (cond - uncond); 1 is none
     score_shift: float = identity(2.0, gt=0)
     sigma_min: float = identity(0.02, gt=0, lt=1)
@@ -175,6 +180,12 @@ class SweepConfig(_Model):
             # not the resolved run: what is excluded may be what cannot be resolved
             if not any(evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell))) for e in self.exclude):
                 yield cell
+
+    def presets(self) -> dict[str, str]:
+        """Group of runs (`group_id`) -> the preset that its cell names: a reader calls it so; a run says only its fields."""
+        merged = [merge(self.base, cell) for cell in self.cells()]
+        named = [data for data in merged if isinstance(data.get("method"), dict) and data["method"].get("preset")]
+        return {group_id(resolve(data)): data["method"]["preset"] for data in named}
 
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
         """What the sweep varies among its expanded runs: dotted key -> its values, in their order; the seed is no axis."""
@@ -279,6 +290,11 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     config = validate(RunConfig, data, "run")
     if config.fake_score_updates is None and method_class.has_fake_score and config.fake_score == "trained":
         raise ConfigError("fake_score_updates is null: give a number, or `fake_score: exact` where the teacher offers it")
+    if config.reuse_rollout == "graph" and not method_class.shares_graph:
+        raise ConfigError(f"reuse_rollout 'graph': {fields['name']} needs a forward of its own for the fake score; true or false")
+    for package in sorted(instance.packages):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackage(f"method {config.method} needs the package {package!r}: pip install {package}")
     if config.fake_score == "exact" and not is_gaussian(folder):
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     _check_named(config)

@@ -75,7 +75,11 @@ def declared(config: "RunConfig") -> Counts:
             elif role != "fake_score" or config.fake_score == "trained":
                 name, each = roles.get(role, (role, 1))
                 add(name, times * each, **vars(passes))
-    add("student", updates - (config.reuse_rollout and updates > 0), forward=rollout)
+    if config.reuse_rollout and updates:
+        add("student", -1, forward=rollout)
+    if config.reuse_rollout == "graph" and updates:
+        add("fake_score", -1, forward=cost.fake_score["fake_score"].forward)
+    add("student", updates, forward=rollout)
     return counts
 
 
@@ -106,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         if "student" not in sizes and sizes:
             raise ConfigError("--size needs the student's size too: costs are in its forwards")
         sweep = load_sweep(options.sweep)
-        runs = {group_id(config): config for config in sweep.expand()}
+        runs, presets = {group_id(config): config for config in sweep.expand()}, sweep.presets()
     except (ConfigError, RegistryError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -119,13 +123,14 @@ def main(argv: list[str] | None = None) -> int:
     for heading in ("method", *axes, *(f"{role} fwd / bwd" for role in roles), "total", "to the first"):
         table.add_column(heading, justify="left" if heading in ("method", *axes) else "right")
     first = None
-    for config in runs.values():
+    for group, config in runs.items():
         counts = declared(config)
         total = priced(counts, sizes)
         first = first or total
         cells = [_passes(counts.get(role)) for role in roles]
         swept = ["-" if (value := lookup(config, key)) is None else str(value) for key in axes]
-        table.add_row(config.method["name"], *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
+        name = " ".join(filter(None, [config.method["name"], presets.get(group)]))
+        table.add_row(name, *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
 

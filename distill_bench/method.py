@@ -38,12 +38,14 @@ class Loss:
 
     `terms` are scalars by name whose sum is differentiated; `x0` are the student's samples of this phase (B, C, T, H, W) with
     their graph, which the fake score may reuse (`reuse_rollout`) and at which the terms are compared; None where the phase
-    made none. `logs` are further detached scalars for train.jsonl.
+    made none. `logs` are further detached scalars for train.jsonl. `fake_score_terms` are the fake score's own loss on those
+    samples and draws, from the forward that the student's terms needed anyway (see `Method.shares_graph`).
     """
 
     terms: Mapping[str, Tensor]
     x0: Tensor | None = None
     logs: Mapping[str, Tensor] = field(default_factory=dict)
+    fake_score_terms: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -139,6 +141,12 @@ class Method(ABC):
     version: ClassVar[int] = 1  # part of a run's identity: raise it when the numbers change
     presets: ClassVar[Mapping[str, Preset]] = {}
     has_fake_score: ClassVar[bool] = True  # without one no fake score is built, updated or paid for
+    shares_graph: ClassVar[bool] = False  # student_loss gives `fake_score_terms` too: a run may say `reuse_rollout: graph`
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """Packages by import name that this project does not install; checked before anything runs."""
+        return frozenset()
 
     @property
     def needs(self) -> frozenset[str]:

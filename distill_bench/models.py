@@ -203,10 +203,12 @@ class Denoiser:
     def _count(self, output: Tensor, samples: float) -> Tensor:
         self.ledger.add(self.role, "forward", samples)
         if output.requires_grad:
-            weights = any(p.requires_grad for p in self.net.parameters())
-            kind = "full_backward" if weights else "input_backward"
-            output.register_hook(lambda _: self.ledger.add(self.role, kind, samples))
+            output.register_hook(lambda _: self.ledger.add(self.role, self._kind_of_backward(), samples))
         return output
+
+    def _kind_of_backward(self) -> str:
+        """Asked when a backward runs: of a graph that two phases share each takes its own part."""
+        return "full_backward" if any(p.requires_grad for p in self.net.parameters()) else "input_backward"
 
 
 class Guided:

@@ -38,6 +38,7 @@ from distill_bench.config import (
     check_condition,
     cost_key,
     evaluate_expression,
+    group_id,
     load_sweep,
     lookup,
     method_of,
@@ -99,6 +100,7 @@ class Sweep:
         self.write_runs()
         results = [result for run in self.runs if (result := read_json(self.store / run / "result.json"))]
         found = dict.fromkeys(pair for result in results for pair in result["references"].items())
+        presets = self.config.presets()
         kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
         references = {kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found}
         manifest = {
@@ -106,6 +108,7 @@ class Sweep:
             "question": self.config.question,
             "baseline": self.config.baseline,
             "axes": self.config.axes(self.runs.values()),
+            "presets": {run: presets[group] for run, config in self.runs.items() if (group := group_id(config)) in presets},
             "run_ids": list(self.runs),
             "references": references,
             "spec": spec_digest(self.config),
@@ -342,7 +345,7 @@ def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None
     """The runs with their ids, what varies, what they will cost by what like runs took, and what the cluster lacks."""
     axes = [key for key in sweep.config.axes(sweep.runs.values()) if key != "method"]
     table = Table("run", "method", *axes, "seed", "updates", "state", "estimate", box=None, pad_edge=False)
-    history = _history(sweep.store)
+    history, presets = _history(sweep.store), sweep.config.presets()
     known, unknown, total = 0, 0, 0.0
     for s in statuses:
         config = sweep.runs[s.run]
@@ -355,7 +358,8 @@ def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None
             known, unknown, total = known + bool(like), unknown + (not like), total + (seconds or 0.0)
         estimate = "" if ended else "unknown" if seconds is None else f"{status.duration(seconds)} (of {len(like)} like runs)"
         values = [_shown(lookup(config, key)) for key in axes]
-        table.add_row(s.run, config.method["name"], *values, str(config.seed), str(s.of), s.state, estimate)
+        name = " ".join(filter(None, [config.method["name"], presets.get(group_id(config))]))
+        table.add_row(s.run, name, *values, str(config.seed), str(s.of), s.state, estimate)
     console.print(table)
     console.print(f"{len(statuses)} runs ({status.counts(statuses)}), {known + unknown} to do")
     cluster = sweep.config.cluster

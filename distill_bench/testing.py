@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill_bench import checkpoint
-from distill_bench.config import load_run, resolve
+from distill_bench.config import MissingPackage, load_run, resolve
 from distill_bench.cost import declared
 from distill_bench.method import Batch, Denoise, Loss, Method, Nets
 from distill_bench.models import Guided
@@ -251,13 +251,39 @@ def _leaves(value: Tensor) -> set[int]:
 
 def check_cost(runs: Runs) -> None:
     """The passes that the ledger counted are those that the method declares."""
-    for fields in ({}, {"reuse_rollout": True, "accumulation": 2}, {"guidance_scale": 1.0, "fake_score_updates": 3}):
+    cases = [{}, {"reuse_rollout": True, "accumulation": 2}, {"guidance_scale": 1.0, "fake_score_updates": 3}]
+    if find_method(runs.method["name"]).shares_graph:
+        cases.append({"reuse_rollout": "graph", "accumulation": 2})
+    for fields in cases:
         run = runs.make(exit_step="last", **fields)
         counted, said = train(run)["cost"], declared(load_run(run))
         for role in sorted({*counted, *said}):
             one, other = (counts.get(role, {}) for counts in (counted, said))
             same = all(abs(one.get(kind, 0) - other.get(kind, 0)) < 1e-9 for kind in {*one, *other})
             assert same, f"{runs.name} with {fields or 'the base'}: declares {other} of {role}, the ledger counted {one}"
+
+
+def check_shared_graph(runs: Runs) -> None:
+    """A graph that both phases share moves the student as one of its own does, and the fake score by its own terms alone."""
+    if not find_method(runs.method["name"]).shares_graph:
+        return
+    fields = {"accumulation": 2, "grad_clip": 1e6}
+    sharing, apart = (runs.trainer(**fields, reuse_rollout=reuse) for reuse in ("graph", True))
+    weights = list(sharing.fake_score.parameters())
+    sharing._freeze_all_but("fake_score")
+    losses = [sharing.method.student_loss(sharing.nets, sharing._batch("student", micro)) for micro in range(2)]
+    total = sum(sum(loss.fake_score_terms.values()) for loss in losses) / 2
+    expected = torch.autograd.grad(total, weights, allow_unused=True)
+    samples = sharing.update_student()
+    apart.update_student()
+    for p, q in zip(sharing.student.parameters(), apart.student.parameters(), strict=True):
+        assert torch.equal(p, q), f"{runs.name}: a shared graph moves the student elsewhere"
+    found: list[Tensor | None] = []
+    sharing.optimisers["fake_score"].register_step_pre_hook(lambda *_: found.extend(p.grad for p in weights))
+    sharing.update_fake_score(0, samples)
+    for p, g, e in zip(weights, found, expected, strict=True):
+        same = torch.allclose(g, e, rtol=1e-4, atol=1e-7) if e is not None else g is None
+        assert same, f"{runs.name}: the fake score's gradient of a shared graph, {tuple(p.shape)}, is not that of its own terms"
 
 
 def check_optimiser_steps(runs: Runs) -> None:
@@ -337,12 +363,24 @@ class _Poisoned:
 def check_presets(runs: Runs) -> None:
     """Every preset resolves, to a run that says all of it and survives its own YAML."""
     for preset in find_method(runs.method["name"]).presets:
-        config = resolve({"method": {"name": runs.method["name"], "preset": preset}})
+        try:
+            config = resolve({"method": {"name": runs.method["name"], "preset": preset}})
+        except MissingPackage:
+            continue  # said at the border, to whoever asks for it
         assert "preset" not in config.method
         assert resolve(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config, f"{runs.name}: preset {preset}"
 
 
-CHECKS = (check_presets, check_routing, check_detachment, check_cost, check_optimiser_steps, check_resume, check_guard)
+CHECKS = (
+    check_presets,
+    check_routing,
+    check_detachment,
+    check_cost,
+    check_shared_graph,
+    check_optimiser_steps,
+    check_resume,
+    check_guard,
+)
 
 
 def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Path) -> None:

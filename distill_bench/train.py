@@ -14,7 +14,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -88,10 +88,14 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """One micro-batch of the student's samples, detached, with the prompts that made them."""
+    """One micro-batch of the student's samples, detached, with the prompts that made them.
+
+    `fake_score_terms` are the fake score's loss on them where the run reuses the whole graph, else empty.
+    """
 
     x0: Tensor
     text: Tensor
+    fake_score_terms: Mapping[str, Tensor]
 
 
 class Trainer:
@@ -177,7 +181,8 @@ class Trainer:
         def loss_of(batch: Batch, _: int) -> Loss:
             loss = self.method.student_loss(self.nets, batch)
             if loss.x0 is not None:
-                samples.append(Samples(loss.x0.detach(), batch.text))
+                kept = loss.fake_score_terms if self.config.reuse_rollout == "graph" else {}
+                samples.append(Samples(loss.x0.detach(), batch.text, kept))
             return loss
 
         self._update("student", "student", loss_of)
@@ -197,6 +202,8 @@ class Trainer:
             if reused is None:
                 with torch.no_grad():
                     x0 = self._rollout(batch)
+            elif reused[micro].fake_score_terms:
+                return Loss(reused[micro].fake_score_terms)
             else:
                 x0, batch = reused[micro].x0, dataclasses.replace(batch, text=reused[micro].text)
             return self.method.fake_score_loss(self.nets, batch, x0)
@@ -205,12 +212,18 @@ class Trainer:
 
     def _update(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> None:
         """Accumulate the gradients of a phase over its micro-batches, average over processes, clip, step."""
-        self._freeze_all_but(role)
         accumulation, scalars = self.config.accumulation, {}
+        shared, inputs = self.config.reuse_rollout == "graph" and self.fake_score is not None, None
+        if shared:  # a backward through a graph of both phases must reach this phase's roles alone
+            inputs = [p for name, net in self.roles.items() if _trained_in(role, name) for p in net.parameters()]
         for micro in range(accumulation):
+            self._freeze_all_but(role)
+            if shared:
+                self.fake_score.requires_grad_(True)
             loss = loss_of(self._batch(phase, micro), micro)
+            self._freeze_all_but(role)
             total = loss.total
-            (total / accumulation).backward()
+            (total / accumulation).backward(inputs=inputs, retain_graph=shared and role == "student")
             logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
             if loss.x0 is not None:
                 x0 = loss.x0.detach().double()
@@ -222,7 +235,7 @@ class Trainer:
             std = scalars["x0_std"] = (scalars["x0_std"] - scalars.pop("x0_mean") ** 2).abs().sqrt()
             if not COLLAPSED_STD < float(std) < EXPLODED_STD:
                 raise Collapsed(f"the student's samples have standard deviation {float(std):.3g}")
-        groups = {name: self.optimisers[name] for name in self.optimisers if (name == "student") == (role == "student")}
+        groups = {name: self.optimisers[name] for name in self.optimisers if _trained_in(role, name)}
         for name, optimiser in groups.items():
             parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
             if self.accelerator.num_processes > 1:
@@ -242,7 +255,7 @@ class Trainer:
     def _freeze_all_but(self, role: str) -> None:
         """A backward through a frozen role reaches its input alone. The modules are trained where the fake score is."""
         for name, net in self.roles.items():
-            net.requires_grad_((name == "student") == (role == "student"))
+            net.requires_grad_(_trained_in(role, name))
 
     def _batch(self, phase: str, micro: int) -> Batch:
         """This process's micro-batch of a phase: which prompts, and draws keyed by the global sample index."""
@@ -420,6 +433,11 @@ class Trainer:
         )
 
 
+def _trained_in(phase: str, role: str) -> bool:
+    """The student is trained in its phase; the fake score and the modules in the fake score's."""
+    return (role == "student") == (phase == "student")
+
+
 class _progress:
     """A rich bar in a terminal, a plain line a log elsewhere; nothing on other ranks."""
 
@@ -452,7 +470,11 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: train one run folder."""
     parser = argparse.ArgumentParser(prog="distill_bench.train", description=train.__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
-    summary = train(parser.parse_args(argv).run)
+    options = parser.parse_args(argv)
+    try:
+        summary = train(options.run)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{summary['status']} after {summary['student_updates']} student updates")
     return 0
 

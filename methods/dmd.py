@@ -50,6 +50,10 @@ class DMD(Method):
     distance: Literal["mse", "lpips"] = "mse"
 
     @property
+    def packages(self) -> frozenset[str]:
+        return frozenset({"lpips"} if self.distance == "lpips" else ())
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset({"ode_pairs"})
 
@@ -75,15 +79,9 @@ class DMD(Method):
 
 
 def lpips(video: Tensor, target: Tensor) -> Tensor:
-    """Mean LPIPS over the frames of videos (B, 3, T, H, W) in [-1, 1]; frames below 64 pixels are enlarged, as VGG halves them.
+    """Mean LPIPS over the frames of videos (B, 3, T, H, W) in [-1, 1]; frames below 64 pixels are enlarged for VGG."""
+    from lpips import LPIPS
 
-    Raises:
-        ImportError: where the package `lpips` is missing.
-    """
-    try:
-        from lpips import LPIPS
-    except ImportError as error:
-        raise ImportError("method.distance 'lpips' needs `pip install lpips`; 'mse' needs nothing") from error
     frames, wanted = (v.transpose(1, 2).flatten(0, 1) for v in (video, target))
     if min(frames.shape[-2:]) < 64:
         frames, wanted = (torch.nn.functional.interpolate(v, size=(64, 64), mode="bilinear") for v in (frames, wanted))

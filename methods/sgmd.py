@@ -16,7 +16,6 @@ from distill_bench.method import (
     Preset,
     dmd_normaliser,
     renoise,
-    velocity_loss,
 )  # fmt: skip
 from distill_bench.noise import add_noise, over
 
@@ -35,19 +34,22 @@ class SGMD(Method):
       weight.
 
     The paper is c_t, x0, x0; the released code (LightX2V@f8aee98, trainers/sgmd.py) inv_n, x0_over_sigma, velocity.
+    With `reuse_rollout: graph` the fake score learns from the student's own x_t and the one forward made of it (the paper's
+    appendix B): both phases then have the same residual, with opposite signs.
     With an exact fake score E[r | x_t] = 0: the residual only corrects the fake score's lag.
     """
 
     paper: ClassVar[str] = "arXiv:2605.30116"
+    shares_graph: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
-            "arXiv:2605.30116, eq. 13, 21, 22, appendix B, from third-party notes",
+            "arXiv:2605.30116, eq. 13, 21, 22, appendix B (one graph for both), from third-party notes",
             {
                 "method.weighting": "c_t",
                 "method.residual_space": "x0",
                 "method.correction": "x0",
                 "fake_score_updates": 1,
-                "reuse_rollout": True,
+                "reuse_rollout": "graph",
                 "stepping": "ode",
             },
         ),
@@ -62,7 +64,7 @@ class SGMD(Method):
             },
         ),
         "shared": Preset(
-            "as `official`, with the student's rollout reused by the fake score (the paper's appendix B shares the graph)",
+            "as `official`, with the student's rollout reused by the fake score",
             {
                 "method.weighting": "inv_n",
                 "method.residual_space": "x0_over_sigma",
@@ -92,17 +94,21 @@ class SGMD(Method):
         residual_weight = self.residual_weight / sigma if self.residual_space == "x0_over_sigma" else self.residual_weight
         gap = scores.x0_fake - scores.x0_teacher
         fisher = 0.5 * (fisher_weight * gap.square()).mean()
-        residual = 0.5 * (residual_weight * (x0.detach() - scores.x0_fake).square()).mean()
-        return Loss({"fisher": fisher, "residual": -residual}, x0, {"score_gap": (gap.abs() / n).mean()})
+        r = x0.detach() - scores.x0_fake
+        residual = 0.5 * (residual_weight * r.square()).mean()
+        terms, logs = {"fisher": fisher, "residual": -residual}, {"score_gap": (gap.abs() / n).mean()}
+        return Loss(terms, x0, logs, fake_score_terms={"denoise": self._denoise(r, sigma)})
 
     def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
-        if self.correction == "velocity":
-            return Loss({"denoise": velocity_loss(nets.fake_score, batch, x0)})
         sigma = batch.sigma("denoise/sigma")
         x_t = add_noise(x0, batch.noise("denoise/noise"), sigma)
-        error = (x0 - nets.fake_score(x_t, sigma, batch.text)).square().mean()
+        return Loss({"denoise": self._denoise(x0 - nets.fake_score(x_t, sigma, batch.text), over(sigma, x0))})
+
+    def _denoise(self, r: Tensor, sigma: Tensor) -> Tensor:
+        if self.correction == "velocity":  # (x0 - x0_fake) / sigma is the error of the velocity
+            return 0.5 * (r / sigma).square().mean()
         # With a residual of weight 0 (an ablation) the fake score must still learn; under Adam the weight is a no-op.
-        return Loss({"denoise": 0.5 * (self.residual_weight or 1.0) * error})
+        return 0.5 * (self.residual_weight or 1.0) * r.square().mean()
 
     def cost(self) -> Cost:
         student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}

@@ -165,11 +165,11 @@ def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():
 def test_a_preset_is_written_out_under_what_the_run_states():
     config = resolve({"method": {"name": "sgmd", "preset": "paper", "residual_weight": 0.2}, "stepping": "renoise"})
     assert config.method["weighting"] == "c_t" and config.method["residual_weight"] == 0.2 and "preset" not in config.method
-    assert (config.fake_score_updates, config.reuse_rollout, config.stepping) == (1, True, "renoise")
+    assert (config.fake_score_updates, config.reuse_rollout, config.stepping) == (1, "graph", "renoise")
     written = resolve(
         {
             "method": {"name": "sgmd", "weighting": "c_t", "residual_space": "x0", "correction": "x0", "residual_weight": 0.2},
-            "fake_score_updates": 1, "reuse_rollout": True,
+            "fake_score_updates": 1, "reuse_rollout": "graph",
         }
     )  # fmt: skip
     assert run_id(config) == run_id(written)
