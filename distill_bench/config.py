@@ -146,6 +146,7 @@ class SweepConfig(_Model):
     question: str
     base: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
+    zip: list[dict[str, Any]] = []  # keys that vary together: every combination of the grid is run with each
     include: list[dict[str, Any]] = []  # further cells beside the grid
     exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
     seeds: int | list[int] = 1
@@ -175,8 +176,10 @@ class SweepConfig(_Model):
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """The dotted overrides of each cell, without those that `exclude` names."""
-        grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        for cell in [*(grid if self.grid or not self.include else []), *self.include]:
+        axes = [[{key: value} for value in values] for key, values in self.grid.items()]
+        axes += [self.zip] if self.zip else []
+        grid = [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)]
+        for cell in [*(grid if axes or not self.include else []), *self.include]:
             # not the resolved run: what is excluded may be what cannot be resolved
             if not any(evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell))) for e in self.exclude):
                 yield cell
@@ -189,7 +192,7 @@ class SweepConfig(_Model):
 
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
         """What the sweep varies among its expanded runs: dotted key -> its values, in their order; the seed is no axis."""
-        keys = dict.fromkeys([*self.grid, *(k for cell in self.include for k in cell)])
+        keys = dict.fromkeys([*self.grid, *(k for cell in [*self.zip, *self.include] for k in cell)])
         values: dict[str, list[Any]] = {key: [] for key in keys}
         for config in runs:
             for key in keys:
@@ -218,11 +221,16 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
         else:
             base = merge(base, {key: value})
             data["grid"] = {k: v for k, v in (data.get("grid") or {}).items() if k != key}
+            if isinstance(data.get("zip"), list):
+                data["zip"] = [{k: v for k, v in cell.items() if k != key} for cell in data["zip"] if isinstance(cell, dict)]
     data["base"] = base
     if "cluster" in data or _profiles_path().is_file():
         data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
-    keys = [*sweep.grid, *(key for cell in sweep.include for key in cell)]
+    keys = [*sweep.grid, *(key for cell in [*sweep.zip, *sweep.include] for key in cell)]
+    twice = [key for cell in sweep.zip for key in cell if key in sweep.grid]
+    if twice:
+        raise ConfigError(f"{path}: {twice[0]} is in grid and in zip: one of them")
     if "seed" in [*sweep.base, *keys]:
         raise ConfigError(f"{path}: seed is no key of a cell: every cell is run with each of `seeds`, a number or a list")
     _check_keys([*keys, *(sweep.baseline or {})], str(path))

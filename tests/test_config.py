@@ -119,6 +119,22 @@ def test_a_grid_is_every_combination_by_every_seed_and_includes_come_beside_it(t
     assert len(runs) == 8 and {r.seed for r in runs} == {0, 1} and {r.student_updates for r in runs} == {4}
 
 
+def test_what_is_zipped_varies_together(tmp_path):
+    text = """
+        question: which?
+        grid: {method: [dmd2, sgmd]}
+        zip: [{fake_score_updates: 5}, {fake_score_updates: 1, fake_score_lr: 5e-4}]
+        """
+    cells = [(r.method["name"], r.fake_score_updates, r.fake_score_lr) for r in expanded(tmp_path, text)]
+    assert cells == [("dmd2", 5, 1e-4), ("dmd2", 1, 5e-4), ("sgmd", 5, 1e-4), ("sgmd", 1, 5e-4)]
+    runs = load_sweep(sweep_file(tmp_path, text), {"fake_score_lr": 2e-4}).expand()
+    assert {(r.fake_score_updates, r.fake_score_lr) for r in runs} == {(5, 2e-4), (1, 2e-4)}
+    with pytest.raises(ConfigError, match="method is in grid and in zip"):
+        expanded(tmp_path, text.replace("{fake_score_updates: 5}", "{method: dmd}"))
+    with pytest.raises(ConfigError, match="unknown key 'fake_score_lrr'"):
+        expanded(tmp_path, text.replace("fake_score_lr:", "fake_score_lrr:"))
+
+
 def test_cells_that_are_one_run_are_made_once(tmp_path):
     text = "question: q\nbase: {method: dmd2}\ngrid: {student_lr: [1e-4, 0.0001]}\ninclude: [{student_lr: 1.0e-4}]\n"
     assert len(expanded(tmp_path, text)) == 1
