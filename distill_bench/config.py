@@ -14,12 +14,13 @@ import json
 import operator
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from distill_bench.registry import RegistryError, find_evaluator, find_method
 from distill_bench.teacher import content_hash, is_gaussian, teacher_folder, unfit
@@ -146,12 +147,17 @@ class SweepConfig(_Model):
     question: str
     base: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
-    zip: list[dict[str, Any]] = []  # keys that vary together: every combination of the grid is run with each
+    zip: list[list[dict[str, Any]]] = []  # axes of keys that vary together; one axis may stand without its list
     include: list[dict[str, Any]] = []  # further cells beside the grid
     exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
     seeds: int | list[int] = 1
     baseline: dict[str, Any] | None = None  # keys and values of the row that differences are taken to; None: the first row
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("zip", mode="before")
+    @classmethod
+    def _one_axis(cls, value: Any) -> Any:
+        return _zipped(value)
 
     def expand(self) -> list[RunConfig]:
         """Every run of the sweep, resolved, without duplicates, seed by seed.
@@ -177,7 +183,7 @@ class SweepConfig(_Model):
     def cells(self) -> Iterator[dict[str, Any]]:
         """The dotted overrides of each cell, without those that `exclude` names."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
-        axes += [self.zip] if self.zip else []
+        axes += self.zip
         grid = [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)]
         for cell in [*(grid if axes or not self.include else []), *self.include]:
             # not the resolved run: what is excluded may be what cannot be resolved
@@ -192,7 +198,7 @@ class SweepConfig(_Model):
 
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
         """What the sweep varies among its expanded runs: dotted key -> its values, in their order; the seed is no axis."""
-        keys = dict.fromkeys([*self.grid, *(k for cell in [*self.zip, *self.include] for k in cell)])
+        keys = dict.fromkeys([*self.grid, *(k for cell in [*itertools.chain(*self.zip), *self.include] for k in cell)])
         values: dict[str, list[Any]] = {key: [] for key in keys}
         for config in runs:
             for key in keys:
@@ -221,22 +227,35 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
         else:
             base = merge(base, {key: value})
             data["grid"] = {k: v for k, v in (data.get("grid") or {}).items() if k != key}
-            if isinstance(data.get("zip"), list):
-                data["zip"] = [{k: v for k, v in cell.items() if k != key} for cell in data["zip"] if isinstance(cell, dict)]
+            if "zip" in data:
+                data["zip"] = _without(_zipped(data["zip"]), key)
     data["base"] = base
     if "cluster" in data or _profiles_path().is_file():
         data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
-    keys = [*sweep.grid, *(key for cell in [*sweep.zip, *sweep.include] for key in cell)]
-    twice = [key for cell in sweep.zip for key in cell if key in sweep.grid]
+    zipped = [list(dict.fromkeys(key for cell in axis for key in cell)) for axis in sweep.zip]
+    keys = [*sweep.grid, *(key for cell in sweep.include for key in cell), *itertools.chain(*zipped)]
+    twice = [key for key, n in Counter([*sweep.grid, *itertools.chain(*zipped)]).items() if n > 1]
     if twice:
-        raise ConfigError(f"{path}: {twice[0]} is in grid and in zip: one of them")
+        raise ConfigError(f"{path}: {twice[0]} is on two axes of grid and zip: it can vary along one")
     if "seed" in [*sweep.base, *keys]:
         raise ConfigError(f"{path}: seed is no key of a cell: every cell is run with each of `seeds`, a number or a list")
     _check_keys([*keys, *(sweep.baseline or {})], str(path))
     for condition in sweep.exclude:
         check_condition(condition)
     return sweep
+
+
+def _zipped(value: Any) -> Any:
+    """The axes of `zip`: a list of mappings is one axis."""
+    return [value] if isinstance(value, list) and any(isinstance(cell, dict) for cell in value) else value
+
+
+def _without(axes: Any, key: str) -> Any:
+    """The axes of `zip` without a key; what is no axis is left for validation to name."""
+    if not isinstance(axes, list) or not all(isinstance(axis, list) for axis in axes):
+        return axes
+    return [[{k: v for k, v in c.items() if k != key} if isinstance(c, dict) else c for c in axis] for axis in axes]
 
 
 def evaluated_updates(config: RunConfig) -> list[int]:

@@ -129,8 +129,18 @@ def test_what_is_zipped_varies_together(tmp_path):
     assert cells == [("dmd2", 5, 1e-4), ("dmd2", 1, 5e-4), ("sgmd", 5, 1e-4), ("sgmd", 1, 5e-4)]
     runs = load_sweep(sweep_file(tmp_path, text), {"fake_score_lr": 2e-4}).expand()
     assert {(r.fake_score_updates, r.fake_score_lr) for r in runs} == {(5, 2e-4), (1, 2e-4)}
-    with pytest.raises(ConfigError, match="method is in grid and in zip"):
+    with pytest.raises(ConfigError, match="method is on two axes"):
         expanded(tmp_path, text.replace("{fake_score_updates: 5}", "{method: dmd}"))
+    two = """
+        question: which?
+        zip:
+          - [{method: dmd2, student_lr: 1e-3}, {method: sgmd, student_lr: 2e-3}]
+          - [{fake_score_updates: 5}, {fake_score_updates: 1}]
+        """
+    cells = [(r.method["name"], r.student_lr, r.fake_score_updates) for r in expanded(tmp_path, two)]
+    assert cells == [("dmd2", 1e-3, 5), ("dmd2", 1e-3, 1), ("sgmd", 2e-3, 5), ("sgmd", 2e-3, 1)]
+    with pytest.raises(ConfigError, match="zip"):
+        expanded(tmp_path, "question: q\nzip: [1, 2]\n")
     with pytest.raises(ConfigError, match="unknown key 'fake_score_lrr'"):
         expanded(tmp_path, text.replace("fake_score_lr:", "fake_score_lrr:"))
 
