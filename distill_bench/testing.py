@@ -148,8 +148,10 @@ BASE = {
 }  # fmt: skip
 
 
-def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path) -> None:
+def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path, ranks: bool = True) -> None:
     """Every conformance test for each method: a name as in a sweep, a class, or a run's `method` with its fields.
+
+    Without `ranks` no processes are launched; `check_two_ranks` does that for many methods in one launch.
 
     Raises:
         AssertionError: at the first that fails, saying which method and what.
@@ -158,7 +160,8 @@ def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path
         runs = Runs(method, folder, f"{at}")
         for check in CHECKS:
             check(runs)
-    check_two_ranks(*methods, folder=folder)
+    if ranks:
+        check_two_ranks(*methods, folder=folder)
 
 
 class Runs:

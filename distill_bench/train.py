@@ -221,7 +221,8 @@ class Trainer:
             if shared:
                 self.fake_score.requires_grad_(True)
             loss = loss_of(self._batch(phase, micro), micro)
-            self._freeze_all_but(role)
+            if shared:
+                self._freeze_all_but(role)
             total = loss.total
             (total / accumulation).backward(inputs=inputs, retain_graph=shared and role == "student")
             logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
