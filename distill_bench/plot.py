@@ -110,9 +110,10 @@ def drawings(results: Results) -> Iterator[Drawing]:
     r = results
     titles = ", ".join(column.title for column in main)
     band = "mean and 95 % interval over seeds"
-    for c in main if axis else []:
-        about = f"{c.title} against {axis}, one line a method: {band}; dashed: rows without a place on the axis"
-        yield Drawing(f"{c.column}_by_axis", "headline", about, lambda c=c: score_by_axis(r, c))
+    if axis:
+        rest = "dots are runs; hollow: rows at one place of it; dashed: at none"
+        about = f"{titles} against {axis}, one line a method: {band}; {rest}"
+        yield Drawing("overview", "headline", about, lambda: overview(r), True)
     for c in main:
         about = f"{c.title} against training cost at the end of training: {band}"
         yield Drawing(f"{c.column}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c))
@@ -147,6 +148,86 @@ def _load(folder: Path | Results) -> Results:
 
 
 # --- one figure a function: each takes the folder, or what `results.load` made of it ---
+
+
+def overview(folder: Path | Results) -> Figure | None:
+    """A panel a headline score against what the sweep varies: a line a series, its runs as dots; the view follows the runs.
+
+    Series stand beside one another at each place of the axis. One that has a single place is hollow and has the colour of the
+    series that it varies; one that has none is a dashed line across.
+    """
+    results = _load(folder)
+    rows = [row for row in results.students if row.at]
+    places = sorted({row.at for row in rows}, key=lambda at: number(at) or 0.0)
+    columns = [c for c in results.main if any(results.interval(row, c.column) for row in rows)]
+    if not columns or len(places) < 2:
+        return None
+    series = list(dict.fromkeys(row.series for row in rows))
+    across = list(dict.fromkeys(row.series for row in results.students if not row.at))
+    lines = [label for label in series if sum(row.series == label for row in rows) > 1]
+    with plt.rc_context(STYLE):
+        wide = min(len(columns), 3)
+        tall = -(-len(columns) // wide)
+        figure, grid = plt.subplots(tall, wide, figsize=(3.3 * wide, 0.9 + 2.7 * tall), squeeze=False)
+        for axes, column in zip(grid.flat, columns, strict=False):
+            seen = [_dodged(axes, results, column, [r for r in rows if r.series == s], places, series, lines) for s in series]
+            seen = [*(value for values in seen for value in values), *_across(axes, results, column)]
+            if min(seen) > 0 and max(seen) / min(seen) > 30:
+                axes.set(yscale="log", ylim=(min(seen) / 1.5, max(seen) * 1.5))
+            else:
+                margin = 0.15 * (max(seen) - min(seen) or 1.0)
+                axes.set_ylim(min(seen) - margin, max(seen) + margin)
+            if column.better == "one":
+                axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
+            axes.set_title(_wrapped(column.wish, 34))
+            axes.set_xticks(range(len(places)), [show(at) for at in places])
+            axes.grid(axis="x", visible=False)
+        for axes in list(grid.flat)[len(columns) :]:
+            axes.set_visible(False)
+        figure.supxlabel((results.axis or "").replace("_", " "), fontsize=STYLE["axes.labelsize"])
+        handles = [plt.Line2D([], [], **_look(series, label), label=_short(label, 28)) for label in lines]
+        alone = list(dict.fromkeys(_beyond(label, lines) for label in series if label not in lines))
+        hollow = {"color": QUIET, "marker": "o", "markerfacecolor": GROUND, "linestyle": "none"}
+        handles += [plt.Line2D([], [], **hollow, label=_short(text, 28)) for text in alone]
+        dashed = {"linestyle": (0, (4, 3))}
+        handles += [
+            plt.Line2D([], [], **_look([*series, *across], _base(s, series)) | dashed, label=_short(s, 28)) for s in across
+        ]
+        figure.legend(handles=handles, loc="outside upper left", ncols=2 * wide)
+    return figure
+
+
+def _dodged(
+    axes: Axes, results: Results, column: Column, rows: Sequence[Row], places: Sequence[str], series: list[str], lines: list[str]
+) -> list[float]:
+    """Draw one series of `overview`; returns the scores of its runs."""
+    label, found, seen = rows[0].series, [], []
+    base = _base(label, lines)
+    look = _look(series, base)
+    shift = 0.7 * ((lines.index(base) if base in lines else len(lines)) + 0.5) / (len(lines) + 1) - 0.35
+    for row in rows:
+        interval = results.interval(row, column.column)
+        if interval is not None:
+            known = [float(values.mean()) for values in row.by_seed(column.column).values()]
+            at = places.index(row.at) + shift
+            axes.plot(np.full(len(known), at), known, ".", color=look["color"], alpha=0.45, markersize=3)
+            found.append((at, interval))
+            seen += [*known, interval.mean]
+    found.sort(key=lambda pair: pair[0])
+    style = look if len(rows) > 1 else look | {"linestyle": "none", "markerfacecolor": GROUND}
+    xs, ys, bars = [at for at, _ in found], [i.mean for _, i in found], [_half(i) for _, i in found]
+    axes.errorbar(xs, ys, yerr=bars, **style, elinewidth=0.8, linewidth=1.1, markersize=4.5)
+    return seen
+
+
+def _beyond(label: str, lines: Sequence[str]) -> str:
+    """What a label says beyond the series that it varies."""
+    return label.removeprefix(_base(label, lines)).strip() or label
+
+
+def _base(label: str, series: Sequence[str]) -> str:
+    """The series that a label varies: the longest that it begins with; itself where there is none."""
+    return max((s for s in series if label == s or label.startswith(f"{s} ")), key=len, default=label)
 
 
 def score_by_axis(folder: Path | Results, column: Column | str) -> Figure | None:
@@ -249,7 +330,12 @@ def _across(axes: Axes, results: Results, y: Column) -> list[float]:
         interval = None if row.at else results.interval(row, y.column)
         if interval is None:
             continue
-        look = _look(series, row.series) | {"linestyle": (0, (4, 3)), "markevery": [1], "clip_on": False}
+        placed = [s for s in series if any(r.series == s and r.at for r in results.students)]
+        look = _look([*placed, *series], _base(row.series, placed)) | {
+            "linestyle": (0, (4, 3)),
+            "markevery": [1],
+            "clip_on": False,
+        }
         across = axes.get_yaxis_transform()
         axes.plot([0, 1], [interval.mean] * 2, transform=across, **look, linewidth=1.3, label=_short(row.series, 28))
         half = _half(interval)

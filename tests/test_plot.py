@@ -98,7 +98,7 @@ def test_every_figure_is_svg_and_listed_with_what_it_shows(reported):
     figures = reported[0] / "figures"
     lines = read_jsonl(figures / "index.jsonl")
     names = [line["name"] for line in lines]
-    assert names[:3] == ["distance_by_axis", "speed_by_axis", "distance_against_cost"]
+    assert names[:3] == ["overview", "distance_against_cost", "speed_against_cost"]
     assert {"speed_against_distance", "distance_over_cost", "every_row", "differences", "training", "gap_by_bin"} <= set(names)
     assert all(line["about"] and "<svg" in (figures / f"{line['name']}.svg").read_text() for line in lines)
     for line in lines:
