@@ -144,9 +144,9 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> Sweep:
     """
     runs = {run_id(run): run for run in config.expand()}
     for folder in (store, out):
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as probe:
+            with tempfile.TemporaryFile(dir=there) as probe:
                 probe.write(bytes(4096))
         except OSError as error:
             raise ConfigError(f"cannot write into {folder}: {error.strerror}") from error
