@@ -103,8 +103,8 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     runs = [read_run(Path(store) / run_id) for run_id in manifest["run_ids"]]
     for run in runs:
         if run.config and run.run_id in manifest.get("presets", {}):
-            name, *fields = run.config["method"].items()
-            run.config["method"] = dict([name, ("preset", manifest["presets"][run.run_id]), *fields])
+            first, *fields = run.config["method"].items()
+            run.config["method"] = dict([first, ("preset", manifest["presets"][run.run_id]), *fields])
     kinds = manifest.get("references", {}).items()
     references = [_read_reference(kind, Path(store) / folder) for kind, folder in kinds]
     # a row is there and no evaluator of the protocol applies to it: nothing to show; one that is not there is missing
