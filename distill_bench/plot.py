@@ -185,15 +185,17 @@ def overview(folder: Path | Results) -> Figure | None:
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
         figure.supxlabel((results.axis or "").replace("_", " "), fontsize=STYLE["axes.labelsize"])
-        handles = [plt.Line2D([], [], **_look(series, label), label=_short(label, 28)) for label in lines]
+        handles = [plt.Line2D([], [], **_look(series, label), label=_short(label, 44)) for label in lines]
         alone = list(dict.fromkeys(_beyond(label, lines) for label in series if label not in lines))
         hollow = {"color": QUIET, "marker": "o", "markerfacecolor": GROUND, "linestyle": "none"}
-        handles += [plt.Line2D([], [], **hollow, label=_short(text, 28)) for text in alone]
+        handles += [plt.Line2D([], [], **hollow, label=_short(text, 44)) for text in alone]
         dashed = {"linestyle": (0, (4, 3))}
         handles += [
-            plt.Line2D([], [], **_look([*series, *across], _base(s, series)) | dashed, label=_short(s, 28)) for s in across
+            plt.Line2D([], [], **_look([*series, *across], _base(s, series)) | dashed, label=_short(s, 44)) for s in across
         ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=2 * wide)
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        abreast = int(3.3 * wide / (0.55 + 0.068 * longest))  # inches: a handle and its gaps, and a letter
+        figure.legend(handles=handles, loc="outside upper left", ncols=max(1, abreast))
     return figure
 
 
