@@ -39,9 +39,13 @@ class MissingPackage(ConfigError):
     """A run that asks for a package which is not installed."""
 
 
-def identity(default: Any = ..., *, counts: bool = True, **constraints: Any) -> Any:
-    """A field of the schema that says whether it is part of a run's identity."""
-    return Field(default, json_schema_extra={"identity": counts}, **constraints)
+def identity(default: Any = ..., *, counts: bool = True, came_later: bool = False, **constraints: Any) -> Any:
+    """A field of the schema that says whether it is part of a run's identity.
+
+    Args:
+        came_later: it counts only away from its default, which is what runs did before there was the field: they keep their ids.
+    """
+    return Field(default, json_schema_extra={"identity": counts, "came_later": came_later}, **constraints)
 
 
 class _Model(BaseModel):
@@ -58,6 +62,7 @@ class ProtocolConfig(_Model):
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)
+    fps: float = identity(8.0, gt=0, came_later=True)  # at which clips play: the teacher's (Wan2.1 16), for motion a second
     evaluators: tuple[str, ...] | None = identity(None, counts=False)  # None: every one that applies
 
 
@@ -400,8 +405,8 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
     """The fields that count, nested models likewise."""
     fields = {}
     for name, field in type(config).model_fields.items():
-        if field.json_schema_extra["identity"]:
-            value = getattr(config, name)
+        value, about = getattr(config, name), field.json_schema_extra
+        if about["identity"] and not (about["came_later"] and value == field.default):
             fields[name] = identity_of(value) if isinstance(value, BaseModel) else value
     return fields
 

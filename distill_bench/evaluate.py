@@ -27,7 +27,7 @@ from distill_bench.features import of_first_rank, place
 from distill_bench.media import load_clips
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
-from distill_bench.store import flat, read_jsonl, write_bytes
+from distill_bench.store import differences, read_jsonl, write_bytes
 
 
 class References(Mapping[str, Clips]):
@@ -110,12 +110,6 @@ def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
 
 # the rows that evaluators are given; the other rows of a table (controls, the untrained student) differ between runs
 REFERENCES = ("teacher", "teacher_other", "data", "data_other")
-
-
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """What differs between two conditions, for instance "clips 144 and 256, references.teacher 1a2b3c4d and 5e6f7a8b"."""
-    a, b = flat(mine), flat(theirs)
-    return ", ".join(f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key))
 
 
 def _digest(value: Any) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distill_bench.store import attempts, flat, read_json, read_jsonl, state
+from distill_bench.store import attempts, differences, flat, read_json, read_jsonl, state
 
 RUN_COLUMNS = ["run_id", "method", "seed", "status", "student_updates", "fake_score_updates", "nfe"]
 COST_COLUMNS = [
@@ -110,7 +110,7 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     # a row is there and no evaluator of the protocol applies to it: nothing to show; one that is not there is missing
     references = [row for row in references if row.scores or not row.folder.is_dir()]
     found = Sweep(name, manifest.get("question", ""), manifest.get("axes", {}), manifest.get("baseline"), runs, references)
-    _refuse_unlike(found.runs + found.references)
+    _refuse_unlike(found.runs + found.references, Path(store))
     return found
 
 
@@ -172,20 +172,30 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) else None
 
 
-def _refuse_unlike(runs: Iterable[Source]) -> None:
+def _refuse_unlike(runs: Iterable[Source], store: Path) -> None:
     """A column holds scores of one protocol, one version and one extractor."""
-    first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    first: dict[str, tuple[Source, Mapping[str, Any]]] = {}
     for run in runs:
         for scores in (run.scores, *run.checkpoints.values()):
             for column, score in scores.items():
-                other, others = first.setdefault(column, (run.run_id, score))
+                other, others = first.setdefault(column, (run, score))
                 for key in ("protocol", "version", "extractor"):
                     mine, theirs = score.get(key), others.get(key)
                     if mine != theirs:
+                        what = _unlike_protocols(others, score, store) if key == "protocol" else ""
                         raise GatherError(
-                            f"{column} of {other} ({key} {theirs}) and of {run.run_id} ({key} {mine}) "
-                            "cannot share a column; evaluate both alike"
+                            f"{column} of {other.run_id} ({key} {theirs}) and of {run.run_id} ({key} {mine}) "
+                            f"cannot share a column{what}; evaluate both alike"
                         )
+
+
+def _unlike_protocols(a: Mapping[str, Any], b: Mapping[str, Any], store: Path) -> str:
+    """In what the protocols of two scores differ: by what lies beside their reference rows, else by the scores' conditions."""
+    hashes = [str(score.get("protocol")) for score in (a, b)]
+    known = [_json(store / "references" / each / "protocol.json") for each in hashes]
+    conditions = [{k: v for k, v in (score.get("conditions") or {}).items() if k != "references"} for score in (a, b)]
+    what = differences(*known) if all(known) else differences(*conditions)
+    return f": they differ in {what}" if what else ""
 
 
 # --- the data files ---

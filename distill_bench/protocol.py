@@ -4,14 +4,14 @@ import hashlib
 import json
 from typing import Any
 
-from distill_bench.config import RunConfig
+from distill_bench.config import ProtocolConfig, RunConfig, identity_of
 from distill_bench.teacher import teacher_folder
 
 PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls changes
 
 
 def protocol(config: RunConfig) -> dict[str, Any]:
-    """What makes two rows comparable: prompts, seeds, counts, sizes, the teacher and how it is sampled."""
+    """What makes two rows comparable: prompts, seeds, counts, sizes, rate, the teacher and how it is sampled."""
     found = config.protocol.model_dump(mode="json", exclude={"evaluators"})
     prompts = hashlib.sha256((teacher_folder(config.teacher) / "prompts.txt").read_bytes()).hexdigest()[:8]
     found |= {"teacher": config.teacher_hash, "prompts": prompts, "sampler": "euler", "version": PROTOCOL_VERSION}
@@ -19,5 +19,7 @@ def protocol(config: RunConfig) -> dict[str, Any]:
 
 
 def protocol_hash(config: RunConfig) -> str:
-    """Digest of `protocol` (8 digits)."""
-    return hashlib.sha256(json.dumps(protocol(config), sort_keys=True).encode()).hexdigest()[:8]
+    """Digest of what counts of `protocol` (8 digits)."""
+    later = ProtocolConfig.model_fields.keys() - identity_of(config.protocol).keys()
+    counted = {key: value for key, value in protocol(config).items() if key not in later}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]

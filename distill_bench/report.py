@@ -25,7 +25,7 @@ from PIL import Image
 from distill_bench import __version__
 from distill_bench.gather import GatherError, Source, Sweep, data_files, read_sweep, spread
 from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, mapping
-from distill_bench.store import flat, read_jsonl, write_bytes
+from distill_bench.store import flat, read_json, read_jsonl, write_bytes
 from distill_bench.tables import (
     CAPTION,
     DIFFERENCES,
@@ -269,7 +269,7 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
         }  # fmt: skip
         tiles.append((row.label, own))
     prompts = [(lines[i]["prompt"], lines[i].get("seed")) for i in indices]
-    return Wall(prompts, seeds, first.shape[1], first.shape[1] / lines[0].get("fps", 8), tiles)
+    return Wall(prompts, seeds, first.shape[1], first.shape[1] / lines[0]["fps"], tiles)
 
 
 def _alike(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> bool:
@@ -281,7 +281,8 @@ def _clips(source: Source) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
     places = sorted((p for p in (source.folder / "samples").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
     for place in [source.folder, *places][::-1]:
         if (place / "clips.npy").is_file() and (place / "manifest.jsonl").is_file():
-            return np.load(place / "clips.npy", mmap_mode="r"), list(read_jsonl(place / "manifest.jsonl"))
+            rate = {"fps": (read_json(place / "row.json") or {}).get("fps", 8)}
+            return np.load(place / "clips.npy", mmap_mode="r"), [line | rate for line in read_jsonl(place / "manifest.jsonl")]
     return None
 
 

@@ -1,7 +1,8 @@
 """Clips of a run and of the rows that every table has beside it, from the same prompts and seeds.
 
 `sample(run_dir)` draws the student's clips; `references(config, store)` the rows to hold them against. A folder of clips is
-`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed); a folder that is there is done.
+`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed) and `row.json` (kind, fps); a folder that is
+there is done.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def sample(run_dir: Path) -> list[Path]:
         for folder, path in missing.items():
             checkpoint.load_student(path, student)
             facts = sampler.facts(student)
-            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"}, facts)
+            row = {"kind": "student", "fps": config.protocol.fps}
+            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, row, facts)
     return list(folders)
 
 
@@ -84,7 +86,8 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         if not (folder / "clips.npy").is_file():
             print(f"reference {kind}: {n} clips", flush=True)
             make, seeds = makers[kind]
-            _write(folder, make, sampler.prompts, seeds, {"kind": kind, "protocol": root.name})
+            row = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
+            _write(folder, make, sampler.prompts, seeds, row)
     return folders
 
 

@@ -124,6 +124,12 @@ def flat(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dic
     return result
 
 
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Where two nested mappings differ, for instance "clips 144 and 256, references.teacher 1a2b3c4d and 5e6f7a8b"."""
+    a, b = flat(mine), flat(theirs)
+    return ", ".join(f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key))
+
+
 class Claim:
     """The right to work on a folder: attempts/NNN, made by mkdir, kept alive by a heartbeat until `close`."""
 

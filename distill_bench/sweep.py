@@ -45,11 +45,21 @@ from distill_bench.config import (
     parse_yaml,
     run_id,
 )  # fmt: skip
-from distill_bench.protocol import protocol_hash
+from distill_bench.protocol import protocol, protocol_hash
 from distill_bench.registry import RegistryError
 from distill_bench.scheduler import Queue, SchedulerError
 from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_statuses
-from distill_bench.store import FAILURES, attempts, kind_of_write, read_json, record_outside, state, write_bytes, write_json
+from distill_bench.store import (
+    FAILURES,
+    attempts,
+    differences,
+    kind_of_write,
+    read_json,
+    record_outside,
+    state,
+    write_bytes,
+    write_json,
+)
 
 TRIES = 3  # of a run whose worker process died, in one call
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
@@ -143,6 +153,7 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> Sweep:
         ConfigError: for a run that cannot be, or where the store or the output folder cannot be written.
     """
     runs = {run_id(run): run for run in config.expand()}
+    _refuse_protocols(config.name, runs.values())
     for folder in (store, out):
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         try:
@@ -151,6 +162,16 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> Sweep:
         except OSError as error:
             raise ConfigError(f"cannot write into {folder}: {error.strerror}") from error
     return Sweep(config, runs, store, out)
+
+
+def _refuse_protocols(name: str, runs: Iterable[RunConfig]) -> None:
+    """ConfigError for runs whose scores could share no table: better now than when all have been trained."""
+    first, *others = {protocol_hash(run): protocol(run) for run in runs}.values()
+    if others:
+        raise ConfigError(
+            f"{name}: its runs are of {1 + len(others)} protocols, and scores of unlike ones share no table; the first two "
+            f"differ in {differences(first, others[0])}: make a sweep of each"
+        )
 
 
 # --- launching ---

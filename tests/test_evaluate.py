@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from distill_bench import controls
-from distill_bench.evaluate import conditions, differences, evaluate, main
+from distill_bench.evaluate import conditions, evaluate, main
 from distill_bench.evaluator import Clips, Evaluator, Score
 from distill_bench.media import frame_counts, load_clips, read_clip
-from distill_bench.store import read_jsonl
+from distill_bench.store import differences, read_jsonl
 
 
 def write(folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | None = None, **row) -> Path:

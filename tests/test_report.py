@@ -83,6 +83,24 @@ def test_unlike_scores_refuse_to_share_a_column(tmp_path, capsys, key, value):
     assert "cannot share a column" in capsys.readouterr().err
 
 
+def test_unlike_protocols_are_named_by_what_differs(tmp_path):
+    """By the protocols that lie beside the reference rows; where those are not at hand, by the conditions of the scores."""
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("beta", 0, 1, 2.0)], references=())
+    for name, clips, rate in (("alpha", 144, 8.0), ("beta", 256, 16.0)):
+        for path in store.glob(f"{name}-*/**/metrics.jsonl"):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            under = {"conditions": {"clips": clips, "references": {"teacher": name}}}
+            write_lines(path, [line | {"protocol": name} | under for line in lines])
+        (store / "references" / name).mkdir(parents=True)
+        about = {"clips": clips, "fps": rate, "teacher_steps": 32}
+        (store / "references" / name / "protocol.json").write_text(json.dumps(about))
+    with pytest.raises(GatherError, match=r"column: they differ in clips 144 and 256, fps 8.0 and 16.0; evaluate both alike"):
+        read_sweep("speed", store)
+    (store / "references" / "beta" / "protocol.json").unlink()
+    with pytest.raises(GatherError, match=r"column: they differ in clips 144 and 256; evaluate both alike"):
+        read_sweep("speed", store)
+
+
 def test_a_score_made_again_replaces_the_older(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0)], references=())
     for path in store.glob("alpha-*/**/metrics.jsonl"):

@@ -1,14 +1,20 @@
 """The rows beside every run: which there are, what they share, and that the wrong ones are wrong as they say."""
 
+import csv
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from distill_bench.eval.motion import Motion
 
 from distill_bench import controls, shapes
-from distill_bench.config import resolve
+from distill_bench.config import load_sweep, resolve, run_id
 from distill_bench.media import load_clips
 from distill_bench.sample import main, protocol, protocol_hash, references
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +57,29 @@ def test_the_protocol_lies_beside_the_rows_and_whatever_counts_changes_its_hash(
     config, folders = rows
     root = folders["teacher"].parent
     assert json.loads((root / "protocol.json").read_text()) == protocol(config) and root.name == protocol_hash(config)
-    for key, value in (("clips", 5), ("seed", 7), ("teacher_steps", 3), ("teacher_guidance", 2.0)):
+    for key, value in (("clips", 5), ("seed", 7), ("teacher_steps", 3), ("teacher_guidance", 2.0), ("fps", 16.0)):
         changed = resolve({"method": "dmd2", "nfe": 2, "protocol": {"clips": 4, "teacher_steps": 2, key: value}})
         assert protocol_hash(changed) != root.name, key
     assert protocol_hash(resolve({"method": "dmd", "nfe": 4, "protocol": {"clips": 4, "teacher_steps": 2}})) == root.name
+
+
+def test_the_rate_of_the_protocol_is_on_the_rows_and_scales_the_motion_of_a_second(rows, tmp_path):
+    config = resolve({"method": "dmd2", "nfe": 2, "protocol": {"clips": 2, "teacher_steps": 1, "fps": 16.0}})
+    fast = load_clips(references(config, tmp_path)["teacher"])
+    assert load_clips(rows[1]["teacher"]).fps == 8 and fast.fps == 16
+    slow = dataclasses.replace(fast, fps=8.0)
+    at = [{score.column: score.value for score in Motion().scores(each, {})} for each in (slow, fast)]
+    assert at[1]["motion_diagonals"] == pytest.approx(2 * at[0]["motion_diagonals"]) and at[1]["motion"] == at[0]["motion"]
+
+
+def test_ids_and_protocols_of_committed_results_hold():
+    """A field that came later counts only away from its default: it makes no run anew, and takes no score out of its table."""
+    lines = list(csv.DictReader((ROOT / "results" / "quick" / "runs.csv").open()))
+    configs = load_sweep(ROOT / "sweeps" / "quick.yaml").expand()
+    assert {run_id(config) for config in configs} == {line["run_id"] for line in lines if line["status"] != "reference"}
+    assert {protocol_hash(config) for config in configs} == {line["protocol"] for line in lines}
+    later = resolve({"method": "dmd2", "protocol": {"fps": 16.0}})
+    assert run_id(later) != run_id(resolve({"method": "dmd2"})) == run_id(resolve({"method": "dmd2", "protocol": {"fps": 8.0}}))
 
 
 def test_corruptions_of_clips_do_what_they_say():

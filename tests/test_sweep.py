@@ -99,6 +99,14 @@ def test_a_sweep_makes_its_tables_and_a_second_call_makes_nothing_again(sweep_ya
     assert "start" not in capsys.readouterr().out.rpartition("at once on this machine")[2]
 
 
+def test_a_sweep_whose_scores_could_share_no_table_is_refused_before_it_runs(sweep_yaml, tmp_path, capsys):
+    path = sweep_yaml(grid={"method": ["dmd2"], "protocol.clips": [4, 6], "protocol.fps": [8.0, 16.0]})
+    assert main(command(path, tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "its runs are of 4 protocols" in said and "the first two differ in fps 8.0 and 16.0: make a sweep of each" in said
+    assert not list((tmp_path / "runs").glob("dmd2-*"))
+
+
 def test_a_sweep_killed_and_started_again_ends_in_the_same_bits(sweep_yaml, tmp_path):
     path = sweep_yaml(base={"student_updates": 12}, seeds=2)
     whole, store = command(path, tmp_path / "whole"), tmp_path / "killed" / "runs"
