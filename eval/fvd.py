@@ -16,6 +16,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.linalg import LinAlgError, cholesky, eigh, svdvals
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from distill_bench.store import write_json
 EXTRACTOR = "DISTILL_BENCH_EXTRACTOR"
 DEFAULT, SECOND = "indomain-r2p1-cls", "random-r2p1"
 PUBLISHED = "i3d-k400-logits-400"  # the only one whose distance is called FVD
+EPS, ROUNDING = float(np.finfo(float).eps), 1e-11  # an ulp; the share of a sum that rounding may be
 SELF_TEST = Path(__file__).with_suffix(".json")
 
 
@@ -146,26 +148,48 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     tr (S_x S_y)^(1/2) is the nuclear norm of the product of the centred features, or of anything with their Gram matrices:
     without a matrix square root nothing turns complex, and N < d is exact.
     """
-    x, y = checked(x, y)
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    a, b = _factor(x - mean_x) / math.sqrt(len(x) - 1), _factor(y - mean_y) / math.sqrt(len(y) - 1)
-    spread = a.square().sum() + b.square().sum()
-    return ((mean_x - mean_y).square().sum() + spread - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
+    check(x, y)
+    mean_x, mean_y = (each.mean(0, dtype=torch.float64) for each in (x, y))
+    away, n, m = (mean_x - mean_y).square().sum().item(), len(x) - 1, len(y) - 1
+    if min(n, m) >= x.shape[1]:
+        gram_x, gram_y = gram(x, mean_x), gram(y, mean_y)
+        shared = root_trace(gram_x, gram_y)
+        if shared is not None:
+            return float(away + gram_x.trace() / n + gram_y.trace() / m - 2 * shared / math.sqrt(n * m))
+    a, b = _factor(x - mean_x) / math.sqrt(n), _factor(y - mean_y) / math.sqrt(m)
+    return away + (a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
+
+
+def gram(x: Tensor, mean: Tensor, rows: int = 256) -> np.ndarray:
+    """Upper triangle of the Gram matrix (d, d) in float64 of features x (N, d) less their mean; by blocks that stay in the cache."""
+    x, mean, total = x.numpy(), mean.numpy(), np.zeros((x.shape[1], x.shape[1]), order="F")
+    for start in range(0, len(x), rows):  # numpy alone: the threads of torch and of BLAS would wait for each other
+        total = dsyrk(1.0, (x[start : start + rows] - mean).T, beta=1.0, c=total, overwrite_c=True)
+    return total
+
+
+def root_trace(a: np.ndarray, b: np.ndarray) -> float | None:
+    """tr (a b)^(1/2) of two Gram matrices (upper triangles), (d, d); None where they are too near singular to tell.
+
+    By the eigenvalues of their product, which cost half of singular values. Rounding moves each by about an ulp of the largest,
+    which a root shows the more the smaller it is: where it could be seen in the sum, by singular values of Cholesky factors.
+    """
+    try:
+        squares = eigh(a, b, type=2, lower=False, eigvals_only=True, driver="gv", check_finite=False)
+        roots = np.sqrt(np.maximum(squares, 0))
+        if squares[0] > 0 and EPS * squares[-1] * (0.5 / roots).sum() < ROUNDING * roots.sum():
+            return float(roots.sum())
+        factors = [cholesky(each, check_finite=False) for each in (a, b)]
+    except LinAlgError:
+        return None
+    if any(each.diagonal().min() < 1e-3 * each.diagonal().max() for each in factors):
+        return None
+    return float(svdvals(factors[0] @ factors[1].T, check_finite=False).sum())
 
 
 def _factor(centred: Tensor) -> Tensor:
-    """Some (k, d) with the Gram matrix of the centred features (N, d), k <= N and d.
-
-    By Cholesky, where the Gram matrix is far enough from singular for its square to cost nothing, else by QR.
-    """
-    if len(centred) <= centred.shape[1]:
-        return centred
-    gram = torch.from_numpy(dsyrk(1.0, centred.numpy().T))  # the upper triangle
-    upper, failed = torch.linalg.cholesky_ex(gram, upper=True)
-    pivots = upper.diagonal()
-    if not failed and pivots.min() > 1e-3 * pivots.max():
-        return upper
-    return torch.linalg.qr(centred, mode="r")[1]
+    """Some (k, d) with the Gram matrix of the centred features (N, d), k <= N and d."""
+    return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r")[1]
 
 
 def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
@@ -175,7 +199,8 @@ def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
         paired: x and y are of the same prompts in the same order: such pairs are left out between the sets, as a clip and itself
             are within each (Gretton et al., 2012, eq. 4); else the distance of equal distributions would be below 0.
     """
-    x, y = checked(x, y)
+    check(x, y)
+    x, y = x.double(), y.double()
     within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y)))
     k = kernel(x, y)
     between = (k.sum() - k.trace()) / (len(k) * (len(k) - 1)) if paired else k.mean()
@@ -223,7 +248,7 @@ def frechet_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
 
 def kernel_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
     """Standard deviation of `kernel_distance` under the same resampling, from one matrix of kernels."""
-    x, y = checked(x, y)
+    x, y = x.double(), y.double()
     drawn = _resampled(x, y, paired, resamples)
     a, b = (torch.nn.functional.one_hot(each, len(s)).sum(1).double() for each, s in zip(drawn, (x, y), strict=True))
 
@@ -242,13 +267,12 @@ def _resampled(x: Tensor, y: Tensor, paired: bool, resamples: int) -> tuple[Tens
     return i, i if paired else torch.randint(len(y), (resamples, len(y)), generator=draw)
 
 
-def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, if they are two sets of features."""
+def check(x: Tensor, y: Tensor) -> None:
+    """ValueError where x and y are not two sets of features."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"features must be (N, d) and (M, d) with N, M >= 2; found {tuple(x.shape)} and {tuple(y.shape)}")
-    if not (x.isfinite().all() and y.isfinite().all()):
+    if not (x.sum(dtype=torch.float64) + y.sum(dtype=torch.float64)).isfinite():
         raise ValueError("features are not finite")
-    return x.double(), y.double()
 
 
 # Self-test

@@ -68,6 +68,25 @@ def test_one_dimension_and_diagonal_covariances_have_their_formulas():
     assert frechet_distance(corners * a, corners * b) == pytest.approx(expected.item(), rel=EXACT)
 
 
+@pytest.mark.parametrize("decay, from_gram", [(0.5, True), (1.2, True), (2.0, False), (4.0, False)])
+def test_the_squares_of_gram_matrices_are_used_only_where_they_cost_nothing(decay, from_gram):
+    """Features of a spectrum that falls as 1 / k^decay against others of it, against a multiple and against themselves.
+
+    Gram matrices square the condition number; what is compared to squares nothing, in float64.
+    """
+    x, y = (
+        torch.randn(400, 80, generator=torch.Generator().manual_seed(i)).double() / torch.arange(1, 81) ** decay for i in (0, 1)
+    )
+    for other in (y, 1.2 * x, x, y @ torch.linalg.qr(normal(80, 80, 2, False))[0]):
+        a, b = x - x.mean(0), other - other.mean(0)
+        factors = [torch.linalg.qr(each, mode="r")[1] for each in (a, b)]
+        shared = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+        expected = (x.mean(0) - other.mean(0)).square().sum() + (a.square().sum() + b.square().sum() - 2 * shared) / 399
+        assert frechet_distance(x, other) == pytest.approx(expected.item(), abs=1e-10 * spread(x))
+    found = fvd.root_trace(*(fvd.gram(each, each.mean(0)) for each in (x, 1.2 * x)))
+    assert (found is not None) == from_gram
+
+
 def packages() -> dict[str, object]:
     """Fréchet distance of two sets of features by each reference package."""
     pytest.importorskip("pytorch_fid")
