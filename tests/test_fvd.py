@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from distill_bench.eval import fvd
-from distill_bench.eval.fvd import FVD, frechet_distance, frechet_infinity, frechet_sd, kernel_distance, kernel_sd
+from distill_bench.eval.fvd import (
+    FVD,
+    frechet_distance,
+    frechet_infinity,
+    frechet_sd,
+    infinity_sd,
+    kernel_distance,
+    kernel_sd,
+)
 from torch import Tensor
 
 from distill_bench import controls, encoders
@@ -164,20 +172,33 @@ def test_the_distance_to_infinite_clips_has_lost_the_bias():
     for seed in range(6):
         x, y = (torch.randn(200, 30, generator=torch.Generator().manual_seed(2 * seed + i)) for i in range(2))
         y[:, 0] += 2
-        limits.append(frechet_infinity(x, y, paired=False)[0])
+        limits.append(frechet_infinity(x, y, paired=False))
         plain.append(frechet_distance(x, y))
     assert np.mean(plain) > 5.5
     assert abs(np.mean(limits) - 4) < 0.6
 
 
-def test_the_spread_of_the_bootstrap_is_the_spread_over_draws():
-    draws = [[torch.randn(150, 10, generator=torch.Generator().manual_seed(20 * s + i)) for i in range(2)] for s in range(40)]
-    for _, y in draws:
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize(
+    "distance, sd",
+    [
+        (lambda x, y, paired: frechet_distance(x, y), frechet_sd),
+        (kernel_distance, kernel_sd),
+        (frechet_infinity, infinity_sd),
+    ],
+)
+def test_the_spread_of_the_bootstrap_is_the_spread_over_draws(distance, sd, paired):
+    """Sets that are 2 apart; paired ones share half of their variance clip by clip."""
+    draws = []
+    for seed in range(40):
+        x, y, prompt = torch.randn(3, 150, 10, generator=torch.Generator().manual_seed(seed))
+        if paired:
+            x, y = (x + prompt) / 2**0.5, (y + prompt) / 2**0.5
         y[:, 0] += 2
-    for distance, sd in ((frechet_distance, frechet_sd), (kernel_distance, kernel_sd)):
-        true = np.std([distance(x, y) for x, y in draws], ddof=1)
-        found = np.mean([sd(x, y, False, 60) for x, y in draws[:6]])
-        assert 0.6 * true < found < 1.6 * true
+        draws.append((x, y))
+    true = np.std([distance(x, y, paired) for x, y in draws], ddof=1)
+    found = np.mean([sd(x, y, paired, 60) for x, y in draws[:6]])
+    assert 0.7 * true < found < 1.5 * true
 
 
 def test_the_spread_of_the_kernel_distance_is_the_resampled_one():
