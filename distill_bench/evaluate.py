@@ -29,6 +29,8 @@ from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
 from distill_bench.store import differences, read_jsonl, write_bytes
 
+NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"  # why an evaluator gives no score
+
 
 class References(Mapping[str, Clips]):
     """Reference rows by kind, each read from disk when it is first asked for."""
@@ -86,18 +88,23 @@ def evaluate(
         if reason is not None:
             if evaluators is not None:
                 raise ValueError(f"{name} cannot score {folder}: {reason}")
-            print(f"{name} skipped: {reason}", flush=True)
+            _say(f"{name} skipped: {reason}")
             continue
         key = _key(name, evaluator, protocol, under)
         lines = of_first_rank(lambda: read_jsonl(out))
         if not any(key.items() <= line.items() for line in lines):
             new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
             if not new:
-                print(f"{name} skipped: it needs a reference that is not there", flush=True)
+                _say(f"{name} skipped: {NEEDS}")
             kept = [line for line in lines if line.get("metric") != name]
-            if not place()[0]:
-                write_bytes(out, "".join(json.dumps(line) + "\n" for line in [*kept, *new]).encode())
+            text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
+            of_first_rank(lambda text=text: write_bytes(out, text.encode()))
     return of_first_rank(lambda: read_jsonl(out))
+
+
+def _say(text: str) -> None:
+    if not place()[0]:
+        print(text, flush=True)
 
 
 def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
@@ -166,8 +173,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--protocol", help="protocol of the row; default: a digest of prompts, counts, sizes and references")
     parser.add_argument("--out", type=Path, help="file of the lines; default: metrics.jsonl in the folder")
     options = parser.parse_args(argv)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # as torchrun starts it
-        torch.distributed.init_process_group("gloo")
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return _command(parser, options)
+    torch.distributed.init_process_group("gloo")  # as torchrun starts it
+    try:
+        return _command(parser, options)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """What the command line asks for, on one of its ranks."""
     names = None if options.evaluators is None else [n.strip() for n in options.evaluators.split(",") if n.strip()]
     try:
         if names == []:
@@ -180,9 +196,10 @@ def main(argv: list[str] | None = None) -> int:
             )
         lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
         if mute := set(names or ()) - {line["metric"] for line in lines}:
-            raise ValueError(f"{min(mute)} needs a reference: give --reference FOLDER")
+            raise ValueError(f"{min(mute)} {NEEDS}")
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        who = f"{parser.prog}, rank {place()[0]}" if place()[0] else parser.prog  # it may be that rank's alone
+        parser.exit(2, f"{who}: {error}\n")
     if place()[0]:
         return 0
     for line in lines:

@@ -121,14 +121,23 @@ def place() -> tuple[int, int]:
 
 
 def of_first_rank(make: Callable[[], Any]) -> Any:
-    """What `make` gives on the first rank, on every rank.
+    """What `make` gives, or raises, on the first rank, on every rank.
 
-    What all must agree on is looked at by one: a file that another job writes between two looks would leave some ranks waiting.
+    What all must agree on is looked at by one: a file that another job writes between two looks would leave some ranks waiting,
+    and so would an error of one rank alone.
     """
     rank, ranks = place()
-    box = [None if rank else make()]
-    if ranks > 1:
-        torch.distributed.broadcast_object_list(box, 0)
+    if ranks == 1:
+        return make()
+    box: list[Any] = [None, None]
+    if not rank:
+        try:
+            box[0] = make()
+        except (ValueError, OSError) as error:
+            box[1] = error
+    torch.distributed.broadcast_object_list(box, 0)
+    if box[1] is not None:
+        raise box[1]
     return box[0]
 
 

@@ -161,7 +161,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def gram(x: Tensor, mean: Tensor, rows: int = 256) -> np.ndarray:
-    """Upper triangle of the Gram matrix (d, d) in float64 of features x (N, d) less their mean; by blocks that stay in the cache."""
+    """Upper triangle of the Gram matrix (d, d), float64, of features x (N, d) less their mean; by blocks that fit a cache."""
     x, mean, total = x.numpy(), mean.numpy(), np.zeros((x.shape[1], x.shape[1]), order="F")
     for start in range(0, len(x), rows):  # numpy alone: the threads of torch and of BLAS would wait for each other
         total = dsyrk(1.0, (x[start : start + rows] - mean).T, beta=1.0, c=total, overwrite_c=True)

@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,8 @@ from distill_bench.evaluate import conditions, evaluate, main
 from distill_bench.evaluator import Clips, Evaluator, Score
 from distill_bench.media import frame_counts, load_clips, read_clip
 from distill_bench.store import differences, read_jsonl
+
+ROOT = Path(__file__).parent.parent
 
 
 def write(folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | None = None, **row) -> Path:
@@ -139,6 +146,36 @@ def test_scores_do_not_depend_on_what_was_cached(tmp_path):
     fresh = evaluate(folder, {"teacher": reference}, out=tmp_path / "1.jsonl")
     kept = evaluate(folder, {"teacher": reference}, out=tmp_path / "2.jsonl")
     assert fresh == kept
+
+
+@pytest.mark.timeout(60)
+def test_two_ranks_give_every_score_and_value_of_one(tmp_path):
+    """Two processes as torchrun starts them; 40 clips are two batches, so that both ranks have one."""
+    folder, reference = write(tmp_path / "a", 40), write(tmp_path / "b", 40, 100)
+    argv = [sys.executable, "-m", "distill_bench.evaluate", str(folder), "--reference", str(reference)]
+    argv += ["--evaluators", "fvd,motion,diversity", "--out", str(tmp_path / "two.jsonl")]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    where = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    ranks = [subprocess.Popen(argv, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **where) for rank in (0, 1)]
+    try:
+        said = [rank.communicate(timeout=50)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "motion_ratio" in said[0] and "fvd" not in said[1], "the first rank alone speaks"
+    for clips in (folder, reference):
+        shutil.rmtree(clips / ".features")  # else one process would read what two have made
+    one = evaluate(folder, {"teacher": reference}, ["fvd", "motion", "diversity"], out=tmp_path / "one.jsonl")
+    two = read_jsonl(tmp_path / "two.jsonl")
+    assert [line["column"] for line in two] == [line["column"] for line in one] and len(one) > 12
+    for mine, theirs in zip(one, two, strict=True):
+        numbers = [[line["value"], line["sd"] or 0, *(line["per_clip"] or ())] for line in (mine, theirs)]
+        assert np.allclose(*numbers, rtol=1e-12, atol=1e-12), mine["column"]
+        assert mine | {"value": 0, "sd": 0, "per_clip": 0} == theirs | {"value": 0, "sd": 0, "per_clip": 0}
 
 
 class Broken(Evaluator):
@@ -288,7 +325,7 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
     "arguments, reason",
     [
         (["--evaluators", "fvdd"], "no evaluator called 'fvdd' (did you mean 'fvd'?)"),
-        (["--evaluators", "fvd"], "fvd needs a reference: give --reference FOLDER"),
+        (["--evaluators", "fvd"], "fvd needs a reference (--reference FOLDER)"),
         (["--reference", "teachers={b}"], "no kind 'teachers'; known: teacher, teacher_other, data, data_other"),
         (["--reference", "{b}/none", "--evaluators", "fvd"], "no folder"),
         (["--set", "motion.rafts=1", "--evaluators", "motion"], "motion has no setting 'rafts'; it has: raft"),

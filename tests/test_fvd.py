@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distill_bench import controls, encoders
 from distill_bench.evaluator import Clips
-from distill_bench.features import Extractor, batched, cached, i3d_input, load_extractor
+from distill_bench.features import Extractor, batched, cached, i3d_input, load_extractor, of_first_rank
 
 EXACT = 1e-9
 
@@ -245,10 +245,16 @@ def test_features_depend_on_neither_batch_nor_order_nor_cache(name, tmp_path, mo
     assert torch.allclose(batched(extractor.net, some.frames, name), features, atol=1e-5)
 
 
+def _raised(why: str) -> None:
+    raise ValueError(why)
+
+
 def _two_ranks(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     extractor, some = load_extractor(fvd.DEFAULT), clips(80)
     torch.save(extractor(some), Path(folder) / f"{rank}.pt")
+    with pytest.raises(ValueError, match="the first rank's alone"):  # and the other does not wait for it
+        of_first_rank(lambda: _raised("the first rank's alone"))
     torch.distributed.destroy_process_group()
 
 
