@@ -133,7 +133,7 @@ def scaled(frames: Tensor) -> Tensor:
     """uint8 to float in [-1, 1]."""
     if frames.dtype != torch.uint8:
         raise ValueError(f"clips must be uint8 in 0..255; found {frames.dtype}")
-    return frames.float() / 127.5 - 1
+    return frames.float().div_(127.5).sub_(1)  # in place: as long as a clip is moved about no network runs
 
 
 def load_encoder(net: nn.Module, name: str, folder: Path = FOLDER) -> tuple[nn.Module, str, frozenset[int]]:
