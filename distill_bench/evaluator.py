@@ -98,10 +98,15 @@ class Evaluator(ABC):
 
 
 def same_frames(clips: Clips, reference: Clips, key: str) -> None:
-    """ValueError where clips and a reference differ in frames or size."""
+    """ValueError where clips and a reference differ in frames, size or rate."""
     if reference.frames.shape[1:] != clips.frames.shape[1:]:
         found, expected = (f"{t} frames of {h}x{w}" for t, _, h, w in (reference.frames.shape[1:], clips.frames.shape[1:]))
         raise ValueError(f"the {key} reference has {found}, the clips have {expected}: they must be alike")
+    if abs(reference.fps - clips.fps) > 0.1 * clips.fps:  # a gif rounds its times
+        raise ValueError(
+            f"the {key} reference plays at {reference.fps:g} frames a second, the clips at {clips.fps:g}: they must be alike "
+            "(fps in manifest.jsonl says so where a file does not)"
+        )
 
 
 def mean_score(column: str, values: np.ndarray, title: str, **more) -> Score:

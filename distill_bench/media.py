@@ -6,6 +6,7 @@ known; without a manifest the clips have no captions.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -22,6 +23,7 @@ MERGING = (".gif", ".webp")  # equal frames in a row are stored as one: of a sti
 TICK = {".gif": 10, ".webp": 1}  # milliseconds to which they round how long a frame is shown
 MANIFEST, CACHE = "manifest.jsonl", ".features"
 Line = TypeVar("Line", bound=BaseModel)
+Fps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class OwnLine(BaseModel, strict=True):
@@ -30,6 +32,7 @@ class OwnLine(BaseModel, strict=True):
     index: int
     prompt: str
     seed: int
+    fps: Fps | None = None  # over what row.json says
 
 
 class FileLine(BaseModel, strict=True):
@@ -38,7 +41,7 @@ class FileLine(BaseModel, strict=True):
     file: str
     prompt: str
     seed: int | None = None
-    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # over what the file says
+    fps: Fps | None = None  # over what the file says
 
 
 def load_clips(folder: Path) -> Clips:
@@ -65,7 +68,11 @@ def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
     path, found = folder / MANIFEST, []
     if not path.is_file():
         return []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
@@ -93,14 +100,26 @@ def _own(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     row = read_json(folder / "row.json")
     if row is None:  # else `sample` decoded them, and a student that went black is to be scored as one
         _refuse_dark(frames)
-    return frames, [line.prompt for line in lines], [line.seed for line in lines], float((row or {}).get("fps", 8.0))
+    rates = {line.fps or (row or {}).get("fps", 8.0) for line in lines}
+    if len(rates) > 1:
+        raise ValueError(f"{folder / MANIFEST} gives {min(rates):g} and {max(rates):g} frames a second: clips of one rate only")
+    return frames, [line.prompt for line in lines], [line.seed for line in lines], float(rates.pop())
 
 
 def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     lines = _manifest(folder, FileLine)
-    if not lines:
-        files = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-        lines = [FileLine(file=name, prompt="") for name in files]
+    files = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if lines:
+        counts = Counter(folder / line.file for line in lines)
+        path, most = counts.most_common(1)[0]
+        if most > 1:
+            raise ValueError(f"{folder / MANIFEST} names {path.name} {most} times")
+        left_out = [name for name in files if folder / name not in counts]
+        if left_out:  # a clip without a caption would drop out unseen
+            raise ValueError(
+                f"{folder / MANIFEST} does not name {left_out[0]} ({len(left_out)} such files): add it or move it away"
+            )
+    lines = lines or [FileLine(file=name, prompt="") for name in files]
     if not lines:
         raise ValueError(f"no clips in {folder}: it needs clips.npy or files of {', '.join(SUFFIXES)}")
     clips, rates = [], []
@@ -162,7 +181,8 @@ def _array(frames: np.ndarray) -> np.ndarray:
     if frames.dtype != np.uint8:
         raise ValueError(f"its values are {frames.dtype}: a clip is uint8 in 0..255, so that its range is sure")
     if frames.ndim != 4 or frames.shape[1] != 3:
-        raise ValueError(f"its shape is {frames.shape}: a clip is (T, 3, H, W)")
+        whole = ", and many in one file are clips.npy" if frames.ndim == 5 else ""
+        raise ValueError(f"its shape is {frames.shape}: a clip is (T, 3, H, W){whole}")
     return frames
 
 

@@ -273,6 +273,31 @@ def foreign_manifest(line: str):
     return spoil
 
 
+def unnamed_file(path: Path) -> None:
+    emptied(path)
+    for name in "ab":
+        np.save(path / f"{name}.npy", np.full((8, 3, 32, 32), 9, np.uint8))
+    manifest(path, ["a.npy"], ["a"])
+
+
+def latin(path: Path) -> None:
+    (path / "manifest.jsonl").write_bytes('{"index": 0, "prompt": "caf\xe9", "seed": 0}\n'.encode("latin-1"))
+
+
+def many_in_one(path: Path) -> None:
+    (path / "clips.npy").rename(path / "videos.npy")
+    (path / "manifest.jsonl").unlink()
+
+
+def faster(*rates: float):
+    def spoil(path: Path) -> None:
+        lines = [json.loads(line) for line in (path / "manifest.jsonl").read_text().splitlines()]
+        lines = [line | {"fps": rates[i % len(rates)]} for i, line in enumerate(lines)]
+        (path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return spoil
+
+
 def no_pictures(path: Path) -> None:
     np.save(path / "clips.npy", np.load(path / "clips.npy")[..., :2, :2])
 
@@ -304,6 +329,12 @@ def few_frames(path: Path) -> None:
         (foreign_manifest('{"file": 3, "prompt": "a"}'), "line 2: 'file': .*string"),
         (foreign_manifest('{"file": "a.npy", "prompt": null}'), "line 2: 'prompt': .*string"),
         (foreign_manifest('{"file": "a.npy", "prompt": "a", "fps": 0}'), "line 2: 'fps': .*greater than 0"),
+        (foreign_manifest('{"file": "./a.npy", "prompt": "a"}'), "manifest.jsonl names a.npy 2 times"),
+        (unnamed_file, r"manifest.jsonl does not name b.npy \(1 such files\)"),
+        (latin, "manifest.jsonl is not UTF-8"),
+        (many_in_one, r"\(12, 8, 3, 32, 32\): a clip is \(T, 3, H, W\), and many in one file are clips.npy"),
+        (faster(16.0), "reference plays at 8 frames a second, the clips at 16"),
+        (faster(16.0, 8.0), "gives 8 and 16 frames a second"),
         (no_pictures, "frames of 2x2 are no pictures"),
         (few_frames, "takes 8 to 8 frames; the clips have 5"),
     ],
@@ -366,6 +397,13 @@ def test_black_clips_of_a_dead_student_are_scored(tmp_path, brightest):
     lines = evaluate(write(tmp_path / "a", frames=black), {"teacher": write(tmp_path / "b", first=100)})
     values = {line["column"]: line["value"] for line in lines}
     assert values["motion_ratio"] == 0 and values["copies"] == pytest.approx(11 / 12) and values["fvd"] > 1
+
+
+def test_a_manifest_written_by_an_editor_of_windows_is_read(tmp_path):
+    folder = write(tmp_path / "a")
+    text = (folder / "manifest.jsonl").read_text()
+    (folder / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_clips(folder).prompts == controls.rendered(12, 0)[1]
 
 
 def test_clips_without_a_manifest_have_no_captions(tmp_path):
