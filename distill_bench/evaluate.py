@@ -94,8 +94,8 @@ def evaluate(
         lines = of_first_rank(lambda: read_jsonl(out))
         if not any(key.items() <= line.items() for line in lines):
             new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
-            if not new:
-                _say(f"{name} skipped: {NEEDS}")
+            if not new and evaluators is None:
+                _say(f"{name} skipped: it {NEEDS}")
             kept = [line for line in lines if line.get("metric") != name]
             text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
             of_first_rank(lambda text=text: write_bytes(out, text.encode()))
@@ -129,7 +129,7 @@ def _refuse_mixture(out: Path, lines: list[dict], names: Sequence[str], protocol
             what = differences(line.get("conditions") or {}, under) or "the teacher's sampling"
             raise ValueError(
                 f"{out} holds {line.get('column')} of protocol {line.get('protocol')}, these clips are of {protocol}; they "
-                f"differ in {what}: one row holds one protocol, delete the file or score with every evaluator"
+                f"differ in {what}; one row holds one protocol: delete the file, name another by --out, or score with every one"
             )
 
 

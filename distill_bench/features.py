@@ -8,7 +8,9 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -250,7 +252,9 @@ def i3d(path: str) -> Extractor:
     """
     file = _weights(path, "i3d-k400-logits-400", "the TorchScript file i3d_torchscript.pt")
     try:
-        net = torch.jit.load(str(file), map_location="cpu").eval()
+        with warnings.catch_warnings():  # that TorchScript goes: the published file is one
+            warnings.simplefilter("ignore", FutureWarning)
+            net = torch.jit.load(str(file), map_location="cpu").eval()
     except RuntimeError as error:
         raise ValueError(f"{file} is no TorchScript file: {str(error).splitlines()[0]}") from error
 
@@ -384,6 +388,7 @@ def open_clip_model(spec: str) -> ClipModel:
     import open_clip
 
     name, _, weights = spec.partition(":")
+    logging.disable(logging.ERROR)  # what open_clip has to say is said below, in one line
     try:
         if name == "local-dir":
             folder = Path(weights)
@@ -401,6 +406,8 @@ def open_clip_model(spec: str) -> ClipModel:
             digest = _state_digest(model)
     except Exception as error:  # torch answers a file that is none of its own with errors of many kinds
         raise ValueError(f"no CLIP at {spec!r}: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        logging.disable(logging.NOTSET)
     model.eval().requires_grad_(False)
 
     def embed(frames: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -57,10 +58,16 @@ def load_clips(folder: Path) -> Clips:
             frames, prompts, seeds, fps = _own(folder)
         else:
             frames, prompts, seeds, fps = _foreign(folder)
-        facts = dict(np.load(folder / "facts.npz", allow_pickle=False)) if (folder / "facts.npz").is_file() else {}
-        return Clips(frames, prompts, seeds, fps, facts, folder / CACHE)
+        return Clips(frames, prompts, seeds, fps, _facts(folder / "facts.npz"), folder / CACHE)
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+
+
+def _facts(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(np.load(path, allow_pickle=False)) if path.is_file() else {}
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _manifest(folder: Path, kind: type[Line]) -> list[Line]:

@@ -67,10 +67,11 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def same_prompt_spread(x: Tensor, prompts: list[str]) -> np.ndarray | None:
-    """Mean distance between the clips of each prompt that has two or more, (prompts,); None where no prompt has."""
+    """Mean distance between the clips of each known prompt that has two or more, (prompts,); None where no prompt has."""
     groups: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(i)
+        if prompt:
+            groups.setdefault(prompt, []).append(i)
     spreads = []
     for members in groups.values():
         if len(members) > 1:

@@ -83,7 +83,7 @@ class _About:
         distance = frechet_distance(x, y)
         if not every:
             return [self._of("fvd", distance, _label(self.extractor), "lower", None)]
-        paired = self.clips.prompts == self.reference.prompts
+        paired = all(self.clips.prompts) and self.clips.prompts == self.reference.prompts
         sd, kernel_spread = frechet_sd(x, y, paired, resamples), kernel_sd(x, y, paired, resamples)
         found = [
             self._of("fvd", distance, _label(self.extractor), "lower", sd, self.key == "teacher"),

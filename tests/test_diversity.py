@@ -58,6 +58,12 @@ def test_recall_and_coverage_of_points_on_a_line_are_counted_by_hand():
     assert recall_and_coverage(x, x, 1)[0].tolist() == [1, 1]
 
 
+def test_clips_whose_prompts_nobody_knows_are_not_of_one_prompt():
+    some = clips(prompts=6)
+    nameless = dataclasses.replace(some, prompts=[""] * len(some.prompts))
+    assert "diversity" in scores(Diversity(), some) and "diversity" not in scores(Diversity(), nameless, nameless)
+
+
 def test_the_spread_is_within_prompts_only():
     x = torch.tensor([0.0, 3.0, 100.0, 105.0, 7.0]).reshape(5, 1)
     assert same_prompt_spread(x, ["a", "a", "b", "b", "c"]).tolist() == [3, 5]

@@ -284,6 +284,10 @@ def latin(path: Path) -> None:
     (path / "manifest.jsonl").write_bytes('{"index": 0, "prompt": "caf\xe9", "seed": 0}\n'.encode("latin-1"))
 
 
+def torn_facts(path: Path) -> None:
+    (path / "facts.npz").write_bytes(b"PK\x03\x04 torn")
+
+
 def many_in_one(path: Path) -> None:
     (path / "clips.npy").rename(path / "videos.npy")
     (path / "manifest.jsonl").unlink()
@@ -332,6 +336,7 @@ def few_frames(path: Path) -> None:
         (foreign_manifest('{"file": "./a.npy", "prompt": "a"}'), "manifest.jsonl names a.npy 2 times"),
         (unnamed_file, r"manifest.jsonl does not name b.npy \(1 such files\)"),
         (latin, "manifest.jsonl is not UTF-8"),
+        (torn_facts, "facts.npz cannot be read"),
         (many_in_one, r"\(12, 8, 3, 32, 32\): a clip is \(T, 3, H, W\), and many in one file are clips.npy"),
         (faster(16.0), "reference plays at 8 frames a second, the clips at 16"),
         (faster(16.0, 8.0), "gives 8 and 16 frames a second"),
@@ -371,6 +376,10 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
         (["--set", "resamples=4"], "--set takes EVALUATOR.FIELD=VALUE"),
         (["--set", "fvd.extractor=i3d-k400-logits-400:/none.pt", "--evaluators", "fvd"], "no weights at /none.pt"),
         (["--set", "clip_score.model=ViT-B-32", "--evaluators", "clip_score"], "weights are missing"),
+        (
+            ["--set", "clip_score.model=ViT-B-32:none", "--evaluators", "clip_score"],
+            "'none' is not a known tag or valid file path",
+        ),
         (["--set", "motion.raft=/none.pth", "--evaluators", "motion"], "no weights at /none.pth"),
     ],
 )
