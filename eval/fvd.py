@@ -30,6 +30,7 @@ EXTRACTOR = "DISTILL_BENCH_EXTRACTOR"
 DEFAULT, SECOND = "indomain-r2p1-cls", "random-r2p1"
 PUBLISHED = "i3d-k400-logits-400"  # the only one whose distance is called FVD
 EPS, ROUNDING = float(np.finfo(float).eps), 1e-11  # an ulp; the share of a sum that rounding may be
+Features = Tensor | np.ndarray
 SELF_TEST = Path(__file__).with_suffix(".json")
 
 
@@ -142,13 +143,13 @@ def reference_features(extractor: Extractor, reference: Clips, clips: Clips, key
     return extractor(reference)
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> float:
+def frechet_distance(x: Features, y: Features) -> float:
     """Squared Wasserstein-2 distance of the Gaussians fitted to features (N, d) and (M, d), covariances over N - 1.
 
     tr (S_x S_y)^(1/2) is the nuclear norm of the product of the centred features, or of anything with their Gram matrices:
     without a matrix square root nothing turns complex, and N < d is exact.
     """
-    check(x, y)
+    x, y = features(x, y)
     mean_x, mean_y = (each.mean(0, dtype=torch.float64) for each in (x, y))
     away, n, m = (mean_x - mean_y).square().sum().item(), len(x) - 1, len(y) - 1
     if min(n, m) >= x.shape[1]:
@@ -192,15 +193,14 @@ def _factor(centred: Tensor) -> Tensor:
     return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r")[1]
 
 
-def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
+def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
     """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (Bińkowski et al., 2018), of features (N, d) and (M, d).
 
     Args:
         paired: x and y are of the same prompts in the same order: such pairs are left out between the sets, as a clip and itself
             are within each (Gretton et al., 2012, eq. 4); else the distance of equal distributions would be below 0.
     """
-    check(x, y)
-    x, y = x.double(), y.double()
+    x, y = (each.double() for each in features(x, y))
     within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y)))
     k = kernel(x, y)
     between = (k.sum() - k.trace()) / (len(k) * (len(k) - 1)) if paired else k.mean()
@@ -276,12 +276,14 @@ def _resampled(x: Tensor, y: Tensor, paired: bool, resamples: int) -> tuple[Tens
     return i, i if paired else torch.randint(len(y), (resamples, len(y)), generator=draw)
 
 
-def check(x: Tensor, y: Tensor) -> None:
-    """ValueError where x and y are not two sets of features."""
+def features(x: Features, y: Features) -> tuple[Tensor, Tensor]:
+    """Both as tensors of single or double precision on the processor, if they are two sets of features."""
+    x, y = (torch.as_tensor(each).detach().cpu() for each in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"features must be (N, d) and (M, d) with N, M >= 2; found {tuple(x.shape)} and {tuple(y.shape)}")
     if not (x.sum(dtype=torch.float64) + y.sum(dtype=torch.float64)).isfinite():
         raise ValueError("features are not finite")
+    return tuple(each if each.dtype in (torch.float32, torch.float64) else each.double() for each in (x, y))
 
 
 # Self-test

@@ -209,6 +209,14 @@ def test_the_spread_of_the_kernel_distance_is_the_resampled_one():
     assert kernel_sd(x, y, False, 20) == pytest.approx(loop.double().std().item(), rel=1e-5)
 
 
+def test_features_may_be_arrays_and_of_any_precision():
+    x, y = normal(30, 5).half(), normal(25, 5, 1).half()
+    for distance in (frechet_distance, kernel_distance):
+        expected = distance(x.double(), y.double())
+        for kind in (x.float().requires_grad_(), x.numpy(), x.double().numpy(), x):
+            assert distance(kind, y) == pytest.approx(expected, rel=EXACT)
+
+
 @pytest.mark.parametrize(
     "x, y, reason",
     [
