@@ -8,6 +8,7 @@ further from the mean of clean sets than 5 of their standard deviations and than
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from distill_bench import controls  # noqa: E402
+from distill_bench import controls, shapes  # noqa: E402
 from distill_bench.evaluator import Clips  # noqa: E402
 from distill_bench.registry import evaluators  # noqa: E402
 
@@ -58,28 +59,28 @@ MAY = {
 }
 
 
-def sets(count: int) -> tuple[dict[str, Clips], dict[str, Clips]]:
-    """The sets to score by name, clean ones first, and the references."""
+def sets(count: int, cache: Path) -> tuple[dict[str, Clips], dict[str, Clips]]:
+    """The sets to score by name, clean ones first, and the references; what networks make of them is kept in `cache`."""
 
     def clips(first: int, **how) -> Clips:
         frames, prompts = controls.rendered(count, first, **how)
-        return Clips(frames, prompts, list(range(first, first + count)))
+        return Clips(frames, prompts, list(range(first, first + count)), cache=cache)
 
     clean = clips(0)
     found = {f"clean {i}": clips((2 + i) * count) for i in range(NULLS)}
     found["half speed"] = clips(0, pace=0.5)
     for name, corrupt in controls.CORRUPTIONS.items():
-        found[name] = Clips(corrupt(clean.frames, 0), clean.prompts, clean.seeds)
+        found[name] = Clips(corrupt(clean.frames, 0), clean.prompts, clean.seeds, cache=cache)
     found["one colour missing"] = clips(0, without="red")
     first = {prompt: i for i, prompt in reversed(list(enumerate(clean.prompts)))}
     copied = clean.frames[[first[prompt] for prompt in clean.prompts]]
-    found["one clip a prompt"] = Clips(copied, clean.prompts, clean.seeds)
+    found["one clip a prompt"] = Clips(copied, clean.prompts, clean.seeds, cache=cache)
     return found, {"teacher": clips(count), "teacher_other": clips((2 + NULLS) * count)}
 
 
-def measure(count: int) -> dict[str, dict[str, float]]:
+def measure(count: int, cache: Path) -> dict[str, dict[str, float]]:
     """Column -> set -> value."""
-    found, references = sets(count)
+    found, references = sets(count, cache)
     values: dict[str, dict[str, float]] = {}
     for name, some in found.items():
         print(name, file=sys.stderr, flush=True)
@@ -123,9 +124,12 @@ def main() -> int:
     """Measure, write the table, and say what is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=432)
-    count = parser.parse_args().clips
+    count, least = parser.parse_args().clips, 2 * len(shapes.all_attributes())
+    if count < least:
+        parser.error(f"--clips {count}: at least {least}, two of every caption")
     torch.set_num_threads(1)
-    values = measure(count)
+    with tempfile.TemporaryDirectory() as cache:
+        values = measure(count, Path(cache))
     text = README.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     README.write_text(f"{before}{BEGIN}\n{table(values, count)}\n{END}{after}")
