@@ -33,7 +33,7 @@ def test_the_method_of_the_readme_has_the_gradient_that_it_says(tmp_path):
 def test_the_sweep_of_the_readme_expands(tmp_path):
     (tmp_path / "batch.yaml").write_text(block("yaml", "question:"))
     runs = load_sweep(tmp_path / "batch.yaml").expand()
-    assert len(runs) == 5 * (2 * 2 * 2 + 1)
+    assert len(runs) == 5 * (2 * 2 * 2 * 2 + 1)
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:distill_bench|methods|eval|sweeps|results|tests)/[\w./]+)`", README))
