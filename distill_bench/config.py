@@ -325,7 +325,10 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     if config.fake_score == "exact" and not is_gaussian(folder):
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     _check_named(config)
-    why = unfit(folder, config.frames, config.height, config.width)
+    try:
+        why = unfit(folder, config.frames, config.height, config.width)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if why is not None:
         raise ConfigError(why)
     if config.sigma_min >= config.sigma_max:

@@ -46,28 +46,29 @@ def is_gaussian(folder: Path) -> bool:
     return (folder / GAUSSIAN_FILE).is_file()
 
 
-def unfit(folder: Path, frames: int, height: int, width: int) -> str | None:
-    """Why a teacher cannot be given clips of this size, or None: its autoencoder has strides, its transformer patches."""
+def unfit(folder: Path, frames: int, height: int, width: int, student: Path | None = None) -> str | None:
+    """Why a teacher cannot be given clips of this size or this student, or None.
+
+    Its autoencoder has strides and its transformer patches; a student in another folder takes the same latents and texts.
+
+    Raises:
+        TeacherError: if no architecture reads one of the folders.
+    """
     if is_gaussian(folder):
-        return None
-    patch = _config(folder / "transformer").get("patch_size", [1, 2, 2])
-    vae = _config(folder / "vae")
-    if vae.get("_class_name") == "AutoencoderKLWan":
-        temporal, spatial = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
-    else:
-        temporal, spatial = 1, 4 if vae else 1  # `autoencoder.FrameAutoencoder`, or latents that are pixels
-    for key, size, multiple in (("height", height, spatial * patch[1]), ("width", width, spatial * patch[2])):
-        if size % multiple:
-            return f"{key} {size} must be a multiple of {multiple} for the teacher {folder.name}"
-    if (frames - 1) % temporal or ((frames - 1) // temporal + 1) % patch[0]:
-        n, rest = temporal * patch[0], 1 + temporal * (patch[0] - 1)
-        allowed = f"a multiple of {n}" if rest == n else f"{rest} more than a multiple of {n}"
-        return f"frames {frames} must be {allowed} for the teacher {folder.name}"
-    return None
+        return None if student is None else f"student {student}: the student of a gaussian teacher is linear, and no folder's"
+    from distill_bench.architectures import architecture_of  # torch takes seconds
+
+    architecture = architecture_of(folder)
+    why = architecture.unfit(frames, height, width)
+    if why is None and student is not None:
+        why = architecture.unlike(architecture_of(student))
+        why = why and f"student {student.name}: {why}"
+    return why
 
 
-def _config(folder: Path) -> dict:
-    path = folder / "config.json"
+def read_config(folder: Path, name: str = "config.json") -> dict:
+    """The config of a part of a pipeline, empty where it is not there."""
+    path = folder / name
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
