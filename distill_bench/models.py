@@ -20,43 +20,97 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill_bench import shapes
 from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.config import RunConfig
 from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
+from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, read_prompts
 
 TEXTS_A_FORWARD = 64
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """The parts of a diffusers pipeline folder that are needed to train and to sample."""
+class TextPipeline:
+    """The tokenizer and text encoder of a pipeline folder, loaded when a text is asked for that the store does not have."""
 
     folder: Path
     architecture: Architecture
-    transformer: nn.Module
-    vae: nn.Module | None
     device: torch.device
-    student_folder: Path  # of the pipeline whose transformer the student and the fake score begin from
+    store: Path | None = None  # where embeddings may lie
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Text embeddings (B, L, D), as diffusers' pipeline makes them. The empty prompt is the null text."""
-        pipeline = self.text_pipeline()
-        length = self.architecture.text_length(pipeline.tokenizer)
-        with torch.no_grad():
-            chunks = [
-                self.architecture.encode_text(pipeline, prompts[at : at + TEXTS_A_FORWARD], length)
-                for at in range(0, len(prompts), TEXTS_A_FORWARD)
-            ]
-        return torch.cat(chunks).float()
+        """Text embeddings (B, L, D), out of the store where it has all of them. The empty prompt is the null text."""
+        stored = self._stored(prompts)
+        if stored is None:
+            return self._encode_all(prompts)
+        return torch.stack([stored[prompt] for prompt in prompts]).to(self.device)
 
-    def text_pipeline(self, dtype: torch.dtype = torch.float32) -> diffusers.DiffusionPipeline:
+    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
+        """The texts of prompts, read as they are asked for where the store has all of them."""
+        every = [*prompts, ""]
+        stored = self._stored(every)
+        return Texts(prompts, self._encode_all(every) if stored is None else stored, self.device, dtype)
+
+    def embeddings(self, store: Path) -> Path | None:
+        """The folder of this pipeline's embeddings in a store: see `distill_bench.texts`."""
+        about = [
+            self.architecture.PIPELINE,
+            self.architecture.TEXT_LENGTH,
+            self.architecture.transformer.get("max_text_seq_length"),
+        ]
+        return embeddings_folder(store, self.folder, about)
+
+    def text_pipeline(self) -> diffusers.DiffusionPipeline:
         """diffusers' pipeline with its tokenizer and text encoder alone."""
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-        encoder_class = getattr(transformers, self.architecture.TEXT_ENCODER)
-        encoder = _loaded(encoder_class, self.folder / "text_encoder", dtype).to(self.device).requires_grad_(False)
+        encoder = _loaded(getattr(transformers, self.architecture.TEXT_ENCODER), self.folder / "text_encoder")
+        encoder = encoder.to(self.device).eval().requires_grad_(False)
         pipeline_class = getattr(diffusers, self.architecture.PIPELINE)
         return pipeline_class(tokenizer=tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None)
+
+    @torch.no_grad()
+    def encode_with(self, pipeline: diffusers.DiffusionPipeline, prompts: list[str]) -> Tensor:
+        """Text embeddings (B, L, D), as diffusers' pipeline makes them."""
+        return self.architecture.encode_text(pipeline, prompts, self.architecture.text_length(pipeline.tokenizer)).float()
+
+    def _encode_all(self, prompts: list[str]) -> Tensor:
+        pipeline = self.text_pipeline()
+        starts = range(0, len(prompts), TEXTS_A_FORWARD)
+        return torch.cat([self.encode_with(pipeline, prompts[at : at + TEXTS_A_FORWARD]) for at in starts])
+
+    def _stored(self, prompts: list[str]) -> Embeddings | None:
+        """The stored embeddings, where they have every prompt; None where they are to be made.
+
+        Raises:
+            TeacherError: for a prompt that has none and cannot be given one.
+        """
+        folder = self.store and self.embeddings(self.store)
+        stored = Embeddings(folder) if folder is not None and folder.is_dir() else None
+        missing = [prompt for prompt in prompts if stored is None or prompt not in stored]
+        if missing and not has_text_encoder(self.folder):
+            raise TeacherError(
+                f"the prompt {missing[0]!r} has no embedding ({len(missing)} of {len(prompts)} have none) and the teacher "
+                f"{self.folder} no text encoder; where it has one: distill-bench embed TEACHER PROMPTS --store {self.store}"
+            )
+        if missing and stored is not None:
+            print(f"{len(missing)} prompts have no embedding, so all are encoded; distill-bench embed does it once", flush=True)
+        return None if missing else stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline(TextPipeline):
+    """The parts of a diffusers pipeline folder that are needed to train and to sample."""
+
+    transformer: nn.Module
+    vae: nn.Module | None
+    student_folder: Path  # of the pipeline whose transformer the student and the fake score begin from
+    prompts_file: Path | None = None  # instead of the folder's own prompts.txt
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of the teacher's clips, where it is known."""
+        return self.architecture.fps
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of a clip; without an autoencoder latents are pixels."""
@@ -114,14 +168,24 @@ class Pipeline:
         return {}
 
     def prompts(self) -> list[str]:
-        """The training prompts that lie beside the weights, one a line in `prompts.txt`."""
+        """The training prompts: those of the run's own file, else those beside the weights, one a line in `prompts.txt`."""
+        if self.prompts_file is not None:
+            return read_prompts(self.prompts_file)
         path = self.folder / "prompts.txt"
         if not path.is_file():
-            raise TeacherError(f"teacher {self.folder} has no prompts.txt: put the training prompts there, one a line")
+            raise TeacherError(f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`")
         return [line for line in path.read_text().splitlines() if line.strip()]
 
 
-def load_pipeline(name: str, device: torch.device, student: str | None = None) -> Pipeline | GaussianPipeline:
+def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline | GaussianPipeline:
+    """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings."""
+    prompts = None if config.prompts is None else Path(config.prompts)
+    return load_pipeline(config.teacher, device, config.student, prompts, store)
+
+
+def load_pipeline(
+    name: str, device: torch.device, student: str | None = None, prompts: Path | None = None, store: Path | None = None
+) -> Pipeline | GaussianPipeline:
     """The teacher `name` on a device, in float32, frozen; its students begin from the folder `student`, where it is given."""
     folder = teacher_folder(name)
     if is_gaussian(folder):
@@ -131,7 +195,22 @@ def load_pipeline(name: str, device: torch.device, student: str | None = None) -
     vae = load_autoencoder(folder, architecture)
     if vae is not None:
         vae = vae.to(device).eval().requires_grad_(False)
-    return Pipeline(folder, architecture, transformer, vae, device, teacher_folder(student) if student else folder)
+    begin = teacher_folder(student) if student else folder
+    return Pipeline(
+        folder, architecture, device, store, transformer=transformer, vae=vae, student_folder=begin, prompts_file=prompts
+    )
+
+
+def load_texts(name: str, device: torch.device) -> TextPipeline:
+    """The texts of the teacher `name`, without its networks.
+
+    Raises:
+        TeacherError: if there is no such teacher, or its texts are no network's.
+    """
+    folder = teacher_folder(name)
+    if is_gaussian(folder):
+        raise TeacherError(f"teacher {name!r} has no text encoder: it takes no embeddings")
+    return TextPipeline(folder, architecture_of(folder), device)
 
 
 def load_transformer(folder: Path) -> nn.Module:

@@ -35,7 +35,7 @@ def teacher_folder(name: str) -> Path:
         )
     if is_gaussian(folder):
         return folder
-    missing = [part for part in ("transformer", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    missing = [part for part in ("transformer", "tokenizer") if not (folder / part).is_dir()]
     if missing:
         raise TeacherError(f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}")
     return folder
