@@ -7,22 +7,10 @@ from torch import Tensor, nn
 
 
 class FrameAutoencoder(ModelMixin, ConfigMixin):
-    """Convolutional autoencoder of single frames; latents are standardised by statistics that are saved with the weights.
-
-    WanPipeline takes it for Wan's own: it has the keys of that one's config, with statistics that do nothing.
-    """
+    """Convolutional autoencoder of single frames; latents are standardised by statistics that are saved with the weights."""
 
     @register_to_config
-    def __init__(
-        self,
-        latent_channels: int = 4,
-        width: int = 48,
-        z_dim: int = 4,
-        latents_mean: tuple[float, ...] = (0.0,) * 4,
-        latents_std: tuple[float, ...] = (1.0,) * 4,
-        scale_factor_temporal: int = 1,
-        scale_factor_spatial: int = 4,
-    ) -> None:
+    def __init__(self, latent_channels: int = 4, width: int = 48) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1), nn.SiLU(),
@@ -47,11 +35,10 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
         frames = self.encoder(video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(video), -1)).transpose(1, 2)
         return (frames - self._over(self.latents_mean)) / self._over(self.latents_std)
 
-    def decode(self, latents: Tensor, return_dict: bool = True) -> Tensor | tuple[Tensor]:
-        """Video (B, 3, T, H, W), about [-1, 1], of latents (B, 4, T, H/4, W/4); (video,) for a pipeline that wants no dict."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Video (B, 3, T, H, W), about [-1, 1], of latents (B, 4, T, H/4, W/4)."""
         frames = (latents * self._over(self.latents_std) + self._over(self.latents_mean)).transpose(1, 2)
-        video = self.decoder(frames.flatten(0, 1)).unflatten(0, (len(latents), -1)).transpose(1, 2)
-        return video if return_dict else (video,)
+        return self.decoder(frames.flatten(0, 1)).unflatten(0, (len(latents), -1)).transpose(1, 2)
 
     @staticmethod
     def _over(statistic: Tensor) -> Tensor:

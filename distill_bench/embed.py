@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
 
-from distill_bench.models import load_texts
+from distill_bench.models import load_texts, place_of_launch
 from distill_bench.store import write_bytes
 from distill_bench.teacher import TeacherError
 from distill_bench.texts import Embeddings, has_text_encoder, read_prompts, text_key
@@ -34,18 +33,18 @@ def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
     Raises:
         ValueError: for a file that has no prompts, or a teacher that has no text encoder.
     """
-    ranks = PartialState(cpu=not torch.cuda.is_available())
+    rank, ranks, device = place_of_launch()
     prompts = list(dict.fromkeys(["", *(prompt for path in files for prompt in read_prompts(path))]))
-    pipeline = load_texts(teacher, ranks.device)
+    pipeline = load_texts(teacher, device)
     if not has_text_encoder(pipeline.folder):
         raise TeacherError(f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights")
     folder = pipeline.embeddings(store)
     there = Embeddings(folder)
-    mine = prompts[ranks.process_index :: ranks.num_processes]  # of all: which are missing changes while others write
+    mine = prompts[rank::ranks]  # of all: which are missing changes while others write
     missing = [prompt for prompt in mine if prompt not in there]
     if missing:
         text_pipeline = pipeline.text_pipeline()
-        console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or not ranks.is_main_process)
+        console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or rank > 0)
         shards = [missing[at : at + SHARD] for at in range(0, len(missing), SHARD)]
         for shard in track(shards, "encoding prompts", console=console, transient=True):
             chunks = [pipeline.encode_with(text_pipeline, shard[at : at + BATCH]).cpu() for at in range(0, len(shard), BATCH)]

@@ -62,7 +62,8 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     try:
         student = load_transformer(teacher if config.student is None else teacher_folder(config.student))
         _load(kept[updates], student)
-        student.to(DTYPES[dtype]).save_pretrained(temporary / "transformer")
+        _cast(student, DTYPES[dtype])
+        student.save_pretrained(temporary / "transformer")
         for part in COPIED:
             if (teacher / part).is_dir():
                 shutil.copytree(teacher / part, temporary / part)
@@ -90,6 +91,14 @@ def _load(path: Path, student: torch.nn.Module) -> None:
     checkpoint.load_student(path, student)
 
 
+def _cast(student: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights in a dtype, but for those that diffusers keeps in float32."""
+    kept = set(student._keep_in_fp32_modules or ())
+    for name, p in student.named_parameters():
+        if not kept & set(name.split(".")):
+            p.data = p.data.to(dtype)
+
+
 def harness_draws(seed: int) -> dict[str, Any]:
     """Arguments with which WanPipeline draws the noises of one clip as `distill_bench.sample` does, on a CPU.
 
@@ -113,6 +122,8 @@ def harness_draws(seed: int) -> dict[str, Any]:
 
 def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[str]) -> str:
     """What the student is, where it comes from, what it scores, and how it is called."""
+    teacher = Path(config.teacher).name if Path(config.teacher).exists() else config.teacher
+    begun = config.student and (Path(config.student).name if Path(config.student).exists() else config.student)
     sigmas = ", ".join(f"{sigma:.6g}" for sigma in student_sigmas(config.nfe, config.shift).tolist())
     steps = {"renoise": "each predicts the clip and noises it again", "ode": "Euler steps of its ODE"}[config.stepping]
     summary = read_json(run_dir / "train.json") or {}
@@ -121,8 +132,8 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
     fields = {key: value for key, value in config.method.items() if key != "name"}
     about = {
         "run": run_dir.name,
-        "teacher": f"{config.teacher} (content {config.teacher_hash})",
-        "begun from": None if config.student is None else f"{config.student} (content {config.student_hash})",
+        "teacher": f"{teacher} (content {config.teacher_hash})",
+        "begun from": begun and f"{begun} (content {config.student_hash})",
         "method": f"{config.method['name']}, version {config.method_version}",
         "its fields": ", ".join(f"{key} {value}" for key, value in fields.items()) or "none",
         "student updates": f"{updates} of {config.student_updates}, batch {config.batch_size}",
@@ -131,9 +142,9 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
         "guidance of the teacher": config.guidance_scale,
         "moving average": config.ema,
         "seed": config.seed,
-        "cost (forwards of the student over a batch)": summary.get("cost_forward_equivalents"),
-        "training time (s)": summary.get("train_seconds"),
-        "peak memory (GiB)": summary.get("peak_memory_gib"),
+        "cost of the run (forwards of the student over a batch)": summary.get("cost_forward_equivalents"),
+        "its training time (s)": summary.get("train_seconds"),
+        "its peak memory (GiB)": summary.get("peak_memory_gib"),
         "code": f"distill-bench {__version__}, commit {code}",
     }
     scores = read_jsonl(run_dir / "samples" / str(updates) / "metrics.jsonl")
@@ -143,18 +154,16 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
         "---",
         "library_name: diffusers",
         "pipeline_tag: text-to-video",
-        *([f"base_model: {config.teacher}"] if config.teacher.count("/") == 1 and not Path(config.teacher).exists() else []),
+        *([f"base_model: {teacher}"] if teacher.count("/") == 1 else []),
         "---",
         "",
         f"# {name}",
         "",
-        f"A student of {config.nfe} steps, distilled from {config.teacher}. It is called without guidance, on clips of",
+        f"A student of {config.nfe} steps, distilled from {teacher}. It is called without guidance, on clips of",
         f"{config.frames} frames of {config.height}x{config.width}. Its noise levels are {sigmas}: {steps}.",
         "The scheduler makes these levels for this number of steps alone.",
         "",
-        "```python",
         *call,
-        "```",
         "",
         "## Where it comes from",
         "",
@@ -172,7 +181,11 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
 
 
 def snippet(config: RunConfig, architecture: Architecture, name: str, classes: list[str]) -> list[str]:
-    """Python that samples the student with diffusers; `classes` are its parts' libraries and names."""
+    """How the student is sampled with diffusers; `classes` are its parts' libraries and names."""
+    if OWN_AUTOENCODER in classes:
+        return [
+            "Its autoencoder is distill-bench's own, which no pipeline of diffusers calls: it is a `student` for further runs."
+        ]
     tokens = architecture.text_length(AutoTokenizer.from_pretrained(architecture.folder / "tokenizer"))
     lines = [
         "import torch",
@@ -185,16 +198,16 @@ def snippet(config: RunConfig, architecture: Architecture, name: str, classes: l
         lines[-1] += "  # where distill-bench is installed: a part is a class of its"
     if config.stepping == "renoise" and config.nfe > 1:
         lines.append("torch.manual_seed(0)  # its steps noise again by torch's own generator")
-    own = OWN_AUTOENCODER in classes
-    frames = config.frames - 1 if own else config.frames  # WanPipeline rounds to one frame more
     return [
+        "```python",
         *lines,
         "frames = pipe(",
         '    "a prompt",',
         f"    num_inference_steps={config.nfe}, guidance_scale=1.0, generator=torch.Generator().manual_seed(0),",
-        f"    num_frames={frames}, height={config.height}, width={config.width}, max_sequence_length={tokens},",
+        f"    num_frames={config.frames}, height={config.height}, width={config.width}, max_sequence_length={tokens},",
         ").frames[0]",
-        f'export_to_video(list(frames), "clip.mp4", fps={architecture.fps or 8:g})',
+        f'export_to_video(list(frames), "clip.mp4", fps={architecture.own_fps:g})',
+        "```",
     ]
 
 

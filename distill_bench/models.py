@@ -4,6 +4,7 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 or by hub name; `mini-wan` is the one that ships with the package. Latent axes are always B, C, T, H, W.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,12 @@ class Pipeline(TextPipeline):
         if not path.is_file():
             raise TeacherError(f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`")
         return [line for line in path.read_text().splitlines() if line.strip()]
+
+
+def place_of_launch() -> tuple[int, int, torch.device]:
+    """This process among those that torchrun or accelerate started for one task, how many they are, and its device."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device
 
 
 def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline | GaussianPipeline:

@@ -30,7 +30,7 @@ from distill_bench.config import RunConfig, load_run
 from distill_bench.cost import Ledger
 from distill_bench.draws import generator
 from distill_bench.media import write_video
-from distill_bench.models import Denoiser, Guided, Pipeline, pipeline_of
+from distill_bench.models import Denoiser, Guided, Pipeline, pipeline_of, place_of_launch
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.protocol import protocol, protocol_hash, student_key
 from distill_bench.rollout import euler, rollout
@@ -96,7 +96,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     } | {kind: (lambda make=make: (Row(lambda *_: make(), n, sampler.fps), sampler.seeds)) for kind, make in whole.items()}
     for kind, folder in folders.items():
         if not (folder / "clips.npy").is_file():
-            if not rank_of_launch()[0]:
+            if not place_of_launch()[0]:
                 print(f"reference {kind}: {n} clips", flush=True)
             row, seeds = rows[kind]()
             _write(folder, row, sampler.prompts, seeds, {"kind": kind, "protocol": root.name})
@@ -120,9 +120,7 @@ class Sampler:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, protocol = config, config.protocol
-        self.device = torch.device("cpu")
-        if torch.cuda.is_available():
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = place_of_launch()[2]
         self.pipeline: Pipeline = pipeline_of(config, self.device, store)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
         known = self.pipeline.prompts()
@@ -199,17 +197,12 @@ def _rendered(prompts: list[str], seeds: list[int], fps: float | None) -> Row:
     return Row(frames, BATCH, fps)
 
 
-def rank_of_launch() -> tuple[int, int]:
-    """This process among those that torchrun or srun started for one run, and how many they are."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: dict, facts: Mapping = {}) -> None:  # noqa: B006
     """Write a folder of clips; who comes second finds it done. `facts` are exact arrays beside the frames.
 
     Every rank makes its share, the first one puts them together; it makes the others' too where they do not come.
     """
-    parts, (rank, ranks) = folder.with_name(f".parts-{folder.name}"), rank_of_launch()
+    parts, (rank, ranks, _) = folder.with_name(f".parts-{folder.name}"), place_of_launch()
     firsts = list(range(0, len(prompts), row.together))
     for first in firsts[rank::ranks]:
         _make_part(folder, parts, row, first, len(prompts))

@@ -14,7 +14,9 @@ class TeacherError(ValueError):
 
 
 def teacher_folder(name: str) -> Path:
-    """The local folder of a teacher: embedded by name, a folder, or a hub name (downloaded to diffusers' cache).
+    """The local folder of a teacher: embedded by name, a folder, or a hub name, `OWNER/NAME` or `OWNER/NAME@REVISION`.
+
+    From the hub it is downloaded to diffusers' cache, and found there without a network.
 
     Raises:
         TeacherError: if there is none.
@@ -24,10 +26,12 @@ def teacher_folder(name: str) -> Path:
         from diffusers import DiffusionPipeline, logging  # takes seconds
 
         logging.set_verbosity_error()  # what it has to say is said below, in one line
+        owner_and_name, _, revision = name.partition("@")
         try:
-            folder = Path(DiffusionPipeline.download(name))
+            folder = Path(DiffusionPipeline.download(owner_and_name, revision=revision or None))
         except Exception as error:
-            hub = f"not from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+            asked = f"; is {revision!r} a branch, tag or commit of it?" if revision else ""
+            hub = f"not from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]}{asked})"
     if not folder.is_dir():
         raise TeacherError(
             f"no teacher {name!r}: not a folder, {hub}; embedded: {', '.join(EMBEDDED)}; "
