@@ -37,7 +37,7 @@ from distill_bench.rollout import euler, rollout
 from distill_bench.store import write_json
 
 BATCH, VALUES = 16, 2**26  # clips drawn together, and values of their frames, which cuts that of large clips
-PATIENCE = 60.0  # seconds without a clip of the other ranks before the first one makes theirs
+PATIENCE = 60.0  # seconds without a clip of the other ranks before the first one makes theirs: or three times its own
 
 
 def sample(run_dir: Path) -> list[Path]:
@@ -203,16 +203,17 @@ def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: 
     Every rank makes its share, the first one puts them together; it makes the others' too where they do not come.
     """
     parts, (rank, ranks, _) = folder.with_name(f".parts-{folder.name}"), place_of_launch()
-    firsts = list(range(0, len(prompts), row.together))
+    firsts, began = list(range(0, len(prompts), row.together)), time.monotonic()
     for first in firsts[rank::ranks]:
         _make_part(folder, parts, row, first, len(prompts))
     if rank:
         return
     seen, since = 0, time.monotonic()
+    patience = max(PATIENCE, 3 * (since - began) * ranks / len(firsts))
     while missing := [first for first in firsts if not _part(parts, first).is_file()]:
         if len(missing) != seen:
             seen, since = len(missing), time.monotonic()
-        if time.monotonic() - since > PATIENCE:
+        if time.monotonic() - since > patience:
             _make_part(folder, parts, row, missing[-1], len(prompts))
         else:
             time.sleep(0.2)

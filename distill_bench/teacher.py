@@ -1,12 +1,17 @@
 """Which folder a teacher's name means, and what it counts as. Imports nothing heavy: the command line resolves runs with it."""
 
+import contextlib
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 
+from distill_bench.store import write_bytes
+
 EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini-wan", "gaussian")}
 GAUSSIAN_FILE = "gaussian.json"
+LARGE = 2**30  # bytes
 
 
 class TeacherError(ValueError):
@@ -85,10 +90,20 @@ def content_hash(folder: Path) -> str:
 
 @cache
 def _hash_of(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """The digest of files of these sizes and times; of gigabytes it is kept, for they are read at every start otherwise."""
+    stated = hashlib.sha256(repr(files).encode()).hexdigest()[:32]
+    kept = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "distill-bench" / "hashes" / stated
+    large = sum(size for _, size, _ in files) > LARGE
+    if large and kept.is_file():
+        return kept.read_text()
     digest = hashlib.sha256()
     for path, _, _ in files:
         digest.update(str(path.relative_to(folder)).encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
-    return digest.hexdigest()[:12]
+    found = digest.hexdigest()[:12]
+    if large:
+        with contextlib.suppress(OSError):  # a home that cannot be written is no reason to stop
+            write_bytes(kept, found.encode())
+    return found

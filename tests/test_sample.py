@@ -85,7 +85,8 @@ def trained(tmp_path, tiny_wan):
     """A run of one update on the tiny pipeline, with 5 clips to sample, two at a time."""
     config = resolve({
         "method": "dmd2", "teacher": str(tiny_wan), "frames": 5, "height": 16, "width": 16, "nfe": 2, "student_updates": 1,
-        "fake_score_updates": 1, "batch_size": 2, "trackers": [], "evaluations": 1, "signals_every": None, "protocol": {"clips": 5},
+        "fake_score_updates": 1, "batch_size": 2, "trackers": [], "evaluations": 1, "signals_every": None,
+        "protocol": {"clips": 5},
     })  # fmt: skip
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)

@@ -7,9 +7,12 @@ from unittest import mock
 
 import huggingface_hub.constants
 import pytest
+import sentencepiece
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+from distill_bench import teacher
 from distill_bench.config import ConfigError, resolve, run_id
 from distill_bench.models import load_pipeline, load_texts, load_transformer
 from distill_bench.teacher import TeacherError, teacher_folder
@@ -142,3 +145,38 @@ def test_heads_on_features_of_another_width_are_refused(tiny_wan, copy):
     change(copy / "transformer", num_attention_heads=1)
     gan = {"method": {"name": "dmd2", "gan": "fake_score"}, "teacher": str(tiny_wan), "student": str(copy)}
     assert "has heads on features of width 24, the teacher's; the student's are of 12" in refused(**gan)
+
+
+def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_path, monkeypatch):
+    expected = teacher.content_hash(copy)
+    monkeypatch.setattr(teacher, "LARGE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    teacher._hash_of.cache_clear()
+    assert teacher.content_hash(copy) == expected
+    (kept,) = (tmp_path / "cache" / "distill-bench" / "hashes").iterdir()
+    kept.write_text("from-the-file")
+    teacher._hash_of.cache_clear()
+    assert teacher.content_hash(copy) == "from-the-file", "not read again"
+    change(copy / "transformer", ffn_dim=64)
+    assert teacher.content_hash(copy) not in (expected, "from-the-file")
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path):
+    """As the released CogVideoX and LTX-Video have theirs: the ids are those of sentencepiece, and </s>."""
+    (tmp_path / "text").write_text(
+        "\n".join(["a red circle moving left", "a blue square moving right", "circle and square"] * 40)
+    )
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(folder / "spiece"), vocab_size=28, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        pad_piece="<pad>", minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0,
+        "model_max_length": 226, "legacy": True,
+    }))  # fmt: skip
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    found = transformers.AutoTokenizer.from_pretrained(folder)("a red square moving").input_ids
+    assert found == [*reference.encode("a red square moving"), 1]
