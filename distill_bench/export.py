@@ -67,7 +67,7 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
         for part in COPIED:
             if (teacher / part).is_dir():
                 shutil.copytree(teacher / part, temporary / part)
-        scheduler = architecture.student_scheduler(config.nfe, config.shift, config.stepping)
+        scheduler = student.architecture.student_scheduler(config.nfe, config.shift, config.stepping)
         scheduler.save_pretrained(temporary / "scheduler")
         index = {key: value for key, value in read_config(teacher, "model_index.json").items() if key != "_name_or_path"}
         library = type(scheduler).__module__

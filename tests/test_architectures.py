@@ -1,5 +1,6 @@
 """Each architecture against diffusers' own pipeline on tiny random networks of the real classes."""
 
+import math
 from pathlib import Path
 from unittest import mock
 
@@ -121,3 +122,18 @@ def test_a_variance_preserving_prediction_is_the_velocity_of_flow_matching(kind)
     predicted = a * noise - b * x0 if kind == "v_prediction" else noise
     found = cogvideox.velocity_of(predicted, add_noise(x0, noise, sigma), sigma, sigmas, kind)
     torch.testing.assert_close(found, noise - x0, rtol=0, atol=1e-9)
+
+
+def test_features_are_the_tokens_of_the_video_after_a_share_of_the_blocks(mine):
+    """Of the first of two blocks at half depth; the text's tokens are left out, and the second block does not run."""
+    frames, height, width = SIZES[mine.folder.name]
+    shape = mine.latent_shape(frames, height, width)
+    ledger = Ledger(1)
+    teacher = Denoiser(mine.transformer, "teacher", ledger)
+    x_t, text = torch.randn(1, *shape), mine.encode_text(PROMPTS[:1])
+    with mock.patch.object(teacher.architecture.blocks(mine.transformer)[1], "forward", side_effect=AssertionError("it ran")):
+        tokens = teacher.features(x_t, torch.full((1,), 0.5), text, 0.5)
+    config, patch = mine.transformer.config, mine.architecture.patch()
+    count = math.prod(size // each for size, each in zip(shape[1:], patch, strict=True))
+    assert tokens.shape == (1, count, config.num_attention_heads * config.attention_head_dim)
+    assert ledger.counts["teacher"]["forward"] == 0.5

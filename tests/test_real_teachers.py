@@ -1,5 +1,6 @@
 """A run on each architecture, from two updates to the pipeline folder that its student leaves as."""
 
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 from pipelines import PROMPTS
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from distill_bench import checkpoint, export
 from distill_bench.config import load_run, resolve
@@ -21,7 +22,7 @@ from distill_bench.noise import student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.sample import sample
 from distill_bench.testing import tiny_pipeline
-from distill_bench.train import train
+from distill_bench.train import Trainer, train
 
 SIZES = {"wan21": (5, 16, 16)} | {name: size for name, (_, *size) in pipelines.TINY.items() if name != "cogvideox-2b"}
 STEPPING = {"dmd2": "renoise", "sgmd": "ode"}
@@ -135,13 +136,76 @@ def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
     torch.testing.assert_close(out, expected, rtol=0, atol=0 if exact else 1e-5)
 
 
+@pytest.mark.parametrize("run", [("wan21", "dmd2"), ("wan22", "dmd2")], indirect=True, ids="-".join)
 def test_the_exported_wan_gives_the_runs_own_samples(run, tmp_path):
     """WanPipeline loads the folder and, given the harness's draws, ends in the frames of the run's samples, bit for bit."""
     config = load_run(run)
     teacher = Path(config.teacher).name
-    if "wan" not in teacher or config.stepping != "renoise":
-        pytest.skip("the pipelines of other architectures draw in other orders")
     pipe, clips = opened(export.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
     for prompt, seed, clip in zip(clips.prompts, clips.seeds, clips.frames, strict=True):
         frames = called(pipe, teacher, prompt, "np", **export.harness_draws(seed))[0]
         np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clip.transpose(0, 2, 3, 1))
+
+
+def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
+    """Student and fake score begin from the small folder, the ledger weighs the teacher, and the small one leaves."""
+    small = Path(shutil.copytree(teachers / "wan21", tmp_path / "small"))
+    config = dict(load_transformer(small).config) | {"num_layers": 1, "num_attention_heads": 1, "ffn_dim": 16}
+    diffusers.WanTransformer3DModel.from_config(config).save_pretrained(small / "transformer")
+    run = make_run(teachers / "wan21", tmp_path / "store", "run", method="dmd2", student=str(small))
+    trainer = Trainer(run)
+    assert trainer.student.config.num_layers == trainer.fake_score.config.num_layers == 1
+    assert trainer.ledger.weight("teacher") > 1.5 and trainer.ledger.weight("fake_score") == 1
+    assert train(run)["status"] == "done"
+    pipe, clips = opened(export.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
+    assert pipe.transformer.config.num_layers == 1
+    frames = called(pipe, "wan21", clips.prompts[0], "np", **export.harness_draws(clips.seeds[0]))[0]
+    np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clips.frames[0].transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("run", [("wan21", "dmd2"), ("cogvideox", "sgmd")], indirect=True, ids="-".join)
+def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run, tmp_path, capsys):
+    out = tmp_path / "student"
+    evaluate(sample(run)[-1], {}, ["motion"])
+    assert export.main([str(run), str(out), "--dtype", "bfloat16"]) == 0
+    weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+    kept = {"float32"} if Path(load_run(run).teacher).name.startswith("wan") else set()
+    assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {"bfloat16"} | kept, "some stay in float32"
+    said = (out / "README.md").read_text()
+    for fact in (
+        run.name,
+        load_run(run).teacher_hash,
+        "num_inference_steps=3, guidance_scale=1.0",
+        "| share of clips that move |",
+        "Licence",
+    ):
+        assert fact in said, fact
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+    capsys.readouterr()
+    for folder, options, wrong in (
+        (out, [], "is there and not empty"),
+        (tmp_path / "new", ["--updates", "7"], "kept no student at update 7; it did at 2"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            export.main([str(run), str(folder), *options])
+        assert ended.value.code == 2 and wrong in (line := capsys.readouterr().err) and line.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_exported_is_one_line(teachers, tmp_path):
+    run = make_run(teachers / "wan21", tmp_path, "untrained", method="dmd2")
+    with pytest.raises(ValueError, match="has no student: train it first"):
+        export.export(run, tmp_path / "out")
+    train(run)
+    path = list(checkpoint.students(run).values())[-1]
+    weights = load_file(path)
+    save_file({key: value for key, value in weights.items() if "ffn" not in key}, path)
+    with pytest.raises(ValueError, match="is not of this transformer: 8 weights differ by name, for instance blocks.0.ffn"):
+        export.export(run, tmp_path / "out")
+    (teachers / "wan21" / "extra.txt").write_text("something else")
+    try:
+        with pytest.raises(ValueError, match="is not the one that untrained was trained by: its content has changed"):
+            export.export(run, tmp_path / "out")
+    finally:
+        (teachers / "wan21" / "extra.txt").unlink()
+    assert not (tmp_path / "out").exists()
