@@ -166,19 +166,15 @@ def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
 @pytest.mark.parametrize("run", [("wan21", "dmd2"), ("cogvideox", "sgmd")], indirect=True, ids="-".join)
 def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run, tmp_path, capsys):
     out = tmp_path / "student"
-    evaluate(sample(run)[-1], {}, ["motion"])
+    scores = evaluate(sample(run)[-1], {}, ["motion"])
     assert export.main([str(run), str(out), "--dtype", "bfloat16"]) == 0
     weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
     kept = {"float32"} if Path(load_run(run).teacher).name.startswith("wan") else set()
     assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {"bfloat16"} | kept, "some stay in float32"
     said = (out / "README.md").read_text()
-    for fact in (
-        run.name,
-        load_run(run).teacher_hash,
-        "num_inference_steps=3, guidance_scale=1.0",
-        "| share of clips that move |",
-        "Licence",
-    ):
+    rows = [f"| {line['title']} | {line['value']:.4g} |" for line in scores]
+    config, call = load_run(run), "num_inference_steps=3, guidance_scale=1.0"
+    for fact in (run.name, config.teacher_hash, call, "Licence", *rows):
         assert fact in said, fact
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
     capsys.readouterr()
