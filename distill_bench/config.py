@@ -450,8 +450,9 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
 
 
 def cost_key(config: RunConfig) -> str:
-    """Runs that cost the same a student update: alike but for seed, length, optimiser and protocol."""
+    """Runs that cost the same a student update: alike but for seed, length, prompts, optimiser and protocol."""
     unlike = {"seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay", "grad_clip", "protocol"}
+    unlike.add("prompts_hash")
     return _digest({key: value for key, value in identity_of(config).items() if key not in unlike})
 
 

@@ -1,5 +1,6 @@
 """Each architecture against diffusers' own pipeline on tiny random networks of the real classes."""
 
+import json
 import math
 from pathlib import Path
 from unittest import mock
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pipelines import PROMPTS
 
-from distill_bench.architectures import cogvideox
+from distill_bench.architectures import architecture_of, cogvideox
 from distill_bench.cost import Ledger
 from distill_bench.models import Denoiser, Guided, load_pipeline
 from distill_bench.noise import add_noise
@@ -137,3 +138,82 @@ def test_features_are_the_tokens_of_the_video_after_a_share_of_the_blocks(mine):
     count = math.prod(size // each for size, each in zip(shape[1:], patch, strict=True))
     assert tokens.shape == (1, count, config.num_attention_heads * config.attention_head_dim)
     assert ledger.counts["teacher"]["forward"] == 0.5
+
+
+def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, mine):
+    """A frame of two by two tiles has the shape of the whole, and gradients reach every latent."""
+    frames, height, width = SIZES[folder.name]
+    channels, times, *size = mine.latent_shape(frames, height, width)
+    noise = torch.randn(1, channels, times, *(2 * each for each in size), generator=torch.Generator().manual_seed(5))
+    latents, (vae, ratio) = noise.requires_grad_(), (mine.vae, mine.architecture.strides()[1])
+    tiles = {"tile_sample_min": (height, width), "tile_sample_stride": (height - ratio, width - ratio)}
+    if "cog" in folder.name:
+        tiles = {"tile_sample_min": (6 * ratio, 5 * ratio), "tile_latent_min": (6, 5)}
+    named = {f"{key}_{axis}": each for key, pair in tiles.items() for axis, each in zip(("height", "width"), pair, strict=True)}
+    with mock.patch.multiple(vae, **named), mock.patch.object(vae, "tiled_decode", wraps=vae.tiled_decode) as tiled:
+        video = mine.decode_video(latents)
+    assert tiled.called and video.shape == (1, 3, frames, 2 * height, 2 * width)
+    (gradient,) = torch.autograd.grad(video.square().mean(), latents)
+    reached = gradient.abs().amax((0, 1, 2)) > 0
+    assert gradient.isfinite().all() and reached.all()
+
+
+@pytest.mark.parametrize("size", [(480, 720), (768, 1360), (128, 128)])
+def test_the_tiles_of_cogvideox_fit_together(size):
+    """The released autoencoders keep theirs; others are given some that do."""
+    vae = diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1, latent_channels=4, sample_height=size[0],
+        sample_width=size[1],
+    )  # fmt: skip
+    before = vae.tile_latent_min_height, vae.tile_latent_min_width
+    architecture_of_vae = cogvideox.CogVideoX(None, {}, vae.config, {})
+    architecture_of_vae.at_size(vae)
+    after = vae.tile_latent_min_height, vae.tile_latent_min_width
+    assert after == (before if size[0] > 128 else (6, 5)) and (after[0] % 6, after[1] % 5) == (0, 0)
+
+
+CONFIGS = {  # keys that decide shapes, as the released folders have them
+    "Wan2.1-T2V-1.3B": (
+        {"_class_name": "WanTransformer3DModel", "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2]},
+        {"_class_name": "AutoencoderKLWan", "z_dim": 16, "temperal_downsample": [False, True, True]},
+        {"boundary_ratio": None}, (81, 480, 832), (16, 21, 60, 104), 16.0,
+    ),
+    "Wan2.2-TI2V-5B": (
+        {"_class_name": "WanTransformer3DModel", "in_channels": 48, "out_channels": 48, "patch_size": [1, 2, 2]},
+        {"_class_name": "AutoencoderKLWan", "z_dim": 48, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 16},
+        {"expand_timesteps": True, "boundary_ratio": None}, (121, 704, 1280), (48, 31, 44, 80), 24.0,
+    ),
+    "CogVideoX-5b": (
+        {"_class_name": "CogVideoXTransformer3DModel", "in_channels": 16, "out_channels": 16, "patch_size": 2},
+        {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": 16, "block_out_channels": [128, 256, 256, 512],
+         "temporal_compression_ratio": 4},
+        {}, (49, 480, 720), (16, 13, 60, 90), 8.0,
+    ),
+    "CogVideoX1.5-5B": (
+        {"_class_name": "CogVideoXTransformer3DModel", "in_channels": 16, "out_channels": 16, "patch_size": 2, "patch_size_t": 2},
+        {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": 16, "block_out_channels": [128, 256, 256, 512],
+         "temporal_compression_ratio": 4},
+        {}, (81, 768, 1360), (16, 22, 96, 170), 16.0,
+    ),
+    "LTX-Video": (
+        {"_class_name": "LTXVideoTransformer3DModel", "in_channels": 128, "out_channels": 128, "patch_size": 1},
+        {"_class_name": "AutoencoderKLLTXVideo", "latent_channels": 128, "patch_size": 4, "patch_size_t": 1,
+         "spatio_temporal_scaling": [True, True, True, False]},
+        {}, (161, 512, 704), (128, 21, 16, 22), 25.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_real_shapes(name, tmp_path):
+    """The latents that each model's card gives for its own size; one frame more is refused."""
+    transformer, vae, index, size, latents, fps = CONFIGS[name]
+    for part, config in (("transformer/config.json", transformer), ("vae/config.json", vae), ("model_index.json", index)):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text(json.dumps(config))
+    (tmp_path / "scheduler").mkdir()
+    scheduler = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    architecture = architecture_of(tmp_path)
+    assert architecture.unfit(*size) is None and architecture.unfit(size[0] + 1, *size[1:])
+    assert architecture.latent_shape(*size) == latents and architecture.fps == fps

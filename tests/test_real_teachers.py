@@ -177,6 +177,9 @@ def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run,
     for fact in (run.name, config.teacher_hash, call, "Licence", *rows):
         assert fact in said, fact
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+    size = {key: getattr(config, key) for key in ("teacher", "frames", "height", "width")}
+    again = resolve(BASE | size | {"method": "dmd2", "student": str(out)})
+    assert again.student_hash and load_transformer(out).architecture.unlike(load_transformer(out).architecture) is None
     capsys.readouterr()
     for folder, options, wrong in (
         (out, [], "is there and not empty"),

@@ -93,6 +93,14 @@ class CogVideoX(Architecture):
     def text_length(self, tokenizer: Any) -> int:
         return self.transformer.get("max_text_seq_length", 226)
 
+    def at_size(self, vae: nn.Module) -> None:
+        super().at_size(vae)
+        # its tiles overlap by a sixth and a fifth, and fit together where those are whole latents, as of the released sizes
+        for axis, share in (("height", 6), ("width", 5)):
+            tile = max(share, getattr(vae, f"tile_latent_min_{axis}") // share * share)
+            setattr(vae, f"tile_latent_min_{axis}", tile)
+            setattr(vae, f"tile_sample_min_{axis}", tile * self.own_strides()[1])
+
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         padded = 1 - latents.shape[2] % 2  # there to fill a patch, in front
         return vae.decode(1 / vae.config.scaling_factor * latents[:, :, padded:]).sample
