@@ -8,6 +8,7 @@ from distill_bench import __version__
 
 COMMANDS = {
     "sweep": "run a sweep file to its tables and report",
+    "embed": "encode prompt files once with a teacher's text encoder",
     "train": "train one run folder",
     "sample": "draw the clips of a trained run",
     "evaluate": "score a folder of clips",
@@ -15,6 +16,7 @@ COMMANDS = {
     "plot": "figures of a sweep's results",
     "compare": "differences of two runs' configs and scores",
     "verify": "recompute the tables of a results folder",
+    "export": "write a run's student as a diffusers pipeline folder",
     "cost": "network passes of a sweep by role, before anything runs",
     "pretrain": "train the embedded teacher and the evaluators' networks",
 }

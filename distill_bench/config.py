@@ -23,7 +23,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from distill_bench.registry import RegistryError, find_evaluator, find_method
-from distill_bench.teacher import content_hash, is_gaussian, teacher_folder, unfit
+from distill_bench.teacher import content_hash, is_gaussian, read_config, teacher_folder, unfit
+from distill_bench.texts import prompts_hash
 
 if TYPE_CHECKING:
     from distill_bench.method import Method  # torch takes seconds, `--status` has none
@@ -62,7 +63,7 @@ class ProtocolConfig(_Model):
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)
-    fps: float = identity(8.0, gt=0, came_later=True)  # at which clips play: the teacher's (Wan2.1 16), for motion a second
+    fps: float | None = identity(None, gt=0, came_later=True)  # at which clips play; None: the teacher's, 8 where it has none
     evaluators: tuple[str, ...] | None = identity(None, counts=False)  # None: every one that applies
 
 
@@ -73,6 +74,10 @@ class RunConfig(_Model):
     method_version: int = identity(1)  # written on resolving
     teacher: str = identity("mini-wan", counts=False)  # counts by content
     teacher_hash: str = identity("")  # written on resolving
+    student: str | None = identity(None, counts=False)  # a pipeline that student and fake score begin from; None: the teacher
+    student_hash: str = identity("", came_later=True)  # written on resolving
+    prompts: str | None = identity(None, counts=False)  # a file: `distill_bench.texts`; None: the teacher's prompts.txt
+    prompts_hash: str = identity("", came_later=True)  # written on resolving
     seed: int = identity(0, ge=0)
     student_updates: Positive = identity(200)
     fake_score: Literal["trained", "exact"] = identity("trained")  # exact: in closed form, where the teacher offers it
@@ -316,6 +321,9 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     instance = _method(method_class, {k: v for k, v in fields.items() if k != "name"})
     data["method"] = {"name": fields["name"]} | dataclasses.asdict(instance)
     data["method_version"], data["teacher_hash"] = method_class.version, content_hash(folder)
+    student = _student(data)
+    data["student_hash"] = "" if student is None else content_hash(student / "transformer")
+    data["prompts_hash"] = "" if data.get("prompts") is None else _prompts_hash(folder, Path(str(data["prompts"])))
     data["data_hash"] = "" if data.get("data") is None else _clips_hash(Path(data["data"]))
     if not method_class.has_fake_score or data.get("fake_score") == "exact":
         data["fake_score_updates"] = None
@@ -330,14 +338,46 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     if config.fake_score == "exact" and not is_gaussian(folder):
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     _check_named(config)
-    why = unfit(folder, config.frames, config.height, config.width)
+    try:
+        why = unfit(folder, config.frames, config.height, config.width, student)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if why is not None:
         raise ConfigError(why)
+    if student is not None and len(instance.modules(8)) and _width(folder) != _width(student):
+        raise ConfigError(
+            f"student {config.student}: {fields['name']} has heads on features of width {_width(folder)}, the teacher's; the "
+            f"student's are of {_width(student)}"
+        )
+    if config.prompts is None and not (folder / "prompts.txt").is_file():
+        raise ConfigError(f"teacher {config.teacher} has no prompts.txt: name a file of prompts in the key `prompts`")
     if config.sigma_min >= config.sigma_max:
         raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
     if config.batch_size % config.accumulation:
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}")
     return config
+
+
+def _student(data: Mapping[str, Any]) -> Path | None:
+    """The folder that a run's student begins from, where it is not the teacher's."""
+    try:
+        return None if data.get("student") is None else teacher_folder(str(data["student"]))
+    except ValueError as error:
+        raise ConfigError(f"student: {error}") from error
+
+
+def _width(folder: Path) -> int:
+    config = read_config(folder / "transformer")
+    return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def _prompts_hash(teacher: Path, prompts: Path) -> str:
+    if is_gaussian(teacher):
+        raise ConfigError(f"prompts {prompts}: a gaussian teacher has prompts of its own")
+    try:
+        return prompts_hash(prompts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_named(config: RunConfig) -> None:
@@ -412,8 +452,9 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
 
 
 def cost_key(config: RunConfig) -> str:
-    """Runs that cost the same a student update: alike but for seed, length, optimiser and protocol."""
+    """Runs that cost the same a student update: alike but for seed, length, prompts, optimiser and protocol."""
     unlike = {"seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay", "grad_clip", "protocol"}
+    unlike.add("prompts_hash")
     return _digest({key: value for key, value in identity_of(config).items() if key not in unlike})
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from distill_bench.draws import generator
 from distill_bench.teacher import GAUSSIAN_FILE
+from distill_bench.texts import Texts
 
 KNOTS = 9  # of the student's map in sigma
 SPREAD = 0.5  # of the student's first samples: the teacher's own prediction at sigma 1 is its mean, without any
@@ -108,6 +109,7 @@ class GaussianPipeline:
     """The parts of a pipeline (`distill_bench.models.Pipeline`) whose data are Gaussian."""
 
     FILE: ClassVar[str] = GAUSSIAN_FILE
+    fps: ClassVar[float | None] = None  # as of clips that say nothing of it
 
     folder: Path
     shape: tuple[int, int, int, int]  # (C, T, H, W)
@@ -137,6 +139,10 @@ class GaussianPipeline:
             raise ValueError(f"the gaussian teacher has no prompt {unknown[0]!r}; it has: {', '.join(known)}")
         rows = [[float(prompt == each) for each in known] for prompt in prompts]
         return torch.tensor(rows, device=self.device)[:, None]
+
+    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
+        """The texts of prompts."""
+        return Texts(prompts, self.encode_text([*prompts, ""]), self.device, dtype)
 
     def latent_shape(self, *_: int) -> tuple[int, int, int, int]:
         """(C, T, H, W), whatever clips were asked for."""

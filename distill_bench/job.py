@@ -25,10 +25,11 @@ from distill_bench import __version__, checkpoint
 from distill_bench.config import ConfigError, RunConfig, cost_key, load_run, method_label
 from distill_bench.evaluate import REFERENCES, evaluate
 from distill_bench.extras import needs_of, providers
-from distill_bench.models import load_pipeline
+from distill_bench.models import pipeline_of
+from distill_bench.protocol import protocol_hash, student_key
 from distill_bench.provenance import code_fingerprint, dirty_diff, provenance
 from distill_bench.registry import RegistryError, evaluators, find_evaluator
-from distill_bench.sample import protocol_hash, references, sample
+from distill_bench.sample import references, sample
 from distill_bench.stop import Stopped, StopRequest
 from distill_bench.store import (
     Claim,
@@ -75,6 +76,10 @@ def execute(run_dir: Path, stop: StopRequest | None = None, allow_changed_code: 
             _record(mine.attempt, run_dir, allow_changed_code)
         summary = train(run_dir, stop)
         if mine is None:
+            if summary["status"] != "stopped" and checkpoint.students(run_dir):
+                with stop.at_once():  # its share of the clips
+                    references(load_run(run_dir), run_dir.parent)
+                    sample(run_dir)
             return STOPPED if summary["status"] == "stopped" else DONE
         with stop.at_once():
             result = _result(run_dir, summary)
@@ -188,7 +193,7 @@ def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
     A row that the others are held against is not held against itself.
     """
     root = store / "references" / protocol_hash(config)
-    marker = root / f"ready-nfe{config.nfe}-{config.stepping}.json"
+    marker = root / f"ready-{student_key(config)}.json"
     names = config.protocol.evaluators
     versions = {name: _version(name) for name in (evaluators() if names is None else names)}
 
@@ -219,7 +224,7 @@ def prepare_extras(config: RunConfig, store: Path) -> None:
     needs = needs_of(config)
     if needs:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        providers(needs, config, load_pipeline(config.teacher, device), store)
+        providers(needs, config, pipeline_of(config, device, store), store)
 
 
 def _version(name: str) -> Any:

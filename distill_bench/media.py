@@ -7,6 +7,7 @@ known; without a manifest the clips have no captions.
 
 import sys
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, TypeVar
 from zipfile import BadZipFile
@@ -22,6 +23,7 @@ from distill_bench.store import read_json
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif", ".webp", ".npy")
 MERGING = (".gif", ".webp")  # equal frames in a row are stored as one: of a still clip there is one, often without its time
 TICK = {".gif": 10, ".webp": 1}  # milliseconds to which they round how long a frame is shown
+MAPPED = 2**30  # bytes of clips from which on they stay on disk
 MANIFEST, CACHE = "manifest.jsonl", ".features"
 Line = TypeVar("Line", bound=BaseModel)
 Fps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -99,7 +101,11 @@ def _own(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     if not lines:
         raise ValueError(f"no {MANIFEST} in {folder}: clips.npy needs one, a line a clip with index, prompt and seed")
     try:
-        frames = np.load(folder / "clips.npy", allow_pickle=False)
+        path = folder / "clips.npy"
+        mapped = (
+            path.is_file() and path.stat().st_size > MAPPED
+        )  # as a copy on write: torch takes no array that it may not change
+        frames = np.load(path, allow_pickle=False, mmap_mode="c" if mapped else None)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{folder / 'clips.npy'} cannot be read: {error}") from error
     if [line.index for line in lines] != list(range(len(frames))):
@@ -242,3 +248,19 @@ def _video(path: Path) -> tuple[np.ndarray, float | None]:
     if not frames:
         raise ValueError("it has no frames")
     return np.stack(frames).transpose(0, 3, 1, 2), float(rate) if rate else None
+
+
+def write_video(path: Path, frames: np.ndarray, fps: float) -> bool:
+    """Write frames, uint8 (T, 3, H, W) of even sizes, as H.264; False where PyAV is not installed."""
+    try:
+        import av
+    except ModuleNotFoundError:
+        return False
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[-2:]
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "17"}
+        for frame in frames.transpose(0, 2, 3, 1):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return True

@@ -13,7 +13,10 @@ PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls c
 def protocol(config: RunConfig) -> dict[str, Any]:
     """What makes two rows comparable: prompts, seeds, counts, sizes, rate, the teacher and how it is sampled."""
     found = config.protocol.model_dump(mode="json", exclude={"evaluators"})
-    prompts = hashlib.sha256((teacher_folder(config.teacher) / "prompts.txt").read_bytes()).hexdigest()[:8]
+    if config.prompts is None:
+        prompts = hashlib.sha256((teacher_folder(config.teacher) / "prompts.txt").read_bytes()).hexdigest()[:8]
+    else:
+        prompts = config.prompts_hash[:8]
     found |= {"teacher": config.teacher_hash, "prompts": prompts, "sampler": "euler", "version": PROTOCOL_VERSION}
     return found | {key: getattr(config, key) for key in ("frames", "height", "width", "shift")}
 
@@ -23,3 +26,8 @@ def protocol_hash(config: RunConfig) -> str:
     later = ProtocolConfig.model_fields.keys() - identity_of(config.protocol).keys()
     counted = {key: value for key, value in protocol(config).items() if key not in later}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def student_key(config: RunConfig) -> str:
+    """What the rows of untrained students differ by beside the protocol."""
+    return "-".join(filter(None, (f"nfe{config.nfe}", config.stepping, config.student_hash)))

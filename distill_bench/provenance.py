@@ -45,7 +45,7 @@ def dirty_diff() -> str:
 
 def code_fingerprint(method: str) -> str:
     """12 digits over the syntax trees of a method's file and of the core: comments, docstrings and layout do not count."""
-    files = [method_file(method), *(ROOT / f"{name}.py" for name in CORE)]
+    files = [method_file(method), *(ROOT / f"{name}.py" for name in CORE), *sorted(ROOT.glob("architectures/*.py"))]
     trees = [syntax_digest(path.read_text()) for path in files if path is not None]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:12]
 

@@ -1,16 +1,24 @@
 """Clips of a run and of the rows that every table has beside it, from the same prompts and seeds.
 
 `sample(run_dir)` draws the student's clips; `references(config, store)` the rows to hold them against. A folder of clips is
-`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed) and `row.json` (kind, fps); a folder that is
-there is done.
+`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed) and `row.json` (kind, fps), and for a teacher
+whose rate is known `videos/*.mp4`; a folder that is there is done.
+
+    torchrun --nproc_per_node 8 -m distill_bench.sample RUN    ranks share the clips
+
+Clips are kept as they are made, in `.parts-<name>` beside the folder, so that a row goes on where it was stopped. What is drawn
+together is the same however often it is stopped and however many ranks there are, so that no bit depends on either.
 """
 
 import argparse
 import json
 import math
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +29,16 @@ from distill_bench import checkpoint, controls, shapes
 from distill_bench.config import RunConfig, load_run
 from distill_bench.cost import Ledger
 from distill_bench.draws import generator
-from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline
+from distill_bench.media import write_video
+from distill_bench.models import Denoiser, Guided, Pipeline, pipeline_of, place_of_launch
 from distill_bench.noise import student_sigmas, teacher_sigmas
-from distill_bench.protocol import protocol, protocol_hash
+from distill_bench.protocol import protocol, protocol_hash, student_key
 from distill_bench.rollout import euler, rollout
 from distill_bench.store import write_json
 
-BATCH = 16
+BATCH, VALUES = 16, 2**26  # clips drawn together, and values of their frames, which cuts that of large clips
+FPS = 8.0  # of clips whose teacher says nothing of it
+PATIENCE = 60.0  # seconds without a clip of the other ranks before the first one makes theirs: or three times its own
 
 
 def sample(run_dir: Path) -> list[Path]:
@@ -35,16 +46,16 @@ def sample(run_dir: Path) -> list[Path]:
     config, kept = load_run(run_dir), checkpoint.students(run_dir)
     if not kept:
         raise ValueError(f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})")
+    (run_dir / "samples").mkdir(exist_ok=True)
     folders = {run_dir / "samples" / str(updates): path for updates, path in kept.items()}
     missing = {folder: path for folder, path in folders.items() if not (folder / "clips.npy").is_file()}
     if missing:
-        sampler = Sampler(config)
+        sampler = Sampler(config, run_dir.parent)
         student = sampler.pipeline.student().to(sampler.device)
         for folder, path in missing.items():
             checkpoint.load_student(path, student)
             facts = sampler.facts(student)
-            row = {"kind": "student", "fps": config.protocol.fps}
-            _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, row, facts)
+            _write(folder, sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"}, facts)
     return list(folders)
 
 
@@ -57,7 +68,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     and `shuffled` are the teacher's clips standing still and with their frames out of order, `noise` is uniform noise.
     """
     root = store / "references" / protocol_hash(config)
-    few = f"nfe{config.nfe}-{config.stepping}"
+    few = student_key(config)
     names = {"data": "data", "data_other": "data_other", "teacher": "teacher", "teacher_other": "teacher_other"}
     names |= {"teacher_few": f"teacher_few-nfe{config.nfe}", "untrained": f"untrained-{few}"}
     names |= {kind: kind for kind in ("frozen", "shuffled", "noise")}
@@ -65,41 +76,53 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     if all((folder / "clips.npy").is_file() for folder in folders.values()):
         return folders
     write_json(root / "protocol.json", protocol(config))
-    sampler = Sampler(config)
+    sampler = Sampler(config, store)
     n = config.protocol.clips
     other = [seed + n for seed in sampler.seeds]
     if not all(map(_in_domain, sampler.prompts)):
         del folders["data"], folders["data_other"]
     steps = config.protocol.teacher_steps
-    makers: dict[str, tuple[Callable[[], np.ndarray], list[int]]] = {
-        "data": (lambda: _rendered(sampler.prompts, sampler.seeds), sampler.seeds),
-        "data_other": (lambda: _rendered(sampler.prompts, other), other),
-        "teacher": (lambda: sampler.teacher(steps, sampler.seeds), sampler.seeds),
-        "teacher_other": (lambda: sampler.teacher(steps, other), other),
-        "teacher_few": (lambda: sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
-        "untrained": (lambda: sampler.student(sampler.pipeline.student().to(sampler.device)), sampler.seeds),
-        "frozen": (lambda: controls.frozen(_clips_of(folders["teacher"])), sampler.seeds),
-        "shuffled": (lambda: controls.shuffled(_clips_of(folders["teacher"]), config.protocol.seed), sampler.seeds),
-        "noise": (sampler.noise, sampler.seeds),
+    whole = {
+        "frozen": lambda: controls.frozen(_clips_of(folders["teacher"])),
+        "shuffled": lambda: controls.shuffled(_clips_of(folders["teacher"]), config.protocol.seed),
+        "noise": sampler.noise,
     }
+    rows: dict[str, Callable[[], tuple[Row, list[int]]]] = {
+        "data": lambda: (_rendered(sampler.prompts, sampler.seeds, sampler.fps), sampler.seeds),
+        "data_other": lambda: (_rendered(sampler.prompts, other, sampler.fps), other),
+        "teacher": lambda: (sampler.teacher(steps, sampler.seeds), sampler.seeds),
+        "teacher_other": lambda: (sampler.teacher(steps, other), other),
+        "teacher_few": lambda: (sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
+        "untrained": lambda: (sampler.student(sampler.pipeline.student().to(sampler.device)), sampler.seeds),
+    } | {kind: (lambda make=make: (Row(lambda *_: make(), n, sampler.fps), sampler.seeds)) for kind, make in whole.items()}
     for kind, folder in folders.items():
         if not (folder / "clips.npy").is_file():
-            print(f"reference {kind}: {n} clips", flush=True)
-            make, seeds = makers[kind]
-            row = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
-            _write(folder, make, sampler.prompts, seeds, row)
+            if not place_of_launch()[0]:
+                print(f"reference {kind}: {n} clips", flush=True)
+            row, seeds = rows[kind]()
+            _write(folder, row, sampler.prompts, seeds, {"kind": kind, "protocol": root.name})
     return folders
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the clips of a row are made: `frames(first, end)` are those of these indices, uint8 (N, T, 3, H, W)."""
+
+    frames: Callable[[int, int], np.ndarray]
+    together: int  # clips that are drawn at once
+    fps: float
+    videos: bool = False
 
 
 class Sampler:
     """The prompts, seeds and starting noises of a protocol; every row begins from the same noise."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, store: Path | None = None) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, protocol = config, config.protocol
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.pipeline: Pipeline = load_pipeline(config.teacher, self.device)
+        self.device = place_of_launch()[2]
+        self.pipeline: Pipeline = pipeline_of(config, self.device, store)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
         known = self.pipeline.prompts()
         order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
@@ -107,11 +130,10 @@ class Sampler:
         distinct = min(len(known), math.ceil(protocol.clips / 2))
         self.prompts = [known[order[i % distinct]] for i in range(protocol.clips)]
         self.seeds = [protocol.seed + i for i in range(protocol.clips)]
-        *texts, null_text = self.pipeline.encode_text([*self.prompts, ""])
-        self.text, self.null_text = torch.stack(texts), null_text[None]
+        self.texts, self.fps = self.pipeline.texts(self.prompts), protocol.fps or self.pipeline.fps or FPS
 
-    def student(self, net: torch.nn.Module) -> np.ndarray:
-        """Frames (N, T, 3, H, W) in the student's own steps, without guidance."""
+    def student(self, net: torch.nn.Module) -> Row:
+        """Clips in the student's own steps, without guidance."""
         config = self.config
         denoiser = Denoiser(net, "student", Ledger(1))
         sigmas = student_sigmas(config.nfe, config.shift).to(self.device)
@@ -125,10 +147,10 @@ class Sampler:
         sigmas = student_sigmas(self.config.nfe, self.config.shift)
         return self.pipeline.facts(net, sigmas, self.config.stepping, self.config.protocol.teacher_guidance)
 
-    def teacher(self, steps: int, seeds: list[int]) -> np.ndarray:
-        """Frames (N, T, 3, H, W) by `steps` Euler steps of the guided teacher."""
+    def teacher(self, steps: int, seeds: list[int]) -> Row:
+        """Clips by `steps` Euler steps of the guided teacher."""
         teacher = Denoiser(self.pipeline.transformer, "teacher", Ledger(1))
-        guided = Guided(teacher, self.null_text, self.config.protocol.teacher_guidance)
+        guided = Guided(teacher, self.texts.null_text, self.config.protocol.teacher_guidance)
         sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
         return self._clips(seeds, lambda noises, text: euler(guided, noises[0], sigmas, text))
 
@@ -138,16 +160,19 @@ class Sampler:
         rng = np.random.default_rng(config.protocol.seed)
         return rng.integers(0, 256, (n, config.frames, 3, config.height, config.width), dtype=np.uint8)
 
-    @torch.no_grad()
-    def _clips(self, seeds: list[int], latents: Callable[[list[Tensor], Tensor], Tensor]) -> np.ndarray:
-        frames = []
-        for at in range(0, len(seeds), BATCH):
+    def _clips(self, seeds: list[int], latents: Callable[[list[Tensor], Tensor], Tensor]) -> Row:
+        config = self.config
+        size = max(1, min(BATCH, VALUES // (3 * config.frames * config.height * config.width)))
+
+        @torch.no_grad()
+        def frames(first: int, end: int) -> np.ndarray:
             noises = [
-                torch.stack([self._noise(seed, step) for seed in seeds[at : at + BATCH]]).to(self.device)
-                for step in range(self.config.nfe)
+                torch.stack([self._noise(seed, step) for seed in seeds[first:end]]).to(self.device) for step in range(config.nfe)
             ]
-            frames.append(self.pipeline.decode(latents(noises, self.text[at : at + BATCH])))
-        return torch.cat(frames).numpy()
+            text = torch.cat([self.texts[i] for i in range(first, end)])
+            return self.pipeline.decode(latents(noises, text)).numpy()
+
+        return Row(frames, size, self.fps, videos=self.pipeline.fps is not None)
 
     def _noise(self, seed: int, step: int) -> Tensor:
         return torch.randn(*self.shape, generator=generator("sample", seed, step))
@@ -165,23 +190,46 @@ def _in_domain(prompt: str) -> bool:
     return True
 
 
-def _rendered(prompts: list[str], seeds: list[int]) -> np.ndarray:
-    return np.stack([shapes.render(shapes.parse(p), s) for p, s in zip(prompts, seeds, strict=True)])
+def _rendered(prompts: list[str], seeds: list[int], fps: float) -> Row:
+    def frames(first: int, end: int) -> np.ndarray:
+        pairs = zip(prompts[first:end], seeds[first:end], strict=True)
+        return np.stack([shapes.render(shapes.parse(prompt), seed) for prompt, seed in pairs])
+
+    return Row(frames, BATCH, fps)
 
 
-def _write(
-    folder: Path, make: Callable[[], np.ndarray], prompts: list[str], seeds: list[int], row: dict, facts: Mapping = {}
-) -> None:  # noqa: B006, E501
-    """Write a folder of clips whole or not at all; who comes second finds it done. `facts` are exact arrays beside the frames."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: dict, facts: Mapping = {}) -> None:  # noqa: B006
+    """Write a folder of clips; who comes second finds it done. `facts` are exact arrays beside the frames.
+
+    Every rank makes its share, the first one puts them together; it makes the others' too where they do not come.
+    """
+    parts, (rank, ranks, _) = folder.with_name(f".parts-{folder.name}"), place_of_launch()
+    firsts, began = list(range(0, len(prompts), row.together)), time.monotonic()
+    for first in firsts[rank::ranks]:
+        _make_part(folder, parts, row, first, len(prompts))
+    if rank:
+        return
+    seen, since = 0, time.monotonic()
+    patience = max(PATIENCE, 3 * (since - began) * ranks / len(firsts))
+    while missing := [first for first in firsts if not _part(parts, first).is_file()]:
+        if len(missing) != seen:
+            seen, since = len(missing), time.monotonic()
+        if time.monotonic() - since > patience:
+            _make_part(folder, parts, row, missing[-1], len(prompts))
+        else:
+            time.sleep(0.2)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     try:
-        np.save(temporary / "clips.npy", make())
+        _join([_part(parts, first) for first in firsts], temporary / "clips.npy", len(prompts))
+        if videos := sorted(parts.glob("*.mp4")):
+            (temporary / "videos").mkdir()
+            for path in videos:
+                path.rename(temporary / "videos" / path.name)
         lines = [{"index": i, "prompt": p, "seed": s} for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
         (temporary / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if facts:
             np.savez(temporary / "facts.npz", **facts)
-        (temporary / "row.json").write_text(json.dumps(row) + "\n")
+        (temporary / "row.json").write_text(json.dumps(about | {"fps": row.fps}) + "\n")
         try:
             temporary.rename(folder)
         except OSError:
@@ -189,6 +237,42 @@ def _write(
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _part(parts: Path, first: int) -> Path:
+    return parts / f"{first:06d}.npy"
+
+
+def _make_part(folder: Path, parts: Path, row: Row, first: int, n: int) -> None:
+    """Make the clips from `first` on that are drawn together, unless they are there."""
+    path = _part(parts, first)
+    if path.is_file() or (folder / "clips.npy").is_file():
+        return
+    frames = row.frames(first, min(first + row.together, n))
+    parts.mkdir(parents=True, exist_ok=True)
+    if row.videos:
+        for index, clip in enumerate(frames, first):
+            write_video(parts / f"{index:06d}.mp4", clip, row.fps)
+    temporary = parts / f".{path.name}.{os.getpid()}"
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, frames)
+        temporary.replace(path)
+    except FileNotFoundError:
+        if not (folder / "clips.npy").is_file():  # else somebody was faster, and has tidied up
+            raise
+
+
+def _join(paths: list[Path], out: Path, n: int) -> None:
+    """One file of many, clip by clip: all of them at size fit no memory."""
+    shape = (n, *np.load(paths[0], mmap_mode="r").shape[1:])
+    clips, at = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape), 0
+    for path in paths:
+        part = np.load(path)
+        clips[at : at + len(part)] = part
+        at += len(part)
+    clips.flush()
 
 
 def main(argv: list[str] | None = None) -> int:

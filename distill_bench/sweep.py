@@ -45,7 +45,7 @@ from distill_bench.config import (
     parse_yaml,
     run_id,
 )  # fmt: skip
-from distill_bench.protocol import protocol, protocol_hash
+from distill_bench.protocol import protocol, protocol_hash, student_key
 from distill_bench.registry import RegistryError
 from distill_bench.scheduler import Queue, SchedulerError
 from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_statuses
@@ -238,9 +238,9 @@ def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
     for run in todo:
         config = sweep.runs[run]
         needs = ", ".join(sorted(method_of(config).needs))
-        first.setdefault((protocol_hash(config), config.nfe, config.stepping, needs, needs and config.guidance_scale), run)
-    ready = {key: (sweep.store / "references" / key[0] / f"ready-nfe{key[1]}-{key[2]}.json").is_file() for key in first}
-    return {", ".join(filter(None, (f"references {key[0]}", key[3]))): run for key, run in first.items() if not ready[key]}
+        first.setdefault((protocol_hash(config), student_key(config), needs, needs and config.guidance_scale), run)
+    ready = {key: (sweep.store / "references" / key[0] / f"ready-{key[1]}.json").is_file() for key in first}
+    return {", ".join(filter(None, (f"references {key[0]}", key[2]))): run for key, run in first.items() if not ready[key]}
 
 
 def _preparations(sweep: Sweep, todo: list[str]) -> list[local.Task]:

@@ -1,12 +1,17 @@
 """Which folder a teacher's name means, and what it counts as. Imports nothing heavy: the command line resolves runs with it."""
 
+import contextlib
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 
+from distill_bench.store import write_bytes
+
 EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini-wan", "gaussian")}
 GAUSSIAN_FILE = "gaussian.json"
+LARGE = 2**30  # bytes
 
 
 class TeacherError(ValueError):
@@ -14,7 +19,9 @@ class TeacherError(ValueError):
 
 
 def teacher_folder(name: str) -> Path:
-    """The local folder of a teacher: embedded by name, a folder, or a hub name (downloaded to diffusers' cache).
+    """The local folder of a teacher: embedded by name, a folder, or a hub name, `OWNER/NAME` or `OWNER/NAME@REVISION`.
+
+    From the hub it is downloaded to diffusers' cache, and found there without a network.
 
     Raises:
         TeacherError: if there is none.
@@ -24,10 +31,12 @@ def teacher_folder(name: str) -> Path:
         from diffusers import DiffusionPipeline, logging  # takes seconds
 
         logging.set_verbosity_error()  # what it has to say is said below, in one line
+        owner_and_name, _, revision = name.partition("@")
         try:
-            folder = Path(DiffusionPipeline.download(name))
+            folder = Path(DiffusionPipeline.download(owner_and_name, revision=revision or None))
         except Exception as error:
-            hub = f"not from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+            asked = f"; is {revision!r} a branch, tag or commit of it?" if revision else ""
+            hub = f"not from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]}{asked})"
     if not folder.is_dir():
         raise TeacherError(
             f"no teacher {name!r}: not a folder, {hub}; embedded: {', '.join(EMBEDDED)}; "
@@ -35,7 +44,7 @@ def teacher_folder(name: str) -> Path:
         )
     if is_gaussian(folder):
         return folder
-    missing = [part for part in ("transformer", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    missing = [part for part in ("transformer", "tokenizer") if not (folder / part).is_dir()]
     if missing:
         raise TeacherError(f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}")
     return folder
@@ -46,28 +55,29 @@ def is_gaussian(folder: Path) -> bool:
     return (folder / GAUSSIAN_FILE).is_file()
 
 
-def unfit(folder: Path, frames: int, height: int, width: int) -> str | None:
-    """Why a teacher cannot be given clips of this size, or None: its autoencoder has strides, its transformer patches."""
+def unfit(folder: Path, frames: int, height: int, width: int, student: Path | None = None) -> str | None:
+    """Why a teacher cannot be given clips of this size or this student, or None.
+
+    Its autoencoder has strides and its transformer patches; a student in another folder takes the same latents and texts.
+
+    Raises:
+        TeacherError: if no architecture reads one of the folders.
+    """
     if is_gaussian(folder):
-        return None
-    patch = _config(folder / "transformer").get("patch_size", [1, 2, 2])
-    vae = _config(folder / "vae")
-    if vae.get("_class_name") == "AutoencoderKLWan":
-        temporal, spatial = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
-    else:
-        temporal, spatial = 1, 4 if vae else 1  # `autoencoder.FrameAutoencoder`, or latents that are pixels
-    for key, size, multiple in (("height", height, spatial * patch[1]), ("width", width, spatial * patch[2])):
-        if size % multiple:
-            return f"{key} {size} must be a multiple of {multiple} for the teacher {folder.name}"
-    if (frames - 1) % temporal or ((frames - 1) // temporal + 1) % patch[0]:
-        n, rest = temporal * patch[0], 1 + temporal * (patch[0] - 1)
-        allowed = f"a multiple of {n}" if rest == n else f"{rest} more than a multiple of {n}"
-        return f"frames {frames} must be {allowed} for the teacher {folder.name}"
-    return None
+        return None if student is None else f"student {student}: the student of a gaussian teacher is linear, and no folder's"
+    from distill_bench.architectures import architecture_of  # torch takes seconds
+
+    architecture = architecture_of(folder)
+    why = architecture.unfit(frames, height, width)
+    if why is None and student is not None:
+        why = architecture.unlike(architecture_of(student))
+        why = why and f"student {student.name}: {why}"
+    return why
 
 
-def _config(folder: Path) -> dict:
-    path = folder / "config.json"
+def read_config(folder: Path, name: str = "config.json") -> dict:
+    """The config of a part of a pipeline, empty where it is not there."""
+    path = folder / name
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -80,10 +90,20 @@ def content_hash(folder: Path) -> str:
 
 @cache
 def _hash_of(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """The digest of files of these sizes and times; of gigabytes it is kept, for they are read at every start otherwise."""
+    stated = hashlib.sha256(repr(files).encode()).hexdigest()[:32]
+    kept = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "distill-bench" / "hashes" / stated
+    large = sum(size for _, size, _ in files) > LARGE
+    if large and kept.is_file():
+        return kept.read_text()
     digest = hashlib.sha256()
     for path, _, _ in files:
         digest.update(str(path.relative_to(folder)).encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
-    return digest.hexdigest()[:12]
+    found = digest.hexdigest()[:12]
+    if large:
+        with contextlib.suppress(OSError):  # a home that cannot be written is no reason to stop
+            write_bytes(kept, found.encode())
+    return found

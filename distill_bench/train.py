@@ -28,7 +28,7 @@ from distill_bench.cost import Ledger
 from distill_bench.draws import Draws, generator
 from distill_bench.extras import needs_of, providers
 from distill_bench.method import Batch, Loss, Nets
-from distill_bench.models import Denoiser, Guided, load_pipeline
+from distill_bench.models import Denoiser, Guided, pipeline_of
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.signals import SIGNAL_SAMPLES, signals
@@ -116,10 +116,11 @@ class Trainer:
             )
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         autocast = torch.bfloat16 if config.precision == "bfloat16" else None
-        pipeline = load_pipeline(config.teacher, device)
+        pipeline = pipeline_of(config, device, run_dir.parent)
         self.latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
         self.extras = providers(needs_of(config), config, pipeline, run_dir.parent)
-        *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).to(self.dtype).unsqueeze(1)
+        self.texts = pipeline.texts(pipeline.prompts(), self.dtype)
+        null_text = self.texts.null_text
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
         self.student = self._placed(pipeline.student())

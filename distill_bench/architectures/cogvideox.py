@@ -1,0 +1,166 @@
+"""CogVideoX: a variance-preserving network of v or epsilon, made the velocity of flow matching; T5 texts, padding and all.
+
+With z = a x0 + b noise, a^2 + b^2 = 1, the level of x_t = (1 - sigma) x0 + sigma noise is that of equal b / a, and z is x_t over
+sqrt((1 - sigma)^2 + sigma^2): nothing but a scale lies between the two, so the conversion is exact at every step of the network's
+own schedule. Between two of its steps the timestep is interpolated in sigma.
+"""
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from distill_bench.architectures import Architecture, Call
+from distill_bench.noise import over
+from distill_bench.teacher import read_config
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+
+class CogVideoX(Architecture):
+    """CogVideoX and CogVideoX 1.5 by CogVideoXPipeline's parts."""
+
+    PIPELINE: ClassVar[str] = "CogVideoXPipeline"
+    AUTOENCODER: ClassVar[str] = "AutoencoderKLCogVideoX"
+    TEXT_ENCODER: ClassVar[str] = "T5EncoderModel"
+    TEXT_WIDTH: ClassVar[str] = "text_embed_dim"
+
+    def velocity(self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        z = x_t / over(scale(sigma), x_t)
+        predicted = call(
+            z.transpose(1, 2),
+            text,
+            timestep_of(sigma, self.sigmas),
+            image_rotary_emb=self._rotary(net.config, x_t),
+        )
+        return velocity_of(
+            predicted.transpose(1, 2).to(x_t.dtype), x_t, sigma, self.sigmas, self.scheduler.get("prediction_type", "epsilon")
+        )
+
+    def blocks(self, net: nn.Module) -> nn.ModuleList:
+        return net.transformer_blocks
+
+    def tokens(self, output: Any) -> Tensor:
+        return output[0]  # the text's follow
+
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        """Config of the folder's scheduler: what the network predicts, and at which levels."""
+        config = read_config(self.folder / "scheduler", "scheduler_config.json")
+        return config.get("trained", config)  # of an exported student
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """The noise level of flow matching at each timestep of the network, rising, (1000,), float64."""
+        from diffusers import CogVideoXDDIMScheduler
+
+        return sigmas_of(CogVideoXDDIMScheduler.from_config(self.scheduler).alphas_cumprod)
+
+    @property
+    def own_fps(self) -> float:
+        return 16.0 if self._patch_t else 8.0
+
+    @property
+    def _patch_t(self) -> int | None:
+        return self.transformer.get("patch_size_t")
+
+    def own_strides(self) -> tuple[int, int]:
+        return int(self.vae.get("temporal_compression_ratio", 4)), 2 ** (len(self.vae["block_out_channels"]) - 1)
+
+    def patch(self) -> tuple[int, int, int]:
+        patch = self.transformer.get("patch_size", 2)
+        return self._patch_t or 1, patch, patch
+
+    def frames_rule(self) -> tuple[int, int]:
+        return 2 * self.strides()[0], 1  # its autoencoder decodes two latents at a time, after the first
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        channels, times, *size = super().latent_shape(frames, height, width)
+        return channels, times + -times % (self._patch_t or 1), *size
+
+    def mismatch(self) -> str | None:
+        kind = self.scheduler.get("prediction_type", "epsilon")
+        if kind not in ("v_prediction", "epsilon"):
+            return f"its scheduler's prediction_type is {kind!r}; known: v_prediction, epsilon"
+        if kind == "epsilon" and self.scheduler.get("rescale_betas_zero_snr"):
+            return (
+                "its network predicts epsilon where nothing but noise is left (rescale_betas_zero_snr): that says nothing of x0"
+            )
+        return super().mismatch()
+
+    def text_length(self, tokenizer: Any) -> int:
+        return self.transformer.get("max_text_seq_length", 226)
+
+    def at_size(self, vae: nn.Module) -> None:
+        super().at_size(vae)
+        # its tiles overlap by a sixth and a fifth, and fit together where those are whole latents, as of the released sizes
+        for axis, share in (("height", 6), ("width", 5)):
+            tile = max(share, getattr(vae, f"tile_latent_min_{axis}") // share * share)
+            setattr(vae, f"tile_latent_min_{axis}", tile)
+            setattr(vae, f"tile_sample_min_{axis}", tile * self.own_strides()[1])
+
+    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        padded = 1 - latents.shape[2] % 2  # there to fill a patch, in front
+        return vae.decode(1 / vae.config.scaling_factor * latents[:, :, padded:]).sample
+
+    def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
+        latents = vae.encode(video).latent_dist.mode() * vae.config.scaling_factor
+        return torch.cat([latents[:, :, :1].expand(-1, -1, -latents.shape[2] % (self._patch_t or 1), -1, -1), latents], 2)
+
+    def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
+        from distill_bench.schedulers import CogVideoXStudentScheduler
+
+        return CogVideoXStudentScheduler(self.scheduler, shift, stepping)
+
+    def _rotary(self, config: Any, x_t: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not config.use_rotary_positional_embeddings:
+            return None
+        patch, patch_t = config.patch_size, config.patch_size_t
+        grid = x_t.shape[3] // patch, x_t.shape[4] // patch
+        base = config.sample_height // patch, config.sample_width // patch
+        times = -(-x_t.shape[2] // (patch_t or 1))
+        return _rotary(config.attention_head_dim, grid, base, times, patch_t is not None, x_t.device)
+
+
+def scale(sigma: Tensor) -> Tensor:
+    """The scale between x_t and z: sqrt((1 - sigma)^2 + sigma^2)."""
+    return ((1 - sigma) ** 2 + sigma**2).sqrt()
+
+
+def sigmas_of(alphas_cumprod: Tensor) -> Tensor:
+    """The noise level of flow matching at each timestep, float64: b / (a + b)."""
+    a, b = alphas_cumprod.double().clamp(0, 1).sqrt(), (1 - alphas_cumprod.double()).clamp(0, 1).sqrt()
+    return b / (a + b)
+
+
+def timestep_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """The timestep (B,) of the network at sigma (B,): between two of its own linear in sigma, beyond the last ones those."""
+    table, at = sigmas.to(sigma.device), sigma.double()
+    above = torch.searchsorted(table, at).clamp(1, len(table) - 1)
+    share = (at - table[above - 1]) / (table[above] - table[above - 1])
+    return (above - 1 + share.clamp(0, 1)).to(sigma.dtype)
+
+
+def velocity_of(predicted: Tensor, x_t: Tensor, sigma: Tensor, sigmas: Tensor, kind: str) -> Tensor:
+    """noise - x0 by the network's prediction (B, C, T, H, W) at x_t; a level above its last one is taken for that."""
+    known = sigma.clamp(max=float(sigmas[-1]))
+    a, b = (over(each / scale(known), x_t) for each in (1 - known, known))
+    z = x_t / over(scale(sigma), x_t)
+    x0 = a * z - b * predicted if kind == "v_prediction" else (z - b * predicted) / a
+    return (x_t - x0) / over(sigma, x_t)
+
+
+@lru_cache(maxsize=8)
+def _rotary(
+    head: int, grid: tuple[int, int], base: tuple[int, int], times: int, slices: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the positions, as CogVideoXPipeline makes them: 1.0 crops a base grid, 1.5 slices it."""
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+    from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+
+    if slices:
+        return get_3d_rotary_pos_embed(head, None, grid, times, grid_type="slice", max_size=base, device=device)
+    crops = get_resize_crop_region_for_grid(grid, base[1], base[0])
+    return get_3d_rotary_pos_embed(head, crops, grid, times, device=device)

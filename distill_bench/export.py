@@ -1,0 +1,244 @@
+"""Out: a trained student as a diffusers pipeline folder with its own scheduler, a model card and a snippet.
+
+    distill-bench export RUN FOLDER [--updates N] [--dtype bfloat16]
+
+The folder holds the teacher's text encoder, tokenizer and autoencoder, the student's weights (their moving average, where the run
+has one) and a scheduler with which the pipeline takes the student's own steps: `num_inference_steps` is the run's nfe, and
+`guidance_scale` 1.
+"""
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from distill_bench import __version__, checkpoint
+from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_of
+from distill_bench.config import RunConfig, load_run
+from distill_bench.draws import generator
+from distill_bench.models import load_transformer
+from distill_bench.noise import student_sigmas
+from distill_bench.store import attempts, read_json, read_jsonl
+from distill_bench.teacher import content_hash, is_gaussian, read_config, teacher_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COPIED = ("text_encoder", "tokenizer", "vae")
+
+
+def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "float32") -> Path:
+    """Write the student of a run as a pipeline folder, whole or not at all.
+
+    Args:
+        updates: at which student update it was kept; None is the last.
+        dtype: of the student's weights; the teacher's parts are copied as they are.
+
+    Raises:
+        ValueError: if there is no such student, the folder holds something, or the teacher is not the one that it was trained by.
+    """
+    config, kept = load_run(run_dir), checkpoint.students(run_dir)
+    if not kept:
+        raise ValueError(f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})")
+    updates = max(kept) if updates is None else updates
+    if updates not in kept:
+        raise ValueError(f"{run_dir} kept no student at update {updates}; it did at {', '.join(map(str, kept))}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there and not empty: name a new folder")
+    teacher = teacher_folder(config.teacher)
+    if is_gaussian(teacher):
+        raise ValueError(f"{run_dir} has a gaussian teacher: its student is no pipeline")
+    if content_hash(teacher) != config.teacher_hash:
+        raise ValueError(f"the teacher {teacher} is not the one that {run_dir.name} was trained by: its content has changed")
+    architecture = architecture_of(teacher)
+    temporary = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        student = load_transformer(teacher if config.student is None else teacher_folder(config.student))
+        _load(kept[updates], student)
+        _cast(student, DTYPES[dtype])
+        student.save_pretrained(temporary / "transformer")
+        for part in COPIED:
+            if (teacher / part).is_dir():
+                shutil.copytree(teacher / part, temporary / part)
+        scheduler = student.architecture.student_scheduler(config.nfe, config.shift, config.stepping)
+        scheduler.save_pretrained(temporary / "scheduler")
+        index = {key: value for key, value in read_config(teacher, "model_index.json").items() if key != "_name_or_path"}
+        library = type(scheduler).__module__
+        index["scheduler"] = ["diffusers" if library.startswith("diffusers.") else library, type(scheduler).__name__]
+        (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        call = snippet(config, architecture, out.name, [*index["scheduler"], *index.get("vae", [])])
+        (temporary / "README.md").write_text(card(run_dir, config, updates, out.name, call))
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _load(path: Path, student: torch.nn.Module) -> None:
+    with safe_open(path, "pt") as file:
+        unlike = set(file.keys()) ^ {name for name, _ in student.named_parameters()}
+    if unlike:
+        raise ValueError(f"{path} is not of this transformer: {len(unlike)} weights differ by name, for instance {min(unlike)}")
+    checkpoint.load_student(path, student)
+
+
+def _cast(student: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights in a dtype, but for those that diffusers keeps in float32."""
+    kept = set(student._keep_in_fp32_modules or ())
+    for name, p in student.named_parameters():
+        if not kept & set(name.split(".")):
+            p.data = p.data.to(dtype)
+
+
+def harness_draws(seed: int) -> dict[str, Any]:
+    """Arguments with which WanPipeline draws the noises of one clip as `distill_bench.sample` does, on a CPU.
+
+    The pipeline makes the first noise by `generator` and lets its scheduler make the later ones by torch's global generator: that
+    is seeded here at once, and after each step for the next.
+    """
+
+    def seeded(step: int) -> None:
+        torch.manual_seed(generator("sample", seed, step).initial_seed())
+
+    def callback(_pipe: object, step: int, _timestep: object, tensors: dict) -> dict:
+        seeded(step + 2)
+        return tensors
+
+    seeded(1)
+    return {"generator": generator("sample", seed, 0), "callback_on_step_end": callback}
+
+
+# --- the model card ---
+
+
+def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[str]) -> str:
+    """What the student is, where it comes from, what it scores, and how it is called."""
+    teacher = Path(config.teacher).name if Path(config.teacher).exists() else config.teacher
+    begun = config.student and (Path(config.student).name if Path(config.student).exists() else config.student)
+    sigmas = ", ".join(f"{sigma:.6g}" for sigma in student_sigmas(config.nfe, config.shift).tolist())
+    steps = {"renoise": "each predicts the clip and noises it again", "ode": "Euler steps of its ODE"}[config.stepping]
+    summary = read_json(run_dir / "train.json") or {}
+    started = [read_json(attempt / "start.json") or {} for attempt in attempts(run_dir)[-1:]]
+    code = next((start["commit"] for start in started if start.get("commit")), "unknown")
+    fields = {key: value for key, value in config.method.items() if key != "name"}
+    about = {
+        "run": run_dir.name,
+        "teacher": f"{teacher} (content {config.teacher_hash})",
+        "begun from": begun and f"{begun} (content {config.student_hash})",
+        "method": f"{config.method['name']}, version {config.method_version}",
+        "its fields": ", ".join(f"{key} {value}" for key, value in fields.items()) or "none",
+        "student updates": f"{updates} of {config.student_updates}, batch {config.batch_size}",
+        "fake-score updates a student update": config.fake_score_updates,
+        "learning rates": f"student {config.student_lr:g}, fake score {config.fake_score_lr:g}",
+        "guidance of the teacher": config.guidance_scale,
+        "moving average": config.ema,
+        "seed": config.seed,
+        "cost of the run (forwards of the student over a batch)": summary.get("cost_forward_equivalents"),
+        "its training time (s)": summary.get("train_seconds"),
+        "its peak memory (GiB)": summary.get("peak_memory_gib"),
+        "code": f"distill-bench {__version__}, commit {code}",
+    }
+    scores = read_jsonl(run_dir / "samples" / str(updates) / "metrics.jsonl")
+    if updates == max(checkpoint.students(run_dir)):
+        scores = scores or read_jsonl(run_dir / "metrics.jsonl")
+    return "\n".join([
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-video",
+        *([f"base_model: {teacher}"] if teacher.count("/") == 1 else []),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A student of {config.nfe} steps, distilled from {teacher}. It is called without guidance, on clips of",
+        f"{config.frames} frames of {config.height}x{config.width}. Its noise levels are {sigmas}: {steps}.",
+        "The scheduler makes these levels for this number of steps alone.",
+        "",
+        *call,
+        "",
+        "## Where it comes from",
+        "",
+        *_table(("", ""), [(key, value) for key, value in about.items() if value is not None]),
+        "",
+        "## Scores",
+        "",
+        *(_scores(scores) if scores else ["None: this student has not been scored."]),
+        "",
+        "## Licence",
+        "",
+        "The weights derive from the teacher's, and its text encoder, tokenizer and autoencoder are copies: the teacher's",
+        "licence holds for them, and that of the prompts that they were trained with may. distill-bench itself is Apache-2.0.",
+    ]) + "\n"  # fmt: skip
+
+
+def snippet(config: RunConfig, architecture: Architecture, name: str, classes: list[str]) -> list[str]:
+    """How the student is sampled with diffusers; `classes` are its parts' libraries and names."""
+    if OWN_AUTOENCODER in classes:
+        return [
+            "Its autoencoder is distill-bench's own, which no pipeline of diffusers calls: it is a `student` for further runs."
+        ]
+    tokens = architecture.text_length(AutoTokenizer.from_pretrained(architecture.folder / "tokenizer"))
+    lines = [
+        "import torch",
+        f"from diffusers import {architecture.PIPELINE}",
+        "from diffusers.utils import export_to_video",
+        "",
+        f'pipe = {architecture.PIPELINE}.from_pretrained("{name}")',
+    ]
+    if any(each.startswith("distill_bench") for each in classes):
+        lines[-1] += "  # where distill-bench is installed: a part is a class of its"
+    if config.stepping == "renoise" and config.nfe > 1:
+        lines.append("torch.manual_seed(0)  # its steps noise again by torch's own generator")
+    return [
+        "```python",
+        *lines,
+        "frames = pipe(",
+        '    "a prompt",',
+        f"    num_inference_steps={config.nfe}, guidance_scale=1.0, generator=torch.Generator().manual_seed(0),",
+        f"    num_frames={config.frames}, height={config.height}, width={config.width}, max_sequence_length={tokens},",
+        ").frames[0]",
+        f'export_to_video(list(frames), "clip.mp4", fps={architecture.own_fps:g})',
+        "```",
+    ]
+
+
+def _scores(lines: Iterable[dict]) -> list[str]:
+    rows = []
+    for line in lines:
+        value = line["value"]
+        sd = "" if line.get("sd") is None else f"{line['sd']:.3g}"
+        shown = f"{value:.4g}" if math.isfinite(value) else str(value)
+        rows.append((line["title"], shown, sd, line.get("unit") or "", line["n"], line.get("extractor") or "", line["protocol"]))
+    return _table(("score", "value", "sd", "unit", "clips", "extractor", "protocol"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> list[str]:
+    return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: write a student as a pipeline folder."""
+    parser = argparse.ArgumentParser(prog="distill_bench.export", description=export.__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a run folder with a trained student")
+    parser.add_argument("folder", type=Path, help="where to: a new folder")
+    parser.add_argument("--updates", type=int, help="the student that was kept at this update; default: the last")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the student's weights; default: float32")
+    options = parser.parse_args(argv)
+    try:
+        print(export(options.run, options.folder, options.updates, options.dtype))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

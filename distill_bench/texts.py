@@ -1,0 +1,159 @@
+"""Prompts out of files, and their embeddings out of the store: `distill-bench embed` makes them once, training reads them.
+
+    <store>/embeddings/<tokenizer>-<text encoder>/<shard>.safetensors
+
+Both parts of the folder's name are digests of content. A shard holds embeddings by `text_key` of the prompt, without the zeros
+that they end with. Imports nothing heavy before it is asked for embeddings: the command line resolves runs with it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from distill_bench.teacher import TeacherError, content_hash
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class _Line(BaseModel, strict=True, extra="ignore"):
+    """A prompt of a JSON file: VBench calls it prompt_en."""
+
+    prompt: str
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: text, one a line; `.jsonl`, an object with `prompt` a line; `.json`, a list of such, as VBench's.
+
+    Raises:
+        ValueError: if there are none, or a line is no prompt.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+    if path.suffix == ".json":
+        found = [_prompt(line, f"prompts {path}, entry {n}") for n, line in enumerate(_json(text, f"prompts {path}"), 1)]
+    elif path.suffix == ".jsonl":
+        lines = [(f"prompts {path}, line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        found = [_prompt(_json(line, where), where) for where, line in lines]
+    else:
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"prompts {path}: there are none")
+    return found
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: no JSON: {error.msg}") from error
+
+
+def _prompt(line: Any, where: str) -> str:
+    if isinstance(line, str):
+        return line
+    if isinstance(line, dict) and "prompt" not in line and "prompt_en" in line:
+        line = line | {"prompt": line["prompt_en"]}
+    try:
+        return TypeAdapter(_Line).validate_python(line).prompt
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{where}: {f'{key}: ' if key else ''}{first['msg']}; a prompt is {{'prompt': TEXT, 'seed': 0}}"
+        ) from error
+
+
+def prompts_hash(path: Path) -> str:
+    """A digest of a file's prompts (12 digits): they count by content."""
+    return hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()[:12]
+
+
+# ---- embeddings
+
+
+def text_key(prompt: str) -> str:
+    """What a prompt's embedding is called."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+def embeddings_folder(store: Path, teacher: Path, about: Sequence[Any]) -> Path | None:
+    """Where the embeddings of a teacher lie, whether or not there are any; None where its text encoder is gone and none are.
+
+    Args:
+        about: what else decides an embedding: the pipeline that makes it, its length.
+    """
+    tokenizer = hashlib.sha256(json.dumps([content_hash(teacher / "tokenizer"), *about]).encode()).hexdigest()[:12]
+    root = store / "embeddings"
+    if has_text_encoder(teacher):
+        return root / f"{tokenizer}-{content_hash(teacher / 'text_encoder')}"
+    found = sorted(root.glob(f"{tokenizer}-*"))
+    if len(found) > 1:
+        raise TeacherError(
+            f"teacher {teacher} has no text encoder, and embeddings of {len(found)} lie in {root}: remove those that are not its"
+        )
+    return found[0] if found else None
+
+
+def has_text_encoder(teacher: Path) -> bool:
+    """Whether a teacher's text encoder is there with weights."""
+    return any((teacher / "text_encoder").glob("*.safetensors"))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings of a folder, read one by one."""
+
+    folder: Path
+
+    @cached_property
+    def shards(self) -> dict[str, Any]:
+        """Every embedding's key -> its open shard."""
+        from safetensors import safe_open
+
+        opened = [safe_open(path, "pt") for path in sorted(self.folder.glob("*.safetensors"))]
+        return {key: shard for shard in opened for key in shard.keys()}  # noqa: SIM118 - no mapping
+
+    def __contains__(self, prompt: str) -> bool:
+        return text_key(prompt) in self.shards
+
+    def __getitem__(self, prompt: str) -> "Tensor":
+        """The embedding (L, D) of a prompt, float32."""
+        import torch
+
+        shard = self.shards[text_key(prompt)]
+        rows = shard.get_tensor(text_key(prompt)).float()
+        return torch.cat([rows, rows.new_zeros(int(shard.metadata()["length"]) - len(rows), rows.shape[1])])
+
+
+class Texts(Sequence):
+    """The texts of prompts, each (1, L, D) on a device, and the null text: all at hand, or read as they are asked for."""
+
+    def __init__(self, prompts: list[str], embedded: "Embeddings | Tensor", device: "torch.device", dtype: "torch.dtype") -> None:
+        self.prompts, self.device, self.dtype = prompts, device, dtype
+        self.embedded = embedded if isinstance(embedded, Embeddings) else embedded.to(device, dtype)
+        self.null_text = self._at(len(prompts))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> "Tensor":
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._at(index)
+
+    def _at(self, index: int) -> "Tensor":
+        if not isinstance(self.embedded, Embeddings):
+            return self.embedded[index : index + 1]
+        prompt = self.prompts[index] if index < len(self) else ""
+        return self.embedded[prompt].to(self.device, self.dtype)[None]

@@ -1,0 +1,210 @@
+"""A run on each architecture, from two updates to the pipeline folder that its student leaves as."""
+
+import shutil
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pipelines
+import pytest
+import torch
+import yaml
+from pipelines import PROMPTS
+from safetensors.torch import load_file, save_file
+
+from distill_bench import checkpoint, export
+from distill_bench.config import load_run, resolve
+from distill_bench.cost import Ledger
+from distill_bench.evaluate import evaluate
+from distill_bench.media import load_clips, read_clip
+from distill_bench.models import Denoiser, load_pipeline, load_transformer
+from distill_bench.noise import student_sigmas
+from distill_bench.rollout import rollout
+from distill_bench.sample import sample
+from distill_bench.testing import tiny_pipeline
+from distill_bench.train import Trainer, train
+
+SIZES = {"wan21": (5, 16, 16)} | {name: size for name, (_, *size) in pipelines.TINY.items() if name != "cogvideox-2b"}
+STEPPING = {"dmd2": "renoise", "sgmd": "ode"}
+BASE = {
+    "student_updates": 2, "fake_score_updates": 1, "batch_size": 2, "nfe": 3, "shift": 3.0, "checkpoint_every": 1, "log_every": 1,
+    "signals_every": None, "trackers": [], "evaluations": 1, "protocol": {"clips": 2, "teacher_steps": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("teachers")
+    for name in SIZES:
+        tiny_pipeline(root / name) if name == "wan21" else pipelines.save(name, root / name)
+    return root
+
+
+def make_run(teacher: Path, store: Path, name: str, **fields) -> Path:
+    """The run folder of a config on a tiny teacher."""
+    frames, height, width = SIZES[teacher.name]
+    run = store / name
+    run.mkdir(parents=True)
+    size = {"teacher": str(teacher), "frames": frames, "height": height, "width": width}
+    (run / "run.yaml").write_text(yaml.safe_dump(resolve(BASE | size | fields).model_dump(mode="json")))
+    return run
+
+
+@pytest.fixture(scope="module", params=[(teacher, method) for teacher in SIZES for method in STEPPING], ids="-".join)
+def run(request, teachers, tmp_path_factory) -> Path:
+    """Two updates of a method on a teacher: dmd2 with noise at every step, sgmd by Euler steps."""
+    teacher, method = request.param
+    store = tmp_path_factory.mktemp("store")
+    run = make_run(teachers / teacher, store, "whole", method=method, stepping=STEPPING[method])
+    assert train(run)["status"] == "done"
+    return run
+
+
+def student_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list(checkpoint.students(run).values())[-1])
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(run):
+    config = load_run(run)
+    teacher = Path(config.teacher)
+    parts = make_run(teacher, run.parent, "parts", method=config.method["name"], stepping=config.stepping)
+    assert [train(parts, stop=lambda: True)["status"] for _ in range(2)] == ["stopped", "done"]
+    a, b, begun = student_of(run), student_of(parts), load_transformer(teacher).state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], begun[key]) for key in a)
+
+
+def test_its_clips_are_scored_and_are_videos_at_the_teachers_rate(run):
+    config, clips = load_run(run), sample(run)[-1]
+    frames = np.load(clips / "clips.npy")
+    assert frames.shape == (2, config.frames, 3, config.height, config.width)
+    (line,) = [line for line in evaluate(clips, {}, ["motion"]) if line["column"] == "motion"]
+    assert np.isfinite(line["value"])
+    rate = {"wan21": 16, "wan22": 24, "cogvideox": 8, "cogvideox-1.5": 16, "ltx": 25}[Path(config.teacher).name]
+    assert load_clips(clips).fps == rate
+    video, seen = read_clip(clips / "videos" / "000001.mp4")
+    assert seen == rate and video.shape == frames[1].shape
+    assert np.corrcoef(video.mean(1).ravel(), frames[1].mean(1).ravel())[0, 1] > 0.8, "noise, compressed"
+
+
+def opened(folder: Path) -> diffusers.DiffusionPipeline:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def called(pipe: diffusers.DiffusionPipeline, teacher: str, prompt: str, output: str, **options):
+    """What an exported pipeline gives for one prompt."""
+    frames, height, width = SIZES[teacher]
+    length = {"wan21": 8, "wan22": 512, "ltx": 128}.get(teacher, 12)
+    return pipe(
+        prompt, num_inference_steps=3, guidance_scale=1.0, num_frames=frames, height=height, width=width,
+        max_sequence_length=length, output_type=output, return_dict=False, **options,
+    )[0]  # fmt: skip
+
+
+def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
+    """Its latents are those of the harness's rollout from the same noises: the same bits where it noises again.
+
+    The later noises are those that the pipeline draws: here from torch's generator, in the order of its own latents. An Euler
+    step of diffusers goes by the velocity, ours by the clean prediction, so `ode` is equal to rounding.
+    """
+    config = load_run(run)
+    teacher = Path(config.teacher).name
+    pipe = opened(export.export(run, tmp_path / "student"))
+    mine = load_pipeline(config.teacher, torch.device("cpu"))
+    shape = mine.latent_shape(*SIZES[teacher])
+    packed = teacher == "ltx"
+    drawn = (1, shape[1] * shape[2] * shape[3], shape[0]) if packed else (1, *shape)
+    torch.manual_seed(3)
+    noises = [torch.randn(1, *shape, generator=torch.Generator().manual_seed(4)), *(torch.randn(drawn) for _ in range(2))]
+    noises[1:] = [noise.transpose(1, 2).unflatten(2, shape[1:]) if packed else noise for noise in noises[1:]]
+    torch.manual_seed(3)
+    given = noises[0].flatten(2).transpose(1, 2) if packed else noises[0]
+    given = given.transpose(1, 2) if "cog" in teacher else given
+    out = called(pipe, teacher, PROMPTS[0], "latent", latents=given)
+    out = out.transpose(1, 2).unflatten(2, shape[1:]) if packed else out
+    out = out.transpose(1, 2) if "cog" in teacher else out
+
+    net = mine.student()
+    checkpoint.load_student(list(checkpoint.students(run).values())[-1], net)
+    with torch.no_grad():
+        text = mine.encode_text(PROMPTS[:1])
+        sigmas = student_sigmas(config.nfe, config.shift)
+        expected = rollout(Denoiser(net, "student", Ledger(1)), noises, sigmas, text, config.stepping)
+    exact = config.stepping == "renoise" or "cog" in teacher
+    torch.testing.assert_close(out, expected, rtol=0, atol=0 if exact else 1e-5)
+
+
+@pytest.mark.parametrize("run", [("wan21", "dmd2"), ("wan22", "dmd2")], indirect=True, ids="-".join)
+def test_the_exported_wan_gives_the_runs_own_samples(run, tmp_path):
+    """WanPipeline loads the folder and, given the harness's draws, ends in the frames of the run's samples, bit for bit."""
+    config = load_run(run)
+    teacher = Path(config.teacher).name
+    pipe, clips = opened(export.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
+    for prompt, seed, clip in zip(clips.prompts, clips.seeds, clips.frames, strict=True):
+        frames = called(pipe, teacher, prompt, "np", **export.harness_draws(seed))[0]
+        np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clip.transpose(0, 2, 3, 1))
+
+
+def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
+    """Student and fake score begin from the small folder, the ledger weighs the teacher, and the small one leaves."""
+    small = Path(shutil.copytree(teachers / "wan21", tmp_path / "small"))
+    config = dict(load_transformer(small).config) | {"num_layers": 1, "num_attention_heads": 1, "ffn_dim": 16}
+    diffusers.WanTransformer3DModel.from_config(config).save_pretrained(small / "transformer")
+    run = make_run(teachers / "wan21", tmp_path / "store", "run", method="dmd2", student=str(small))
+    trainer = Trainer(run)
+    assert trainer.student.config.num_layers == trainer.fake_score.config.num_layers == 1
+    assert trainer.ledger.weight("teacher") > 1.5 and trainer.ledger.weight("fake_score") == 1
+    assert train(run)["status"] == "done"
+    pipe, clips = opened(export.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
+    assert pipe.transformer.config.num_layers == 1
+    frames = called(pipe, "wan21", clips.prompts[0], "np", **export.harness_draws(clips.seeds[0]))[0]
+    np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clips.frames[0].transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("run", [("wan21", "dmd2"), ("cogvideox", "sgmd")], indirect=True, ids="-".join)
+def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run, tmp_path, capsys):
+    out = tmp_path / "student"
+    scores = evaluate(sample(run)[-1], {}, ["motion"])
+    assert export.main([str(run), str(out), "--dtype", "bfloat16"]) == 0
+    weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+    kept = {"float32"} if Path(load_run(run).teacher).name.startswith("wan") else set()
+    assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {"bfloat16"} | kept, "some stay in float32"
+    said = (out / "README.md").read_text()
+    rows = [f"| {line['title']} | {line['value']:.4g} |" for line in scores]
+    config, call = load_run(run), "num_inference_steps=3, guidance_scale=1.0"
+    for fact in (run.name, config.teacher_hash, call, "Licence", *rows):
+        assert fact in said, fact
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+    size = {key: getattr(config, key) for key in ("teacher", "frames", "height", "width")}
+    again = resolve(BASE | size | {"method": "dmd2", "student": str(out)})
+    assert again.student_hash and load_transformer(out).architecture.unlike(load_transformer(out).architecture) is None
+    capsys.readouterr()
+    for folder, options, wrong in (
+        (out, [], "is there and not empty"),
+        (tmp_path / "new", ["--updates", "7"], "kept no student at update 7; it did at 2"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            export.main([str(run), str(folder), *options])
+        assert ended.value.code == 2 and wrong in (line := capsys.readouterr().err) and line.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_exported_is_one_line(teachers, tmp_path):
+    run = make_run(teachers / "wan21", tmp_path, "untrained", method="dmd2")
+    with pytest.raises(ValueError, match="has no student: train it first"):
+        export.export(run, tmp_path / "out")
+    train(run)
+    path = list(checkpoint.students(run).values())[-1]
+    weights = load_file(path)
+    save_file({key: value for key, value in weights.items() if "ffn" not in key}, path)
+    with pytest.raises(ValueError, match="is not of this transformer: 8 weights differ by name, for instance blocks.0.ffn"):
+        export.export(run, tmp_path / "out")
+    (teachers / "wan21" / "extra.txt").write_text("something else")
+    try:
+        with pytest.raises(ValueError, match="is not the one that untrained was trained by: its content has changed"):
+            export.export(run, tmp_path / "out")
+    finally:
+        (teachers / "wan21" / "extra.txt").unlink()
+    assert not (tmp_path / "out").exists()

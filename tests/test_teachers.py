@@ -1,0 +1,182 @@
+"""What is wrong with a teacher or a student is said in one line, before a job runs."""
+
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import huggingface_hub.constants
+import pytest
+import sentencepiece
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from distill_bench import teacher
+from distill_bench.config import ConfigError, resolve, run_id
+from distill_bench.models import load_pipeline, load_texts, load_transformer
+from distill_bench.teacher import TeacherError, teacher_folder
+
+RUN = {"method": "dmd2", "frames": 5, "height": 16, "width": 16}
+
+
+@pytest.fixture
+def copy(tiny_wan, tmp_path) -> Path:
+    """A copy of the tiny pipeline, to be broken."""
+    return Path(shutil.copytree(tiny_wan, tmp_path / "broken"))
+
+
+def change(folder: Path, **keys) -> None:
+    """Set keys of a config."""
+    path = next(folder.glob("*config.json"), folder / "model_index.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def refused(**fields) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(RUN | fields)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_unknown_architecture_names_the_known_ones_and_the_file_to_imitate(copy):
+    change(copy / "transformer", _class_name="HunyuanVideoTransformer3DModel")
+    said = refused(teacher=str(copy))
+    assert "HunyuanVideoTransformer3DModel" in said and "cogvideox, ltxvideo, wan" in said
+    assert "imitate distill_bench/architectures/wan.py" in said
+
+
+def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
+    import distill_bench.architectures as package
+
+    (tmp_path / "more").mkdir()
+    code = "from distill_bench.architectures.wan import Wan\n\nclass Mine(Wan):\n    own_fps = 7.0\n"
+    (tmp_path / "more" / "mine.py").write_text(code)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "more")])
+    change(copy / "transformer", _class_name="MineTransformer3DModel")
+    assert package.architecture_of(copy).fps == 7.0
+
+
+def test_an_autoencoder_of_another_model_is_refused(copy):
+    change(copy / "vae", z_dim=48)
+    said = refused(teacher=str(copy))
+    assert "its autoencoder makes latents of 48 channels, its transformer takes 4" in said
+
+
+def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
+    change(copy / "transformer", in_channels=36)
+    assert "takes latents of 36 channels and gives 4: it is no text-to-video model" in refused(teacher=str(copy))
+    change(copy, boundary_ratio=0.875)
+    assert "two transformers" in refused(teacher=str(copy))
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ({"frames": 1}, "frames 1 is too short for the teacher tiny-wan: a clip has two latents in time at least, here 5 frames"),
+        ({"frames": 7}, "frames 7 must be 1 more than a multiple of 4"),
+        ({"height": 24}, "height 24 must be a multiple of 16"),
+    ],
+)
+def test_a_clip_that_the_teacher_cannot_make_is_refused(size, said, tiny_wan):
+    assert said in refused(teacher=str(tiny_wan), **size)
+
+
+def test_missing_weights_are_not_drawn_at_random(copy):
+    path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights.pop("blocks.0.ffn.net.2.weight")
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(TeacherError, match=r"transformer: 1 weights are missing .* blocks.0.ffn.net.2.weight"):
+        load_transformer(copy)
+    path.unlink()
+    with pytest.raises(TeacherError, match=r"cannot load .*transformer") as caught:
+        load_transformer(copy)
+    assert "\n" not in str(caught.value)
+    encoder = copy / "text_encoder" / "model.safetensors"
+    weights = load_file(encoder)
+    weights.pop("encoder.final_layer_norm.weight")
+    save_file(weights, encoder, {"format": "pt"})
+    with pytest.raises(TeacherError, match=r"text_encoder: 1 weights are missing .* encoder.final_layer_norm.weight"):
+        load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
+
+
+def test_weights_of_another_shape_are_one_line(copy):
+    change(copy / "transformer", ffn_dim=64)
+    with pytest.raises(TeacherError) as caught:
+        load_pipeline(str(copy), torch.device("cpu"))
+    assert "transformer" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_revision_is_found_in_the_hubs_cache_and_a_wrong_one_is_named(tiny_wan, tmp_path):
+    repo, revision = tmp_path / "models--lab--tiny", "a" * 40
+    shutil.copytree(tiny_wan, repo / "snapshots" / revision)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    offline = mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with offline, mock.patch.object(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path)):
+        assert teacher_folder("lab/tiny") == teacher_folder(f"lab/tiny@{revision}") == repo / "snapshots" / revision
+        with pytest.raises(TeacherError, match=r"no teacher 'lab/tiny@v2'.*is 'v2' a branch, tag or commit of it\?") as caught:
+            teacher_folder("lab/tiny@v2")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_student_takes_its_teachers_latents_and_texts(tiny_wan, copy):
+    change(copy / "transformer", text_dim=32)
+    assert "student broken: texts of width: 32, the teacher tiny-wan has 16" in refused(teacher=str(tiny_wan), student=str(copy))
+    change(copy / "transformer", text_dim=16, in_channels=16, out_channels=16)
+    assert "student broken: latents of channels: 16, the teacher tiny-wan has 4" in refused(
+        teacher=str(tiny_wan), student=str(copy)
+    )
+    assert "no teacher 'nowhere'" in refused(teacher=str(tiny_wan), student="nowhere")
+    assert "gaussian" in refused(teacher="gaussian", student=str(tiny_wan))
+
+
+def test_a_student_counts_by_content_and_none_leaves_ids_as_they_were(tiny_wan, copy):
+    """The id of a run without one is that of before there were students."""
+    assert run_id(resolve({"method": "dmd2"})) == "dmd2-s0-5c88f7749f83"
+    plain, one = (resolve(RUN | {"teacher": str(tiny_wan), "student": student}) for student in (None, str(copy)))
+    moved = Path(shutil.copytree(copy, copy.with_name("moved")))
+    other = resolve(RUN | {"teacher": str(tiny_wan), "student": str(moved)})
+    assert run_id(one) == run_id(other) != run_id(plain)
+
+
+def test_heads_on_features_of_another_width_are_refused(tiny_wan, copy):
+    change(copy / "transformer", num_attention_heads=1)
+    gan = {"method": {"name": "dmd2", "gan": "fake_score"}, "teacher": str(tiny_wan), "student": str(copy)}
+    assert "has heads on features of width 24, the teacher's; the student's are of 12" in refused(**gan)
+
+
+def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_path, monkeypatch):
+    expected = teacher.content_hash(copy)
+    monkeypatch.setattr(teacher, "LARGE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    teacher._hash_of.cache_clear()
+    assert teacher.content_hash(copy) == expected
+    (kept,) = (tmp_path / "cache" / "distill-bench" / "hashes").iterdir()
+    kept.write_text("from-the-file")
+    teacher._hash_of.cache_clear()
+    assert teacher.content_hash(copy) == "from-the-file", "not read again"
+    change(copy / "transformer", ffn_dim=64)
+    assert teacher.content_hash(copy) not in (expected, "from-the-file")
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path):
+    """As the released CogVideoX and LTX-Video have theirs: the ids are those of sentencepiece, and </s>."""
+    (tmp_path / "text").write_text(
+        "\n".join(["a red circle moving left", "a blue square moving right", "circle and square"] * 40)
+    )
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(folder / "spiece"), vocab_size=28, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        pad_piece="<pad>", minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0,
+        "model_max_length": 226, "legacy": True,
+    }))  # fmt: skip
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    found = transformers.AutoTokenizer.from_pretrained(folder)("a red square moving").input_ids
+    assert found == [*reference.encode("a red square moving"), 1]

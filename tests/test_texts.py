@@ -1,0 +1,157 @@
+"""Prompt files, and texts that are encoded once."""
+
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from distill_bench import embed as embedding
+from distill_bench import models
+from distill_bench.config import ConfigError, resolve, run_id
+from distill_bench.models import load_pipeline
+from distill_bench.teacher import TeacherError
+from distill_bench.texts import read_prompts
+from distill_bench.train import train
+
+PROMPTS = ["a red circle", "a blue square moving left", "a circle moving right"]
+RUN = {
+    "method": "dmd2", "student_updates": 1, "fake_score_updates": 1, "batch_size": 2, "nfe": 2, "frames": 5, "height": 16,
+    "width": 16, "trackers": [], "signals_every": None,
+}  # fmt: skip
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS) + "\n\n")
+    return path
+
+
+@pytest.fixture
+def bare(tiny_wan, tmp_path) -> Path:
+    """The tiny teacher without its text encoder."""
+    return Path(shutil.copytree(tiny_wan, tmp_path / "bare", ignore=shutil.ignore_patterns("text_encoder")))
+
+
+def run_of(teacher: Path, prompts: Path, store: Path, **fields) -> Path:
+    run = store / "run"
+    run.mkdir(parents=True, exist_ok=True)
+    config = resolve(RUN | {"teacher": str(teacher), "prompts": str(prompts)} | fields)
+    (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return run
+
+
+def test_the_three_kinds_of_prompt_files(tmp_path, prompts):
+    lines, listed = tmp_path / "p.jsonl", tmp_path / "VBench.json"
+    lines.write_text("".join(json.dumps({"prompt": p, "seed": i}) + "\n" for i, p in enumerate(PROMPTS)))
+    listed.write_text(json.dumps([{"prompt_en": p, "dimension": ["color"], "auxiliary_info": {}} for p in PROMPTS]))
+    assert read_prompts(prompts) == read_prompts(lines) == read_prompts(listed) == PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.txt", "\n \n", "there are none"),
+        ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2: prompt: Field required"),
+        ("a.jsonl", '{"prompt": "x", "seed": -1}\n', "line 1: seed: Input should be greater"),
+        ("a.jsonl", "{", "line 1: no JSON"),
+        ("a.json", '["x", 3]', "entry 2: "),
+        ("none.txt", None, "No such file"),
+    ],
+)
+def test_what_is_no_prompt_file_is_one_line(name, text, said, tmp_path, tiny_wan):
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        resolve(RUN | {"teacher": str(tiny_wan), "prompts": str(path)})
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path):
+    """Trimmed of the zeros at their end, and read back with them."""
+    folder, made = embedding.embed(str(tiny_wan), [prompts], tmp_path)
+    assert made == len(PROMPTS) + 1, "and the null text"
+    (shard,) = folder.glob("*.safetensors")
+    with safe_open(shard, "pt") as file:
+        assert sorted(file.get_tensor(key).shape[0] for key in file.keys()) == [0, 3, 4, 5]  # noqa: SIM118
+    fresh = load_pipeline(str(tiny_wan), torch.device("cpu"))
+    stored = load_pipeline(str(tiny_wan), torch.device("cpu"), store=tmp_path)
+    expected = fresh.encode_text([*PROMPTS, ""])
+    with mock.patch.object(models.TextPipeline, "text_pipeline", side_effect=AssertionError("the text encoder was loaded")):
+        torch.testing.assert_close(stored.encode_text([*PROMPTS, ""]), expected, rtol=0, atol=1e-6)
+        texts = stored.texts(PROMPTS)
+        torch.testing.assert_close(torch.cat([*texts, texts.null_text]), expected, rtol=0, atol=1e-6)
+
+
+def test_prompts_that_are_there_are_not_encoded_again(tiny_wan, prompts, tmp_path):
+    more = tmp_path / "more.txt"
+    more.write_text(f"{PROMPTS[0]}\na red square\n")
+    assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 4
+    folder, made = embedding.embed(str(tiny_wan), [prompts, more], tmp_path)
+    assert made == 1 and len(list(folder.glob("*.safetensors"))) == 2
+    assert embedding.embed(str(tiny_wan), [prompts, more], tmp_path)[1] == 0
+
+
+def test_stopped_between_two_shards_it_goes_on(tiny_wan, prompts, tmp_path, monkeypatch):
+    write = embedding.write_shard
+
+    def full_after_one(folder: Path, *shard) -> None:
+        if list(folder.glob("*")):
+            raise OSError("full")
+        write(folder, *shard)
+
+    monkeypatch.setattr(embedding, "SHARD", 2)
+    monkeypatch.setattr(embedding, "write_shard", full_after_one)
+    with pytest.raises(OSError, match="full"):
+        embedding.embed(str(tiny_wan), [prompts], tmp_path)
+    monkeypatch.setattr(embedding, "write_shard", write)
+    assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 2
+
+
+def test_training_reads_embeddings_and_needs_no_text_encoder(tiny_wan, bare, prompts, tmp_path):
+    embedding.embed(str(tiny_wan), [prompts], tmp_path)
+    assert train(run_of(bare, prompts, tmp_path))["status"] == "done"
+
+
+def test_a_prompt_without_an_embedding_is_one_line_that_says_how_to_make_it(tiny_wan, bare, prompts, tmp_path):
+    with pytest.raises(TeacherError, match=r"'a red circle' has no embedding \(4 of 4 have none\).*distill-bench embed TEACHER"):
+        train(run_of(bare, prompts, tmp_path))
+    embedding.embed(str(tiny_wan), [prompts], tmp_path)
+    prompts.write_text("a red circle\nright\n")
+    with pytest.raises(TeacherError, match=r"'right' has no embedding \(1 of 3 have none\)") as caught:
+        train(run_of(bare, prompts, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_where_the_text_encoder_is_there_it_makes_what_is_missing(tiny_wan, prompts, tmp_path, capsys):
+    embedding.embed(str(tiny_wan), [prompts], tmp_path)
+    prompts.write_text("a red circle\nright\n")
+    assert train(run_of(tiny_wan, prompts, tmp_path))["status"] == "done"
+    assert "1 prompts have no embedding" in capsys.readouterr().out
+
+
+def test_prompts_count_by_content(tiny_wan, prompts, tmp_path):
+    lines = tmp_path / "p.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    ids = [run_id(resolve(RUN | {"teacher": str(tiny_wan), "prompts": p and str(p)})) for p in (prompts, lines, None)]
+    assert ids[0] == ids[1] != ids[2]
+    assert "a gaussian teacher has prompts of its own" in str(
+        pytest.raises(ConfigError, resolve, {"method": "dmd2", "teacher": "gaussian", "prompts": str(prompts)}).value
+    )
+
+
+def test_ranks_share_the_prompts(tiny_wan, prompts, tmp_path, monkeypatch):
+    """As torchrun starts them: each takes every second prompt, and none is left."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 2
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 0
