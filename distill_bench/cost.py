@@ -75,6 +75,10 @@ def declared(config: "RunConfig") -> Counts:
             elif role != "fake_score" or config.fake_score == "trained":
                 name, each = roles.get(role, (role, 1))
                 add(name, times * each, **vars(passes))
+    if config.adapter is not None:  # no gradient of the base's weights: what a backward to the input costs
+        for row in counts.values():
+            row["input_backward"] += row["full_backward"]
+            row["full_backward"] = 0.0
     if config.reuse_rollout and updates:
         add("student", -1, forward=rollout)
     if config.reuse_rollout == "graph" and updates:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from distill_bench import shapes
+from distill_bench.adapters import Adapted
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
@@ -207,21 +208,32 @@ class Denoiser:
         return output
 
     def _kind_of_backward(self) -> str:
-        """Asked when a backward runs: of a graph that two phases share each takes its own part."""
-        return "full_backward" if any(p.requires_grad for p in self.net.parameters()) else "input_backward"
+        """Asked when a backward runs: of a graph that two phases share each takes its own part.
+
+        One that trains adapters alone computes no gradient of the base's weights, and costs what one to the input does.
+        """
+        trained = any(p.requires_grad for p in self.net.parameters()) and not isinstance(self.net, Adapted)
+        return "full_backward" if trained else "input_backward"
 
 
 class Guided:
-    """Classifier-free guidance of a denoiser, uncond + guidance_scale * (cond - uncond), in one batched forward; 1 is none."""
+    """Classifier-free guidance of a denoiser, uncond + guidance_scale * (cond - uncond); 1 is none.
 
-    def __init__(self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float) -> None:
-        self.denoiser, self.null_text, self.guidance_scale = denoiser, null_text, guidance_scale
+    In one forward of both, or in two one after the other, which need half the memory.
+    """
+
+    def __init__(self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float, batched: bool = True) -> None:
+        self.denoiser, self.null_text, self.guidance_scale, self.batched = denoiser, null_text, guidance_scale, batched
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         if self.guidance_scale == 1:
             return self.denoiser(x_t, sigma, text)
-        both = torch.cat([text, self.null_text.expand_as(text)])
-        cond, uncond = self.denoiser(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+        null_text = self.null_text.expand_as(text)
+        if self.batched:
+            both = torch.cat([text, null_text])
+            cond, uncond = self.denoiser(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+        else:
+            cond, uncond = self.denoiser(x_t, sigma, text), self.denoiser(x_t, sigma, null_text)
         return uncond + self.guidance_scale * (cond - uncond)
 
 

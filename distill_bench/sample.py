@@ -40,7 +40,7 @@ def sample(run_dir: Path) -> list[Path]:
         sampler = Sampler(config)
         student = sampler.pipeline.student().to(sampler.device)
         for folder, path in missing.items():
-            checkpoint.load_student(path, student)
+            checkpoint.load_student(path, student, config.adapter)
             facts = sampler.facts(student)
             _write(folder, lambda: sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"}, facts)
     return list(folders)

@@ -165,13 +165,15 @@ def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path
 
 
 class Runs:
-    """Makes run folders of one method on a tiny pipeline in `folder`."""
+    """Makes run folders of one method on a tiny pipeline in `folder`; all with `fields`, for instance an adapter."""
 
-    def __init__(self, method: str | type[Method] | Mapping[str, Any], folder: Path, prefix: str = "0") -> None:
+    def __init__(
+        self, method: str | type[Method] | Mapping[str, Any], folder: Path, prefix: str = "0", fields: Mapping[str, Any] = {}
+    ) -> None:  # noqa: B006 - never changed
         if isinstance(method, type):
             method = f"{method.__module__}:{method.__qualname__}"
         self.method = {"name": method} if isinstance(method, str) else dict(method)
-        self.folder, self.prefix, self.made = folder, prefix, 0
+        self.folder, self.prefix, self.fields, self.made = folder, prefix, fields, 0
         self.name = ", ".join(str(value) for value in self.method.values())
 
     def make(self, **fields: Any) -> Path:
@@ -183,7 +185,7 @@ class Runs:
         self.made += 1
         run = self.folder / "runs" / f"conformance-{self.prefix}-{self.made}"
         run.mkdir(parents=True)
-        config = resolve(BASE | {"teacher": str(teacher), "data": str(data), "method": self.method} | fields)
+        config = resolve(BASE | {"teacher": str(teacher), "data": str(data), "method": self.method} | dict(self.fields) | fields)
         (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return run
 
