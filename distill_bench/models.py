@@ -22,6 +22,7 @@ from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
+from distill_bench.sharding import Reached
 from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
 
 AUTOENCODERS = {"AutoencoderKLWan": AutoencoderKLWan, "FrameAutoencoder": FrameAutoencoder}
@@ -151,10 +152,6 @@ def load_transformer(folder: Path) -> nn.Module:
     return WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
 
 
-class _Reached(Exception):
-    """The block whose output was wanted has run."""
-
-
 class Denoiser:
     """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat; counts its passes in the ledger.
 
@@ -183,12 +180,12 @@ class Denoiser:
 
         def reached(_module: nn.Module, _inputs: tuple, tokens: Tensor) -> None:
             found.append(tokens)
-            raise _Reached
+            raise Reached(tokens)
 
         handle = blocks[last - 1].register_forward_hook(reached)
         try:
             self._forward(x_t, sigma, text)
-        except _Reached:
+        except Reached:
             pass
         finally:
             handle.remove()

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from distill_bench.adapters import Adapted, activate, active, add_adapter
 from distill_bench.config import RunConfig
 from distill_bench.masters import Masters, to_bfloat16
 from distill_bench.models import Pipeline
+from distill_bench.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,15 @@ class Networks:
     trained: Mapping[str, nn.Module]
 
 
-def build(config: RunConfig, pipeline: Pipeline, placed: Callable[[nn.Module], nn.Module]) -> Networks:
-    """The networks of a run, where they begin; `placed` puts one on its device, in the run's dtype."""
+def build(
+    config: RunConfig, pipeline: Pipeline, placed: Callable[[nn.Module], nn.Module], mesh: DeviceMesh | None = None
+) -> Networks:
+    """The networks of a run, where they begin.
+
+    Args:
+        placed: puts a network on its device, in the run's dtype.
+        mesh: the processes that share the weights of each role, where the run is sharded.
+    """
     has_fake_score, low = config.fake_score_updates is not None, config.weights == "bfloat16"
     if config.adapter is not None:
         base = placed(to_bfloat16(pipeline.transformer) if low else pipeline.transformer)
@@ -39,6 +48,22 @@ def build(config: RunConfig, pipeline: Pipeline, placed: Callable[[nn.Module], n
             views["student"], views.get("fake_score"), Adapted(base, None), views["target"],
             {role: views[role] for role in roles if role != "target"},
         )  # fmt: skip
+    elif mesh is not None:
+        compute = torch.bfloat16 if low else None
+        nets = {"student": pipeline.student, "target": pipeline.student}
+        if has_fake_score:
+            nets["fake_score"] = pipeline.fake_score
+        if config.ema is None:
+            del nets["target"]
+        sharded = {role: shard(placed(net()), mesh, compute) for role, net in nets.items()}
+        teacher = to_bfloat16(pipeline.transformer) if low else pipeline.transformer
+        teacher = shard(placed(teacher), mesh, compute, config.teacher_offload)
+        networks = Networks(
+            sharded["student"], sharded.get("fake_score"), teacher, sharded.get("target"),
+            {role: net for role, net in sharded.items() if role != "target"},
+        )  # fmt: skip
+        if networks.target is not None:
+            networks.target.requires_grad_(False)
     else:
         nets = {"student": placed(pipeline.student())}
         if has_fake_score:

@@ -1,10 +1,57 @@
-"""Networks whose weights the processes of a run share (FSDP2), and tensors of which each process may hold a part."""
+"""Networks whose weights the processes of a run share (FSDP2), and tensors of which each process may hold a part.
 
+FSDP averages gradients itself, in each backward. Weights are gathered by block for a forward or backward and dropped after it,
+the root's as well: what averages or saves weights between passes must find shards. Traps: a forward that a hook stops by an
+exception must still end as one (`Reached`); a moving average cannot be laid over gathered weights (it is a network of its own).
+"""
+
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+class Reached(Exception):
+    """The block whose output was wanted has run: the forward behind it is not."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+
+def all_processes(device: torch.device) -> DeviceMesh:
+    """One line of all processes of the run."""
+    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+
+
+def shard(net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, offload: bool = False) -> nn.Module:
+    """Shard a network in place, block by block.
+
+    Args:
+        compute: what weights are gathered and used in; None is as they are. The shards stay float32: they are the masters.
+        offload: shards lie in host memory between their uses.
+    """
+    forward = net.forward
+
+    def stoppable(*inputs: object, **options: object) -> object:
+        try:
+            return forward(*inputs, **options)
+        except Reached as reached:
+            return (reached.tokens,)
+
+    net.forward = stoppable  # inside FSDP's hooks: they see an output, and gather weights for its backward
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # nothing here is in place on it
+    policies = {
+        "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False),
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+    }
+    for block in net.blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, **policies)
+    return fully_shard(net, mesh=mesh, reshard_after_forward=True, **policies)
 
 
 def is_sharded(tensor: Tensor) -> bool:

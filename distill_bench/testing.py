@@ -388,13 +388,15 @@ CHECKS = (
 )
 
 
-def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Path) -> None:
-    """Two processes end where one does with their batches together, in float64."""
+def check_two_ranks(
+    *methods: str | type[Method] | Mapping[str, Any], folder: Path, fields: Mapping[str, Any] = {}, tolerance: float = 1e-9
+) -> None:  # noqa: B006 - never changed
+    """Two processes end where one does with their batches together, in float64; with `fields` of a run, for instance sharded."""
     pairs = []
     for at, method in enumerate(methods):
         runs = Runs(method, folder, f"ranks-{at}")
-        fields = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None}
-        pairs.append((runs.name, runs.make(**fields), runs.make(**fields)))
+        given = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None} | fields
+        pairs.append((runs.name, runs.make(**given), runs.make(**given)))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for command, which in (([*launch, "-m", __name__], 1), ([sys.executable, "-m", __name__], 2)):
@@ -409,7 +411,7 @@ def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Pa
         errors = [line for line in done.stderr.splitlines() if "Error" in line]
         assert done.returncode == 0, f"training failed: {' | '.join(errors) or done.stderr[-2000:]}"
     for name, two, one in pairs:
-        _assert_same(name, "two ranks", one, two, 1e-9)
+        _assert_same(name, "two ranks", one, two, tolerance)
 
 
 def _assert_same(name: str, what: str, one: Path, other: Path, tolerance: float) -> None:

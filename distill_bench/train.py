@@ -33,7 +33,7 @@ from distill_bench.models import Denoiser, Guided, load_pipeline
 from distill_bench.networks import OnDevice, build
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
-from distill_bench.sharding import clip_gradients, is_sharded, local, whole
+from distill_bench.sharding import all_processes, clip_gradients, is_sharded, local, whole
 from distill_bench.signals import SIGNAL_SAMPLES, signals
 from distill_bench.store import append_jsonl, read_json, read_jsonl, write_bytes, write_json
 
@@ -125,7 +125,8 @@ class Trainer:
         *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).to(self.dtype).unsqueeze(1)
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
-        nets = build(config, pipeline, self._placed)
+        sharded = config.sharding and world > 1  # one process has it all, and the same numbers
+        nets = build(config, pipeline, self._placed, all_processes(device) if sharded else None)
         self.student, self.fake_score = nets.student, nets.fake_score
         trains_fake_score = self.fake_score is not None
         self.ema: dict[str, Tensor] = {}
@@ -136,7 +137,7 @@ class Trainer:
                 self.ema = {name: value.clone() for name, value in self.ema.items()}
 
         self.ledger = Ledger(config.batch_size // world)  # each rank counts its share: in global batches it is the whole
-        offloaded = OnDevice(nets.teacher, device) if config.teacher_offload else None
+        offloaded = OnDevice(nets.teacher, device) if config.teacher_offload and not sharded else None
         teacher = Denoiser(nets.teacher, "teacher", self.ledger, autocast, offloaded)
         student = Denoiser(self.student, "student", self.ledger, autocast)
         laid_over = self.ema if config.ema is not None and nets.target is None else None
