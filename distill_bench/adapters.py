@@ -4,7 +4,9 @@ A role is a view of that network (`Adapted`) that makes its own adapter the acti
 parameters are those of diffusers' LoRA files, without the adapter's name: `blocks.0.attn1.to_q.lora_A.weight`.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +26,12 @@ class Adapted(nn.Module):
         activate(self.net, [] if self.name is None else [self.name])
         return self.net(*inputs, **options)
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.net.blocks
-
-    @property
-    def config(self) -> Mapping:
-        return self.net.config
+    def __getattr__(self, name: str) -> Any:
+        """What a view has not of its own (`blocks`, `config`) is the network's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
 
     def named_parameters(self, *_: object, **__: object) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.net.named_parameters():
@@ -63,8 +64,9 @@ def add_adapter(net: nn.Module, name: str, adapter: AdapterConfig, seed: int) ->
     from peft import LoraConfig, inject_adapter_in_model  # only here: it takes a second
 
     config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(generator(seed, "adapter", name).initial_seed())
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several, as wanted
         try:
             inject_adapter_in_model(config, net, name)
         except ValueError as error:

@@ -122,7 +122,7 @@ class OnDevice(Mapping[str, Tensor]):
         self._device = device
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].to(self._device, non_blocking=True)
+        return self._tensors[name].to(self._device, non_blocking=True, copy=True)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -26,10 +26,10 @@ from distill_bench import checkpoint
 from distill_bench.config import RunConfig, evaluated_updates, load_run, method_of
 from distill_bench.cost import Ledger
 from distill_bench.draws import Draws, generator
-from distill_bench.extras import needs_of, providers
+from distill_bench.extras import Provider, needs_of, providers
 from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss, Nets
-from distill_bench.models import Denoiser, Guided, load_pipeline
+from distill_bench.models import Denoiser, Guided, Pipeline, load_pipeline
 from distill_bench.networks import OnDevice, build
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
@@ -104,24 +104,25 @@ class Samples:
 class Trainer:
     """The roles, optimisers and clock of one run."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir, self.config = run_dir, load_run(run_dir)
-        config: RunConfig = self.config
+    def __init__(self, run_dir: Path, config: RunConfig | None = None) -> None:
+        self.run_dir, self.config = run_dir, load_run(run_dir) if config is None else config
+        config = self.config
         if config.threads:
             torch.set_num_threads(config.threads)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), log_with=list(config.trackers) or None, project_dir=run_dir / "tracking"
         )
-        world, device = self.accelerator.num_processes, self.accelerator.device
+        self.world, self.rank, self.device = self._place()
+        world, device = self.world, self.device
         if config.batch_size % (world * config.accumulation):
             raise ValueError(
                 f"batch_size {config.batch_size} must be a multiple of processes x accumulation = {world} x {config.accumulation}"
             )
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         autocast = torch.bfloat16 if config.precision == "bfloat16" else None
-        pipeline = load_pipeline(config.teacher, device)
+        pipeline = self._pipeline()
         self.latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
-        self.extras = providers(needs_of(config), config, pipeline, run_dir.parent)
+        self.extras = self._extras(pipeline)
         *self.texts, null_text = pipeline.encode_text([*pipeline.prompts(), ""]).to(self.dtype).unsqueeze(1)
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
@@ -184,6 +185,16 @@ class Trainer:
         self.scalars: dict[str, Tensor | float] = {}
         self.accelerator.init_trackers("train")
 
+    def _place(self) -> tuple[int, int, torch.device]:
+        """How many processes train the run together, which of them this is, and its device."""
+        return self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device
+
+    def _pipeline(self) -> Pipeline:
+        return load_pipeline(self.config.teacher, self.device)
+
+    def _extras(self, pipeline: Pipeline) -> dict[str, Provider]:
+        return providers(needs_of(self.config), self.config, pipeline, self.run_dir.parent)
+
     # ---- one update of each role
 
     def update_student(self) -> list[Samples]:
@@ -225,27 +236,8 @@ class Trainer:
         self._update("fake_score", f"fake_score/{index}", loss_of)
 
     def _update(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> None:
-        """Accumulate the gradients of a phase over its micro-batches, average over processes, clip, step."""
-        accumulation, scalars = self.config.accumulation, {}
-        shared, inputs = self.config.reuse_rollout == "graph" and self.fake_score is not None, None
-        if shared:  # a backward through a graph of both phases must reach this phase's roles alone
-            inputs = [p for name, net in self.roles.items() if _trained_in(role, name) for p in net.parameters()]
-        for micro in range(accumulation):
-            self._freeze_all_but(role)
-            if shared:
-                self.fake_score.requires_grad_(True)
-            loss = loss_of(self._batch(phase, micro), micro)
-            if shared:
-                self._freeze_all_but(role)
-            total = loss.total
-            (total / accumulation).backward(inputs=inputs, retain_graph=shared and role == "student")
-            logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
-            if loss.x0 is not None:
-                x0 = loss.x0.detach().double()
-                logs |= {"x0_mean": x0.mean(), "x0_std": x0.square().mean()}
-            for name, value in logs.items():
-                scalars[name] = scalars.get(name, 0.0) + value.detach() / accumulation
-        scalars = self._over_ranks(scalars)
+        """Accumulate the gradients of a phase, average over processes, clip, step."""
+        scalars = self._over_ranks(self._backward(role, phase, loss_of))
         if "x0_std" in scalars:  # of the whole batch, so that all ranks collapse together
             std = scalars["x0_std"] = (scalars["x0_std"] - scalars.pop("x0_mean") ** 2).abs().sqrt()
             if not COLLAPSED_STD < float(std) < EXPLODED_STD:
@@ -269,6 +261,29 @@ class Trainer:
         self._publish()
         self.scalars |= scalars
 
+    def _backward(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> dict[str, Tensor]:
+        """Accumulate the gradients of a phase over its micro-batches; returns what is logged of them."""
+        accumulation, scalars = self.config.accumulation, {}
+        shared, inputs = self.config.reuse_rollout == "graph" and self.fake_score is not None, None
+        if shared:  # a backward through a graph of both phases must reach this phase's roles alone
+            inputs = [p for name, net in self.roles.items() if _trained_in(role, name) for p in net.parameters()]
+        for micro in range(accumulation):
+            self._freeze_all_but(role)
+            if shared:
+                self.fake_score.requires_grad_(True)
+            loss = loss_of(self._batch(phase, micro), micro)
+            if shared:
+                self._freeze_all_but(role)
+            total = loss.total
+            (total / accumulation).backward(inputs=inputs, retain_graph=shared and role == "student")
+            logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
+            if loss.x0 is not None:
+                x0 = loss.x0.detach().double()
+                logs |= {"x0_mean": x0.mean(), "x0_std": x0.square().mean()}
+            for name, value in logs.items():
+                scalars[name] = scalars.get(name, 0.0) + value.detach() / accumulation
+        return scalars
+
     def _publish(self) -> None:
         """Masters that were moved are rounded into their networks."""
         for trained in self.trained.values():
@@ -282,10 +297,10 @@ class Trainer:
 
     def _batch(self, phase: str, micro: int) -> Batch:
         """This process's micro-batch of a phase: which prompts, and draws keyed by the global sample index."""
-        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+        config, world, rank = self.config, self.world, self.rank
         share = config.batch_size // (world * config.accumulation)
         first = (micro * world + rank) * share
-        draws = Draws(config.seed, self.student_updates, phase, range(first, first + share), self.accelerator.device, self.dtype)
+        draws = Draws(config.seed, self.student_updates, phase, range(first, first + share), self.device, self.dtype)
         return self._batch_of(draws)
 
     def _batch_of(self, draws: Draws) -> Batch:
