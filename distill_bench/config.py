@@ -277,6 +277,14 @@ def _without(axes: Any, key: str) -> Any:
     return [[{k: v for k, v in c.items() if k != key} if isinstance(c, dict) else c for c in axis] for axis in axes]
 
 
+def override(text: str) -> tuple[str, Any]:
+    """`key=value` of a command line."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text!r}: write key=value")
+    return key.strip(), parse_yaml(value)
+
+
 def evaluated_updates(config: RunConfig) -> list[int]:
     """The student updates at which a run's student is kept and scored; the last is the end of the run."""
     n = config.evaluations

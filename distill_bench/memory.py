@@ -71,7 +71,7 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes on one device, and the FLOPs of one student update with its fake-score updates over the whole batch."""
+    """Bytes on one device, and FLOPs of a forward of one sample, by role."""
 
     weights: Mapping[str, int]  # by role, as they are held
     masters: Mapping[str, int]
@@ -80,8 +80,7 @@ class Prediction:
     ema: int
     other: int  # autoencoder, texts, heads with their moments
     activations: Mapping[str, int]  # by the role that a phase trains: the most beside the above and its gradients
-    flops: float
-    recomputed: float  # further FLOPs of checkpointing, which the ledger does not count
+    flops: Mapping[str, float]
     held_back: int = 0  # weights in host memory, of an offloaded teacher
 
     @property
@@ -120,6 +119,19 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
             found.append(rehearsal.prediction())
     whole = found[0] if len(few) == 1 else _linear(*found, blocks)
     return whole if share == 1 else _shared(whole, share, rehearsal.largest_block())
+
+
+def step_flops(found: Prediction, config: RunConfig) -> tuple[float, float]:
+    """FLOPs of one student update with its fake-score updates, over the whole batch; and those of checkpointing on top.
+
+    The first is what the ledger counts; a backward of a checkpointed network runs its forward again.
+    """
+    needed = again = 0.0
+    for role, row in declared(config).items():
+        each = found.flops[role] * config.batch_size
+        needed += sum(PASSES[kind] * n for kind, n in row.items()) * each
+        again += (row["input_backward"] + row["full_backward"]) * each
+    return needed, again if config.gradient_checkpointing else 0.0
 
 
 def too_large(found: Prediction, available: int, config: RunConfig) -> str | None:
@@ -245,10 +257,6 @@ class Rehearsal(Trainer):
         gradients = {"student": trained["student"], "fake_score": trained.get("fake_score", 0) + heads}
         flops = {role: self.ledger.flops.get(role, self.ledger.flops["student"]) for role in ("student", "fake_score", "teacher")}
         flops["target"] = flops["student"]
-        counts, step, again = declared(config), 0.0, 0.0
-        for role, row in counts.items():
-            step += sum(PASSES[kind] * n for kind, n in row.items()) * flops[role] * config.batch_size
-            again += (row["input_backward"] + row["full_backward"]) * flops[role] * config.batch_size
         return Prediction(
             weights=weights,
             masters=masters,
@@ -257,8 +265,7 @@ class Rehearsal(Trainer):
             ema=_bytes(self.ema.values()),
             other=other,
             activations={role: max(0, peak - gradients[role]) for role, peak in self.peaks.items()},
-            flops=step,
-            recomputed=again if config.gradient_checkpointing else 0.0,
+            flops=flops,
             held_back=held_back,
         )
 

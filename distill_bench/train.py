@@ -36,6 +36,7 @@ from distill_bench.rollout import rollout
 from distill_bench.sharding import all_processes, clip_gradients, is_sharded, local, whole
 from distill_bench.signals import SIGNAL_SAMPLES, signals
 from distill_bench.store import append_jsonl, read_json, read_jsonl, write_bytes, write_json
+from distill_bench.teacher import is_gaussian, teacher_folder
 
 COLLAPSED_STD, EXPLODED_STD = 0.02, 50.0  # of the student's latents, whose data have unit variance
 
@@ -118,6 +119,7 @@ class Trainer:
             raise ValueError(
                 f"batch_size {config.batch_size} must be a multiple of processes x accumulation = {world} x {config.accumulation}"
             )
+        self._check_memory()
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         autocast = torch.bfloat16 if config.precision == "bfloat16" else None
         pipeline = self._pipeline()
@@ -188,6 +190,17 @@ class Trainer:
     def _place(self) -> tuple[int, int, torch.device]:
         """How many processes train the run together, which of them this is, and its device."""
         return self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device
+
+    def _check_memory(self) -> None:
+        """ValueError where the run needs more than its device has: before anything is loaded."""
+        if self.device.type != "cuda" or is_gaussian(teacher_folder(self.config.teacher)):
+            return
+        from distill_bench.memory import predicted, too_large  # it rehearses this class
+
+        available = torch.cuda.get_device_properties(self.device).total_memory
+        why = too_large(predicted(self.config, self.world), available, self.config)
+        if why is not None:
+            raise ValueError(why)
 
     def _pipeline(self) -> Pipeline:
         return load_pipeline(self.config.teacher, self.device)
