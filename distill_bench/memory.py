@@ -179,9 +179,10 @@ class Outline(Pipeline):
         return super().prompts() if (self.folder / "prompts.txt").is_file() else ["one"]
 
 
-def outline(folder: Path, layers: int) -> Outline:
+def outline(folder: Path, layers: int | None = None) -> Outline:
     """The networks of a pipeline folder by their configs, of `layers` blocks; under FakeTensorMode without data."""
-    config = diffusers.WanTransformer3DModel.load_config(folder / "transformer") | {"num_layers": layers}
+    config = diffusers.WanTransformer3DModel.load_config(folder / "transformer")
+    config = config if layers is None else config | {"num_layers": layers}
     transformer = getattr(diffusers, config["_class_name"]).from_config(config).eval().requires_grad_(False)
     vae = None
     if (folder / "vae").is_dir():
