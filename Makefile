@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slurm soak bench lint install
+.PHONY: sweep test test-slurm soak bench bench-gpu lint install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
@@ -22,6 +22,9 @@ bench: install  ## a trainer step over its network passes, the evaluators' speed
 	$(BIN)/python tests/benchmarks/trainer_step.py
 	$(BIN)/python tests/benchmarks/evaluators.py
 	$(BIN)/python -m pytest -s tests/test_status.py -k thousand
+
+bench-gpu: install  ## updates of dmd2 and sgmd at Wan2.1-1.3B's shape on one GPU, what each setting buys: results/bench_gpu.md
+	$(BIN)/python tests/benchmarks/gpu.py
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -19,24 +19,17 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from distill_bench.config import AdapterConfig
+from distill_bench.sharding import shard_as, whole
 from distill_bench.store import read_json, write_bytes, write_json
 
 KEPT = 2
 
 
-def save(
-    run_dir: Path,
-    student_updates: int,
-    roles: Mapping[str, nn.Module],
-    ema: Mapping[str, Tensor],
-    optimisers: Mapping[str, torch.optim.Optimizer],
-    state: dict,
-) -> None:
-    """Write one checkpoint whole or not at all, then prune all but the newest two."""
-    root = run_dir / "checkpoints"
-    root.mkdir(exist_ok=True)
-    for torn in root.glob(".writing-*"):  # a run has one writer: this is what a killed one left
-        shutil.rmtree(torn, ignore_errors=True)
+def tensors(
+    roles: Mapping[str, nn.Module], ema: Mapping[str, Tensor], optimisers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, dict[str, Tensor]]:
+    """What `save` writes, by file and name; shards are gathered, to host memory, so that every rank must ask for it."""
     weights = {f"{role}.{k}": v for role, net in roles.items() for k, v in net.state_dict().items()}
     weights |= {f"ema.{k}": v for k, v in ema.items()}
     moments = {
@@ -45,11 +38,20 @@ def save(
         for index, entry in optimiser.state_dict()["state"].items()
         for key, value in entry.items()
     }
+    return {name: {k: whole(v) for k, v in found.items()} for name, found in (("weights", weights), ("optimisers", moments))}
+
+
+def save(run_dir: Path, student_updates: int, files: Mapping[str, Mapping[str, Tensor]], state: dict) -> None:
+    """Write one checkpoint of `tensors` whole or not at all, then prune all but the newest two."""
+    root = run_dir / "checkpoints"
+    root.mkdir(exist_ok=True)
+    for torn in root.glob(".writing-*"):  # a run has one writer: this is what a killed one left
+        shutil.rmtree(torn, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
     try:
-        for name, tensors in (("weights", weights), ("optimisers", moments)):
+        for name, found_tensors in files.items():
             path = temporary / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            save_file({k: v.detach().cpu().contiguous() for k, v in found_tensors.items()}, path)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         checksums = {path.name: _checksum(path) for path in temporary.iterdir()}
@@ -95,14 +97,18 @@ def load(
             print(f"checkpoint {folder} cannot be read ({error}); set aside as {aside.name}", file=sys.stderr)
             continue
         for role, net in roles.items():
-            net.load_state_dict(_under(weights, role))
+            current = net.state_dict()
+            net.load_state_dict({k: shard_as(v, current.get(k, v)) for k, v in _under(weights, role).items()})
         for name, value in _under(weights, "ema").items():
-            ema[name].copy_(value)
+            if name in ema:
+                ema[name].copy_(shard_as(value, ema[name]))
         for group, optimiser in optimisers.items():
+            parameters = [p for each in optimiser.param_groups for p in each["params"]]
             entries: dict[int, dict[str, Tensor]] = {}
             for key, value in _under(moments, group).items():
                 index, _, name = key.partition(".")
-                entries.setdefault(int(index), {})[name] = value
+                moment = shard_as(value, parameters[int(index)]) if value.ndim else value
+                entries.setdefault(int(index), {})[name] = moment
             optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
         return state
     return None
@@ -131,9 +137,17 @@ def students(run_dir: Path) -> dict[int, Path]:
     return dict(sorted((int(p.stem), p) for p in paths if p.stem.isdigit()))
 
 
-def load_student(path: Path, student: nn.Module) -> None:
-    """Put a kept student's weights into `student`."""
-    student.load_state_dict(load_file(path), strict=False)
+def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None = None) -> None:
+    """Put a kept student's weights into `student`; of a run with an `adapter` as an adapter, which is then the active one."""
+    if adapter is None:
+        student.load_state_dict(load_file(path), strict=False)
+        return
+    from distill_bench.adapters import Adapted, activate, add_adapter
+
+    known = "student" in getattr(student, "peft_config", {})
+    view = Adapted(student, "student") if known else add_adapter(student, "student", adapter, seed=0)
+    view.load_state_dict(load_file(path))
+    activate(student, ["student"])
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -67,6 +67,14 @@ class ProtocolConfig(_Model):
     evaluators: tuple[str, ...] | None = identity(None, counts=False)  # None: every one that applies
 
 
+class AdapterConfig(_Model):
+    """Low-rank adapters (Hu et al., 2021): weight + alpha / rank * B A, of which A and B alone are trained."""
+
+    rank: Positive = identity(32)
+    alpha: float = identity(32.0, gt=0)
+    targets: tuple[str, ...] = identity(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)  # ends of the names of linear layers
+
+
 class RunConfig(_Model):
     """One run, resolved: `run.yaml`. Every field is equal between methods unless it is swept."""
 
@@ -114,6 +122,13 @@ class RunConfig(_Model):
     signals_every: Positive | None = identity(20, counts=False)  # student updates; not part of a run's cost or seconds
     trackers: tuple[str, ...] = identity(("tensorboard",), counts=False)
     threads: int | None = identity(None, counts=False, ge=1)
+    # how the networks are held and run; `distill-bench cost SWEEP --memory` says what each buys
+    adapter: AdapterConfig | None = identity(None, came_later=True)  # of student and fake score; None: full weights
+    weights: Literal["float32", "bfloat16"] = identity("float32", came_later=True)  # bfloat16: masters are float32
+    gradient_checkpointing: bool = identity(False, counts=False)
+    guidance_forwards: Literal["batched", "sequential"] = identity("batched", counts=False)
+    teacher_offload: bool = identity(False, counts=False)  # the teacher's weights stay in host memory between its uses
+    sharding: bool = identity(False, counts=False)  # FSDP2: the processes of a run share each role's weights
 
 
 _DEFAULTS = {k: f.default for k, f in RunConfig.model_fields.items() if isinstance(f.default, (int, float, str))}
@@ -268,6 +283,14 @@ def _without(axes: Any, key: str) -> Any:
     return [[{k: v for k, v in c.items() if k != key} if isinstance(c, dict) else c for c in axis] for axis in axes]
 
 
+def override(text: str) -> tuple[str, Any]:
+    """`key=value` of a command line."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text!r}: write key=value")
+    return key.strip(), parse_yaml(value)
+
+
 def evaluated_updates(config: RunConfig) -> list[int]:
     """The student updates at which a run's student is kept and scored; the last is the end of the run."""
     n = config.evaluations
@@ -355,6 +378,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
     if config.batch_size % config.accumulation:
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}")
+    _check_held(config, folder, method_class)
     return config
 
 
@@ -378,6 +402,25 @@ def _prompts_hash(teacher: Path, prompts: Path) -> str:
         return prompts_hash(prompts)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -> None:
+    """ConfigError for a way to hold the networks that the run cannot have."""
+    if config.weights == "bfloat16" and config.precision != "bfloat16":
+        raise ConfigError(f"weights 'bfloat16' needs precision 'bfloat16', not {config.precision!r}")
+    held = ("adapter", "gradient_checkpointing", "sharding", "teacher_offload")
+    asked = [key for key in held if getattr(config, key)] + ["weights"] * (config.weights != "float32")
+    if is_gaussian(folder) and asked:
+        raise ConfigError(f"{asked[0]} needs a transformer: the teacher {config.teacher!r} is none")
+    if config.adapter and method_class.mixes_weights:
+        raise ConfigError(
+            f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
+        )
+    for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter")):
+        if getattr(config, key) and getattr(config, other):
+            raise ConfigError(f"{key} with {other}: one set of base weights serves all roles; leave {key} out")
+    if config.sharding and config.reuse_rollout == "graph":
+        raise ConfigError("sharding with reuse_rollout 'graph': shards are gathered for one phase at a time; reuse_rollout true")
 
 
 def _check_named(config: RunConfig) -> None:
@@ -515,7 +558,8 @@ def _method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
 
 
 def _check_keys(keys: list[str], where: str) -> None:
-    known = [*RunConfig.model_fields, *(f"protocol.{f}" for f in ProtocolConfig.model_fields)]
+    nested = {"protocol": ProtocolConfig, "adapter": AdapterConfig}
+    known = [*RunConfig.model_fields, *(f"{key}.{f}" for key, model in nested.items() for f in model.model_fields)]
     for key in keys:
         if key not in known and not key.startswith("method."):
             raise ConfigError(f"{where}: unknown key {key!r} in the grid{_hint(key, known)}")
@@ -538,7 +582,8 @@ def _one_line(error: ValidationError, where: str, model: type[BaseModel] | None 
     if first["type"] == "extra_forbidden" and model is not None:
         at = model
         for part in first["loc"][:-1]:
-            at = at.model_fields[part].annotation
+            annotation = at.model_fields[part].annotation
+            at = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
         return f"{where}: unknown key {key!r}{_hint(str(first['loc'][-1]), list(at.model_fields))}"
     given = "" if first["type"] == "missing" else f" = {first['input']!r}"
     return f"{where}: {key}{given}: {first['msg']}"

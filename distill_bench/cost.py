@@ -5,11 +5,15 @@ backward two (weights and input). Roles of another size are weighted by their FL
 
     python -m distill_bench.cost SWEEP                                    roles of one size, as they begin
     python -m distill_bench.cost SWEEP --size teacher=14 --size student=1.3    a larger teacher, by parameters or FLOPs
+    python -m distill_bench.cost SWEEP --memory                           bytes by role and FLOPs of a step, at the run's size
 
-prices one student update of every cell from the passes that the methods declare: nothing is trained for it.
+prices one student update of every cell from the passes that the methods declare: nothing is trained for it. The ledger counts
+what a method needs: the forwards that gradient checkpointing runs again are the machine's, so that a run's cost does not depend
+on how it is held (`--memory` shows them apart). Nor are there FLOPs of the adapters themselves in it.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distill_bench.config import RunConfig
+    from distill_bench.config import RunConfig, SweepConfig
+    from distill_bench.memory import Prediction
 
 PASSES = {"forward": 1.0, "input_backward": 1.0, "full_backward": 2.0}
 
@@ -75,6 +80,10 @@ def declared(config: "RunConfig") -> Counts:
             elif role != "fake_score" or config.fake_score == "trained":
                 name, each = roles.get(role, (role, 1))
                 add(name, times * each, **vars(passes))
+    if config.adapter is not None:  # no gradient of the base's weights: what a backward to the input costs
+        for row in counts.values():
+            row["input_backward"] += row["full_backward"]
+            row["full_backward"] = 0.0
     if config.reuse_rollout and updates:
         add("student", -1, forward=rollout)
     if config.reuse_rollout == "graph" and updates:
@@ -93,11 +102,14 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from distill_bench.config import ConfigError, group_id, load_sweep, lookup
+    from distill_bench.config import ConfigError, group_id, load_sweep, lookup, override
     from distill_bench.registry import RegistryError
+    from distill_bench.teacher import TeacherError, outlines
 
     parser = argparse.ArgumentParser(prog="distill_bench.cost", description=main.__doc__.splitlines()[0])
     parser.add_argument("sweep", type=Path, help="a sweep file")
+    parser.add_argument("--memory", action="store_true", help="predict the memory by role and the FLOPs of a step, by rehearsal")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of every run")
     parser.add_argument(
         "--size", action="append", default=[], metavar="ROLE=SIZE", help="parameters or FLOPs of a role, in any one unit"
     )
@@ -109,9 +121,12 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--size {unknown[0]}: roles are student, fake_score, teacher and target")
         if "student" not in sizes and sizes:
             raise ConfigError("--size needs the student's size too: costs are in its forwards")
-        sweep = load_sweep(options.sweep)
-        runs, presets = {group_id(config): config for config in sweep.expand()}, sweep.presets()
-    except (ConfigError, RegistryError) as error:
+        sweep = load_sweep(options.sweep, dict(override(text) for text in options.set))
+        with outlines():
+            runs, presets = {group_id(config): config for config in sweep.expand()}, sweep.presets()
+            if options.memory:
+                return _print_memory(sweep, runs, presets)
+    except (ConfigError, RegistryError, TeacherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except ValueError:
@@ -133,6 +148,58 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(name, *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
+
+
+def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets: Mapping[str, str]) -> int:
+    """A line for each cell: GiB on each device by kind and role, and PFLOP a student update; like cells share one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from distill_bench.memory import predicted, step_flops
+
+    processes = sweep.cluster.nodes * sweep.cluster.processes
+    lines: dict[tuple[str, ...], list[str]] = {}
+    rehearsed: dict[str, Prediction] = {}
+    for group, config in runs.items():
+        # what moves no byte: so that cells which differ in it are rehearsed once
+        fields = {"fake_score_updates": config.fake_score_updates and 1, "student_lr": 1.0, "fake_score_lr": 1.0, "seed": 0}
+        alike = json.dumps(config.model_copy(update=fields).model_dump(mode="json"), sort_keys=True)
+        if alike not in rehearsed:
+            rehearsed[alike] = predicted(config, processes)
+        found = rehearsed[alike]
+        needed, again = step_flops(found, config)
+
+        def by_role(sizes: Mapping[str, float]) -> str:
+            return " / ".join(_gib(sizes[role]) if role in sizes else "-" for role in ("student", "fake_score"))
+
+        cells = (
+            f"{by_role(found.weights)} / {_gib(found.weights['teacher'])}",
+            *map(by_role, (found.masters, found.gradients, found.moments)),
+            _gib(found.ema),
+            _gib(found.other),
+            by_role(found.activations),
+            _gib(found.peak),
+            f"{needed / 1e15:.3g}",
+            f"{again / 1e15:.3g}",
+        )
+        name = " ".join(filter(None, [config.method["name"], presets.get(group)]))
+        updates = "" if config.fake_score_updates is None else f" x{config.fake_score_updates}"
+        lines.setdefault(cells, []).append(f"{name}{updates}")
+    config = next(iter(runs.values()))
+    title = f"{sweep.name}: {config.frames} frames of {config.height}x{config.width}, batch {config.batch_size}"
+    table = Table(title=f"{title} on {processes} processes; GiB on each device by student / fake score (/ teacher)")
+    table.add_column("method, fake-score updates")
+    kinds = ("weights", "masters", "gradients", "moments", "average", "other", "activations", "peak")
+    for heading in (*kinds, "PFLOP an update", "made again"):
+        table.add_column(heading, justify="right")
+    for cells, names in lines.items():
+        table.add_row(", ".join(dict.fromkeys(names)), *cells)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return 0
+
+
+def _gib(size: float) -> str:
+    return "0" if size == 0 else f"{size / 2**30:.3g}"
 
 
 def _passes(row: Mapping[str, float] | None) -> str:

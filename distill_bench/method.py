@@ -141,6 +141,7 @@ class Method(ABC):
     version: ClassVar[int] = 1  # part of a run's identity: raise it when the numbers change
     presets: ClassVar[Mapping[str, Preset]] = {}
     has_fake_score: ClassVar[bool] = True  # without one no fake score is built, updated or paid for
+    mixes_weights: ClassVar[bool] = False  # after_student_update averages weights of roles: not with low-rank adapters
     shares_graph: ClassVar[bool] = False  # student_loss gives `fake_score_terms` too: a run may say `reuse_rollout: graph`
 
     @property

@@ -19,12 +19,14 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_bench import shapes
-from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_of
+from distill_bench.adapters import Adapted
+from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_called, architecture_of
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.config import RunConfig
 from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
+from distill_bench.sharding import Reached
 from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
 from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, read_prompts
 
@@ -263,10 +265,6 @@ def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> nn.
     return part
 
 
-class _Reached(Exception):
-    """The block whose output was wanted has run."""
-
-
 class Denoiser:
     """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat; counts its passes in the ledger.
 
@@ -296,12 +294,12 @@ class Denoiser:
 
         def reached(_module: nn.Module, _inputs: tuple, output: Any) -> None:
             found.append(self.architecture.tokens(output))
-            raise _Reached
+            raise Reached(found[0])
 
         handle = blocks[last - 1].register_forward_hook(reached)
         try:
             self._forward(x_t, sigma, text)
-        except _Reached:
+        except Reached:
             pass
         finally:
             handle.remove()
@@ -323,27 +321,33 @@ class Denoiser:
         return output
 
     def _kind_of_backward(self) -> str:
-        """Asked when a backward runs: of a graph that two phases share each takes its own part."""
-        return "full_backward" if any(p.requires_grad for p in self.net.parameters()) else "input_backward"
+        """Asked when a backward runs: of a graph that two phases share each takes its own part.
+
+        One that trains adapters alone computes no gradient of the base's weights, and costs what one to the input does.
+        """
+        trained = any(p.requires_grad for p in self.net.parameters()) and not isinstance(self.net, Adapted)
+        return "full_backward" if trained else "input_backward"
 
 
 class Guided:
-    """Classifier-free guidance of a denoiser, uncond + guidance_scale * (cond - uncond), in one batched forward; 1 is none."""
+    """Classifier-free guidance of a denoiser, uncond + guidance_scale * (cond - uncond); 1 is none.
 
-    def __init__(self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float) -> None:
-        self.denoiser, self.null_text, self.guidance_scale = denoiser, null_text, guidance_scale
+    In one forward of both, or in two one after the other, which need half the memory.
+    """
+
+    def __init__(self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float, batched: bool = True) -> None:
+        self.denoiser, self.null_text, self.guidance_scale, self.batched = denoiser, null_text, guidance_scale, batched
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         if self.guidance_scale == 1:
             return self.denoiser(x_t, sigma, text)
-        both = torch.cat([text, self.null_text.expand_as(text)])
-        cond, uncond = self.denoiser(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+        null_text = self.null_text.expand_as(text)
+        if self.batched:
+            both = torch.cat([text, null_text])
+            cond, uncond = self.denoiser(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+        else:
+            cond, uncond = self.denoiser(x_t, sigma, text), self.denoiser(x_t, sigma, null_text)
         return uncond + self.guidance_scale * (cond - uncond)
-
-
-def architecture_called(net: nn.Module) -> Architecture:
-    """The architecture that knows how a network is called: that of its folder, else the plain call."""
-    return getattr(net, "architecture", None) or Architecture()
 
 
 def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:

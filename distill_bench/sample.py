@@ -53,7 +53,7 @@ def sample(run_dir: Path) -> list[Path]:
         sampler = Sampler(config, run_dir.parent)
         student = sampler.pipeline.student().to(sampler.device)
         for folder, path in missing.items():
-            checkpoint.load_student(path, student)
+            checkpoint.load_student(path, student, config.adapter)
             facts = sampler.facts(student)
             _write(folder, sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"}, facts)
     return list(folders)

@@ -42,7 +42,7 @@ from distill_bench.config import (
     load_sweep,
     lookup,
     method_of,
-    parse_yaml,
+    override,
     run_id,
 )  # fmt: skip
 from distill_bench.protocol import protocol, protocol_hash, student_key
@@ -60,6 +60,7 @@ from distill_bench.store import (
     write_bytes,
     write_json,
 )
+from distill_bench.teacher import is_outline, outlines, teacher_folder
 
 TRIES = 3  # of a run whose worker process died, in one call
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
@@ -383,6 +384,9 @@ def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None
         table.add_row(s.run, name, *values, str(config.seed), str(s.of), s.state, estimate)
     console.print(table)
     console.print(f"{len(statuses)} runs ({status.counts(statuses)}), {known + unknown} to do")
+    for teacher in dict.fromkeys(config.teacher for config in sweep.runs.values()):
+        if is_outline(teacher_folder(teacher)):
+            console.print(f"the weights of {teacher} are not here: by its configs; with them the runs have other ids")
     cluster = sweep.config.cluster
     if known:
         hours = total / 3600 * cluster.nodes * (cluster.gpus or 1) / cluster.runs_per_job
@@ -491,7 +495,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    overrides = dict(_override(text) for text in options.set)
+    overrides = dict(override(text) for text in options.set)
     if options.jobs is not None:
         if options.jobs < 1:
             raise ConfigError(f"--jobs {options.jobs}: at least 1")
@@ -507,11 +511,14 @@ def _main(options: argparse.Namespace) -> int:
         raise ConfigError("--cluster slurm: no configured sbatch on this machine; allowed here: local, debug")
     if options.json or options.status or options.watch or options.explain or options.cancel:
         return _tell(config, options, on_slurm)
+    if options.dry_run:
+        with outlines():
+            chosen = open_sweep(config, options.store, options.out).only(options.only)
+            queue = scheduler.read_queue(chosen.store, on_slurm)
+            print_plan(chosen, read_statuses(chosen.store, chosen.known, queue), on_slurm)
+        return 0
     sweep = open_sweep(config, options.store, options.out)
     chosen = sweep.only(options.only)
-    if options.dry_run:
-        print_plan(chosen, read_statuses(sweep.store, chosen.known, scheduler.read_queue(sweep.store, on_slurm)), on_slurm)
-        return 0
     sweep.write()
     launch = Launch(retry, options.stale, options.allow_changed_code)
     if on_slurm:
@@ -582,13 +589,6 @@ def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> i
             return code
         time.sleep(options.watch)
         queue = scheduler.read_queue(store, on_slurm)
-
-
-def _override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {text!r}: write key=value")
-    return key.strip(), parse_yaml(value)
 
 
 if __name__ == "__main__":

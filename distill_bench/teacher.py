@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +14,34 @@ from distill_bench.store import write_bytes
 EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini-wan", "gaussian")}
 GAUSSIAN_FILE = "gaussian.json"
 LARGE = 2**30  # bytes
+# configs of teachers whose weights do not ship: what their shapes decide can be said without the weights
+OUTLINES = {
+    f"Wan-AI/Wan2.1-T2V-{size}-Diffusers": Path(__file__).parent / "assets" / "outlines" / f"wan2.1-t2v-{size.lower()}"
+    for size in ("1.3B", "14B")
+}
+_without_weights = ContextVar("without_weights", default=False)
 
 
 class TeacherError(ValueError):
     """A teacher that cannot be loaded; the message is one line."""
+
+
+@contextlib.contextmanager
+def outlines() -> Iterator[None]:
+    """Inside, a teacher of OUTLINES may stand without its weights, and nothing is downloaded for it.
+
+    For what asks for shapes alone. Ids of runs are then not those of the runs with weights: a teacher counts by content.
+    """
+    token = _without_weights.set(True)
+    try:
+        yield
+    finally:
+        _without_weights.reset(token)
+
+
+def is_outline(folder: Path) -> bool:
+    """Whether the folder has configs and no weights."""
+    return folder in OUTLINES.values()
 
 
 def teacher_folder(name: str) -> Path:
@@ -32,9 +58,12 @@ def teacher_folder(name: str) -> Path:
 
         logging.set_verbosity_error()  # what it has to say is said below, in one line
         owner_and_name, _, revision = name.partition("@")
+        local = _without_weights.get() and owner_and_name in OUTLINES
         try:
-            folder = Path(DiffusionPipeline.download(owner_and_name, revision=revision or None))
+            folder = Path(DiffusionPipeline.download(owner_and_name, revision=revision or None, local_files_only=local))
         except Exception as error:
+            if local:
+                return OUTLINES[owner_and_name]
             asked = f"; is {revision!r} a branch, tag or commit of it?" if revision else ""
             hub = f"not from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]}{asked})"
     if not folder.is_dir():

@@ -165,13 +165,15 @@ def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path
 
 
 class Runs:
-    """Makes run folders of one method on a tiny pipeline in `folder`."""
+    """Makes run folders of one method on a tiny pipeline in `folder`; all with `fields`, for instance an adapter."""
 
-    def __init__(self, method: str | type[Method] | Mapping[str, Any], folder: Path, prefix: str = "0") -> None:
+    def __init__(
+        self, method: str | type[Method] | Mapping[str, Any], folder: Path, prefix: str = "0", fields: Mapping[str, Any] = {}
+    ) -> None:  # noqa: B006 - never changed
         if isinstance(method, type):
             method = f"{method.__module__}:{method.__qualname__}"
         self.method = {"name": method} if isinstance(method, str) else dict(method)
-        self.folder, self.prefix, self.made = folder, prefix, 0
+        self.folder, self.prefix, self.fields, self.made = folder, prefix, fields, 0
         self.name = ", ".join(str(value) for value in self.method.values())
 
     def make(self, **fields: Any) -> Path:
@@ -183,7 +185,7 @@ class Runs:
         self.made += 1
         run = self.folder / "runs" / f"conformance-{self.prefix}-{self.made}"
         run.mkdir(parents=True)
-        config = resolve(BASE | {"teacher": str(teacher), "data": str(data), "method": self.method} | fields)
+        config = resolve(BASE | {"teacher": str(teacher), "data": str(data), "method": self.method} | dict(self.fields) | fields)
         (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return run
 
@@ -386,13 +388,15 @@ CHECKS = (
 )
 
 
-def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Path) -> None:
-    """Two processes end where one does with their batches together, in float64."""
+def check_two_ranks(
+    *methods: str | type[Method] | Mapping[str, Any], folder: Path, fields: Mapping[str, Any] = {}, tolerance: float = 1e-9
+) -> None:  # noqa: B006 - never changed
+    """Two processes end where one does with their batches together, in float64; with `fields` of a run, for instance sharded."""
     pairs = []
     for at, method in enumerate(methods):
         runs = Runs(method, folder, f"ranks-{at}")
-        fields = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None}
-        pairs.append((runs.name, runs.make(**fields), runs.make(**fields)))
+        given = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None} | fields
+        pairs.append((runs.name, runs.make(**given), runs.make(**given)))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for command, which in (([*launch, "-m", __name__], 1), ([sys.executable, "-m", __name__], 2)):
@@ -407,7 +411,7 @@ def check_two_ranks(*methods: str | type[Method] | Mapping[str, Any], folder: Pa
         errors = [line for line in done.stderr.splitlines() if "Error" in line]
         assert done.returncode == 0, f"training failed: {' | '.join(errors) or done.stderr[-2000:]}"
     for name, two, one in pairs:
-        _assert_same(name, "two ranks", one, two, 1e-9)
+        _assert_same(name, "two ranks", one, two, tolerance)
 
 
 def _assert_same(name: str, what: str, one: Path, other: Path, tolerance: float) -> None:

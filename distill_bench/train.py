@@ -26,13 +26,17 @@ from distill_bench import checkpoint
 from distill_bench.config import RunConfig, evaluated_updates, load_run, method_of
 from distill_bench.cost import Ledger
 from distill_bench.draws import Draws, generator
-from distill_bench.extras import needs_of, providers
+from distill_bench.extras import Provider, needs_of, providers
+from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss, Nets
-from distill_bench.models import Denoiser, Guided, pipeline_of
+from distill_bench.models import Denoiser, Guided, Pipeline, pipeline_of
+from distill_bench.networks import OnDevice, build
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
+from distill_bench.sharding import all_processes, clip_gradients, is_sharded, local, whole
 from distill_bench.signals import SIGNAL_SAMPLES, signals
 from distill_bench.store import append_jsonl, read_json, read_jsonl, write_bytes, write_json
+from distill_bench.teacher import is_gaussian, teacher_folder
 
 COLLAPSED_STD, EXPLODED_STD = 0.02, 50.0  # of the student's latents, whose data have unit variance
 
@@ -101,39 +105,48 @@ class Samples:
 class Trainer:
     """The roles, optimisers and clock of one run."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir, self.config = run_dir, load_run(run_dir)
-        config: RunConfig = self.config
+    def __init__(self, run_dir: Path, config: RunConfig | None = None) -> None:
+        self.run_dir, self.config = run_dir, load_run(run_dir) if config is None else config
+        config = self.config
         if config.threads:
             torch.set_num_threads(config.threads)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), log_with=list(config.trackers) or None, project_dir=run_dir / "tracking"
         )
-        world, device = self.accelerator.num_processes, self.accelerator.device
+        self.world, self.rank, self.device = self._place()
+        world, device = self.world, self.device
         if config.batch_size % (world * config.accumulation):
             raise ValueError(
                 f"batch_size {config.batch_size} must be a multiple of processes x accumulation = {world} x {config.accumulation}"
             )
+        self._check_memory()
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         autocast = torch.bfloat16 if config.precision == "bfloat16" else None
-        pipeline = pipeline_of(config, device, run_dir.parent)
+        pipeline = self._pipeline()
         self.latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
-        self.extras = providers(needs_of(config), config, pipeline, run_dir.parent)
+        self.extras = self._extras(pipeline)
         self.texts = pipeline.texts(pipeline.prompts(), self.dtype)
         null_text = self.texts.null_text
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
-        self.student = self._placed(pipeline.student())
-        self.ema = {name: p.detach().clone() for name, p in self.student.named_parameters()}
-        trains_fake_score = config.fake_score_updates is not None
-        self.fake_score = self._placed(pipeline.fake_score()) if trains_fake_score else None
+        sharded = config.sharding and world > 1  # one process has it all, and the same numbers
+        nets = build(config, pipeline, self._placed, all_processes(device) if sharded else None)
+        self.student, self.fake_score = nets.student, nets.fake_score
+        trains_fake_score = self.fake_score is not None
+        self.ema: dict[str, Tensor] = {}
+        if config.ema is not None:
+            average = nets.trained["student"] if nets.target is None else nets.target
+            self.ema = {name: p.detach() for name, p in average.named_parameters()}
+            if nets.target is None:
+                self.ema = {name: value.clone() for name, value in self.ema.items()}
 
         self.ledger = Ledger(config.batch_size // world)  # each rank counts its share: in global batches it is the whole
-        teacher = Denoiser(self._placed(pipeline.transformer), "teacher", self.ledger, autocast)
-        student, target = (
-            Denoiser(self.student, role, self.ledger, autocast, weights)
-            for role, weights in (("student", None), ("target", None if config.ema is None else self.ema))
-        )
+        offloaded = OnDevice(nets.teacher, device) if config.teacher_offload and not sharded else None
+        teacher = Denoiser(nets.teacher, "teacher", self.ledger, autocast, offloaded)
+        student = Denoiser(self.student, "student", self.ledger, autocast)
+        laid_over = self.ema if config.ema is not None and nets.target is None else None
+        average = nets.target if config.ema is not None and nets.target is not None else self.student
+        target = Denoiser(average, "target", self.ledger, autocast, laid_over)
         fake_score = None
         if trains_fake_score:
             fake_score = Denoiser(self.fake_score, "fake_score", self.ledger, autocast)
@@ -143,22 +156,24 @@ class Trainer:
         self.roles = {"student": self.student, "modules": self.modules}
         if trains_fake_score:
             self.roles["fake_score"] = self.fake_score
-        elif len(self.modules):
+        self.trained = {**nets.trained, "modules": self.modules}  # by role: what is stepped, averaged and saved
+        if not trains_fake_score and len(self.modules):
             raise ValueError(
                 f"{config.method['name']} has modules of its own: they are trained with a fake score, and there is none"
             )
         self.optimisers = self._optimisers()
-        nets = {name: net for name, net in self.roles.items() if name != "modules"} | {"teacher": pipeline.transformer}
         flops: dict[str, float] = {}  # by architecture: roles that began as copies are counted once
-        for role, net in nets.items():
+        for role, net in ({"student": self.student, "fake_score": self.fake_score, "teacher": nets.teacher}).items():
             key = f"{type(net)} {getattr(net, 'config', role)}"
-            if key not in flops:
-                flops[key] = pipeline.flops(net, self.latent_shape, null_text)
-            self.ledger.flops[role] = flops[key]
+            if key not in flops and net is not None:
+                with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                    flops[key] = pipeline.flops(net, self.latent_shape, null_text)
+            if net is not None:
+                self.ledger.flops[role] = flops[key]
         self.nets = Nets(
             student=student,
             fake_score=fake_score,
-            teacher=Guided(teacher, null_text, config.guidance_scale),
+            teacher=Guided(teacher, null_text, config.guidance_scale, config.guidance_forwards == "batched"),
             rollout=self._rollout,
             exit_sigma=self._exit_sigma,
             target=target,
@@ -172,6 +187,27 @@ class Trainer:
         self.student_updates, self.seconds = 0, 0.0
         self.scalars: dict[str, Tensor | float] = {}
         self.accelerator.init_trackers("train")
+
+    def _place(self) -> tuple[int, int, torch.device]:
+        """How many processes train the run together, which of them this is, and its device."""
+        return self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device
+
+    def _check_memory(self) -> None:
+        """ValueError where the run needs more than its device has: before anything is loaded."""
+        if self.device.type != "cuda" or is_gaussian(teacher_folder(self.config.teacher)):
+            return
+        from distill_bench.memory import predicted, too_large  # it rehearses this class
+
+        available = torch.cuda.get_device_properties(self.device).total_memory
+        why = too_large(predicted(self.config, self.world), available, self.config)
+        if why is not None:
+            raise ValueError(why)
+
+    def _pipeline(self) -> Pipeline:
+        return pipeline_of(self.config, self.device, self.run_dir.parent)
+
+    def _extras(self, pipeline: Pipeline) -> dict[str, Provider]:
+        return providers(needs_of(self.config), self.config, pipeline, self.run_dir.parent)
 
     # ---- one update of each role
 
@@ -192,9 +228,11 @@ class Trainer:
     @torch.no_grad()
     def after_student_update(self) -> None:
         """The method's hook, and the student's moving average."""
-        self.method.after_student_update(self.roles)
+        self.method.after_student_update(self.trained)
+        self._publish()
         if self.config.ema is not None:
-            torch._foreach_lerp_(list(self.ema.values()), list(self.student.parameters()), 1 - self.config.ema)
+            newest = [local(p) for p in self.trained["student"].parameters()]
+            torch._foreach_lerp_([local(value) for value in self.ema.values()], newest, 1 - self.config.ema)
 
     def update_fake_score(self, index: int, reused: list[Samples] | None) -> None:
         """One optimiser step of the fake score and the method's modules, on reused samples or on a rollout of its own."""
@@ -212,7 +250,33 @@ class Trainer:
         self._update("fake_score", f"fake_score/{index}", loss_of)
 
     def _update(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> None:
-        """Accumulate the gradients of a phase over its micro-batches, average over processes, clip, step."""
+        """Accumulate the gradients of a phase, average over processes, clip, step."""
+        scalars = self._over_ranks(self._backward(role, phase, loss_of))
+        if "x0_std" in scalars:  # of the whole batch, so that all ranks collapse together
+            std = scalars["x0_std"] = (scalars["x0_std"] - scalars.pop("x0_mean") ** 2).abs().sqrt()
+            if not COLLAPSED_STD < float(std) < EXPLODED_STD:
+                raise Collapsed(f"the student's samples have standard deviation {float(std):.3g}")
+        groups = {name: self.optimisers[name] for name in self.optimisers if _trained_in(role, name)}
+        for name, optimiser in groups.items():
+            parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            if self.accelerator.num_processes > 1:
+                for p in parameters:
+                    if not is_sharded(p):  # a sharded role has averaged its gradients in the backward
+                        p.grad = self.accelerator.reduce(p.grad, "mean")
+            norm = clip_gradients(parameters, self.config.grad_clip)
+            if not math.isfinite(norm):
+                bad = [term for term, value in scalars.items() if not value.isfinite()]
+                named = f" (not finite: {', '.join(bad)})" if bad else ""
+                raise Collapsed(f"the gradient of the {name} is {norm}{named}")
+            scalars[f"{name}_grad_norm"] = norm
+        for optimiser in groups.values():
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self._publish()
+        self.scalars |= scalars
+
+    def _backward(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> dict[str, Tensor]:
+        """Accumulate the gradients of a phase over its micro-batches; returns what is logged of them."""
         accumulation, scalars = self.config.accumulation, {}
         shared, inputs = self.config.reuse_rollout == "graph" and self.fake_score is not None, None
         if shared:  # a backward through a graph of both phases must reach this phase's roles alone
@@ -232,27 +296,13 @@ class Trainer:
                 logs |= {"x0_mean": x0.mean(), "x0_std": x0.square().mean()}
             for name, value in logs.items():
                 scalars[name] = scalars.get(name, 0.0) + value.detach() / accumulation
-        scalars = self._over_ranks(scalars)
-        if "x0_std" in scalars:  # of the whole batch, so that all ranks collapse together
-            std = scalars["x0_std"] = (scalars["x0_std"] - scalars.pop("x0_mean") ** 2).abs().sqrt()
-            if not COLLAPSED_STD < float(std) < EXPLODED_STD:
-                raise Collapsed(f"the student's samples have standard deviation {float(std):.3g}")
-        groups = {name: self.optimisers[name] for name in self.optimisers if _trained_in(role, name)}
-        for name, optimiser in groups.items():
-            parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-            if self.accelerator.num_processes > 1:
-                for p in parameters:
-                    p.grad = self.accelerator.reduce(p.grad, "mean")
-            norm = float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip))
-            if not math.isfinite(norm):
-                bad = [term for term, value in scalars.items() if not value.isfinite()]
-                named = f" (not finite: {', '.join(bad)})" if bad else ""
-                raise Collapsed(f"the gradient of the {name} is {norm}{named}")
-            scalars[f"{name}_grad_norm"] = norm
-        for optimiser in groups.values():
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.scalars |= scalars
+        return scalars
+
+    def _publish(self) -> None:
+        """Masters that were moved are rounded into their networks."""
+        for trained in self.trained.values():
+            if isinstance(trained, Masters):
+                trained.publish()
 
     def _freeze_all_but(self, role: str) -> None:
         """A backward through a frozen role reaches its input alone. The modules are trained where the fake score is."""
@@ -261,10 +311,10 @@ class Trainer:
 
     def _batch(self, phase: str, micro: int) -> Batch:
         """This process's micro-batch of a phase: which prompts, and draws keyed by the global sample index."""
-        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+        config, world, rank = self.config, self.world, self.rank
         share = config.batch_size // (world * config.accumulation)
         first = (micro * world + rank) * share
-        draws = Draws(config.seed, self.student_updates, phase, range(first, first + share), self.accelerator.device, self.dtype)
+        draws = Draws(config.seed, self.student_updates, phase, range(first, first + share), self.device, self.dtype)
         return self._batch_of(draws)
 
     def _batch_of(self, draws: Draws) -> Batch:
@@ -311,11 +361,11 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1:
             return
-        sums = [sum(float(p.detach().double().sum()) for p in net.parameters()) for net in self.roles.values()]
+        sums = [sum(float(whole(p.detach()).double().sum()) for p in net.parameters()) for net in self.trained.values()]
         mine = torch.tensor([self.student_updates, *sums], dtype=torch.float64, device=self.accelerator.device)
         ranks = self.accelerator.gather(mine).reshape(-1, len(mine))
         same = (ranks == ranks[0]).all(0) | ranks.isnan().all(0)  # a collapsed run may hold NaN, on every rank
-        unlike = [name for name, alike in zip(["student_updates", *self.roles], same.tolist(), strict=True) if not alike]
+        unlike = [name for name, alike in zip(["student_updates", *self.trained], same.tolist(), strict=True) if not alike]
         if unlike:
             raise RuntimeError(f"the ranks differ in: {', '.join(unlike)}")
 
@@ -380,20 +430,22 @@ class Trainer:
     def save(self) -> None:
         """Write checkpoints/<student_updates>/ atomically; older ones but the last two are pruned."""
         self.check_ranks()
+        files = checkpoint.tensors(self.trained, self.ema, self.optimisers)
         if self.accelerator.is_main_process:
             state = {"student_updates": self.student_updates, "seconds": self.seconds, "cost": self.ledger.counts}
-            checkpoint.save(self.run_dir, self.student_updates, self.roles, self.ema, self.optimisers, state)
+            checkpoint.save(self.run_dir, self.student_updates, files, state)
         self.accelerator.wait_for_everyone()
 
     def save_student(self) -> None:
         """Keep the student as it would be sampled now, in students/<student_updates>.safetensors."""
+        weights = dict(self.trained["student"].named_parameters()) if self.config.ema is None else self.ema
+        weights = {name: whole(value) for name, value in weights.items()}  # of shards: by every rank
         if self.accelerator.is_main_process:
-            weights = dict(self.student.named_parameters()) if self.config.ema is None else self.ema
             checkpoint.save_student(self.run_dir, self.student_updates, weights)
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if any, and cut train.jsonl back to it."""
-        state = checkpoint.load(self.run_dir, self.roles, self.ema, self.optimisers)
+        state = checkpoint.load(self.run_dir, self.trained, self.ema, self.optimisers)
         if state is not None:
             self.student_updates, self.seconds = state["student_updates"], state["seconds"]
             self.ledger.counts = state["cost"]
@@ -422,16 +474,21 @@ class Trainer:
     def _optimisers(self) -> dict[str, torch.optim.AdamW]:
         """One for the student, one for the fake score and the modules that share it, one for each module with its own rate."""
         config, own = self.config, self.method.learning_rates()
-        optimisers = {"student": self._adamw(self.student.parameters(), config.student_lr)}
+        optimisers = {"student": self._adamw(self.trained["student"].parameters(), config.student_lr)}
         if self.fake_score is not None:
             shared = [p for name, module in self.modules.items() if name not in own for p in module.parameters()]
-            optimisers["fake_score"] = self._adamw([*self.fake_score.parameters(), *shared], config.fake_score_lr)
+            optimisers["fake_score"] = self._adamw([*self.trained["fake_score"].parameters(), *shared], config.fake_score_lr)
         return optimisers | {name: self._adamw(self.modules[name].parameters(), lr) for name, lr in own.items()}
 
     def _adamw(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
-        config = self.config
+        config, parameters = self.config, list(parameters)
+        groups = [[p for p in parameters if is_sharded(p)], [p for p in parameters if not is_sharded(p)]]
         return torch.optim.AdamW(
-            parameters, lr=lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
+            [{"params": group} for group in groups if group],
+            lr=lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
 
 

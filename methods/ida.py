@@ -18,6 +18,7 @@ class IDA(Method):
     """
 
     paper: ClassVar[str] = "arXiv:2506.00523"
+    mixes_weights: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "lightx2v": Preset("LightX2V@f8aee98, trick ida", {"method.keep": 0.97, "fake_score_updates": 5, "stepping": "ode"})
     }

@@ -190,3 +190,8 @@ def architecture_of(folder: Path) -> Architecture:
     classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
     (found,) = (c for c in classes if issubclass(c, Architecture))
     return found(folder, transformer, read_config(folder / "vae"), read_config(folder, "model_index.json"))
+
+
+def architecture_called(net: nn.Module) -> Architecture:
+    """The architecture that knows how a network is called: that of its folder, else the plain call."""
+    return getattr(net, "architecture", None) or Architecture()

@@ -1,0 +1,368 @@
+"""What a run will need, before anything of it exists: peak memory by role and the step's FLOPs, from the teacher's configs alone.
+
+The trainer's own phases are rehearsed on fake tensors (shapes without data), and what is alive at their worst moment is counted:
+the method's code, the run's settings and the architecture decide, no formula of ours. `distill-bench cost SWEEP --memory`
+shows it; a training on a GPU that has less ends before its first step.
+
+
+Not counted: what a kernel holds inside, the allocator's rounding and fragments, buffers of collectives, the text encoder (gone by
+the first step), and the teacher's samples, where a method needs such data.
+"""
+
+import dataclasses
+import json
+import math
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from distill_bench.architectures import OWN_AUTOENCODER, architecture_called, architecture_of
+from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.config import RunConfig, method_of
+from distill_bench.cost import PASSES, declared
+from distill_bench.draws import Draws
+from distill_bench.extras import needs_of
+from distill_bench.masters import Masters
+from distill_bench.method import Batch, Loss
+from distill_bench.models import Pipeline
+from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
+from distill_bench.texts import Texts
+from distill_bench.train import Trainer, _trained_in
+
+MOMENTS = 2  # of AdamW, each as large as what it moves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operations make and that are alive; `peak` is the most that there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                self._see(value.untyped_storage(), made=False)
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._see(value.untyped_storage(), made=True)
+        return result
+
+    def _see(self, storage: torch.UntypedStorage, made: bool) -> None:
+        key = storage._cdata
+        if key not in self._alive:
+            size = self._alive[key] = storage.nbytes() if made else 0  # what was there before is none of ours
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._alive.pop(key, 0)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes on one device, and FLOPs of a forward of one sample, by role."""
+
+    weights: Mapping[str, int]  # by role, as they are held
+    masters: Mapping[str, int]
+    gradients: Mapping[str, int]
+    moments: Mapping[str, int]
+    ema: int
+    other: int  # autoencoder, texts, heads with their moments
+    activations: Mapping[str, int]  # by the role that a phase trains: the most beside the above and its gradients
+    flops: Mapping[str, float]
+    held_back: int = 0  # weights in host memory, of an offloaded teacher
+
+    @property
+    def held(self) -> int:
+        """What is there all the time."""
+        parts = (self.weights, self.masters, self.moments)
+        return sum(sum(part.values()) for part in parts) + self.ema + self.other
+
+    @property
+    def peak(self) -> int:
+        """The most at once: in one of the two phases."""
+        return self.held + max(self.gradients[role] + self.activations[role] for role in self.activations)
+
+
+def predicted(config: RunConfig, processes: int = 1) -> Prediction:
+    """The memory of each of `processes` that train a run together, and the FLOPs of a step.
+
+    Raises:
+        TeacherError: for a teacher that is no pipeline of networks.
+    """
+    folder = teacher_folder(config.teacher)
+    if is_gaussian(folder):
+        raise TeacherError(f"teacher {config.teacher!r} has no networks whose memory could be asked for")
+    share = processes if config.sharding else 1
+    config = config.model_copy(update={"sharding": False, "trackers": (), "threads": None})
+    blocks = architecture_of(folder).transformer["num_layers"]
+    # blocks are alike: every number is linear in how many there are, where all roles have as many
+    few = (2, 4) if blocks > 4 and config.student is None else (blocks,)
+    found = []
+    for layers in few:
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            mock.patch.object(nn.Module, "_apply", _apply),
+            mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
+        ):
+            rehearsal = Rehearsal(config, layers, processes)
+            found.append(rehearsal.prediction())
+    whole = found[0] if len(few) == 1 else _linear(*found, blocks)
+    return whole if share == 1 else _shared(whole, share, rehearsal.largest_block())
+
+
+def step_flops(found: Prediction, config: RunConfig) -> tuple[float, float]:
+    """FLOPs of one student update with its fake-score updates, over the whole batch; and those of checkpointing on top.
+
+    The first is what the ledger counts; a backward of a checkpointed network runs its forward again.
+    """
+    needed = again = 0.0
+    for role, row in declared(config).items():
+        each = found.flops[role] * config.batch_size
+        needed += sum(PASSES[kind] * n for kind, n in row.items()) * each
+        again += (row["input_backward"] + row["full_backward"]) * each
+    return needed, again if config.gradient_checkpointing else 0.0
+
+
+def too_large(found: Prediction, available: int, config: RunConfig) -> str | None:
+    """Why a run does not fit a device of `available` bytes, in one line with what to set, or None."""
+    if found.peak <= available:
+        return None
+    settings = {
+        "precision: bfloat16 with weights: bfloat16": config.weights == "bfloat16",
+        "gradient_checkpointing: true": config.gradient_checkpointing,
+        "guidance_forwards: sequential": config.guidance_forwards == "sequential" or config.guidance_scale == 1,
+        "adapter: {rank: 32}": config.adapter is not None or method_of(config).mixes_weights,
+        "teacher_offload: true": config.teacher_offload or config.adapter is not None,
+        "sharding: true with more processes": config.sharding or config.adapter is not None,
+        f"accumulation above {config.accumulation}": config.accumulation == config.batch_size,
+    }
+    left = [setting for setting, there in settings.items() if not there]
+    return (
+        f"too little memory: the run needs {gib(found.peak)} on a device of {gib(available)} ({gib(found.held)} held, the rest "
+        f"gradients and activations); set {', or '.join(left) or 'smaller clips'} (distill-bench cost SWEEP --memory)"
+    )
+
+
+def gib(size: float) -> str:
+    """`12.3 GiB`."""
+    return f"{size / 2**30:.3g} GiB"
+
+
+# --- the rehearsal ---
+
+
+class Outline(Pipeline):
+    """A pipeline without weights, from the configs in its folder."""
+
+    def student(self) -> nn.Module:
+        if self.student_folder == self.folder:
+            return _transformer(self.folder, self.transformer.config["num_layers"])
+        return _transformer(self.student_folder)
+
+    fake_score = student
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        path = self.folder / "tokenizer" / "tokenizer_config.json"
+        most = self.architecture.TEXT_LENGTH
+        length = json.loads(path.read_text()).get("model_max_length", most) if path.is_file() else most
+        return torch.empty(len(prompts), min(int(length), most), self.architecture.transformer[self.architecture.TEXT_WIDTH])
+
+    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
+        return Texts(prompts, self.encode_text([*prompts, ""]), self.device, dtype)
+
+    def prompts(self) -> list[str]:
+        return super().prompts() if self.prompts_file or (self.folder / "prompts.txt").is_file() else ["one"]
+
+
+def outline(config: RunConfig, layers: int | None = None) -> Outline:
+    """The networks of a run's pipelines by their configs, of `layers` blocks; under FakeTensorMode without data."""
+    folder = teacher_folder(config.teacher)
+    architecture, vae = architecture_of(folder), None
+    if architecture.vae:
+        name = architecture.vae["_class_name"]
+        kind = FrameAutoencoder if name == OWN_AUTOENCODER else getattr(diffusers, name)
+        vae = kind.from_config(architecture.vae).eval().requires_grad_(False)
+    return Outline(
+        folder,
+        architecture,
+        torch.device("cpu"),
+        transformer=_transformer(folder, layers).requires_grad_(False),
+        vae=vae,
+        student_folder=folder if config.student is None else teacher_folder(config.student),
+        prompts_file=None if config.prompts is None else Path(config.prompts),
+    )
+
+
+def _transformer(folder: Path, layers: int | None = None) -> nn.Module:
+    architecture = architecture_of(folder)
+    config = dict(architecture.transformer) | ({} if layers is None else {"num_layers": layers})
+    net = getattr(diffusers, config["_class_name"]).from_config(config).eval()
+    net.architecture = architecture
+    return net
+
+
+class Rehearsal(Trainer):
+    """A trainer on fake tensors: its phases run forwards and backwards, and no optimiser steps."""
+
+    def __init__(self, config: RunConfig, layers: int, processes: int) -> None:
+        self.layers, self.processes, self.live = layers, processes, LiveBytes()
+        self.peaks: dict[str, int] = {}
+        super().__init__(Path("rehearsal"), config)
+
+    def _place(self) -> tuple[int, int, torch.device]:
+        return self.processes, 0, torch.device("cpu")
+
+    def _pipeline(self) -> Pipeline:
+        self.outline = outline(self.config, self.layers)
+        return self.outline
+
+    def _extras(self, pipeline: Pipeline) -> dict[str, Callable[[Draws], dict[str, Tensor]]]:
+        text = pipeline.encode_text([""])
+
+        def rows(draws: Draws) -> dict[str, Tensor]:
+            n = len(draws.indices)
+            x0, noise = (torch.empty(n, *self.latent_shape, dtype=self.dtype) for _ in range(2))
+            return {"x0": x0, "noise": noise, "text": text.expand(n, -1, -1).to(self.dtype)}
+
+        return dict.fromkeys(needs_of(self.config), rows)
+
+    def _batch_of(self, draws: Draws) -> Batch:
+        return super()._batch_of(FakeDraws(**{f.name: getattr(draws, f.name) for f in dataclasses.fields(draws)}))
+
+    def _exit_step(self, batch: Batch) -> int:
+        return 0  # the steps before the exit keep nothing
+
+    def _update(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> None:
+        self.live.peak = self.live.now
+        self._backward(role, phase, loss_of)
+        self.peaks[role] = self.live.peak
+        for name, optimiser in self.optimisers.items():
+            if _trained_in(role, name):
+                optimiser.zero_grad(set_to_none=True)
+
+    def prediction(self) -> Prediction:
+        """Run both phases and add up."""
+        config = self.config
+        with self.live:
+            samples = self.update_student()
+            if self.fake_score is not None:
+                self.update_fake_score(0, samples if config.reuse_rollout else None)
+            del samples
+        base = {"teacher": self.nets.unguided_teacher.net}
+        nets = {"student": self.student, "fake_score": self.fake_score} | base
+        weights = {role: _bytes(net.parameters()) + _bytes(net.buffers()) for role, net in nets.items() if net is not None}
+        roles = {role: net for role, net in self.trained.items() if role != "modules"}
+        trained = {role: _bytes(net.parameters()) for role, net in roles.items()}
+        masters = {
+            role: trained[role] - _bytes(p for p in net.parameters() if any(p is q for q in nets[role].parameters()))
+            if isinstance(net, Masters)
+            else 0
+            for role, net in roles.items()
+        }
+        held_back = 0
+        if config.teacher_offload:
+            held_back, weights["teacher"] = weights["teacher"], 0
+        heads = _bytes(self.modules.parameters())
+        vae = self.outline.vae
+        other = _bytes([self.texts.embedded]) + (0 if vae is None else _bytes(vae.parameters())) + (1 + MOMENTS) * heads
+        gradients = {"student": trained["student"], "fake_score": trained.get("fake_score", 0) + heads}
+        flops = {role: self.ledger.flops.get(role, self.ledger.flops["student"]) for role in ("student", "fake_score", "teacher")}
+        flops["target"] = flops["student"]
+        return Prediction(
+            weights=weights,
+            masters=masters,
+            gradients={role: gradients[role] for role in self.peaks},
+            moments={role: MOMENTS * size for role, size in trained.items()},
+            ema=_bytes(self.ema.values()),
+            other=other,
+            activations={role: max(0, peak - gradients[role]) for role, peak in self.peaks.items()},
+            flops=flops,
+            held_back=held_back,
+        )
+
+    def largest_block(self) -> int:
+        """Bytes of the largest part that FSDP gathers at once: a block, or what is outside of all."""
+        net = self.nets.unguided_teacher.net
+        blocks = [_bytes(block.parameters()) for block in architecture_called(net).blocks(net)]
+        return max(*blocks, _bytes(net.parameters()) - sum(blocks))
+
+
+@dataclass(frozen=True)
+class FakeDraws(Draws):
+    """Draws of the right shapes."""
+
+    generator: None = field(default=None)
+
+    def noise(self, purpose: str, shape: Iterable[int]) -> Tensor:
+        return torch.empty(len(self.indices), *shape, dtype=self.dtype)
+
+    def uniform(self, purpose: str) -> Tensor:
+        return torch.empty(len(self.indices), dtype=self.dtype)
+
+    def integers(self, purpose: str, high: int) -> list[int]:
+        return [0] * len(self.indices)
+
+    def shared_integer(self, purpose: str, high: int) -> int:
+        return 0
+
+
+def _apply(net: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`nn.Module.to` and its like on fake tensors, which torch's own cannot swap where something refers to them."""
+    for tensor in [*net.parameters(recurse), *net.buffers(recurse)]:
+        tensor.data = function(tensor.data)
+    return net
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Attention that never holds its matrix, as real devices run it; fake tensors would be given the plain one."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages of tensors, each once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _linear(two: Prediction, four: Prediction, blocks: int) -> Prediction:
+    """The prediction for a network of `blocks` blocks, by those of two and of four."""
+
+    def at(low: object, high: object) -> object:
+        if isinstance(low, Mapping):
+            return {key: at(low[key], high[key]) for key in low}
+        return low + (high - low) * (blocks - 2) / 2 if isinstance(low, float) else low + (high - low) * (blocks - 2) // 2
+
+    fields = (f.name for f in dataclasses.fields(Prediction))
+    return Prediction(**{name: at(getattr(two, name), getattr(four, name)) for name in fields})
+
+
+def _shared(found: Prediction, share: int, gathered: int) -> Prediction:
+    """The prediction for processes that share each role's weights: two blocks of one role are gathered at a time."""
+
+    def part(sizes: Mapping[str, int]) -> dict[str, int]:
+        return {role: math.ceil(size / share) for role, size in sizes.items()}
+
+    return dataclasses.replace(
+        found,
+        weights=part(found.weights), masters=part(found.masters), gradients=part(found.gradients), moments=part(found.moments),
+        ema=math.ceil(found.ema / share),
+        activations={role: size + 2 * gathered for role, size in found.activations.items()},
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""How a run holds the roles' networks: their precision, whole or as adapters of one base, checkpointed, sharded, offloaded."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils.checkpoint import checkpoint
+
+from distill_bench.adapters import Adapted, activate, active, add_adapter
+from distill_bench.config import RunConfig
+from distill_bench.masters import Masters, to_bfloat16
+from distill_bench.models import Pipeline
+from distill_bench.sharding import shard
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a run by role."""
+
+    student: nn.Module
+    fake_score: nn.Module | None
+    teacher: nn.Module
+    # the student's average as a network of its own, where it cannot be laid over the student's
+    target: nn.Module | None
+    # by role what optimisers, average and checkpoints see: the network itself or its float32 masters
+    trained: Mapping[str, nn.Module]
+
+
+def build(
+    config: RunConfig, pipeline: Pipeline, placed: Callable[[nn.Module], nn.Module], mesh: DeviceMesh | None = None
+) -> Networks:
+    """The networks of a run, where they begin.
+
+    Args:
+        placed: puts a network on its device, in the run's dtype.
+        mesh: the processes that share the weights of each role, where the run is sharded.
+    """
+    has_fake_score, low = config.fake_score_updates is not None, config.weights == "bfloat16"
+    if config.adapter is not None:
+        base = placed(to_bfloat16(pipeline.transformer) if low else pipeline.transformer)
+        roles = ["student", "target", *(["fake_score"] if has_fake_score else [])]
+        views = {role: add_adapter(base, role, config.adapter, config.seed) for role in roles}
+        views["target"].load_state_dict(views["student"].state_dict())
+        networks = Networks(
+            views["student"], views.get("fake_score"), Adapted(base, None), views["target"],
+            {role: views[role] for role in roles if role != "target"},
+        )  # fmt: skip
+    elif mesh is not None:
+        compute = torch.bfloat16 if low else None
+        nets = {"student": pipeline.student, "target": pipeline.student}
+        if has_fake_score:
+            nets["fake_score"] = pipeline.fake_score
+        if config.ema is None:
+            del nets["target"]
+        sharded = {role: shard(placed(net()), mesh, compute) for role, net in nets.items()}
+        teacher = to_bfloat16(pipeline.transformer) if low else pipeline.transformer
+        teacher = shard(placed(teacher), mesh, compute, config.teacher_offload)
+        networks = Networks(
+            sharded["student"], sharded.get("fake_score"), teacher, sharded.get("target"),
+            {role: net for role, net in sharded.items() if role != "target"},
+        )  # fmt: skip
+        if networks.target is not None:
+            networks.target.requires_grad_(False)
+    else:
+        nets = {"student": placed(pipeline.student())}
+        if has_fake_score:
+            nets["fake_score"] = placed(pipeline.fake_score())
+        trained = {role: Masters(net) for role, net in nets.items()} if low else nets
+        teacher = to_bfloat16(pipeline.transformer) if low else pipeline.transformer
+        teacher = placed(teacher).cpu() if config.teacher_offload else placed(teacher)
+        networks = Networks(nets["student"], nets.get("fake_score"), teacher, None, trained)
+    if config.gradient_checkpointing:
+        nets = [networks.student, networks.fake_score, *([] if config.teacher_offload else [networks.teacher])]
+        for net in nets:  # an offloaded teacher has its weights on the device for one forward, not for a second
+            if net is not None:
+                getattr(net, "net", net).enable_gradient_checkpointing(checkpointed)
+    return networks
+
+
+def checkpointed(block: nn.Module, *inputs: Tensor) -> Tensor:
+    """The block's output, of which a backward computes the inside again, as it was: roles may share the block.
+
+    Between the forward and its backward another role's adapter may have become the active one, and another phase begun.
+    """
+    then = _AsItWas(block)
+    return checkpoint(
+        block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (contextlib.nullcontext(), then)
+    )
+
+
+class _AsItWas:
+    """A context in which a block has the active adapters and trainable weights that it had when this was made."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block, self.then = block, self._state(block)
+
+    def __enter__(self) -> None:
+        self.now = self._state(self.block)
+        self._restore(*self.then)
+
+    def __exit__(self, *_: object) -> None:
+        self._restore(*self.now)
+
+    @staticmethod
+    def _state(block: nn.Module) -> tuple[list[str], list[bool]]:
+        return active(block), [p.requires_grad for p in block.parameters()]
+
+    def _restore(self, adapters: list[str], flags: list[bool]) -> None:
+        activate(self.block, adapters)
+        for parameter, flag in zip(self.block.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+class OnDevice(Mapping[str, Tensor]):
+    """The weights of a network that lies in host memory, brought to the device for as long as a forward or its graph lives."""
+
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
+        self._tensors = {name: _pinned(p) for name, p in net.named_parameters()} | dict(net.named_buffers())
+        self._device = device
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].to(self._device, non_blocking=True, copy=True)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _pinned(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().pin_memory() if torch.cuda.is_available() else parameter.detach()

@@ -1,0 +1,124 @@
+"""Predicted memory against what torch's profiler sees the processor's allocator give, on transformers of Wan's class."""
+
+import gc
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import WanTransformer3DModel
+from torch.profiler import ProfilerActivity, profile
+
+from distill_bench import memory, testing
+from distill_bench.config import resolve
+from distill_bench.memory import predicted, step_flops, too_large
+from distill_bench.registry import methods
+from distill_bench.train import Trainer
+
+BASE = {
+    "method": "dmd2", "batch_size": 2, "nfe": 2, "frames": 9, "height": 128, "width": 128, "trackers": [], "signals_every": None,
+}  # fmt: skip
+SETTINGS = {
+    "as it is": {},
+    "checkpointed": {"gradient_checkpointing": True, "method": "sgmd"},
+    "sequential, offloaded": {"guidance_forwards": "sequential", "teacher_offload": True, "gradient_checkpointing": True},
+    "adapters": {"adapter": {"rank": 4}, "gradient_checkpointing": True},
+    "one graph": {"method": {"name": "sgmd", "preset": "paper"}},
+    "accumulated": {"accumulation": 2, "ema": None, "method": "tsg_fisher", "gradient_checkpointing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def small_wan(tmp_path_factory) -> Path:
+    """A pipeline whose transformer weighs more than all else: 6 blocks of width 96, 192 tokens of a clip."""
+    folder = tmp_path_factory.mktemp("pipelines") / "small-wan"
+    testing.tiny_pipeline(folder)
+    WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=24, in_channels=4, out_channels=4,
+        text_dim=16, freq_dim=32, ffn_dim=384, num_layers=6, rope_max_seq_len=32,
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    return folder
+
+
+def alive() -> dict[int, int]:
+    """Bytes of every storage that a tensor in this process has."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what looks at every object wakes deprecated ones
+        found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+    return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in found}
+
+
+def measured(run: Path, trace: Path) -> tuple[int, int]:
+    """Bytes of the tensors that a trainer holds between its updates, and the most that one update adds.
+
+    The first by looking at every tensor, the second by what torch's profiler sees the allocator give and take.
+    """
+    before = sum(alive().values())
+    trainer = Trainer(run)
+
+    def update() -> None:
+        samples = trainer.update_student()
+        trainer.after_student_update()
+        trainer.update_fake_score(0, samples if trainer.config.reuse_rollout else None)
+
+    update()
+    held = sum(alive().values()) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        update()
+    profiler.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    events.sort(key=lambda e: e["ts"])
+    began = events[0]["args"]["Total Allocated"] - events[0]["args"]["Bytes"]
+    return held, max(e["args"]["Total Allocated"] for e in events) - began
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_predicted_peak_is_the_measured_one(name, small_wan, tmp_path):
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    config = resolve(BASE | {"teacher": str(small_wan)} | SETTINGS[name])
+    (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    found, (held, most) = predicted(config), measured(run, tmp_path / "trace.json")
+    # on a processor an offloaded teacher lies in the same memory
+    assert found.held + found.held_back == pytest.approx(held, rel=0.05)
+    assert found.peak + found.held_back == pytest.approx(held + most, rel=0.15)
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_is_rehearsed_without_its_data(method, tiny_wan):
+    found = predicted(
+        resolve(BASE | {"teacher": str(tiny_wan), "method": method, "nfe": 1, "frames": 5, "height": 16, "width": 16})
+    )
+    assert found.activations["student"] > 0 and found.flops["student"] > 0
+    assert ("fake_score" in found.weights) == (method != "consistency")
+
+
+def test_what_each_setting_buys(small_wan):
+    def at(**fields) -> memory.Prediction:
+        return predicted(resolve(BASE | {"teacher": str(small_wan), "nfe": 1} | fields))
+
+    plain = at()
+    low = at(precision="bfloat16", weights="bfloat16")
+    saving = at(gradient_checkpointing=True)
+    assert low.weights["teacher"] < 0.6 * plain.weights["teacher"] and low.moments == plain.moments
+    assert low.masters["student"] > 0.9 * plain.weights["student"] and plain.masters["student"] == 0
+    assert saving.activations["student"] < 0.6 * plain.activations["student"]
+    configs = [resolve(BASE | {"teacher": str(small_wan), "nfe": 1, "gradient_checkpointing": on}) for on in (True, False)]
+    (needed, again), (same, none) = step_flops(saving, configs[0]), step_flops(plain, configs[1])
+    assert needed == same and again > 0 == none
+    adapted = at(adapter={"rank": 4})
+    assert adapted.held < 0.3 * plain.held and adapted.weights["teacher"] > 0.9 * plain.weights["teacher"]
+    halved = predicted(resolve(BASE | {"teacher": str(small_wan), "nfe": 1, "sharding": True}), processes=2)
+    assert halved.moments["student"] == -(-plain.moments["student"] // 2) and halved.peak < plain.peak
+
+
+def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wan):
+    config = resolve(BASE | {"teacher": str(tiny_wan), "frames": 5, "height": 16, "width": 16, "gradient_checkpointing": True})
+    found = predicted(config)
+    assert too_large(found, found.peak, config) is None
+    line = too_large(found, found.peak - 1, config)
+    assert memory.gib(found.peak) in line and "adapter: {rank: 32}" in line and "accumulation above 1" in line
+    assert "gradient_checkpointing" not in line and "\n" not in line

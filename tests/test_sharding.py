@@ -1,0 +1,93 @@
+"""Two processes that share every role's weights (FSDP2, gloo) train as one process does, for every method."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from distill_bench import checkpoint, testing
+from distill_bench.registry import methods
+from distill_bench.train import train
+
+ON_FEATURES = [{"name": "dmd2", "preset": "paper"}, {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0}]
+METHODS = {str(m): m for m in [*methods(), *ON_FEATURES]}
+FIELDS = {
+    "student_updates": 2, "fake_score_updates": 1, "exit_step": "last", "gradient_checkpointing": True,
+    "signals_every": 2, "checkpoint_every": 2,
+}  # fmt: skip
+RESUMED = {"student_updates": 3, "fake_score_updates": 1, "precision": "float64", "signals_every": None}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, Path]:
+    """Run folders by name: each method trained by one and by two processes, and runs that changed between the two."""
+    folder = tmp_path_factory.mktemp("sharding")
+    runs = {}
+    for at, (name, method) in enumerate(METHODS.items()):
+        for ranks in ("one", "two"):
+            runs[f"{ranks} {name}"] = testing.Runs(method, folder, f"{at}-{ranks}").make(**FIELDS, sharding=True)
+    for name in ("whole", "two then one", "one then two"):
+        fields = RESUMED | {"sharding": True}
+        runs[name] = testing.Runs(ON_FEATURES[0], folder, name.replace(" ", "-")).make(**fields)
+    low = FIELDS | {"precision": "bfloat16", "signals_every": None}
+    for weights in ("float32", "bfloat16"):
+        runs[f"low {weights}"] = testing.Runs("sgmd", folder, f"low-{weights}").make(**low, sharding=True, weights=weights)
+    train(runs["whole"])
+    assert train(runs["one then two"], stop=lambda: True)["status"] == "stopped"
+    two = [str(path) for name, path in runs.items() if name.startswith(("two ", "low ")) and name != "two then one"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, str(Path(__file__).parent / "sharded.py"), *two, f"{runs['two then one']}:stop", str(runs["one then two"])],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert train(runs["two then one"])["status"] == "done"
+    for name, path in runs.items():
+        if name.startswith("one ") and name != "one then two":
+            train(path)
+    return runs
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_losses_of_two_processes_are_those_of_one(name, trained):
+    one, two = ([json.loads(line) for line in (trained[f"{n} {name}"] / "train.jsonl").open()] for n in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() & {"student_loss", "fake_score_loss", "x0_std"}:
+            assert math.isclose(a[key], b[key], rel_tol=1e-6, abs_tol=1e-6), (key, a[key], b[key])
+        assert a["cost_forward_equivalents"] == b["cost_forward_equivalents"]
+    norms = [key for key in one[-1] if key.startswith("x0_gradient_norm/")]
+    assert norms and all(math.isclose(one[-1][key], two[-1][key], rel_tol=1e-4) for key in norms)
+
+
+@pytest.mark.parametrize("name", ["dmd2", "consistency", "ida"])
+def test_each_process_holds_a_share_of_every_role(name, trained):
+    held = json.loads((trained[f"two {name}"] / "held.json").read_text())
+    assert {"student", "teacher", "moving average"} <= held.keys()
+    assert all(0.45 < share < 0.65 for share in held.values()), held
+
+
+@pytest.mark.parametrize("name", ["two then one", "one then two"])
+def test_a_checkpoint_goes_on_with_another_number_of_processes(name, trained):
+    files = ["weights.safetensors", "optimisers.safetensors"]
+    for file in files:
+        whole, other = (load_file(checkpoint.found(trained[n])[-1] / file) for n in ("whole", name))
+        assert whole.keys() == other.keys()
+        for key in whole:
+            assert float((whole[key] - other[key]).abs().max()) < 1e-9, (file, key)
+    kept, other = (load_file(checkpoint.students(trained[n])[3]) for n in ("whole", name))
+    assert all(float((kept[key] - other[key]).abs().max()) < 1e-6 for key in kept)
+
+
+def test_shards_are_the_masters_of_weights_that_are_gathered_in_bfloat16(trained):
+    low, full = ([json.loads(line) for line in (trained[f"low {w}"] / "train.jsonl").open()] for w in ("bfloat16", "float32"))
+    for a, b in zip(low, full, strict=True):
+        assert a["fake_score_loss"] == pytest.approx(b["fake_score_loss"], rel=0.02)
+    saved = load_file(checkpoint.found(trained["low bfloat16"])[-1] / "weights.safetensors")
+    assert all(value.is_floating_point() and value.element_size() == 4 for value in saved.values())
