@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from distill_bench.registry import RegistryError, find_evaluator, find_method
-from distill_bench.teacher import content_hash, is_gaussian, read_config, teacher_folder, unfit
+from distill_bench.teacher import content_hash, frames_a_second, is_gaussian, read_config, teacher_folder, unfit
 from distill_bench.texts import prompts_hash
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ProtocolConfig(_Model):
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)
-    fps: float | None = identity(None, gt=0, came_later=True)  # at which clips play; None: the teacher's, 8 where it has none
+    fps: float = identity(8.0, gt=0, came_later=True)  # at which clips play; unsaid: the teacher's own, where it is known
     evaluators: tuple[str, ...] | None = identity(None, counts=False)  # None: every one that applies
 
 
@@ -337,6 +337,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     try:
         method_class = find_method(fields["name"])
         folder = teacher_folder(str(data.get("teacher", "mini-wan")))
+        fps = frames_a_second(folder)
     except (RegistryError, ValueError) as error:
         raise ConfigError(str(error)) from error
     data = _with_preset(method_class, dict(data) | {"method": fields})
@@ -344,6 +345,8 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     instance = _method(method_class, {k: v for k, v in fields.items() if k != "name"})
     data["method"] = {"name": fields["name"]} | dataclasses.asdict(instance)
     data["method_version"], data["teacher_hash"] = method_class.version, content_hash(folder)
+    if fps is not None and isinstance(data.get("protocol", {}), dict):
+        data["protocol"] = {"fps": fps} | data.get("protocol", {})
     student = _student(data)
     data["student_hash"] = "" if student is None else content_hash(student / "transformer")
     data["prompts_hash"] = "" if data.get("prompts") is None else _prompts_hash(folder, Path(str(data["prompts"])))

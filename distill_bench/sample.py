@@ -1,8 +1,8 @@
 """Clips of a run and of the rows that every table has beside it, from the same prompts and seeds.
 
 `sample(run_dir)` draws the student's clips; `references(config, store)` the rows to hold them against. A folder of clips is
-`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed) and `row.json` (kind, fps), and for a teacher
-whose rate is known `videos/*.mp4`; a folder that is there is done.
+`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed) and `row.json` (kind, fps), and for a
+teacher with an autoencoder of its own `videos/*.mp4`; a folder that is there is done.
 
     torchrun --nproc_per_node 8 -m distill_bench.sample RUN    ranks share the clips
 
@@ -37,7 +37,6 @@ from distill_bench.rollout import euler, rollout
 from distill_bench.store import write_json
 
 BATCH, VALUES = 16, 2**26  # clips drawn together, and values of their frames, which cuts that of large clips
-FPS = 8.0  # of clips whose teacher says nothing of it
 PATIENCE = 60.0  # seconds without a clip of the other ranks before the first one makes theirs: or three times its own
 
 
@@ -55,7 +54,8 @@ def sample(run_dir: Path) -> list[Path]:
         for folder, path in missing.items():
             checkpoint.load_student(path, student, config.adapter)
             facts = sampler.facts(student)
-            _write(folder, sampler.student(student), sampler.prompts, sampler.seeds, {"kind": "student"}, facts)
+            row = {"kind": "student", "fps": config.protocol.fps}
+            _write(folder, sampler.student(student), sampler.prompts, sampler.seeds, row, facts)
     return list(folders)
 
 
@@ -88,19 +88,20 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         "noise": sampler.noise,
     }
     rows: dict[str, Callable[[], tuple[Row, list[int]]]] = {
-        "data": lambda: (_rendered(sampler.prompts, sampler.seeds, sampler.fps), sampler.seeds),
-        "data_other": lambda: (_rendered(sampler.prompts, other, sampler.fps), other),
+        "data": lambda: (_rendered(sampler.prompts, sampler.seeds), sampler.seeds),
+        "data_other": lambda: (_rendered(sampler.prompts, other), other),
         "teacher": lambda: (sampler.teacher(steps, sampler.seeds), sampler.seeds),
         "teacher_other": lambda: (sampler.teacher(steps, other), other),
         "teacher_few": lambda: (sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
         "untrained": lambda: (sampler.student(sampler.pipeline.student().to(sampler.device)), sampler.seeds),
-    } | {kind: (lambda make=make: (Row(lambda *_: make(), n, sampler.fps), sampler.seeds)) for kind, make in whole.items()}
+    } | {kind: (lambda make=make: (Row(lambda *_: make(), n), sampler.seeds)) for kind, make in whole.items()}
     for kind, folder in folders.items():
         if not (folder / "clips.npy").is_file():
             if not place_of_launch()[0]:
                 print(f"reference {kind}: {n} clips", flush=True)
             row, seeds = rows[kind]()
-            _write(folder, row, sampler.prompts, seeds, {"kind": kind, "protocol": root.name})
+            about = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
+            _write(folder, row, sampler.prompts, seeds, about)
     return folders
 
 
@@ -110,8 +111,7 @@ class Row:
 
     frames: Callable[[int, int], np.ndarray]
     together: int  # clips that are drawn at once
-    fps: float
-    videos: bool = False
+    videos: bool = False  # beside the frames
 
 
 class Sampler:
@@ -130,7 +130,7 @@ class Sampler:
         distinct = min(len(known), math.ceil(protocol.clips / 2))
         self.prompts = [known[order[i % distinct]] for i in range(protocol.clips)]
         self.seeds = [protocol.seed + i for i in range(protocol.clips)]
-        self.texts, self.fps = self.pipeline.texts(self.prompts), protocol.fps or self.pipeline.fps or FPS
+        self.texts = self.pipeline.texts(self.prompts)
 
     def student(self, net: torch.nn.Module) -> Row:
         """Clips in the student's own steps, without guidance."""
@@ -172,7 +172,7 @@ class Sampler:
             text = torch.cat([self.texts[i] for i in range(first, end)])
             return self.pipeline.decode(latents(noises, text)).numpy()
 
-        return Row(frames, size, self.fps, videos=self.pipeline.fps is not None)
+        return Row(frames, size, videos=self.pipeline.fps is not None)
 
     def _noise(self, seed: int, step: int) -> Tensor:
         return torch.randn(*self.shape, generator=generator("sample", seed, step))
@@ -190,12 +190,12 @@ def _in_domain(prompt: str) -> bool:
     return True
 
 
-def _rendered(prompts: list[str], seeds: list[int], fps: float) -> Row:
+def _rendered(prompts: list[str], seeds: list[int]) -> Row:
     def frames(first: int, end: int) -> np.ndarray:
         pairs = zip(prompts[first:end], seeds[first:end], strict=True)
         return np.stack([shapes.render(shapes.parse(prompt), seed) for prompt, seed in pairs])
 
-    return Row(frames, BATCH, fps)
+    return Row(frames, BATCH)
 
 
 def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: dict, facts: Mapping = {}) -> None:  # noqa: B006
@@ -206,7 +206,7 @@ def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: 
     parts, (rank, ranks, _) = folder.with_name(f".parts-{folder.name}"), place_of_launch()
     firsts, began = list(range(0, len(prompts), row.together)), time.monotonic()
     for first in firsts[rank::ranks]:
-        _make_part(folder, parts, row, first, len(prompts))
+        _make_part(folder, parts, row, first, len(prompts), about["fps"])
     if rank:
         return
     seen, since = 0, time.monotonic()
@@ -215,7 +215,7 @@ def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: 
         if len(missing) != seen:
             seen, since = len(missing), time.monotonic()
         if time.monotonic() - since > patience:
-            _make_part(folder, parts, row, missing[-1], len(prompts))
+            _make_part(folder, parts, row, missing[-1], len(prompts), about["fps"])
         else:
             time.sleep(0.2)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
@@ -229,7 +229,7 @@ def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: 
         (temporary / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if facts:
             np.savez(temporary / "facts.npz", **facts)
-        (temporary / "row.json").write_text(json.dumps(about | {"fps": row.fps}) + "\n")
+        (temporary / "row.json").write_text(json.dumps(about) + "\n")
         try:
             temporary.rename(folder)
         except OSError:
@@ -244,7 +244,7 @@ def _part(parts: Path, first: int) -> Path:
     return parts / f"{first:06d}.npy"
 
 
-def _make_part(folder: Path, parts: Path, row: Row, first: int, n: int) -> None:
+def _make_part(folder: Path, parts: Path, row: Row, first: int, n: int, fps: float) -> None:
     """Make the clips from `first` on that are drawn together, unless they are there."""
     path = _part(parts, first)
     if path.is_file() or (folder / "clips.npy").is_file():
@@ -253,7 +253,7 @@ def _make_part(folder: Path, parts: Path, row: Row, first: int, n: int) -> None:
     parts.mkdir(parents=True, exist_ok=True)
     if row.videos:
         for index, clip in enumerate(frames, first):
-            write_video(parts / f"{index:06d}.mp4", clip, row.fps)
+            write_video(parts / f"{index:06d}.mp4", clip, fps)
     temporary = parts / f".{path.name}.{os.getpid()}"
     try:
         with temporary.open("wb") as file:

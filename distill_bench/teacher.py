@@ -104,6 +104,19 @@ def unfit(folder: Path, frames: int, height: int, width: int, student: Path | No
     return why
 
 
+def frames_a_second(folder: Path) -> float | None:
+    """The rate that a teacher's clips play at, where it is known.
+
+    Raises:
+        TeacherError: if no architecture reads the folder.
+    """
+    if is_gaussian(folder):
+        return None
+    from distill_bench.architectures import architecture_of  # torch takes seconds
+
+    return architecture_of(folder).fps
+
+
 def read_config(folder: Path, name: str = "config.json") -> dict:
     """The config of a part of a pipeline, empty where it is not there."""
     path = folder / name

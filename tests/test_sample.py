@@ -84,7 +84,7 @@ def test_ids_and_protocols_of_committed_results_hold():
     assert {run_id(config) for config in configs} == {line["run_id"] for line in lines if line["status"] != "reference"}
     assert {protocol_hash(config) for config in configs} == {line["protocol"] for line in lines}
     later = resolve({"method": "dmd2", "protocol": {"fps": 16.0}})
-    assert run_id(later) != run_id(resolve({"method": "dmd2"}))
+    assert run_id(later) != run_id(resolve({"method": "dmd2"})) == run_id(resolve({"method": "dmd2", "protocol": {"fps": 8.0}}))
 
 
 def test_corruptions_of_clips_do_what_they_say():
