@@ -353,6 +353,7 @@ class Guided:
 def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
     """FLOPs of one forward of one sample."""
     x = torch.zeros(1, *latent_shape, device=text.device, dtype=text.dtype)
+    sigma = torch.full((1,), 0.5, device=text.device, dtype=text.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        Denoiser(net, "", Ledger(1))(x, torch.full((1,), 0.5, device=text.device, dtype=text.dtype), text[:1])
+        architecture_called(net).velocity(net, lambda *xs, **named: net(*xs, **named, return_dict=False)[0], x, sigma, text[:1])
     return float(counter.get_total_flops())
