@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from distill_bench.config import ProtocolConfig, RunConfig, identity_of
-from distill_bench.teacher import teacher_folder
+from distill_bench.teacher import is_outline, teacher_folder
 
 PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls changes
 
@@ -13,10 +13,12 @@ PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls c
 def protocol(config: RunConfig) -> dict[str, Any]:
     """What makes two rows comparable: prompts, seeds, counts, sizes, rate, the teacher and how it is sampled."""
     found = config.protocol.model_dump(mode="json", exclude={"evaluators"})
-    if config.prompts is None:
-        prompts = hashlib.sha256((teacher_folder(config.teacher) / "prompts.txt").read_bytes()).hexdigest()[:8]
-    else:
+    folder = teacher_folder(config.teacher)
+    if config.prompts is not None:
         prompts = config.prompts_hash[:8]
+    else:  # a dry run may be without the weights' folder
+        listed = b"" if is_outline(folder) else (folder / "prompts.txt").read_bytes()
+        prompts = hashlib.sha256(listed).hexdigest()[:8]
     found |= {"teacher": config.teacher_hash, "prompts": prompts, "sampler": "euler", "version": PROTOCOL_VERSION}
     return found | {key: getattr(config, key) for key in ("frames", "height", "width", "shift")}
 

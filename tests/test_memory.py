@@ -11,10 +11,11 @@ import yaml
 from diffusers import WanTransformer3DModel
 from torch.profiler import ProfilerActivity, profile
 
-from distill_bench import memory, testing
-from distill_bench.config import resolve
+from distill_bench import cost, memory, testing
+from distill_bench.config import load_sweep, resolve
 from distill_bench.memory import predicted, step_flops, too_large
 from distill_bench.registry import methods
+from distill_bench.teacher import is_outline, outlines, teacher_folder
 from distill_bench.train import Trainer
 
 BASE = {
@@ -122,3 +123,31 @@ def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wa
     line = too_large(found, found.peak - 1, config)
     assert memory.gib(found.peak) in line and "adapter: {rank: 32}" in line and "accumulation above 1" in line
     assert "gradient_checkpointing" not in line and "\n" not in line
+
+
+def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
+    path = Path(__file__).parent.parent / "sweeps" / "wan2.1_1.3b_fake_score_freq.yaml"
+    with outlines():
+        sweep = load_sweep(path)
+        runs = sweep.expand()
+        assert is_outline(teacher_folder(runs[0].teacher))
+    rows = {(r.method["name"], r.fake_score_updates, r.fake_score_lr) for r in runs}
+    assert {("dmd2", 5, 4e-7), ("dmd2", 1, 4e-7), ("dmd2", 1, 2e-6), ("tsg_fisher", 5, 4e-7), ("sgmd", 1, 4e-7)} == rows
+    assert len(runs) == 7 * sweep.seeds and not {"ida", "dp_dmd"} & {r.method["name"] for r in runs}
+    # 16 channels of 21 x 60 x 104, with 1.3 billion weights: the shape that the published models have
+    net = memory.outline(teacher_folder_of(runs[0]), layers=1)
+    assert net.latent_shape(81, 480, 832) == (16, 21, 60, 104)
+
+
+def teacher_folder_of(run) -> Path:
+    with outlines():
+        return teacher_folder(run.teacher)
+
+
+def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    cells = "grid: {fake_score_updates: [1, 5], guidance_forwards: [sequential]}"
+    path.write_text(f"question: q\nbase: {{method: dmd2, frames: 5, height: 16, width: 16, teacher: {tiny_wan}}}\n{cells}\n")
+    assert cost.main([str(path), "--memory", "--set", "batch_size=2"]) == 0
+    out = capsys.readouterr().out
+    assert "5 frames of 16x16, batch 2 on 1 processes" in out and "dmd2 x1" in out and "dmd2 x5" in out
