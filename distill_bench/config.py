@@ -419,7 +419,7 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         raise ConfigError(
             f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
         )
-    for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter")):
+    for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter"), ("student", "adapter")):
         if getattr(config, key) and getattr(config, other):
             raise ConfigError(f"{key} with {other}: one set of base weights serves all roles; leave {key} out")
     if config.sharding and config.reuse_rollout == "graph":

@@ -20,8 +20,9 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from distill_bench import __version__, checkpoint
+from distill_bench.adapters import merge
 from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_of
-from distill_bench.config import RunConfig, load_run
+from distill_bench.config import AdapterConfig, RunConfig, load_run
 from distill_bench.draws import generator
 from distill_bench.models import load_transformer
 from distill_bench.noise import student_sigmas
@@ -61,7 +62,7 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     temporary.mkdir(parents=True)
     try:
         student = load_transformer(teacher if config.student is None else teacher_folder(config.student))
-        _load(kept[updates], student)
+        _load(kept[updates], student, config.adapter)
         _cast(student, DTYPES[dtype])
         student.save_pretrained(temporary / "transformer")
         for part in COPIED:
@@ -83,7 +84,11 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     return out
 
 
-def _load(path: Path, student: torch.nn.Module) -> None:
+def _load(path: Path, student: torch.nn.Module, adapter: AdapterConfig | None) -> None:
+    if adapter is not None:
+        checkpoint.load_student(path, student, adapter)
+        merge(student)
+        return
     with safe_open(path, "pt") as file:
         unlike = set(file.keys()) ^ {name for name, _ in student.named_parameters()}
     if unlike:

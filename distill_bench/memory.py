@@ -109,6 +109,9 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         raise TeacherError(f"teacher {config.teacher!r} has no networks whose memory could be asked for")
     share = processes if config.sharding else 1
     config = config.model_copy(update={"sharding": False, "trackers": (), "threads": None})
+    if config.accumulation > 2 and config.reuse_rollout != "graph":  # after the second, micro-batches are as the second
+        batch = config.batch_size // config.accumulation * 2
+        config = config.model_copy(update={"accumulation": 2, "batch_size": batch})
     blocks = architecture_of(folder).transformer["num_layers"]
     # blocks are alike: every number is linear in how many there are, where all roles have as many
     few = (2, 4) if blocks > 4 and config.student is None else (blocks,)

@@ -79,8 +79,11 @@ class Measured(Trainer):
 
     def _pipeline(self) -> Pipeline:
         with torch.device(self.wanted):
-            found = outline(self.folder)
-        return Made(found.folder, found.transformer, None, self.wanted)
+            found = outline(self.config)
+        return Made(
+            found.folder, found.architecture, self.wanted,
+            transformer=found.transformer, vae=None, student_folder=found.student_folder,
+        )  # fmt: skip
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
