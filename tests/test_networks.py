@@ -139,7 +139,7 @@ def test_an_offloaded_teacher_is_on_the_device_for_its_forwards_alone(tiny_wan):
     x, sigma, text = torch.randn(1, 4, 2, 2, 2), torch.tensor([0.5]), torch.randn(1, 8, 16)
     here = OnDevice(net, torch.device("cpu"))
     plain, offloaded = (Denoiser(net, "teacher", Ledger(1), weights=w)(x, sigma, text) for w in (None, here))
-    assert torch.equal(plain, offloaded)
+    torch.testing.assert_close(plain, offloaded, rtol=1e-6, atol=1e-6)  # memory at another address may be summed in another order
 
 
 # --- bfloat16 ---
