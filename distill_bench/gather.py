@@ -248,12 +248,20 @@ def _swept(found: Sweep) -> list[str]:
 
 
 def _axis(found: Sweep, swept: Sequence[str]) -> str | None:
-    """The first swept number of the run: the x axis of what a sweep asks."""
-    for key in swept:
-        values = {flat(run.config).get(key) for run in found.runs if run.config} - {None}  # where a run has no such thing
-        if not key.startswith("method.") and len(values) > 1 and all(number(value) is not None for value in values):
-            return key
-    return None
+    """The x axis of what a sweep asks: the number of the run that takes most values within one method, of equals the first."""
+
+    def most(key: str) -> int:
+        values: dict[str, set[Any]] = {}
+        for run in found.runs:
+            value = flat(run.config).get(key) if run.config else None
+            if value is not None:  # a run may have no such thing
+                values.setdefault(run.method, set()).add(value)
+        numbers = all(number(value) is not None for seen in values.values() for value in seen)
+        every = set().union(*values.values()) if values else set()
+        return 0 if not numbers or len(every) < 2 else max(map(len, values.values()))
+
+    keys = [key for key in swept if not key.startswith("method.") and most(key)]
+    return max(keys, key=most, default=None)
 
 
 def _columns(runs: Iterable[Source]) -> list[dict[str, Any]]:
