@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from distill_bench.registry import RegistryError, find_evaluator, find_method
-from distill_bench.teacher import content_hash, frames_a_second, is_gaussian, read_config, teacher_folder, unfit
+from distill_bench.teacher import content_hash, frames_a_second, is_gaussian, is_outline, read_config, teacher_folder, unfit
 from distill_bench.texts import prompts_hash
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
             f"student {config.student}: {fields['name']} has heads on features of width {_width(folder)}, the teacher's; the "
             f"student's are of {_width(student)}"
         )
-    if config.prompts is None and not (folder / "prompts.txt").is_file():
+    if config.prompts is None and not (folder / "prompts.txt").is_file() and not is_outline(folder):
         raise ConfigError(f"teacher {config.teacher} has no prompts.txt: name a file of prompts in the key `prompts`")
     if config.sigma_min >= config.sigma_max:
         raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")

@@ -135,13 +135,9 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
     assert {("dmd2", 5, 4e-7), ("dmd2", 1, 4e-7), ("dmd2", 1, 2e-6), ("tsg_fisher", 5, 4e-7), ("sgmd", 1, 4e-7)} == rows
     assert len(runs) == 7 * sweep.seeds and not {"ida", "dp_dmd"} & {r.method["name"] for r in runs}
     # 16 channels of 21 x 60 x 104, with 1.3 billion weights: the shape that the published models have
-    net = memory.outline(teacher_folder_of(runs[0]), layers=1)
-    assert net.latent_shape(81, 480, 832) == (16, 21, 60, 104)
-
-
-def teacher_folder_of(run) -> Path:
     with outlines():
-        return teacher_folder(run.teacher)
+        net = memory.outline(runs[0], layers=1)
+    assert net.latent_shape(81, 480, 832) == (16, 21, 60, 104)
 
 
 def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
