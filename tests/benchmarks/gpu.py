@@ -7,6 +7,7 @@ does not fit is a row that says so. `--device cpu --size tiny` runs the same in 
 """
 
 import argparse
+import contextlib
 import gc
 import statistics
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
 
 from distill_bench.adapters import Adapted
@@ -102,9 +104,7 @@ def measure(config: RunConfig, folder: Path, device: torch.device, setting: str,
     roles = (trainer.student, trainer.fake_score, trainer.nets.unguided_teacher.net)
     bases = {id(base): base for base in (net.net if isinstance(net, Adapted) else net for net in roles)}
     for net in bases.values():
-        if setting == "plain attention":
-            net.set_attention_backend("_native_math")
-        elif setting == "compiled blocks":
+        if setting == "compiled blocks":
             net.compile_repeated_blocks()
     took: dict[str, list[float]] = {"student": [], "fake_score": []}
     updates = {"student": trainer.update_student, "fake_score": lambda: trainer.update_fake_score(0, None)}
@@ -127,7 +127,9 @@ def row(name: str, setting: str, config: RunConfig, folder: Path, device: torch.
     """One line of the table."""
     needs = f"{predicted(config).peak / 2**30:.3g}"
     try:
-        found = measure(config, folder, device, setting, rounds)
+        # a network's own `set_attention_backend` would stay for the rows that follow
+        with attention_backend("_native_math") if setting == "plain attention" else contextlib.nullcontext():
+            found = measure(config, folder, device, setting, rounds)
     except torch.OutOfMemoryError:
         return name, setting, "does not fit", "does not fit", "-", "-", needs
     finally:
