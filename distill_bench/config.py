@@ -482,6 +482,11 @@ def run_id(config: RunConfig) -> str:
     return f"{method_label(config.method['name'])}-s{config.seed}-{_digest(identity_of(config))}"
 
 
+def called(config: RunConfig, presets: Mapping[str, str]) -> str:
+    """What a reader calls a run's method: its name and, of `SweepConfig.presets`, its preset."""
+    return " ".join(filter(None, [config.method["name"], presets.get(group_id(config))]))
+
+
 def group_id(config: RunConfig) -> str:
     """The identity without the seed: what a table aggregates over."""
     return _digest({k: v for k, v in identity_of(config).items() if k != "seed"})

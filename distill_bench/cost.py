@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from distill_bench.config import ConfigError, group_id, load_sweep, lookup, override
+    from distill_bench.config import ConfigError, called, group_id, load_sweep, lookup, override
     from distill_bench.registry import RegistryError
     from distill_bench.teacher import TeacherError, outlines
 
@@ -138,14 +138,13 @@ def main(argv: list[str] | None = None) -> int:
     for heading in ("method", *axes, *(f"{role} fwd / bwd" for role in roles), "total", "to the first"):
         table.add_column(heading, justify="left" if heading in ("method", *axes) else "right")
     first = None
-    for group, config in runs.items():
+    for config in runs.values():
         counts = declared(config)
         total = priced(counts, sizes)
         first = first or total
         cells = [_passes(counts.get(role)) for role in roles]
         swept = ["-" if (value := lookup(config, key)) is None else str(value) for key in axes]
-        name = " ".join(filter(None, [config.method["name"], presets.get(group)]))
-        table.add_row(name, *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
+        table.add_row(called(config, presets), *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
 
@@ -155,12 +154,13 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
     from rich.console import Console
     from rich.table import Table
 
+    from distill_bench.config import called
     from distill_bench.memory import predicted, step_flops
 
     processes = sweep.cluster.nodes * sweep.cluster.processes
     lines: dict[tuple[str, ...], list[str]] = {}
     rehearsed: dict[str, Prediction] = {}
-    for group, config in runs.items():
+    for config in runs.values():
         # what moves no byte: so that cells which differ in it are rehearsed once
         fields = {"fake_score_updates": config.fake_score_updates and 1, "student_lr": 1.0, "fake_score_lr": 1.0, "seed": 0}
         alike = json.dumps(config.model_copy(update=fields).model_dump(mode="json"), sort_keys=True)
@@ -182,9 +182,8 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
             f"{needed / 1e15:.3g}",
             f"{again / 1e15:.3g}",
         )
-        name = " ".join(filter(None, [config.method["name"], presets.get(group)]))
         updates = "" if config.fake_score_updates is None else f" x{config.fake_score_updates}"
-        lines.setdefault(cells, []).append(f"{name}{updates}")
+        lines.setdefault(cells, []).append(f"{called(config, presets)}{updates}")
     config = next(iter(runs.values()))
     title = f"{sweep.name}: {config.frames} frames of {config.height}x{config.width}, batch {config.batch_size}"
     table = Table(title=f"{title} on {processes} processes; GiB on each device by student / fake score (/ teacher)")

@@ -24,6 +24,7 @@ from distill_bench.adapters import merge
 from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.config import AdapterConfig, RunConfig, load_run
 from distill_bench.draws import generator
+from distill_bench.masters import cast
 from distill_bench.models import load_transformer
 from distill_bench.noise import student_sigmas
 from distill_bench.store import attempts, read_json, read_jsonl
@@ -63,7 +64,7 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     try:
         student = load_transformer(teacher if config.student is None else teacher_folder(config.student))
         _load(kept[updates], student, config.adapter)
-        _cast(student, DTYPES[dtype])
+        cast(student, DTYPES[dtype])
         student.save_pretrained(temporary / "transformer")
         for part in COPIED:
             if (teacher / part).is_dir():
@@ -94,14 +95,6 @@ def _load(path: Path, student: torch.nn.Module, adapter: AdapterConfig | None) -
     if unlike:
         raise ValueError(f"{path} is not of this transformer: {len(unlike)} weights differ by name, for instance {min(unlike)}")
     checkpoint.load_student(path, student)
-
-
-def _cast(student: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Weights in a dtype, but for those that diffusers keeps in float32."""
-    kept = set(student._keep_in_fp32_modules or ())
-    for name, p in student.named_parameters():
-        if not kept & set(name.split(".")):
-            p.data = p.data.to(dtype)
 
 
 def harness_draws(seed: int) -> dict[str, Any]:

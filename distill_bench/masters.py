@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 
 
-def to_bfloat16(net: nn.Module) -> nn.Module:
-    """The network in bfloat16, in place, but for what its class keeps in float32 (norms, time embedding), as diffusers does."""
-    kept = getattr(net, "_keep_in_fp32_modules", None) or []
+def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network in a dtype, in place, but for what its class keeps in float32 (norms, time embedding), as diffusers does."""
+    kept = set(getattr(net, "_keep_in_fp32_modules", None) or ())
     for name, parameter in net.named_parameters():
-        if not any(part in name for part in kept):
-            parameter.data = parameter.data.to(torch.bfloat16)
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
     return net
+
+
+def to_bfloat16(net: nn.Module) -> nn.Module:
+    """The network in bfloat16, as `cast` does it."""
+    return cast(net, torch.bfloat16)
 
 
 class Masters(nn.Module):

@@ -35,6 +35,7 @@ from distill_bench.config import (
     ConfigError,
     RunConfig,
     SweepConfig,
+    called,
     check_condition,
     cost_key,
     evaluate_expression,
@@ -380,8 +381,7 @@ def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None
             known, unknown, total = known + bool(like), unknown + (not like), total + (seconds or 0.0)
         estimate = "" if ended else "unknown" if seconds is None else f"{status.duration(seconds)} (of {len(like)} like runs)"
         values = [_shown(lookup(config, key)) for key in axes]
-        name = " ".join(filter(None, [config.method["name"], presets.get(group_id(config))]))
-        table.add_row(s.run, name, *values, str(config.seed), str(s.of), s.state, estimate)
+        table.add_row(s.run, called(config, presets), *values, str(config.seed), str(s.of), s.state, estimate)
     console.print(table)
     console.print(f"{len(statuses)} runs ({status.counts(statuses)}), {known + unknown} to do")
     for teacher in dict.fromkeys(config.teacher for config in sweep.runs.values()):

@@ -1,9 +1,11 @@
 """Shared pieces of the tests: one thread, and a tiny pipeline of the real classes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 torch.set_num_threads(1)
 
@@ -16,6 +18,21 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines") / "tiny-wan"
     tiny_pipeline(folder)
     return folder
+
+
+@pytest.fixture
+def make_run(request: pytest.FixtureRequest, tiny_wan: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes the run folder of a config over the module's BASE, named by hand."""
+    from distill_bench.config import resolve
+
+    def make(name: str, **fields) -> Path:
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        config = resolve(request.module.BASE | {"teacher": str(tiny_wan), "method": "dmd2"} | fields)
+        (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        return run
+
+    return make
 
 
 @pytest.fixture(scope="session")

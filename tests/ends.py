@@ -9,6 +9,11 @@ from safetensors.torch import load_file
 from distill_bench import checkpoint
 
 
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The weights of every role in a run's newest checkpoint."""
+    return load_file(checkpoint.found(run)[-1] / "weights.safetensors")
+
+
 def assert_same_ends(a: Path, b: Path) -> None:
     """The same runs, weights, scores and curves."""
     names = [sorted(p.parent.name for p in store.glob("*/result.json")) for store in (a, b)]

@@ -1,11 +1,13 @@
 """How the networks of a run are held: what changes no number, what saves memory, and what each is refused with."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from ends import weights
 from safetensors.torch import load_file
 
 from distill_bench import checkpoint, testing
@@ -27,22 +29,10 @@ ON_FEATURES = {"name": "dmd2", "preset": "paper"}
 
 
 @pytest.fixture
-def make_run(tiny_wan: Path, tmp_path: Path):
-    """Writes the run folder of a config, named by hand."""
-
-    def make(name: str, **fields) -> Path:
-        run = tmp_path / "runs" / name
-        run.mkdir(parents=True)
-        testing.tiny_clips(tmp_path / "clips")
-        config = resolve(BASE | {"teacher": str(tiny_wan), "method": "dmd2", "data": str(tmp_path / "clips")} | fields)
-        (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        return run
-
-    return make
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.found(run)[-1] / "weights.safetensors")
+def make_run(make_run, tmp_path: Path):
+    """Runs beside a folder of real clips."""
+    testing.tiny_clips(tmp_path / "clips")
+    return functools.partial(make_run, data=str(tmp_path / "clips"))
 
 
 def furthest(run: Path, other: Path) -> float:

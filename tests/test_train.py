@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
+from ends import weights
 
 from distill_bench import checkpoint
-from distill_bench.config import resolve
 from distill_bench.sample import sample
 from distill_bench.train import Trainer, train
 
@@ -19,24 +17,6 @@ BASE = {
     "student_updates": 2, "fake_score_updates": 2, "batch_size": 4, "nfe": 2, "frames": 5, "height": 16, "width": 16,
     "checkpoint_every": 1, "log_every": 1, "trackers": [], "protocol": {"clips": 2, "teacher_steps": 2},
 }  # fmt: skip
-
-
-@pytest.fixture
-def make_run(tiny_wan: Path, tmp_path: Path):
-    """Writes the run folder of a config, named by hand."""
-
-    def make(name: str, **fields) -> Path:
-        run = tmp_path / "runs" / name
-        run.mkdir(parents=True)
-        config = resolve(BASE | {"teacher": str(tiny_wan), "method": "dmd2"} | fields)
-        (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        return run
-
-    return make
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.found(run)[-1] / "weights.safetensors")
 
 
 def assert_same_bits(a: Path, b: Path) -> None:
