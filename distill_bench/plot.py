@@ -154,7 +154,7 @@ def overview(folder: Path | Results) -> Figure | None:
     """A panel a headline score against what the sweep varies: a line a series, its runs as dots; the view follows the runs.
 
     Series stand beside one another at each place of the axis. One that has a single place is hollow and has the colour of the
-    series that it varies; one that has none is a dashed line across.
+    series that it varies, if there is one; one that has none is a dashed line across.
     """
     results = _load(folder)
     rows = [row for row in results.students if row.at]
@@ -164,7 +164,8 @@ def overview(folder: Path | Results) -> Figure | None:
         return None
     series = list(dict.fromkeys(row.series for row in rows))
     across = list(dict.fromkeys(row.series for row in results.students if not row.at))
-    lines = [label for label in series if sum(row.series == label for row in rows) > 1]
+    several = [label for label in series if sum(row.series == label for row in rows) > 1]
+    lines = [label for label in series if label in several or _base(label, several) == label]  # the others vary one of these
     with plt.rc_context(STYLE):
         wide = min(len(columns), 3)
         tall = -(-len(columns) // wide)
@@ -181,14 +182,17 @@ def overview(folder: Path | Results) -> Figure | None:
                 axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
             axes.set_title(_wrapped(column.wish, 34))
             axes.set_xticks(range(len(places)), [show(at) for at in places])
+            axes.set_xlim(-0.5, len(places) - 0.5)
             axes.grid(axis="x", visible=False)
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
         figure.supxlabel((results.axis or "").replace("_", " "), fontsize=STYLE["axes.labelsize"])
-        handles = [plt.Line2D([], [], **_look(series, label), label=_short(label, 44)) for label in lines]
-        alone = list(dict.fromkeys(_beyond(label, lines) for label in series if label not in lines))
+        alone = {"linestyle": "none", "markerfacecolor": GROUND}
+        looks = {label: _look(series, label) | ({} if label in several else alone) for label in lines}
+        handles = [plt.Line2D([], [], **look, label=_short(label, 44)) for label, look in looks.items()]
+        variations = list(dict.fromkeys(_beyond(label, lines) for label in series if label not in lines))
         hollow = {"color": QUIET, "marker": "o", "markerfacecolor": GROUND, "linestyle": "none"}
-        handles += [plt.Line2D([], [], **hollow, label=_short(text, 44)) for text in alone]
+        handles += [plt.Line2D([], [], **hollow, label=_short(text, 44)) for text in variations]
         dashed = {"linestyle": (0, (4, 3))}
         handles += [
             plt.Line2D([], [], **_look([*series, *across], _base(s, series)) | dashed, label=_short(s, 44)) for s in across
@@ -206,7 +210,8 @@ def _dodged(
     label, found, seen = rows[0].series, [], []
     base = _base(label, lines)
     look = _look(series, base)
-    shift = 0.7 * ((lines.index(base) if base in lines else len(lines)) + 0.5) / (len(lines) + 1) - 0.35
+    wide = min(0.7, 0.14 * len(lines))
+    shift = wide * ((lines.index(base) + 0.5) / len(lines) - 0.5)
     for row in rows:
         interval = results.interval(row, column.column)
         if interval is not None:
@@ -224,7 +229,7 @@ def _dodged(
 
 def _beyond(label: str, lines: Sequence[str]) -> str:
     """What a label says beyond the series that it varies."""
-    return label.removeprefix(_base(label, lines)).strip() or label
+    return label.removeprefix(_base(label, lines)).strip()
 
 
 def _base(label: str, series: Sequence[str]) -> str:
