@@ -6,13 +6,16 @@ parameters are those of diffusers' LoRA files, without the adapter's name: `bloc
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from distill_bench.config import AdapterConfig, ConfigError
 from distill_bench.draws import generator
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 class Adapted(nn.Module):
@@ -55,20 +58,26 @@ class Adapted(nn.Module):
             parameter.copy_(state[name])
 
 
+def lora_config(adapter: AdapterConfig) -> "LoraConfig":
+    """What peft calls these settings."""
+    from peft import LoraConfig  # only here: it takes a second
+
+    return LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets))
+
+
 def add_adapter(net: nn.Module, name: str, adapter: AdapterConfig, seed: int) -> Adapted:
     """Give `net` one more adapter, B = 0 and A by the seed, with every other weight frozen.
 
     Raises:
         ConfigError: if no linear layer of the network has one of the targets' names.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # only here: it takes a second
+    from peft import inject_adapter_in_model
 
-    config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(generator(seed, "adapter", name).initial_seed())
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several, as wanted
         try:
-            inject_adapter_in_model(config, net, name)
+            inject_adapter_in_model(lora_config(adapter), net, name)
         except ValueError as error:
             linear = sorted({n.rpartition(".")[2] for n, m in net.named_modules() if isinstance(m, nn.Linear)})
             message = (

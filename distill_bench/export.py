@@ -1,10 +1,10 @@
 """Out: a trained student as a diffusers pipeline folder with its own scheduler, a model card and a snippet.
 
-    distill-bench export RUN FOLDER [--updates N] [--dtype bfloat16]
+    distill-bench export RUN FOLDER [--updates N] [--dtype bfloat16] [--lora]
 
 The folder holds the teacher's text encoder, tokenizer and autoencoder, the student's weights (their moving average, where the run
 has one) and a scheduler with which the pipeline takes the student's own steps: `num_inference_steps` is the run's nfe, and
-`guidance_scale` 1.
+`guidance_scale` 1. With `--lora` it holds, of a run with adapters, a file that `load_lora_weights` takes, and the scheduler.
 """
 
 import argparse
@@ -15,12 +15,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from distill_bench import __version__, checkpoint
-from distill_bench.adapters import merge
+from distill_bench.adapters import lora_config, merge
 from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.config import AdapterConfig, RunConfig, load_run
 from distill_bench.draws import generator
@@ -34,15 +36,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 COPIED = ("text_encoder", "tokenizer", "vae")
 
 
-def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "float32") -> Path:
+def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "float32", lora: bool = False) -> Path:
     """Write the student of a run as a pipeline folder, whole or not at all.
 
     Args:
         updates: at which student update it was kept; None is the last.
         dtype: of the student's weights; the teacher's parts are copied as they are.
+        lora: write its adapter alone, for the pipeline that it began from; else an adapter is added to the weights.
 
     Raises:
-        ValueError: if there is no such student, the folder holds something, or the teacher is not the one that it was trained by.
+        ValueError: if there is no such student, it has no adapter where one is asked for, the folder holds something, or the
+            teacher is not the one that it was trained by.
     """
     config, kept = load_run(run_dir), checkpoint.students(run_dir)
     if not kept:
@@ -50,6 +54,8 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     updates = max(kept) if updates is None else updates
     if updates not in kept:
         raise ValueError(f"{run_dir} kept no student at update {updates}; it did at {', '.join(map(str, kept))}")
+    if lora and config.adapter is None:
+        raise ValueError(f"{run_dir} trained all weights: it has no adapter to write; leave out --lora")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty: name a new folder")
     teacher = teacher_folder(config.teacher)
@@ -62,20 +68,23 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        student = load_transformer(teacher if config.student is None else teacher_folder(config.student))
-        _load(kept[updates], student, config.adapter)
-        cast(student, DTYPES[dtype])
-        student.save_pretrained(temporary / "transformer")
-        for part in COPIED:
-            if (teacher / part).is_dir():
-                shutil.copytree(teacher / part, temporary / part)
-        scheduler = student.architecture.student_scheduler(config.nfe, config.shift, config.stepping)
+        base = teacher if config.student is None else teacher_folder(config.student)
+        scheduler = architecture_of(base).student_scheduler(config.nfe, config.shift, config.stepping)
         scheduler.save_pretrained(temporary / "scheduler")
         index = {key: value for key, value in read_config(teacher, "model_index.json").items() if key != "_name_or_path"}
         library = type(scheduler).__module__
         index["scheduler"] = ["diffusers" if library.startswith("diffusers.") else library, type(scheduler).__name__]
-        (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        call = snippet(config, architecture, out.name, [*index["scheduler"], *index.get("vae", [])])
+        if lora:
+            _save_adapter(kept[updates], temporary, architecture.PIPELINE, config.adapter, DTYPES[dtype])
+        else:
+            student = load_transformer(base)
+            _load(kept[updates], student, config.adapter)
+            cast(student, DTYPES[dtype]).save_pretrained(temporary / "transformer")
+            for part in COPIED:
+                if (teacher / part).is_dir():
+                    shutil.copytree(teacher / part, temporary / part)
+            (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        call = snippet(config, architecture, out.name, index, lora)
         (temporary / "README.md").write_text(card(run_dir, config, updates, out.name, call))
         if out.is_dir():
             out.rmdir()
@@ -95,6 +104,13 @@ def _load(path: Path, student: torch.nn.Module, adapter: AdapterConfig | None) -
     if unlike:
         raise ValueError(f"{path} is not of this transformer: {len(unlike)} weights differ by name, for instance {min(unlike)}")
     checkpoint.load_student(path, student)
+
+
+def _save_adapter(path: Path, out: Path, pipeline: str, adapter: AdapterConfig, dtype: torch.dtype) -> None:
+    """The kept adapter as diffusers' LoRA file, with the rank and alpha that its names do not tell."""
+    layers = {name: weight.to(dtype) for name, weight in load_file(path).items()}
+    about = lora_config(adapter).to_dict()
+    getattr(diffusers, pipeline).save_lora_weights(out, layers, transformer_lora_adapter_metadata=about)
 
 
 def harness_draws(seed: int) -> dict[str, Any]:
@@ -120,8 +136,7 @@ def harness_draws(seed: int) -> dict[str, Any]:
 
 def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[str]) -> str:
     """What the student is, where it comes from, what it scores, and how it is called."""
-    teacher = Path(config.teacher).name if Path(config.teacher).exists() else config.teacher
-    begun = config.student and (Path(config.student).name if Path(config.student).exists() else config.student)
+    teacher, begun = _called(config.teacher), config.student and _called(config.student)
     sigmas = ", ".join(f"{sigma:.6g}" for sigma in student_sigmas(config.nfe, config.shift).tolist())
     steps = {"renoise": "each predicts the clip and noises it again", "ode": "Euler steps of its ODE"}[config.stepping]
     summary = read_json(run_dir / "train.json") or {}
@@ -178,9 +193,15 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
     ]) + "\n"  # fmt: skip
 
 
-def snippet(config: RunConfig, architecture: Architecture, name: str, classes: list[str]) -> list[str]:
-    """How the student is sampled with diffusers; `classes` are its parts' libraries and names."""
-    if OWN_AUTOENCODER in classes:
+def _called(pipeline: str) -> str:
+    """A pipeline's name for others: of a folder the last part."""
+    return Path(pipeline).name if Path(pipeline).exists() else pipeline
+
+
+def snippet(config: RunConfig, architecture: Architecture, name: str, index: dict[str, Any], lora: bool) -> list[str]:
+    """How the student is sampled with diffusers; `index` has its parts' libraries and names."""
+    library, scheduler = index["scheduler"]
+    if OWN_AUTOENCODER in index.get("vae", []):
         return [
             "Its autoencoder is distill-bench's own, which no pipeline of diffusers calls: it is a `student` for further runs."
         ]
@@ -190,10 +211,16 @@ def snippet(config: RunConfig, architecture: Architecture, name: str, classes: l
         f"from diffusers import {architecture.PIPELINE}",
         "from diffusers.utils import export_to_video",
         "",
-        f'pipe = {architecture.PIPELINE}.from_pretrained("{name}")',
+        f'pipe = {architecture.PIPELINE}.from_pretrained("{_called(config.student or config.teacher) if lora else name}")',
     ]
-    if any(each.startswith("distill_bench") for each in classes):
-        lines[-1] += "  # where distill-bench is installed: a part is a class of its"
+    if lora:
+        lines.insert(1, f"from {library} import {scheduler}")
+        lines += [
+            f'pipe.load_lora_weights("{name}")',
+            f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")',
+        ]
+    if library.startswith("distill_bench"):
+        lines[-1] += "  # where distill-bench is installed: it is a class of its"
     if config.stepping == "renoise" and config.nfe > 1:
         lines.append("torch.manual_seed(0)  # its steps noise again by torch's own generator")
     return [
@@ -230,9 +257,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where to: a new folder")
     parser.add_argument("--updates", type=int, help="the student that was kept at this update; default: the last")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the student's weights; default: float32")
+    parser.add_argument("--lora", action="store_true", help="the adapter alone, as a file that load_lora_weights takes")
     options = parser.parse_args(argv)
     try:
-        print(export(options.run, options.folder, options.updates, options.dtype))
+        print(export(options.run, options.folder, options.updates, options.dtype, options.lora))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return 0

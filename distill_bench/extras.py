@@ -17,6 +17,7 @@ from distill_bench.models import Denoiser, Guided, Pipeline
 from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
 from distill_bench.store import once, read_jsonl, write_bytes
+from distill_bench.texts import Texts
 
 ODE_PAIRS, ODE_STEPS = 256, 24
 REAL_LATENTS, FIRST_KEY = 432, 2_000_000  # keys of rendered clips that neither teacher nor evaluators have seen
@@ -54,8 +55,8 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
     """
     if config.data is not None:
         prompts, x0 = _clips(config, pipeline)
-        return _provider("real_latents", {"x0": x0}, pipeline.encode_text(prompts), list(range(len(prompts))))
-    known = pipeline.prompts()
+        return _provider("real_latents", {"x0": x0}, pipeline.texts(prompts), list(range(len(prompts))))
+    known = pipeline.prompts()[:REAL_LATENTS]
     which = [i % len(known) for i in range(REAL_LATENTS)]
     key = [config.teacher_hash, config.frames, config.height, config.width, REAL_LATENTS, FIRST_KEY]
     keys = range(FIRST_KEY, FIRST_KEY + REAL_LATENTS)
@@ -69,36 +70,36 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
             f"rendered clips make latents {tuple(x0.shape[1:])}, the run's are {tuple(expected)}; name a folder in `data`"
         )
     made = _cached(store, "real_latents", key, lambda: {"x0": pipeline.data([known[i] for i in which], list(keys)).cpu()})
-    return _provider("real_latents", made, pipeline.encode_text(known), which)
+    return _provider("real_latents", made, pipeline.texts(known), which)
 
 
 PROVIDERS = {"ode_pairs": ode_pairs, "real_latents": real_latents}
 
 
-def _provider(purpose: str, tensors: dict[str, Tensor], texts: Tensor, which: list[int]) -> Provider:
+def _provider(purpose: str, tensors: dict[str, Tensor], texts: Texts, which: list[int]) -> Provider:
     """Draws rows of the tensors (N, ...) with the text of each: row i has texts[which[i]]."""
 
     def draw(draws: Draws) -> dict[str, Tensor]:
         chosen = draws.integers(purpose, len(which))
-        rows = {key: value[chosen] for key, value in tensors.items()} | {"text": texts[[which[i] for i in chosen]]}
+        rows = {key: value[chosen] for key, value in tensors.items()} | {"text": torch.cat([texts[which[i]] for i in chosen])}
         return {key: value.to(draws.device, draws.dtype) for key, value in rows.items()}
 
     return draw
 
 
-def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tuple[dict[str, Tensor], Tensor, list[int]]:
+def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tuple[dict[str, Tensor], Texts, list[int]]:
     shape = pipeline.latent_shape(config.frames, config.height, config.width)
     key = [config.teacher_hash, config.guidance_scale, config.shift, ODE_PAIRS, ODE_STEPS, *shape]
-    prompts = pipeline.prompts()
-    texts = pipeline.encode_text([*prompts, ""])
+    prompts = pipeline.prompts()[:ODE_PAIRS]
+    texts = pipeline.texts(prompts)
     which = [i % len(prompts) for i in range(ODE_PAIRS)]
 
     def make() -> dict[str, Tensor]:
-        teacher = Guided(Denoiser(pipeline.transformer, "teacher", Ledger(1)), texts[-1:], config.guidance_scale)
+        teacher = Guided(Denoiser(pipeline.transformer, "teacher", Ledger(1)), texts.null_text, config.guidance_scale)
         sigmas = teacher_sigmas(ODE_STEPS, config.shift).to(pipeline.device)
         noise = torch.stack([torch.randn(*shape, generator=generator("ode_pairs", i)) for i in range(ODE_PAIRS)])
         x0 = [
-            euler(teacher, noise[i : i + 16].to(pipeline.device), sigmas, texts[which[i : i + 16]]).cpu()
+            euler(teacher, noise[i : i + 16].to(pipeline.device), sigmas, torch.cat([texts[j] for j in which[i : i + 16]])).cpu()
             for i in range(0, ODE_PAIRS, 16)
         ]
         return {"noise": noise, "x0": torch.cat(x0)}

@@ -4,7 +4,6 @@ The trainer's own phases are rehearsed on fake tensors (shapes without data), an
 the method's code, the run's settings and the architecture decide, no formula of ours. `distill-bench cost SWEEP --memory`
 shows it; a training on a GPU that has less ends before its first step.
 
-
 Not counted: what a kernel holds inside, the allocator's rounding and fragments, buffers of collectives, the text encoder (gone by
 the first step), and the teacher's samples, where a method needs such data.
 """
@@ -35,6 +34,7 @@ from distill_bench.extras import needs_of
 from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss
 from distill_bench.models import Pipeline
+from distill_bench.networks import Streamed
 from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
 from distill_bench.texts import Texts
 from distill_bench.train import Trainer, _trained_in
@@ -43,12 +43,16 @@ MOMENTS = 2  # of AdamW, each as large as what it moves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operations make and that are alive; `peak` is the most that there were at once."""
+    """Counts the bytes of storages that operations make and that are alive; `peaks` are the most at once in each stage."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now, self.peaks = 0, [0]
         self._alive: dict[int, int] = {}
+
+    def mark(self) -> None:
+        """Begin a stage."""
+        self.peaks.append(self.now)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         for value in tree_leaves((args, kwargs)):
@@ -65,7 +69,7 @@ class LiveBytes(TorchDispatchMode):
         if key not in self._alive:
             size = self._alive[key] = storage.nbytes() if made else 0  # what was there before is none of ours
             self.now += size
-            self.peak = max(self.peak, self.now)
+            self.peaks[-1] = max(self.peaks[-1], self.now)
             weakref.finalize(storage, self._gone, key)
 
     def _gone(self, key: int) -> None:
@@ -82,9 +86,10 @@ class Prediction:
     moments: Mapping[str, int]
     ema: int
     other: int  # autoencoder, texts, heads with their moments
-    activations: Mapping[str, int]  # by the role that a phase trains: the most beside the above and its gradients
+    # by the role that a phase trains: the most at once that is not held, in each stage of the phase (from pass to pass)
+    stages: Mapping[str, tuple[int, ...]]
     flops: Mapping[str, float]
-    held_back: int = 0  # weights in host memory, of an offloaded teacher
+    held_back: int = 0  # weights in host memory: the blocks of an offloaded teacher
 
     @property
     def held(self) -> int:
@@ -93,9 +98,14 @@ class Prediction:
         return sum(sum(part.values()) for part in parts) + self.ema + self.other
 
     @property
+    def activations(self) -> dict[str, int]:
+        """By the role that a phase trains: the most at once beside what is held and its gradients."""
+        return {role: max(0, max(stages) - self.gradients[role]) for role, stages in self.stages.items()}
+
+    @property
     def peak(self) -> int:
         """The most at once: in one of the two phases."""
-        return self.held + max(self.gradients[role] + self.activations[role] for role in self.activations)
+        return self.held + max(self.gradients[role] + size for role, size in self.activations.items())
 
 
 def predicted(config: RunConfig, processes: int = 1) -> Prediction:
@@ -112,20 +122,28 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     if config.accumulation > 2 and config.reuse_rollout != "graph":  # after the second, micro-batches are as the second
         batch = config.batch_size // config.accumulation * 2
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch})
-    blocks = architecture_of(folder).transformer["num_layers"]
-    # blocks are alike: every number is linear in how many there are, where all roles have as many
-    few = (2, 4) if blocks > 4 and config.student is None else (blocks,)
-    found = []
-    for layers in few:
+    student_folder = folder if config.student is None else teacher_folder(config.student)
+    blocks = tuple(architecture_of(each).transformer["num_layers"] for each in (folder, student_folder))
+
+    def rehearsed(teacher: int, student: int) -> tuple[Prediction, int]:
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
             mock.patch.object(nn.Module, "_apply", _apply),
             mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
         ):
-            rehearsal = Rehearsal(config, layers, processes)
-            found.append(rehearsal.prediction())
-    whole = found[0] if len(few) == 1 else _linear(*found, blocks)
-    return whole if share == 1 else _shared(whole, share, rehearsal.largest_block())
+            rehearsal = Rehearsal(config, (teacher, student), processes)
+            return rehearsal.prediction(), rehearsal.largest_block()
+
+    # blocks are alike: with all roles in proportion every number is linear in how many there are, each stage by itself
+    whole = math.gcd(*blocks)
+    unit = [each // whole for each in blocks]
+    few = math.ceil(2 / min(unit))
+    if 2 * few >= whole:
+        found, gathered = rehearsed(*blocks)
+    else:
+        (low, gathered), (high, _) = (rehearsed(*(n * each for each in unit)) for n in (few, 2 * few))
+        found = _linear(low, high, (whole - few) / few)
+    return found if share == 1 else _shared(found, share, gathered)
 
 
 def step_flops(found: Prediction, config: RunConfig) -> tuple[float, float]:
@@ -169,13 +187,14 @@ def gib(size: float) -> str:
 # --- the rehearsal ---
 
 
+@dataclass(frozen=True, kw_only=True)
 class Outline(Pipeline):
     """A pipeline without weights, from the configs in its folder."""
 
+    layers: int | None = None  # of the student; None: as many as it has
+
     def student(self) -> nn.Module:
-        if self.student_folder == self.folder:
-            return _transformer(self.folder, self.transformer.config["num_layers"])
-        return _transformer(self.student_folder)
+        return _transformer(self.student_folder, self.layers)
 
     fake_score = student
 
@@ -192,8 +211,12 @@ class Outline(Pipeline):
         return super().prompts() if self.prompts_file or (self.folder / "prompts.txt").is_file() else ["one"]
 
 
-def outline(config: RunConfig, layers: int | None = None) -> Outline:
-    """The networks of a run's pipelines by their configs, of `layers` blocks; under FakeTensorMode without data."""
+def outline(config: RunConfig, layers: tuple[int | None, int | None] = (None, None)) -> Outline:
+    """The networks of a run's pipelines by their configs; under FakeTensorMode without data.
+
+    Args:
+        layers: blocks of the teacher and of the student; None: as many as they have.
+    """
     folder = teacher_folder(config.teacher)
     architecture, vae = architecture_of(folder), None
     if architecture.vae:
@@ -204,10 +227,11 @@ def outline(config: RunConfig, layers: int | None = None) -> Outline:
         folder,
         architecture,
         torch.device("cpu"),
-        transformer=_transformer(folder, layers).requires_grad_(False),
+        transformer=_transformer(folder, layers[0]).requires_grad_(False),
         vae=vae,
         student_folder=folder if config.student is None else teacher_folder(config.student),
         prompts_file=None if config.prompts is None else Path(config.prompts),
+        layers=layers[1],
     )
 
 
@@ -222,9 +246,9 @@ def _transformer(folder: Path, layers: int | None = None) -> nn.Module:
 class Rehearsal(Trainer):
     """A trainer on fake tensors: its phases run forwards and backwards, and no optimiser steps."""
 
-    def __init__(self, config: RunConfig, layers: int, processes: int) -> None:
+    def __init__(self, config: RunConfig, layers: tuple[int, int], processes: int) -> None:
         self.layers, self.processes, self.live = layers, processes, LiveBytes()
-        self.peaks: dict[str, int] = {}
+        self.stages: dict[str, tuple[int, ...]] = {}
         super().__init__(Path("rehearsal"), config)
 
     def _place(self) -> tuple[int, int, torch.device]:
@@ -251,9 +275,15 @@ class Rehearsal(Trainer):
         return 0  # the steps before the exit keep nothing
 
     def _update(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> None:
-        self.live.peak = self.live.now
+        count, self.live.peaks = self.ledger.add, [self.live.now]
+
+        def add(*passed: object) -> None:
+            self.live.mark()
+            count(*passed)
+
+        self.ledger.add = add
         self._backward(role, phase, loss_of)
-        self.peaks[role] = self.live.peak
+        self.ledger.add, self.stages[role] = count, tuple(self.live.peaks)
         for name, optimiser in self.optimisers.items():
             if _trained_in(role, name):
                 optimiser.zero_grad(set_to_none=True)
@@ -277,9 +307,9 @@ class Rehearsal(Trainer):
             else 0
             for role, net in roles.items()
         }
-        held_back = 0
-        if config.teacher_offload:
-            held_back, weights["teacher"] = weights["teacher"], 0
+        streamed = [block for block in base["teacher"].modules() if isinstance(block, Streamed)]
+        held_back = sum(_bytes(block.parameters()) + _bytes(block.buffers()) for block in streamed)
+        weights["teacher"] -= held_back
         heads = _bytes(self.modules.parameters())
         vae = self.outline.vae
         other = _bytes([self.texts.embedded]) + (0 if vae is None else _bytes(vae.parameters())) + (1 + MOMENTS) * heads
@@ -289,11 +319,11 @@ class Rehearsal(Trainer):
         return Prediction(
             weights=weights,
             masters=masters,
-            gradients={role: gradients[role] for role in self.peaks},
+            gradients={role: gradients[role] for role in self.stages},
             moments={role: MOMENTS * size for role, size in trained.items()},
             ema=_bytes(self.ema.values()),
             other=other,
-            activations={role: max(0, peak - gradients[role]) for role, peak in self.peaks.items()},
+            stages=self.stages,
             flops=flops,
             held_back=held_back,
         )
@@ -345,16 +375,18 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def _linear(two: Prediction, four: Prediction, blocks: int) -> Prediction:
-    """The prediction for a network of `blocks` blocks, by those of two and of four."""
+def _linear(low: Prediction, high: Prediction, times: float) -> Prediction:
+    """`low`, and `times` as much as `high` has more."""
 
-    def at(low: object, high: object) -> object:
-        if isinstance(low, Mapping):
-            return {key: at(low[key], high[key]) for key in low}
-        return low + (high - low) * (blocks - 2) / 2 if isinstance(low, float) else low + (high - low) * (blocks - 2) // 2
+    def at(few: object, more: object) -> object:
+        if isinstance(few, Mapping):
+            return {key: at(few[key], more[key]) for key in few}
+        if isinstance(few, tuple):
+            return tuple(map(at, few, more))
+        return type(few)(few + (more - few) * times)
 
     fields = (f.name for f in dataclasses.fields(Prediction))
-    return Prediction(**{name: at(getattr(two, name), getattr(four, name)) for name in fields})
+    return Prediction(**{name: at(getattr(low, name), getattr(high, name)) for name in fields})
 
 
 def _shared(found: Prediction, share: int, gathered: int) -> Prediction:
@@ -363,9 +395,13 @@ def _shared(found: Prediction, share: int, gathered: int) -> Prediction:
     def part(sizes: Mapping[str, int]) -> dict[str, int]:
         return {role: math.ceil(size / share) for role, size in sizes.items()}
 
+    gradients = part(found.gradients)
     return dataclasses.replace(
         found,
-        weights=part(found.weights), masters=part(found.masters), gradients=part(found.gradients), moments=part(found.moments),
+        weights=part(found.weights), masters=part(found.masters), gradients=gradients, moments=part(found.moments),
         ema=math.ceil(found.ema / share),
-        activations={role: size + 2 * gathered for role, size in found.activations.items()},
+        stages={
+            role: tuple(size - found.gradients[role] + gradients[role] + 2 * gathered for size in stages)
+            for role, stages in found.stages.items()
+        },
     )  # fmt: skip

@@ -284,8 +284,11 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """x0_hat (B, C, T, H, W) of x_t (B, C, T, H, W) at sigma (B,) in (0, 1] with text (B, L, D)."""
-        velocity = self._count(self._forward(x_t, sigma, text), len(x_t))
-        return velocity_to_x0(velocity.to(x_t.dtype), x_t, sigma)
+        return velocity_to_x0(self.velocity(x_t, sigma, text), x_t, sigma)
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """noise - x0 (B, C, T, H, W), of which `__call__` makes x0_hat."""
+        return self._count(self._forward(x_t, sigma, text), len(x_t)).to(x_t.dtype)
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
         """Tokens (B, N, width) after the share `depth` of the blocks; what lies behind is neither run nor counted."""

@@ -1,15 +1,17 @@
 """How a run holds the roles' networks: their precision, whole or as adapters of one base, checkpointed, sharded, offloaded."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from distill_bench.adapters import Adapted, activate, active, add_adapter
+from distill_bench.architectures import architecture_called
 from distill_bench.config import RunConfig
 from distill_bench.masters import Masters, to_bfloat16
 from distill_bench.models import Pipeline
@@ -69,12 +71,12 @@ def build(
         if has_fake_score:
             nets["fake_score"] = placed(pipeline.fake_score())
         trained = {role: Masters(net) for role, net in nets.items()} if low else nets
-        teacher = to_bfloat16(pipeline.transformer) if low else pipeline.transformer
-        teacher = placed(teacher).cpu() if config.teacher_offload else placed(teacher)
+        teacher = placed(to_bfloat16(pipeline.transformer) if low else pipeline.transformer)
+        if config.teacher_offload:
+            teacher = offloaded(teacher, next(teacher.parameters()).device)
         networks = Networks(nets["student"], nets.get("fake_score"), teacher, None, trained)
     if config.gradient_checkpointing:
-        nets = [networks.student, networks.fake_score, *([] if config.teacher_offload else [networks.teacher])]
-        for net in nets:  # an offloaded teacher has its weights on the device for one forward, not for a second
+        for net in (networks.student, networks.fake_score, networks.teacher):
             if net is not None:
                 getattr(net, "net", net).enable_gradient_checkpointing(checkpointed)
     return networks
@@ -114,22 +116,25 @@ class _AsItWas:
             parameter.requires_grad_(flag)
 
 
-class OnDevice(Mapping[str, Tensor]):
-    """The weights of a network that lies in host memory, brought to the device for as long as a forward or its graph lives."""
+class Streamed(nn.Module):
+    """A block whose weights lie in host memory: each forward has a copy on the device, for as long as it or its graph lives."""
 
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
-        self._tensors = {name: _pinned(p) for name, p in net.named_parameters()} | dict(net.named_buffers())
-        self._device = device
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.block, self._device = block.cpu(), device
+        if device.type == "cuda":
+            for parameter in block.parameters():
+                parameter.data = parameter.data.pin_memory()
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].to(self._device, non_blocking=True, copy=True)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def forward(self, *inputs: Tensor, **named: object) -> object:
+        held = [*self.block.named_parameters(), *self.block.named_buffers()]
+        there = {name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in held}
+        return functional_call(self.block, there, inputs, named)
 
 
-def _pinned(parameter: nn.Parameter) -> Tensor:
-    return parameter.detach().pin_memory() if torch.cuda.is_available() else parameter.detach()
+def offloaded(net: nn.Module, device: torch.device) -> nn.Module:
+    """The frozen network with its blocks in host memory, where a forward fetches them one by one; the rest is on the device."""
+    blocks = architecture_called(net).blocks(net)
+    for index, block in enumerate(blocks):
+        blocks[index] = Streamed(block, device)
+    return net

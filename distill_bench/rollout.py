@@ -1,18 +1,25 @@
 """Sampling: the student in its few steps (also inside training) and the teacher in its many."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from distill_bench.method import Denoise
 from distill_bench.noise import add_noise, over, x0_to_velocity
 
+if TYPE_CHECKING:
+    from distill_bench.models import Denoiser
 
-def rollout(student: Denoise, noises: list[Tensor], sigmas: Tensor, text: Tensor, stepping: str, graph: bool = False) -> Tensor:
+
+def rollout(
+    student: "Denoiser", noises: list[Tensor], sigmas: Tensor, text: Tensor, stepping: str, graph: bool = False
+) -> Tensor:
     """The student's clean prediction after len(noises) steps, (B, C, T, H, W).
 
     Step i predicts x0 at sigmas[i]; `renoise` then adds fresh noise noises[i + 1] at sigmas[i + 1], `ode` takes an Euler step
     to sigmas[i + 1] and leaves the later noises unused. Only the last step keeps its graph, and only with `graph`
-    (backward simulation: Yin et al., 2024, section 4.5).
+    (backward simulation: Yin et al., 2024, section 4.5). Both are what diffusers' flow-matching scheduler makes, to the bit.
 
     Args:
         noises: one (B, C, T, H, W) a step; noises[0] is where sampling starts.
@@ -21,15 +28,16 @@ def rollout(student: Denoise, noises: list[Tensor], sigmas: Tensor, text: Tensor
     x_t, last = noises[0], len(noises) - 1
     for step in range(last + 1):
         sigma = sigmas[step].expand(len(x_t))
-        with torch.set_grad_enabled(graph and step == last):
-            x0 = student(x_t, sigma, text)
-        if step < last:
-            lower = sigmas[step + 1].expand(len(x_t))
+        if step == last:
+            with torch.set_grad_enabled(graph):
+                return student(x_t, sigma, text)
+        lower = sigmas[step + 1].expand(len(x_t))
+        with torch.no_grad():
             if stepping == "renoise":
-                x_t = add_noise(x0, noises[step + 1], lower)
+                x_t = add_noise(student(x_t, sigma, text), noises[step + 1], lower)
             else:
-                x_t = x_t + over(lower - sigma, x_t) * x0_to_velocity(x0, x_t, sigma)
-    return x0
+                x_t = x_t + over(lower - sigma, x_t) * student.velocity(x_t, sigma, text)
+    raise ValueError("a rollout has at least one step")
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from distill_bench.architectures.cogvideox import scale, sigmas_of, timestep_of, velocity_of
-from distill_bench.noise import add_noise, over, student_sigmas, velocity_to_x0, warp, x0_to_velocity
+from distill_bench.noise import add_noise, over, student_sigmas, velocity_to_x0, warp
 
 
 def flow_matching(nfe: int, shift: float, stepping: str, spaced: bool = False) -> FlowMatchEulerDiscreteScheduler:
@@ -85,7 +85,8 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
         sigma, lower = (self.sigmas[self.taken + i].expand(len(sample)) for i in (0, 1))
         x_t = sample if self.x_t is None else self.x_t  # kept, for z has been rounded
         kind = self.config.trained.get("prediction_type", "epsilon")
-        x0 = velocity_to_x0(velocity_of(model_output, x_t, sigma, self.table, kind), x_t, sigma)
+        velocity = velocity_of(model_output, x_t, sigma, self.table, kind)
+        x0 = velocity_to_x0(velocity, x_t, sigma)
         self.taken += 1
         if self.taken == len(self.timesteps):
             return (x0,)
@@ -94,5 +95,5 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
             noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=sample.dtype).transpose(1, 2)
             self.x_t = add_noise(x0, noise, lower)
         else:
-            self.x_t = x_t + over(lower - sigma, x_t) * x0_to_velocity(x0, x_t, sigma)
+            self.x_t = x_t + over(lower - sigma, x_t) * velocity
         return (self.x_t / over(scale(lower), x_t),)

@@ -33,6 +33,8 @@ class _Line(BaseModel, strict=True, extra="ignore"):
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: text, one a line; `.jsonl`, an object with `prompt` a line; `.json`, a list of such, as VBench's.
 
+    A line may have a `seed`, as such files do: it is checked and left, for seeds are the protocol's, the same for every run.
+
     Raises:
         ValueError: if there are none, or a line is no prompt.
     """

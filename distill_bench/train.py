@@ -30,7 +30,7 @@ from distill_bench.extras import Provider, needs_of, providers
 from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss, Nets
 from distill_bench.models import Denoiser, Guided, Pipeline, pipeline_of
-from distill_bench.networks import OnDevice, build
+from distill_bench.networks import build
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.sharding import all_processes, clip_gradients, is_sharded, local, whole
@@ -141,8 +141,7 @@ class Trainer:
                 self.ema = {name: value.clone() for name, value in self.ema.items()}
 
         self.ledger = Ledger(config.batch_size // world)  # each rank counts its share: in global batches it is the whole
-        offloaded = OnDevice(nets.teacher, device) if config.teacher_offload and not sharded else None
-        teacher = Denoiser(nets.teacher, "teacher", self.ledger, autocast, offloaded)
+        teacher = Denoiser(nets.teacher, "teacher", self.ledger, autocast)
         student = Denoiser(self.student, "student", self.ledger, autocast)
         laid_over = self.ema if config.ema is not None and nets.target is None else None
         average = nets.target if config.ema is not None and nets.target is not None else self.student

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import torch
 import yaml
 from ends import weights
 from safetensors.torch import load_file
+from torch import nn
 
 from distill_bench import checkpoint, testing
 from distill_bench.adapters import activate, merge
 from distill_bench.config import ConfigError, resolve, run_id
 from distill_bench.cost import Ledger
 from distill_bench.models import Denoiser, load_transformer
-from distill_bench.networks import OnDevice
+from distill_bench.networks import Streamed, checkpointed, offloaded
 from distill_bench.sample import sample
 from distill_bench.train import Trainer, train
 
@@ -121,15 +123,31 @@ def test_sequential_guidance_is_batched_guidance_in_float32(make_run):
     torch.testing.assert_close(trainer.nets.teacher(x_t, sigma, batch.text), batched, rtol=1e-6, atol=1e-6)
 
 
-def test_an_offloaded_teacher_is_on_the_device_for_its_forwards_alone(tiny_wan):
-    net = load_transformer(tiny_wan).requires_grad_(False)
-    held = OnDevice(net, torch.device("meta"))
-    assert all(value.device.type == "meta" for value in dict(held).values())
-    assert all(p.device.type == "cpu" for p in net.parameters())
-    x, sigma, text = torch.randn(1, 4, 2, 2, 2), torch.tensor([0.5]), torch.randn(1, 8, 16)
-    here = OnDevice(net, torch.device("cpu"))
-    plain, offloaded = (Denoiser(net, "teacher", Ledger(1), weights=w)(x, sigma, text) for w in (None, here))
-    torch.testing.assert_close(plain, offloaded, rtol=1e-6, atol=1e-6)  # memory at another address may be summed in another order
+def test_the_blocks_of_an_offloaded_teacher_are_on_the_device_one_at_a_time(tiny_wan):
+    """With checkpointing a block's copy is gone after its forward and comes again in the backward."""
+    x, sigma, text = torch.randn(1, 4, 2, 2, 2, requires_grad=True), torch.tensor([0.5]), torch.randn(1, 8, 16)
+
+    def gradient(net: nn.Module) -> torch.Tensor:
+        net.enable_gradient_checkpointing(checkpointed)
+        return torch.autograd.grad(Denoiser(net, "teacher", Ledger(1))(x, sigma, text).square().sum(), x)[0]
+
+    plain, net = (load_transformer(tiny_wan).requires_grad_(False) for _ in range(2))
+    net = offloaded(net, torch.device("cpu"))
+    copies, most = weakref.WeakSet(), 0
+    for block in net.blocks:
+        assert isinstance(block, Streamed)
+
+        def seen(inner: nn.Module, _inputs: tuple) -> None:
+            nonlocal most
+            copies.add(inner.ffn.net[2].weight)
+            most = max(most, len(copies))
+
+        block.block.register_forward_pre_hook(seen)
+    # memory at another address may be summed in another order
+    torch.testing.assert_close(gradient(net), gradient(plain), rtol=1e-5, atol=1e-6)
+    assert len(net.blocks) > 1 and most == 1
+    fetched = Streamed(nn.Linear(2, 2), torch.device("meta"))
+    assert fetched(torch.zeros(1, 2, device="meta")).device.type == "meta" and fetched.block.weight.device.type == "cpu"
 
 
 # --- bfloat16 ---
