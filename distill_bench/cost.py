@@ -168,12 +168,13 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
             rehearsed[alike] = predicted(config, processes)
         found = rehearsed[alike]
         needed, again = step_flops(found, config)
+        held_back = f" (host: {_gib(found.held_back)})" if found.held_back else ""
 
         def by_role(sizes: Mapping[str, float]) -> str:
             return " / ".join(_gib(sizes[role]) if role in sizes else "-" for role in ("student", "fake_score"))
 
         cells = (
-            f"{by_role(found.weights)} / {_gib(found.weights['teacher'])}",
+            f"{by_role(found.weights)} / {_gib(found.weights['teacher'])}{held_back}",
             *map(by_role, (found.masters, found.gradients, found.moments)),
             _gib(found.ema),
             _gib(found.other),

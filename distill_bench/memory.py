@@ -124,26 +124,27 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch})
     student_folder = folder if config.student is None else teacher_folder(config.student)
     blocks = tuple(architecture_of(each).transformer["num_layers"] for each in (folder, student_folder))
-
-    def rehearsed(teacher: int, student: int) -> tuple[Prediction, int]:
-        with (
-            FakeTensorMode(allow_non_fake_inputs=True),
-            mock.patch.object(nn.Module, "_apply", _apply),
-            mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
-        ):
-            rehearsal = Rehearsal(config, (teacher, student), processes)
-            return rehearsal.prediction(), rehearsal.largest_block()
-
     # blocks are alike: with all roles in proportion every number is linear in how many there are, each stage by itself
     whole = math.gcd(*blocks)
     unit = [each // whole for each in blocks]
     few = math.ceil(2 / min(unit))
     if 2 * few >= whole:
-        found, gathered = rehearsed(*blocks)
+        found, gathered = rehearsed(config, blocks, processes)
     else:
-        (low, gathered), (high, _) = (rehearsed(*(n * each for each in unit)) for n in (few, 2 * few))
+        (low, gathered), (high, _) = (rehearsed(config, tuple(n * each for each in unit), processes) for n in (few, 2 * few))
         found = _linear(low, high, (whole - few) / few)
     return found if share == 1 else _shared(found, share, gathered)
+
+
+def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tuple[Prediction, int]:
+    """The prediction for networks of so many blocks (the teacher's, the student's), and the bytes of the largest block."""
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        mock.patch.object(nn.Module, "_apply", _apply),
+        mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
+    ):
+        rehearsal = Rehearsal(config, blocks, processes)
+        return rehearsal.prediction(), rehearsal.largest_block()
 
 
 def step_flops(found: Prediction, config: RunConfig) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_the_predicted_peak_is_the_measured_one(name, small_wan, tmp_path):
     # on a processor an offloaded teacher lies in the same memory
     assert found.held + found.held_back == pytest.approx(held, rel=0.05)
     assert found.peak + found.held_back == pytest.approx(held + most, rel=0.15)
+
+
+def test_a_large_teacher_is_predicted_from_few_blocks(small_wan, tmp_path):
+    """As by all of its blocks, stage by stage: which one is the peak may change as there are more."""
+    folders = {name: Path(shutil.copytree(small_wan, tmp_path / name)) for name in ("teacher", "student")}
+    like = json.loads((small_wan / "transformer" / "config.json").read_text())
+    for name, blocks in {"teacher": 10, "student": 5}.items():
+        (folders[name] / "transformer" / "config.json").write_text(json.dumps(like | {"num_layers": blocks}))
+    fields = {"method": "sgmd", "nfe": 1, "gradient_checkpointing": True, "teacher_offload": True}
+    config = resolve(BASE | fields | {name: str(folder) for name, folder in folders.items()})
+    found, (whole, _) = predicted(config), memory.rehearsed(config, (10, 5), 1)
+    assert found.held_back == whole.held_back and found.held == whole.held
+    for role, stages in whole.stages.items():
+        assert found.stages[role] == pytest.approx(stages, rel=0.01)
 
 
 @pytest.mark.parametrize("method", methods())
