@@ -231,7 +231,7 @@ def run_local(sweep: Sweep, jobs: int, launch: Launch) -> None:
 def _task(sweep: Sweep, run: str, launch: Launch) -> local.Task:
     folder = sweep.store / run
     flags = ["--allow-changed-code"] if launch.allow_changed_code else []
-    return local.Task(run, local.python("distill_bench.job", str(folder), *flags), folder / "log.txt")
+    return local.Task(run, local.python("distill_bench.job", str(folder), *flags), folder / "log.txt", forks=True)
 
 
 def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
@@ -247,10 +247,9 @@ def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
 
 def _preparations(sweep: Sweep, todo: list[str]) -> list[local.Task]:
     """Tasks that make what the runs share: first in the queue, so that no run waits for them long."""
+    logs = sweep.store / "logs"
     return [
-        local.Task(
-            name, local.python("distill_bench.job", "--prepare", str(sweep.store / run)), sweep.store / "logs" / f"{run}.txt"
-        )
+        local.Task(name, local.python("distill_bench.job", "--prepare", str(sweep.store / run)), logs / f"{run}.txt", forks=True)
         for name, run in _sharing(sweep, todo).items()
     ]
 

@@ -1,12 +1,22 @@
-"""How two stores of one sweep are held against each other."""
+"""The worker processes of a sweep, and how two stores of one sweep are held against each other."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from distill_bench import checkpoint
+
+
+def workers(driver: int) -> list[int]:
+    """The workers under a driver: each leads a session of its own, below the process that forks them."""
+    try:
+        children = [int(p) for path in Path(f"/proc/{driver}/task").glob("*/children") for p in path.read_text().split()]
+        return [pid for child in children for pid in ([child] if os.getsid(child) == child else workers(child))]
+    except OSError:  # one has just ended
+        return []
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Worker processes of this machine, and how one is asked to stop."""
 
+import json
 import os
 import signal
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_bench.local import Task, run_queue
+from distill_bench.local import Task, python, run_queue
 from distill_bench.stop import DRIVER, Stopped, StopRequest
 
 SHOW = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'], flush=True); time.sleep(0.3)"
@@ -45,6 +46,35 @@ def test_a_task_that_cannot_start_says_why_and_the_others_run(tmp_path):
     run_queue(queue, 1)
     assert [task.code for task in queue] == [127, 127, 0]
     assert queue[0].error == "cannot start: No such file or directory: /nowhere/python" and "file" in queue[1].error
+
+
+OWN = """
+import json, os, sys
+
+ours = [name for name in sys.modules if name.startswith("distill_bench.")]
+watched = os.environ["DISTILL_BENCH_DRIVER"] == str(os.getppid())
+leads = os.getsid(0) == os.getpid()
+print(json.dumps([leads, watched, os.environ["OMP_NUM_THREADS"], sys.argv[1:], __name__, "torch" in sys.modules, ours]))
+os.kill(os.getpid(), 9) if "die" in sys.argv else sys.exit(3)
+"""
+
+
+def test_a_fork_is_a_process_of_its_own_with_the_libraries_and_none_of_our_code(tmp_path, monkeypatch):
+    """As `python -m` runs a module: its session, output, cores, arguments and exit code; where there is a GPU it is no fork."""
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    before, cores = dict(os.environ), str(len(os.sched_getaffinity(0)))
+    for devices, argument, code in (("", "a", 3), ("", "die", -signal.SIGKILL), ("0", "a", 3)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        task = Task("own", python("own", argument), tmp_path / f"{argument}{devices}.txt", forks=True)
+        run_queue([task], 1)
+        assert task.code == code
+        if argument == "a":
+            *said, ours = json.loads(task.log.read_text())
+            assert said == [True, True, cores, ["a"], "__main__", not devices]
+            assert set(ours) <= {"distill_bench.local", "distill_bench.stop"}
+    assert os.environ | {"CUDA_VISIBLE_DEVICES": ""} == before | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 SAVES = """

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ends import assert_same_ends
+from ends import assert_same_ends, workers
 
 from distill_bench.store import attempts, read_json
 from distill_bench.sweep import main
@@ -47,9 +47,9 @@ def test_a_hundred_kills_lose_nothing(tiny_wan: Path, tmp_path: Path, monkeypatc
                 command = [sys.executable, "-m", "distill_bench.sweep", *argv(file, where, "--cluster=local", "--jobs=2")]
                 driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
             time.sleep(rng.uniform(0, LONGEST_PAUSE))
-            workers = children(driver.pid)
+            running = workers(driver.pid)
             # a worker whose driver is gone saves and stops: too kind to be the rule
-            what, pid = ("worker", rng.choice(workers)) if workers and rng.random() < 0.8 else ("driver", driver.pid)
+            what, pid = ("worker", rng.choice(running)) if running and rng.random() < 0.8 else ("driver", driver.pid)
             if kills < KILLS and driver.poll() is None:
                 kill(pid)
                 killed[what] += 1
@@ -76,13 +76,6 @@ def test_a_hundred_kills_lose_nothing(tiny_wan: Path, tmp_path: Path, monkeypatc
 
 def argv(file: Path, where: Path, *more: str) -> list[str]:
     return [str(file), f"--store={where / 'runs'}", f"--out={where / 'results'}", *more]
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
-    except OSError:
-        return []
 
 
 def kill(pid: int) -> None:

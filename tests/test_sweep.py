@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from ends import assert_same_ends, workers
 
 from distill_bench import checkpoint
 from distill_bench.sweep import main
@@ -64,20 +63,6 @@ def rows(where: Path, name: str = "tiny") -> list[dict[str, str]]:
     return list(csv.DictReader((where / "results" / name / "runs.csv").open()))
 
 
-def students(store: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The final weights of every run of a store."""
-    runs = sorted(p.parent for p in store.glob("*/result.json"))
-    return {run.name: load_file(list(checkpoint.students(run).values())[-1]) for run in runs}
-
-
-def assert_same_ends(a: Path, b: Path) -> None:
-    first, second = students(a), students(b)
-    assert first and first.keys() == second.keys()
-    assert all(torch.equal(first[run][k], second[run][k]) for run in first for k in first[run])
-    for run in first:
-        assert (a / run / "metrics.jsonl").read_text() == (b / run / "metrics.jsonl").read_text()
-
-
 def test_a_sweep_makes_its_tables_and_a_second_call_makes_nothing_again(sweep_yaml, tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
     path = sweep_yaml(grid={"method": ["dmd2", f"{tmp_path}/own.py:Own"]}, base={"student_updates": 2})
@@ -116,16 +101,12 @@ def test_a_sweep_killed_and_started_again_ends_in_the_same_bits(sweep_yaml, tmp_
     driver = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     while driver.poll() is None and not any(len(p.read_text().splitlines()) > 2 for p in store.glob("*/train.jsonl")):
         time.sleep(0.01)
-    for pid in _children(driver.pid):
+    for pid in workers(driver.pid):
         os.kill(pid, signal.SIGKILL)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL and not all((store / run.name / "result.json").exists() for run in store.glob("*-s*"))
     assert main(command(path, tmp_path / "killed", "--jobs", "2")) == 0
     assert_same_ends(tmp_path / "whole" / "runs", tmp_path / "killed" / "runs")
-
-
-def _children(pid: int) -> list[int]:
-    return [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
 
 
 def test_a_run_that_fails_leaves_the_others_alone_and_can_be_tried_again(sweep_yaml, tmp_path, capsys):
