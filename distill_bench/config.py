@@ -129,6 +129,7 @@ class RunConfig(_Model):
     guidance_forwards: Literal["batched", "sequential"] = identity("batched", counts=False)
     teacher_offload: bool = identity(False, counts=False)  # the teacher's weights stay in host memory between its uses
     sharding: bool = identity(False, counts=False)  # FSDP2: the processes of a run share each role's weights
+    compile: bool = identity(False, came_later=True)  # the blocks by torch.compile: fewer kernels, other rounding
 
 
 _DEFAULTS = {k: f.default for k, f in RunConfig.model_fields.items() if isinstance(f.default, (int, float, str))}
@@ -411,7 +412,7 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
     """ConfigError for a way to hold the networks that the run cannot have."""
     if config.weights == "bfloat16" and config.precision != "bfloat16":
         raise ConfigError(f"weights 'bfloat16' needs precision 'bfloat16', not {config.precision!r}")
-    held = ("adapter", "gradient_checkpointing", "sharding", "teacher_offload")
+    held = ("adapter", "gradient_checkpointing", "sharding", "teacher_offload", "compile")
     asked = [key for key in held if getattr(config, key)] + ["weights"] * (config.weights != "float32")
     if is_gaussian(folder) and asked:
         raise ConfigError(f"{asked[0]} needs a transformer: the teacher {config.teacher!r} is none")
@@ -422,6 +423,11 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
     for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter"), ("student", "adapter")):
         if getattr(config, key) and getattr(config, other):
             raise ConfigError(f"{key} with {other}: one set of base weights serves all roles; leave {key} out")
+    for key in ("adapter", "sharding", "teacher_offload"):
+        if config.compile and getattr(config, key):
+            raise ConfigError(f"compile with {key}: blocks that change between forwards would be compiled again; leave one out")
+    if config.compile and config.reuse_rollout == "graph":
+        raise ConfigError("compile with reuse_rollout 'graph': a compiled backward runs once for a forward; reuse_rollout true")
     if config.sharding and config.reuse_rollout == "graph":
         raise ConfigError("sharding with reuse_rollout 'graph': shards are gathered for one phase at a time; reuse_rollout true")
 

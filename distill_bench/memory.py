@@ -4,8 +4,8 @@ The trainer's own phases are rehearsed on fake tensors (shapes without data), an
 the method's code, the run's settings and the architecture decide, no formula of ours. `distill-bench cost SWEEP --memory`
 shows it; a training on a GPU that has less ends before its first step.
 
-Not counted: what a kernel holds inside, the allocator's rounding and fragments, buffers of collectives, the text encoder (gone by
-the first step), and the teacher's samples, where a method needs such data.
+Not counted: what `compile` saves, what a kernel holds inside, the allocator's rounding and fragments, buffers of collectives, the
+text encoder (gone by the first step), and the teacher's samples, where a method needs such data.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     if is_gaussian(folder):
         raise TeacherError(f"teacher {config.teacher!r} has no networks whose memory could be asked for")
     share = processes if config.sharding else 1
-    config = config.model_copy(update={"sharding": False, "trackers": (), "threads": None})
+    config = config.model_copy(update={"sharding": False, "compile": False, "trackers": (), "threads": None})
     if config.accumulation > 2 and config.reuse_rollout != "graph":  # after the second, micro-batches are as the second
         batch = config.batch_size // config.accumulation * 2
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch})

@@ -169,6 +169,9 @@ class Trainer:
                     flops[key] = pipeline.flops(net, self.latent_shape, null_text)
             if net is not None:
                 self.ledger.flops[role] = flops[key]
+        if config.compile:
+            for net in filter(None, (self.student, self.fake_score, nets.teacher)):
+                net.compile_repeated_blocks()
         self.nets = Nets(
             student=student,
             fake_score=fake_score,

@@ -59,8 +59,9 @@ def test_how_a_run_is_held_is_in_its_id_only_where_it_changes_the_numbers():
         {"adapter": {"rank": 4}},
         {"precision": "bfloat16"},
         {"precision": "bfloat16", "weights": "bfloat16"},
+        {"compile": True},
     ]
-    assert len({plain, *(run_id(resolve({"method": "dmd2"} | other)) for other in others)}) == 5
+    assert len({plain, *(run_id(resolve({"method": "dmd2"} | other)) for other in others)}) == 6
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,8 @@ def test_how_a_run_is_held_is_in_its_id_only_where_it_changes_the_numbers():
         ({"adapter": {"ranks": 4}}, "unknown key 'adapter.ranks' .did you mean 'rank'"),
         ({"adapter": {}, "sharding": True}, "sharding with adapter"),
         ({"adapter": {}, "teacher_offload": True}, "teacher_offload with adapter"),
+        ({"compile": True, "sharding": True}, "compile with sharding"),
+        ({"compile": True, "method": SHARED_GRAPH}, "compile with reuse_rollout 'graph'"),
         ({"adapter": {}, "method": "ida"}, "adapter: ida averages weights"),
         ({"adapter": {}, "teacher": "gaussian"}, "adapter needs a transformer: the teacher 'gaussian' is none"),
         ({"sharding": True, "method": SHARED_GRAPH}, "sharding with reuse_rollout 'graph'"),
@@ -148,6 +151,15 @@ def test_the_blocks_of_an_offloaded_teacher_are_on_the_device_one_at_a_time(tiny
     assert len(net.blocks) > 1 and most == 1
     fetched = Streamed(nn.Linear(2, 2), torch.device("meta"))
     assert fetched(torch.zeros(1, 2, device="meta")).device.type == "meta" and fetched.block.weight.device.type == "cpu"
+
+
+def test_compiled_blocks_change_the_rounding_alone(make_run):
+    """Of a method whose discriminator stops a forward half-way; compiled once for all roles, so one method is enough."""
+    plain, compiled = (
+        make_run(str(on), method=ON_FEATURES, compile=on, student_updates=1, fake_score_updates=1) for on in (False, True)
+    )
+    assert train(plain)["cost"] == train(compiled)["cost"]
+    assert 0 < furthest(plain, compiled) < 1e-5
 
 
 # --- bfloat16 ---

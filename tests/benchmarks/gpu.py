@@ -20,7 +20,6 @@ import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
 
-from distill_bench.adapters import Adapted
 from distill_bench.config import RunConfig, resolve
 from distill_bench.cost import PASSES
 from distill_bench.memory import Outline, outline, predicted
@@ -42,7 +41,7 @@ ROWS: dict[str, dict] = {
     "float32 weights under autocast": {"weights": "float32"},
     "shared base by adapters": {"adapter": {}},
     "plain attention": {},
-    "compiled blocks": {},
+    "compiled blocks": {"compile": True},
 }
 SIZES = {
     "wan-1.3b": {"teacher": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "frames": 81, "height": 480, "width": 832},
@@ -96,16 +95,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def measure(config: RunConfig, folder: Path, device: torch.device, setting: str, rounds: int) -> dict[str, float | None]:
+def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int) -> dict[str, float | None]:
     """Seconds of both updates, FLOPs of both, and peak bytes, which nothing counts on a processor."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Measured(config, folder, device)
-    roles = (trainer.student, trainer.fake_score, trainer.nets.unguided_teacher.net)
-    bases = {id(base): base for base in (net.net if isinstance(net, Adapted) else net for net in roles)}
-    for net in bases.values():
-        if setting == "compiled blocks":
-            net.compile_repeated_blocks()
     took: dict[str, list[float]] = {"student": [], "fake_score": []}
     updates = {"student": trainer.update_student, "fake_score": lambda: trainer.update_fake_score(0, None)}
     flops = {}
@@ -129,7 +123,7 @@ def row(name: str, setting: str, config: RunConfig, folder: Path, device: torch.
     try:
         # a network's own `set_attention_backend` would stay for the rows that follow
         with attention_backend("_native_math") if setting == "plain attention" else contextlib.nullcontext():
-            found = measure(config, folder, device, setting, rounds)
+            found = measure(config, folder, device, rounds)
     except torch.OutOfMemoryError:
         return name, setting, "does not fit", "does not fit", "-", "-", needs
     finally:
