@@ -20,7 +20,7 @@ KINDS = {
     "PREEMPTED": "preempted", "BOOT_FAIL": "node_fail", "DEADLINE": "timeout",
 }  # fmt: skip
 # reasons of a waiting job that do not end by themselves
-ENDLESS = re.compile(r"Partition\w*(Limit|Down|Inactive)|Invalid|NotAllowed|BadConstraints|NeverSatisfied|[Hh]eld|PerJob")
+ENDLESS = re.compile(r"Partition\w*(Limit|Down|Inactive|Config)|Invalid|NotAllowed|BadConstraints|NeverSatisfied|[Hh]eld|PerJob")
 
 
 class SchedulerError(RuntimeError):

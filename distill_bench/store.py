@@ -316,8 +316,8 @@ def _alive(attempt: Path, stale_seconds: float) -> bool:
         return False
     if start["host"] == me["host"] and not _process_exists(start["pid"]):
         return False
-    beats = [p.stat().st_mtime for p in (attempt / "heartbeat", attempt) if p.exists()]
-    return time.time() - max(beats, default=0) < stale_seconds
+    beats = (p.stat().st_mtime for p in (attempt / "heartbeat", attempt) if p.exists())
+    return time.time() - next(beats, 0.0) < stale_seconds
 
 
 def _process_exists(pid: int) -> bool:
