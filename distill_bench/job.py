@@ -57,7 +57,7 @@ DONE, STOPPED, ELSEWHERE, FAILED = 0, 3, 4, 1
 LIVES_WITHOUT_PROGRESS = 3
 MORE_TIME = "give it more time (cluster.hours)"
 # what a rank says of another that is gone
-LOST_RANK = re.compile(r"by peer|remote process exited|Connection was likely closed|Broken pipe|Connection refused")
+LOST_RANK = re.compile(r"by peer|remote process exited|Connection was likely closed|Broken pipe")
 
 
 class CodeChanged(RuntimeError):
@@ -184,11 +184,11 @@ def _stopped(run_dir: Path, mine: Claim, stop: StopRequest) -> int:
 
 
 def bytes_in(*folders: Path) -> int:
-    """The size of what clips and scores there are: it changes as long as something is made."""
+    """The size of what clips and scores there are: it changes as long as something is made. Attempts make nothing."""
     size = 0
-    for path in (path for folder in folders for path in folder.rglob("*")):
+    for path in (path for folder in folders for path in folder.rglob("*") if "attempts" not in path.parts):
         with contextlib.suppress(OSError):  # others work here
-            size += path.stat().st_size
+            size += path.stat().st_size if path.is_file() else 0
     return size
 
 

@@ -68,23 +68,32 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None where there is no file or no such thing in it."""
     try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return _mapping(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _mapping(data: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(data)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
 
 def read_record(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:
     """`read_json` of a file of the store; one that does not say what it must is set aside with a message, and is then absent."""
-    found = read_json(path)
+    try:
+        found = _mapping(path.read_bytes())
+    except FileNotFoundError:
+        return None
     if found is not None and all(isinstance(found.get(key), kind) for key, kind in needs.items()):
         return found
-    if path.is_file():
-        aside, where = path.with_name(f"{path.name}.corrupt"), "left where it is"
-        with contextlib.suppress(OSError):
-            path.rename(aside)
-            where = f"set aside as {aside.name}"
-        print(f"{path} cannot be read; {where}", file=sys.stderr, flush=True)
+    aside, where = path.with_name(f"{path.name}.corrupt"), "left where it is"
+    with contextlib.suppress(OSError):
+        path.rename(aside)
+        where = f"set aside as {aside.name}"
+    print(f"{path} cannot be read; {where}", file=sys.stderr, flush=True)
     return None
 
 

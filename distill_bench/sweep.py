@@ -118,7 +118,7 @@ class Sweep:
         """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
         self.write_runs()
         results = [result for run in self.runs if (result := result_of(self.store / run))]
-        found = dict.fromkeys(pair for result in results for pair in result["references"].items())
+        found = dict.fromkeys(pair for result in results for pair in result.get("references", {}).items())
         presets = self.config.presets()
         kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
         references = {kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found}

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from distill_bench import provenance, slurm, store
-from distill_bench.config import ConfigError, load_sweep
+from distill_bench.config import ConfigError, load_run, load_sweep
 from distill_bench.gather import GatherError, read_sweep
 from distill_bench.job import ELSEWHERE, FAILED, LOST_RANK, STOPPED, _stopped, execute
+from distill_bench.protocol import protocol_hash
 from distill_bench.scheduler import Queue, read_queue
 from distill_bench.status import Known, read_statuses
 from distill_bench.stop import StopRequest
@@ -186,6 +187,7 @@ def test_only_lives_that_bring_nothing_end_a_run_that_is_stopped_again_and_again
     write_json(run / "train.json", {"status": "done"})
 
     def life(clips: int) -> int:
+        claim(run.parent / "references" / protocol_hash(load_run(run)), {}).close("stopped")  # it made nothing there
         (run / "samples").mkdir(exist_ok=True)
         (run / "samples" / f"{clips}.npy").write_bytes(b"clip")
         return _stopped(run, claim(run, {}), stop)
