@@ -20,7 +20,7 @@ from distill_bench.scheduler import Queue, read_queue
 from distill_bench.status import Known, read_statuses
 from distill_bench.stop import StopRequest
 from distill_bench.store import attempts, cancels, claim, end_of, state, write_json
-from distill_bench.sweep import Launch, cancel, main, open_sweep, run_local
+from distill_bench.sweep import Launch, _queue_again, cancel, main, open_sweep, run_local
 
 BASE = {
     "student_updates": 2, "fake_score_updates": 1, "batch_size": 2, "nfe": 2, "frames": 5, "height": 16, "width": 16,
@@ -244,6 +244,9 @@ def test_a_watch_has_seconds_and_an_end(sweep_file, tmp_path, monkeypatch, capsy
     assert not (tmp_path / "runs").exists(), "nothing was launched"
     monkeypatch.setattr("distill_bench.sweep.QUIET_SECONDS", 0.1)
     assert main([*argv, "--watch=0.1"]) == 3, "nobody works on it"
+    monkeypatch.setenv("PATH", "")
+    before = Queue({"7_0": "RUNNING"})
+    assert _queue_again(tmp_path, True, before) is before and "squeue does not answer" in capsys.readouterr().err
 
 
 def test_what_sbatch_says_is_passed_on_by_its_telling_lines():
