@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +46,8 @@ def save(run_dir: Path, student_updates: int, files: Mapping[str, Mapping[str, T
     root.mkdir(exist_ok=True)
     for torn in root.glob(".writing-*"):  # a run has one writer: this is what a killed one left
         shutil.rmtree(torn, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
+    temporary = root / f".writing-{os.getpid()}"
+    temporary.mkdir()
     try:
         for name, found_tensors in files.items():
             path = temporary / f"{name}.safetensors"

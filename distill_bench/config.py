@@ -146,13 +146,13 @@ class ClusterConfig(_Model):
     gpus: int = Field(0, ge=0)  # a node
     tasks: int | None = Field(None, ge=1)  # processes a node that train a run together; None: one a GPU
     cpus: Positive = 2  # a process
-    mem_gb: Positive = 8  # a node
+    mem_gb: Positive | None = 8  # a node; None: the cluster's default, or what `sbatch` says
     hours: float = Field(1.0, gt=0)
     runs_per_job: Positive = 1  # small runs that share a job and its GPUs, side by side
     jobs: int | None = Field(None, ge=1)  # at once; None: the GPUs or cores of this machine, or 16 in an array
     signal_seconds: Positive = 120  # before the time limit, to save in
     setup: tuple[str, ...] = ()  # shell lines before each job
-    sbatch: dict[str, str | int | bool] = {}  # any further sbatch parameter
+    sbatch: dict[str, str | int | bool] = {}  # any further sbatch parameter; false: none of that name
 
     @model_validator(mode="after")
     def _packed_runs_train_alone(self) -> "ClusterConfig":
@@ -312,11 +312,17 @@ def _with_profile(cluster: Any) -> Any:
     if not isinstance(cluster, dict):
         return cluster
     path = _profiles_path()
-    profiles = load_yaml(path) if path.is_file() else {}
+    profiles = (load_yaml(path) if path.is_file() else None) or {}
+    if not isinstance(profiles, dict):
+        raise ConfigError(f"{path}: profiles are a mapping of names to settings of a cluster; found {type(profiles).__name__}")
     name = cluster.get("profile", "default")
     if name not in profiles and "profile" in cluster:
         raise ConfigError(f"cluster.profile {name!r} is not in {path}; known: {', '.join(profiles) or 'none'}")
-    return {**profiles.get(name, {}), **{key: value for key, value in cluster.items() if key != "profile"}}
+    profile = profiles.get(name, {})
+    if not isinstance(profile, dict):
+        raise ConfigError(f"{path}: profile {name} = {profile!r}: a mapping of settings, for instance {{partition: gpu}}")
+    validate(ClusterConfig, profile, f"{path}: profile {name}")  # what is wrong here is not the sweep's fault
+    return {**profile, **{key: value for key, value in cluster.items() if key != "profile"}}
 
 
 def load_run(run_dir: Path) -> RunConfig:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distill_bench.store import attempts, differences, flat, read_json, read_jsonl, state
+from distill_bench.store import attempts, differences, flat, read_json, read_jsonl, read_record, result_of, state
 
 RUN_COLUMNS = ["run_id", "method", "seed", "status", "student_updates", "fake_score_updates", "nfe"]
 COST_COLUMNS = [
@@ -96,10 +96,10 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     """
     name = Path(sweep).stem
     path = Path(store) / "sweeps" / f"{name}.json"
-    if not path.is_file():
+    manifest = read_record(path, run_ids=list)
+    if manifest is None:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise GatherError(f"no sweep called {name!r} in {path.parent}; known: {known}")
-    manifest = read_json(path)
     runs = [read_run(Path(store) / run_id) for run_id in manifest["run_ids"]]
     for run in runs:
         if run.config and run.run_id in manifest.get("presets", {}):
@@ -119,7 +119,7 @@ def read_run(folder: Path) -> Source:
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", folder.name)
     config = yaml.safe_load((folder / "run.yaml").read_text()) if (folder / "run.yaml").is_file() else {}
     tried = attempts(folder)
-    result, scores = _json(folder / "result.json"), _scores(folder)
+    result, scores = result_of(folder) or {}, _scores(folder)
     checkpoints = {int(p.name): _scores(p) for p in (folder / "samples").glob("*") if p.name.isdigit()}
     if scores and result:
         checkpoints[result["student_updates"]] = scores

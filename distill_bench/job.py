@@ -7,8 +7,10 @@ This is what a worker process executes, on this machine or on a node of a cluste
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -28,7 +30,7 @@ from distill_bench.extras import needs_of, providers
 from distill_bench.models import pipeline_of
 from distill_bench.protocol import protocol_hash, student_key
 from distill_bench.provenance import code_fingerprint, dirty_diff, provenance
-from distill_bench.registry import RegistryError, evaluators, find_evaluator
+from distill_bench.registry import RegistryError, evaluators, find_evaluator, method_file
 from distill_bench.sample import references, sample
 from distill_bench.stop import Stopped, StopRequest
 from distill_bench.store import (
@@ -36,11 +38,15 @@ from distill_bench.store import (
     attempts,
     claim,
     end_attempt,
+    end_of,
     kind_of_write,
     once,
     output_file,
     read_json,
+    read_record,
     record_outside,
+    result_of,
+    start_of,
     write_bytes,
     write_json,
 )
@@ -49,6 +55,9 @@ from distill_bench.train import train
 # How a worker process ends: its run has a result, was stopped in time to go on later, or is in other hands.
 DONE, STOPPED, ELSEWHERE, FAILED = 0, 3, 4, 1
 LIVES_WITHOUT_PROGRESS = 3
+MORE_TIME = "give it more time (cluster.hours)"
+# what a rank says of another that is gone
+LOST_RANK = re.compile(r"by peer|remote process exited|Connection was likely closed|Broken pipe")
 
 
 class CodeChanged(RuntimeError):
@@ -74,7 +83,7 @@ def execute(run_dir: Path, stop: StopRequest | None = None, allow_changed_code: 
     try:
         if mine is not None:
             _record(mine.attempt, run_dir, allow_changed_code)
-        summary = train(run_dir, stop)
+        summary = train(run_dir, stop if mine is None else lambda: stop() or mine.taken_over)
         if mine is None:
             if summary["status"] != "stopped" and checkpoint.students(run_dir):
                 with stop.at_once():  # its share of the clips
@@ -83,27 +92,40 @@ def execute(run_dir: Path, stop: StopRequest | None = None, allow_changed_code: 
             return STOPPED if summary["status"] == "stopped" else DONE
         with stop.at_once():
             result = _result(run_dir, summary)
-        if attempts(run_dir)[-1] == mine.attempt:  # else somebody took the run over: the results are theirs
-            write_json(run_dir / "result.json", result)
-            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the kept students are what is used from here on
+        if not mine.newest():
+            return _superseded(mine)
+        write_json(run_dir / "result.json", result)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the kept students are what is used from here on
         mine.close(result["status"])
         return DONE
     except Stopped:
-        return STOPPED if mine is None else _stopped(run_dir, mine, stop)
+        if mine is None:
+            return STOPPED
+        return _stopped(run_dir, mine, stop) if mine.newest() else _superseded(mine)
     except Exception as error:
         traceback.print_exc()
         said = {"error": f"{type(error).__name__}: {error}", "kind": kind_of(error)}
+        # a rank that was killed is no failure of the run, though the others say so
+        status = "lost" if ranks is not None and LOST_RANK.search(said["error"]) else "error"
         try:
-            end_attempt(attempt, "error", **said) if mine is None else mine.close("error", **said)
+            end_attempt(attempt, status, **said) if mine is None else mine.close(status, **said)
         except OSError:
             record_outside(run_dir, **said)
         return FAILED
 
 
+def _superseded(mine: Claim) -> int:
+    """End quietly: somebody took the run over (this process had been silent for long), and the results are theirs."""
+    print(f"{mine.attempt.parent.parent.name} was taken over", flush=True)
+    mine.close("superseded")
+    return ELSEWHERE
+
+
 def _begin(run_dir: Path) -> tuple[Claim | None, int]:
     """The claim of a run, or why there is none."""
-    if (run_dir / "result.json").is_file():
+    if result_of(run_dir) is not None:
         return None, DONE
+    read_record(run_dir / "train.json", status=str)  # what says nothing is out of the way before training reads it
     try:
         mine = claim(run_dir, {"command": f"python -m distill_bench.job {run_dir}", "log": output_file()})
     except OSError as error:
@@ -122,8 +144,11 @@ def _record(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:
     Raises:
         CodeChanged: with both fingerprints.
     """
-    code = code_fingerprint(load_run(run_dir).method["name"])
-    write_json(attempt / "start.json", read_json(attempt / "start.json") | provenance() | {"code_fingerprint": code})
+    method = load_run(run_dir).method["name"]
+    code, file = code_fingerprint(method), method_file(method)
+    write_json(attempt / "start.json", start_of(attempt) | provenance() | {"code_fingerprint": code})
+    if file is not None:
+        write_bytes(attempt / file.name, file.read_bytes())  # it may be in no commit, nor in the checkout
     diff = dirty_diff()
     if diff:
         write_bytes(attempt / "dirty.diff", diff.encode())
@@ -137,7 +162,7 @@ def _record(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:
 
 def _codes(run_dir: Path) -> list[str]:
     """The code fingerprints of a run's attempts, each once, oldest first."""
-    starts = [read_json(attempt / "start.json") or {} for attempt in attempts(run_dir)]
+    starts = [start_of(attempt) for attempt in attempts(run_dir)]
     return list(dict.fromkeys(start["code_fingerprint"] for start in starts if "code_fingerprint" in start))
 
 
@@ -145,15 +170,26 @@ def _stopped(run_dir: Path, mine: Claim, stop: StopRequest) -> int:
     """End an attempt on request, or as a failure where the run never gets anywhere before it is stopped."""
     newest = [int(folder.name) for folder in checkpoint.found(run_dir)[-1:]] or [0]
     trained = (run_dir / "train.json").is_file()
-    before = [read_json(a / "exit.json") or {} for a in attempts(run_dir)[-LIVES_WITHOUT_PROGRESS:-1]]
-    at = {"student_updates": newest[0], "trained": trained}
+    before = [end_of(a) or {} for a in attempts(run_dir)[-LIVES_WITHOUT_PROGRESS:-1]]
+    rows = run_dir.parent / "references" / protocol_hash(load_run(run_dir))
+    at = {"student_updates": newest[0], "trained": trained, "bytes": bytes_in(run_dir / "samples", rows)}
     stuck = len(before) == LIVES_WITHOUT_PROGRESS - 1 and all(at.items() <= end.items() for end in before)
     if stuck and "SLURM_JOB_ID" in os.environ:
-        error = f"stopped {LIVES_WITHOUT_PROGRESS} times at student update {newest[0]}: give it more time (cluster.hours)"
+        stage = ", in its evaluation," if trained else ""
+        error = f"stopped {LIVES_WITHOUT_PROGRESS} times at student update {newest[0]}{stage} with nothing new: {MORE_TIME}"
         mine.close("error", error=error, kind="timeout")
         return FAILED
     mine.close("stopped", signal=stop.signal and stop.signal.name, **at)
     return STOPPED
+
+
+def bytes_in(*folders: Path) -> int:
+    """The size of what clips and scores there are: it changes as long as something is made. Attempts make nothing."""
+    size = 0
+    for path in (path for folder in folders for path in folder.rglob("*") if "attempts" not in path.parts):
+        with contextlib.suppress(OSError):  # others work here
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +234,7 @@ def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
     versions = {name: _version(name) for name in (evaluators() if names is None else names)}
 
     def ready() -> bool:
-        found = read_json(marker)
+        found = read_record(marker, evaluators=dict, folders=dict)
         return found is not None and found["evaluators"] == versions
 
     def make() -> None:

@@ -65,13 +65,15 @@ def run_queue(
     changed: Callable[[Task], None] = lambda task: None,
     tick: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
+    drop: Callable[[Task], bool] = lambda task: False,
 ) -> None:
     """Run every task to its end, at most `jobs` at once; `changed` is told of each start and end, `tick` called once a second.
 
-    A task is a process group of its own. Once `stop()` is true nothing more is started and the running ones are asked to save.
+    A task is a process group of its own. Once `stop()` is true nothing more is started and the running ones are asked to save;
+    so are single tasks that are to `drop`.
     Ctrl-C does the same and raises KeyboardInterrupt when they have ended; a second Ctrl-C kills them at once.
     """
-    waiting, running, ticked, asked = list(tasks), {}, 0.0, False
+    waiting, running, ticked, asked, dropped = list(tasks), {}, 0.0, False, set()
     try:
         while waiting or running:
             if not asked and stop():
@@ -80,6 +82,8 @@ def run_queue(
                 _signal(running.values(), signal.SIGTERM)
             while waiting and len(running) < jobs:
                 task = waiting.pop(0)
+                if drop(task):
+                    continue
                 slot = next(i for i in range(jobs) if i not in running)
                 _start(task, slot, jobs)
                 running[slot] = task
@@ -90,6 +94,9 @@ def run_queue(
                     changed(task)
             if time.monotonic() - ticked > 1:
                 tick()
+                told = [task for task in running.values() if task.name not in dropped and drop(task)]
+                _signal(told, signal.SIGTERM)
+                dropped.update(task.name for task in told)
                 ticked = time.monotonic()
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:

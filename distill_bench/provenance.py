@@ -14,7 +14,13 @@ from distill_bench import __version__
 from distill_bench.registry import method_file
 
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy", "submitit")
-CORE = ("draws", "extras", "method", "models", "noise", "rollout", "train")  # what every objective's numbers go through
+# of the package's modules those that change no number of a run: commands, records, jobs, pictures, tables; and the evaluators'
+# own, which have versions. All others are part of a run's code
+APART = {
+    "__init__", "cli", "compare", "embed", "encoders", "evaluate", "evaluator", "export", "features", "gather", "job", "local",
+    "media", "memory", "plot", "pretrain", "protocol", "provenance", "registry", "report", "results", "scheduler", "slurm",
+    "stats", "status", "stop", "store", "sweep", "tables", "testing", "verify",
+}  # fmt: skip
 ROOT = Path(__file__).resolve().parent
 
 
@@ -44,8 +50,10 @@ def dirty_diff() -> str:
 
 
 def code_fingerprint(method: str) -> str:
-    """12 digits over the syntax trees of a method's file and of the core: comments, docstrings and layout do not count."""
-    files = [method_file(method), *(ROOT / f"{name}.py" for name in CORE), *sorted(ROOT.glob("architectures/*.py"))]
+    """12 digits over the syntax trees of a method's file and of all that its runs go through; comments, docstrings and layout do
+    not count."""
+    modules = sorted(path for path in ROOT.glob("*.py") if path.stem not in APART)
+    files = [method_file(method), *modules, *sorted(ROOT.glob("architectures/*.py"))]
     trees = [syntax_digest(path.read_text()) for path in files if path is not None]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:12]
 

@@ -7,17 +7,20 @@ import contextlib
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill_bench.store import read_json
+from distill_bench.store import cancels, read_record
 
 # how SLURM calls the end of a job -> the kind of a failure
 KINDS = {
     "TIMEOUT": "timeout", "NODE_FAIL": "node_fail", "OUT_OF_MEMORY": "host_oom", "CANCELLED": "cancelled",
     "PREEMPTED": "preempted", "BOOT_FAIL": "node_fail", "DEADLINE": "timeout",
 }  # fmt: skip
+# reasons of a waiting job that do not end by themselves
+ENDLESS = re.compile(r"Partition\w*(Limit|Down|Inactive|Config)|Invalid|NotAllowed|BadConstraints|NeverSatisfied|[Hh]eld|PerJob")
 
 
 class SchedulerError(RuntimeError):
@@ -48,10 +51,18 @@ class Queue:
     states: dict[str, str] = field(default_factory=dict)  # job -> PENDING, RUNNING, ...; those that have ended are not here
     jobs: dict[str, list[str]] = field(default_factory=dict)  # run -> its jobs, oldest first
     logs: dict[str, Path] = field(default_factory=dict)  # job -> its log
+    reasons: dict[str, str] = field(default_factory=dict)  # job -> why it waits
+    first: dict[str, str] = field(default_factory=dict)  # job -> the job that prepares what its runs share
+    cancelled: frozenset[str] = frozenset()  # jobs that this program was told to cancel
 
     def active(self, run: str) -> list[str]:
         """The run's jobs that are in the queue."""
         return [job for job in self.jobs.get(run, []) if job in self.states]
+
+    def stuck(self, run: str) -> str | None:
+        """Why the run's jobs will never start, as SLURM says it; None where they will."""
+        reasons = [self.reasons.get(job, "") for job in self.active(run)]
+        return next(iter(reasons)) if reasons and all(map(ENDLESS.search, reasons)) else None
 
     def log(self, run: str) -> Path | None:
         """The log of the run's newest job."""
@@ -67,13 +78,19 @@ def read_queue(store: Path, on_slurm: bool = True) -> Queue:
     """
     jobs: dict[str, list[str]] = {}
     logs: dict[str, Path] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted((store / "submissions").iterdir()):
-            for run, job in (read_json(path) or {}).get("jobs", {}).items():
-                jobs.setdefault(run, []).append(job)
-                logs[job] = store / "slurm" / job.partition("_")[0] / f"{job}_0_log.out"
-    lines = _call("squeue", "--me", "--noheader", "--array", "--format=%i %T").splitlines() if on_slurm else []
-    return Queue(dict(line.split() for line in lines), jobs, logs)
+    first: dict[str, str] = {}
+    for path in sorted((store / "submissions").glob("*.json")):
+        found = read_record(path, jobs=dict) or {"jobs": {}}
+        for run, job in found["jobs"].items():
+            jobs.setdefault(run, []).append(job)
+            logs[job] = store / "slurm" / job.partition("_")[0] / f"{job}_0_log.out"
+            if "dependency" in found:
+                first[job] = found["dependency"].partition(":")[2]
+    told = frozenset(job for call in cancels(store) for job in call["jobs"])
+    lines = _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r").splitlines() if on_slurm else []
+    rows = [line.split("|", 2) for line in lines]
+    states, reasons = {job: state for job, state, _ in rows}, {job: reason for job, _, reason in rows}
+    return Queue(states, jobs, logs, reasons, first, told)
 
 
 def ended_as(jobs: Iterable[str]) -> dict[str, str]:
@@ -100,18 +117,21 @@ def cancel(jobs: Iterable[str]) -> None:
 class Cluster:
     """What a partition offers, from `scontrol show`."""
 
-    partition: str
+    partition: str  # or several: a job starts in one of them
+    nodes: int
+    cpus: int  # of the largest node
+    mem_gb: float  # of the largest node
+    gpus: int  # of the largest node
     max_array: int
     max_hours: float | None
     accounting: bool
     preemptible: bool
     preemption_signal: bool
     requeue: bool
-    gpus: bool
 
 
 def cluster(partition: str | None) -> Cluster:
-    """The facts about a partition, by default the default one.
+    """The facts about a partition, by default the default one; of several, "a,b", the best of each.
 
     Raises:
         SchedulerError: if there is no such partition.
@@ -120,18 +140,28 @@ def cluster(partition: str | None) -> Cluster:
     blocks = [_fields(block) for block in _call("scontrol", "--oneliner", "show", "partition").splitlines()]
     known = {block["PartitionName"]: block for block in blocks}
     name = partition or next((n for n, block in known.items() if block.get("Default") == "YES"), None)
-    if name not in known:
-        raise SchedulerError(f"no partition {name!r}; known: {', '.join(known)}" if name else "no default partition: name one")
-    found = known[name]
+    if not name:
+        raise SchedulerError("no default partition: name one")
+    if missing := [each for each in name.split(",") if each not in known]:
+        raise SchedulerError(f"no partition {missing[0]!r}; known: {', '.join(known)}")
+    found = [known[each] for each in name.split(",")]
+    hours = [_hours(each.get("MaxTime", "UNLIMITED")) for each in found]
+    lines = _call("sinfo", "--noheader", "--Node", f"--partition={name}", "--format=%R|%c|%m|%G").splitlines()
+    nodes = [line.split("|", 3) for line in lines]
+    counts = Counter(node[0] for node in nodes)
+    limits = {each["PartitionName"]: each.get("MaxNodes", "UNLIMITED") for each in found}
     return Cluster(
         partition=name,
+        nodes=max((min(n, int(limits[p])) if limits[p].isdigit() else n for p, n in counts.items()), default=0),
+        cpus=max((int(cpus) for _, cpus, _, _ in nodes), default=0),
+        mem_gb=max((int(mb) for _, _, mb, _ in nodes), default=0) / 1024,
+        gpus=max((int(n) for *_, gres in nodes for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres)), default=0),
         max_array=int(config.get("MaxArraySize", 1001)),
-        max_hours=_hours(found.get("MaxTime", "UNLIMITED")),
+        max_hours=None if None in hours else max(hours),
         accounting="none" not in config.get("AccountingStorageType", "none"),
-        preemptible=found.get("PreemptMode", config.get("PreemptMode", "OFF")) not in ("OFF", "GANG"),
+        preemptible=any(each.get("PreemptMode", config.get("PreemptMode", "OFF")) not in ("OFF", "GANG") for each in found),
         preemption_signal="preempt_send_user_signal" in config.get("SlurmctldParameters", ""),
         requeue=config.get("JobRequeue", "1") == "1",
-        gpus="gpu" in _call("sinfo", "--noheader", f"--partition={name}", "--format=%G"),
     )
 
 

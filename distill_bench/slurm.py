@@ -6,8 +6,8 @@ Submitit's own view of a job is never asked: without accounting it hangs, after 
 import contextlib
 import logging
 import os
+import shlex
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,12 @@ from submitit.helpers import TorchDistributedEnvironment, clean_env
 
 from distill_bench.config import ClusterConfig, ConfigError
 from distill_bench.local import Task, python, run_queue
+from distill_bench.scheduler import SchedulerError, cancel
 from distill_bench.scheduler import cluster as cluster_facts
-from distill_bench.stop import DRIVER, Stopped, StopRequest, obey
-from distill_bench.store import attempts, read_json, state, write_json
+from distill_bench.stop import DRIVER, Stopped, StopRequest, obey, slurm_job
+from distill_bench.store import append_jsonl, attempts, file_of_call, read_json, read_jsonl, state, write_json
 
-KILLED_RETRIES = 3  # of a job that lost a process to a signal (a dead rank, memory)
+KILLED_RETRIES = 3  # of a job that lost a process to a signal (a dead rank, memory); preemptions and the like do not count
 
 
 def submit(
@@ -48,8 +49,9 @@ def submit(
         (job,) = _submitted(lambda: [first.submit(prepare_shared, [str(run.resolve()) for run in prepare])])
         after = {"dependency": f"afterany:{job}"}  # any: a run that finds nothing prepared makes it, or says why not
     ids: dict[Path, str] = {}
-    for chunk in chunks:
-        parallel = max(1, (cluster.jobs or 16) // len(chunks))
+    for index, chunk in enumerate(chunks):
+        share, rest = divmod(cluster.jobs or 16, len(chunks))  # SLURM bounds an array, not several together
+        parallel = max(1, share + (index < rest))
         executor = _executor(cluster, store, "distill-bench", parallel, **after)
         work = [[str(run.resolve()) for run in pack] for pack in chunk]
         try:
@@ -57,11 +59,14 @@ def submit(
                 lambda e=executor, w=work: e.map_array(do_runs, w, [allow_changed_code] * len(w), [time.time()] * len(w))
             )
         except ConfigError as error:
+            if after and not ids:
+                with contextlib.suppress(SchedulerError):
+                    cancel([job])  # nobody waits for it
             rest = f"{len(ids)} of {len(run_dirs)} runs are submitted, the same command submits the rest"
             raise ConfigError(f"{error} ({rest})") from error
         accepted = {run: job for pack, job in zip(chunk, jobs, strict=True) for run in pack}
-        name = f"{time.time():.3f}-{socket.gethostname()}-{os.getpid()}.json"
-        write_json(store / "submissions" / name, {"jobs": {run.name: job for run, job in accepted.items()}, **after})
+        found = {"jobs": {run.name: job for run, job in accepted.items()}, **after}
+        write_json(file_of_call(store / "submissions"), found)
         ids |= accepted
     return [ids[run] for run in run_dirs]
 
@@ -75,13 +80,17 @@ def _executor(cluster: ClusterConfig, store: Path, name: str, parallel: int, **m
     executor = submitit.SlurmExecutor(folder=(store / "slurm" / "%A").resolve())
     minutes = max(1, round(60 * cluster.hours))
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
+    optional |= {"mem": cluster.mem_gb and f"{cluster.mem_gb}GB"}
+    asked = {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch}
+    if asked["requeue"] is False:
+        asked["no-requeue"] = True  # left out it would be the cluster's default
+    killed = shlex.quote(str((store / "slurm").resolve())) + "/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}/$SLURM_JOB_ID.killed"
     executor.update_parameters(
         job_name=name,
         time=minutes,
         nodes=cluster.nodes,
         ntasks_per_node=cluster.processes,
         cpus_per_task=cluster.cpus,
-        mem=f"{cluster.mem_gb}GB",
         array_parallelism=parallel,
         signal_delay_s=min(cluster.signal_seconds, 15 * minutes),  # SLURM may be a minute early: leave most of the time
         stderr_to_stdout=True,
@@ -96,13 +105,13 @@ def _executor(cluster: ClusterConfig, store: Path, name: str, parallel: int, **m
         # a process that a signal killed (a lost rank, memory) comes back; a job that is being cancelled does not
         teardown=[
             "code=$?",
-            f"if [ $code -gt 128 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {KILLED_RETRIES} ] &&"
-            ' [ "$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)" = RUNNING ]; then'
-            " scontrol requeue $SLURM_JOB_ID; fi",
+            f"if [ $code -gt 128 ] && [ $(cat {killed} 2>/dev/null | wc -l) -lt {KILLED_RETRIES} ] &&"
+            ' [ "$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)" = RUNNING ] &&'
+            f" echo $code >>{killed}; then scontrol requeue $SLURM_JOB_ID; fi",
             "exit $code",
         ],
         srun_args=["--kill-on-bad-exit=1"],
-        additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch},
+        additional_parameters={key: value for key, value in asked.items() if value is not False},
         **({"gpus_per_node": cluster.gpus} if cluster.gpus else {}),
         **{key: value for key, value in optional.items() if value is not None},
         **more,
@@ -120,8 +129,14 @@ def _submitted(call: Callable[[], list[submitit.Job]]) -> list[str]:
         with _clean_env():
             return [job.job_id for job in call()]
     except (utils.FailedJobError, utils.FailedSubmissionError, subprocess.CalledProcessError) as error:
-        said = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).strip().splitlines()
-        raise ConfigError(f"SLURM refused the job: {said[-1].strip()}") from error
+        raise ConfigError(f"SLURM refused the job: {_telling(str(error))}") from error
+
+
+def _telling(said: str) -> str:
+    """What of sbatch's words says what is wrong, in a line; the last one is often of no use."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
+    errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
+    return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in errors) or "without a word"
 
 
 @contextlib.contextmanager
@@ -172,15 +187,28 @@ def _left_to_do(run_dir: Path, submitted: float) -> bool:
 def prepare_shared(run_dirs: list[str]) -> None:
     """Make what these runs share with others."""
     stop = StopRequest().listen()
-    from distill_bench.job import STOPPED, prepare_run
+    from distill_bench.job import FAILED, LIVES_WITHOUT_PROGRESS, MORE_TIME, STOPPED, bytes_in, prepare_run
 
+    store = Path(run_dirs[0]).parent
     try:
         with stop.at_once():
             for run in run_dirs:
                 prepare_run(Path(run))
     except Stopped:
+        if _stuck(store / "slurm" / f"prepare-{slurm_job()}.jsonl", bytes_in(store / "references", store / "extras")):
+            print(f"stopped {LIVES_WITHOUT_PROGRESS} times with nothing new: {MORE_TIME}", flush=True)
+            raise SystemExit(FAILED) from None  # the runs will make it themselves, or say so
         obey(stop)
         raise SystemExit(STOPPED) from None
+
+
+def _stuck(lives: Path, made: int) -> bool:
+    """Whether a job that is stopped again and again makes nothing: by the bytes that there were at the end of each life."""
+    from distill_bench.job import LIVES_WITHOUT_PROGRESS
+
+    append_jsonl(lives, made)
+    ends = read_jsonl(lives)[-LIVES_WITHOUT_PROGRESS:]
+    return len(ends) == LIVES_WITHOUT_PROGRESS and len(set(ends)) == 1
 
 
 def _side_by_side(run_dirs: Sequence[Path], stop: StopRequest, allow_changed_code: bool) -> list[int]:

@@ -6,6 +6,7 @@ A run's state is `store.state`; here it gets its progress, its history and, wher
 import contextlib
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from distill_bench.provenance import code_fingerprint
 from distill_bench.scheduler import KINDS, Queue, ended_as
-from distill_bench.store import attempts, last_lines, read_json, state
+from distill_bench.store import attempts, end_of, last_lines, read_json, result_of, start_of, state
 
 ENDED = ("done", "collapsed")
 TO_LAUNCH = ("missing", "lost", "stopped")
@@ -61,8 +62,16 @@ def read_statuses(store: Path, runs: Mapping[str, Known], queue: Queue) -> list[
     codes = {method: code_fingerprint(method) for method in {known.method for known in runs.values()}}
     statuses = [_read(store / run, known, queue, codes[known.method]) for run, known in runs.items()]
     unexplained = [s.job for s in statuses if s.job and s.state in ("lost", "stopped")]
-    ended = ended_as(unexplained) if unexplained else {}
-    return [_explained(s, ended.get(s.job or "")) for s in statuses]
+    ended = dict.fromkeys(queue.cancelled, "CANCELLED") | (ended_as(unexplained) if unexplained else {})
+    full = any(s.state == "lost" for s in statuses) and _full(store)
+    return [_explained(s, ended.get(s.job or ""), full) for s in statuses]
+
+
+def _full(store: Path) -> bool:
+    """Whether the store's disk has no room left: then nothing could say why it ended."""
+    with contextlib.suppress(OSError):
+        return os.statvfs(store).f_bavail == 0
+    return False
 
 
 def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
@@ -72,11 +81,11 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     if now == "missing" and jobs:
         now = "lost"  # submitted, and gone without an attempt
     tried = attempts(folder)
-    starts = [read_json(attempt / "start.json") or {} for attempt in tried]
-    result = read_json(folder / "result.json") if now in ENDED else None
+    starts = [start_of(attempt) for attempt in tried]
+    result = result_of(folder) if now in ENDED else None
     updates, seconds = _progress(folder, result)
     left = (known.student_updates - updates) * seconds / updates if now == "running" and updates else None
-    end = (read_json(tried[-1] / "exit.json") if tried else None) or {}
+    end = (end_of(tried[-1]) if tried else None) or {}
     outside = read_json(store / "errors" / f"{run}.json")
     if now == "failed" and outside is not None:
         end = outside
@@ -91,7 +100,10 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     elif now == "stopped":
         note = f"stopped by {end.get('signal')} at student update {end.get('student_updates')}, saved"
     elif now == "lost":
-        note = _last_word(Path(log)) if log else ""
+        note = _one_line(end.get("error")) or (_last_word(Path(log)) if log else "")
+    elif now in WAITING:
+        note = queue.stuck(run) or ""
+        note = note and f"SLURM will not start it: {note}"
     return Status(
         run=run,
         state=now,
@@ -100,7 +112,7 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
         seconds=seconds,
         seconds_left=left,
         attempts=len(tried),
-        requeues=sum(a["job"] is not None and a["job"] == b["job"] for a, b in zip(starts, starts[1:], strict=False) if a and b),
+        requeues=sum(a["job"] is not None and a["job"] == b["job"] for a, b in zip(starts, starts[1:], strict=False)),
         job=jobs[-1] if jobs else None,
         kind=kind,
         note=note,
@@ -109,12 +121,12 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     )
 
 
-def _explained(status: Status, ended: str | None) -> Status:
+def _explained(status: Status, ended: str | None, full: bool) -> Status:
     """With SLURM's word for the end of a run that has not said itself why it ended."""
     if status.state == "stopped":
         return Status(**asdict(status) | {"kind": KINDS.get(ended or "")})
     if status.state == "lost":
-        kind = KINDS.get(ended or "", "killed" if status.attempts else "not_started")
+        kind = KINDS.get(ended or "", "disk_full" if full else "killed" if status.attempts else "not_started")
         said = f": {status.note}" if status.note else ""
         return Status(**asdict(status) | {"kind": kind, "note": f"{kind}{said}"})
     return status
@@ -125,7 +137,7 @@ def _progress(folder: Path, result: Mapping[str, Any] | None) -> tuple[int, floa
     if result is not None:
         return result["student_updates"], result["train_seconds"]
     for line in last_lines(folder / "train.jsonl"):
-        with contextlib.suppress(json.JSONDecodeError):  # a torn line
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a torn line
             found = json.loads(line)
             return found["student_updates"], found["seconds"]
     return 0, 0.0
@@ -193,10 +205,10 @@ def explain(store: Path, run: str, swept: Mapping[str, Any], queue: Queue, known
     for job in queue.jobs.get(run, []):
         lines.append(f"job       {job} {queue.states.get(job, 'not in the queue')}, log {queue.logs[job]}")
     for attempt in attempts(folder):
-        start, end = read_json(attempt / "start.json") or {}, read_json(attempt / "exit.json") or {}
+        start, end = start_of(attempt), end_of(attempt) or {}
         ended = " ".join(str(end[key]) for key in ("status", "signal", "kind", "error") if end.get(key)) or "no end recorded"
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.get("time", 0)))
-        where = f"{start.get('host')} pid {start.get('pid')}" + (f" job {start['job']}" if start.get("job") else "")
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start["time"]))
+        where = f"{start['host']} pid {start['pid']}" + (f" job {start['job']}" if start["job"] else "")
         lines.append(f"attempt   {attempt.name} {began} on {where}, code {start.get('code_fingerprint')}: {ended}")
         if (attempt / "dirty.diff").is_file():
             lines.append(f"          commit {start.get('commit')} with {attempt / 'dirty.diff'}")

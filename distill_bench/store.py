@@ -5,9 +5,11 @@
             start.json  heartbeat  exit.json
         checkpoints/  samples/  train.jsonl  metrics.jsonl
         result.json                      the only definition of "done"
+    submissions/  cancels/               one file a call
 
-One writer a file, no pickles, no database; a torn last line of a JSON-lines file is ignored. Where a run's own folder cannot
-be written (full, read-only), its error lies in errors/<run_id>.json until the run is claimed again.
+One writer a file, no pickles, no database; a torn last line of a JSON-lines file is ignored, a record that says nothing is set
+aside. Where a run's own folder cannot be written (read-only), its error lies in errors/<run_id>.json until the run is claimed
+again.
 """
 
 import contextlib
@@ -15,12 +17,13 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from distill_bench.stop import slurm_job
 
 STALE_SECONDS = 120.0
 BEAT_SECONDS = 5.0
+RESERVED_BYTES = 4096  # that an attempt holds for its last word: the disk may be full by then
 FAILURES = (  # kinds of failure, for `--retry-failed=KIND`
     "cuda_oom", "host_oom", "disk_full", "read_only", "timeout", "code_changed", "not_started", "exception",
 )  # fmt: skip
@@ -61,12 +65,57 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any | None:
-    """The JSON of a file, or None where there is no file or no JSON in it."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, or None where there is no file or no such thing in it."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return _mapping(path.read_bytes())
+    except FileNotFoundError:
         return None
+
+
+def _mapping(data: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_record(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:
+    """`read_json` of a file of the store; one that does not say what it must is set aside with a message, and is then absent."""
+    try:
+        found = _mapping(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    if found is not None and all(isinstance(found.get(key), kind) for key, kind in needs.items()):
+        return found
+    aside, where = path.with_name(f"{path.name}.corrupt"), "left where it is"
+    with contextlib.suppress(OSError):
+        path.rename(aside)
+        where = f"set aside as {aside.name}"
+    print(f"{path} cannot be read; {where}", file=sys.stderr, flush=True)
+    return None
+
+
+def result_of(run_dir: Path) -> dict[str, Any] | None:
+    """The result of a run that has one."""
+    found = read_record(run_dir / "result.json", run_id=str, status=str, student_updates=int, train_seconds=(int, float))
+    return found if found is not None and found["run_id"] == run_dir.name else None
+
+
+def start_of(attempt: Path) -> dict[str, Any]:
+    """Who works in an attempt, and with what."""
+    return {"host": None, "pid": 0, "job": None, "restart": 0, "time": 0.0} | (read_record(attempt / "start.json") or {})
+
+
+def end_of(attempt: Path) -> dict[str, Any] | None:
+    """How an attempt ended, where it has said so."""
+    return read_record(attempt / "exit.json", status=str)
+
+
+def file_of_call(folder: Path) -> Path:
+    """A file for what one call of a command leaves; sorted by name they are sorted by time."""
+    return folder / f"{time.time():.3f}-{socket.gethostname()}-{os.getpid()}.json"
 
 
 def write_once(path: Path, value: Any) -> bool:
@@ -107,7 +156,7 @@ def read_jsonl(path: Path) -> list[Any]:
     """The lines of a JSON-lines file; a torn line (a crash in the midst of a write) is left out."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
     return lines
@@ -134,8 +183,9 @@ class Claim:
     """The right to work on a folder: attempts/NNN, made by mkdir, kept alive by a heartbeat until `close`."""
 
     def __init__(self, attempt: Path, start: dict) -> None:
-        self.attempt = attempt
+        self.attempt, self.taken_over = attempt, False
         write_json(attempt / "start.json", start)
+        write_bytes(attempt / "reserve", bytes(RESERVED_BYTES))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -144,23 +194,40 @@ class Claim:
         while True:
             with contextlib.suppress(OSError):
                 (self.attempt / "heartbeat").touch()
+                self.taken_over = not self.newest()
             if self._stop.wait(BEAT_SECONDS):
                 return
 
     def newest(self) -> bool:
         """False once another attempt has taken the folder over: this one must not write results."""
-        return attempts(self.attempt.parent.parent)[-1] == self.attempt
+        return attempts(self.attempt.parent.parent)[-1:] == [self.attempt]
 
     def close(self, status: str, **more: Any) -> None:
-        """Record how the attempt ended: "done", "collapsed", "stopped" or "error" (with `error`, its last line, and `kind`)."""
+        """Record how the attempt ended: "done", "collapsed", "stopped", "superseded" by another attempt, "lost" with another
+        process of the run, or "error" (with `error`, its last line, and `kind`)."""
         self._stop.set()
         self._thread.join()
         end_attempt(self.attempt, status, **more)
 
 
 def end_attempt(attempt: Path, status: str, **more: Any) -> None:
-    """Write an attempt's exit.json; of several ranks the first to end says why."""
-    write_once(attempt / "exit.json", {"status": status, "time": time.time()} | more)
+    """Write an attempt's exit.json, on a full disk in its reserve; of several ranks the first to end says why."""
+    said, path, reserve = {"status": status, "time": time.time()} | more, attempt / "exit.json", attempt / "reserve"
+    try:
+        write_once(path, said)
+    except OSError as error:
+        if kind_of_write(error) != "disk_full":
+            raise
+        if "error" in said:
+            said["error"] = said["error"][-500:]
+        with reserve.open("r+b") as file:
+            file.write(json.dumps(said).encode().ljust(RESERVED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(reserve, path)
+    with contextlib.suppress(OSError):
+        reserve.unlink()
 
 
 def kind_of_write(error: OSError) -> str:
@@ -207,7 +274,22 @@ def claim(folder: Path, start: dict, stale_seconds: float = STALE_SECONDS) -> Cl
         attempt.mkdir()
     except FileExistsError:
         return None
-    return Claim(attempt, identity() | start)
+    try:
+        return Claim(attempt, identity() | start)
+    except OSError:
+        shutil.rmtree(attempt, ignore_errors=True)  # nobody is in it: it must not look alive
+        raise
+
+
+def note_cancel(store: Path, runs: Iterable[str], jobs: Iterable[str]) -> None:
+    """Note which runs are to stop and not to be started: for the drivers of local sweeps, wherever they are, and for --status."""
+    write_json(file_of_call(store / "cancels"), {"runs": sorted(runs), "jobs": sorted(jobs)})
+
+
+def cancels(store: Path, since: float = 0.0) -> list[dict[str, Any]]:
+    """What was cancelled after a moment, in seconds since the epoch."""
+    paths = sorted(path for path in (store / "cancels").glob("*.json") if path.name > f"{since:.3f}")
+    return [found for path in paths if (found := read_record(path, runs=list, jobs=list))]
 
 
 def once(folder: Path, ready: Callable[[], bool], make: Callable[[], None], poll_seconds: float = 0.5) -> None:
@@ -238,13 +320,13 @@ def identity() -> dict:
 def _alive(attempt: Path, stale_seconds: float) -> bool:
     if (attempt / "exit.json").is_file():
         return False
-    start, me = read_json(attempt / "start.json") or {}, identity()
-    if start.get("job") and start["job"] == me["job"] and me["restart"] > start.get("restart", 0):
+    start, me = start_of(attempt), identity()
+    if start["job"] and start["job"] == me["job"] and me["restart"] > start["restart"]:
         return False
-    if start.get("host") == me["host"] and not _process_exists(start["pid"]):
+    if start["host"] == me["host"] and not _process_exists(start["pid"]):
         return False
-    beats = [p.stat().st_mtime for p in (attempt / "heartbeat", attempt) if p.exists()]
-    return time.time() - max(beats, default=0) < stale_seconds
+    beats = (p.stat().st_mtime for p in (attempt / "heartbeat", attempt) if p.exists())
+    return time.time() - next(beats, 0.0) < stale_seconds
 
 
 def _process_exists(pid: int) -> bool:
@@ -269,18 +351,18 @@ def state(run_dir: Path, queued: bool = False) -> str:
     - "failed": its last attempt ended with an error; "stopped": on request, saved; "lost": without a word
     - "missing": nothing was tried
     """
-    result = read_json(run_dir / "result.json")
-    if result is not None and result.get("run_id") == run_dir.name:
+    result = result_of(run_dir)
+    if result is not None:
         return result["status"]
     tried = attempts(run_dir)
     if tried and _alive(tried[-1], STALE_SECONDS):
         return "running"
-    ended = read_json(tried[-1] / "exit.json") if tried else None
-    if (run_dir.parent / "errors" / f"{run_dir.name}.json").is_file() and not queued:
+    ended = end_of(tried[-1]) if tried else None
+    if not queued and read_record(run_dir.parent / "errors" / f"{run_dir.name}.json") is not None:
         return "failed"
     if not tried:
         return "queued" if queued else "missing"
-    if ended is None:
+    if ended is None or ended["status"] == "lost":
         return "requeued" if queued else "lost"
     if ended["status"] == "stopped":
         return "preempted" if queued else "stopped"

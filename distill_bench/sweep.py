@@ -32,6 +32,7 @@ from rich.table import Table
 
 from distill_bench import local, scheduler, status
 from distill_bench.config import (
+    ClusterConfig,
     ConfigError,
     RunConfig,
     SweepConfig,
@@ -53,10 +54,14 @@ from distill_bench.status import ENDED, TO_LAUNCH, WAITING, Known, Status, read_
 from distill_bench.store import (
     FAILURES,
     attempts,
+    cancels,
     differences,
     kind_of_write,
-    read_json,
+    note_cancel,
+    read_record,
     record_outside,
+    result_of,
+    start_of,
     state,
     write_bytes,
     write_json,
@@ -64,6 +69,8 @@ from distill_bench.store import (
 from distill_bench.teacher import is_outline, outlines, teacher_folder
 
 TRIES = 3  # of a run whose worker process died, in one call
+STOPPED = 3  # how a worker process ends that saved on request: `job.STOPPED`, without torch
+QUIET_SECONDS = 60.0  # without a running run, until --watch takes a local sweep for ended
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
 
 
@@ -110,8 +117,8 @@ class Sweep:
     def write(self) -> None:
         """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
         self.write_runs()
-        results = [result for run in self.runs if (result := read_json(self.store / run / "result.json"))]
-        found = dict.fromkeys(pair for result in results for pair in result["references"].items())
+        results = [result for run in self.runs if (result := result_of(self.store / run))]
+        found = dict.fromkeys(pair for result in results for pair in result.get("references", {}).items())
         presets = self.config.presets()
         kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
         references = {kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found}
@@ -152,18 +159,22 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> Sweep:
     """A sweep, expanded.
 
     Raises:
-        ConfigError: for a run that cannot be, or where the store or the output folder cannot be written.
+        ConfigError: for a run that cannot be.
     """
     runs = {run_id(run): run for run in config.expand()}
     _refuse_protocols(config.name, runs.values())
-    for folder in (store, out):
+    return Sweep(config, runs, store, out)
+
+
+def check_writable(*folders: Path) -> None:
+    """ConfigError for a folder that cannot be written, or not be made: before anything is launched into it."""
+    for folder in folders:
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         try:
             with tempfile.TemporaryFile(dir=there) as probe:
                 probe.write(bytes(4096))
         except OSError as error:
             raise ConfigError(f"cannot write into {folder}: {error.strerror}") from error
-    return Sweep(config, runs, store, out)
 
 
 def _refuse_protocols(name: str, runs: Iterable[RunConfig]) -> None:
@@ -213,14 +224,23 @@ def _set_aside(folder: Path) -> None:
 def run_local(sweep: Sweep, jobs: int, launch: Launch) -> None:
     """Do every run that is not done in worker processes of this machine; returns when none is left to do."""
     tries: Counter[str] = Counter()
+    began, todo = time.time(), []
+
+    def cancelled() -> set[str]:
+        return {run for call in cancels(sweep.store, began) for run in call["runs"]}
+
+    def drop(task: local.Task) -> bool:
+        told = cancelled()
+        return task.name in told if task.name in sweep.runs else told.issuperset(todo)  # what nobody needs is not prepared
+
     with _Board(sweep, jobs) as board:
         while True:
-            todo = [run for run in launch.chosen(sweep, Queue()) if tries[run] < TRIES]
+            todo = [run for run in launch.chosen(sweep, Queue()) if tries[run] < TRIES and run not in cancelled()]
             launch = dataclasses.replace(launch, retry=None)  # what fails in this call is not tried again
             if todo:
                 tries.update(todo)
                 tasks = [*_preparations(sweep, todo), *(_task(sweep, run, launch) for run in todo)]
-                local.run_queue(tasks, jobs, board.changed, board)
+                local.run_queue(tasks, jobs, board.changed, board, drop=drop)
             elif "running" in sweep.states().values():
                 time.sleep(1)  # another process has them; should it die, they are taken over
                 board()
@@ -271,6 +291,7 @@ def run_slurm(sweep: Sweep, launch: Launch) -> None:
     if not todo:
         console.print("nothing to submit")
         return
+    warn(sweep.config.cluster)
     shared = [sweep.store / run for run in _sharing(sweep, todo).values()]
     cluster, folders = sweep.config.cluster, [sweep.store / run for run in todo]
     ids = slurm.submit(folders, cluster, sweep.store, shared, launch.allow_changed_code)
@@ -302,13 +323,30 @@ def wait(sweep: Sweep, seconds: float = 5.0) -> None:
 
 
 def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
-    """Cancel the jobs of the runs and ask those that work on this machine to save and stop; returns how many."""
+    """Cancel the jobs of the runs and what was to be prepared for them alone, ask those that work on this machine to save and
+    stop, and tell the drivers of local sweeps to start them no more; returns how many jobs and processes were told.
+
+    Raises:
+        ConfigError: if a job has further runs: it would end them too.
+    """
+    runs = set(runs)
     jobs = {job for run in runs for job in queue.active(run)}
+    for run in queue.jobs.keys() - runs:
+        if (shared := jobs.intersection(queue.active(run))) and state(store / run) not in (*ENDED, "failed"):
+            raise ConfigError(f"job {shared.pop()} does {run} too (runs_per_job): choose all runs of a job, or none of them")
+    waiting = {job: first for job, first in queue.first.items() if job in queue.states}
+    prepare = {waiting[job] for job in jobs & waiting.keys()} & queue.states.keys()
+    prepare -= {first for job, first in waiting.items() if job not in jobs}  # others need it
+    try:
+        note_cancel(store, runs, jobs)
+    except OSError as error:
+        say = f"cannot write into {store} ({error.strerror}): a local sweep goes on with its other runs"
+        console.print(f"[yellow]warning[/yellow]: {say}")
     if jobs:
-        scheduler.cancel(sorted(jobs))
-    stopped = len(jobs)
+        scheduler.cancel(sorted(jobs | prepare))
+    stopped = len(jobs | prepare)
     for run in runs:
-        start = (read_json(attempts(store / run)[-1] / "start.json") if attempts(store / run) else None) or {}
+        start = start_of(attempts(store / run)[-1]) if attempts(store / run) else {}
         if start.get("job") is None and start.get("host") == socket.gethostname() and state(store / run) == "running":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(start["pid"], signal.SIGTERM)
@@ -351,7 +389,8 @@ class _Board:
         if task.code is None:
             console.print(f"{clock} start {run}")
         elif run not in self.sweep.runs:
-            console.print(f"{clock} {'done' if task.code == 0 else f'[red]failed[/red] (log: {task.log})'} {run}")
+            ended = {0: "done", STOPPED: "stopped"}.get(task.code, f"[red]failed[/red] (log: {task.log})")
+            console.print(f"{clock} {ended} {run}")
         else:
             (s,) = read_statuses(store, {run: self.sweep.known[run]}, Queue())
             ended = Counter(self.sweep.states().values())
@@ -401,8 +440,8 @@ def _history(store: Path) -> dict[str, list[tuple[float, float]]]:
     """Seconds a student update, and seconds of evaluation, of the runs that are done; by `config.cost_key`."""
     paces: dict[str, list[tuple[float, float]]] = {}
     for path in store.glob("*/result.json"):
-        result = read_json(path) or {}
-        if result.get("student_updates") and "cost_key" in result:
+        result = result_of(path.parent) or {}
+        if result.get("student_updates") and {"cost_key", "evaluate_seconds"} <= result.keys():
             pace = result["train_seconds"] / result["student_updates"]
             paces.setdefault(result["cost_key"], []).append((pace, result["evaluate_seconds"]))
     return paces
@@ -418,9 +457,20 @@ def _print_cluster(sweep: Sweep) -> None:
     console.print(
         f"slurm: partition {found.partition}, {size}, runs a job {wanted.runs_per_job}, jobs at once {wanted.jobs or 16}"
     )
+    warn(wanted)
+    console.print(slurm.script(wanted, sweep.store), markup=False)
+
+
+def warn(wanted: ClusterConfig) -> None:
+    """Say what this cluster cannot do for such jobs: some would wait in its queue for ever."""
+    found = scheduler.cluster(wanted.partition)
+    cpus, mem = wanted.processes * wanted.cpus, wanted.mem_gb or 0
     lacks = {
         f"{wanted.hours:g} h is over the partition's {found.max_hours} h": found.max_hours and wanted.hours > found.max_hours,
-        "no node of the partition offers GPUs": wanted.gpus and not found.gpus,
+        f"{wanted.nodes} nodes are more than the partition's {found.nodes}": wanted.nodes > found.nodes,
+        f"{wanted.processes} x {wanted.cpus} CPUs are more than any node's {found.cpus}": cpus > found.cpus,
+        f"{mem} GB are more than any node's {found.mem_gb:.3g}": mem > found.mem_gb,
+        f"{wanted.gpus} GPUs are more than any node's {found.gpus}": wanted.gpus > found.gpus,
         "preemption sends no signal: a run saves when it is told to end, within GraceTime": found.preemptible
         and not found.preemption_signal,
         "jobs are not requeued on this cluster: start the sweep again after a preemption": not found.requeue,
@@ -429,7 +479,6 @@ def _print_cluster(sweep: Sweep) -> None:
     for text, true in lacks.items():
         if true:
             console.print(f"[yellow]warning[/yellow]: {text}")
-    console.print(slurm.script(wanted, sweep.store), markup=False)
 
 
 def _shown(value: Any) -> str:
@@ -488,6 +537,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, RegistryError, SchedulerError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if kind_of_write(error) == "exception":
+            raise
+        print(f"{parser.prog}: {error.filename or options.store}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -508,7 +562,9 @@ def _main(options: argparse.Namespace) -> int:
     on_slurm = options.cluster in ("auto", "slurm") and scheduler.available()
     if options.cluster == "slurm" and not on_slurm:
         raise ConfigError("--cluster slurm: no configured sbatch on this machine; allowed here: local, debug")
-    if options.json or options.status or options.watch or options.explain or options.cancel:
+    if options.watch is not None and not options.watch > 0:
+        raise ConfigError(f"--watch {options.watch:g}: seconds between two looks, above 0")
+    if options.json or options.status or options.watch or options.explain is not None or options.cancel:
         return _tell(config, options, on_slurm)
     if options.dry_run:
         with outlines():
@@ -518,6 +574,7 @@ def _main(options: argparse.Namespace) -> int:
         return 0
     sweep = open_sweep(config, options.store, options.out)
     chosen = sweep.only(options.only)
+    check_writable(options.store, options.out)
     sweep.write()
     launch = Launch(retry, options.stale, options.allow_changed_code)
     if on_slurm:
@@ -557,15 +614,15 @@ def _finish(sweep: Sweep, chosen: Sweep, launch: Launch, on_slurm: bool) -> int:
 
 def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> int:
     """--status and its like: by the manifest of the last launch where the sweep is still that one, else expanded anew."""
-    store, manifest = options.store, read_json(manifest_path(options.store, config.name)) or {}
-    if manifest.get("spec") == spec_digest(config) and not options.only and not options.explain:
+    store, manifest = options.store, read_record(manifest_path(options.store, config.name), run_ids=list) or {}
+    if manifest.get("spec") == spec_digest(config) and not options.only and options.explain is None:
         runs = {run: Known(**known) for run, known in manifest["runs"].items()}
         sweep = None
     else:
         sweep = open_sweep(config, store, options.out).only(options.only)
         runs = sweep.known
     queue = scheduler.read_queue(store, on_slurm)
-    if options.explain:
+    if options.explain is not None:
         found = [run for run in runs if options.explain in run]
         if len(found) != 1:
             names = ", ".join(found or runs)
@@ -576,6 +633,7 @@ def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> i
     if options.cancel:
         console.print(f"{cancel(store, runs, queue)} jobs and processes are told to stop")
         return 0
+    waited = time.monotonic()
     while True:
         statuses = read_statuses(store, runs, queue)
         if options.json:
@@ -583,11 +641,24 @@ def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> i
         else:
             console.print(status.as_table(statuses))
             console.print(status.counts(statuses))
-        code = status.exit_code(statuses)
-        if not options.watch or code == 0:
-            return code
+        states = {s.state for s in statuses}
+        if states & set(WAITING):
+            waited = time.monotonic()
+        # a local sweep's driver takes seconds from one run to the next
+        patience = QUIET_SECONDS if states & set(TO_LAUNCH) and not on_slurm else 0
+        if options.watch is None or time.monotonic() - waited >= patience and not states & set(WAITING):
+            return status.exit_code(statuses)
         time.sleep(options.watch)
-        queue = scheduler.read_queue(store, on_slurm)
+        queue = _queue_again(store, on_slurm, queue)
+
+
+def _queue_again(store: Path, on_slurm: bool, before: Queue) -> Queue:
+    """The queue, or where SLURM does not answer the one before: it comes back."""
+    try:
+        return scheduler.read_queue(store, on_slurm)
+    except SchedulerError as error:
+        print(f"{time.strftime('%H:%M:%S')} {error}", file=sys.stderr, flush=True)
+        return before
 
 
 if __name__ == "__main__":

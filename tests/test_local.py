@@ -95,6 +95,12 @@ def test_a_queue_that_is_stopped_asks_the_running_and_starts_no_more(tmp_path):
     assert [task.code for task in queue] == [3, None, None]
 
 
+def test_a_task_to_drop_is_asked_to_save_or_never_started_and_the_others_run(tmp_path):
+    queue = [*tasks(tmp_path, 2, SAVES), *tasks(tmp_path / "more", 1, "pass")]
+    run_queue(queue, 1, drop=lambda task: task.log.parent == tmp_path and up(queue[0]))
+    assert [task.code for task in queue] == [3, None, 0]
+
+
 def test_ctrl_c_lets_the_running_save(tmp_path):
     queue = tasks(tmp_path, 3, SAVES)
 

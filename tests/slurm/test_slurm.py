@@ -14,10 +14,12 @@ import pytest
 import torch
 from ends import assert_same_ends
 from safetensors.torch import load_file
+from submitit import helpers
 
 from distill_bench import checkpoint
-from distill_bench.config import load_sweep
-from distill_bench.scheduler import read_queue
+from distill_bench.config import ClusterConfig, ConfigError, load_sweep
+from distill_bench.scheduler import SchedulerError, cluster, read_queue
+from distill_bench.slurm import KILLED_RETRIES, _executor, script, submit
 from distill_bench.status import Status, read_statuses
 from distill_bench.store import attempts, read_json
 from distill_bench.sweep import main, open_sweep
@@ -102,6 +104,24 @@ def lab(tiny_wan: Path, tmp_path: Path):
         each.end()
 
 
+LIVES = f"""
+echo life >>"$0"
+[ $(wc -l <"$0") -gt {KILLED_RETRIES} ] || {{ scontrol requeue $SLURM_JOB_ID; sleep 60; }}
+[ $(wc -l <"$0") -ne {KILLED_RETRIES + 1} ] || {{ kill -KILL $PPID; exit; }}
+touch "$(dirname "$0")/ended"
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def often_requeued(tmp_path_factory: pytest.TempPathFactory):
+    """A job that is requeued as often as one may be killed, and then killed."""
+    folder = tmp_path_factory.mktemp("requeued")
+    executor = _executor(ClusterConfig(cpus=1, mem_gb=1, hours=0.2), folder, "distill-bench-test", 1)
+    job = executor.submit(helpers.CommandFunction(["bash", "-c", LIVES, str(folder / "lives.txt")])).job_id
+    yield folder
+    subprocess.run(["scancel", job], check=True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def timed(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory):
     """Two runs side by side in a job of two minutes that need much longer; they sleep while the other tests run."""
@@ -181,6 +201,8 @@ def test_a_run_over_many_processes_is_the_run_of_one(lab):
     for store in (across.store, within.store):
         assert_close_ends(store / run, reference / run)
     assert across.statuses()[run].attempts == 1 and within.statuses()[run].requeues == 1
+    end = read_json(attempts(within.store / run)[0] / "exit.json")
+    assert end is None or end["status"] == "lost", "the other rank's complaint is no failure of the run"
     start = read_json(attempts(across.store / run)[0] / "start.json")
     assert start["slurm"]["SLURM_NNODES"] == "2" and start["slurm"]["SLURM_NTASKS"] == "2" and start["code_fingerprint"]
 
@@ -256,8 +278,36 @@ def test_two_hundred_runs_are_submitted_in_seconds_in_arrays_that_the_cluster_ta
     queue = read_queue(it.store)
     assert len(queue.states) >= 200 and len({job.partition("_")[0] for jobs in queue.jobs.values() for job in jobs}) > 1
     assert it.go() == 0 and len(read_queue(it.store).states) == len(queue.states), "what is queued is not submitted again"
-    subprocess.run(["scancel", *prepare_jobs()], check=True)
+    assert main(it.argv("--cancel", "--only", "seed == 0")) == 0 and len(prepare_jobs()) == 1, "the other runs need it"
+    assert main(it.argv("--cancel")) == 0 and not prepare_jobs()
+    assert {(s.state, s.kind) for s in it.statuses().values()} == {("lost", "cancelled")}
     assert seconds < 10
+
+
+def test_what_a_cluster_block_becomes_and_what_sbatch_refuses(lab, capsys):
+    it = lab(cluster={"sbatch": {"hold": True}, "partition": "main,low", "nodes": 3, "cpus": 9, "hours": 200, "mem_gb": 9})
+    assert main(it.argv()) == 0
+    said = capsys.readouterr().out
+    assert "submitted 1 runs" in said
+    assert all(text in said for text in ("200 h is over", "3 nodes are more", "1 x 9 CPUs are more", "9 GB are more"))
+    assert cluster("main,low").preemptible and not cluster("main").preemptible
+    with pytest.raises(SchedulerError, match="no partition 'moon'; known: main, low"):
+        cluster("main,moon")
+    text = script(ClusterConfig(mem_gb=None, sbatch={"mem-per-cpu": 500, "requeue": False, "exclusive": False}), it.store)
+    assert "--mem-per-cpu=500" in text and "--no-requeue\n" in text and "False" not in text and "--mem=" not in text
+    (run,) = (it.store / run for run in it.statuses())
+    assert main(it.argv("--cancel")) == 0 and not prepare_jobs()
+    with pytest.raises(ConfigError, match="--gpus < -N; Invalid generic resource"):
+        submit([run], ClusterConfig(nodes=2, sbatch={"gpus": 1, "hold": True}), it.store, [run])
+    assert not prepare_jobs(), "nobody would wait for it"
+
+
+def test_a_job_that_was_requeued_often_survives_a_kill(often_requeued):
+    end = time.monotonic() + 200
+    while not (often_requeued / "ended").exists():
+        assert time.monotonic() < end, (often_requeued / "lives.txt").read_text()
+        time.sleep(0.5)
+    assert [path.read_text() for path in often_requeued.glob("slurm/*/*.killed")] == ["137\n"]
 
 
 def test_a_time_limit_is_no_end_and_runs_can_share_a_job(timed):
