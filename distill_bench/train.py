@@ -219,6 +219,10 @@ class Trainer:
             if loss.x0 is not None:
                 kept = loss.fake_score_terms if self.config.reuse_rollout == "graph" else {}
                 samples.append(Samples(loss.x0.detach(), batch.text, kept))
+            elif self.config.reuse_rollout and self.fake_score is not None:
+                raise ValueError(
+                    f"{self.config.method['name']}: its student's phase makes no samples to reuse: `reuse_rollout: false`"
+                )
             return loss
 
         self._update("student", "student", loss_of)
@@ -288,6 +292,8 @@ class Trainer:
             if shared:
                 self._freeze_all_but(role)
             total = loss.total
+            if not loss.terms or not total.requires_grad:
+                raise ValueError(f"{self.config.method['name']}: the {role} loss ({', '.join(loss.terms)}) has no gradient")
             (total / accumulation).backward(inputs=inputs, retain_graph=shared and role == "student")
             logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
             if loss.x0 is not None:
