@@ -114,7 +114,7 @@ class DMD2(Method):
         extra = 2 + bool(self.r1_weight)
         own = self.gan == "fake_score"  # the discriminator's backward reaches the fake score's weights
         student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1 + e * own, e * own), "teacher": Passes(1)}
-        fake_score = {"fake_score": Passes(1 + extra * e * own, full_backward=1 + 2 * e * own)}
+        fake_score = {"fake_score": Passes(1 + extra * e * own, full_backward=1 + extra * e * own)}
         if self.gan == "teacher":
             student[role], fake_score[role] = Passes(e, e), Passes(extra * e)
         return Cost(student, fake_score)
