@@ -364,7 +364,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     for package in sorted(instance.packages):
         if importlib.util.find_spec(package) is None:
             raise MissingPackage(f"method {config.method} needs the package {package!r}: pip install {package}")
-    if config.fake_score == "exact" and not is_gaussian(folder):
+    if config.fake_score == "exact" and method_class.has_fake_score and not is_gaussian(folder):
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     _check_named(config)
     try:
