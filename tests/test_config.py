@@ -106,7 +106,7 @@ def test_fields_of_a_method_take_what_yaml_has_for_them():
     """Whole numbers for real ones, lists for tuples, and numbers for coefficients; every coefficient that has a value passes."""
     assert resolve({"method": {"name": "sgmd", "residual_weight": 1}}).method["residual_weight"] == 1.0
     assert resolve({"method": {"name": "gradient_template", "a": 0, "b": 0.5}}).method["b"] == "0.5"
-    assert resolve({"method": {"name": f"{__file__}:Listed", "depths": [0.5, 1]}}).method["depths"] == (0.5, 1.0)
+    assert method_of(resolve({"method": {"name": f"{__file__}:Listed", "depths": [0.5, 1]}})).depths == (0.5, 1.0)
     for expression in ("sigma/(1-sigma)", "1/(1-sigma)", "(1-sigma)**-1", "1/(n-1)", "-n", "2"):
         assert resolve({"method": {"name": "gradient_template", "a": expression}}).method["a"] == expression
 
