@@ -363,12 +363,15 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     config = validate(RunConfig, data, "run")
     if config.fake_score_updates is None and method_class.has_fake_score and config.fake_score == "trained":
         raise ConfigError("fake_score_updates is null: give a number, or `fake_score: exact` where the teacher offers it")
+    if config.fake_score_updates is None and len(instance.modules(8)):
+        why = "has modules of its own, which are trained in the fake score's updates, and the run has none"
+        raise ConfigError(f"fake_score {config.fake_score!r}: {fields['name']} {why}; `fake_score: trained`")
     if config.reuse_rollout == "graph" and not method_class.shares_graph:
         raise ConfigError(f"reuse_rollout 'graph': {fields['name']} needs a forward of its own for the fake score; true or false")
     for package in sorted(instance.packages):
         if importlib.util.find_spec(package) is None:
             raise MissingPackage(f"method {config.method} needs the package {package!r}: pip install {package}")
-    if config.fake_score == "exact" and not is_gaussian(folder):
+    if config.fake_score == "exact" and method_class.has_fake_score and not is_gaussian(folder):
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     _check_named(config)
     try:
@@ -389,6 +392,9 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     if config.batch_size % config.accumulation:
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}")
     _check_held(config, folder, method_class)
+    if config.fake_score_updates is None:  # what says how a fake score is trained is no part of a run that trains none
+        kind = config.fake_score if method_class.has_fake_score else "trained"
+        config = config.model_copy(update={"fake_score": kind, "reuse_rollout": False})
     return config
 
 
@@ -422,6 +428,11 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
     asked = [key for key in held if getattr(config, key)] + ["weights"] * (config.weights != "float32")
     if is_gaussian(folder) and asked:
         raise ConfigError(f"{asked[0]} needs a transformer: the teacher {config.teacher!r} is none")
+    if is_gaussian(folder) and method_class.mixes_weights:
+        raise ConfigError(
+            f"teacher {config.teacher!r}: {config.method['name']} averages weights of two roles, which are networks of two kinds "
+            "there; name a transformer"
+        )
     if config.adapter and method_class.mixes_weights:
         raise ConfigError(
             f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
@@ -572,9 +583,22 @@ def _method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
         if key not in known:
             raise ConfigError(f"method.{key}: {method_class.__name__} has no such field{_hint(key, known)}")
     try:
-        return TypeAdapter(method_class).validate_python(fields)
+        given = json.dumps(fields, allow_nan=False)  # as `validate` does: "0.2" and true are no numbers, 8.0 is no integer
+    except (TypeError, ValueError) as error:
+        key = next(key for key, value in fields.items() if not _is_json(value))
+        raise ConfigError(f"method.{key} = {fields[key]!r}: {error}") from error
+    try:
+        return TypeAdapter(method_class).validate_json(given, strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, "method")) from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _check_keys(keys: list[str], where: str) -> None:
@@ -605,8 +629,11 @@ def _one_line(error: ValidationError, where: str, model: type[BaseModel] | None 
             annotation = at.model_fields[part].annotation
             at = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
         return f"{where}: unknown key {key!r}{_hint(str(first['loc'][-1]), list(at.model_fields))}"
+    said = first["msg"].removeprefix("Value error, ")
+    if not key:  # of several fields together
+        return f"{where}: {said}"
     given = "" if first["type"] == "missing" else f" = {first['input']!r}"
-    return f"{where}: {key}{given}: {first['msg']}"
+    return f"{where}: {key}{given}: {said}"
 
 
 def _hint(key: str, known: list[str]) -> str:

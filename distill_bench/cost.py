@@ -14,6 +14,7 @@ on how it is held (`--memory` shows them apart). Nor are there FLOPs of the adap
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,9 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from distill_bench.config import ConfigError, called, group_id, load_sweep, lookup, override
-    from distill_bench.registry import RegistryError
-    from distill_bench.teacher import TeacherError, outlines
+    from distill_bench.config import called, group_id, load_sweep, lookup, override
+    from distill_bench.teacher import outlines
 
     parser = argparse.ArgumentParser(prog="distill_bench.cost", description=main.__doc__.splitlines()[0])
     parser.add_argument("sweep", type=Path, help="a sweep file")
@@ -115,22 +115,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        sizes = {role: float(size) for role, size in (each.split("=", 1) for each in options.size)}
+        sizes = dict(map(_size, options.size))
         unknown = sorted(sizes.keys() - {"student", "fake_score", "teacher", "target"})
         if unknown:
-            raise ConfigError(f"--size {unknown[0]}: roles are student, fake_score, teacher and target")
+            raise ValueError(f"--size {unknown[0]}: roles are student, fake_score, teacher and target")
         if "student" not in sizes and sizes:
-            raise ConfigError("--size needs the student's size too: costs are in its forwards")
+            raise ValueError("--size needs the student's size too: costs are in its forwards")
         sweep = load_sweep(options.sweep, dict(override(text) for text in options.set))
         with outlines():
             runs, presets = {group_id(config): config for config in sweep.expand()}, sweep.presets()
             if options.memory:
                 return _print_memory(sweep, runs, presets)
-    except (ConfigError, RegistryError, TeacherError) as error:
+    except ValueError as error:  # of the config, the registry or a teacher, of one line
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except ValueError:
-        print(f"{parser.prog}: --size takes ROLE=NUMBER, for instance teacher=14e9", file=sys.stderr)
         return 2
     axes = [key for key in sweep.axes(list(runs.values())) if key != "method"]
     table = Table(title=f"forward equivalents of one student update: {sweep.name}")
@@ -147,6 +144,17 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(called(config, presets), *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
+
+
+def _size(text: str) -> tuple[str, float]:
+    role, _, size = text.partition("=")
+    try:
+        found = float(size)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ValueError(f"--size {text!r} takes ROLE=NUMBER, for instance teacher=14e9")
+    return role, found
 
 
 def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets: Mapping[str, str]) -> int:

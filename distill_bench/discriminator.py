@@ -1,6 +1,5 @@
 """Heads and losses of GAN terms: a small classifier on a role's hidden states, and the non-saturating losses on its logits."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -40,11 +39,10 @@ def approximate_r1(
 ):
     """Mean squared change of the logit of noised data under a further Gaussian nudge (Lin et al., 2025, APT).
 
-    The nudge is on the noised data that `logit` (B,) itself is of. FastGen@34f30e8, methods/distribution_matching/dmd2.py,
+    The nudge is on the noised data that `logit` (B,) itself is of; where `role` is trained both have its gradient.
+    FastGen@34f30e8, methods/distribution_matching/dmd2.py,
     nudges the clean data instead and compares that with the noised one's logit.
     """
     sigma = batch.sigma("gan_real/sigma")
     x_t = add_noise(real, batch.noise("gan_real/noise"), sigma) + std * batch.noise("gan_real/nudge")
-    with torch.no_grad():
-        features = role.features(x_t, sigma, text, depth)
-    return (logit - head(features)).square().mean()
+    return (logit - head(role.features(x_t, sigma, text, depth))).square().mean()

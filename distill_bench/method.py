@@ -11,13 +11,21 @@ In the student's phase the fake score, the teacher and the method's modules are 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from distill_bench.draws import Draws
 from distill_bench.noise import add_noise, x0_to_velocity
+
+# ranges of a method's fields, said by their types: checked where a run is resolved, before anything runs
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Depth = Annotated[float, Field(gt=0, le=1)]  # of a network: a share of its blocks
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (B,C,T,H,W), sigma (B,), text (B,L,D)) -> x0_hat (B,C,T,H,W)
 
@@ -135,7 +143,11 @@ class Preset:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A distillation objective. Subclasses are final: never override a sibling."""
+    """A distillation objective. Subclasses are final: never override a sibling.
+
+    Fields are hyper-parameters: their types are checked as those of a run are (`Count`, `Share` and any other of pydantic's say
+    ranges), and a ValueError of `__post_init__` is one line for the reader of the sweep.
+    """
 
     paper: ClassVar[str]
     version: ClassVar[int] = 1  # part of a run's identity: raise it when the numbers change

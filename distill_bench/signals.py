@@ -1,13 +1,17 @@
 """Signals that say something about a training, which the losses of this family do not: under 1/n they are free of scale.
 
-All on the same held-out prompts and noise at every call, so that a curve shows the training and not the draws. Keys of
+All on the same training prompts and the same noise, which no update sees, at every call, so that a curve shows the training
+and not the draws; on samples of the student's last step, as clips are made, so that runs of several seeds compare. Keys of
 train.jsonl:
 
-    x0_gradient_norm/<term>            root mean square over elements of the term's gradient at x0, times their number
-    x0_gradient_cosine/<term>/<term>   between two terms' gradients at x0
-    score_gap/sigma_<low>-<high>       mean |x0_fake - x0_teacher| / n on held-out student samples, by noise level
-    fake_score_error/sigma_<low>-<high>  mean (x0 - x0_fake)^2 on them: the fake score's tracking lag, above the posterior
-    variance
+    x0_gradient_norm/<term>              root mean square over elements of the term's gradient at x0, times their number
+    x0_gradient_cosine/<term>/<term>     between two terms' gradients at x0
+    score_gap/sigma_<low>-<high>         mean |x0_fake - x0_teacher| / n on these samples, by noise level
+    fake_score_error/sigma_<low>-<high>  mean (x0 - x0_fake)^2 on them: the posterior variance and the fake score's tracking lag
+    tracking_lag/sigma_<low>-<high>      mean (x0_exact - x0_fake)^2, the lag alone: where the teacher offers the exact fake score
+
+A term that does not pass x0 (a regression on another prediction of the student's) has no gradient there, and none of the first
+two.
 """
 
 from itertools import combinations
@@ -15,20 +19,23 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from distill_bench.method import Batch, Method, Nets, dmd_normaliser, mean_per_sample
+from distill_bench.method import Batch, Denoise, Method, Nets, dmd_normaliser, mean_per_sample
 from distill_bench.noise import add_noise
 
 SIGNAL_SAMPLES = 8
 SIGMA_BINS = 4
 
 
-def signals(method: Method, nets: Nets, batch: Batch) -> dict[str, float]:
-    """The signals of a method on a held-out batch; the student's weights must be trainable, no gradient is left behind."""
+def signals(method: Method, nets: Nets, batch: Batch, exact: Denoise | None = None) -> dict[str, float]:
+    """The signals of a method on a batch; the student's weights must be trainable, no gradient is left behind.
+
+    `exact` is the fake score that would track the student perfectly, where it is known.
+    """
     loss = method.student_loss(nets, batch)
     if loss.x0 is None:
         return {}
     found = _gradients(loss.terms, loss.x0) if loss.x0.requires_grad else {}
-    return found | (by_sigma(nets, batch, loss.x0.detach()) if nets.fake_score is not None else {})
+    return found | (by_sigma(nets, batch, loss.x0.detach(), exact) if nets.fake_score is not None else {})
 
 
 def _gradients(terms: dict[str, Tensor], x0: Tensor) -> dict[str, float]:
@@ -45,7 +52,7 @@ def _gradients(terms: dict[str, Tensor], x0: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def by_sigma(nets: Nets, batch: Batch, x0: Tensor) -> dict[str, float]:
+def by_sigma(nets: Nets, batch: Batch, x0: Tensor, exact: Denoise | None = None) -> dict[str, float]:
     """Score gap and the fake score's error on samples x0 (B, C, T, H, W), by noise level; sample i falls in bin i mod bins."""
     bins = torch.arange(len(x0), device=x0.device) % SIGMA_BINS
     width = (batch.sigma_max - batch.sigma_min) / SIGMA_BINS
@@ -56,6 +63,8 @@ def by_sigma(nets: Nets, batch: Batch, x0: Tensor) -> dict[str, float]:
         "score_gap": mean_per_sample((x0_fake - x0_teacher).abs()) / dmd_normaliser(x0, x0_teacher),
         "fake_score_error": mean_per_sample((x0 - x0_fake).square()),
     }
+    if exact is not None:
+        values["tracking_lag"] = mean_per_sample((exact(x_t, sigma, batch.text) - x0_fake).square())
     found = {}
     for i in range(SIGMA_BINS):
         low, high = batch.sigma_min + width * i, batch.sigma_min + width * (i + 1)

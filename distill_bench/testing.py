@@ -9,11 +9,13 @@ Everything runs the real trainer on a pipeline of Wan's own classes with random 
 """
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +29,7 @@ from torch import Tensor
 from distill_bench import checkpoint
 from distill_bench.config import MissingPackage, load_run, resolve
 from distill_bench.cost import declared
-from distill_bench.method import Batch, Denoise, Loss, Method, Nets
+from distill_bench.method import Batch, Denoise, Loss, Method, Nets, Passes
 from distill_bench.models import Guided
 from distill_bench.registry import find_method
 from distill_bench.store import read_json
@@ -154,7 +156,8 @@ def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path
     Without `ranks` no processes are launched; `check_two_ranks` does that for many methods in one launch.
 
     Raises:
-        AssertionError: at the first that fails, saying which method and what.
+        AssertionError: at the first that fails, naming the method, the check and what is wrong; whatever a method itself raises
+            is its cause.
     """
     for at, method in enumerate(methods):
         runs = Runs(method, folder, f"{at}")
@@ -193,7 +196,87 @@ class Runs:
         """The trainer of such a run."""
         return Trainer(self.make(**fields))
 
+    @functools.cached_property
+    def untrained(self) -> Trainer:
+        """One that stays as it began, for checks that only look at losses."""
+        return self.trainer()
 
+
+@contextmanager
+def _named(method: str, check: str) -> Iterator[None]:
+    """Whatever goes wrong inside is an AssertionError that names the method and the check."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error).strip() or "no message"
+        if not isinstance(error, AssertionError):
+            said = f"{type(error).__name__}: {said.splitlines()[0]}"
+        raise AssertionError(f"{method}: {check}: {said}") from error
+
+
+def _check(check: Callable[[Runs], None]) -> Callable[[Runs], None]:
+    """A conformance test, all of whose failures are `_named`."""
+
+    @functools.wraps(check)
+    def checked(runs: Runs) -> None:
+        with _named(runs.name, check.__name__):
+            check(runs)
+
+    return checked
+
+
+@_check
+def check_losses(runs: Runs) -> None:
+    """The terms of each phase are finite scalars with a gradient, and those that move the student's samples pass `Loss.x0`.
+
+    Terms that do not (a regression on a prediction of the student's beside its samples) are free not to.
+    """
+    trainer = runs.untrained
+
+    def check(phase: str, loss: Loss) -> None:
+        assert isinstance(loss, Loss), f"{phase} loss is a {type(loss).__name__}, not a Loss"
+        assert loss.terms, f"{phase} loss has no terms"
+        for name, term in loss.terms.items():
+            scalar = isinstance(term, Tensor) and term.ndim == 0
+            assert scalar, f"{phase} loss: term {name!r} is no scalar but {getattr(term, 'shape', type(term).__name__)}"
+            assert term.isfinite(), f"{phase} loss: term {name!r} is {term.item()}"
+        assert loss.total.requires_grad, f"{phase} loss has no gradient: no term of {list(loss.terms)} has a graph"
+
+    trainer._freeze_all_but("student")
+    rollouts: list[Tensor] = []
+
+    def rollout(batch: Batch) -> Tensor:
+        rollouts.append(trainer.nets.rollout(batch))
+        return rollouts[-1]
+
+    batch = trainer._batch("student", 0)
+    loss = trainer.method.student_loss(dataclasses.replace(trainer.nets, rollout=rollout), batch)
+    check("the student's", loss)
+    if loss.x0 is None:
+        assert not rollouts, "the student's phase makes a rollout, and Loss.x0 is None: give the samples"
+    else:
+        expected = (len(batch.text), *batch.latent_shape)
+        assert loss.x0.shape == expected, f"Loss.x0 is {tuple(loss.x0.shape)}, not samples of {expected}"
+        # samples for the fake score alone need no gradient
+        passes = _reached(loss.total, [loss.x0]) or (rollouts and not _reached(loss.total, rollouts))
+        assert passes, "no term has a gradient at Loss.x0: give the samples that the terms are made of, with their graph"
+    if trainer.fake_score is not None:
+        trainer._freeze_all_but("fake_score")
+        batch = trainer._batch("fake_score/0", 0)
+        with torch.no_grad():
+            x0 = trainer.nets.rollout(batch)
+        check("the fake score's", trainer.method.fake_score_loss(trainer.nets, batch, x0))
+
+
+def _reached(value: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether a backward from `value` passes any of the tensors."""
+    tensors = [x for x in tensors if x.requires_grad]
+    if not tensors:
+        return False
+    return any(g is not None for g in torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True))
+
+
+@_check
 def check_routing(runs: Runs) -> None:
     """A phase moves its own roles, leaves a gradient on none, and never touches the teacher."""
     trainer = runs.trainer()
@@ -203,7 +286,7 @@ def check_routing(runs: Runs) -> None:
         before = {role: [p.detach().clone() for p in net.parameters()] for role, net in nets.items()}
         update()
         for role, net in nets.items():
-            assert all(p.grad is None for p in net.parameters()), f"{runs.name}: {phase} phase leaves a gradient on {role}"
+            assert all(p.grad is None for p in net.parameters()), f"{phase} phase leaves a gradient on {role}"
         return {
             role
             for role, net in nets.items()
@@ -211,33 +294,67 @@ def check_routing(runs: Runs) -> None:
         }
 
     found = moved("the student's", trainer.update_student)
-    assert found == {"student"}, f"{runs.name}: the student's phase moved {sorted(found)}"
+    assert found == {"student"}, f"the student's phase moved {sorted(found)}"
     if trainer.fake_score is not None:
         own = {"fake_score"} | ({"modules"} if any(True for _ in trainer.modules.parameters()) else set())
         found = moved("the fake score's", lambda: trainer.update_fake_score(0, None))
-        assert found == own, f"{runs.name}: the fake score's phase moved {sorted(found)}, not {sorted(own)}"
+        assert found == own, f"the fake score's phase moved {sorted(found)}, not {sorted(own)}"
 
 
+@_check
 def check_detachment(runs: Runs) -> None:
-    """Backward reaches frozen roles by their input alone: none of their weights is ever part of a graph."""
-    trainer = runs.trainer()
+    """Backward reaches frozen roles by their input alone, and by that only where the method's cost declares it.
+
+    None of their weights is ever part of a graph, and a prediction left attached (the x0_teacher of a normaliser) is found. What
+    stays outside of networks is not: a normaliser of an x0 that is not detached changes the objective and nothing else, which
+    `student_gradient` held against the formula shows.
+    """
+    trainer = runs.untrained
     nets = trainer.roles | {"teacher": trainer.nets.unguided_teacher.net}
 
     def check(phase: str, loss: Loss, frozen: tuple[str, ...]) -> None:
         leaves = _leaves(loss.total)
         for role in frozen:
             weights = {id(p) for p in nets[role].parameters()} if role in nets else set()
-            assert not weights & leaves, f"{runs.name}: {phase} loss has a graph to weights of {role}"
+            assert not weights & leaves, f"{phase} loss has a graph to weights of {role}"
 
     trainer._freeze_all_but("student")
-    loss = trainer.method.student_loss(trainer.nets, trainer._batch("student", 0))
+    given = {role: getattr(trainer.nets, role) for role in ("fake_score", "teacher", "unguided_teacher")}
+    watched = {role: _Watched(network) for role, network in given.items() if network is not None}
+    loss = trainer.method.student_loss(dataclasses.replace(trainer.nets, **watched), trainer._batch("student", 0))
     check("the student's", loss, ("fake_score", "modules", "teacher"))
+    declared_passes = trainer.method.cost().student
+    for role, network in watched.items():
+        names = (role, "guidance") if role == "unguided_teacher" else (role,)
+        passes = [declared_passes.get(name, Passes()) for name in names]
+        assert any(p.input_backward or p.full_backward for p in passes) or not _reached(loss.total, network.made), (
+            f"the student's loss reaches the input of {role}, where its cost declares no backward: "
+            "detach what is made of the prediction (a normaliser, a target), or declare the backward"
+        )
     if trainer.fake_score is not None:
         trainer._freeze_all_but("fake_score")
         batch = trainer._batch("fake_score/0", 0)
         with torch.no_grad():
             x0 = trainer.nets.rollout(batch)
         check("the fake score's", trainer.method.fake_score_loss(trainer.nets, batch, x0), ("student", "teacher"))
+
+
+class _Watched:
+    """A role that keeps what it predicted."""
+
+    def __init__(self, role: Any) -> None:
+        self.role, self.made = role, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.role, name)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        self.made.append(self.role(*inputs))
+        return self.made[-1]
+
+    def features(self, *inputs: Any) -> Tensor:
+        self.made.append(self.role.features(*inputs))
+        return self.made[-1]
 
 
 def _leaves(value: Tensor) -> set[int]:
@@ -254,20 +371,27 @@ def _leaves(value: Tensor) -> set[int]:
     return found
 
 
+@_check
 def check_cost(runs: Runs) -> None:
     """The passes that the ledger counted are those that the method declares."""
-    cases = [{}, {"reuse_rollout": True, "accumulation": 2}, {"guidance_scale": 1.0, "fake_score_updates": 3}]
+    trainer = runs.untrained
+    trainer._freeze_all_but("student")
+    reuses = trainer.method.student_loss(trainer.nets, trainer._batch("student", 0)).x0 is not None
+    cases = [{}, {"reuse_rollout": reuses, "accumulation": 2}, {"guidance_scale": 1.0, "fake_score_updates": 3}]
     if find_method(runs.method["name"]).shares_graph:
         cases.append({"reuse_rollout": "graph", "accumulation": 2})
     for fields in cases:
         run = runs.make(exit_step="last", **fields)
-        counted, said = train(run)["cost"], declared(load_run(run))
+        summary, said = train(run), declared(load_run(run))
+        assert summary["status"] == "done", f"with {fields or 'the base'}: {summary['reason']}"
+        counted = summary["cost"]
         for role in sorted({*counted, *said}):
             one, other = (counts.get(role, {}) for counts in (counted, said))
             same = all(abs(one.get(kind, 0) - other.get(kind, 0)) < 1e-9 for kind in {*one, *other})
-            assert same, f"{runs.name} with {fields or 'the base'}: declares {other} of {role}, the ledger counted {one}"
+            assert same, f"with {fields or 'the base'}: declares {other} of {role}, the ledger counted {one}"
 
 
+@_check
 def check_shared_graph(runs: Runs) -> None:
     """A graph that both phases share moves the student as one of its own does, and the fake score by its own terms alone."""
     if not find_method(runs.method["name"]).shares_graph:
@@ -282,15 +406,16 @@ def check_shared_graph(runs: Runs) -> None:
     samples = sharing.update_student()
     apart.update_student()
     for p, q in zip(sharing.student.parameters(), apart.student.parameters(), strict=True):
-        assert torch.equal(p, q), f"{runs.name}: a shared graph moves the student elsewhere"
+        assert torch.equal(p, q), "a shared graph moves the student elsewhere"
     found: list[Tensor | None] = []
     sharing.optimisers["fake_score"].register_step_pre_hook(lambda *_: found.extend(p.grad for p in weights))
     sharing.update_fake_score(0, samples)
     for p, g, e in zip(weights, found, expected, strict=True):
         same = torch.allclose(g, e, rtol=1e-4, atol=1e-7) if e is not None else g is None
-        assert same, f"{runs.name}: the fake score's gradient of a shared graph, {tuple(p.shape)}, is not that of its own terms"
+        assert same, f"the fake score's gradient of a shared graph, {tuple(p.shape)}, is not that of its own terms"
 
 
+@_check
 def check_optimiser_steps(runs: Runs) -> None:
     """The student steps once an update, everything else `fake_score_updates` times, whatever the accumulation."""
     for accumulation in (1, 4):
@@ -303,24 +428,24 @@ def check_optimiser_steps(runs: Runs) -> None:
             ]
             samples = trainer.update_student()
             for index in range(updates if trainer.fake_score is not None else 0):
-                trainer.update_fake_score(index, samples if index == 0 else None)
+                trainer.update_fake_score(index, samples or None if index == 0 else None)
             expected = {name: 1 if name == "student" else updates for name in trainer.optimisers}
-            assert steps == expected, (
-                f"{runs.name}: optimiser steps {dict(steps)}, not {expected}, at accumulation {accumulation}"
-            )
+            assert steps == expected, f"optimiser steps {dict(steps)}, not {expected}, at accumulation {accumulation}"
             for hook in hooks:
                 hook.remove()
 
 
+@_check
 def check_resume(runs: Runs) -> None:
     """A run stopped after any update and resumed ends in the bits of one that was not."""
     whole, parts = (runs.make(student_updates=3) for _ in range(2))
     train(whole)
     statuses = [train(parts, stop=lambda: True)["status"] for _ in range(3)]
-    assert statuses == ["stopped", "stopped", "done"], f"{runs.name}: stopping after each update gave {statuses}"
-    _assert_same(runs.name, "a run stopped after each update", whole, parts, 0.0)
+    assert statuses == ["stopped", "stopped", "done"], f"stopping after each update gave {statuses}"
+    _assert_same("a run stopped after each update", whole, parts, 0.0)
 
 
+@_check
 def check_guard(runs: Runs) -> None:
     """A term of either phase that is not finite stops the run, names itself, and leaves every weight as it was."""
     trainer = runs.trainer()
@@ -328,20 +453,20 @@ def check_guard(runs: Runs) -> None:
     samples = trainer.update_student()
     phases = {"student": trainer.update_student}
     if trainer.fake_score is not None:
-        phases["fake_score"] = lambda: trainer.update_fake_score(0, samples)
+        phases["fake_score"] = lambda: trainer.update_fake_score(0, samples or None)
     for role, update in phases.items():
         before = [p.detach().clone() for net in trainer.roles.values() for p in net.parameters()]
         trainer.method = poisoned = _Poisoned(method, f"{role}_loss")
         try:
             update()
         except Collapsed as error:
-            said = f"{runs.name}: the reason {str(error)!r} does not name the term {poisoned.term!r}"
+            said = f"the reason {str(error)!r} does not name the term {poisoned.term!r}"
             assert poisoned.term in str(error), said
         else:
-            raise AssertionError(f"{runs.name}: a term of {role}_loss that is NaN was not noticed")
+            raise AssertionError(f"a term of {role}_loss that is NaN was not noticed")
         after = [p for net in trainer.roles.values() for p in net.parameters()]
         same = all(torch.equal(p, q) for p, q in zip(after, before, strict=True))
-        assert same, f"{runs.name}: a term of {role}_loss that is NaN moved weights"
+        assert same, f"a term of {role}_loss that is NaN moved weights"
         for p in after:
             p.grad = None
 
@@ -365,6 +490,7 @@ class _Poisoned:
         return poisoned
 
 
+@_check
 def check_presets(runs: Runs) -> None:
     """Every preset resolves, to a run that says all of it and survives its own YAML."""
     for preset in find_method(runs.method["name"]).presets:
@@ -373,11 +499,12 @@ def check_presets(runs: Runs) -> None:
         except MissingPackage:
             continue  # said at the border, to whoever asks for it
         assert "preset" not in config.method
-        assert resolve(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config, f"{runs.name}: preset {preset}"
+        assert resolve(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config, f"preset {preset}"
 
 
 CHECKS = (
     check_presets,
+    check_losses,
     check_routing,
     check_detachment,
     check_cost,
@@ -389,39 +516,64 @@ CHECKS = (
 
 
 def check_two_ranks(
-    *methods: str | type[Method] | Mapping[str, Any], folder: Path, fields: Mapping[str, Any] = {}, tolerance: float = 1e-9
+    *methods: str | type[Method] | Mapping[str, Any],
+    folder: Path,
+    fields: Mapping[str, Any] = {},
+    tolerance: float = 1e-7,
+    timeout: float | None = None,
 ) -> None:  # noqa: B006 - never changed
-    """Two processes end where one does with their batches together, in float64; with `fields` of a run, for instance sharded."""
-    pairs = []
+    """Two processes end where one does with their batches together, in float64; with `fields` of a run, for instance sharded.
+
+    Args:
+        tolerance: how far a weight may be off after two updates, by default a thousandth of a step (Adam moves a weight by about
+            its learning rate, 1e-4, whatever the size of its gradient). Networks compute their norms in float32 whatever the
+            precision, and Adam turns the rounding of a tiny gradient into 1e-9 of weight; one that a rank changes moves by steps.
+        timeout: seconds for each of the two launches; None: 600 and 60 a method, for machines that do other things.
+
+    Raises:
+        AssertionError: naming the method that did not train, or which weight is off.
+    """
+    pairs: dict[str, tuple[Path, Path]] = {}
     for at, method in enumerate(methods):
         runs = Runs(method, folder, f"ranks-{at}")
         given = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None} | fields
-        pairs.append((runs.name, runs.make(**given), runs.make(**given)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        with _named(runs.name, "check_two_ranks"):
+            pairs[runs.name] = (runs.make(**given), runs.make(**given))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command, which in (([*launch, "-m", __name__], 1), ([sys.executable, "-m", __name__], 2)):
-        done = subprocess.run(
-            [*command, *(str(pair[which]) for pair in pairs)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-        errors = [line for line in done.stderr.splitlines() if "Error" in line]
-        assert done.returncode == 0, f"training failed: {' | '.join(errors) or done.stderr[-2000:]}"
-    for name, two, one in pairs:
-        _assert_same(name, "two ranks", one, two, tolerance)
+    for which, command in enumerate(([*launch, "-m", __name__], [sys.executable, "-m", __name__])):
+        _train_all({name: pair[which] for name, pair in pairs.items()}, command, timeout or 600 + 60 * len(pairs))
+    for name, (two, one) in pairs.items():
+        with _named(name, "check_two_ranks"):
+            _assert_same("two ranks", one, two, tolerance)
 
 
-def _assert_same(name: str, what: str, one: Path, other: Path, tolerance: float) -> None:
+def _train_all(runs: Mapping[str, Path], command: Sequence[str], timeout: float) -> None:
+    """Train run folders by the name of their method in other processes: AssertionError where one is not trained."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *map(str, runs.values())], env=environment, **streams) as process:
+        why = ""
+        try:
+            _, said = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher ends its processes, which a kill would leave
+            _, said = process.communicate()
+            why = f"not done after {timeout:g} s"
+    left = [name for name, run in runs.items() if not (run / "train.json").is_file()]
+    if why or process.returncode:
+        errors = [line for line in said.splitlines() if "Error" in line]
+        why = why or f"training failed: {' | '.join(errors) or said[-2000:]}"
+        raise AssertionError(f"{left[0] if left else ', '.join(runs)}: check_two_ranks: {why}")
+
+
+def _assert_same(what: str, one: Path, other: Path, tolerance: float) -> None:
     for run in (one, other):
-        assert read_json(run / "train.json")["status"] == "done", f"{name}: {read_json(run / 'train.json')['reason']}"
+        assert read_json(run / "train.json")["status"] == "done", read_json(run / "train.json")["reason"]
     a, b = (load_file(checkpoint.found(run)[-1] / "weights.safetensors") for run in (one, other))
-    assert a.keys() == b.keys()
+    assert a.keys() == b.keys(), f"{what}: other tensors, {sorted(a.keys() ^ b.keys())}"
     for key in a:
         error = float((a[key] - b[key]).abs().max()) if a[key].numel() else 0.0
-        assert error <= tolerance, f"{name}: {what}, {key} is off by {error:.3g}"
+        assert error <= tolerance, f"{what}, {key} is off by {error:.3g}"
 
 
 # --- what the tests run on ---

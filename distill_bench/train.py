@@ -9,6 +9,7 @@ wrong for two forwards before a backward, and accelerate's accumulation counter 
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import resource
@@ -146,11 +147,12 @@ class Trainer:
         laid_over = self.ema if config.ema is not None and nets.target is None else None
         average = nets.target if config.ema is not None and nets.target is not None else self.student
         target = Denoiser(average, "target", self.ledger, autocast, laid_over)
+        self.exact_fake_score = pipeline.exact_fake_score(self.student, self.sigmas, config.stepping, self._exits())
         fake_score = None
         if trains_fake_score:
             fake_score = Denoiser(self.fake_score, "fake_score", self.ledger, autocast)
         elif config.fake_score == "exact":
-            fake_score = pipeline.exact_fake_score(self.student, self.sigmas, config.stepping, self._exits())
+            fake_score = self.exact_fake_score
         self.modules = self._placed(self._modules(teacher, null_text))
         self.roles = {"student": self.student, "modules": self.modules}
         if trains_fake_score:
@@ -222,6 +224,10 @@ class Trainer:
             if loss.x0 is not None:
                 kept = loss.fake_score_terms if self.config.reuse_rollout == "graph" else {}
                 samples.append(Samples(loss.x0.detach(), batch.text, kept))
+            elif self.config.reuse_rollout and self.fake_score is not None:
+                raise ValueError(
+                    f"{self.config.method['name']}: its student's phase makes no samples to reuse: `reuse_rollout: false`"
+                )
             return loss
 
         self._update("student", "student", loss_of)
@@ -291,6 +297,8 @@ class Trainer:
             if shared:
                 self._freeze_all_but(role)
             total = loss.total
+            if not loss.terms or not total.requires_grad:
+                raise ValueError(f"{self.config.method['name']}: the {role} loss ({', '.join(loss.terms)}) has no gradient")
             (total / accumulation).backward(inputs=inputs, retain_graph=shared and role == "student")
             logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
             if loss.x0 is not None:
@@ -327,10 +335,10 @@ class Trainer:
             text = torch.cat([self.texts[i] for i in draws.integers("prompt", len(self.texts))])
         return Batch(text, draws, self.latent_shape, config.score_shift, config.sigma_min, config.sigma_max, self.extras)
 
-    def _rollout(self, batch: Batch) -> Tensor:
-        exit_step = self._exit_step(batch)
+    def _rollout(self, batch: Batch, exit_step: int | None = None) -> Tensor:
+        exit_step = self._exit_step(batch) if exit_step is None else exit_step
         if self.config.student_input == "real_data":
-            real, sigma = batch.extra("real_latents")["x0"], self._exit_sigma(batch)
+            real, sigma = batch.extra("real_latents")["x0"], self._exit_sigma(batch, exit_step)
             return self.nets.student(add_noise(real, batch.noise("rollout/0"), sigma), sigma, batch.text)
         noises = [batch.noise(f"rollout/{step}") for step in range(exit_step + 1)]
         return rollout(self.nets.student, noises, self.sigmas, batch.text, self.config.stepping, torch.is_grad_enabled())
@@ -343,9 +351,9 @@ class Trainer:
         exits = self._exits()
         return exits[batch.draws.shared_integer("exit", len(exits))]
 
-    def _exit_sigma(self, batch: Batch) -> Tensor:
+    def _exit_sigma(self, batch: Batch, exit_step: int | None = None) -> Tensor:
         """The noise level (B,) at which a batch's rollout ends."""
-        return self.sigmas[self._exit_step(batch)].expand(len(batch.text))
+        return self.sigmas[self._exit_step(batch) if exit_step is None else exit_step].expand(len(batch.text))
 
     # ---- ranks
 
@@ -408,8 +416,11 @@ class Trainer:
         self.ledger.enabled = False
         self._freeze_all_but("student")
         draws = Draws(self.config.seed, 0, "signals", range(SIGNAL_SAMPLES), self.accelerator.device, self.dtype)
+        last = {"exit_step": self._exits()[-1]}  # one for all seeds
+        rollout, exit_sigma = functools.partial(self._rollout, **last), functools.partial(self._exit_sigma, **last)
+        nets = dataclasses.replace(self.nets, rollout=rollout, exit_sigma=exit_sigma)
         try:
-            return signals(self.method, self.nets, self._batch_of(draws))
+            return signals(self.method, nets, self._batch_of(draws), self.exact_fake_score)
         finally:
             self.ledger.enabled = True
             self.modules.load_state_dict(kept)

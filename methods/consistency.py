@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, mean_per_sample
+from distill_bench.method import Batch, Cost, Count, Loss, Method, Nets, Passes, Preset, mean_per_sample
 from distill_bench.noise import add_noise, over, warp, x0_to_velocity
 
 
@@ -27,7 +27,7 @@ class Consistency(Method):
         "fastgen": Preset("FastGen@34f30e8, methods/consistency_model/CM.py", {"method.distance": "pseudo_huber"}),
     }
 
-    steps: int = 32
+    steps: Count = 32
     distance: Literal["mse", "pseudo_huber"] = "mse"
 
     @property

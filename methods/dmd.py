@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, renoise, reverse_kl
+from distill_bench.method import Batch, Cost, Loss, Method, Nets, NotNegative, Passes, Preset, renoise, reverse_kl
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DMD(Method):
         ),
     }
 
-    regression_weight: float = 0.25
+    regression_weight: NotNegative = 0.25
     distance: Literal["mse", "lpips"] = "mse"
 
     @property

@@ -8,7 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from distill_bench.discriminator import Head, approximate_r1, discriminator_loss, renoised_features, student_gan_loss
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, renoise, reverse_kl, velocity_loss
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Depth,
+    Loss,
+    Method,
+    Nets,
+    NotNegative,
+    Passes,
+    Positive,
+    Preset,
+    renoise,
+    reverse_kl,
+    velocity_loss,
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +69,12 @@ class DMD2(Method):
     }
 
     gan: Literal["none", "fake_score", "teacher"] = "none"
-    gan_weight: float = 5e-3
-    discriminator_weight: float = 1e-2
-    discriminator_lr: float | None = None  # of the head; None: it shares the fake score's optimiser
-    feature_depth: float = 0.5
-    r1_weight: float = 0.0
-    r1_std: float = 0.1
+    gan_weight: NotNegative = 5e-3
+    discriminator_weight: NotNegative = 1e-2
+    discriminator_lr: Positive | None = None  # of the head; None: it shares the fake score's optimiser
+    feature_depth: Depth = 0.5
+    r1_weight: NotNegative = 0.0
+    r1_std: Positive = 0.1
 
     @property
     def needs(self) -> frozenset[str]:
@@ -100,7 +114,7 @@ class DMD2(Method):
         extra = 2 + bool(self.r1_weight)
         own = self.gan == "fake_score"  # the discriminator's backward reaches the fake score's weights
         student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1 + e * own, e * own), "teacher": Passes(1)}
-        fake_score = {"fake_score": Passes(1 + extra * e * own, full_backward=1 + 2 * e * own)}
+        fake_score = {"fake_score": Passes(1 + extra * e * own, full_backward=1 + extra * e * own)}
         if self.gan == "teacher":
             student[role], fake_score[role] = Passes(e, e), Passes(extra * e)
         return Cost(student, fake_score)

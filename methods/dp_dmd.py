@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, renoise, reverse_kl
+from distill_bench.method import Batch, Cost, Count, Loss, Method, Nets, NotNegative, Passes, Preset, renoise, reverse_kl
 from distill_bench.noise import over, teacher_sigmas, x0_to_velocity
 from distill_bench.rollout import euler
 
@@ -36,9 +36,13 @@ class DPDMD(Method):
         )
     }
 
-    diversity_weight: float = 0.05
-    teacher_steps: int = 30
-    anchor: int = 5
+    diversity_weight: NotNegative = 0.05
+    teacher_steps: Count = 30
+    anchor: Count = 5
+
+    def __post_init__(self) -> None:
+        if self.anchor > self.teacher_steps:
+            raise ValueError(f"anchor {self.anchor} must be at most teacher_steps {self.teacher_steps}")
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)

@@ -8,7 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from distill_bench.discriminator import Head, approximate_r1, discriminator_loss, renoised_features, student_gan_loss
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, renoise, reverse_kl, velocity_loss
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Count,
+    Depth,
+    Loss,
+    Method,
+    Nets,
+    NotNegative,
+    Passes,
+    Positive,
+    Preset,
+    Share,
+    renoise,
+    reverse_kl,
+    velocity_loss,
+)
 from distill_bench.noise import over
 
 # the weight h of each f-divergence as a function of r = p_data / p_student (Xu et al., 2025)
@@ -43,16 +59,20 @@ class FDistill(Method):
     divergence: Literal[
         "reverse_kl", "forward_kl", "jensen_shannon", "softened_reverse_kl", "neyman", "squared_hellinger", "jeffreys"
     ] = "jensen_shannon"
-    gan_weight: float = 1e-3
-    discriminator_weight: float = 1.0
-    discriminator_lr: float | None = 1e-4  # of the head; None: it shares the fake score's optimiser
-    feature_depth: float = 0.5
-    r1_weight: float = 0.0
-    r1_std: float = 0.1
-    ratio_low: float = 0.1
-    ratio_high: float = 20.0
-    ratio_average: float = 0.9  # decay of the moving averages
-    bins: int = 10
+    gan_weight: NotNegative = 1e-3
+    discriminator_weight: NotNegative = 1.0
+    discriminator_lr: Positive | None = 1e-4  # of the head; None: it shares the fake score's optimiser
+    feature_depth: Depth = 0.5
+    r1_weight: NotNegative = 0.0
+    r1_std: Positive = 0.1
+    ratio_low: Positive = 0.1
+    ratio_high: Positive = 20.0
+    ratio_average: Share = 0.9  # decay of the moving averages
+    bins: Count = 10
+
+    def __post_init__(self) -> None:
+        if self.ratio_low >= self.ratio_high:
+            raise ValueError(f"ratio_low {self.ratio_low:g} must be below ratio_high {self.ratio_high:g}")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,15 +1,39 @@
 """The whole family as one line of YAML: the gradient at x0 is a D + J^T (b D + lam r)."""
 
 import ast
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import BeforeValidator
 from torch import Tensor
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, mean_per_sample, renoise
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Loss,
+    Method,
+    Nets,
+    NotNegative,
+    Passes,
+    Preset,
+    dmd_normaliser,
+    mean_per_sample,
+    renoise,
+)
 from distill_bench.noise import over
+
+PROBES = [(n, sigma) for n in (0.37, 1.73) for sigma in (0.13, 0.57, 0.91)]  # where a coefficient must have a value
+
+
+def _written(value: object) -> object:
+    """A number of the YAML as the expression that it is."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Coefficient = Annotated[str, BeforeValidator(_written)]
 
 
 @dataclass(frozen=True)
@@ -40,16 +64,24 @@ class GradientTemplate(Method):
         ),
     }
 
-    a: str = "1/n"
-    b: str = "0"
-    lam: str = "0"
+    a: Coefficient = "1/n"
+    b: Coefficient = "0"
+    lam: Coefficient = "0"
     normaliser: Literal["sample", "batch", "none"] = "sample"
-    epsilon: float = 0.0
+    epsilon: NotNegative = 0.0
     teacher_stop_gradient: bool = True
 
     def __post_init__(self) -> None:
-        for expression in (self.a, self.b, self.lam):
-            coefficient(expression, 1.0, 1.0)
+        for name in ("a", "b", "lam"):
+            for n, sigma in PROBES:
+                n = 1.0 + self.epsilon if self.normaliser == "none" else n
+                try:
+                    value = coefficient(getattr(self, name), n, sigma)
+                except ArithmeticError as error:
+                    value = str(error)
+                if not isinstance(value, float) or not math.isfinite(value):
+                    expression = f"{name} {getattr(self, name)!r}"
+                    raise ValueError(f"{expression} is no finite number at n = {n:g}, sigma = {sigma:g}: {value}")
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
@@ -102,8 +134,8 @@ def coefficient(expression: str, n: Tensor | float, sigma: Tensor | float) -> Te
         match node:
             case ast.Expression():
                 return value(node.body)
-            case ast.Constant(value=int() | float()):
-                return node.value
+            case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
+                return float(node.value)  # powers of integers have no bound
             case ast.Name(id="n"):
                 return n
             case ast.Name(id="sigma"):
@@ -116,5 +148,5 @@ def coefficient(expression: str, n: Tensor | float, sigma: Tensor | float) -> Te
 
     try:
         return value(ast.parse(expression, mode="eval"))
-    except SyntaxError as error:
+    except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"coefficient {expression!r} is no expression in n and sigma") from error

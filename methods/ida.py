@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from distill_bench.method import Batch, Loss, Method, Nets, Preset, renoise, reverse_kl
+from distill_bench.method import Batch, Loss, Method, Nets, Preset, Share, renoise, reverse_kl
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class IDA(Method):
         "lightx2v": Preset("LightX2V@f8aee98, trick ida", {"method.keep": 0.97, "fake_score_updates": 5, "stepping": "ode"})
     }
 
-    keep: float = 0.97
+    keep: Share = 0.97
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)

@@ -12,6 +12,7 @@ from distill_bench.method import (
     Loss,
     Method,
     Nets,
+    NotNegative,
     Passes,
     Preset,
     dmd_normaliser,
@@ -79,7 +80,7 @@ class SGMD(Method):
     weighting: Literal["inv_n", "c_t", "c_t_batchnorm"] = "inv_n"
     residual_space: Literal["x0_over_sigma", "x0"] = "x0_over_sigma"
     correction: Literal["velocity", "x0"] = "velocity"
-    residual_weight: float = 0.1
+    residual_weight: NotNegative = 0.1
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)

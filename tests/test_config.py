@@ -1,7 +1,9 @@
 """The border: what a sweep file may say, what a run's identity is, and that bad input ends in one line."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -21,6 +23,7 @@ from distill_bench.config import (
     resolve,
     run_id,
 )
+from distill_bench.method import Batch, Depth, Loss, Method, Nets
 
 
 def sweep_file(folder: Path, text: str) -> Path:
@@ -97,6 +100,33 @@ def test_a_resolved_run_survives_its_own_yaml(tmp_path):
     config = resolve({"method": "sgmd", "student_lr": 3e-7})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_run(tmp_path) == config and run_id(load_run(tmp_path)) == run_id(config)
+
+
+def test_fields_of_a_method_take_what_yaml_has_for_them():
+    """Whole numbers for real ones, lists for tuples, and numbers for coefficients; every coefficient that has a value passes."""
+    assert resolve({"method": {"name": "sgmd", "residual_weight": 1}}).method["residual_weight"] == 1.0
+    assert resolve({"method": {"name": "gradient_template", "a": 0, "b": 0.5}}).method["b"] == "0.5"
+    assert method_of(resolve({"method": {"name": f"{__file__}:Listed", "depths": [0.5, 1]}})).depths == (0.5, 1.0)
+    for expression in ("sigma/(1-sigma)", "1/(1-sigma)", "(1-sigma)**-1", "1/(n-1)", "-n", "2"):
+        assert resolve({"method": {"name": "gradient_template", "a": expression}}).method["a"] == expression
+
+
+@dataclass(frozen=True)
+class Listed(Method):
+    """A method with a tuple for a field."""
+
+    paper: ClassVar[str] = "none"
+    depths: tuple[Depth, ...] = (0.5,)
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        raise NotImplementedError
+
+
+def test_what_has_no_effect_makes_no_run_of_its_own():
+    plain, exact = (resolve({"method": "consistency", "fake_score": kind}) for kind in ("trained", "exact"))
+    assert run_id(plain) == run_id(exact) == run_id(resolve({"method": "consistency", "reuse_rollout": True}))
+    given = {"method": {"name": "sgmd", "preset": "paper"}, "teacher": "gaussian", "fake_score": "exact"}
+    assert run_id(resolve(given)) == run_id(resolve(given | {"reuse_rollout": False}))
 
 
 # --- expansion
@@ -197,6 +227,32 @@ def test_numbers_and_booleans_are_those_of_yaml_1_2():
         ("question: q\nbase: {method: dmd3}", "no method called 'dmd3' (did you mean 'dmd"),
         ("question: q\nbase: {method: {name: sgmd, lambda: 1}}", "method.lambda: SGMD has no such field"),
         ("question: q\nbase: {method: {name: sgmd, weighting: mine}}", "method: weighting = 'mine'"),
+        ("question: q\nbase: {method: {name: sgmd, residual_weight: '0.2'}}", "method: residual_weight = '0.2'"),
+        ("question: q\nbase: {method: {name: sgmd, residual_weight: true}}", "method: residual_weight = True"),
+        ("question: q\nbase: {method: {name: sgmd, residual_weight: -1}}", "method: residual_weight = -1"),
+        ("question: q\nbase: {method: {name: sgmd, residual_weight: 1e999}}", "method.residual_weight = inf"),
+        ("question: q\nbase: {method: sgmd, student_lr: 1e999}", "student_lr = inf"),
+        ("question: q\nbase: {method: {name: consistency, steps: 0}}", "method: steps = 0"),
+        ("question: q\nbase: {method: {name: consistency, steps: 8.0}}", "method: steps = 8.0"),
+        ("question: q\nbase: {method: {name: f_distill, bins: 0}}", "method: bins = 0"),
+        ("question: q\nbase: {method: {name: f_distill, feature_depth: 7}}", "method: feature_depth = 7"),
+        ("question: q\nbase: {method: {name: f_distill, ratio_low: 30}}", "method: ratio_low 30 must be below ratio_high 20"),
+        ("question: q\nbase: {method: {name: dmd2, feature_depth: 0}}", "method: feature_depth = 0"),
+        ("question: q\nbase: {method: {name: dmd2, discriminator_lr: -1}}", "method: discriminator_lr = -1"),
+        ("question: q\nbase: {method: {name: ida, keep: 5}}", "method: keep = 5"),
+        ("question: q\nbase: {method: {name: dmd, regression_weight: -1}}", "method: regression_weight = -1"),
+        ("question: q\nbase: {method: {name: dp_dmd, anchor: 50}}", "method: anchor 50 must be at most teacher_steps 30"),
+        ("question: q\nbase: {method: {name: gradient_template, teacher_stop_gradient: 'no'}}", "teacher_stop_gradient = 'no'"),
+        ("question: q\nbase: {method: {name: gradient_template, a: 1/0}}", "method: a '1/0' is no finite number at n = 0.37"),
+        ("question: q\nbase: {method: {name: gradient_template, b: 10**400*n}}", "method: b '10**400*n' is no finite number"),
+        ("question: q\nbase: {method: {name: gradient_template, b: 9**9**9**9}}", "method: b '9**9**9**9' is no finite number"),
+        ("question: q\nbase: {method: {name: gradient_template, b: 1e999}}", "method.b = inf"),
+        ("question: q\nbase: {method: {name: gradient_template, lam: (-1)**0.5}}", "method: lam '(-1)**0.5' is no finite number"),
+        ("question: q\nbase: {method: {name: gradient_template, lam: 'True*n'}}", "may hold n, sigma, numbers"),
+        ("question: q\nbase: {method: {name: gradient_template, lam: true}}", "method: lam = True"),
+        ("question: q\nbase: {method: {name: gradient_template, a: 1/(n-1), normaliser: none}}", "at n = 1, sigma"),
+        ("question: q\nbase: {method: ida, teacher: gaussian}", "teacher 'gaussian': ida averages weights of two roles"),
+        ("question: q\nbase: {method: f_distill, teacher: gaussian, fake_score: exact}", "f_distill has modules of its own"),
         ("question: q\nbase: {method: dmd2, teacher: /nowhere}", "no teacher '/nowhere'"),
         ("question: q\nbase: {method: dmd2, sigma_min: 0.99}", "sigma_min 0.99 must be below sigma_max 0.98"),
         ("question: q\nbase: {method: dmd2, accumulation: 3}", "batch_size 8 must be a multiple of accumulation 3"),

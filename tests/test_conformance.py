@@ -1,5 +1,7 @@
 """The built-in methods pass the conformance tests by the call that a stranger makes, and broken ones are found."""
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,12 +10,14 @@ import pytest
 from torch import nn
 
 from distill_bench import testing
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, renoise, toward
+from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, mean_per_sample, renoise, toward
+from distill_bench.noise import add_noise
 from distill_bench.registry import methods
+from distill_bench.train import train
 
 VARIANTS = [
     *methods(),
-    {"name": "dmd2", "preset": "paper"},
+    {"name": "dmd2", "preset": "paper", "r1_weight": 1.0},
     {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0},
     {"name": "sgmd", "weighting": "c_t_batchnorm", "residual_space": "x0", "correction": "x0"},
     {"name": "gradient_template", "a": "1/n", "b": "-1/n", "lam": "1/n", "teacher_stop_gradient": False},
@@ -31,8 +35,25 @@ def test_every_built_in_method_conforms(method, tmp_path):
 
 
 def test_two_ranks_end_where_one_does(folder):
-    """One launch for all: starting two processes takes longer than their work."""
-    testing.check_two_ranks(*VARIANTS, folder=folder)
+    """One launch for all: starting two processes takes longer than their work. All are compared in turn, and the last differs."""
+    others = [{"name": f"{__file__}:Broken", "fault": fault} for fault in ("none", "rank")]
+    with pytest.raises(AssertionError, match=r":Broken, rank: check_two_ranks: two ranks, student\..* is off by \d\.?\d*e-0[45]"):
+        testing.check_two_ranks(*VARIANTS, *others, folder=folder)
+
+
+def test_two_ranks_that_hang_are_a_failure_of_the_method(folder):
+    with pytest.raises(AssertionError, match=r"^dmd2: check_two_ranks: not done after 0\.5 s"):
+        testing.check_two_ranks("dmd2", folder=folder, timeout=0.5)
+
+
+SAYS = {  # faults of the loss as a whole -> what is said of them
+    "nan": "the student's loss: term 'kl' is nan",
+    "no gradient": r"the student's loss has no gradient: no term of \['kl'\] has a graph",
+    "no scalar": r"the student's loss: term 'kl' is no scalar but torch.Size\(\[4\]\)",
+    "cut": "no term has a gradient at Loss.x0",
+    "lost": "makes a rollout, and Loss.x0 is None",
+    "raises": "KeyError: 'raises'",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,24 @@ class Broken(Method):
     fault: str = "cost"
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        if self.fault == "no samples":
+            x_t, sigma = batch.noise("x"), batch.sigma("s")
+            return Loss({"regression": nets.student(x_t, sigma, batch.text).square().mean()})
         x0 = nets.rollout(batch)
+        if self.fault in ("none", "rank"):
+            scores = renoise(nets, batch, x0, through_fake_score=True)
+            scale = 0.7 + 0.1 * (self.fault == "rank") * int(os.environ.get("RANK", 0))
+            return Loss({"gap": scale * (scores.x0_fake - scores.x0_teacher).square().mean()}, x0)
+        if self.fault in SAYS:
+            given = {"nan": float("nan") * x0.mean(), "no gradient": x0.detach().mean(), "no scalar": x0.mean((1, 2, 3, 4))}
+            if self.fault == "raises":
+                raise KeyError(self.fault)
+            return Loss({"kl": given.get(self.fault, x0.mean())}, {"cut": x0.detach(), "lost": None}.get(self.fault, x0))
+        if self.fault == "normaliser":
+            scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
+            x_t = add_noise(x0, batch.noise("renoise/noise"), scores.sigma)
+            n = mean_per_sample((x0 - nets.teacher(x_t, scores.sigma, batch.text)).abs())
+            return Loss({"kl": ((scores.x0_fake - scores.x0_teacher) * x0 / n).mean()}, x0)
         if self.fault in ("leak", "leak to the teacher"):
             role = nets.fake_score if self.fault == "leak" else nets.unguided_teacher
             role.net.requires_grad_(True)
@@ -60,7 +98,9 @@ class Broken(Method):
         return super().fake_score_loss(nets, batch, x0)
 
     def cost(self) -> Cost:
-        if self.fault != "cost":
+        if self.fault == "no samples":
+            return Cost({"student": Passes(1, full_backward=1)}, super().cost().fake_score)
+        if self.fault not in ("cost", "none", "rank"):
             return super().cost()
         student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})
@@ -81,9 +121,22 @@ class Broken(Method):
         ("leak to the teacher", testing.check_detachment, "the student's loss has a graph to weights of teacher"),
         ("routing", testing.check_cost, "the ledger counted"),
         ("resume", testing.check_resume, "a run stopped after each update"),
+        ("normaliser", testing.check_detachment, "reaches the input of teacher, where its cost declares no backward"),
+        ("nan", testing.check_routing, r"Collapsed: the gradient of the student is nan \(not finite: student_loss, kl\)"),
+        ("nan", testing.check_cost, "with the base: the gradient of the student is nan"),
+        ("no gradient", testing.check_routing, r"ValueError: .*Broken: the student loss \(kl\) has no gradient"),
+        *((fault, testing.check_losses, says) for fault, says in SAYS.items()),
     ],
 )
 def test_a_fault_is_found(fault, check, says, folder):
     runs = testing.Runs({"name": f"{__file__}:Broken", "fault": fault}, folder, f"broken-{fault}-{check.__name__}")
-    with pytest.raises(AssertionError, match=says):
+    with pytest.raises(AssertionError, match=f"^{re.escape(runs.name)}: {check.__name__}: .*{says}"):
         check(runs)
+
+
+def test_a_method_may_make_no_samples_of_its_own_and_then_has_none_to_reuse(folder):
+    runs = testing.Runs({"name": f"{__file__}:Broken", "fault": "no samples"}, folder, "no-samples")
+    for check in (testing.check_losses, testing.check_cost):
+        check(runs)
+    with pytest.raises(ValueError, match="Broken: its student's phase makes no samples to reuse: `reuse_rollout: false`"):
+        train(runs.make(reuse_rollout=True))

@@ -133,3 +133,7 @@ def test_the_command_prices_a_sweep_for_a_larger_teacher(tmp_path: Path, capsys)
     assert "54.54" in capsys.readouterr().out
     assert main([str(path), "--size", "critic=1"]) == 2
     assert "roles are student" in capsys.readouterr().err
+    assert main([str(path), "--size", "student=big"]) == 2
+    assert "--size 'student=big' takes ROLE=NUMBER" in capsys.readouterr().err
+    assert main([str(path), "--set", "student_lr=1e999"]) == 2
+    assert "student_lr = inf" in capsys.readouterr().err

@@ -11,13 +11,14 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from distill_bench.config import ConfigError, resolve, run_id
 from distill_bench.cost import Ledger
+from distill_bench.draws import Draws
 from distill_bench.evaluate import evaluate
 from distill_bench.models import Denoiser, Guided, load_pipeline
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.sample import sample
 from distill_bench.testing import Runs, check_optimiser_steps, check_resume
-from distill_bench.train import train
+from distill_bench.train import Trainer, train
 
 BASE = {
     "teacher": "gaussian", "student_updates": 4, "batch_size": 8, "nfe": 2, "trackers": [], "log_every": 2, "signals_every": 2,
@@ -134,6 +135,8 @@ def test_a_run_trains_samples_and_is_scored_exactly(fake_score, tmp_path):
     lines = evaluate(sample(run)[-1], {}, ["exact_divergence"])
     assert {line["column"] for line in lines} == {"exact_kl", "exact_fisher", "exact_w2"}
     assert all(line["value"] > 0 for line in lines)
+    lags = [v for k, v in json.loads((run / "train.jsonl").read_text().splitlines()[-1]).items() if k.startswith("tracking_lag/")]
+    assert len(lags) == 4 and all(lag > 0 if fake_score == "trained" else lag == 0 for lag in lags)
 
 
 def test_signals_are_logged_and_cost_nothing(tmp_path):
@@ -151,6 +154,13 @@ def test_signals_are_logged_and_cost_nothing(tmp_path):
     assert line["rho"] == pytest.approx(5 * 1e-4 / 1e-2)
     students = [next((run / "students").glob("*.safetensors")).read_bytes() for run in (with_signals, without)]
     assert students[0] == students[1]
+
+
+def test_signals_are_of_the_last_step_whatever_exit_the_seed_would_draw(tmp_path):
+    """At seed 4 the first of four steps would be drawn, where this method has no score term."""
+    trainer = Trainer(run_folder(tmp_path, "run", method="dp_dmd", nfe=4, seed=4))
+    assert trainer._exit_step(trainer._batch_of(Draws(4, 0, "signals", range(2), trainer.device))) == 0
+    assert trainer.signals()["x0_gradient_norm/kl"] > 0
 
 
 def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():

@@ -13,6 +13,7 @@ from distill_bench.methods.dmd2 import DMD2
 from distill_bench.methods.sgmd import SGMD
 from torch import Tensor
 
+from distill_bench.discriminator import Head, approximate_r1, renoised_features
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Nets, velocity_loss
 from distill_bench.noise import add_noise, over
@@ -163,3 +164,29 @@ def test_at_the_optimum_only_the_residual_leaves_a_pull_and_it_is_the_closed_for
     pull = (lam(s) * (1 - s) ** 2 * s**2 / variance**2).mean()
     for moment, expected in ((shift, 0.0), (scale, pull)):
         assert abs(moment.mean() - expected) <= 4 * moment.std() / many**0.5 + 1e-12
+
+
+def test_approximate_r1_has_both_sides_of_its_gradient_in_features_that_are_trained():
+    """The derivative by a weight of the role is that of the stated loss, by finite differences."""
+    draws = Draws(0, 0, "fake_score/0", range(B), torch.device("cpu"), torch.float64)
+    batch = Batch(torch.zeros(B, 1, 1, dtype=torch.float64), draws, SHAPE, 1.0, 0.02, 0.98)
+    real, weight = draws.noise("real", SHAPE), torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = Head(2).double()
+
+    class Role:
+        def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
+            return torch.tanh(weight * x_t).flatten(2).transpose(1, 2)
+
+    def r1() -> Tensor:
+        logit = head(renoised_features(Role(), batch, real, batch.text, "gan_real", 0.5))
+        return approximate_r1(logit, head, Role(), batch, real, batch.text, 0.5, 0.1)
+
+    (slope,) = torch.autograd.grad(r1(), weight)
+    step, ends = 1e-5, []
+    with torch.no_grad():
+        for move in (step, -2 * step):
+            weight += move
+            ends.append(r1())
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=0)
