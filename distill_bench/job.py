@@ -223,10 +223,10 @@ def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
 # --- what runs share ---
 
 
-def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
+def prepare(config: RunConfig, store: Path, wait: bool = True) -> dict[str, Path]:
     """The reference rows of a run's protocol with their scores, made by whoever comes first: kind -> folder.
 
-    A row that the others are held against is not held against itself.
+    A row that the others are held against is not held against itself. Who does not `wait` for another that makes them gets none.
     """
     root = store / "references" / protocol_hash(config)
     marker = root / f"ready-{student_key(config)}.json"
@@ -238,21 +238,23 @@ def prepare(config: RunConfig, store: Path) -> dict[str, Path]:
         return found is not None and found["evaluators"] == versions
 
     def make() -> None:
+        began = time.perf_counter()
         folders = references(config, store)
         for kind, folder in folders.items():
             against = {key: folders[key] for key in REFERENCES if key in folders and key != kind}
             evaluate(folder, against, names, protocol_hash(config))
-        write_json(marker, {"evaluators": versions, "folders": {kind: folder.name for kind, folder in folders.items()}})
+        made = {kind: folder.name for kind, folder in folders.items()}
+        write_json(marker, {"evaluators": versions, "folders": made, "seconds": round(time.perf_counter() - began, 3)})
 
-    once(root, ready, make)
-    return {kind: root / name for kind, name in read_json(marker)["folders"].items()}
+    once(root, ready, make, wait)
+    return {kind: root / name for kind, name in read_json(marker)["folders"].items()} if wait or ready() else {}
 
 
 def prepare_run(run_dir: Path) -> None:
-    """Everything that a run shares with others."""
+    """Everything that a run shares with others, but for reference rows that another process is making: no slot waits for them."""
     config = load_run(run_dir)
     prepare_extras(config, run_dir.parent)
-    prepare(config, run_dir.parent)
+    prepare(config, run_dir.parent, wait=False)
 
 
 def prepare_extras(config: RunConfig, store: Path) -> None:

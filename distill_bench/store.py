@@ -292,14 +292,16 @@ def cancels(store: Path, since: float = 0.0) -> list[dict[str, Any]]:
     return [found for path in paths if (found := read_record(path, runs=list, jobs=list))]
 
 
-def once(folder: Path, ready: Callable[[], bool], make: Callable[[], None], poll_seconds: float = 0.5) -> None:
-    """Make what several processes share: whoever claims `folder` first makes it, the others wait until it is `ready`.
+def once(folder: Path, ready: Callable[[], bool], make: Callable[[], None], wait: bool = True, poll_seconds: float = 0.5) -> None:
+    """Make what several processes share: whoever claims `folder` first makes it, the others `wait` until it is `ready`, or not.
 
     A maker that died is replaced; what `make` raises is raised in the process that made, and the next in line tries again.
     """
     while not ready():
         mine = claim(folder, {})
         if mine is None:
+            if not wait:
+                return
             time.sleep(poll_seconds)
             continue
         try:

@@ -19,7 +19,7 @@ from distill_bench.protocol import protocol_hash
 from distill_bench.scheduler import Queue, read_queue
 from distill_bench.status import Known, read_statuses
 from distill_bench.stop import StopRequest
-from distill_bench.store import attempts, cancels, claim, end_of, state, write_json
+from distill_bench.store import attempts, cancels, claim, end_of, once, state, write_json
 from distill_bench.sweep import Launch, _queue_again, cancel, main, open_sweep, run_local
 
 BASE = {
@@ -254,3 +254,13 @@ def test_what_sbatch_says_is_passed_on_by_its_telling_lines():
     assert slurm._telling(unknown) == "unrecognized option '--foo=bar'"
     refused = "sbatch: error: Failed to validate job spec, --gpus < -N\nsbatch: error: Invalid generic resource\n"
     assert slurm._telling(refused) == "Failed to validate job spec, --gpus < -N; Invalid generic resource"
+
+
+def test_what_another_process_makes_is_waited_for_or_not(tmp_path):
+    made = []
+    held = claim(tmp_path / "shared", {})
+    once(tmp_path / "shared", lambda: bool(made), lambda: made.append("twice"), wait=False)
+    assert made == [], "somebody else is at it"
+    held.close("stopped")
+    once(tmp_path / "shared", lambda: bool(made), lambda: made.append("here"), wait=False)
+    assert made == ["here"]
