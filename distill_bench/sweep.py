@@ -347,7 +347,8 @@ def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
     stopped = len(jobs | prepare)
     for run in runs:
         start = start_of(attempts(store / run)[-1]) if attempts(store / run) else {}
-        if start.get("job") is None and start.get("host") == socket.gethostname() and state(store / run) == "running":
+        here = start.get("host") == socket.gethostname() and start["job"] is None and start["pid"]
+        if here and state(store / run) == "running":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(start["pid"], signal.SIGTERM)
                 stopped += 1
