@@ -571,9 +571,9 @@ def _assert_same(what: str, one: Path, other: Path, tolerance: float) -> None:
         assert read_json(run / "train.json")["status"] == "done", read_json(run / "train.json")["reason"]
     a, b = (load_file(checkpoint.found(run)[-1] / "weights.safetensors") for run in (one, other))
     assert a.keys() == b.keys(), f"{what}: other tensors, {sorted(a.keys() ^ b.keys())}"
-    for key in a:
-        error = float((a[key] - b[key]).abs().max()) if a[key].numel() else 0.0
-        assert error <= tolerance, f"{what}, {key} is off by {error:.3g}"
+    errors = {key: float((a[key] - b[key]).abs().nan_to_num(nan=torch.inf).max()) for key in a if a[key].numel()}
+    worst = max(errors, key=errors.get)
+    assert errors[worst] <= tolerance, f"{what}, {worst} is off by {errors[worst]:.3g}"
 
 
 # --- what the tests run on ---
