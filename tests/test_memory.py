@@ -151,7 +151,7 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
     assert len(runs) == 7 * sweep.seeds and not {"ida", "dp_dmd"} & {r.method["name"] for r in runs}
     # 16 channels of 21 x 60 x 104, with 1.3 billion weights: the shape that the published models have
     with outlines():
-        net = memory.outline(runs[0], layers=1)
+        net = memory.outline(runs[0], layers=(1, 1))
     assert net.latent_shape(81, 480, 832) == (16, 21, 60, 104)
 
 
