@@ -42,9 +42,9 @@ def test_two_ranks_end_where_one_does(folder):
         testing.check_two_ranks(*VARIANTS, *others, folder=folder)
 
 
-def test_two_ranks_that_hang_are_a_failure_of_the_method(folder):
+def test_two_ranks_that_hang_are_a_failure_of_the_method(tmp_path):
     with pytest.raises(AssertionError, match=r"^dmd2: check_two_ranks: not done after 0\.5 s"):
-        testing.check_two_ranks("dmd2", folder=folder, timeout=0.5)
+        testing.check_two_ranks("dmd2", folder=tmp_path, timeout=0.5)
 
 
 SAYS = {  # faults of the loss as a whole -> what is said of them
