@@ -9,11 +9,11 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -26,9 +26,12 @@ KEPT = 2
 
 
 def tensors(
-    roles: Mapping[str, nn.Module], ema: Mapping[str, Tensor], optimisers: Mapping[str, torch.optim.Optimizer]
+    roles: Mapping[str, nn.Module],
+    ema: Mapping[str, Tensor],
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    keep: bool = True,
 ) -> dict[str, dict[str, Tensor]]:
-    """What `save` writes, by file and name; shards are gathered, to host memory, so that every rank must ask for it."""
+    """What `save` writes, by file and name: see `gathered`."""
     weights = {f"{role}.{k}": v for role, net in roles.items() for k, v in net.state_dict().items()}
     weights |= {f"ema.{k}": v for k, v in ema.items()}
     moments = {
@@ -37,7 +40,17 @@ def tensors(
         for index, entry in optimiser.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    return {name: {k: whole(v) for k, v in found.items()} for name, found in (("weights", weights), ("optimisers", moments))}
+    return {name: gathered(found, keep) for name, found in (("weights", weights), ("optimisers", moments))}
+
+
+def gathered(found: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Tensors, whole: shards are gathered, one by one to host memory. Every rank must ask; who does not `keep` them has none."""
+    kept = {}
+    for name, tensor in found.items():
+        one = whole(tensor)
+        if keep:
+            kept[name] = one
+    return kept
 
 
 def save(run_dir: Path, student_updates: int, files: Mapping[str, Mapping[str, Tensor]], state: dict) -> None:
@@ -89,7 +102,7 @@ def load(
             for name, checksum in state.pop("checksums").items():
                 if _checksum(folder / name) != checksum:
                     raise ValueError(f"{name} is not what was written")
-            weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimisers"))
+            weights, moments = (safe_open(folder / f"{name}.safetensors", "pt") for name in ("weights", "optimisers"))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             aside = folder.with_name(f"{folder.name}.corrupt")
             with contextlib.suppress(OSError):
@@ -98,14 +111,14 @@ def load(
             continue
         for role, net in roles.items():
             current = net.state_dict()
-            net.load_state_dict({k: shard_as(v, current.get(k, v)) for k, v in _under(weights, role).items()})
-        for name, value in _under(weights, "ema").items():
+            net.load_state_dict({k: shard_as(v, current.get(k, v)) for k, v in _under(weights, role)})
+        for name, value in _under(weights, "ema"):
             if name in ema:
                 ema[name].copy_(shard_as(value, ema[name]))
         for group, optimiser in optimisers.items():
             parameters = [p for each in optimiser.param_groups for p in each["params"]]
             entries: dict[int, dict[str, Tensor]] = {}
-            for key, value in _under(moments, group).items():
+            for key, value in _under(moments, group):
                 index, _, name = key.partition(".")
                 moment = shard_as(value, parameters[int(index)]) if value.ndim else value
                 entries.setdefault(int(index), {})[name] = moment
@@ -150,5 +163,8 @@ def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None =
     activate(student, ["student"])
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+def _under(file: safe_open, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file with a prefix, and their names without: read one by one, for a rank needs but its part of each."""
+    for name in file.keys():  # noqa: SIM118 - no mapping
+        if name.startswith(f"{prefix}."):
+            yield name.removeprefix(f"{prefix}."), file.get_tensor(name)

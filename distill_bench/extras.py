@@ -95,7 +95,9 @@ def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tupl
     which = [i % len(prompts) for i in range(ODE_PAIRS)]
 
     def make() -> dict[str, Tensor]:
-        teacher = Guided(Denoiser(pipeline.transformer, "teacher", Ledger(1)), texts.null_text, config.guidance_scale)
+        teacher = Guided(
+            Denoiser(pipeline.transformer.to(pipeline.device), "teacher", Ledger(1)), texts.null_text, config.guidance_scale
+        )
         sigmas = teacher_sigmas(ODE_STEPS, config.shift).to(pipeline.device)
         noise = torch.stack([torch.randn(*shape, generator=generator("ode_pairs", i)) for i in range(ODE_PAIRS)])
         x0 = [

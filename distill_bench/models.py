@@ -195,12 +195,15 @@ def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = No
 def load_pipeline(
     name: str, device: torch.device, student: str | None = None, prompts: Path | None = None, store: Path | None = None
 ) -> Pipeline | GaussianPipeline:
-    """The teacher `name` on a device, in float32, frozen; its students begin from the folder `student`, where it is given."""
+    """The teacher `name` in float32, frozen; its students begin from the folder `student`, where it is given.
+
+    Its transformer is in host memory, for whoever runs it to place: it may be sharded, offloaded, or not needed at all.
+    """
     folder = teacher_folder(name)
     if is_gaussian(folder):
         return GaussianPipeline.load(folder, device)
     architecture = architecture_of(folder)
-    transformer = load_transformer(folder).to(device).eval().requires_grad_(False)
+    transformer = load_transformer(folder).eval().requires_grad_(False)
     vae = load_autoencoder(folder, architecture)
     if vae is not None:
         vae = vae.to(device).eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """How a run holds the roles' networks: their precision, whole or as adapters of one base, checkpointed, sharded, offloaded."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,18 +31,23 @@ class Networks:
     trained: Mapping[str, nn.Module]
 
 
-def build(
-    config: RunConfig, pipeline: Pipeline, placed: Callable[[nn.Module], nn.Module], mesh: DeviceMesh | None = None
-) -> Networks:
-    """The networks of a run, where they begin.
+def build(config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None) -> Networks:
+    """The networks of a run, where they begin; what is sharded or offloaded is never whole on a device.
 
     Args:
-        placed: puts a network on its device, in the run's dtype.
         mesh: the processes that share the weights of each role, where the run is sharded.
     """
+
+    def in_dtype(net: nn.Module) -> nn.Module:
+        return net.double() if config.precision == "float64" else net
+
+    def placed(net: nn.Module) -> nn.Module:
+        return in_dtype(net).to(pipeline.device)
+
     has_fake_score, low = config.fake_score_updates is not None, config.weights == "bfloat16"
+    teacher = to_bfloat16(pipeline.transformer) if low else pipeline.transformer
     if config.adapter is not None:
-        base = placed(to_bfloat16(pipeline.transformer) if low else pipeline.transformer)
+        base = placed(teacher)
         roles = ["student", "target", *(["fake_score"] if has_fake_score else [])]
         views = {role: add_adapter(base, role, config.adapter, config.seed) for role in roles}
         views["target"].load_state_dict(views["student"].state_dict())
@@ -57,9 +62,8 @@ def build(
             nets["fake_score"] = pipeline.fake_score
         if config.ema is None:
             del nets["target"]
-        sharded = {role: shard(placed(net()), mesh, compute) for role, net in nets.items()}
-        teacher = to_bfloat16(pipeline.transformer) if low else pipeline.transformer
-        teacher = shard(placed(teacher), mesh, compute, config.teacher_offload)
+        teacher = shard(in_dtype(teacher), mesh, compute, config.teacher_offload)
+        sharded = {role: shard(in_dtype(net()), mesh, compute) for role, net in nets.items()}
         networks = Networks(
             sharded["student"], sharded.get("fake_score"), teacher, sharded.get("target"),
             {role: net for role, net in sharded.items() if role != "target"},
@@ -71,9 +75,7 @@ def build(
         if has_fake_score:
             nets["fake_score"] = placed(pipeline.fake_score())
         trained = {role: Masters(net) for role, net in nets.items()} if low else nets
-        teacher = placed(to_bfloat16(pipeline.transformer) if low else pipeline.transformer)
-        if config.teacher_offload:
-            teacher = offloaded(teacher, next(teacher.parameters()).device)
+        teacher = offloaded(in_dtype(teacher), pipeline.device) if config.teacher_offload else placed(teacher)
         networks = Networks(nets["student"], nets.get("fake_score"), teacher, None, trained)
     if config.gradient_checkpointing:
         for net in (networks.student, networks.fake_score, networks.teacher):
@@ -121,7 +123,7 @@ class Streamed(nn.Module):
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.block, self._device = block.cpu(), device
+        self.block, self._device = block, device
         if device.type == "cuda":
             for parameter in block.parameters():
                 parameter.data = parameter.data.pin_memory()
@@ -135,6 +137,10 @@ class Streamed(nn.Module):
 def offloaded(net: nn.Module, device: torch.device) -> nn.Module:
     """The frozen network with its blocks in host memory, where a forward fetches them one by one; the rest is on the device."""
     blocks = architecture_called(net).blocks(net)
-    for index, block in enumerate(blocks):
+    held = list(blocks)
+    for index in range(len(held)):
+        blocks[index] = nn.Identity()
+    net.to(device)
+    for index, block in enumerate(held):
         blocks[index] = Streamed(block, device)
     return net

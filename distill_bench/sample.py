@@ -149,7 +149,7 @@ class Sampler:
 
     def teacher(self, steps: int, seeds: list[int]) -> Row:
         """Clips by `steps` Euler steps of the guided teacher."""
-        teacher = Denoiser(self.pipeline.transformer, "teacher", Ledger(1))
+        teacher = Denoiser(self.pipeline.transformer.to(self.device), "teacher", Ledger(1))
         guided = Guided(teacher, self.texts.null_text, self.config.protocol.teacher_guidance)
         sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
         return self._clips(seeds, lambda noises, text: euler(guided, noises[0], sigmas, text))

@@ -131,7 +131,7 @@ class Trainer:
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
         sharded = config.sharding and world > 1  # one process has it all, and the same numbers
-        nets = build(config, pipeline, self._placed, all_processes(device) if sharded else None)
+        nets = build(config, pipeline, all_processes(device) if sharded else None)
         self.student, self.fake_score = nets.student, nets.fake_score
         trains_fake_score = self.fake_score is not None
         self.ema: dict[str, Tensor] = {}
@@ -443,8 +443,9 @@ class Trainer:
     def save(self) -> None:
         """Write checkpoints/<student_updates>/ atomically; older ones but the last two are pruned."""
         self.check_ranks()
-        files = checkpoint.tensors(self.trained, self.ema, self.optimisers)
-        if self.accelerator.is_main_process:
+        writes = self.accelerator.is_main_process
+        files = checkpoint.tensors(self.trained, self.ema, self.optimisers, keep=writes)
+        if writes:
             state = {"student_updates": self.student_updates, "seconds": self.seconds, "cost": self.ledger.counts}
             checkpoint.save(self.run_dir, self.student_updates, files, state)
         self.accelerator.wait_for_everyone()
@@ -452,8 +453,9 @@ class Trainer:
     def save_student(self) -> None:
         """Keep the student as it would be sampled now, in students/<student_updates>.safetensors."""
         weights = dict(self.trained["student"].named_parameters()) if self.config.ema is None else self.ema
-        weights = {name: whole(value) for name, value in weights.items()}  # of shards: by every rank
-        if self.accelerator.is_main_process:
+        writes = self.accelerator.is_main_process
+        weights = checkpoint.gathered(weights, keep=writes)
+        if writes:
             checkpoint.save_student(self.run_dir, self.student_updates, weights)
 
     def resume(self) -> None:
