@@ -150,20 +150,20 @@ def frechet_distance(x: Features, y: Features) -> float:
     without a matrix square root nothing turns complex, and N < d is exact.
     """
     x, y = features(x, y)
-    mean_x, mean_y = (each.mean(0, dtype=torch.float64) for each in (x, y))
-    away, n, m = (mean_x - mean_y).square().sum().item(), len(x) - 1, len(y) - 1
+    mean_x, mean_y = (each.numpy().mean(0, dtype=np.float64) for each in (x, y))
+    away, n, m = float(np.square(mean_x - mean_y).sum()), len(x) - 1, len(y) - 1
     if min(n, m) >= x.shape[1]:
         gram_x, gram_y = gram(x, mean_x), gram(y, mean_y)
         shared = root_trace(gram_x, gram_y)
         if shared is not None:
             return float(away + gram_x.trace() / n + gram_y.trace() / m - 2 * shared / math.sqrt(n * m))
-    a, b = _factor(x - mean_x) / math.sqrt(n), _factor(y - mean_y) / math.sqrt(m)
+    a, b = _factor(x - torch.from_numpy(mean_x)) / math.sqrt(n), _factor(y - torch.from_numpy(mean_y)) / math.sqrt(m)
     return away + (a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
 
 
-def gram(x: Tensor, mean: Tensor, rows: int = 256) -> np.ndarray:
-    """Upper triangle of the Gram matrix (d, d), float64, of features x (N, d) less their mean; by blocks that fit a cache."""
-    x, mean, total = x.numpy(), mean.numpy(), np.zeros((x.shape[1], x.shape[1]), order="F")
+def gram(x: Tensor, mean: np.ndarray, rows: int = 8192) -> np.ndarray:
+    """Upper triangle of the Gram matrix (d, d), float64, of features x (N, d) less their mean; so many rows at once."""
+    x, total = x.numpy(), np.zeros((x.shape[1], x.shape[1]), order="F")
     for start in range(0, len(x), rows):  # numpy alone: the threads of torch and of BLAS would wait for each other
         total = dsyrk(1.0, (x[start : start + rows] - mean).T, beta=1.0, c=total, overwrite_c=True)
     return total

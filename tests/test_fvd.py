@@ -91,7 +91,7 @@ def test_the_squares_of_gram_matrices_are_used_only_where_they_cost_nothing(deca
         shared = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
         expected = (x.mean(0) - other.mean(0)).square().sum() + (a.square().sum() + b.square().sum() - 2 * shared) / 399
         assert frechet_distance(x, other) == pytest.approx(expected.item(), abs=1e-10 * spread(x))
-    found = fvd.root_trace(*(fvd.gram(each, each.mean(0)) for each in (x, 1.2 * x)))
+    found = fvd.root_trace(*(fvd.gram(each, each.mean(0).numpy()) for each in (x, 1.2 * x)))
     assert (found is not None) == from_gram
 
 
