@@ -356,8 +356,8 @@ def _differences_csv(results: Results, cost: float | None = None, at_equal_cost:
     Two families of comparisons, each of one column: `p_holm` (and `favours`) is over all pairs, `comparisons` of them;
     `p_holm_baseline` over the pairs with the baseline alone, as in table.md and report.html, `comparisons_baseline` of them.
     """
-    header = ["column", "a", "b", "seeds", "expected", "difference", "low", "high", "p", "p_holm", "favours", "seeds_needed"]
-    header += ["comparisons", "p_holm_baseline", "comparisons_baseline", *([COST] if at_equal_cost else [])]
+    header = ["column", "a", "b", "seeds", "expected", "difference", "low", "high", "p", "p_holm", "favours"]
+    header += ["comparisons", "p_holm_baseline", "comparisons_baseline", COST if at_equal_cost else "seeds_needed"]
     rows, baseline, lines = results.students, results.baseline, []
     if at_equal_cost and cost is None:  # no run says what it cost
         return write_csv(header, [])
@@ -365,16 +365,16 @@ def _differences_csv(results: Results, cost: float | None = None, at_equal_cost:
     for column in results.main:
         found = [difference(results, column, a, b, cost) for a, b in pairs]
         to_baseline = [each for each in found if each.b is baseline]
-        p_baseline = iter(holm([each.p for each in to_baseline]))
+        p_baseline, counts = iter(holm([each.p for each in to_baseline])), (comparisons(found), comparisons(to_baseline))
         for each, p in zip(found, holm([each.p for each in found]), strict=True):
             expected = len({run.seed for run in each.a.runs} & {run.seed for run in each.b.runs})
             line = {"column": column.column, "a": each.a.label, "b": each.b.label, "seeds": each.seeds, "expected": expected}
             if each.interval:
                 line |= {"difference": _g(each.interval.mean), "low": _g(each.interval.low), "high": _g(each.interval.high)}
-            line |= {"p": _g(each.p), "p_holm": _g(p), "favours": verdict(each, p), "seeds_needed": each.needed}
-            line |= {"comparisons": comparisons(found), COST: _g(cost)}
+            line |= {"p": _g(each.p), "p_holm": _g(p), "favours": verdict(each, p), "comparisons": counts[0]}
+            line |= {COST: _g(cost)} if at_equal_cost else {"seeds_needed": each.needed}
             if each.b is baseline:
-                line |= {"p_holm_baseline": _g(next(p_baseline)), "comparisons_baseline": comparisons(to_baseline)}
+                line |= {"p_holm_baseline": _g(next(p_baseline)), "comparisons_baseline": counts[1]}
             lines.append(line)
     return write_csv(header, lines)
 
