@@ -7,14 +7,17 @@ Needs no torch. One run each says nothing of other training seeds: the intervals
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from distill_bench.config import RunConfig
 from distill_bench.gather import Source, number, read_run
 from distill_bench.results import COSTS
 from distill_bench.stats import Interval, crossed_interval
@@ -43,21 +46,26 @@ def find_run(name: str, store: Path) -> Source:
 
 
 def config_differences(a: Source, b: Source) -> list[tuple[str, Any, Any]]:
-    """Keys of the resolved configs, and of code and host, that differ."""
-    mine, theirs = ({"method": run.method} | flat(run.config) for run in (a, b))
+    """Keys of the resolved configs, and of code and host, that differ; fields that came after a run have defaults."""
+    mine, theirs = ({"method": run.method} | flat(_with_defaults(run.config)) for run in (a, b))
     for key in ("code_fingerprint", "commit", "version", "protocol"):
         mine[key], theirs[key] = a.known(key), b.known(key)
     keys = dict.fromkeys([*mine, *theirs])
     return [(key, mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key) and key != "method.name"]
 
 
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {key: field.get_default() for key, field in RunConfig.model_fields.items() if not field.is_required()}
+    protocol = fields["protocol"].model_dump(mode="json") | config.get("protocol", {})
+    return fields | dict(config) | {"protocol": protocol}
+
+
 def score_differences(a: Source, b: Source) -> list[tuple[str, float | None, float | None, str]]:
-    """Title, both values and B - A of every score and cost, in words; why not, where the two do not compare."""
-    lines = []
+    """Name, both values and B - A of every score and cost, in words; why not, where the two do not compare."""
+    lines, names = [], _names(a.scores | b.scores)
     same_clips = _prompts(a) == _prompts(b) and bool(_prompts(a))
     for column in dict.fromkeys([*a.scores, *b.scores]):
         mine, theirs = a.scores.get(column, {}), b.scores.get(column, {})
-        title = (mine or theirs).get("title") or column
         values = number(mine.get("value")), number(theirs.get("value"))
         unlike = [key for key in ("protocol", "version", "extractor") if mine and theirs and mine.get(key) != theirs.get(key)]
         if None in values:
@@ -66,12 +74,24 @@ def score_differences(a: Source, b: Source) -> list[tuple[str, float | None, flo
             told = f"not comparable: {unlike[0]} {mine.get(unlike[0])} and {theirs.get(unlike[0])}"
         else:
             told = show_interval(_difference(mine, theirs, same_clips), sign="+")
-        lines.append((title, *values, told))
+        lines.append((names[column], *values, told))
     for cost in COSTS:
         mine, theirs = (number(run.result.get(cost.column)) for run in (a, b))
         told = f"{theirs / mine:.2f} x" if mine and theirs else "—"
         lines.append((f"{cost.title} ({cost.unit})", mine, theirs, told))
     return lines
+
+
+def _names(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Column -> title with unit, and with extractor or column where another column is called so too."""
+    names = {}
+    for column, score in scores.items():
+        unit = score.get("unit")
+        names[column] = (score.get("title") or column) + (f" ({unit})" if unit else "")
+    for more in (lambda column: scores[column].get("extractor"), lambda column: column):
+        counts = Counter(names.values())
+        names = {c: f"{name} [{more(c)}]" if counts[name] > 1 and more(c) else name for c, name in names.items()}
+    return names
 
 
 def _difference(a: dict[str, Any], b: dict[str, Any], same_clips: bool) -> Interval:
@@ -92,17 +112,17 @@ def show(a: Source, b: Source, console: Console) -> None:
     console.print(f"A  {a.run_id}  {a.status}", f"B  {b.run_id}  {b.status}", sep="\n", highlight=False)
     configs = Table("config", "A", "B", title="What differs", title_justify="left")
     for key, mine, theirs in config_differences(a, b):
-        configs.add_row(key, *("—" if value is None else str(value) for value in (mine, theirs)))
+        configs.add_row(key, *("—" if value in (None, "") else escape(str(value)) for value in (mine, theirs)))
     console.print(configs if configs.rows else "The configs are the same.")
     scores = Table("score", title="Scores (± over clips, on the same prompts and noise)", title_justify="left")
     for head in ("A", "B", "B - A"):
         scores.add_column(head, justify="right")
     for title, mine, theirs, told in score_differences(a, b):
-        scores.add_row(title, *("—" if value is None else f"{value:.4g}" for value in (mine, theirs)), told)
+        scores.add_row(escape(title), *("—" if value is None else f"{value:.4g}" for value in (mine, theirs)), escape(told))
     console.print(scores)
     for run, name in ((a, "A"), (b, "B")):
         if run.reason:
-            console.print(f"{name} {run.status}: {run.reason}", highlight=False)
+            console.print(f"{name} {run.status}: {run.reason}", highlight=False, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,9 @@ Reads files only, so a laptop without torch rebuilds everything. Nothing here kn
 
 import argparse
 import base64
+import hashlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -28,12 +30,15 @@ from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Ro
 from distill_bench.store import flat, read_json, read_jsonl, write_bytes
 from distill_bench.tables import (
     CAPTION,
-    DIFFERENCES,
     GAPS,
     against_baseline,
     cost_ratio,
+    differences_caption,
     equal_cost,
     equal_cost_caption,
+    equal_cost_differences,
+    equal_cost_differences_caption,
+    holm_head,
     seeds_for_gaps,
     show_interval,
     show_p,
@@ -43,8 +48,11 @@ from distill_bench.tables import (
 )
 
 CLIP_PIXELS = 128  # longest side of an embedded clip
-WALL_BYTES = 2_500_000  # of embedded clips
-WALL_ROWS, WALL_PROMPTS, WALL_SEEDS = 30, 8, 3
+WALL_BYTES = 4_000_000  # of embedded clips
+WALL_PROMPTS, WALL_SEEDS = 8, 3  # at most
+FEW_PROMPTS = 4  # more of these come before more training seeds
+# What nothing else in the folder holds: data from the runs, and the page with its figures and clips.
+GIVEN = ("sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv", "report.html")
 
 
 class ReportError(ValueError):
@@ -73,7 +81,13 @@ def report(
     _draw(folder)
     page = folder / "report.html"
     write_bytes(page, html(results, found, folder).encode())
+    write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())
     return page
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each of GIVEN that is there."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in GIVEN if (folder / name).is_file()}
 
 
 def _draw(folder: Path) -> None:
@@ -91,26 +105,15 @@ def _draw(folder: Path) -> None:
 
 def html(results: Results, found: Sweep, folder: Path) -> str:
     """The whole report as one page without a single outside resource."""
-    states = [run.status for run in results.runs]
-    seconds = sum(run.value("train_seconds") or 0 for run in results.runs)
     sources = {source.run_id: source for source in found.everything}
     return _environment().get_template("report.html.j2").render(
         results=results,
-        tables=page_tables(results),
-        reading=reading(results),
-        states={state: states.count(state) for state in dict.fromkeys(states)},
-        hours=seconds / 3600,
-        seeds=len({run.seed for run in results.runs}),
+        parts=page_parts(results),
         figures=_figures(folder),
         wall=wall(results, sources),
         groups=[(row, [sources[run.run_id] for run in row.runs]) for row in results.students],
         origin=origin,
         config=lambda source: yaml.safe_dump(source.config, sort_keys=False),
-        equal_cost_caption=equal_cost_caption(results),
-        caption=CAPTION.format(bold="Bold"),
-        about_differences=DIFFERENCES,
-        gaps=GAPS,
-        needed=seeds_for_gaps(results),
         costs=COSTS,
         version=__version__,
     )  # fmt: skip
@@ -130,26 +133,41 @@ def _environment() -> Environment:
     return environment
 
 
-def page_tables(results: Results) -> dict[str, str]:
-    """The tables as they stand in the page, which `verify` looks for: name -> HTML."""
+def page_parts(results: Results) -> dict[str, str]:
+    """Everything of the page that the data files say, as it stands there and as `verify` looks for it: name -> HTML."""
     template = _environment().get_template("table.html.j2").module
     others = [column for column in results.columns if not column.headline]
-    made = {"scores": template.scores(table(results, results.main + COSTS)), "equal_cost": template.scores(equal_cost(results))}
+    states = [run.status for run in results.runs]
+    hours = sum(run.value("train_seconds") or 0 for run in results.runs) / 3600
+    counts = {state: states.count(state) for state in dict.fromkeys(states)}
+    made = {
+        "summary": template.summary(results, counts, len({run.seed for run in results.runs}), hours, reading(results)),
+        "table of scores": template.scores(table(results, results.main + COSTS)),
+        "notes": template.notes(CAPTION.format(bold="Bold"), results.footnotes),
+        "table of equal cost": template.scores(equal_cost(results)) + template.caption(equal_cost_caption(results)),
+    }
+    baseline, apart, needed = results.baseline, equal_cost_differences(results), seeds_for_gaps(results)
+    if apart:
+        caption = template.caption(equal_cost_differences_caption(results))
+        made["table of differences at equal cost"] = template.scores(apart) + caption
     if others:
-        made["details"] = template.scores(table(results, others))
-    baseline = results.baseline
+        made["table of details"] = template.scores(table(results, others))
     if baseline and len(results.students) > 1:
-        families = [(column, _compared(results, column, baseline)) for column in results.main]
-        made["differences"] = template.differences(families, baseline)
+        families = [(column, *_compared(results, column, baseline)) for column in results.main]
+        made["text on differences"] = template.about_differences(differences_caption(results))
+        made["table of differences"] = template.differences(families, baseline)
+    if needed:
+        made["table of seeds needed"] = template.needed(needed, GAPS)
+    made |= {run.run_id: template.run(run, results.main, COSTS) for run in results.runs}
     return {name: str(text) for name, text in made.items()}
 
 
-def _compared(results: Results, column: Column, baseline: Row) -> list[dict[str, Any]]:
-    """The lines of one score's table of differences."""
+def _compared(results: Results, column: Column, baseline: Row) -> tuple[str, list[dict[str, Any]]]:
+    """The head of p and the lines of one score's table of differences."""
     found = against_baseline(results, column, baseline)
     bounds = [abs(b) for each, _ in found if each.interval for b in (each.interval.low, each.interval.high) if np.isfinite(b)]
     scale = max(bounds, default=0.0)
-    return [
+    return holm_head(found), [
         {
             "label": each.a.label,
             "seeds": f"{each.seeds}/{len(baseline.runs)}" if each.seeds < len(baseline.runs) else str(each.seeds),
@@ -229,14 +247,23 @@ class Wall:
     frames: int
     seconds: float
     tiles: list[tuple[str, dict[tuple[int, str], str]]]  # label, and (prompt number, training seed) -> data URI
+    counts: dict[str, tuple[int, int]]  # of rows, references, prompts, training seeds: shown, and there are
+    mover: str  # the row whose motion chose the prompts
+
+    def key(self, clips: Mapping[tuple[int, str], str], prompt: int, seed: str) -> tuple[int, str]:
+        """Where a row's clip is; references have one for every training seed."""
+        return (prompt, seed) if (prompt, seed) in clips else (prompt, "")
 
     def tile(self, clips: Mapping[tuple[int, str], str], prompt: int, seed: str) -> str | None:
-        """A row's clip; references have one for every training seed."""
-        return clips.get((prompt, seed)) or clips.get((prompt, ""))
+        return clips.get(self.key(clips, prompt, seed))
 
 
 def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
-    """The clips to embed: as many prompts and training seeds as WALL_BYTES hold, evenly spread; None where there are none."""
+    """The clips to embed, as many as WALL_BYTES hold; None where there are none.
+
+    Every row and reference comes before more than one prompt, FEW_PROMPTS before more training seeds, these before further
+    prompts. The prompts are spread from the most to the least motion of the teacher's clips.
+    """
     loaded = []
     for row in results.rows:
         clips = {run.seed: c for run in row.runs if run.scored and (c := _clips(sources[run.run_id]))}
@@ -249,27 +276,61 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
     lines = manifests[0]
     # a reference with other seeds is not the same clip
     loaded = [(row, clips) for row, clips in loaded if _alike(next(iter(clips.values()))[1], lines)]
-    references = [item for item in loaded if item[0].reference]
-    loaded = references + spread([item for item in loaded if not item[0].reference], WALL_ROWS)
-    seeds = list(dict.fromkeys(seed for row, clips in loaded if not row.reference for seed in clips))[:WALL_SEEDS] or [""]
-    first = next(iter(loaded[0][1].values()))[0]
-    # what one prompt takes, were every clip as large as its row's first
-    one = sum(len(_strip(next(iter(clips.values()))[0][0])) * (1 if row.reference else len(seeds)) for row, clips in loaded)
-    count = int(WALL_BYTES / one)
+    mover, moving = next((item for item in loaded if item[0].method == "teacher"), loaded[0])
     places: dict[str, int] = {}
     for i, line in enumerate(lines):
         places.setdefault(line["prompt"], i)
-    indices = spread(list(places.values()), max(1, min(WALL_PROMPTS, count)))
+    shown = next(iter(moving.values()))[0]
+    ordered = sorted(places.values(), key=lambda i: -_motion(shown[i]))
+
+    # were every clip as large as its row's first
+    sizes = {row.label: len(_strip(next(iter(clips.values()))[0][ordered[0]])) for row, clips in loaded}
+    references, students = ([item for item in loaded if item[0].reference is kind] for kind in (True, False))
+    own, others = (sum(sizes[row.label] for row, _ in part) for part in (students, references))
+    if own + others > WALL_BYTES:  # not one prompt: references go first, then rows
+        references = [item for item in references if item[0] is mover]
+        others = sum(sizes[row.label] for row, _ in references)
+    if own + others > WALL_BYTES:
+        rows = [row for row, _ in students]
+        kept = _kept(rows, results.baseline, int(WALL_BYTES / own * len(rows)))
+        students = [item for item, keep in zip(students, kept, strict=True) if keep]
+        own = sum(sizes[row.label] for row, _ in students)
+    every = list(dict.fromkeys(seed for _, clips in students for seed in clips)) or [""]
+    few = min(FEW_PROMPTS, len(ordered))
+    fitting = [n for n in range(1, WALL_SEEDS + 1) if (own * n + others) * few <= WALL_BYTES]
+    seeds = every[: max(fitting, default=1)]
+    count = min(WALL_PROMPTS, len(ordered), max(1, int(WALL_BYTES / (own * len(seeds) + others))))
+    indices = [ordered[round(k * (len(ordered) - 1) / max(1, count - 1))] for k in range(count)]
+
     tiles = []
-    for row, clips in loaded:
-        own = {
+    for row, clips in references + students:
+        own_tiles = {
             (number, seed): _strip(frames[index])
             for seed, (frames, _) in clips.items() if row.reference or seed in seeds
             for number, index in enumerate(indices) if index < len(frames)
         }  # fmt: skip
-        tiles.append((row.label, own))
+        tiles.append((row.label, own_tiles))
     prompts = [(lines[i]["prompt"], lines[i].get("seed")) for i in indices]
-    return Wall(prompts, seeds, first.shape[1], first.shape[1] / lines[0]["fps"], tiles)
+    counts = {
+        "row": (len(students), len(results.students)),
+        "reference": (len(references), len(results.references)),
+        "prompt": (count, len(ordered)),
+        "training seed": (len(seeds), len({run.seed for run in results.runs})),
+    }
+    return Wall(prompts, seeds, shown.shape[1], shown.shape[1] / lines[0]["fps"], tiles, counts, mover.label)
+
+
+def _motion(clip: np.ndarray) -> float:
+    """Mean change of a clip's pixels (T, 3, H, W) from frame to frame."""
+    return float(np.abs(np.diff(clip.astype(np.int16), axis=0)).mean()) if len(clip) > 1 else 0.0
+
+
+def _kept(rows: Sequence[Row], baseline: Row | None, room: int) -> list[bool]:
+    """Which of the rows to show in `room`: the baseline and a row of each method whatever it is, the others evenly spread."""
+    methods = [row.method for row in rows]
+    must = {i for i, row in enumerate(rows) if row is baseline or methods.index(row.method) == i}
+    rest = spread([i for i in range(len(rows)) if i not in must], max(0, room - len(must)))
+    return [i in must or i in rest for i in range(len(rows))]
 
 
 def _alike(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> bool:

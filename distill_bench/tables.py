@@ -37,6 +37,7 @@ def tables(results: Results) -> dict[str, str]:
         "table.csv": _table_csv(results),
         "equal_cost.csv": _equal_cost_csv(results),
         "differences.csv": _differences_csv(results),
+        "equal_cost_differences.csv": _differences_csv(results, budget(results), at_equal_cost=True),
         "seeds_needed.csv": _seeds_needed_csv(results),
         "table.md": _markdown(results),
         "table.tex": _tex(results, table(results, headed), "", CAPTION.format(bold="Bold")),
@@ -157,6 +158,37 @@ def equal_cost(results: Results) -> Table:
     return Table(heads, lines)
 
 
+def equal_cost_differences(results: Results) -> Table | None:
+    """Every other row minus the baseline at that cost, bold where p after Holm is below 0.05; None where nothing compares."""
+    cost, baseline = budget(results), results.baseline
+    if cost is None or baseline is None or len(results.students) < 2:
+        return None
+    families = [against_baseline(results, column, baseline, cost) for column in results.main]
+    lines = []
+    for of_row in zip(*families, strict=True):
+        row = of_row[0][0].a
+        cells = [Cell(str(max(each.seeds for each, _ in of_row)), max(each.seeds for each, _ in of_row))]
+        for each, p in of_row:
+            mean = each.interval.mean if each.interval else nan
+            cells.append(Cell(show_interval(each.interval, sign="+"), mean, best=p < 1 - CONFIDENCE))
+        lines.append((row, [*_row_cells(results, row), *cells]))
+    return Table([*_row_heads(results), "seeds", *(column.heading for column in results.main)], lines)
+
+
+def equal_cost_differences_caption(results: Results) -> str:
+    counts = [comparisons([e for e, _ in against_baseline(results, c, results.baseline, budget(results))]) for c in results.main]
+    return (
+        f"Row minus {results.baseline.label} at {budget(results):,.6g} forward equivalents, paired by seed, Student's t over "
+        f"seeds. Bold where p is below 0.05 after Holm over the rows of one score ({_range(counts)} comparisons a score). Every "
+        "pair and every p, under this family and under that of all pairs of one score, is in equal_cost_differences.csv."
+    )
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def _why_absent(row: Row, count: int, cost: float | None) -> str:
     """Which runs have no score at the cost, and why."""
     states = [run.status for run in row.runs if not run.scored]
@@ -206,9 +238,9 @@ class Difference:
         return seeds_needed(self.sd, self.interval.mean) if self.interval else None
 
 
-def difference(results: Results, column: Column, a: Row, b: Row) -> Difference:
-    """Paired: both rows were sampled on the same prompts, noise and training seeds."""
-    mine, theirs = a.by_seed(column.column), b.by_seed(column.column)
+def difference(results: Results, column: Column, a: Row, b: Row, cost: float | None = None) -> Difference:
+    """Paired: both rows were sampled on the same prompts, noise and training seeds; at the end of training, or at a cost."""
+    mine, theirs = (row.by_seed(column.column) if cost is None else _cost_values(row, column, cost) for row in (a, b))
     if not mine.keys() & theirs.keys():
         return Difference(column, a, b, None, nan, None, nan)
     values = paired(mine, theirs)
@@ -225,10 +257,22 @@ def difference(results: Results, column: Column, a: Row, b: Row) -> Difference:
     return Difference(column, a, b, interval, judged.p, favours, sd)
 
 
-def against_baseline(results: Results, column: Column, baseline: Row) -> list[tuple[Difference, float]]:
+def _cost_values(row: Row, column: Column, cost: float) -> dict[str, np.ndarray]:
+    """One value a seed: between student updates there are no clips, so the interval is Student's t over seeds."""
+    return {seed: np.array([value]) for seed, value in at_cost(row, column.column, cost).items()}
+
+
+def against_baseline(
+    results: Results, column: Column, baseline: Row, cost: float | None = None
+) -> list[tuple[Difference, float]]:
     """Every other student row minus the baseline, with p adjusted (Holm) for this family."""
-    found = [difference(results, column, row, baseline) for row in results.students if row is not baseline]
+    found = [difference(results, column, row, baseline, cost) for row in results.students if row is not baseline]
     return list(zip(found, holm([each.p for each in found]), strict=True))
+
+
+def comparisons(found: Sequence[Difference]) -> int:
+    """How many of the differences have a p: what Holm corrects for."""
+    return sum(isfinite(each.p) for each in found)
 
 
 def verdict(each: Difference, p: float) -> str:
@@ -306,18 +350,31 @@ def _equal_cost_csv(results: Results) -> str:
     return write_csv(["label", "method", *results.about["swept"], COST, "expected", *parts], lines)
 
 
-def _differences_csv(results: Results) -> str:
-    """Every pair of student rows; p_holm is over all pairs of one column."""
-    header = ["column", "a", "b", "seeds", "expected", "difference", "low", "high", "p", "p_holm", "favours", "seeds_needed"]
-    rows, lines = results.students, []
+def _differences_csv(results: Results, cost: float | None = None, at_equal_cost: bool = False) -> str:
+    """Every pair of student rows, the baseline always subtracted; at the end of training, or all at one cost.
+
+    Two families of comparisons, each of one column: `p_holm` (and `favours`) is over all pairs, `comparisons` of them;
+    `p_holm_baseline` over the pairs with the baseline alone, as in table.md and report.html, `comparisons_baseline` of them.
+    """
+    header = ["column", "a", "b", "seeds", "expected", "difference", "low", "high", "p", "p_holm", "favours"]
+    header += ["comparisons", "p_holm_baseline", "comparisons_baseline", COST if at_equal_cost else "seeds_needed"]
+    rows, baseline, lines = results.students, results.baseline, []
+    if at_equal_cost and cost is None:  # no run says what it cost
+        return write_csv(header, [])
+    pairs = [(a, b) if a is not baseline else (b, a) for i, b in enumerate(rows) for a in rows[i + 1 :]]
     for column in results.main:
-        found = [difference(results, column, a, b) for i, b in enumerate(rows) for a in rows[i + 1 :]]
+        found = [difference(results, column, a, b, cost) for a, b in pairs]
+        to_baseline = [each for each in found if each.b is baseline]
+        p_baseline, counts = iter(holm([each.p for each in to_baseline])), (comparisons(found), comparisons(to_baseline))
         for each, p in zip(found, holm([each.p for each in found]), strict=True):
             expected = len({run.seed for run in each.a.runs} & {run.seed for run in each.b.runs})
             line = {"column": column.column, "a": each.a.label, "b": each.b.label, "seeds": each.seeds, "expected": expected}
             if each.interval:
                 line |= {"difference": _g(each.interval.mean), "low": _g(each.interval.low), "high": _g(each.interval.high)}
-            line |= {"p": _g(each.p), "p_holm": _g(p), "favours": verdict(each, p), "seeds_needed": each.needed}
+            line |= {"p": _g(each.p), "p_holm": _g(p), "favours": verdict(each, p), "comparisons": counts[0]}
+            line |= {COST: _g(cost)} if at_equal_cost else {"seeds_needed": each.needed}
+            if each.b is baseline:
+                line |= {"p_holm_baseline": _g(next(p_baseline)), "comparisons_baseline": counts[1]}
             lines.append(line)
     return write_csv(header, lines)
 
@@ -338,10 +395,14 @@ def _markdown(results: Results) -> str:
     parts += [f"[{i}] {text}." for i, (text, _) in enumerate(results.footnotes, 1)]
     parts += [f"Note: {note}." for note in results.about["notes"]]
     parts += ["## At equal cost", _markdown_table(equal_cost(results)), equal_cost_caption(results)]
-    baseline = results.baseline
+    baseline, apart = results.baseline, equal_cost_differences(results)
+    if apart:
+        parts += [f"## At equal cost: difference to {baseline.label}", _markdown_table(apart)]
+        parts += [equal_cost_differences_caption(results)]
     for column in results.main if baseline and len(results.students) > 1 else []:
-        lines = [["row", "seeds", "difference", "p (Holm)", "favours", "cost"]]
-        for each, p in against_baseline(results, column, baseline):
+        found = against_baseline(results, column, baseline)
+        lines = [["row", "seeds", "difference", holm_head(found), "favours", "cost"]]
+        for each, p in found:
             ratio = cost_ratio(each.a, baseline, COST)
             lines.append(
                 [each.a.label, str(each.seeds), show_interval(each.interval, sign="+"), show_p(p), verdict(each, p) or "neither",
@@ -349,15 +410,24 @@ def _markdown(results: Results) -> str:
             )  # fmt: skip
         parts += [f"## {column.heading}: difference to {baseline.label}", _pipes(lines)]
     if baseline and len(results.students) > 1:
-        parts.append(DIFFERENCES)
+        parts.append(differences_caption(results))
     parts.append("From " + ", ".join(f"{key} {value}" for key, value in results.about["provenance"].items()) + ".")
     return "\n\n".join(parts) + "\n"
 
 
-DIFFERENCES = (
-    "Row minus baseline over the training seeds that both have, on the same prompts and noise; p after Holm over the rows of one "
-    "score. A row is favoured only where p is below 0.05. Every pair is in differences.csv."
-)
+def holm_head(found: Sequence[tuple[Difference, float]]) -> str:
+    """The head of a column of p, which names its family."""
+    return f"p (Holm over {comparisons([each for each, _ in found])})"
+
+
+def differences_caption(results: Results) -> str:
+    pairs = len(results.students) * (len(results.students) - 1) // 2
+    return (
+        "Row minus baseline over the training seeds that both have, on the same prompts and noise. p is after Holm over the rows "
+        "of one score, each against the baseline: as many as the head of its column says. A row is favoured where p is below "
+        "0.05. Every pair is in differences.csv: its p_holm and favours are after Holm over all pairs of one score, up to "
+        f"{pairs:,}, and so stricter; its p_holm_baseline is the p here."
+    )
 
 
 def show_p(p: float) -> str:
@@ -399,30 +469,78 @@ def tex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
+TEX_PARTS = 45  # lines of tabulars that share a float
+TEX_WIDTH = 337.0  # pt: the text of `article`, less what the widths below may lack
+TEX_GAP = 6.0  # pt between columns
+
+
 def _tex(results: Results, found: Table, label: str, caption: str) -> str:
+    """Tabulars at a legible size: columns that the width of `article` does not hold follow below, under the same names."""
+    heads = [_tex_head(text) for text in found.heads]
+    lines = [[_tex_cell(cell) for cell in line] for _, line in found.lines]
     names = len(_row_heads(results))
-    lines = []
-    for i, (row, line) in enumerate(found.lines):
-        if i and not row.reference and found.lines[i - 1][0].reference:
-            lines.append(r"\midrule")
-        texts = []
-        for cell in line:
-            text = tex(cell.text).replace(" $\\pm$ ", r"\,$\pm$\,")
-            text = rf"\textbf{{{text}}}" if cell.best else text
-            texts.append(text + (f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else ""))
-        lines.append(" & ".join(texts) + r" \\")
-    comments = "\n".join(f"% {key}: {value}" for key, value in results.about["provenance"].items())
-    notes = [f"{i}: {text}." for i, (text, _) in enumerate(results.footnotes, 1)]
-    notes += [f"{note}." for note in results.about["notes"]]
-    body = "\n".join(lines)
+    widths = [max(map(_tex_width, [*head.split(r"\\"), *(line[i] for line in lines)])) for i, head in enumerate(heads)]
+    parts: list[list[int]] = [[]]
+    for i in range(names, len(heads)):
+        if parts[-1] and sum(widths[k] + TEX_GAP for k in [*range(names), *parts[-1], i]) > TEX_WIDTH:
+            parts.append([])
+        parts[-1].append(i)
+    rule = [i and not row.reference and found.lines[i - 1][0].reference for i, (row, _) in enumerate(found.lines)]
+    tabulars = []
+    for part in parts:
+        chosen = [*range(names), *part]
+        shown = [f"{' & '.join(heads[i] for i in chosen)} \\\\", r"\midrule"]
+        for line, ruled in zip(lines, rule, strict=True):
+            shown += [r"\midrule"] * bool(ruled and len(shown) > 2)
+            if any(line[i] != "--" for i in part):  # references cost nothing
+                shown.append(f"{' & '.join(line[i] for i in chosen)} \\\\")
+        form = "l" * names + "r" * len(part)
+        tabulars.append("\n".join([rf"\begin{{tabular}}{{{form}}}", r"\toprule", *shown, r"\bottomrule", r"\end{tabular}"]))
+    together = len(parts) * len(lines) <= TEX_PARTS
+    floats = ["\n\\par\\medskip\n".join(tabulars)] if together else tabulars
+    marks = {mark for _, line in found.lines for cell in line for mark in cell.marks}
+    notes = [f"{i}: {text}." for i, (text, _) in enumerate(results.footnotes, 1) if i in marks]
     name = re.sub("[^A-Za-z0-9]+", "-", results.name) + label
-    return (
-        f"% needs \\usepackage{{booktabs}} and \\usepackage{{graphicx}}\n{comments}\n"
-        "\\begin{table}\n\\centering\n"
-        f"\\caption{{{tex(' '.join([results.question, caption, *notes]).strip())}}}\n"
-        f"\\label{{tab:{name}}}\n"
-        "\\resizebox{\\linewidth}{!}{%\n"
-        f"\\begin{{tabular}}{{{'l' * names}{'r' * (len(found.heads) - names)}}}\n\\toprule\n"
-        f"{' & '.join(tex(text) for text in found.heads)} \\\\\n\\midrule\n"
-        f"{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}\n"
-    )
+    whole = rf"\caption{{{tex(' '.join([results.question, caption, *notes]).strip())}}}" + f"\n\\label{{tab:{name}}}\n"
+    captions = [whole] + [rf"\caption{{Table~\ref{{tab:{name}}}, continued.}}" + "\n"] * (len(floats) - 1)
+    comments = [f"{key}: {value}" for key, value in results.about["provenance"].items()] + results.about["notes"]
+    head = "\n".join(f"% {text}" for text in [*_TEX_HINTS, *comments])
+    size = f"\\footnotesize\n\\setlength{{\\tabcolsep}}{{{TEX_GAP / 2:g}pt}}\n"
+    size += "\\renewcommand{\\arraystretch}{0.9}\n" * (len(lines) > 40)  # a page of article holds them and the caption
+    return head + "\n" + "".join(
+        f"\\begin{{table}}\n\\centering\n{size}{above}\\smallskip\n{body}\n\\end{{table}}\n"
+        for above, body in zip(captions, floats, strict=True)
+    )  # fmt: skip
+
+
+_TEX_HINTS = (
+    r"needs \usepackage{booktabs} and nothing else",
+    r"columns are laid out for the text width of article, the further ones below under the same names; on a wider page, or in",
+    r"\begin{landscape} of \usepackage{pdflscape}, tabulars can be joined",
+)
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = tex(cell.text).replace(" $\\pm$ ", r"\,$\pm$\,")
+    text = rf"\textbf{{{text}}}" if cell.best else text
+    return text + (f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else "")
+
+
+def _tex_head(text: str) -> str:
+    """A heading broken into lines of about a dozen letters."""
+    lines = [""]
+    for word in re.findall(r"\S+?_|\S+", text):  # also after underscores
+        glue = "" if lines[-1].endswith("_") else " "
+        if lines[-1] and len(lines[-1] + glue + word) > 13:
+            lines.append(word)
+        else:
+            lines[-1] += (glue if lines[-1] else "") + word
+    shown = [tex(line) for line in lines]
+    return shown[0] if len(shown) == 1 else r"\shortstack{" + r"\\".join(shown) + "}"
+
+
+def _tex_width(text: str) -> float:
+    """About how wide LaTeX text is in pt at footnotesize, where a digit is 4.25."""
+    plain = re.sub(r"\\(shortstack|textbf)\{|\\,|[{}$^]", "", text)
+    plain = re.sub(r"\\[a-z]+", "m", plain).replace("\\", "")
+    return sum(2.4 if c in "., filt[]" else 3.5 if c in "cers-" else 6.7 if c in "mwMWG=" else 4.25 for c in plain)

@@ -1,8 +1,9 @@
-"""Recomputes the tables of results/NAME from its data files and names every difference; exit code 1 where there is one.
+"""Recomputes tables and sentences of results/NAME from its data files, names every difference; exit code 1 where there is one.
 
     python -m distill_bench.verify results/NAME [--store runs]
 
-With the store the data files are made again from the runs themselves too. Needs no torch.
+What nothing in the folder holds twice (the data files, the page's figures and clips) is taken as given where its bytes are those
+that the report wrote: digests.json. With the store the data files are made again from the runs themselves too. Needs no torch.
 """
 
 import argparse
@@ -16,15 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from distill_bench.gather import GatherError, data_files, read_sweep
-from distill_bench.report import page_tables
+from distill_bench.report import GIVEN, digests, page_parts
 from distill_bench.results import Results, ResultsError, load
+from distill_bench.store import read_json
 from distill_bench.tables import tables
 
 MOST = 20  # differences shown of one file
 
 
 def verify(folder: Path, store: Path | None = None) -> list[str]:
-    """What in the folder does not follow from its data files; from `store` too, where it is given. Empty: all does.
+    """What in the folder does not follow from its data files, or is not as written; from `store` too, where it is given.
 
     Raises:
         ResultsError: if there are no results in the folder, or they name a baseline that is not there.
@@ -39,12 +41,24 @@ def verify(folder: Path, store: Path | None = None) -> list[str]:
     found += _unlike(folder, tables(results))
     page = folder / "report.html"
     text = page.read_text() if page.is_file() else None
-    for name, table in page_tables(results).items():
-        if text is None or table not in text:
-            found.append(
-                "report.html is missing" if text is None else f"report.html: its table of {name} is not that of the data"
-            )
-    return list(dict.fromkeys(found))
+    if text is not None:
+        found += [
+            f"report.html: its {name} is not that of the data" for name, part in page_parts(results).items() if part not in text
+        ]
+    return [*found, *_unsealed(folder)]
+
+
+def _unsealed(folder: Path) -> Iterator[str]:
+    """Which files are not those that the report wrote."""
+    known, mine = read_json(folder / "digests.json"), digests(folder)
+    if known is None:
+        yield "digests.json is missing: `python -m distill_bench.report` writes it"
+        return
+    for name in GIVEN:
+        if name not in mine:
+            yield f"{name} is missing"
+        elif mine[name] != known.get(name):
+            yield f"{name}: its SHA-256 is not that in digests.json: it was changed after the report was written"
 
 
 def _inner(results: Results) -> Iterator[str]:
@@ -110,8 +124,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ResultsError, GatherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print(*found, sep="\n") if found else print(f"{options.results}: every table follows from its data")
-    return 1 if found else 0
+    if found:
+        print(*found, sep="\n")
+        return 1
+    given = ", ".join(name for name in GIVEN if name != "report.html")
+    print(f"{options.results}: every table follows from its data, and so does every sentence of the page")
+    print(
+        f"taken as given, with the digests of digests.json: the page's figures and clips{'' if options.store else ', ' + given}"
+    )
+    print("made again from the runs: " + given if options.store else "--store RUNS makes these again from the runs")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from stores import write_lines, write_run
+from stores import score, write_lines, write_run
 
 from distill_bench.compare import CompareError, config_differences, find_run, main, score_differences
 
@@ -26,6 +26,37 @@ def test_what_differs_is_listed_and_nothing_else(store):
     assert lines["Distance"] == (10.0, 8.0, "-2.00")
     assert lines["Training cost (forward equivalents)"] == (2000.0, 6000.0, "3.00 x")
     assert lines["Speed"][2].startswith("+0.025"), "over clips on the same prompts and noise"
+
+
+def test_what_an_older_run_does_not_say_is_its_default(store):
+    """Fields that came after a run are no difference at their default, and one where the newer run has another value."""
+    for adapter, said in ((None, []), ({"rank": 4}, ["adapter.rank"])):
+        later = {"weights": "float32", "sharding": False, "student_hash": "", "protocol": {"fps": 8.0}, "adapter": adapter}
+        run_id = write_run(store, "alpha", 7 + len(said), 1, 10.0, **later)
+        older = write_run(store, "alpha", 17 + len(said), 1, 10.0)
+        told = [key for key, *_ in config_differences(find_run(older, store), find_run(run_id, store))]
+        assert told == ["seed", *said]
+
+
+def test_no_two_scores_share_a_name(store, capsys):
+    """By unit, else by extractor, else by column; a title in brackets is no markup."""
+    a, b = (find_run(path.name, store) for path in sorted(store.glob("alpha-*")))
+    more = [
+        score("fd", 1.0, title="FD[x], to data", extractor="x#1"), score("fd_y", 1.0, title="FD[y], to data", extractor="y#1"),
+        score("m", 1.0, title="motion", unit="px"), score("m_d", 1.0, title="motion", unit="%"),
+        score("k", 1.0, title="KD", extractor="x#1"), score("k_y", 1.0, title="KD", extractor="y#1"),
+        score("v", 1.0, title="other"), score("w", 1.0, title="other"),
+    ]  # fmt: skip
+    for run in (a, b):
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        write_lines(run.folder / "metrics.jsonl", lines + more)
+    names = [name for name, *_ in score_differences(*(find_run(run.run_id, store) for run in (a, b)))]
+    assert len(set(names)) == len(names)
+    wanted = ["motion (px)", "motion (%)", "KD [x#1]", "KD [y#1]", "other [v]", "other [w]", "FD[x], to data", "FD[y], to data"]
+    assert set(wanted) <= set(names)
+    assert main([a.run_id, b.run_id, "--store", str(store)]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in wanted)
 
 
 def test_unlike_scores_are_not_subtracted(store):

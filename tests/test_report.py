@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import ttest_rel
 from stores import PROMPTS, RUNS, score, write_clips, write_lines, write_run, write_store
 
 from distill_bench.gather import GatherError, data_files, read_sweep
@@ -208,6 +209,47 @@ def test_every_pair_is_in_differences_csv_with_its_seeds(results, tmp_path):
     assert lines[0]["favours"] == "alpha fake_score_updates=1" and lines[1]["favours"] == "" and lines[1]["low"] == ""
 
 
+def test_every_p_says_which_comparisons_it_was_corrected_for(reported):
+    folder = reported[0]
+    lines = [line for line in lines_of(folder / "differences.csv") if line["column"] == "detail" or line["column"] == "speed"]
+    to_baseline = [line for line in lines if line["b"] == "alpha fake_score_updates=1"]
+    assert {line["comparisons_baseline"] for line in to_baseline} == {"1"}, "beta has one seed and no p"
+    assert all(line["p_holm_baseline"] == line["p"] for line in to_baseline)
+    assert {(line["comparisons"], line["p_holm_baseline"]) for line in lines if line not in to_baseline} == {("1", "")}
+    for name in ("table.md", "report.html"):
+        text = (folder / name).read_text()
+        assert "p (Holm over 1)" in text and "p_holm and favours are after Holm over all pairs of one score, up to 3" in text
+        assert "all pairs of one score, is in equal_cost_differences.csv" in text
+
+
+def test_equal_cost_differences_are_paired_by_seed_at_that_cost(tmp_path):
+    """Student's t over the seeds, as scipy's paired test has it; the baseline is subtracted wherever it stands."""
+    runs = [("alpha", s, c, 10.0 * c + s * s + c * s) for c in (1, 2) for s in range(4)]
+    runs += [("beta", s, 1, 9.0 + (2.5 * s) % 2) for s in range(3)]
+    results = results_of(write_store(tmp_path, runs, baseline={"method": "alpha", "fake_score_updates": 2}), tmp_path / "data")
+    files, cost = tables(results), budget(results)
+    lines = [line for line in csv.DictReader(files["equal_cost_differences.csv"].splitlines()) if line["column"] == "distance"]
+    rows, held = {row.label: row for row in results.students}, results.baseline.label
+    assert [(line["a"], line["b"]) for line in lines] == [
+        ("alpha fake_score_updates=1", held), ("beta fake_score_updates=1", "alpha fake_score_updates=1"),
+        ("beta fake_score_updates=1", held),
+    ]  # fmt: skip
+    for line in lines:
+        mine, theirs = (at_cost(rows[line[key]], "distance", cost) for key in ("a", "b"))
+        common = [seed for seed in mine if seed in theirs]
+        expected = ttest_rel([mine[seed] for seed in common], [theirs[seed] for seed in common])
+        low, high = expected.confidence_interval(0.95)
+        assert int(line["seeds"]) == len(common) and float(line["cost_forward_equivalents"]) == cost
+        assert [float(line[k]) for k in ("p", "low", "high")] == pytest.approx([expected.pvalue, low, high], rel=1e-4)
+    ps = [float(line["p"]) for line in lines if line["b"] == held]
+    adjusted = [float(line["p_holm_baseline"]) for line in lines if line["b"] == held]
+    assert min(adjusted) == pytest.approx(2 * min(ps), rel=1e-4), "two rows against the baseline"
+    assert min(float(line["p_holm"]) for line in lines) == pytest.approx(3 * min(float(line["p"]) for line in lines), rel=1e-4)
+    interval = difference(results, results.main[0], rows["beta fake_score_updates=1"], results.baseline, cost).interval
+    shown = files["table.md"].partition(f"## At equal cost: difference to {held}")[2]
+    assert f"| beta | 1 | 3 | {show_interval(interval, sign='+')} |" in shown.replace("**", "")
+
+
 def test_the_baseline_is_the_one_that_was_named(store, tmp_path):
     assert results_of(store, tmp_path / "a").baseline.label == "alpha fake_score_updates=1"
     named = results_of(store, tmp_path / "b", baseline={"method": "alpha", "fake_score_updates": "5"})
@@ -265,12 +307,12 @@ def test_the_tables_agree(reported):
     assert (lines[4]["done"], lines[4]["expected"], lines[4]["collapsed"]) == ("1", "4", "1")
     for name in ("table.tex", "equal_cost.tex"):
         latex = (folder / name).read_text()
-        body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
-        columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", latex)[1]
-        for line in body.splitlines():
-            if line.endswith("\\\\"):
-                assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
-        assert "fake\\_score\\_updates" in latex and "command: python -m distill_bench.report" in latex
+        for part in latex.split("\\begin{tabular}")[1:]:
+            columns, body = re.match(r"\{(\w+)\}", part)[1], part[part.index("\\toprule") : part.index("\\bottomrule")]
+            for line in body.splitlines():
+                if line.endswith("\\\\") and not line.endswith("\\shortstack"):
+                    assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
+        assert "fake\\_score\\_\\\\updates" in latex and "command: python -m distill_bench.report" in latex
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
@@ -278,12 +320,24 @@ def test_the_tex_compiles(reported, tmp_path):
     for name in ("table.tex", "equal_cost.tex"):
         shutil.copy(reported[0] / name, tmp_path)
     (tmp_path / "paper.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}"
-        "\\input{table}\\input{equal_cost}\\end{document}"
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{table}\\input{equal_cost}\\end{document}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout, "wider than the text of article"
+
+
+def test_the_caption_has_no_hashes_and_the_table_is_not_shrunk(tmp_path):
+    store = write_store(tmp_path, [(f"alpha{m}", s, c, 1.0 + s) for m in range(5) for c in range(5) for s in (0, 1)])
+    path = next(store.glob("alpha0-s1-*")) / "attempts" / "001" / "start.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code_fingerprint": "c2"}))
+    latex = tables(results_of(store, tmp_path / "data"))["table.tex"]
+    assert all(line.startswith("%") for line in latex.splitlines() if "c2" in line) and "c2" in latex
+    assert "resizebox" not in latex and latex.startswith("% needs \\usepackage{booktabs} and nothing else")
+    parts = re.findall(r"\\begin\{tabular\}\{(\w+)\}", latex)
+    assert len(parts) > 1 and all(columns.startswith("ll") for columns in parts), "every part names its rows"
+    assert latex.count("\\begin{table}") == len(parts), "too many lines for one float"
 
 
 def test_tex_escapes_what_latex_reads():
@@ -347,6 +401,25 @@ def test_the_page_works_in_a_browser_without_an_error(reported, tmp_path, width)
     assert title.groups()[2:] == ("1", "Play", "4"), "one score's differences, a paused wall, the clips of the last training seed"
 
 
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
+def test_the_page_does_not_scroll_sideways_on_a_phone(reported, tmp_path):
+    """In a frame as wide as a phone: no window is. A prompt of a real model is a sentence or two."""
+    page = (reported[0] / "report.html").read_text().replace(PROMPTS[0], 12 * "a long prompt of many words ")
+    frame = f"<body><script>const page = {json.dumps(page).replace('</', '<' + chr(92) + '/')};</script>"
+    frame += """<script>
+    const frame = document.createElement("iframe");
+    frame.width = 390; frame.style.border = 0; frame.srcdoc = page; document.body.append(frame);
+    const widths = () => [frame.contentWindow.innerWidth, frame.contentDocument.documentElement.scrollWidth];
+    frame.onload = () => document.title = ["WIDTH", ...widths()].join(" ");
+    </script>"""
+    (tmp_path / "frame.html").write_text(frame)
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--virtual-time-budget=2000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>WIDTH 390 (\d+)</title>", done.stdout)
+    assert title and int(title[1]) <= 390, title
+
+
 def test_the_page_says_no_more_than_the_intervals(results):
     told = reading(results)
     assert told[0].startswith("Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row.")
@@ -363,6 +436,50 @@ def test_the_wall_shows_the_same_clips_and_leaves_others_out(store, tmp_path):
     assert [prompt for prompt, _ in made.prompts] == PROMPTS and made.seeds == ["0", "1", "2"] and made.frames == 4
     (teacher, alpha) = made.tiles[0][1], made.tiles[1][1]
     assert made.tile(teacher, 1, "2") == made.tile(teacher, 1, "0") and len(teacher) == 3 and len(alpha) == 9
+
+
+def wall_of(store, tmp_path):
+    found = read_sweep("speed", store)
+    return wall(results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything})
+
+
+def test_the_wall_never_drops_the_baseline_or_a_method(tmp_path, monkeypatch):
+    """Prompts, training seeds and references go before rows, and the page says how many are shown."""
+    runs = [(m, s, c, 1.0 + c) for m in ("alpha", "beta") for c in range(1, 6) for s in (0, 1)]
+    store = write_store(tmp_path, runs, baseline={"method": "beta", "fake_score_updates": 4})
+    made = wall_of(store, tmp_path)
+    assert made.counts == {"row": (10, 10), "reference": (2, 2), "prompt": (3, 3), "training seed": (2, 2)}
+    tile = max(len(data) for _, clips in made.tiles for data in clips.values())
+
+    def shown(tiles):
+        monkeypatch.setattr("distill_bench.report.WALL_BYTES", tiles * tile)
+        made = wall_of(store, tmp_path)
+        return [made.counts[key][0] for key in ("row", "reference", "prompt", "training seed")], made
+
+    assert shown(40)[0] == [10, 2, 3, 1], "prompts before training seeds"
+    assert shown(13)[0] == [10, 2, 1, 1]
+    assert shown(11)[0] == [10, 1, 1, 1], "the teacher stays"
+    few, made = shown(5)
+    assert few[0] < 6 and few[2:] == [1, 1]
+    labels = {label for label, _ in made.tiles}
+    assert {"beta fake_score_updates=4", "alpha fake_score_updates=1", "beta fake_score_updates=1"} <= labels
+    page = html(load(tmp_path / "data"), read_sweep("speed", store), tmp_path / "data")
+    assert f"{few[0]} of 10 rows, 1 of 2 references, 1 of 3 prompts, 1 of 2 training seeds" in page
+
+
+def test_the_prompts_of_the_wall_go_from_the_most_to_the_least_motion(store, tmp_path):
+    frames = np.full((3, 4, 3, 8, 8), 100, np.uint8)
+    for clip, step in enumerate((0, 5, 2)):
+        frames[clip] += (step * np.arange(4, dtype=np.uint8))[:, None, None, None]
+    np.save(store / "references" / "teacher" / "clips.npy", frames)
+    assert [prompt for prompt, _ in wall_of(store, tmp_path).prompts] == [PROMPTS[1], PROMPTS[2], PROMPTS[0]]
+
+
+def test_a_clip_is_in_the_page_once(reported):
+    text = (reported[0] / "report.html").read_text()
+    shown = re.findall(r'data-key="0/0" src="(data:[^"]*)"', text)
+    held = re.search(r'id="tiles">(.*?)</script>', text, re.S)[1]
+    assert len(shown) == 3 and not any('"0/0"' in tile for tile in held.split("}")), "three rows have runs of seed 0"
 
 
 def test_a_row_that_differs_in_more_than_its_method_says_so(tmp_path):

@@ -31,6 +31,8 @@ def test_a_fresh_report_follows_from_its_data_and_its_store(made, capsys):
     assert verify(folder) == [] and verify(folder, store) == []
     assert main([str(folder), "--store", str(store)]) == 0
     assert "every table follows" in capsys.readouterr().out
+    assert main([str(folder)]) == 0
+    assert "taken as given" in (told := capsys.readouterr().out) and "training.csv" in told, "what nothing else holds is named"
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,18 @@ def test_a_fresh_report_follows_from_its_data_and_its_store(made, capsys):
         ("equal_cost.csv", "2000", "3000", "equal_cost.csv:2: cost_forward_equivalents"),
         ("seeds_needed.csv", "distance,", "distanze,", "seeds_needed.csv:2: column"),
         ("report.html", "11.1 ±", "10.9 ±", "report.html: its table of scores is not that of the data"),
+        (
+            "report.html",
+            "Lowest in Distance: beta",
+            "Lowest in Distance: alpha",
+            "report.html: its summary is not that of the data",
+        ),
+        ("report.html", "0 of 2 rows clearly better", "1 of 2 rows clearly better", "report.html: its summary"),
+        ("report.html", "<td>2000</td>", "<td>1000</td>", "report.html: its alpha-s0-"),
+        ("report.html", "stroke-width: ", "stroke-width: 1", "report.html: its SHA-256"),
+        ("equal_cost_differences.csv", ",3,", ",4,", "equal_cost_differences.csv:"),
+        ("training.csv", "0.45", "0.44", "training.csv: its SHA-256 is not that in digests.json"),
+        ("checkpoints.csv", ",10,1000.0,5.0,30.0", ",10,1000.0,5.0,31.0", "checkpoints.csv: its SHA-256"),
         ("clips.csv", "0.1 0.2 0.3", "0.1 0.2 0.9", "its clips average"),
         ("checkpoints.csv", ",20,2000.0,10.0,10.0", ",20,2000.0,10.0,9.0", "its last line in checkpoints.csv 9"),
     ],
@@ -64,8 +78,13 @@ def test_an_edited_run_shows_in_every_table_made_of_it(made):
 def test_with_the_store_the_data_files_are_held_against_the_runs(made):
     folder, store = made
     edit(folder, "training.csv", "0.45", "0.44")
-    assert verify(folder) == []
-    assert any(line.startswith("training.csv:") for line in verify(folder, store))
+    assert any("the data give '0.45'" in line for line in verify(folder, store))
+
+
+@pytest.mark.parametrize("name", ["training.csv", "digests.json", "report.html", "equal_cost_differences.csv"])
+def test_a_file_that_is_gone_is_missed(made, name):
+    (made[0] / name).unlink()
+    assert any(line.startswith(f"{name} is missing") for line in verify(made[0]))
 
 
 def test_no_results_is_an_error_of_one_line(tmp_path, capsys):
