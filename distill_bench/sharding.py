@@ -49,7 +49,7 @@ def shard(net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # nothing here is in place on it
     policies = {
         "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
     }
     for block in architecture_called(net).blocks(net):
         fully_shard(block, mesh=mesh, reshard_after_forward=True, **policies)
