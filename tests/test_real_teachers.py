@@ -1,6 +1,9 @@
 """A run on each architecture, from two updates to the pipeline folder that its student leaves as."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
@@ -13,6 +16,7 @@ from pipelines import PROMPTS
 from safetensors.torch import load_file, save_file
 
 from distill_bench import checkpoint, export
+from distill_bench.architectures import architecture_of
 from distill_bench.config import load_run, resolve
 from distill_bench.cost import Ledger
 from distill_bench.evaluate import evaluate
@@ -143,6 +147,52 @@ def test_the_exported_wan_gives_the_runs_own_samples(run, tmp_path):
     for prompt, seed, clip in zip(clips.prompts, clips.seeds, clips.frames, strict=True):
         frames = called(pipe, teacher, prompt, "np", **export.harness_draws(seed))[0]
         np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clip.transpose(0, 2, 3, 1))
+
+
+def snippet_of(folder: Path) -> str:
+    """The code in a model card."""
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("run", [("cogvideox", "dmd2")], indirect=True, ids="-".join)
+def test_the_cards_snippet_runs_in_a_fresh_interpreter(run, tmp_path):
+    """The class of its scheduler is none that diffusers imports itself."""
+    code = snippet_of(export.export(run, tmp_path / "student"))
+    path = os.pathsep.join([str(Path(export.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    video, rate = read_clip(tmp_path / "clip.mp4")
+    assert rate == 8 and video.shape == (9, 3, 32, 32)
+
+
+def test_large_frames_of_the_exported_wan_are_those_of_the_run(teachers, tmp_path):
+    """More than a tile: the pipeline tiles where the snippet tells it to, as the harness does."""
+    run = make_run(teachers / "wan21", tmp_path / "store", "run", method="dmd2", student_updates=1, height=16, width=272)
+    train(run)
+    clips = load_clips(sample(run)[-1])
+    setup = snippet_of(export.export(run, tmp_path / "student")).split("frames = pipe(")[0]
+    told: dict = {}
+    exec(setup.replace('"student"', repr(str(tmp_path / "student"))), told)  # noqa: S102
+    told["pipe"].set_progress_bar_config(disable=True)
+    frames = told["pipe"](
+        clips.prompts[0], num_inference_steps=3, guidance_scale=1.0, num_frames=5, height=16, width=272,
+        max_sequence_length=8, output_type="np", return_dict=False, **export.harness_draws(clips.seeds[0]),
+    )[0][0]  # fmt: skip
+    # a value halfway between two may be rounded to either: the pipeline and the harness scale in another order
+    assert np.abs(frames * 255 - clips.frames[0].transpose(0, 2, 3, 1)).max() < 0.5001
+
+
+@pytest.mark.parametrize("run", [("wan21", "dmd2")], indirect=True, ids="-".join)
+def test_a_revision_of_the_teacher_is_an_argument_of_its_own(run, tmp_path):
+    config = load_run(run)
+    architecture, scheduler = architecture_of(Path(config.teacher)), {"scheduler": ["diffusers", "S"]}
+    config = config.model_copy(update={"teacher": "owner/name@v1.0"})
+    call = export.snippet(config, architecture, "student", scheduler, lora=True)
+    said = export.card(run, config, 2, "student", call)
+    assert "\nbase_model: owner/name\n" in said and '.from_pretrained("owner/name", revision="v1.0")' in said
 
 
 @pytest.mark.parametrize("name", SIZES)
