@@ -167,7 +167,7 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
         "---",
         "library_name: diffusers",
         "pipeline_tag: text-to-video",
-        *([f"base_model: {teacher}"] if teacher.count("/") == 1 else []),
+        *([f"base_model: {_on_hub(teacher)[0]}"] if teacher.count("/") == 1 else []),
         "---",
         "",
         f"# {name}",
@@ -198,6 +198,12 @@ def _called(pipeline: str) -> str:
     return Path(pipeline).name if Path(pipeline).exists() else pipeline
 
 
+def _on_hub(called: str) -> tuple[str, str]:
+    """OWNER/NAME, and the revision where one was asked for."""
+    name, _, revision = called.partition("@") if "/" in called else (called, "", "")
+    return name, revision
+
+
 def snippet(config: RunConfig, architecture: Architecture, name: str, index: dict[str, Any], lora: bool) -> list[str]:
     """How the student is sampled with diffusers; `index` has its parts' libraries and names."""
     library, scheduler = index["scheduler"]
@@ -205,22 +211,29 @@ def snippet(config: RunConfig, architecture: Architecture, name: str, index: dic
         return [
             "Its autoencoder is distill-bench's own, which no pipeline of diffusers calls: it is a `student` for further runs."
         ]
+    begun, revision = _on_hub(_called(config.student or config.teacher)) if lora else (name, "")
+    source = f'"{begun}"' + (f', revision="{revision}"' if revision else "")
     tokens = architecture.text_length(AutoTokenizer.from_pretrained(architecture.folder / "tokenizer"))
     lines = [
         "import torch",
         f"from diffusers import {architecture.PIPELINE}",
         "from diffusers.utils import export_to_video",
         "",
-        f'pipe = {architecture.PIPELINE}.from_pretrained("{_called(config.student or config.teacher) if lora else name}")',
+        f"pipe = {architecture.PIPELINE}.from_pretrained({source})",
     ]
+    own = "  # where distill-bench is installed: the scheduler is a class of its" if library.startswith("distill_bench") else ""
     if lora:
-        lines.insert(1, f"from {library} import {scheduler}")
+        lines.insert(1, f"from {library} import {scheduler}{own}")
         lines += [
             f'pipe.load_lora_weights("{name}")',
             f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")',
         ]
-    if library.startswith("distill_bench"):
-        lines[-1] += "  # where distill-bench is installed: it is a class of its"
+    elif own:
+        lines.insert(1, f"import {library}{own}")
+    tiles = ", ".join(f"{key}={size}" for key, size in architecture.tiles().items())
+    lines.append(f"pipe.vae.enable_tiling({tiles})  # large frames in tiles, as the run's own samples are decoded")
+    if architecture.FRAMEWISE:
+        lines.append("pipe.vae.use_framewise_decoding = True")
     if config.stepping == "renoise" and config.nfe > 1:
         lines.append("torch.manual_seed(0)  # its steps noise again by torch's own generator")
     return [

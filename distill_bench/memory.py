@@ -9,12 +9,12 @@ text encoder (gone by the first step), and the teacher's samples, where a method
 """
 
 import dataclasses
-import json
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import diffusers
@@ -35,7 +35,7 @@ from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss
 from distill_bench.models import Pipeline
 from distill_bench.networks import Streamed
-from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
+from distill_bench.teacher import TeacherError, is_gaussian, read_config, teacher_folder
 from distill_bench.texts import Texts
 from distill_bench.train import Trainer, _trained_in
 
@@ -200,10 +200,9 @@ class Outline(Pipeline):
     fake_score = student
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        path = self.folder / "tokenizer" / "tokenizer_config.json"
-        most = self.architecture.TEXT_LENGTH
-        length = json.loads(path.read_text()).get("model_max_length", most) if path.is_file() else most
-        return torch.empty(len(prompts), min(int(length), most), self.architecture.transformer[self.architecture.TEXT_WIDTH])
+        config = read_config(self.folder / "tokenizer", "tokenizer_config.json")
+        length = self.architecture.text_length(SimpleNamespace(model_max_length=config.get("model_max_length", math.inf)))
+        return torch.empty(len(prompts), int(length), self.architecture.transformer[self.architecture.TEXT_WIDTH])
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
         return Texts(prompts, self.encode_text([*prompts, ""]), self.device, dtype)

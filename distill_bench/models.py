@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill_bench import shapes
 from distill_bench.adapters import Adapted
-from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architecture_called, architecture_of
+from distill_bench.architectures import OWN_AUTOENCODER, Architecture, Call, architecture_called, architecture_of
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.config import RunConfig
 from distill_bench.cost import Ledger
@@ -302,18 +302,22 @@ class Denoiser:
             found.append(self.architecture.tokens(output))
             raise Reached(found[0])
 
+        def call(*inputs: Any, **named: Any) -> Tensor:
+            self._call(*inputs, **named)
+            raise Reached(found[0])  # a sharded network ends as if they were its output (`shard`), which is not to be converted
+
         handle = blocks[last - 1].register_forward_hook(reached)
         try:
-            self._forward(x_t, sigma, text)
+            self._forward(x_t, sigma, text, call)
         except Reached:
             pass
         finally:
             handle.remove()
         return self._count(found[0], len(x_t) * last / len(blocks)).to(x_t.dtype)
 
-    def _forward(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def _forward(self, x_t: Tensor, sigma: Tensor, text: Tensor, call: Call | None = None) -> Tensor:
         with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.architecture.velocity(self.net, self._call, x_t, sigma, text)
+            return self.architecture.velocity(self.net, call or self._call, x_t, sigma, text)
 
     def _call(self, *inputs: Any, **named: Any) -> Tensor:
         if self.weights is not None:

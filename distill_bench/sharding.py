@@ -3,6 +3,8 @@
 FSDP averages gradients itself, in each backward. Weights are gathered by block for a forward or backward and dropped after it,
 the root's as well: what averages or saves weights between passes must find shards. Traps: a forward that a hook stops by an
 exception must still end as one (`Reached`); a moving average cannot be laid over gathered weights (it is a network of its own).
+Weights gathered in bfloat16 are so without exception: FSDP has one dtype for all of a block, and what unsharded networks keep in
+float32 (`distill_bench.masters.cast`: tables of single parameters among it) is rounded as well. Losses then differ in rounding.
 """
 
 import warnings
@@ -49,7 +51,7 @@ def shard(net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # nothing here is in place on it
     policies = {
         "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
     }
     for block in architecture_called(net).blocks(net):
         fully_shard(block, mesh=mesh, reshard_after_forward=True, **policies)

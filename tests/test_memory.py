@@ -6,17 +6,19 @@ import shutil
 import warnings
 from pathlib import Path
 
+import pipelines
 import pytest
 import torch
 import yaml
-from diffusers import WanTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch.profiler import ProfilerActivity, profile
 
 from distill_bench import cost, memory, testing
 from distill_bench.config import load_sweep, resolve
 from distill_bench.memory import predicted, step_flops, too_large
+from distill_bench.models import load_texts
 from distill_bench.registry import methods
-from distill_bench.teacher import is_outline, outlines, teacher_folder
+from distill_bench.teacher import is_outline, outlines, read_config, teacher_folder
 from distill_bench.train import Trainer
 
 BASE = {
@@ -77,11 +79,33 @@ def measured(run: Path, trace: Path) -> tuple[int, int]:
     return held, max(e["args"]["Total Allocated"] for e in events) - began
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_the_predicted_peak_is_the_measured_one(name, small_wan, tmp_path):
+@pytest.fixture(scope="module")
+def small_cogvideox(tmp_path_factory) -> Path:
+    """Likewise of CogVideoX-2b: 6 blocks of width 96, 192 tokens of a clip."""
+    folder = tmp_path_factory.mktemp("pipelines") / "cogvideox-2b"
+    pipelines.save("cogvideox-2b", folder)
+    like = {key: value for key, value in read_config(folder / "transformer").items() if not key.startswith("_")}
+    like |= {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 6}
+    CogVideoXTransformer3DModel(**like).save_pretrained(folder / "transformer")
+    return folder
+
+
+@pytest.mark.parametrize("name", pipelines.TINY)
+def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
+    pipelines.save(name, tmp_path / name)
+    _, frames, height, width = pipelines.TINY[name]
+    fields = {"teacher": str(tmp_path / name), "frames": frames, "height": height, "width": width}
+    config = resolve(BASE | fields)
+    found, text = predicted(config), load_texts(config.teacher, torch.device("cpu")).encode_text(["a red circle"])
+    assert found.activations["student"] > 0 and found.flops["student"] > 0
+    assert memory.outline(config).encode_text([""]).shape == text.shape
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "cogvideox"])
+def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox, tmp_path):
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    config = resolve(BASE | {"teacher": str(small_wan)} | SETTINGS[name])
+    config = resolve(BASE | {"teacher": str(small_cogvideox if name == "cogvideox" else small_wan)} | SETTINGS.get(name, {}))
     (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     found, (held, most) = predicted(config), measured(run, tmp_path / "trace.json")
     # on a processor an offloaded teacher lies in the same memory

@@ -1,6 +1,9 @@
 """A run on each architecture, from two updates to the pipeline folder that its student leaves as."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
@@ -13,8 +16,10 @@ from pipelines import PROMPTS
 from safetensors.torch import load_file, save_file
 
 from distill_bench import checkpoint, export
+from distill_bench.architectures import architecture_of
 from distill_bench.config import load_run, resolve
 from distill_bench.cost import Ledger
+from distill_bench.draws import generator
 from distill_bench.evaluate import evaluate
 from distill_bench.media import load_clips, read_clip
 from distill_bench.models import Denoiser, load_pipeline, load_transformer
@@ -93,9 +98,16 @@ def opened(folder: Path) -> diffusers.DiffusionPipeline:
     return pipe
 
 
-def called(pipe: diffusers.DiffusionPipeline, teacher: str, prompt: str, output: str, **options):
+def laid(noise: torch.Tensor, teacher: str) -> torch.Tensor:
+    """Latents (B, C, T, H, W) as a pipeline takes them."""
+    if teacher == "ltx":
+        return noise.flatten(2).transpose(1, 2)
+    return noise.transpose(1, 2) if "cog" in teacher else noise
+
+
+def called(pipe: diffusers.DiffusionPipeline, teacher: str, prompt: str, output: str, size: tuple | None = None, **options):
     """What an exported pipeline gives for one prompt."""
-    frames, height, width = SIZES[teacher]
+    frames, height, width = size or SIZES[teacher]
     length = {"wan21": 8, "wan22": 512, "ltx": 128}.get(teacher, 12)
     return pipe(
         prompt, num_inference_steps=3, guidance_scale=1.0, num_frames=frames, height=height, width=width,
@@ -119,9 +131,7 @@ def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
     noises = [torch.randn(1, *shape, generator=torch.Generator().manual_seed(4)), *(torch.randn(drawn) for _ in range(2))]
     noises[1:] = [noise.transpose(1, 2).unflatten(2, shape[1:]) if packed else noise for noise in noises[1:]]
     torch.manual_seed(3)
-    given = noises[0].flatten(2).transpose(1, 2) if packed else noises[0]
-    given = given.transpose(1, 2) if "cog" in teacher else given
-    out = called(pipe, teacher, PROMPTS[0], "latent", latents=given)
+    out = called(pipe, teacher, PROMPTS[0], "latent", latents=laid(noises[0], teacher))
     out = out.transpose(1, 2).unflatten(2, shape[1:]) if packed else out
     out = out.transpose(1, 2) if "cog" in teacher else out
 
@@ -143,6 +153,55 @@ def test_the_exported_wan_gives_the_runs_own_samples(run, tmp_path):
     for prompt, seed, clip in zip(clips.prompts, clips.seeds, clips.frames, strict=True):
         frames = called(pipe, teacher, prompt, "np", **export.harness_draws(seed))[0]
         np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clip.transpose(0, 2, 3, 1))
+
+
+def snippet_of(folder: Path) -> str:
+    """The code in a model card."""
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("run", [("cogvideox", "dmd2")], indirect=True, ids="-".join)
+def test_the_cards_snippet_runs_in_a_fresh_interpreter(run, tmp_path):
+    """The class of its scheduler is none that diffusers imports itself."""
+    code = snippet_of(export.export(run, tmp_path / "student"))
+    path = os.pathsep.join([str(Path(export.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    video, rate = read_clip(tmp_path / "clip.mp4")
+    assert rate == 8 and video.shape == (9, 3, 32, 32)
+
+
+LARGE = {"wan21": (5, 16, 272), "cogvideox": (9, 64, 64), "ltx": (25, 64, 64)}  # more than a tile, of pixels or of frames
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_clips_of_the_exported_pipeline_are_those_of_the_run(name, teachers, tmp_path):
+    """It tiles where the snippet tells it to, as the harness does."""
+    size = dict(zip(("frames", "height", "width"), LARGE[name], strict=True))
+    run = make_run(teachers / name, tmp_path / "store", "run", method="dmd2", stepping="ode", student_updates=1, **size)
+    train(run)
+    clips = load_clips(sample(run)[-1])
+    setup = snippet_of(export.export(run, tmp_path / "student")).split("frames = pipe(")[0]
+    told: dict = {}
+    exec(setup.replace('"student"', repr(str(tmp_path / "student"))), told)  # noqa: S102
+    shape = load_pipeline(str(teachers / name), torch.device("cpu")).latent_shape(*LARGE[name])
+    noise = torch.randn(1, *shape, generator=generator("sample", clips.seeds[0], 0))
+    frames = called(told["pipe"], name, clips.prompts[0], "np", LARGE[name], latents=laid(noise, name))[0]
+    # a value halfway between two may be rounded to either: the pipeline and the harness scale in another order
+    assert np.abs(frames * 255 - clips.frames[0].transpose(0, 2, 3, 1)).max() < 0.501
+
+
+@pytest.mark.parametrize("run", [("wan21", "dmd2")], indirect=True, ids="-".join)
+def test_a_revision_of_the_teacher_is_an_argument_of_its_own(run, tmp_path):
+    config = load_run(run)
+    architecture, scheduler = architecture_of(Path(config.teacher)), {"scheduler": ["diffusers", "S"]}
+    config = config.model_copy(update={"teacher": "owner/name@v1.0"})
+    call = export.snippet(config, architecture, "student", scheduler, lora=True)
+    said = export.card(run, config, 2, "student", call)
+    assert "\nbase_model: owner/name\n" in said and '.from_pretrained("owner/name", revision="v1.0")' in said
 
 
 @pytest.mark.parametrize("name", SIZES)

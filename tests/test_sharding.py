@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pipelines
 import pytest
 from safetensors.torch import load_file
 
@@ -16,6 +17,7 @@ from distill_bench.train import train
 
 ON_FEATURES = [{"name": "dmd2", "preset": "paper"}, {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0}]
 METHODS = {str(m): m for m in [*methods(), *ON_FEATURES]}
+OTHERS = ("cogvideox", "ltx")  # teachers of other classes
 FIELDS = {
     "student_updates": 2, "fake_score_updates": 1, "exit_step": "last", "gradient_checkpointing": True,
     "signals_every": 2, "checkpoint_every": 2,
@@ -31,6 +33,13 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     for at, (name, method) in enumerate(METHODS.items()):
         for ranks in ("one", "two"):
             runs[f"{ranks} {name}"] = testing.Runs(method, folder, f"{at}-{ranks}").make(**FIELDS, sharding=True)
+    for teacher in OTHERS:
+        pipelines.save(teacher, folder / teacher)
+        _, frames, height, width = pipelines.TINY[teacher]
+        fields = {"teacher": str(folder / teacher), "data": None, "frames": frames, "height": height, "width": width}
+        for ranks in ("one", "two"):
+            made = testing.Runs(ON_FEATURES[0], folder, f"{teacher}-{ranks}", fields)
+            runs[f"{ranks} {teacher}"] = made.make(**FIELDS, sharding=True, teacher_offload=ranks == "two")
     for name in ("whole", "two then one", "one then two"):
         fields = RESUMED | {"sharding": True}
         runs[name] = testing.Runs(ON_FEATURES[0], folder, name.replace(" ", "-")).make(**fields)
@@ -54,7 +63,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     return runs
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *OTHERS])
 def test_the_losses_of_two_processes_are_those_of_one(name, trained):
     one, two = ([json.loads(line) for line in (trained[f"{n} {name}"] / "train.jsonl").open()] for n in ("one", "two"))
     for a, b in zip(one, two, strict=True):

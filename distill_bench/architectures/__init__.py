@@ -35,6 +35,7 @@ class Architecture:
     TEXT_LENGTH: ClassVar[int] = 0  # tokens of a prompt, where the tokenizer does not say fewer
     TEXT_WIDTH: ClassVar[str] = ""  # key of the transformer's config
     LATENT_CHANNELS: ClassVar[str] = "latent_channels"  # key of the autoencoder's
+    FRAMEWISE: ClassVar[bool] = False  # the autoencoder decodes few frames at a time, but only where it is told to
 
     folder: Path | None = None
     transformer: Mapping[str, Any] = field(default_factory=dict)
@@ -148,7 +149,13 @@ class Architecture:
     def at_size(self, vae: nn.Module) -> None:
         """Have an autoencoder take one clip at a time, and large frames in tiles: below their size no value changes."""
         vae.enable_slicing()
-        vae.enable_tiling()
+        vae.enable_tiling(**self.tiles())
+        if self.FRAMEWISE:
+            vae.use_framewise_decoding = True
+
+    def tiles(self) -> dict[str, int]:
+        """Sizes for the autoencoder's `enable_tiling`; where there are none it has its own."""
+        return {}
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """Video (B, 3, F, Y, X), about [-1, 1], of latents (B, C, T, H, W)."""

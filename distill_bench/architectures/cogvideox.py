@@ -5,7 +5,7 @@ sqrt((1 - sigma)^2 + sigma^2): nothing but a scale lies between the two, so the 
 own schedule. Between two of its steps the timestep is interpolated in sigma.
 """
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -93,13 +93,13 @@ class CogVideoX(Architecture):
     def text_length(self, tokenizer: Any) -> int:
         return self.transformer.get("max_text_seq_length", 226)
 
-    def at_size(self, vae: nn.Module) -> None:
-        super().at_size(vae)
-        # its tiles overlap by a sixth and a fifth, and fit together where those are whole latents, as of the released sizes
-        for axis, share in (("height", 6), ("width", 5)):
-            tile = max(share, getattr(vae, f"tile_latent_min_{axis}") // share * share)
-            setattr(vae, f"tile_latent_min_{axis}", tile)
-            setattr(vae, f"tile_sample_min_{axis}", tile * self.own_strides()[1])
+    def tiles(self) -> dict[str, int]:
+        # they overlap by a sixth and a fifth, and fit together where those are whole latents, as of the released sizes
+        stride, sizes = self.own_strides()[1], {}
+        for axis, share, usual in (("height", 6, 480), ("width", 5, 720)):
+            latents = self.vae.get(f"sample_{axis}", usual) // 2 // stride
+            sizes[f"tile_sample_min_{axis}"] = max(share, latents // share * share) * stride
+        return sizes
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         padded = 1 - latents.shape[2] % 2  # there to fill a patch, in front
@@ -121,7 +121,14 @@ class CogVideoX(Architecture):
         grid = x_t.shape[3] // patch, x_t.shape[4] // patch
         base = config.sample_height // patch, config.sample_width // patch
         times = -(-x_t.shape[2] // (patch_t or 1))
-        return _rotary(config.attention_head_dim, grid, base, times, patch_t is not None, x_t.device)
+        wanted = config.attention_head_dim, grid, base, times, patch_t is not None, x_t.device
+        if wanted not in self._rotaries:
+            self._rotaries[wanted] = _rotary(*wanted)
+        return self._rotaries[wanted]
+
+    @cached_property
+    def _rotaries(self) -> dict[tuple, tuple[Tensor, Tensor]]:
+        return {}  # of the networks of this object alone: others may be rehearsed on fake tensors
 
 
 def scale(sigma: Tensor) -> Tensor:
@@ -145,14 +152,13 @@ def timestep_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
 
 def velocity_of(predicted: Tensor, x_t: Tensor, sigma: Tensor, sigmas: Tensor, kind: str) -> Tensor:
     """noise - x0 by the network's prediction (B, C, T, H, W) at x_t; a level above its last one is taken for that."""
-    known = sigma.clamp(max=float(sigmas[-1]))
+    known = sigma.clamp(max=sigmas[-1].to(sigma))
     a, b = (over(each / scale(known), x_t) for each in (1 - known, known))
     z = x_t / over(scale(sigma), x_t)
     x0 = a * z - b * predicted if kind == "v_prediction" else (z - b * predicted) / a
     return (x_t - x0) / over(sigma, x_t)
 
 
-@lru_cache(maxsize=8)
 def _rotary(
     head: int, grid: tuple[int, int], base: tuple[int, int], times: int, slices: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ class LTXVideo(Architecture):
     TEXT_ENCODER: ClassVar[str] = "T5EncoderModel"
     TEXT_LENGTH: ClassVar[int] = 128
     TEXT_WIDTH: ClassVar[str] = "caption_channels"
+    FRAMEWISE: ClassVar[bool] = True
 
     def velocity(self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         frames, height, width = x_t.shape[2:]
@@ -61,10 +62,6 @@ class LTXVideo(Architecture):
     def encode_text(self, pipeline: "DiffusionPipeline", prompts: list[str], length: int) -> Tensor:
         embeddings, mask, *_ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
         return embeddings * mask.unsqueeze(-1)
-
-    def at_size(self, vae: nn.Module) -> None:
-        super().at_size(vae)
-        vae.use_framewise_decoding = True
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         latents = latents * _over(vae.latents_std, latents) / vae.config.scaling_factor + _over(vae.latents_mean, latents)
