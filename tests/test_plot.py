@@ -37,8 +37,9 @@ def test_a_line_a_method_with_its_markers_named_and_far_references_said(folder):
     axes = figure.axes[0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha", "beta"]
     texts = [text.get_text() for text in axes.texts]
+    below = figure.get_supxlabel()
     assert texts.count("1") == texts.count("5") == 2 and "teacher" in texts and "noise" not in texts
-    assert "off the axis: noise 9,000" in axes.get_xlabel() and "markers: fake_score_updates" in axes.get_xlabel()
+    assert "off the axis: noise 9,000" in below and "line's ends: fake_score_updates" in below
     plt.close(figure)
 
 
