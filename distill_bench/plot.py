@@ -61,6 +61,7 @@ STYLE = {
     "grid.color": RULE,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
+    "legend.handlelength": 2.5,
     "lines.markersize": 5,
     "path.simplify_threshold": 0.5,
     "savefig.dpi": 100,
@@ -114,24 +115,27 @@ def drawings(results: Results) -> Iterator[Drawing]:
     main, axis = results.main, results.axis
     r = results
     titles = ", ".join(column.title for column in main)
-    band = "mean and 95 % interval over seeds"
+    key = _key(results)
+    band = "mean and 95 % interval"
+    notes = [f"hollow: controls, run at one value of {axis} alone"] if key.controls else []
     if axis:
-        rest = "dots are runs; hollow: rows at one place of it; dashed: at none"
-        about = f"{titles} against {axis}, one line a method: {band}; {rest}"
-        yield Drawing("overview", "headline", about, lambda: overview(r), True)
+        alone = "dashed, hollow: rows to which it does not apply" if key.across else ""
+        rest = "; ".join(filter(None, [band, "dots are runs, arrow heads intervals that go on", *notes, alone]))
+        yield Drawing("overview", "headline", f"{titles} against {axis}, one line a series: {rest}", lambda: overview(r), True)
     for c in main:
-        about = f"{c.title} against training cost at the end of training: {band}"
+        about = "; ".join([f"{c.title} against training cost at the end of training: {band}", *notes])
         yield Drawing(f"{c.column}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c))
     distance = next((c for c in main if c.better == "lower"), None)
     for c in main if distance else []:
         if c is not distance:
-            about = f"{c.title} against {distance.title}; diamonds are references"
+            about = f"{c.title} against {distance.title}: {band}; diamonds are references"
             yield Drawing(f"{c.column}_against_{distance.column}", "pareto", about, lambda c=c: trade_off(r, distance, c))
     for c in main:
         for x, name in ((UPDATES, "updates"), (COSTS[0], "cost")):
-            about = f"{c.title} over {x.title.lower()}: mean of a row's runs, bands over seeds; a cross is a run that collapsed"
+            about = f"{c.title} over {x.title.lower()}: mean of a row's runs, band: 95 % interval over seeds"
+            about += "; a cross is a run that collapsed" if any(run.status == "collapsed" for run in r.runs) else ""
             yield Drawing(f"{c.column}_over_{name}", "curves", about, lambda c=c, x=x: curves(r, c, x), True)
-    about = f"{titles}: mean and 95 % interval of every row; dots are runs"
+    about = f"{titles}: {band} of every row; dots are runs, diamonds references"
     yield Drawing("every_row", "rows", about, lambda: every_row(r), True)
     if r.baseline:
         about = (
@@ -280,16 +284,19 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
         return None
     key = _key(results)
     groups = list(dict.fromkeys(point.group for point in found))
-    hues = {label: {"color": COLOURS[i % len(COLOURS)]} for i, label in enumerate(groups)} if group != "series" else {}
+    own = {point.group: key.looks[point.series]["color"] for point in reversed(found)}
+    if len(set(own.values())) < len(groups):  # runs of one series are in several groups
+        own = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(groups)}
+    hues = {label: {"color": own[label]} for label in groups} if group != "series" else {}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=SIZE)
         handles, told = [], set()
         for label, series in dict.fromkeys((point.group, point.series) for point in found):
-            own = [point for point in found if (point.group, point.series) == (label, series)]
-            own.sort(key=lambda point: number(point.note) or point.x.mean)  # along the axis
+            line = [point for point in found if (point.group, point.series) == (label, series)]
+            line.sort(key=lambda point: number(point.note) or point.x.mean)  # along the axis
             look = key.looks[series] | hues.get(label, {})
-            axes.plot([p.x.mean for p in own], [p.y.mean for p in own], **look, markersize=4.5, linewidth=1.1)
-            for point in {own[0].note: own[0], own[-1].note: own[-1]}.values() if series not in key.base else ():
+            axes.plot([p.x.mean for p in line], [p.y.mean for p in line], **look, markersize=4.5, linewidth=1.1)
+            for point in {line[0].note: line[0], line[-1].note: line[-1]}.values() if series not in key.base else ():
                 offset = {"xytext": (4, 4), "textcoords": "offset points", "in_layout": False}
                 axes.annotate(point.note, (point.x.mean, point.y.mean), **offset, color=look["color"], fontsize=8)
             name = key.names.get(series, series)
@@ -344,15 +351,13 @@ def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
     """Draw the references that lie near the runs, for which the axes give way; returns a sentence for the others."""
     sides = [axes.xaxis, axes.yaxis]
     views = [_straight(side, side.get_view_interval()) for side in sides]
+    reach = [(high - low) * (0.5 if side.get_scale() == "log" else 1.2) for (low, high), side in zip(views, sides, strict=True)]
     far, lines, dots = [], [], []
     for row in results.references:
         at = [row.runs[0].value(column.column) if row.done else None for column in (x, y)]
         if at[1] is None:
             continue
         where = [np.nan if value is None else _straight(side, value) for value, side in zip(at, sides, strict=True)]
-        reach = [
-            (high - low) * (0.35 if side.get_scale() == "log" else 0.7) for (low, high), side in zip(views, sides, strict=True)
-        ]
         if any(w < low - r or w > high + r for w, (low, high), r in zip(where, views, reach, strict=True)):
             far.append(f"{row.label} " + (_brief(at[1]) if at[0] is None else f"({_brief(at[0])}, {_brief(at[1])})"))
         elif at[0] is None:
@@ -461,7 +466,7 @@ def every_row(folder: Path | Results) -> Figure | None:
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(results.rows)))
         figure, grid = plt.subplots(tall, wide, figsize=size, sharey=True, squeeze=False)
         for axes, column in zip(grid.flat, columns, strict=False):
-            references = []
+            references, marks = [], []
             for place, row in enumerate(results.rows):
                 interval = results.interval(row, column.column)
                 if interval is None:
@@ -470,12 +475,17 @@ def every_row(folder: Path | Results) -> Figure | None:
                     references.append((place, interval.mean))
                 else:
                     look = looks[row.series] | {"linestyle": "none"}
-                    axes.errorbar(interval.mean, place, xerr=_half(interval), **look, capsize=2.5, elinewidth=1)
+                    axes.plot(interval.mean, place, **look)
+                    marks.append((place, interval.low, interval.high, look["color"]))
                     known = [float(values.mean()) for values in row.by_seed(column.column).values()]
                     axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
-            _reference_dots(axes, references)
+            seen = [float(value) for line in axes.lines for value in np.asarray(line.get_xdata(), float)]
+            _view(axes.xaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
+            _reference_dots(axes, references, bool(seen))
+            _intervals(axes, marks, upright=False)
             axes.set_title(_wrapped(column.wish, 26))
-            axes.locator_params("x", nbins=4)
+            if axes.get_xscale() != "log":
+                axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(results.rows)), [_tick(row) for row in results.rows])
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
@@ -485,18 +495,22 @@ def every_row(folder: Path | Results) -> Figure | None:
     return figure
 
 
-def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]]) -> None:
+def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]], bounded: bool) -> None:
     """Diamonds for the references; one far from the runs is a number at the border, so that the runs keep the axis."""
-    low, high = axes.get_xlim() if axes.lines else (-np.inf, np.inf)
-    span = high - low
+    near = []
     for row, value in references:
-        if axes.lines and not low - span <= value <= high + span:
-            side, align = (0.98, "right") if value > high else (0.02, "left")
-            text = f"{_brief(value)} ▸" if value > high else f"◂ {_brief(value)}"
+        share = _share(axes.xaxis, value)
+        if bounded and not -1 <= share <= 2:
+            side, align = (0.98, "right") if share > 1 else (0.02, "left")
+            text = f"{_brief(value)} ▸" if share > 1 else f"◂ {_brief(value)}"
             place = ("axes fraction", "data")
             axes.annotate(text, (side, row), xycoords=place, color=QUIET, fontsize=8, ha=align, va="center")
         else:
-            axes.plot([value], [row], marker="d", color=QUIET)
+            near.append((value, row))
+    if bounded:
+        _give_way(axes.xaxis, [value for value, _ in near])
+    for place in near:
+        axes.plot(*place, marker="d", color=QUIET)
 
 
 def differences(folder: Path | Results) -> Figure | None:
@@ -722,7 +736,7 @@ def _legend(figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None
     letters = [len(str(entry.get_label())) for entry in entries]
 
     def fits(abreast: int) -> bool:  # inches: a handle and its gaps, and a letter
-        return sum(0.6 + 0.063 * max(column) for column in np.array_split(letters, abreast)) < width
+        return sum(0.65 + 0.063 * max(column) for column in np.array_split(letters, abreast)) < width
 
     abreast = max((n for n in range(1, min(len(entries), 6) + 1) if fits(n)), default=1)
     figure.set_size_inches(width, height + 0.2 * (-(-len(entries) // abreast) + bool(title)))
@@ -743,7 +757,7 @@ def _drawn(panels: Iterable[Axes]) -> list[float]:
 
 
 def _view(axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread: float = 30.0) -> None:
-    """Limits that hold what is seen, and of its intervals' ends at most its own span, or on a logarithmic axis a quarter, on either side.
+    """Limits that hold what is seen, and of its intervals at most its own span, or a quarter of it in logarithms, on either side.
 
     Logarithmic where every value is positive and they span more than a factor of `spread`.
     """
@@ -820,7 +834,7 @@ def _beside(results: Results) -> str:
 
 def _tick(row: Row) -> str:
     """A row's name where its place on the axis must not be cut off."""
-    return f"{_short(row.series, 28)}  {show(row.at)}" if row.at else _short(row.series, 28)
+    return f"{_short(row.series, 34)}  {show(row.at)}" if row.at else _short(row.series, 34)
 
 
 def _short(label: str, most: int) -> str:
