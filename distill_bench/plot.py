@@ -497,10 +497,10 @@ def every_row(folder: Path | Results) -> Figure | None:
 
 def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]], bounded: bool) -> None:
     """Diamonds for the references; one far from the runs is a number at the border, so that the runs keep the axis."""
-    near = []
+    near, reach = [], 0.5 if axes.get_xscale() == "log" else 1
     for row, value in references:
         share = _share(axes.xaxis, value)
-        if bounded and not -1 <= share <= 2:
+        if bounded and not -reach <= share <= 1 + reach:
             side, align = (0.98, "right") if share > 1 else (0.02, "left")
             text = f"{_brief(value)} ▸" if share > 1 else f"◂ {_brief(value)}"
             place = ("axes fraction", "data")
