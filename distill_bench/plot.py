@@ -15,6 +15,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
@@ -93,21 +94,33 @@ class Drawing:
     wide: bool = False
 
 
-def plot(folder: Path) -> list[Path]:
+def plot(folder: Path, workers: int = 1) -> list[Path]:
     """Draw every figure into folder/figures as SVG and PNG, with index.jsonl in the page's order; returns the SVG paths."""
-    results, paths, index = _load(folder), [], []
     listed = Path(folder) / "figures" / "index.jsonl"
-    for line in read_jsonl(listed):  # of an earlier report; figures asked for one by one stay
+    _load(folder)  # before what an earlier report drew goes
+    for line in read_jsonl(listed):  # figures asked for one by one stay
         for suffix in (".svg", ".png"):
             listed.with_name(line["name"] + suffix).unlink(missing_ok=True)
-    for drawing in drawings(results):
-        figure = drawing.draw()
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            parts = list(pool.map(_draw, [folder] * workers, range(workers), [workers] * workers))
+    else:
+        parts = [_draw(folder, 0, 1)]
+    lines = [line for _, line in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+    write_bytes(listed, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return [listed.with_name(f"{line['name']}.svg") for line in lines]
+
+
+def _draw(folder: Path, first: int, step: int) -> list[tuple[int, dict]]:
+    """Draw every step-th figure; returns the index's lines with their places in it."""
+    lines = []
+    for place, drawing in enumerate(drawings(_load(folder))):
+        figure = drawing.draw() if place % step == first else None
         if figure is not None:
-            paths.append(_save(figure, folder, drawing.name))
+            _save(figure, folder, drawing.name)
             line = {"name": drawing.name, "section": drawing.section, "about": drawing.about, "wide": drawing.wide}
-            index.append(json.dumps(line) + "\n")
-    write_bytes(listed, "".join(index).encode())
-    return paths
+            lines.append((place, line))
+    return lines
 
 
 def drawings(results: Results) -> Iterator[Drawing]:
@@ -934,7 +947,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     folder = options.results if options.results.is_dir() else options.out / options.results.stem
     try:
-        for path in [draw_pair(folder, options.x, options.y, options.group)] if options.y else plot(folder):
+        workers = min(4, os.cpu_count() or 1)
+        for path in [draw_pair(folder, options.x, options.y, options.group)] if options.y else plot(folder, workers):
             print(path)
     except PlotError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
