@@ -770,7 +770,7 @@ def _drawn(panels: Iterable[Axes]) -> list[float]:
 
 
 def _view(axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread: float = 30.0) -> None:
-    """Limits that hold what is seen, and of its intervals at most its own span, or a quarter of it in logarithms, on either side.
+    """Limits that hold what is seen and its intervals, of long ones only a part.
 
     Logarithmic where every value is positive and they span more than a factor of `spread`.
     """
@@ -784,8 +784,10 @@ def _view(axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread:
     values, reached = _straight(axis, seen), _straight(axis, [end for end in ends if isfinite(end)])
     low, high = values.min(), values.max()
     span = (high - low or 0.1 * abs(low) or 1.0) * (0.25 if axis.get_scale() == "log" else 1)  # what is near 0 is far down
-    low = max(reached.min(initial=low), low - span)
-    high = min(reached.max(initial=high), high + span)
+    least, most = low - span, high + span
+    if reached.size and axis.get_scale() != "log":  # means may lie close beside their intervals: hold the middle half of ends
+        least, most = min(least, np.quantile(reached, 0.25)), max(most, np.quantile(reached, 0.75))
+    low, high = max(reached.min(initial=low), least), min(reached.max(initial=high), most)
     margin = 0.05 * (high - low or span)
     _limit(axis, low - margin, high + margin)
 
