@@ -13,10 +13,13 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -24,8 +27,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.axis import Axis  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show  # noqa: E402
@@ -38,6 +43,7 @@ TEXT, RULE, QUIET, GROUND = "#1b1f24", "#d5dae0", "#59636e", "#fefefe"
 # Okabe and Ito, 2008: told apart with any colour vision; yellow is left out, too pale for a line on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", TEXT]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "h"]
+DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5))]
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": QUIET,
@@ -56,6 +62,7 @@ STYLE = {
     "grid.color": RULE,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
+    "legend.handlelength": 2.5,
     "lines.markersize": 5,
     "path.simplify_threshold": 0.5,
     "savefig.dpi": 100,
@@ -67,7 +74,7 @@ STYLE = {
     "ytick.color": QUIET,
     "ytick.labelcolor": TEXT,
 }
-SIZE = (4.8, 3.7)  # inches; legible unscaled on a phone
+SIZE = (4.8, 3.4)  # inches; legible unscaled on a phone
 MOST_KEYS = 6  # of the training log in one figure
 UPDATES = Column("student_updates", "Student updates", "", None, False)
 
@@ -87,21 +94,33 @@ class Drawing:
     wide: bool = False
 
 
-def plot(folder: Path) -> list[Path]:
+def plot(folder: Path, workers: int = 1) -> list[Path]:
     """Draw every figure into folder/figures as SVG and PNG, with index.jsonl in the page's order; returns the SVG paths."""
-    results, paths, index = _load(folder), [], []
     listed = Path(folder) / "figures" / "index.jsonl"
-    for line in read_jsonl(listed):  # of an earlier report; figures asked for one by one stay
+    _load(folder)  # before what an earlier report drew goes
+    for line in read_jsonl(listed):  # figures asked for one by one stay
         for suffix in (".svg", ".png"):
             listed.with_name(line["name"] + suffix).unlink(missing_ok=True)
-    for drawing in drawings(results):
-        figure = drawing.draw()
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            parts = list(pool.map(_draw, [folder] * workers, range(workers), [workers] * workers))
+    else:
+        parts = [_draw(folder, 0, 1)]
+    lines = [line for _, line in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+    write_bytes(listed, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return [listed.with_name(f"{line['name']}.svg") for line in lines]
+
+
+def _draw(folder: Path, first: int, step: int) -> list[tuple[int, dict]]:
+    """Draw every step-th figure; returns the index's lines with their places in it."""
+    lines = []
+    for place, drawing in enumerate(drawings(_load(folder))):
+        figure = drawing.draw() if place % step == first else None
         if figure is not None:
-            paths.append(_save(figure, folder, drawing.name))
+            _save(figure, folder, drawing.name)
             line = {"name": drawing.name, "section": drawing.section, "about": drawing.about, "wide": drawing.wide}
-            index.append(json.dumps(line) + "\n")
-    write_bytes(listed, "".join(index).encode())
-    return paths
+            lines.append((place, line))
+    return lines
 
 
 def drawings(results: Results) -> Iterator[Drawing]:
@@ -109,24 +128,27 @@ def drawings(results: Results) -> Iterator[Drawing]:
     main, axis = results.main, results.axis
     r = results
     titles = ", ".join(column.title for column in main)
-    band = "mean and 95 % interval over seeds"
+    key = _key(results)
+    band = "mean and 95 % interval"
+    notes = [f"hollow: controls, run at one value of {axis} alone"] if key.controls else []
     if axis:
-        rest = "dots are runs; hollow: rows at one place of it; dashed: at none"
-        about = f"{titles} against {axis}, one line a method: {band}; {rest}"
-        yield Drawing("overview", "headline", about, lambda: overview(r), True)
+        alone = "dashed, hollow: rows to which it does not apply" if key.across else ""
+        rest = "; ".join(filter(None, [band, "dots are runs, arrow heads intervals that go on", *notes, alone]))
+        yield Drawing("overview", "headline", f"{titles} against {axis}, one line a series: {rest}", lambda: overview(r), True)
     for c in main:
-        about = f"{c.title} against training cost at the end of training: {band}"
+        about = "; ".join([f"{c.title} against training cost at the end of training: {band}", *notes])
         yield Drawing(f"{c.column}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c))
     distance = next((c for c in main if c.better == "lower"), None)
     for c in main if distance else []:
         if c is not distance:
-            about = f"{c.title} against {distance.title}; diamonds are references"
+            about = f"{c.title} against {distance.title}: {band}; diamonds are references"
             yield Drawing(f"{c.column}_against_{distance.column}", "pareto", about, lambda c=c: trade_off(r, distance, c))
     for c in main:
         for x, name in ((UPDATES, "updates"), (COSTS[0], "cost")):
-            about = f"{c.title} over {x.title.lower()}: mean of a row's runs, bands over seeds; a cross is a run that collapsed"
+            about = f"{c.title} over {x.title.lower()}: mean of a row's runs, band: 95 % interval over seeds"
+            about += "; a cross is a run that collapsed" if any(run.status == "collapsed" for run in r.runs) else ""
             yield Drawing(f"{c.column}_over_{name}", "curves", about, lambda c=c, x=x: curves(r, c, x), True)
-    about = f"{titles}: mean and 95 % interval of every row; dots are runs"
+    about = f"{titles}: {band} of every row; dots are runs, diamonds references"
     yield Drawing("every_row", "rows", about, lambda: every_row(r), True)
     if r.baseline:
         about = (
@@ -153,8 +175,8 @@ def _load(folder: Path | Results) -> Results:
 def overview(folder: Path | Results) -> Figure | None:
     """A panel a headline score against what the sweep varies: a line a series, its runs as dots; the view follows the runs.
 
-    Series stand beside one another at each place of the axis. One that has a single place is hollow and has the colour of the
-    series that it varies, if there is one; one that has none is a dashed line across.
+    Series stand beside one another at each place of the axis, a control half a step beside the series that it varies. A row
+    without a place is a dashed line across. A distance has the teacher against itself as its floor.
     """
     results = _load(folder)
     rows = [row for row in results.students if row.at]
@@ -162,79 +184,59 @@ def overview(folder: Path | Results) -> Figure | None:
     columns = [c for c in results.main if any(results.interval(row, c.column) for row in rows)]
     if not columns or len(places) < 2:
         return None
-    series = list(dict.fromkeys(row.series for row in rows))
-    across = list(dict.fromkeys(row.series for row in results.students if not row.at))
-    several = [label for label in series if sum(row.series == label for row in rows) > 1]
-    lines = [label for label in series if label in several or _base(label, several) == label]  # the others vary one of these
+    key = _key(results)
     with plt.rc_context(STYLE):
-        wide = min(len(columns), 3)
+        wide = min(len(columns), 2)
         tall = -(-len(columns) // wide)
-        figure, grid = plt.subplots(tall, wide, figsize=(3.3 * wide, 0.9 + 2.7 * tall), squeeze=False)
+        figure, grid = plt.subplots(tall, wide, figsize=(3.7 * wide, 0.4 + 2.5 * tall), squeeze=False)
         for axes, column in zip(grid.flat, columns, strict=False):
-            seen = [_dodged(axes, results, column, [r for r in rows if r.series == s], places, series, lines) for s in series]
-            seen = [*(value for values in seen for value in values), *_across(axes, results, column)]
-            if min(seen) > 0 and max(seen) / min(seen) > 30:
-                axes.set(yscale="log", ylim=(min(seen) / 1.5, max(seen) * 1.5))
-            else:
-                margin = 0.15 * (max(seen) - min(seen) or 1.0)
-                axes.set_ylim(min(seen) - margin, max(seen) + margin)
-            if column.better == "one":
-                axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
-            axes.set_title(_wrapped(column.wish, 34))
+            _dodged(axes, results, column, key, places)
+            axes.set_title(_wrapped(column.wish, 42))
             axes.set_xticks(range(len(places)), [show(at) for at in places])
             axes.set_xlim(-0.5, len(places) - 0.5)
             axes.grid(axis="x", visible=False)
-        for axes in list(grid.flat)[len(columns) :]:
-            axes.set_visible(False)
+        spare = list(grid.flat)[len(columns) :]
+        for axes in spare:
+            axes.set_axis_off()
         figure.supxlabel((results.axis or "").replace("_", " "), fontsize=STYLE["axes.labelsize"])
-        alone = {"linestyle": "none", "markerfacecolor": GROUND}
-        looks = {label: _look(series, label) | ({} if label in several else alone) for label in lines}
-        handles = [plt.Line2D([], [], **look, label=_short(label, 44)) for label, look in looks.items()]
-        variations = list(dict.fromkeys(_beyond(label, lines) for label in series if label not in lines))
-        hollow = {"color": QUIET, "marker": "o", "markerfacecolor": GROUND, "linestyle": "none"}
-        handles += [plt.Line2D([], [], **hollow, label=_short(text, 44)) for text in variations]
-        dashed = {"linestyle": (0, (4, 3))}
-        handles += [
-            plt.Line2D([], [], **_look([*series, *across], _base(s, series)) | dashed, label=_short(s, 44)) for s in across
-        ]
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        abreast = int(3.3 * wide / (0.55 + 0.068 * longest))  # inches: a handle and its gaps, and a letter
-        figure.legend(handles=handles, loc="outside upper left", ncols=max(1, abreast))
+        _legend(figure, key.entries, spare[0] if spare and len(key.entries) <= 12 else None)
     return figure
 
 
-def _dodged(
-    axes: Axes, results: Results, column: Column, rows: Sequence[Row], places: Sequence[str], series: list[str], lines: list[str]
-) -> list[float]:
-    """Draw one series of `overview`; returns the scores of its runs."""
-    label, found, seen = rows[0].series, [], []
-    base = _base(label, lines)
-    look = _look(series, base)
-    wide = min(0.7, 0.14 * len(lines))
-    shift = wide * ((lines.index(base) + 0.5) / len(lines) - 0.5)
-    for row in rows:
-        interval = results.interval(row, column.column)
-        if interval is not None:
-            known = [float(values.mean()) for values in row.by_seed(column.column).values()]
-            at = places.index(row.at) + shift
-            axes.plot(np.full(len(known), at), known, ".", color=look["color"], alpha=0.45, markersize=3)
-            found.append((at, interval))
-            seen += [*known, interval.mean]
-    found.sort(key=lambda pair: pair[0])
-    style = look if len(rows) > 1 else look | {"linestyle": "none", "markerfacecolor": GROUND}
-    xs, ys, bars = [at for at, _ in found], [i.mean for _, i in found], [_half(i) for _, i in found]
-    axes.errorbar(xs, ys, yerr=bars, **style, elinewidth=0.8, linewidth=1.1, markersize=4.5)
-    return seen
+def _dodged(axes: Axes, results: Results, column: Column, key: "Key", places: Sequence[str]) -> None:
+    """Draw one score of `overview`."""
+    rows = [(row, interval) for row in results.students if row.at and (interval := results.interval(row, column.column))]
+    lines = list(dict.fromkeys(key.base.get(row.series, row.series) for row, _ in rows))
+    step = min(0.8, 0.16 * len(lines)) / max(len(lines), 1)
+    series: dict[str, list[tuple[float, Interval]]] = {}
+    seen, marks = _across(axes, results, column, key), []
+    for row, interval in rows:
+        slot = lines.index(key.base.get(row.series, row.series)) + (0.95 if row.series in key.base else 0.5)
+        at, colour = places.index(row.at) + step * (slot - len(lines) / 2), key.looks[row.series]["color"]
+        known = [float(values.mean()) for values in row.by_seed(column.column).values()]
+        axes.plot(np.full(len(known), at), known, ".", color=colour, alpha=0.4, markersize=4.5, markeredgewidth=0)
+        series.setdefault(row.series, []).append((at, interval))
+        marks.append((at, interval.low, interval.high, colour))
+        seen += [*known, interval.mean]
+    for label, found in series.items():
+        found.sort(key=lambda pair: pair[0])
+        axes.plot(*zip(*[(at, i.mean) for at, i in found], strict=True), **key.looks[label], linewidth=1.1, markersize=4)
+    seen += _floor(axes, results, column)
+    _view(axes.yaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
+    _intervals(axes, marks)
+    if column.better == "one":
+        axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
 
 
-def _beyond(label: str, lines: Sequence[str]) -> str:
-    """What a label says beyond the series that it varies."""
-    return label.removeprefix(_base(label, lines)).strip()
-
-
-def _base(label: str, series: Sequence[str]) -> str:
-    """The series that a label varies: the longest that it begins with; itself where there is none."""
-    return max((s for s in series if label == s or label.startswith(f"{s} ")), key=len, default=label)
+def _floor(axes: Axes, results: Results, column: Column) -> list[float]:
+    """A line where the teacher is against its own clips of other seeds, below which no distance means anything."""
+    values = [row.runs[0].value(column.column) for row in results.references if row.label == "teacher_other" and row.done]
+    floor = [value for value in values if value is not None and column.better == "lower"]
+    for value in floor:
+        axes.axhline(value, color=QUIET, linestyle=(0, (4, 3)), linewidth=0.8, zorder=0)
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate("teacher against teacher", (1, value), xytext=(0, 2), ha="right", color=QUIET, fontsize=8, **place)
+    return floor
 
 
 def score_by_axis(folder: Path | Results, column: Column | str) -> Figure | None:
@@ -260,6 +262,7 @@ class Point:
     """The runs that differ in nothing but the seed, on one pair of columns."""
 
     group: str
+    series: str
     note: str
     x: Interval
     y: Interval
@@ -277,12 +280,12 @@ def points(results: Results, x: str, y: str, group: str) -> list[Point]:
             part = dataclasses.replace(row, runs=tuple(runs))
             pair = results.interval(part, x), results.interval(part, y)
             if None not in pair:
-                found.append(Point(label, "" if x == results.axis else show(row.at) if row.at else "", *pair))
+                found.append(Point(label, row.series, "" if x == results.axis else show(row.at) if row.at else "", *pair))
     return found
 
 
 def against(folder: Path | Results, x: Column | str, y: Column | str, group: str = "method") -> Figure | None:
-    """One column of runs.csv against another: a line a group, a marker a row, its place on the axis beside it.
+    """One column of runs.csv against another: a colour a group, a marker a row; rows that differ in the axis alone are joined.
 
     None where no finished run has both. Rows without a place on the sweep's axis are lines across it. References with both
     columns are diamonds, with `y` alone dashed lines; those far from the runs are named below.
@@ -292,97 +295,119 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
     found = points(results, x.column, y.column, group)
     if not found:
         return None
+    key = _key(results)
+    groups = list(dict.fromkeys(point.group for point in found))
+    own = {point.group: key.looks[point.series]["color"] for point in reversed(found)}
+    if len(set(own.values())) < len(groups):  # runs of one series are in several groups
+        own = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(groups)}
+    hues = {label: {"color": own[label]} for label in groups} if group != "series" else {}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=SIZE)
-        groups = list(dict.fromkeys(point.group for point in found))
-        places = [row.series for row in results.students] if group == "series" else groups
-        for label in groups:
-            own = sorted((point for point in found if point.group == label), key=lambda point: point.x.mean)
-            look = _look(places, label)
-            xs, ys = [p.x.mean for p in own], [p.y.mean for p in own]
-            bars = {"yerr": [_half(p.y) for p in own], "xerr": [_half(p.x) if x.headline else 0 for p in own]}
-            axes.errorbar(xs, ys, **bars, **look, capsize=2.5, elinewidth=1, linewidth=1.3, label=_short(label, 28))
-            for point in own:
-                offset = {"xytext": (4, 4), "textcoords": "offset points"}
+        handles, told = [], set()
+        for label, series in dict.fromkeys((point.group, point.series) for point in found):
+            line = [point for point in found if (point.group, point.series) == (label, series)]
+            line.sort(key=lambda point: number(point.note) or point.x.mean)  # along the axis
+            look = key.looks[series] | hues.get(label, {})
+            axes.plot([p.x.mean for p in line], [p.y.mean for p in line], **look, markersize=4.5, linewidth=1.1)
+            for point in {line[0].note: line[0], line[-1].note: line[-1]}.values() if series not in key.base else ():
+                offset = {"xytext": (4, 4), "textcoords": "offset points", "in_layout": False}
                 axes.annotate(point.note, (point.x.mean, point.y.mean), **offset, color=look["color"], fontsize=8)
-        across = _across(axes, results, y) if x.column == results.axis else []
-        heights = [*(point.y.mean for point in found), *across]
-        if min(heights) > 0 and max(heights) / min(heights) > 30:
-            axes.set_yscale("log")
+            name = key.names.get(series, series)
+            if series not in key.base or label not in told:  # a group of controls alone has an entry, too
+                handles.append(Line2D([], [], **look, label=name if name.startswith(label) else label))
+            told.add(label)
+        across = _across(axes, results, y, key) if x.column == results.axis else []
+        ends = [end for p in found for end in (p.y.low, p.y.high)]
+        _view(axes.yaxis, [*(p.y.mean for p in found), *across], ends, _spread(y))
         spread = [point.x.mean for point in found]
-        if not x.headline and min(spread) > 0 and max(spread) / min(spread) > 8:
-            axes.set_xscale("log")
-            if len(set(spread)) <= 8 and x.column == results.axis:
-                axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
-                axes.minorticks_off()
+        _view(axes.xaxis, spread, [end for p in found if x.headline for end in (p.x.low, p.x.high)], _spread(x))
+        if x.column == results.axis and len(set(spread)) <= 8:
+            axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
+            axes.minorticks_off()
         if y.better == "one":
             axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
         far = _references(axes, results, x, y)
-        below = [f"beside the markers: {results.axis}" if any(point.note for point in found) else "", far]
-        axes.set_xlabel("\n".join([x.wish, *filter(None, below)]))
-        axes.set_ylabel(_wrapped(y.wish, 28))
+        colours = [(hues.get(p.group) or key.looks[p.series])["color"] for p in found]
+        _intervals(axes, [(p.x.mean, p.y.low, p.y.high, c) for p, c in zip(found, colours, strict=True)])
+        if x.headline:
+            _intervals(axes, [(p.y.mean, p.x.low, p.x.high, c) for p, c in zip(found, colours, strict=True)], upright=False)
+        axes.set_xlabel(_wrapped(x.wish, 48))
+        axes.set_ylabel(_wrapped(y.wish, 34))
+        ends = f"at a line's ends: {results.axis}" if any(point.note for point in found) else ""
+        figure.supxlabel("\n".join(filter(None, [ends, far])), fontsize=8, color=QUIET)
         if len(groups) > 1 or group == "series" or across:
+            if group != "series":
+                once = {str(handle.get_label()): handle for handle in reversed(handles)}
+                handles = [*reversed(once.values()), *key.controls, *(key.across if across else ())]
             title = group if group not in ("method", "series") else None
-            handles = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: isinstance(pair[0], Line2D))
-            figure.legend(
-                *zip(*handles, strict=True), title=title, loc="outside upper left", ncols=2 if max(map(len, groups)) > 12 else 3
-            )
+            _legend(figure, key.entries if group == "series" else handles, title=title)
     return figure
 
 
-def _across(axes: Axes, results: Results, y: Column) -> list[float]:
+def _across(axes: Axes, results: Results, y: Column, key: "Key") -> list[float]:
     """Draw the rows that have no place on the sweep's axis, each a line with its interval as a band; returns their means."""
-    series, means = [row.series for row in results.students], []
+    means = []
     for row in results.students:
         interval = None if row.at else results.interval(row, y.column)
         if interval is None:
             continue
-        placed = [s for s in series if any(r.series == s and r.at for r in results.students)]
-        look = _look([*placed, *series], _base(row.series, placed)) | {
-            "linestyle": (0, (4, 3)),
-            "markevery": [1],
-            "clip_on": False,
-        }
+        look = key.looks[row.series] | {"linestyle": DASHES[1], "markevery": [1], "clip_on": False}
         across = axes.get_yaxis_transform()
-        axes.plot([0, 1], [interval.mean] * 2, transform=across, **look, linewidth=1.3, label=_short(row.series, 28))
+        axes.plot([0, 1], [interval.mean] * 2, transform=across, **look, linewidth=1.3, label=row.series)
         half = _half(interval)
-        axes.axhspan(interval.mean - half, interval.mean + half, color=look["color"], alpha=0.12, linewidth=0, zorder=0)
+        axes.axhspan(interval.mean - half, interval.mean + half, color=look["color"], alpha=0.1, linewidth=0, zorder=0)
         means.append(interval.mean)
     return means
 
 
 def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
-    """Draw the references that lie near the runs; returns a sentence for the others."""
-    limits = axes.get_xlim(), axes.get_ylim()
-    far, lines = [], []
+    """Draw the references that lie near the runs, for which the axes give way; returns a sentence for the others."""
+    sides = [axes.xaxis, axes.yaxis]
+    views = [_straight(side, side.get_view_interval()) for side in sides]
+    reach = [(high - low) * (0.5 if side.get_scale() == "log" else 1.2) for (low, high), side in zip(views, sides, strict=True)]
+    far, lines, dots = [], [], []
     for row in results.references:
         at = [row.runs[0].value(column.column) if row.done else None for column in (x, y)]
         if at[1] is None:
             continue
-        near = [
-            value is None or low - (high - low) <= value <= high + (high - low)
-            for value, (low, high) in zip(at, limits, strict=True)
-        ]
-        if not all(near):
+        where = [np.nan if value is None else _straight(side, value) for value, side in zip(at, sides, strict=True)]
+        if any(w < low - r or w > high + r for w, (low, high), r in zip(where, views, reach, strict=True)):
             far.append(f"{row.label} " + (_brief(at[1]) if at[0] is None else f"({_brief(at[0])}, {_brief(at[1])})"))
         elif at[0] is None:
             lines.append((at[1], row.label))
         else:
-            axes.plot(*at, marker="d", color=QUIET, markersize=7, linestyle="none")
-            axes.annotate(row.label, at, xytext=(6, -3), textcoords="offset points", color=QUIET, fontsize=8)
+            dots.append((at, row.label))
+    for i, side in enumerate(sides):
+        near = [at[i] for at, _ in dots] + ([value for value, _ in lines] if i else [])
+        _give_way(side, near)
+    for at, _ in dots:
+        axes.plot(*at, marker="d", color=QUIET, markersize=6, linestyle="none", zorder=1)
     for value, _ in lines:
-        axes.axhline(value, color=QUIET, linestyle=(0, (4, 3)), linewidth=1, zorder=0)
-    low, high = axes.get_ylim()
-    label, at = "", -np.inf
-    for value, name in [*sorted(lines), (np.inf, "")]:
-        if value - at < 0.05 * (high - low):  # too close for a label of its own
-            label += f", {name}"
-            continue
-        if label:
-            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(label, (1, at), xytext=(0, 2), ha="right", color=QUIET, fontsize=8, **place)
-        label, at = name, value
-    return _wrapped("off the axis: " + ", ".join(far)) if far else ""
+        axes.axhline(value, color=QUIET, linestyle=DASHES[1], linewidth=1, zorder=0)
+    quiet = {"textcoords": "offset points", "color": QUIET, "fontsize": 8, "in_layout": False}
+    for at, names in _together(dots, lambda at: [_share(side, value) for side, value in zip(sides, at, strict=True)]):
+        right = _share(axes.xaxis, at[0]) > 0.6
+        axes.annotate(_few(names), at, xytext=(-6, -3) if right else (6, -3), ha="right" if right else "left", **quiet)
+    for value, names in _together(sorted(lines), lambda value: [_share(axes.yaxis, value)]):
+        axes.annotate(_few(names), (1, value), xytext=(0, 2), ha="right", xycoords=("axes fraction", "data"), **quiet)
+    return _wrapped("off the axis: " + ", ".join(far), 72) if far else ""
+
+
+def _together(named: Sequence[tuple[Any, str]], share: Callable[[Any], list[float]]) -> list[tuple[Any, list[str]]]:
+    """Names whose places are too close for a label each, at the first's place."""
+    found: list[tuple[Any, list[str]]] = []
+    for at, name in named:
+        near = (names for place, names in found if np.allclose(share(place), share(at), rtol=0, atol=0.06))
+        for names in near:
+            names.append(name)
+            break
+        else:
+            found.append((at, [name]))
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
 
 
 def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Figure | None:
@@ -398,40 +423,48 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
     wide = min(2, len(panels))
     tall = -(-len(panels) // wide)
     with plt.rc_context(STYLE):
-        size = (SIZE[0] if wide == 1 else 7.6, 0.6 + 2.5 * tall)
+        size = (SIZE[0] if wide == 1 else 7.6, 0.5 + 2.3 * tall)
         figure, grid = plt.subplots(tall, wide, figsize=size, sharey=True, squeeze=False)
-        series = [row.series for row in results.students]
+        key, bands = _key(results), []
         for axes, (title, rows) in zip(grid.flat, panels, strict=False):
             for row in rows:
-                _curve(axes, row, column.column, x.column, _look(series, row.series))
+                found = _curve(axes, row, column.column, x.column, key.looks[row.series])
+                bands += [(axes, row, *found)] if found and row.series not in key.base else []
             axes.set_title(title)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
-        _scale(grid.flat[: len(panels)])
+        ends = [end for *_, means in bands for each in means for end in (each.low, each.high)]
+        _view(grid[0][0].yaxis, _drawn(grid.flat), ends, _spread(column))
+        bottom, top = grid[0][0].get_ylim()
+        for axes, row, places, means in bands:  # within the view: a logarithmic axis has no place for what is below 0
+            low, high = (
+                [np.clip(b if isfinite(b) else m.mean, bottom, top) for m, b in zip(means, bs, strict=True)]
+                for bs in ([m.low for m in means], [m.high for m in means])
+            )
+            axes.fill_between(places, low, high, color=key.looks[row.series]["color"], alpha=0.12, linewidth=0)
         figure.supxlabel(x.wish, fontsize=STYLE["axes.labelsize"])
-        figure.supylabel(_wrapped(column.wish, 30 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"])
-        _legend(figure, series, 4 if wide > 1 else 2)
+        figure.supylabel(_wrapped(column.wish, 28 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"])
+        _legend(figure, key.entries)
     return figure
 
 
-def _curve(axes: Axes, row: Row, column: str, x: str, look: dict) -> None:
+def _curve(axes: Axes, row: Row, column: str, x: str, look: dict) -> tuple[list[float], list[Interval]] | None:
+    """Draw the means of a row's runs; returns their places and intervals."""
     at: dict[float, list[tuple[float, float]]] = {}
     for run in row.runs:
         for point in run.checkpoints if run.scored else ():
             if x in point and column in point:
                 at.setdefault(point["student_updates"], []).append((point[x], point[column]))
     whole = {updates: pairs for updates, pairs in sorted(at.items()) if len(pairs) == row.done}
+    places = [float(np.mean([place for place, _ in pairs])) for pairs in whole.values()]
+    means = [mean_interval([value for _, value in pairs]) for pairs in whole.values()]
     if whole:
-        places = [float(np.mean([place for place, _ in pairs])) for pairs in whole.values()]
-        means = [mean_interval([value for _, value in pairs]) for pairs in whole.values()]
-        axes.plot(places, [each.mean for each in means], **look, linewidth=1.3)
-        low, high = ([b if isfinite(b) else m.mean for m, b in zip(means, bs, strict=True)]
-                     for bs in ([m.low for m in means], [m.high for m in means]))  # fmt: skip
-        axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.plot(places, [each.mean for each in means], **look, linewidth=1.2, markersize=4)
     for run in row.runs:
         known = [point for point in run.checkpoints if x in point and column in point]
         if run.status == "collapsed" and known:
             axes.plot(known[-1][x], known[-1][column], marker="x", color=look["color"], markersize=7, linestyle="none")
+    return (places, means) if whole else None
 
 
 def every_row(folder: Path | Results) -> Figure | None:
@@ -440,13 +473,13 @@ def every_row(folder: Path | Results) -> Figure | None:
     columns = [c for c in results.main if any(results.interval(row, c.column) for row in results.rows)]
     if not columns:
         return None
-    series, wide = [row.series for row in results.students], _abreast(len(columns))
+    looks, wide = _key(results).looks, _abreast(len(columns))
     tall = -(-len(columns) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(results.rows)))
         figure, grid = plt.subplots(tall, wide, figsize=size, sharey=True, squeeze=False)
         for axes, column in zip(grid.flat, columns, strict=False):
-            references = []
+            references, marks = [], []
             for place, row in enumerate(results.rows):
                 interval = results.interval(row, column.column)
                 if interval is None:
@@ -454,13 +487,18 @@ def every_row(folder: Path | Results) -> Figure | None:
                 elif row.reference:
                     references.append((place, interval.mean))
                 else:
-                    look = _look(series, row.series) | {"linestyle": "none"}
-                    axes.errorbar(interval.mean, place, xerr=_half(interval), **look, capsize=2.5, elinewidth=1)
+                    look = looks[row.series] | {"linestyle": "none"}
+                    axes.plot(interval.mean, place, **look)
+                    marks.append((place, interval.low, interval.high, look["color"]))
                     known = [float(values.mean()) for values in row.by_seed(column.column).values()]
                     axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
-            _reference_dots(axes, references)
+            seen = [float(value) for line in axes.lines for value in np.asarray(line.get_xdata(), float)]
+            _view(axes.xaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
+            _reference_dots(axes, references, bool(seen))
+            _intervals(axes, marks, upright=False)
             axes.set_title(_wrapped(column.wish, 26))
-            axes.locator_params("x", nbins=4)
+            if axes.get_xscale() != "log":
+                axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(results.rows)), [_tick(row) for row in results.rows])
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_visible(False)
@@ -470,18 +508,22 @@ def every_row(folder: Path | Results) -> Figure | None:
     return figure
 
 
-def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]]) -> None:
+def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]], bounded: bool) -> None:
     """Diamonds for the references; one far from the runs is a number at the border, so that the runs keep the axis."""
-    low, high = axes.get_xlim() if axes.lines else (-np.inf, np.inf)
-    span = high - low
+    near, reach = [], 0.5 if axes.get_xscale() == "log" else 1
     for row, value in references:
-        if axes.lines and not low - span <= value <= high + span:
-            side, align = (0.98, "right") if value > high else (0.02, "left")
-            text = f"{_brief(value)} ▸" if value > high else f"◂ {_brief(value)}"
+        share = _share(axes.xaxis, value)
+        if bounded and not -reach <= share <= 1 + reach:
+            side, align = (0.98, "right") if share > 1 else (0.02, "left")
+            text = f"{_brief(value)} ▸" if share > 1 else f"◂ {_brief(value)}"
             place = ("axes fraction", "data")
             axes.annotate(text, (side, row), xycoords=place, color=QUIET, fontsize=8, ha=align, va="center")
         else:
-            axes.plot([value], [row], marker="d", color=QUIET)
+            near.append((value, row))
+    if bounded:
+        _give_way(axes.xaxis, [value for value, _ in near])
+    for place in near:
+        axes.plot(*place, marker="d", color=QUIET)
 
 
 def differences(folder: Path | Results) -> Figure | None:
@@ -493,7 +535,7 @@ def differences(folder: Path | Results) -> Figure | None:
     if not families:
         return None
     others = [row for row in results.students if row is not baseline]
-    series, wide = [row.series for row in results.students], _abreast(len(families))
+    looks, wide = _key(results).looks, _abreast(len(families))
     tall = -(-len(families) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(others)))
@@ -504,9 +546,9 @@ def differences(folder: Path | Results) -> Figure | None:
                 if each.interval is None:
                     axes.annotate("—", (0.02, place), xycoords=("axes fraction", "data"), color=QUIET, va="center")
                     continue
-                look = _look(series, each.a.series) | {"linestyle": "none"}
-                fill = {} if verdict(each, p) else {"markerfacecolor": GROUND}
-                axes.errorbar(each.interval.mean, place, xerr=_half(each.interval), **look, **fill, capsize=2.5, elinewidth=1)
+                look = looks[each.a.series] | {"linestyle": "none"}
+                look["markerfacecolor"] = look["color"] if verdict(each, p) else GROUND
+                axes.errorbar(each.interval.mean, place, xerr=_half(each.interval), **look, capsize=2.5, elinewidth=1)
             axes.set_title(_wrapped(column.wish, 26))
             axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(others)), [_tick(row) for row in others])
@@ -601,19 +643,19 @@ def _panel_grid(
     """A line of panels a key, a panel a place on the axis, a line a series."""
     if not keys:
         return None
-    panels, series = _panels(results), [row.series for row in results.students]
+    panels, series = _panels(results), _key(results)
     with plt.rc_context(STYLE):
-        size = (max(SIZE[0], 0.5 + 2.2 * len(panels)), 0.7 + 1.9 * len(keys))
+        size = (max(SIZE[0], 0.5 + 2.2 * len(panels)), 0.7 + 1.8 * len(keys))
         figure, grid = plt.subplots(len(keys), len(panels), figsize=size, sharey="row", sharex=True, squeeze=False)
         for i, (key, line_of_axes) in enumerate(zip(keys, grid, strict=True)):
             for axes, (title, rows) in zip(line_of_axes, panels, strict=True):
                 for row in rows:
-                    line(axes, row, key, _look(series, row.series))
+                    line(axes, row, key, series.looks[row.series])
                 axes.set_title(title if i == 0 else "")
-            _scale(line_of_axes)
+            _view(line_of_axes[0].yaxis, _drawn(line_of_axes))
             line_of_axes[0].set_ylabel(_wrapped(key.replace("_", " "), 20))
         figure.supxlabel(x_title, fontsize=STYLE["axes.labelsize"])
-        _legend(figure, series, 4 if len(panels) > 1 else 2)
+        _legend(figure, series.entries)
     return figure
 
 
@@ -627,11 +669,66 @@ def _column(results: Results, name: Column | str) -> Column:
     return known.get(name) or Column(name, name.rpartition(".")[2].replace("_", " "), "", None, False)
 
 
-def _look(series: Sequence[str], label: str) -> dict:
-    """Colour, marker and line of a series, the same in every figure."""
-    i = list(dict.fromkeys(series)).index(label)
-    line = ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(COLOURS) % 3]
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": line}
+@dataclass(frozen=True)
+class Key:
+    """How every series looks, the same in every figure, and what a legend says of it."""
+
+    looks: dict[str, dict]
+    names: dict[str, str]  # of the lines: without the settings that tell no two of them apart
+    base: dict[str, str]  # the line that a control, or a row without a place on the axis, varies; it has that line's colour
+    lines: list[Line2D]
+    controls: list[Line2D]
+    across: list[Line2D]
+
+    @property
+    def entries(self) -> list[Line2D]:
+        return [*self.lines, *self.controls, *self.across]
+
+
+def _key(results: Results) -> Key:
+    """A colour and marker a line; hollow and dotted for a control, which differs from a line in settings, at one place alone."""
+    rows = {row.series: row for row in reversed(results.students)}
+    rows = {row.series: rows[row.series] for row in results.students}
+    places = Counter(row.series for row in results.students if row.at)
+    base, apart = {}, {}
+    for label, row in sorted(rows.items(), key=lambda item: not item[1].at) if places else ():
+        if places[label] > 1:
+            continue
+        ways = {}
+        for other in rows.values():
+            differing = [k for k, value in row.swept.items() if k != results.axis and value != other.swept.get(k)]
+            setting = all(number(row.swept[k]) is not None or row.swept[k] in ("True", "False") for k in differing)
+            if other.method == row.method and other.series not in base and (setting or not row.at):
+                ways |= {other.series: differing} if places[other.series] > (1 if row.at else 0) else {}
+        if ways:
+            base[label] = min(ways, key=lambda line: len(ways[line]))
+            apart |= {(k, row.swept[k]): None for k in ways[base[label]] if row.at}
+    lines = [label for label in rows if label not in base]
+    stems = {label: " ".join(word for word in label.split() if "=" not in word) for label in lines}
+    rests = {label: label.removeprefix(stems[label]).strip() for label in lines}
+    names = {label: stem if list(stems.values()).count(stem) == 1 else label for label, stem in stems.items()}
+    dashes = dict(zip(dict.fromkeys(rests.values()), DASHES, strict=False))
+    # more lines than colours: a colour for what they are and a dash for their settings, if that is few
+    split = len(lines) > len(COLOURS) >= len(set(stems.values())) and len(set(rests.values())) <= len(DASHES)
+    hues = list(dict.fromkeys((stems if split else names).values()))
+    looks = {}
+    for label in lines:
+        i = hues.index((stems if split else names)[label])
+        line = dashes[rests[label]] if split else DASHES[i // len(COLOURS) % len(DASHES)]
+        line = line if places[label] or not places else DASHES[1]
+        looks[label] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": line}
+    for label, line in base.items():
+        looks[label] = looks[line] | {"markerfacecolor": GROUND, "linestyle": DASHES[2] if rows[label].at else DASHES[1]}
+    quiet: dict[str, Any] = {"color": QUIET}
+    once = {stems[label] if split else names[label]: looks[label] for label in reversed(lines)}
+    handles = [Line2D([], [], **once[name] | ({"linestyle": "-"} if split else {}), label=_short(name, 44)) for name in hues]
+    handles += [Line2D([], [], **quiet, linestyle=dash, label=rest) for rest, dash in dashes.items()] if split else []
+    keys = list(dict.fromkeys(k for k, _ in apart))
+    said = say(*next(iter(apart))) if len(apart) == 1 else "another " + " or ".join(k.rpartition(".")[2] for k in keys)
+    hollow = quiet | {"marker": "o", "markerfacecolor": GROUND, "linestyle": DASHES[2]}
+    controls = [Line2D([], [], **hollow, label=f"hollow: {said}")] if apart else []
+    across = [Line2D([], [], **looks[label], label=_short(label, 44)) for label in base if not rows[label].at]
+    return Key(looks, names, base, handles, controls, across)
 
 
 def _panels(results: Results) -> list[tuple[str, list[Row]]]:
@@ -643,24 +740,103 @@ def _panels(results: Results) -> list[tuple[str, list[Row]]]:
     return [(say(results.axis or "", at), rows) for at, rows in ordered]
 
 
-def _legend(figure: Figure, series: Iterable[str], columns: int) -> None:
-    labels = list(dict.fromkeys(series))
-    handles = [plt.Line2D([], [], **_look(labels, label)) for label in labels]
-    figure.legend(handles, [_short(label, 28) for label in labels], loc="outside upper left", ncols=columns)
+def _legend(figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None, title: str | None = None) -> None:
+    """In a spare panel, or above the others, as many abreast as fit; the figure grows by its lines, so that no panel shrinks."""
+    if spare:
+        spare.legend(handles=entries, loc="upper left", title=title)
+        return
+    width, height = figure.get_size_inches()
+    letters = [len(str(entry.get_label())) for entry in entries]
+
+    def fits(abreast: int) -> bool:  # inches: a handle and its gaps, and a letter
+        return sum(0.65 + 0.063 * max(column) for column in np.array_split(letters, abreast)) < width
+
+    abreast = max((n for n in range(1, min(len(entries), 6) + 1) if fits(n)), default=1)
+    figure.set_size_inches(width, height + 0.2 * (-(-len(entries) // abreast) + bool(title)))
+    figure.legend(handles=entries, loc="outside upper left", ncols=abreast, title=title)
 
 
 def _half(interval: Interval) -> float:
     return interval.half if isfinite(interval.half) else 0.0
 
 
-def _scale(panels: Iterable[Axes]) -> None:
-    """Logarithmic where every value is positive and they span more than a factor of 30."""
-    panels = list(panels)
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for axes in panels for line in axes.lines] or [np.ones(1)])
-    values = values[np.isfinite(values)]
-    if values.size and values.min() > 0 and values.max() / values.min() > 30:
-        for axes in panels:
-            axes.set_yscale("log")
+def _spread(column: Column) -> float:
+    """The ratio of largest to smallest from which a column is drawn on a logarithmic axis."""
+    return 30.0 if column.better in ("higher", "one") else 8.0
+
+
+def _drawn(panels: Iterable[Axes]) -> list[float]:
+    return [float(value) for axes in panels for line in axes.lines for value in np.asarray(line.get_ydata(), float)]
+
+
+def _view(axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread: float = 30.0) -> None:
+    """Limits that hold what is seen and its intervals, of long ones only a part.
+
+    Logarithmic where every value is positive and they span more than a factor of `spread`.
+    """
+    seen = [value for value in seen if isfinite(value)]
+    if not seen:
+        return
+    if min(seen) > 0 and max(seen) / min(seen) > spread:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    values, reached = _straight(axis, seen), _straight(axis, [end for end in ends if isfinite(end)])
+    low, high = values.min(), values.max()
+    span = (high - low or 0.1 * abs(low) or 1.0) * (0.25 if axis.get_scale() == "log" else 1)  # what is near 0 is far down
+    least, most = low - span, high + span
+    if reached.size and axis.get_scale() != "log":  # means may lie close beside their intervals: hold the middle half of ends
+        least, most = min(least, np.quantile(reached, 0.25)), max(most, np.quantile(reached, 0.75))
+    low, high = max(reached.min(initial=low), least), min(reached.max(initial=high), most)
+    margin = 0.05 * (high - low or span)
+    _limit(axis, low - margin, high + margin)
+
+
+def _give_way(axis: Axis, values: Sequence[float]) -> None:
+    """Widen the view where a value lies outside."""
+    low, high = _straight(axis, axis.get_view_interval())
+    shares = [_share(axis, value) for value in values]
+    _limit(axis, low + min([0.0, *(share - 0.05 for share in shares)]) * (high - low),
+           high + max([0.0, *(share - 0.95 for share in shares)]) * (high - low))  # fmt: skip
+
+
+def _limit(axis: Axis, low: float, high: float) -> None:
+    limits = low, high
+    if axis.get_scale() == "log":
+        limits = 10**low, 10**high
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 2.3 else (1.0,)))
+    axis.axes.set(**{f"{axis.axis_name}lim": limits})
+
+
+def _straight(axis: Axis, values: Any) -> np.ndarray:
+    """Values as the axis places them: logarithms on a logarithmic one."""
+    values = np.asarray(values, float)
+    if axis.get_scale() != "log":
+        return values
+    with np.errstate(divide="ignore"):
+        return np.log10(np.maximum(values, 0))
+
+
+def _share(axis: Axis, value: float) -> float:
+    """Where a value lies between the ends of an axis, 0 to 1."""
+    low, high = _straight(axis, axis.get_view_interval())
+    return float((_straight(axis, value) - low) / (high - low))
+
+
+def _intervals(axes: Axes, marks: Sequence[tuple[float, float, float, str]], upright: bool = True) -> None:
+    """(place, low, high, colour) as thin lines within the view, with an arrow head where it cuts one."""
+    marks = [mark for mark in marks if isfinite(mark[1]) and isfinite(mark[2])]
+    if not marks:
+        return
+    bottom, top = sorted(axes.get_ylim() if upright else axes.get_xlim())
+    at, lows, highs, colours = zip(*marks, strict=True)
+    lines = axes.vlines if upright else axes.hlines
+    lines(at, np.clip(lows, bottom, top), np.clip(highs, bottom, top), colors=colours, linewidth=0.7, alpha=0.5, zorder=1)
+    for place, low, high, colour in marks:
+        for end, shape in ((bottom, "v" if upright else "<"), (top, "^" if upright else ">")):
+            if (low < end) if end == bottom else (high > end):
+                where = (place, end) if upright else (end, place)
+                axes.plot(*where, marker=shape, color=colour, markersize=3.5, alpha=0.8, clip_on=False, zorder=1)
 
 
 def _abreast(panels: int) -> int:
@@ -673,7 +849,7 @@ def _beside(results: Results) -> str:
 
 def _tick(row: Row) -> str:
     """A row's name where its place on the axis must not be cut off."""
-    return f"{_short(row.series, 28)}  {show(row.at)}" if row.at else _short(row.series, 28)
+    return f"{_short(row.series, 34)}  {show(row.at)}" if row.at else _short(row.series, 34)
 
 
 def _short(label: str, most: int) -> str:
@@ -773,7 +949,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     folder = options.results if options.results.is_dir() else options.out / options.results.stem
     try:
-        for path in [draw_pair(folder, options.x, options.y, options.group)] if options.y else plot(folder):
+        workers = min(4, os.cpu_count() or 1)
+        for path in [draw_pair(folder, options.x, options.y, options.group)] if options.y else plot(folder, workers):
             print(path)
     except PlotError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

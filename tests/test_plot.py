@@ -1,10 +1,25 @@
+from dataclasses import asdict
+
 import pytest
 from matplotlib import pyplot as plt
 from stores import RUNS, write_store
 
-from distill_bench.gather import data_files, read_sweep
-from distill_bench.plot import PlotError, against, by_bin, curves, differences, draw_pair, main, plot, points, score_by_axis
-from distill_bench.results import load
+from distill_bench.gather import DONE, REFERENCE, data_files, read_sweep
+from distill_bench.plot import (
+    PlotError,
+    against,
+    by_bin,
+    curves,
+    differences,
+    draw_pair,
+    drawings,
+    main,
+    overview,
+    plot,
+    points,
+    score_by_axis,
+)
+from distill_bench.results import COST, Column, Results, Run, _rows, load
 from distill_bench.store import read_jsonl
 
 RUNS_HERE = [*RUNS, ("beta", 0, 5, 9.0), ("beta", 1, 5, 9.5)]
@@ -37,8 +52,9 @@ def test_a_line_a_method_with_its_markers_named_and_far_references_said(folder):
     axes = figure.axes[0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha", "beta"]
     texts = [text.get_text() for text in axes.texts]
+    below = figure.get_supxlabel()
     assert texts.count("1") == texts.count("5") == 2 and "teacher" in texts and "noise" not in texts
-    assert "off the axis: noise 9,000" in axes.get_xlabel() and "markers: fake_score_updates" in axes.get_xlabel()
+    assert "off the axis: noise 9,000" in below and "line's ends: fake_score_updates" in below
     plt.close(figure)
 
 
@@ -126,3 +142,94 @@ def test_nothing_finished_is_no_figure_and_no_folder_is_an_error(tmp_path):
     assert plot(tmp_path / "results") == []
     with pytest.raises(PlotError, match=r"distill_bench\.report"):
         plot(tmp_path / "nowhere")
+
+
+SCORES = [
+    Column("d", "Distance to the clips of the teacher, in a long title", "", "lower", True),
+    Column("m", "Motion", "", "one", True),
+]
+
+
+def a_sweep(spread=0.1):
+    """Two presets of one method and another method at three places of the axis, each with a control at the first alone."""
+    rows = [("alpha", "official", 0.5, 1.0), ("alpha", "paper", 0.1, 20.0), ("beta", "", 0.5, 0.6)]
+    rows = [(*row, k) for row in rows for k in (1, 2, 5)]
+    rows += [("alpha", "official", 2.5, 1.3, 1), ("alpha", "paper", 0.5, 25.0, 1), ("beta", "", 2.5, 0.7, 1)]
+    runs = []
+    for method, preset, rate, level, k in rows:
+        for seed in range(3):
+            d, m = level * (1 + spread * (seed - 1)), 1.2 + 0.3 * (seed - 1)
+            line = {
+                "method": method,
+                "method.preset": preset,
+                "lr": rate,
+                "k": k,
+                "seed": seed,
+                "d": d,
+                "m": m,
+                COST: 100 * k + level,
+            }
+            points = tuple({"student_updates": u, COST: u * k, "d": 50 / u * d, "m": m} for u in (5, 10, 50))
+            logs = tuple({"student_updates": u, "gap/sigma_0.02-0.26": d, "gap/sigma_0.26-0.50": 2 * d} for u in (5, 50))
+            line = {key: str(value) for key, value in line.items()} | {"run_id": f"r{len(runs)}", "status": DONE}
+            runs.append(Run(line, checkpoints=points, training=logs))
+    for name in ("teacher_other", *(f"a_reference_with_a_long_name-nfe{n}" for n in (1, 2, 4, 8))):
+        runs.append(Run({"run_id": f"reference-{name}", "method": name, "status": REFERENCE, "d": "0.2", "m": "1.0"}))
+    swept = ["lr", "k", "method.preset"]
+    about = {"name": "s", "axis": "k", "swept": swept, "columns": [asdict(c) for c in SCORES], "baseline": None, "prompts": None}
+    return Results(about, _rows(runs, swept, "k"))
+
+
+def test_only_rows_of_one_series_are_joined_and_controls_are_hollow():
+    figure = against(a_sweep(), COST, "d", "method")
+    lines = [line for line in figure.axes[0].lines if line.get_marker() in ("o", "s", "^")]
+    joined = [list(line.get_ydata()) for line in lines if len(line.get_ydata()) > 1]
+    assert joined == [pytest.approx([level] * 3) for level in (1.0, 20.0, 0.6)]
+    hollow = [float(line.get_ydata()[0]) for line in lines if line.get_markerfacecolor() == "#fefefe"]
+    assert hollow == pytest.approx([1.3, 25.0, 0.7])
+    plt.close(figure)
+
+
+def test_the_overview_names_lines_by_what_tells_them_apart_and_has_a_floor():
+    figure = overview(a_sweep())
+    distance = figure.axes[0]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["alpha official", "alpha paper", "beta", "hollow: another lr"]
+    assert distance.get_yscale() == "log" and "teacher against teacher" in [text.get_text() for text in distance.texts]
+    plt.close(figure)
+
+
+def test_an_interval_that_the_view_cuts_has_an_arrow_head():
+    figure = overview(a_sweep(spread=0.9))
+    heads = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() in ("^", "v") and not line.get_clip_on()]
+    assert heads.count("v") == 12 and heads.count("^") < 12, "each reaches below 0, where the logarithm ends"
+    assert "v" not in [line.get_marker() for line in figure.axes[1].lines if not line.get_clip_on()], "held by the view"
+    plt.close(figure)
+
+
+def test_bands_end_at_the_view_of_a_logarithmic_axis():
+    figure = curves(a_sweep(spread=0.9), "d", COST)
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    bands = [path.vertices[:, 1] for band in axes.collections for path in band.get_paths()]
+    assert axes.get_yscale() == "log" and len(bands) == 3
+    assert all(low <= heights.min() and heights.max() <= high for heights in bands) and low > 0.01
+    plt.close(figure)
+
+
+def test_no_text_of_a_figure_is_cut_off_or_under_the_legend():
+    for drawing in drawings(a_sweep()):
+        figure = drawing.draw()
+        figure.canvas.draw()
+        page = figure.bbox.padded(3)
+        labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+        texts = [*figure.texts, *labels, *(axes.title for axes in figure.axes), *(t for axes in figure.axes for t in axes.texts)]
+        boxes = {text.get_text(): text.get_window_extent() for text in texts if text.get_text() and text.get_visible()}
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        whole = [page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1 for box in legends]
+        assert all(whole), f"{drawing.name}: the legend is cut off"
+        for text, box in boxes.items():
+            inside = page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+            assert inside, f"{drawing.name}: {text!r} is cut off"
+            assert not any(box.padded(-1).overlaps(legend) for legend in legends), f"{drawing.name}: {text!r} is under the legend"
+        plt.close(figure)
