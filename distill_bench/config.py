@@ -23,7 +23,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from distill_bench.registry import RegistryError, find_evaluator, find_method
-from distill_bench.teacher import content_hash, frames_a_second, is_gaussian, is_outline, read_config, teacher_folder, unfit
+from distill_bench.teacher import (
+    check_parts,
+    content_hash,
+    frames_a_second,
+    is_gaussian,
+    is_outline,
+    read_config,
+    teacher_folder,
+    unfit,
+    weights_of,
+)
 from distill_bench.texts import prompts_hash
 
 if TYPE_CHECKING:
@@ -375,6 +385,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     _check_named(config)
     try:
+        check_parts(folder, student)
         why = unfit(folder, config.frames, config.height, config.width, student)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -437,6 +448,12 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         raise ConfigError(
             f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
         )
+    layers = [name for name, shape in weights_of(folder / "transformer").items() if len(shape) > 1] if config.adapter else []
+    layers = [name.removesuffix(".weight") for name in layers if name.endswith(".weight")]
+    for target in config.adapter.targets if layers else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            ends = sorted({re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers})
+            raise ConfigError(f"adapter.targets {target}: no layer is called so; linear layers end in: {', '.join(ends)}")
     for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter"), ("student", "adapter")):
         if getattr(config, key) and getattr(config, other):
             raise ConfigError(f"{key} with {other}: one set of base weights serves all roles; leave {key} out")

@@ -14,6 +14,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +28,7 @@ from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 from distill_bench.sharding import Reached
-from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
+from distill_bench.teacher import TeacherError, autoencoder_of, content_hash, is_gaussian, teacher_folder
 from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, read_prompts
 
 TEXTS_A_FORWARD = 64
@@ -177,7 +178,7 @@ class Pipeline(TextPipeline):
         path = self.folder / "prompts.txt"
         if not path.is_file():
             raise TeacherError(f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`")
-        return [line for line in path.read_text().splitlines() if line.strip()]
+        return read_prompts(path)
 
 
 def place_of_launch() -> tuple[int, int, torch.device]:
@@ -187,9 +188,25 @@ def place_of_launch() -> tuple[int, int, torch.device]:
 
 
 def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline | GaussianPipeline:
-    """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings."""
+    """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings.
+
+    Raises:
+        TeacherError: if one of its folders is not what it was when the run was resolved.
+    """
+    _check_content("teacher", teacher_folder(config.teacher), config.teacher_hash)
+    if config.student is not None:
+        _check_content("student", teacher_folder(config.student), config.student_hash, "transformer")
     prompts = None if config.prompts is None else Path(config.prompts)
     return load_pipeline(config.teacher, device, config.student, prompts, store)
+
+
+def _check_content(key: str, folder: Path, recorded: str, part: str = "") -> None:
+    found = content_hash(folder / part)
+    if recorded and found != recorded:
+        raise TeacherError(
+            f"the {key} {folder} is not the one of the run: its content is {found}, run.yaml has {recorded}; "
+            "put its files back, or resolve the sweep again, for a run of its own"
+        )
 
 
 def load_pipeline(
@@ -225,7 +242,7 @@ def load_texts(name: str, device: torch.device) -> TextPipeline:
 def load_transformer(folder: Path) -> nn.Module:
     """A trainable float32 copy of the pipeline's transformer, which knows the architecture that calls it."""
     architecture = architecture_of(folder)
-    net = _loaded(getattr(diffusers, architecture.transformer["_class_name"]), folder / "transformer").eval()
+    net = _loaded(getattr(diffusers, architecture.transformer["_class_name"]), folder / "transformer", every=True).eval()
     net.architecture = architecture
     return net
 
@@ -236,20 +253,21 @@ def load_autoencoder(folder: Path, architecture: Architecture) -> nn.Module | No
     Raises:
         TeacherError: if it is another architecture's.
     """
-    if not architecture.vae:
+    name = autoencoder_of(architecture)
+    if name is None:
         return None
-    name = architecture.vae["_class_name"]
     if name == OWN_AUTOENCODER:
         return _loaded(FrameAutoencoder, folder / "vae")
-    if name != architecture.AUTOENCODER:
-        raise TeacherError(f"unknown autoencoder {name!r} in {folder}; known: {architecture.AUTOENCODER}, {OWN_AUTOENCODER}")
     vae = _loaded(getattr(diffusers, name), folder / "vae")
     architecture.at_size(vae)
     return vae
 
 
-def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32, every: bool = False) -> nn.Module:
     """A part of a pipeline with its weights, all of them.
+
+    Args:
+        every: whether each weight of the files must have its place; those of text encoders hold copies and decoders.
 
     Raises:
         TeacherError: if they cannot be read or some are missing: the libraries would draw them at random and warn.
@@ -257,11 +275,14 @@ def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> nn.
     options = {"dtype" if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype": dtype}
     try:
         part, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TeacherError(f"cannot load {folder}: {str(error).strip().splitlines()[0]}") from error
     wrong = [*info["missing_keys"], *info["mismatched_keys"]]
     if wrong:
         raise TeacherError(f"{folder}: {len(wrong)} weights are missing or of another shape, for instance {wrong[0]}")
+    over = sorted(info["unexpected_keys"]) if every else []
+    if over:
+        raise TeacherError(f"{folder}: its config.json has no place for {len(over)} of its weights, for instance {over[0]}")
     return part
 
 
