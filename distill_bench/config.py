@@ -448,12 +448,8 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         raise ConfigError(
             f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
         )
-    layers = [name for name, shape in weights_of(folder / "transformer").items() if len(shape) > 1] if config.adapter else []
-    layers = [name.removesuffix(".weight") for name in layers if name.endswith(".weight")]
-    for target in config.adapter.targets if layers else ():
-        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            ends = sorted({re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers})
-            raise ConfigError(f"adapter.targets {target}: no layer is called so; linear layers end in: {', '.join(ends)}")
+    if config.adapter:
+        _check_targets(config.adapter, folder)
     for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter"), ("student", "adapter")):
         if getattr(config, key) and getattr(config, other):
             raise ConfigError(f"{key} with {other}: one set of base weights serves all roles; leave {key} out")
@@ -464,6 +460,16 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         raise ConfigError("compile with reuse_rollout 'graph': a compiled backward runs once for a forward; reuse_rollout true")
     if config.sharding and config.reuse_rollout == "graph":
         raise ConfigError("sharding with reuse_rollout 'graph': shards are gathered for one phase at a time; reuse_rollout true")
+
+
+def _check_targets(adapter: AdapterConfig, folder: Path) -> None:
+    """ConfigError for the name of no layer: peft passes over it where there is another that it finds."""
+    shapes = weights_of(folder / "transformer").items()
+    layers = [name.removesuffix(".weight") for name, shape in shapes if name.endswith(".weight") and len(shape) > 1]
+    for target in adapter.targets if layers else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            ends = sorted({re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers})  # without the block
+            raise ConfigError(f"adapter.targets {target}: no layer is called so; linear layers end in: {', '.join(ends)}")
 
 
 def _check_named(config: RunConfig) -> None:

@@ -29,7 +29,7 @@ from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 from distill_bench.sharding import Reached
 from distill_bench.teacher import TeacherError, autoencoder_of, content_hash, is_gaussian, teacher_folder
-from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, read_prompts
+from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, prompts_hash, read_prompts
 
 TEXTS_A_FORWARD = 64
 
@@ -191,22 +191,22 @@ def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = No
     """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings.
 
     Raises:
-        TeacherError: if one of its folders is not what it was when the run was resolved.
+        TeacherError: if one of them is not what it was when the run was resolved.
     """
-    _check_content("teacher", teacher_folder(config.teacher), config.teacher_hash)
-    if config.student is not None:
-        _check_content("student", teacher_folder(config.student), config.student_hash, "transformer")
     prompts = None if config.prompts is None else Path(config.prompts)
+    found = {"teacher": content_hash(teacher_folder(config.teacher))}
+    if config.student is not None:
+        found["student"] = content_hash(teacher_folder(config.student) / "transformer")
+    if prompts is not None:
+        found["prompts"] = prompts_hash(prompts)
+    for key, content in found.items():
+        recorded = getattr(config, f"{key}_hash")
+        if recorded and content != recorded:
+            raise TeacherError(
+                f"{key} {getattr(config, key)} is not what the run was resolved with: its content is {content}, run.yaml has "
+                f"{recorded}; put the files back, or start the sweep again, for a run of its own"
+            )
     return load_pipeline(config.teacher, device, config.student, prompts, store)
-
-
-def _check_content(key: str, folder: Path, recorded: str, part: str = "") -> None:
-    found = content_hash(folder / part)
-    if recorded and found != recorded:
-        raise TeacherError(
-            f"the {key} {folder} is not the one of the run: its content is {found}, run.yaml has {recorded}; "
-            "put its files back, or resolve the sweep again, for a run of its own"
-        )
 
 
 def load_pipeline(
