@@ -4,8 +4,9 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 or by hub name; `mini-wan` is the one that ships with the package. Latent axes are always B, C, T, H, W.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class TextPipeline:
 
     def text_pipeline(self) -> diffusers.DiffusionPipeline:
         """diffusers' pipeline with its tokenizer and text encoder alone."""
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        with _naming(self.folder / "tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         encoder = _loaded(getattr(transformers, self.architecture.TEXT_ENCODER), self.folder / "text_encoder")
         encoder = encoder.to(self.device).eval().requires_grad_(False)
         pipeline_class = getattr(diffusers, self.architecture.PIPELINE)
@@ -273,10 +275,8 @@ def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32, every:
         TeacherError: if they cannot be read or some are missing: the libraries would draw them at random and warn.
     """
     options = {"dtype" if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype": dtype}
-    try:
+    with _naming(folder):
         part, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"cannot load {folder}: {str(error).strip().splitlines()[0]}") from error
     wrong = [*info["missing_keys"], *info["mismatched_keys"]]
     if wrong:
         raise TeacherError(f"{folder}: {len(wrong)} weights are missing or of another shape, for instance {wrong[0]}")
@@ -284,6 +284,15 @@ def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32, every:
     if over:
         raise TeacherError(f"{folder}: its config.json has no place for {len(over)} of its weights, for instance {over[0]}")
     return part
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """What the libraries raise inside is a TeacherError of one line that names the folder."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TeacherError(f"cannot load {folder}: {str(error).strip().splitlines()[0]}") from error
 
 
 class Denoiser:

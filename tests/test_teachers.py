@@ -141,10 +141,11 @@ def test_every_target_of_an_adapter_is_the_name_of_a_layer(tiny_wan):
     assert resolve(RUN | {"teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "ffn.net.2"]}}).adapter
 
 
-def test_a_text_encoder_that_is_cut_short_is_one_line(copy):
-    path = copy / "text_encoder" / "model.safetensors"
+@pytest.mark.parametrize("name", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"])
+def test_a_text_encoder_or_tokenizer_that_is_cut_short_is_one_line(name, copy):
+    path = copy / name
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(TeacherError, match="cannot load .*text_encoder") as caught:
+    with pytest.raises(TeacherError, match=f"cannot load {path.parent}") as caught:
         load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
     assert "\n" not in str(caught.value)
 
