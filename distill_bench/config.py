@@ -23,7 +23,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from distill_bench.registry import RegistryError, find_evaluator, find_method
-from distill_bench.teacher import content_hash, frames_a_second, is_gaussian, is_outline, read_config, teacher_folder, unfit
+from distill_bench.teacher import (
+    check_parts,
+    content_hash,
+    frames_a_second,
+    is_gaussian,
+    is_outline,
+    read_config,
+    teacher_folder,
+    unfit,
+    weights_of,
+)
 from distill_bench.texts import prompts_hash
 
 if TYPE_CHECKING:
@@ -375,6 +385,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
     _check_named(config)
     try:
+        check_parts(folder, student)
         why = unfit(folder, config.frames, config.height, config.width, student)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -437,6 +448,8 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         raise ConfigError(
             f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
         )
+    if config.adapter:
+        _check_targets(config.adapter, folder)
     for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter"), ("student", "adapter")):
         if getattr(config, key) and getattr(config, other):
             raise ConfigError(f"{key} with {other}: one set of base weights serves all roles; leave {key} out")
@@ -447,6 +460,16 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         raise ConfigError("compile with reuse_rollout 'graph': a compiled backward runs once for a forward; reuse_rollout true")
     if config.sharding and config.reuse_rollout == "graph":
         raise ConfigError("sharding with reuse_rollout 'graph': shards are gathered for one phase at a time; reuse_rollout true")
+
+
+def _check_targets(adapter: AdapterConfig, folder: Path) -> None:
+    """ConfigError for the name of no layer: peft passes over it where there is another that it finds."""
+    shapes = weights_of(folder / "transformer").items()
+    layers = [name.removesuffix(".weight") for name, shape in shapes if name.endswith(".weight") and len(shape) > 1]
+    for target in adapter.targets if layers else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            ends = sorted({re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers})  # without the block
+            raise ConfigError(f"adapter.targets {target}: no layer is called so; linear layers end in: {', '.join(ends)}")
 
 
 def _check_named(config: RunConfig) -> None:

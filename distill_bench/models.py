@@ -4,8 +4,9 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 or by hub name; `mini-wan` is the one that ships with the package. Latent axes are always B, C, T, H, W.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,8 +29,8 @@ from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 from distill_bench.sharding import Reached
-from distill_bench.teacher import TeacherError, is_gaussian, teacher_folder
-from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, read_prompts
+from distill_bench.teacher import TeacherError, autoencoder_of, content_hash, is_gaussian, teacher_folder
+from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, prompts_hash, read_prompts
 
 TEXTS_A_FORWARD = 64
 
@@ -66,7 +68,8 @@ class TextPipeline:
 
     def text_pipeline(self) -> diffusers.DiffusionPipeline:
         """diffusers' pipeline with its tokenizer and text encoder alone."""
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        with _naming(self.folder / "tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         encoder = _loaded(getattr(transformers, self.architecture.TEXT_ENCODER), self.folder / "text_encoder")
         encoder = encoder.to(self.device).eval().requires_grad_(False)
         pipeline_class = getattr(diffusers, self.architecture.PIPELINE)
@@ -177,7 +180,7 @@ class Pipeline(TextPipeline):
         path = self.folder / "prompts.txt"
         if not path.is_file():
             raise TeacherError(f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`")
-        return [line for line in path.read_text().splitlines() if line.strip()]
+        return read_prompts(path)
 
 
 def place_of_launch() -> tuple[int, int, torch.device]:
@@ -187,8 +190,24 @@ def place_of_launch() -> tuple[int, int, torch.device]:
 
 
 def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline | GaussianPipeline:
-    """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings."""
+    """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings.
+
+    Raises:
+        TeacherError: if one of them is not what it was when the run was resolved.
+    """
     prompts = None if config.prompts is None else Path(config.prompts)
+    found = {"teacher": content_hash(teacher_folder(config.teacher))}
+    if config.student is not None:
+        found["student"] = content_hash(teacher_folder(config.student) / "transformer")
+    if prompts is not None:
+        found["prompts"] = prompts_hash(prompts)
+    for key, content in found.items():
+        recorded = getattr(config, f"{key}_hash")
+        if recorded and content != recorded:
+            raise TeacherError(
+                f"{key} {getattr(config, key)} is not what the run was resolved with: its content is {content}, run.yaml has "
+                f"{recorded}; put the files back, or start the sweep again, for a run of its own"
+            )
     return load_pipeline(config.teacher, device, config.student, prompts, store)
 
 
@@ -228,7 +247,7 @@ def load_texts(name: str, device: torch.device) -> TextPipeline:
 def load_transformer(folder: Path) -> nn.Module:
     """A trainable float32 copy of the pipeline's transformer, which knows the architecture that calls it."""
     architecture = architecture_of(folder)
-    net = _loaded(getattr(diffusers, architecture.transformer["_class_name"]), folder / "transformer").eval()
+    net = _loaded(getattr(diffusers, architecture.transformer["_class_name"]), folder / "transformer", every=True).eval()
     net.architecture = architecture
     return net
 
@@ -239,33 +258,44 @@ def load_autoencoder(folder: Path, architecture: Architecture) -> nn.Module | No
     Raises:
         TeacherError: if it is another architecture's.
     """
-    if not architecture.vae:
+    name = autoencoder_of(architecture)
+    if name is None:
         return None
-    name = architecture.vae["_class_name"]
     if name == OWN_AUTOENCODER:
         return _loaded(FrameAutoencoder, folder / "vae")
-    if name != architecture.AUTOENCODER:
-        raise TeacherError(f"unknown autoencoder {name!r} in {folder}; known: {architecture.AUTOENCODER}, {OWN_AUTOENCODER}")
     vae = _loaded(getattr(diffusers, name), folder / "vae")
     architecture.at_size(vae)
     return vae
 
 
-def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32, every: bool = False) -> nn.Module:
     """A part of a pipeline with its weights, all of them.
+
+    Args:
+        every: whether each weight of the files must have its place; those of text encoders hold copies and decoders.
 
     Raises:
         TeacherError: if they cannot be read or some are missing: the libraries would draw them at random and warn.
     """
     options = {"dtype" if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype": dtype}
-    try:
+    with _naming(folder):
         part, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TeacherError(f"cannot load {folder}: {str(error).strip().splitlines()[0]}") from error
     wrong = [*info["missing_keys"], *info["mismatched_keys"]]
     if wrong:
         raise TeacherError(f"{folder}: {len(wrong)} weights are missing or of another shape, for instance {wrong[0]}")
+    over = sorted(info["unexpected_keys"]) if every else []
+    if over:
+        raise TeacherError(f"{folder}: its config.json has no place for {len(over)} of its weights, for instance {over[0]}")
     return part
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """What the libraries raise inside is a TeacherError of one line that names the folder."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TeacherError(f"cannot load {folder}: {str(error).strip().splitlines()[0]}") from error
 
 
 class Denoiser:

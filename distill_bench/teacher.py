@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill_bench.store import write_bytes
+
+if TYPE_CHECKING:
+    from distill_bench.architectures import Architecture
 
 EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini-wan", "gaussian")}
 GAUSSIAN_FILE = "gaussian.json"
 LARGE = 2**30  # bytes
+WEIGHTS = "diffusion_pytorch_model"  # what diffusers calls the files of a network
 # configs of teachers whose weights do not ship: what their shapes decide can be said without the weights
 OUTLINES = {
     f"Wan-AI/Wan2.1-T2V-{size}-Diffusers": Path(__file__).parent / "assets" / "outlines" / f"wan2.1-t2v-{size.lower()}"
@@ -104,6 +109,73 @@ def unfit(folder: Path, frames: int, height: int, width: int, student: Path | No
     return why
 
 
+def autoencoder_of(architecture: "Architecture") -> str | None:
+    """The class of a pipeline's autoencoder; None where it has none.
+
+    Raises:
+        TeacherError: if it is another architecture's.
+    """
+    from distill_bench.architectures import OWN_AUTOENCODER  # torch takes seconds
+
+    folder = architecture.folder
+    if not architecture.vae:
+        if (folder / "vae").is_dir():
+            raise TeacherError(f"{folder / 'vae'} has no config.json; a pipeline whose latents are pixels has no vae/")
+        return None
+    name = architecture.vae.get("_class_name")
+    if name not in (architecture.AUTOENCODER, OWN_AUTOENCODER):
+        raise TeacherError(f"unknown autoencoder {name!r} in {folder}; known: {architecture.AUTOENCODER}, {OWN_AUTOENCODER}")
+    return name
+
+
+def check_parts(folder: Path, student: Path | None = None) -> None:
+    """Look for what a job would load, by configs and by the heads of the files of weights.
+
+    Raises:
+        TeacherError: if an autoencoder is unknown, or weights are missing or cut short.
+    """
+    if is_gaussian(folder):
+        return
+    from distill_bench.architectures import architecture_of  # torch takes seconds
+
+    if autoencoder_of(architecture_of(folder)) is not None:
+        weights_of(folder / "vae")
+    for each in filter(None, (folder, student)):
+        weights_of(each / "transformer")
+
+
+def weights_of(part: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a network in a pipeline folder; empty for an outline, and where they lie in `.bin` files.
+
+    Raises:
+        TeacherError: if there are none, or a file is missing or cut short.
+    """
+    if is_outline(part.parent):
+        return {}
+    shards = read_config(part, f"{WEIGHTS}.safetensors.index.json").get("weight_map")
+    files = [part / name for name in sorted(set(shards.values()))] if shards else [part / f"{WEIGHTS}.safetensors"]
+    if not files[0].is_file() and any(part.glob("*.bin")):
+        return {}
+    shapes = {}
+    for path in files:
+        if not path.is_file():
+            raise TeacherError(f"{part} lacks weights: it has no {path.name}")
+        stat = path.stat()
+        shapes |= _shapes_in(path, stat.st_size, stat.st_mtime_ns)
+    return shapes
+
+
+@cache
+def _shapes_in(path: Path, _size: int, _time: int) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise TeacherError(f"cannot load {path}: {error}") from error
+
+
 def frames_a_second(folder: Path) -> float | None:
     """The rate that a teacher's clips play at, where it is known.
 
@@ -118,9 +190,21 @@ def frames_a_second(folder: Path) -> float | None:
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict:
-    """The config of a part of a pipeline, empty where it is not there."""
+    """The config of a part of a pipeline, empty where it is not there.
+
+    Raises:
+        TeacherError: if it is no JSON of keys and values.
+    """
     path = folder / name
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise TeacherError(f"cannot read {path}: a config is an object of keys and values; found {type(found).__name__}")
+    return found
 
 
 def content_hash(folder: Path) -> str:

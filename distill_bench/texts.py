@@ -39,11 +39,15 @@ def read_prompts(path: Path) -> list[str]:
         ValueError: if there are none, or a line is no prompt.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark, which is no part of the prompt
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
     if path.suffix == ".json":
-        found = [_prompt(line, f"prompts {path}, entry {n}") for n, line in enumerate(_json(text, f"prompts {path}"), 1)]
+        entries = _json(text, f"prompts {path}")
+        if not isinstance(entries, list):
+            kind = "null" if entries is None else type(entries).__name__
+            raise ValueError(f"prompts {path}: a list of strings or of {{'prompt': TEXT}} is allowed, found {kind}")
+        found = [_prompt(entry, f"prompts {path}, entry {n}") for n, entry in enumerate(entries, 1)]
     elif path.suffix == ".jsonl":
         lines = [(f"prompts {path}, line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
         found = [_prompt(_json(line, where), where) for where, line in lines]

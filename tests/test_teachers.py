@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from distill_bench import teacher
 from distill_bench.config import ConfigError, resolve, run_id
-from distill_bench.models import load_pipeline, load_texts, load_transformer
+from distill_bench.models import load_pipeline, load_texts, load_transformer, pipeline_of
 from distill_bench.teacher import TeacherError, teacher_folder
 
 RUN = {"method": "dmd2", "frames": 5, "height": 16, "width": 16}
@@ -99,6 +99,77 @@ def test_missing_weights_are_not_drawn_at_random(copy):
     save_file(weights, encoder, {"format": "pt"})
     with pytest.raises(TeacherError, match=r"text_encoder: 1 weights are missing .* encoder.final_layer_norm.weight"):
         load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_weights_that_are_not_there_or_cut_short_are_refused_before_a_job(part, copy):
+    path = copy / part / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert f"cannot load {path}" in refused(teacher=str(copy))
+    index = path.with_name(f"{path.name}.index.json")
+    index.write_text(json.dumps({"weight_map": {"a": "of-2.safetensors"}}))
+    assert f"{part} lacks weights: it has no of-2.safetensors" in refused(teacher=str(copy))
+    index.unlink()
+    path.unlink()
+    assert f"{part} lacks weights: it has no {path.name}" in refused(teacher=str(copy))
+
+
+def test_a_student_without_weights_is_refused_before_a_job(tiny_wan, copy):
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert "broken/transformer lacks weights" in refused(teacher=str(tiny_wan), student=str(copy))
+
+
+def test_an_unknown_autoencoder_and_one_without_a_config_are_refused_before_a_job(copy):
+    change(copy / "vae", _class_name="AutoencoderKLLTXVideo")
+    assert "unknown autoencoder 'AutoencoderKLLTXVideo'" in refused(teacher=str(copy))
+    (copy / "vae" / "config.json").unlink()
+    assert "vae has no config.json" in refused(teacher=str(copy))
+
+
+@pytest.mark.parametrize("name", ["transformer/config.json", "vae/config.json", "model_index.json"])
+@pytest.mark.parametrize(("text", "said"), [('{"a": 1,', "line 1"), ("[]", "an object of keys and values; found list")])
+def test_a_config_that_is_no_json_is_named(name, text, said, copy):
+    (copy / name).write_text(text)
+    found = refused(teacher=str(copy))
+    assert f"cannot read {copy / name}" in found and said in found
+
+
+def test_every_target_of_an_adapter_is_the_name_of_a_layer(tiny_wan):
+    """peft passes over one that is not, where it finds another."""
+    targets = {"method": "dmd2", "teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "to_w"]}}
+    assert "adapter.targets to_w: no layer is called so; linear layers end in: attn1.to_k, " in refused(**targets)
+    assert resolve(RUN | {"teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "ffn.net.2"]}}).adapter
+
+
+@pytest.mark.parametrize("name", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"])
+def test_a_text_encoder_or_tokenizer_that_is_cut_short_is_one_line(name, copy):
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(TeacherError, match=f"cannot load {path.parent}") as caught:
+        load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_fewer_layers_than_its_weights_have_is_refused(copy):
+    change(copy / "transformer", num_layers=1)
+    with pytest.raises(TeacherError, match=r"transformer: its config.json has no place for \d+ of its weights.* blocks.1."):
+        load_transformer(copy)
+
+
+@pytest.mark.parametrize("key", ["teacher", "student", "prompts"])
+def test_what_has_changed_since_the_run_was_resolved_is_not_loaded(key, tiny_wan, copy):
+    named = {"teacher": str(tiny_wan), "student": str(copy), "prompts": str(copy / "prompts.txt")}
+    if key == "teacher":
+        named = {"teacher": str(copy)}
+    config = resolve(RUN | named)
+    assert pipeline_of(config, torch.device("cpu")).folder == Path(config.teacher)
+    if key == "student":
+        change(copy / "transformer", eps=1e-5)
+    else:
+        (copy / "prompts.txt").write_text("a blue circle\n")
+    with pytest.raises(TeacherError, match=f"{key} .* is not what the run was resolved with") as caught:
+        pipeline_of(config, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_of_another_shape_are_one_line(copy):

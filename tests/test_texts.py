@@ -53,6 +53,14 @@ def test_the_three_kinds_of_prompt_files(tmp_path, prompts):
     assert read_prompts(prompts) == read_prompts(lines) == read_prompts(listed) == PROMPTS
 
 
+def test_a_mark_of_utf_8_and_spaces_around_a_line_are_no_part_of_a_prompt(tiny_wan, tmp_path):
+    """In the run's own file, which `embed` is given, and in the teacher's, which training reads."""
+    teacher = Path(shutil.copytree(tiny_wan, tmp_path / "teacher"))
+    (teacher / "prompts.txt").write_text("".join(f" {prompt} \n" for prompt in PROMPTS), encoding="utf-8-sig")
+    assert read_prompts(teacher / "prompts.txt") == PROMPTS
+    assert load_pipeline(str(teacher), torch.device("cpu")).prompts() == PROMPTS
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -61,6 +69,8 @@ def test_the_three_kinds_of_prompt_files(tmp_path, prompts):
         ("a.jsonl", '{"prompt": "x", "seed": -1}\n', "line 1: seed: Input should be greater"),
         ("a.jsonl", "{", "line 1: no JSON"),
         ("a.json", '["x", 3]', "entry 2: "),
+        ("a.json", '{"prompts": ["x"]}', "a list of strings or of {'prompt': TEXT} is allowed, found dict"),
+        ("a.json", "null", "is allowed, found null"),
         ("none.txt", None, "No such file"),
     ],
 )
