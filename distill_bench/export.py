@@ -27,10 +27,11 @@ from distill_bench.architectures import OWN_AUTOENCODER, Architecture, architect
 from distill_bench.config import AdapterConfig, RunConfig, load_run
 from distill_bench.draws import generator
 from distill_bench.masters import cast
-from distill_bench.models import load_transformer
+from distill_bench.models import check_content, load_transformer
 from distill_bench.noise import student_sigmas
 from distill_bench.store import attempts, read_json, read_jsonl
-from distill_bench.teacher import content_hash, is_gaussian, read_config, teacher_folder
+from distill_bench.teacher import is_gaussian, read_config, teacher_folder
+from distill_bench.texts import has_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COPIED = ("text_encoder", "tokenizer", "vae")
@@ -61,8 +62,9 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     teacher = teacher_folder(config.teacher)
     if is_gaussian(teacher):
         raise ValueError(f"{run_dir} has a gaussian teacher: its student is no pipeline")
-    if content_hash(teacher) != config.teacher_hash:
-        raise ValueError(f"the teacher {teacher} is not the one that {run_dir.name} was trained by: its content has changed")
+    check_content(config)
+    if not lora and not has_text_encoder(teacher):
+        raise ValueError(f"the teacher {teacher} has no text encoder: put it back, for a pipeline has one; or --lora")
     architecture = architecture_of(teacher)
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -196,6 +196,12 @@ def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = No
         TeacherError: if one of them is not what it was when the run was resolved.
     """
     prompts = None if config.prompts is None else Path(config.prompts)
+    check_content(config, prompts)
+    return load_pipeline(config.teacher, device, config.student, prompts, store)
+
+
+def check_content(config: RunConfig, prompts: Path | None = None) -> None:
+    """TeacherError where teacher, student or prompts are not what they were when the run was resolved."""
     found = {"teacher": content_hash(teacher_folder(config.teacher))}
     if config.student is not None:
         found["student"] = content_hash(teacher_folder(config.student) / "transformer")
@@ -208,7 +214,6 @@ def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = No
                 f"{key} {getattr(config, key)} is not what the run was resolved with: its content is {content}, run.yaml has "
                 f"{recorded}; put the files back, or start the sweep again, for a run of its own"
             )
-    return load_pipeline(config.teacher, device, config.student, prompts, store)
 
 
 def load_pipeline(

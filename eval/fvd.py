@@ -281,9 +281,10 @@ def features(x: Features, y: Features) -> tuple[Tensor, Tensor]:
     x, y = (torch.as_tensor(each).detach().cpu() for each in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"features must be (N, d) and (M, d) with N, M >= 2; found {tuple(x.shape)} and {tuple(y.shape)}")
-    if not (x.sum(dtype=torch.float64) + y.sum(dtype=torch.float64)).isfinite():
+    x, y = (each if each.dtype in (torch.float32, torch.float64) else each.double() for each in (x, y))
+    if not np.isfinite(sum(each.numpy().sum(dtype=np.float64) for each in (x, y))):  # numpy's: see `gram`
         raise ValueError("features are not finite")
-    return tuple(each if each.dtype in (torch.float32, torch.float64) else each.double() for each in (x, y))
+    return x, y
 
 
 # Self-test
