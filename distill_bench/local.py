@@ -123,10 +123,21 @@ def _start(task: Task, slot: int, jobs: int) -> None:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
             task.process = (
-                _Fork(task, env) if task.forks and not devices else _popen(task.argv, env | {DRIVER: str(os.getpid())}, log)
+                _Fork(task, env)
+                if task.forks and not devices and _forked_with(threads)
+                else _popen(task.argv, env | {DRIVER: str(os.getpid())}, log)
             )
     except OSError as error:  # a folder that cannot be written, a Python that is gone: this task's trouble alone
         task.error = f"cannot start: {error.strerror}: {error.filename}"
+
+
+_threads_of_forks: list[str] = []
+
+
+def _forked_with(threads: str) -> bool:
+    """Whether forks have so many threads: their libraries took the number of the first one's as they were imported."""
+    _threads_of_forks[:] = _threads_of_forks or [threads]
+    return _threads_of_forks == [threads]
 
 
 def _popen(argv: list[str], env: dict[str, str], log: BinaryIO) -> subprocess.Popen:

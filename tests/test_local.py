@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from distill_bench import local
 from distill_bench.local import Task, python, run_queue
 from distill_bench.stop import DRIVER, Stopped, StopRequest
 
@@ -64,15 +65,16 @@ def test_a_fork_is_a_process_of_its_own_with_the_libraries_and_none_of_our_code(
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
-    before, cores = dict(os.environ), str(len(os.sched_getaffinity(0)))
+    before, cores = dict(os.environ), len(os.sched_getaffinity(0))
+    jobs = cores // int((local._threads_of_forks or [cores])[0])  # forks of one process have one number of threads
     for devices, argument, code in (("", "a", 3), ("", "die", -signal.SIGKILL), ("0", "a", 3)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
         task = Task("own", python("own", argument), tmp_path / f"{argument}{devices}.txt", forks=True)
-        run_queue([task], 1)
+        run_queue([task], jobs)
         assert task.code == code
         if argument == "a":
             *said, ours = json.loads(task.log.read_text())
-            assert said == [True, True, cores, ["a"], "__main__", not devices]
+            assert said == [True, True, str(cores // jobs), ["a"], "__main__", not devices]
             assert set(ours) <= {"distill_bench.local", "distill_bench.stop"}
     assert os.environ | {"CUDA_VISIBLE_DEVICES": ""} == before | {"CUDA_VISIBLE_DEVICES": ""}
 

@@ -140,7 +140,7 @@ def row(count: int = 256) -> None:
 def main() -> int:
     """Print all of it."""
     if THREADED in sys.argv:
-        return int(not frechet_step(f"{os.cpu_count()} cores", 0.3, time.perf_counter))
+        return int(not frechet_step(f"{os.cpu_count()} cores", 0.25, time.perf_counter))
     alone = subprocess.run([sys.executable, __file__, THREADED], check=False)
     torch.set_num_threads(1)
     kept = [alone.returncode == 0, frechet_step("one thread", 0.5, time.process_time), extraction()]
