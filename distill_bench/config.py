@@ -605,23 +605,14 @@ def _method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
     for key in fields:
         if key not in known:
             raise ConfigError(f"method.{key}: {method_class.__name__} has no such field{_hint(key, known)}")
-    try:
-        given = json.dumps(fields, allow_nan=False)  # as `validate` does: "0.2" and true are no numbers, 8.0 is no integer
-    except (TypeError, ValueError) as error:
-        key = next(key for key, value in fields.items() if not _is_json(value))
-        raise ConfigError(f"method.{key} = {fields[key]!r}: {error}") from error
-    try:
-        return TypeAdapter(method_class).validate_json(given, strict=True)
+        try:
+            json.dumps(fields[key], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"method.{key} = {fields[key]!r}: {error}") from error
+    try:  # as `validate` does: "0.2" and true are no numbers, 8.0 is no integer
+        return TypeAdapter(method_class).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, "method")) from error
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _check_keys(keys: list[str], where: str) -> None:

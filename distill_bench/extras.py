@@ -81,7 +81,7 @@ def _provider(purpose: str, tensors: dict[str, Tensor], texts: Texts, which: lis
 
     def draw(draws: Draws) -> dict[str, Tensor]:
         chosen = draws.integers(purpose, len(which))
-        rows = {key: value[chosen] for key, value in tensors.items()} | {"text": torch.cat([texts[which[i]] for i in chosen])}
+        rows = {key: value[chosen] for key, value in tensors.items()} | {"text": texts.rows(which[i] for i in chosen)}
         return {key: value.to(draws.device, draws.dtype) for key, value in rows.items()}
 
     return draw
@@ -101,7 +101,7 @@ def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tupl
         sigmas = teacher_sigmas(ODE_STEPS, config.shift).to(pipeline.device)
         noise = torch.stack([torch.randn(*shape, generator=generator("ode_pairs", i)) for i in range(ODE_PAIRS)])
         x0 = [
-            euler(teacher, noise[i : i + 16].to(pipeline.device), sigmas, torch.cat([texts[j] for j in which[i : i + 16]])).cpu()
+            euler(teacher, noise[i : i + 16].to(pipeline.device), sigmas, texts.rows(which[i : i + 16])).cpu()
             for i in range(0, ODE_PAIRS, 16)
         ]
         return {"noise": noise, "x0": torch.cat(x0)}

@@ -15,11 +15,6 @@ def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     return net
 
 
-def to_bfloat16(net: nn.Module) -> nn.Module:
-    """The network in bfloat16, as `cast` does it."""
-    return cast(net, torch.bfloat16)
-
-
 class Masters(nn.Module):
     """The float32 masters of a network, under its names: for the optimiser, the average and the checkpoints.
 
@@ -30,7 +25,7 @@ class Masters(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         own = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-        to_bfloat16(net)
+        cast(net, torch.bfloat16)
         self._net = (net,)  # no submodule: its parameters are not these
         self._masters: dict[str, Tensor] = {}
         for name, parameter in net.named_parameters():

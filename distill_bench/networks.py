@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from distill_bench.adapters import Adapted, activate, active, add_adapter
 from distill_bench.architectures import architecture_called
 from distill_bench.config import RunConfig
-from distill_bench.masters import Masters, to_bfloat16
+from distill_bench.masters import Masters, cast
 from distill_bench.models import Pipeline
 from distill_bench.sharding import shard
 
@@ -38,14 +38,11 @@ def build(config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None)
         mesh: the processes that share the weights of each role, where the run is sharded.
     """
 
-    def in_dtype(net: nn.Module) -> nn.Module:
-        return net.double() if config.precision == "float64" else net
-
     def placed(net: nn.Module) -> nn.Module:
-        return in_dtype(net).to(pipeline.device)
+        return in_dtype(net, config).to(pipeline.device)
 
     has_fake_score, low = config.fake_score_updates is not None, config.weights == "bfloat16"
-    teacher = to_bfloat16(pipeline.transformer) if low else pipeline.transformer
+    teacher = cast(pipeline.transformer, torch.bfloat16) if low else pipeline.transformer
     if config.adapter is not None:
         base = placed(teacher)
         roles = ["student", "target", *(["fake_score"] if has_fake_score else [])]
@@ -62,8 +59,8 @@ def build(config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None)
             nets["fake_score"] = pipeline.fake_score
         if config.ema is None:
             del nets["target"]
-        teacher = shard(in_dtype(teacher), mesh, compute, config.teacher_offload)
-        sharded = {role: shard(in_dtype(net()), mesh, compute) for role, net in nets.items()}
+        teacher = shard(in_dtype(teacher, config), mesh, compute, config.teacher_offload)
+        sharded = {role: shard(in_dtype(net(), config), mesh, compute) for role, net in nets.items()}
         networks = Networks(
             sharded["student"], sharded.get("fake_score"), teacher, sharded.get("target"),
             {role: net for role, net in sharded.items() if role != "target"},
@@ -75,13 +72,18 @@ def build(config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None)
         if has_fake_score:
             nets["fake_score"] = placed(pipeline.fake_score())
         trained = {role: Masters(net) for role, net in nets.items()} if low else nets
-        teacher = offloaded(in_dtype(teacher), pipeline.device) if config.teacher_offload else placed(teacher)
+        teacher = offloaded(in_dtype(teacher, config), pipeline.device) if config.teacher_offload else placed(teacher)
         networks = Networks(nets["student"], nets.get("fake_score"), teacher, None, trained)
     if config.gradient_checkpointing:
         for net in (networks.student, networks.fake_score, networks.teacher):
             if net is not None:
                 getattr(net, "net", net).enable_gradient_checkpointing(checkpointed)
     return networks
+
+
+def in_dtype(net: nn.Module, config: RunConfig) -> nn.Module:
+    """The network in the run's precision, where that is a higher one than networks are loaded in."""
+    return net.double() if config.precision == "float64" else net
 
 
 def checkpointed(block: nn.Module, *inputs: Tensor) -> Tensor:

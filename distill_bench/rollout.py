@@ -26,18 +26,16 @@ def rollout(
         sigmas: the student's noise levels, high to low, at least len(noises).
     """
     x_t, last = noises[0], len(noises) - 1
-    for step in range(last + 1):
-        sigma = sigmas[step].expand(len(x_t))
-        if step == last:
-            with torch.set_grad_enabled(graph):
-                return student(x_t, sigma, text)
-        lower = sigmas[step + 1].expand(len(x_t))
-        with torch.no_grad():
+    levels = [sigma.expand(len(x_t)) for sigma in sigmas[: last + 1]]
+    with torch.no_grad():
+        for step in range(last):
+            sigma, lower = levels[step], levels[step + 1]
             if stepping == "renoise":
                 x_t = add_noise(student(x_t, sigma, text), noises[step + 1], lower)
             else:
                 x_t = x_t + over(lower - sigma, x_t) * student.velocity(x_t, sigma, text)
-    raise ValueError("a rollout has at least one step")
+    with torch.set_grad_enabled(graph):
+        return student(x_t, levels[last], text)
 
 
 @torch.no_grad()

@@ -169,7 +169,7 @@ class Sampler:
             noises = [
                 torch.stack([self._noise(seed, step) for seed in seeds[first:end]]).to(self.device) for step in range(config.nfe)
             ]
-            text = torch.cat([self.texts[i] for i in range(first, end)])
+            text = self.texts.rows(range(first, end))
             return self.pipeline.decode(latents(noises, text)).numpy()
 
         return Row(frames, size, videos=self.pipeline.fps is not None)

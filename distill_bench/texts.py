@@ -8,7 +8,7 @@ that they end with. Imports nothing heavy before it is asked for embeddings: the
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,6 +157,12 @@ class Texts(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._at(index)
+
+    def rows(self, indices: Iterable[int]) -> "Tensor":
+        """The texts of these prompts, (B, L, D)."""
+        import torch
+
+        return torch.cat([self[index] for index in indices])
 
     def _at(self, index: int) -> "Tensor":
         if not isinstance(self.embedded, Embeddings):

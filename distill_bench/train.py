@@ -31,7 +31,7 @@ from distill_bench.extras import Provider, needs_of, providers
 from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss, Nets
 from distill_bench.models import Denoiser, Guided, Pipeline, pipeline_of
-from distill_bench.networks import build
+from distill_bench.networks import build, in_dtype
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.sharding import all_processes, clip_gradients, is_sharded, local, whole
@@ -153,7 +153,7 @@ class Trainer:
             fake_score = Denoiser(self.fake_score, "fake_score", self.ledger, autocast)
         elif config.fake_score == "exact":
             fake_score = self.exact_fake_score
-        self.modules = self._placed(self._modules(teacher, null_text))
+        self.modules = in_dtype(self._modules(teacher, null_text), config).to(device)
         self.roles = {"student": self.student, "modules": self.modules}
         if trains_fake_score:
             self.roles["fake_score"] = self.fake_score
@@ -332,7 +332,7 @@ class Trainer:
         if config.student_input == "real_data":
             text = self.extras["real_latents"](draws)["text"]
         else:
-            text = torch.cat([self.texts[i] for i in draws.integers("prompt", len(self.texts))])
+            text = self.texts.rows(draws.integers("prompt", len(self.texts)))
         return Batch(text, draws, self.latent_shape, config.score_shift, config.sigma_min, config.sigma_max, self.extras)
 
     def _rollout(self, batch: Batch, exit_step: int | None = None) -> Tensor:
@@ -471,10 +471,6 @@ class Trainer:
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     # ---- parts
-
-    def _placed(self, net: nn.Module) -> nn.Module:
-        net = net.to(self.accelerator.device)
-        return net.double() if self.dtype == torch.float64 else net
 
     def _modules(self, teacher: Denoiser, null_text: Tensor) -> nn.ModuleDict:
         """The method's own modules, alike on every rank and in every run of a seed."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill_bench.config import RunConfig, resolve
 from distill_bench.cost import PASSES
@@ -74,9 +74,6 @@ class Measured(Trainer):
 
     def _check_memory(self) -> None:
         """What does not fit is to be seen here."""
-
-    def _placed(self, net: nn.Module) -> nn.Module:
-        return net.to(self.wanted)
 
     def _pipeline(self) -> Pipeline:
         with torch.device(self.wanted):
