@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import sys
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from distill_bench import __version__
 
@@ -63,9 +65,23 @@ def show_plugins() -> int:
                 default = field.default
                 if field.default_factory is not dataclasses.MISSING:
                     default = field.default_factory()
-                kind_of = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-                console.print(f"      {field.name}: {escape(kind_of.replace('typing.', ''))} = {escape(repr(default))}")
+                console.print(f"      {field.name}: {escape(_type(field.type))} = {escape(repr(default))}")
     return 0
+
+
+def _type(kind: Any) -> str:
+    """A field's type as one reads it: `float | None`, and of `Annotated` ones the range, `float > 0, <= 1`."""
+    if get_origin(kind) is Annotated:
+        kind, *about = get_args(kind)
+        limits = [limit for each in about for limit in getattr(each, "metadata", ())]
+        signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+        said = [f"{sign} {getattr(limit, key)}" for limit in limits for key, sign in signs.items() if hasattr(limit, key)]
+        return f"{_type(kind)} {', '.join(said)}".strip()
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(_type, get_args(kind)))
+    if kind is NoneType:
+        return "None"
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
 if __name__ == "__main__":

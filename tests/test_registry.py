@@ -50,6 +50,9 @@ def test_a_method_behind_an_entry_point_is_found_and_listed(entry_point, capsys)
     assert find_method(entry_point).__name__ == "Mine" and entry_point in methods()
     assert main(["list"]) == 0
     assert "mine" in (out := capsys.readouterr().out) and "strength: float = 0.5" in out
+    for ranged in ("steps: int >= 1 = 32", "discriminator_lr: float > 0 | None = None", "feature_depth: float > 0, <= 1 = 0.5"):
+        assert ranged in out
+    assert "FieldInfo" not in out and "Annotated" not in out
 
 
 def test_a_method_in_a_file_of_ones_own_is_found(tmp_path):
