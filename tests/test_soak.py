@@ -46,16 +46,18 @@ def test_a_hundred_kills_lose_nothing(tiny_wan: Path, tmp_path: Path, monkeypatc
             if driver is None or driver.poll() is not None:
                 command = [sys.executable, "-m", "distill_bench.sweep", *argv(file, where, "--cluster=local", "--jobs=2")]
                 driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-            time.sleep(rng.uniform(0, LONGEST_PAUSE))
-            running = workers(driver.pid)
             # a worker whose driver is gone saves and stops: too kind to be the rule
-            what, pid = ("worker", rng.choice(running)) if running and rng.random() < 0.8 else ("driver", driver.pid)
-            if kills < KILLS and driver.poll() is None:
-                kill(pid)
+            what = "worker" if rng.random() < 0.8 else "driver"
+            time.sleep(rng.uniform(0, LONGEST_PAUSE))
+            while what == "worker" and driver.poll() is None and not workers(driver.pid):
+                time.sleep(rng.uniform(0, 1))
+            running = workers(driver.pid) if what == "worker" else [driver.pid]
+            if kills == KILLS:
+                driver.wait()
+            elif running and driver.poll() is None:
+                kill(rng.choice(running))
                 killed[what] += 1
                 kills += 1
-            elif kills == KILLS:
-                driver.wait()
         store = where / "runs"
         assert_same_ends(store, tmp_path / "undisturbed" / "runs")
         runs = [path.parent for path in store.glob("*-s*/result.json")]

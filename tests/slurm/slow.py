@@ -1,4 +1,4 @@
-"""A method whose updates can be made slow (SLOW_SECONDS) at no cost, and that raises while a file names the run's seed."""
+"""A method that does not cost more for being slow: it can be made to pause, wait and raise from outside."""
 
 import os
 import time
@@ -11,15 +11,21 @@ from distill_bench.method import Batch, Loss, Method, Nets, renoise, toward
 
 @dataclass(frozen=True)
 class Slow(Method):
-    """The score difference as gradient, with a pause."""
+    """The score difference as gradient, with a pause of SLOW_SECONDS.
+
+    It raises while the file `broken` names the run's seed, and its third update waits until there is no file `held`.
+    """
 
     paper: ClassVar[str] = "none"
     broken: str = ""
+    held: str = ""
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         time.sleep(float(os.environ.get("SLOW_SECONDS", 0)))
         if self.broken and Path(self.broken).exists() and batch.draws.seed == int(Path(self.broken).read_text()):
             raise RuntimeError("the method is broken")
+        while self.held and batch.draws.student_update > 1 and Path(self.held).exists():
+            time.sleep(0.1)
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
         return Loss({"matching": toward(x0, scores.x0_fake - scores.x0_teacher)}, x0)

@@ -147,18 +147,21 @@ def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
 
 def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits(lab, tmp_path, request):
     """Two drivers at once, one killed; then requeue, SIGKILL, scancel, a lost node, preemption, and a run that raises."""
-    broken = tmp_path / "broken"
+    broken, held = tmp_path / "broken", tmp_path / "held"
     broken.write_text("7")
-    it = lab({"method": {"name": f"{SLOW}:Slow", "broken": str(broken)}}, {"partition": "low"}, grid={}, seeds=8)
+    held.touch()  # however far apart they start, they are caught amid their updates
+    method = {"name": f"{SLOW}:Slow", "broken": str(broken), "held": str(held)}
+    it = lab({"method": method}, {"partition": "low"}, grid={}, seeds=8)
     drivers = [it.start("--wait", slow=0.6), it.start(slow=0.6)]
     assert drivers[1].wait() == 0
-    statuses = it.until(lambda now: sum(moving(run)(now) for run in now) >= 6)
+    statuses = it.until(lambda now: sum(moving(run)(now) for run in now) >= 5)  # other tests' jobs have the other CPUs
     drivers[0].kill()
     victims = [run for run, s in statuses.items() if moving(run)(statuses)]
     jobs = {run: read_json(attempts(it.store / run)[-1] / "start.json")["job"] for run in victims}
     nodes = {run: command("squeue", "-h", "-j", jobs[run], "-o", "%N").strip() for run in victims}
     on_n1, on_n2 = ([run for run in victims if nodes[run] == node] for node in ("n1", "n2"))
     requeued, killed, cancelled = (on_n1 + on_n2[1:])[:3]
+    held.unlink()
     command("scontrol", "requeue", jobs[requeued])
     os.kill(it.pid(killed), signal.SIGKILL)
     command("scancel", jobs[cancelled])
