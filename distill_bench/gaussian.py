@@ -142,7 +142,8 @@ class GaussianPipeline:
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
         """The texts of prompts."""
-        return Texts(prompts, self.encode_text([*prompts, ""]), self.device, dtype)
+        every = [*prompts, ""]
+        return Texts(prompts, dict(zip(every, self.encode_text(every), strict=True)), self.device, dtype)
 
     def latent_shape(self, *_: int) -> tuple[int, int, int, int]:
         """(C, T, H, W), whatever clips were asked for."""

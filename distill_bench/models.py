@@ -6,7 +6,8 @@ or by hub name; `mini-wan` is the one that ships with the package. Latent axes a
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -29,33 +32,78 @@ from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 from distill_bench.sharding import Reached
+from distill_bench.store import once
 from distill_bench.teacher import TeacherError, autoencoder_of, content_hash, is_gaussian, teacher_folder
-from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, prompts_hash, read_prompts
+from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, prompts_hash, read_prompts, write_shard
 
-TEXTS_A_FORWARD = 64
+SHARD = 128  # embeddings a file
 
 
 @dataclass(frozen=True)
 class TextPipeline:
-    """The tokenizer and text encoder of a pipeline folder, loaded when a text is asked for that the store does not have."""
+    """The prompts and texts of a pipeline folder; its text encoder is loaded for a text that the store does not have."""
 
     folder: Path
     architecture: Architecture
     device: torch.device
-    store: Path | None = None  # where embeddings may lie
+    store: Path | None = None  # where embeddings are kept
+    prompts_file: Path | None = None  # instead of the folder's own prompts.txt
+
+    def prompts(self) -> list[str]:
+        """The training prompts: those of the run's own file, else those beside the weights, one a line in `prompts.txt`."""
+        if self.prompts_file is not None:
+            return read_prompts(self.prompts_file)
+        path = self.folder / "prompts.txt"
+        if not path.is_file():
+            raise TeacherError(f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`")
+        return read_prompts(path)
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Text embeddings (B, L, D), out of the store where it has all of them. The empty prompt is the null text."""
-        stored = self._stored(prompts)
-        if stored is None:
-            return self._encode_all(prompts)
-        return torch.stack([stored[prompt] for prompt in prompts]).to(self.device)
+        """Text embeddings (B, L, D), as diffusers' pipeline makes them. The empty prompt is the null text."""
+        embedded = self._embedded(prompts)
+        return torch.stack([embedded[prompt] for prompt in prompts]).to(self.device)
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        """The texts of prompts, read as they are asked for where the store has all of them."""
-        every = [*prompts, ""]
-        stored = self._stored(every)
-        return Texts(prompts, self._encode_all(every) if stored is None else stored, self.device, dtype)
+        """The texts of prompts, read one by one as they are asked for where there is a store."""
+        return Texts(prompts, self._embedded([*prompts, ""]), self.device, dtype)
+
+    def embed(self, prompts: list[str], store: Path) -> int:
+        """Encode into a store those prompts that it does not have; returns how many these were.
+
+        Raises:
+            TeacherError: for a prompt that has no embedding and cannot be given one.
+        """
+        folder = self.embeddings(store)
+        there = () if folder is None else Embeddings(folder)
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in there]
+        if missing and not has_text_encoder(self.folder):
+            raise TeacherError(
+                f"the prompt {missing[0]!r} has no embedding ({len(missing)} of {len(prompts)} have none) and the teacher "
+                f"{self.folder} no text encoder; where it has one: distill-bench embed TEACHER PROMPTS --store {store}"
+            )
+        if missing:
+            encode = self._encoder()
+            shards = [missing[at : at + SHARD] for at in range(0, len(missing), SHARD)]
+            console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or place_of_launch()[0] > 0)
+            for shard in track(shards, "encoding prompts", console=console, transient=True):
+                write_shard(folder, {prompt: encode(prompt).cpu() for prompt in shard}, self.folder.name)
+        return len(missing)
+
+    def _embedded(self, prompts: list[str]) -> Mapping[str, Tensor] | Embeddings:
+        """The embedding (L, D) of each prompt, out of the store, which is first given what it lacks, by one process for all."""
+        if self.store is None:
+            encode = self._encoder()
+            return {prompt: encode(prompt) for prompt in prompts}
+
+        def there() -> Embeddings | None:
+            folder = self.embeddings(self.store)
+            stored = None if folder is None else Embeddings(folder)
+            return stored if stored is not None and all(prompt in stored for prompt in prompts) else None
+
+        if (stored := there()) is None:
+            once(self.store / "embeddings", lambda: there() is not None, lambda: self.embed(prompts, self.store))
+            stored = there()
+        return stored
 
     def embeddings(self, store: Path) -> Path | None:
         """The folder of this pipeline's embeddings in a store: see `distill_bench.texts`."""
@@ -75,33 +123,16 @@ class TextPipeline:
         pipeline_class = getattr(diffusers, self.architecture.PIPELINE)
         return pipeline_class(tokenizer=tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None)
 
-    @torch.no_grad()
-    def encode_with(self, pipeline: diffusers.DiffusionPipeline, prompts: list[str]) -> Tensor:
-        """Text embeddings (B, L, D), as diffusers' pipeline makes them."""
-        return self.architecture.encode_text(pipeline, prompts, self.architecture.text_length(pipeline.tokenizer)).float()
-
-    def _encode_all(self, prompts: list[str]) -> Tensor:
+    def _encoder(self) -> Callable[[str], Tensor]:
+        """What makes the embedding (L, D) of a prompt: of each alone, so that company does not change its bits."""
         pipeline = self.text_pipeline()
-        starts = range(0, len(prompts), TEXTS_A_FORWARD)
-        return torch.cat([self.encode_with(pipeline, prompts[at : at + TEXTS_A_FORWARD]) for at in starts])
+        length = self.architecture.text_length(pipeline.tokenizer)
 
-    def _stored(self, prompts: list[str]) -> Embeddings | None:
-        """The stored embeddings, where they have every prompt; None where they are to be made.
+        @torch.no_grad()
+        def encode(prompt: str) -> Tensor:
+            return self.architecture.encode_text(pipeline, [prompt], length)[0].float()
 
-        Raises:
-            TeacherError: for a prompt that has none and cannot be given one.
-        """
-        folder = self.store and self.embeddings(self.store)
-        stored = Embeddings(folder) if folder is not None and folder.is_dir() else None
-        missing = [prompt for prompt in prompts if stored is None or prompt not in stored]
-        if missing and not has_text_encoder(self.folder):
-            raise TeacherError(
-                f"the prompt {missing[0]!r} has no embedding ({len(missing)} of {len(prompts)} have none) and the teacher "
-                f"{self.folder} no text encoder; where it has one: distill-bench embed TEACHER PROMPTS --store {self.store}"
-            )
-        if missing and stored is not None:
-            print(f"{len(missing)} prompts have no embedding, so all are encoded; distill-bench embed does it once", flush=True)
-        return None if missing else stored
+        return encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +142,6 @@ class Pipeline(TextPipeline):
     transformer: nn.Module
     vae: nn.Module | None
     student_folder: Path  # of the pipeline whose transformer the student and the fake score begin from
-    prompts_file: Path | None = None  # instead of the folder's own prompts.txt
 
     @property
     def fps(self) -> float | None:
@@ -173,15 +203,6 @@ class Pipeline(TextPipeline):
         """What is known exactly of the student's clips beside their frames: nothing."""
         return {}
 
-    def prompts(self) -> list[str]:
-        """The training prompts: those of the run's own file, else those beside the weights, one a line in `prompts.txt`."""
-        if self.prompts_file is not None:
-            return read_prompts(self.prompts_file)
-        path = self.folder / "prompts.txt"
-        if not path.is_file():
-            raise TeacherError(f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`")
-        return read_prompts(path)
-
 
 def place_of_launch() -> tuple[int, int, torch.device]:
     """This process among those that torchrun or accelerate started for one task, how many they are, and its device."""
@@ -197,6 +218,9 @@ def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = No
     """
     prompts = None if config.prompts is None else Path(config.prompts)
     check_content(config, prompts)
+    if store is not None and not is_gaussian(teacher_folder(config.teacher)):
+        texts = load_texts(config.teacher, device, prompts, store)
+        texts.texts(texts.prompts())  # a text encoder is gone before the first network comes
     return load_pipeline(config.teacher, device, config.student, prompts, store)
 
 
@@ -232,12 +256,10 @@ def load_pipeline(
     if vae is not None:
         vae = vae.to(device).eval().requires_grad_(False)
     begin = teacher_folder(student) if student else folder
-    return Pipeline(
-        folder, architecture, device, store, transformer=transformer, vae=vae, student_folder=begin, prompts_file=prompts
-    )
+    return Pipeline(folder, architecture, device, store, prompts, transformer=transformer, vae=vae, student_folder=begin)
 
 
-def load_texts(name: str, device: torch.device) -> TextPipeline:
+def load_texts(name: str, device: torch.device, prompts: Path | None = None, store: Path | None = None) -> TextPipeline:
     """The texts of the teacher `name`, without its networks.
 
     Raises:
@@ -246,7 +268,7 @@ def load_texts(name: str, device: torch.device) -> TextPipeline:
     folder = teacher_folder(name)
     if is_gaussian(folder):
         raise TeacherError(f"teacher {name!r} has no text encoder: it takes no embeddings")
-    return TextPipeline(folder, architecture_of(folder), device)
+    return TextPipeline(folder, architecture_of(folder), device, store, prompts)
 
 
 def load_transformer(folder: Path) -> nn.Module:

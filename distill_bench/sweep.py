@@ -47,6 +47,7 @@ from distill_bench.config import (
     override,
     run_id,
 )  # fmt: skip
+from distill_bench.cost import declared, priced
 from distill_bench.protocol import protocol, protocol_hash, student_key
 from distill_bench.registry import RegistryError
 from distill_bench.scheduler import Queue, SchedulerError
@@ -239,6 +240,7 @@ def run_local(sweep: Sweep, jobs: int, launch: Launch) -> None:
             launch = dataclasses.replace(launch, retry=None)  # what fails in this call is not tried again
             if todo:
                 tries.update(todo)
+                todo.sort(key=lambda run: _place_in_queue(sweep.runs[run]))
                 tasks = [*_preparations(sweep, todo), *(_task(sweep, run, launch) for run in todo)]
                 local.run_queue(tasks, jobs, board.changed, board, drop=drop)
             elif "running" in sweep.states().values():
@@ -246,6 +248,11 @@ def run_local(sweep: Sweep, jobs: int, launch: Launch) -> None:
                 board()
             else:
                 return
+
+
+def _place_in_queue(config: RunConfig) -> tuple[int, float]:
+    """Seed by seed, so that rows can soon be compared; of one seed the longest first, so that all cores end together."""
+    return config.seed, -config.student_updates * priced(declared(config), {})
 
 
 def _task(sweep: Sweep, run: str, launch: Launch) -> local.Task:

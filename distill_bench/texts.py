@@ -1,4 +1,4 @@
-"""Prompts out of files, and their embeddings out of the store: `distill-bench embed` makes them once, training reads them.
+"""Prompts out of files, and their embeddings out of the store: made once, by `distill-bench embed` or before the first run.
 
     <store>/embeddings/<tokenizer>-<text encoder>/<shard>.safetensors
 
@@ -8,7 +8,7 @@ that they end with. Imports nothing heavy before it is asked for embeddings: the
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from distill_bench.store import write_bytes
 from distill_bench.teacher import TeacherError, content_hash
 
 if TYPE_CHECKING:
@@ -116,6 +117,20 @@ def has_text_encoder(teacher: Path) -> bool:
     return any((teacher / "text_encoder").glob("*.safetensors"))
 
 
+def write_shard(folder: Path, embeddings: Mapping[str, "Tensor"], teacher: str) -> None:
+    """Write the embeddings (L, D) of prompts, of one L, as one file, named by what is in it, whole or not at all."""
+    from safetensors.torch import save
+
+    rows = {}
+    for prompt, embedding in embeddings.items():
+        filled = (embedding != 0).any(-1).nonzero()
+        rows[text_key(prompt)] = embedding[: int(filled.max()) + 1 if len(filled) else 0].contiguous()
+    about = {"teacher": teacher, "length": str(len(next(iter(embeddings.values()))))}
+    about["prompts"] = json.dumps({text_key(prompt): prompt for prompt in embeddings})
+    name = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:16]
+    write_bytes(folder / f"{name}.safetensors", save(rows, about))
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """The embeddings of a folder, read one by one."""
@@ -143,12 +158,17 @@ class Embeddings:
 
 
 class Texts(Sequence):
-    """The texts of prompts, each (1, L, D) on a device, and the null text: all at hand, or read as they are asked for."""
+    """The texts of prompts, each (1, L, D) on a device, and the null text, out of the embeddings (L, D) of each."""
 
-    def __init__(self, prompts: list[str], embedded: "Embeddings | Tensor", device: "torch.device", dtype: "torch.dtype") -> None:
-        self.prompts, self.device, self.dtype = prompts, device, dtype
-        self.embedded = embedded if isinstance(embedded, Embeddings) else embedded.to(device, dtype)
-        self.null_text = self._at(len(prompts))
+    def __init__(
+        self,
+        prompts: list[str],
+        embedded: "Embeddings | Mapping[str, Tensor]",
+        device: "torch.device",
+        dtype: "torch.dtype",
+    ) -> None:
+        self.prompts, self.embedded, self.device, self.dtype = prompts, embedded, device, dtype
+        self.null_text = self._of("")
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -156,7 +176,7 @@ class Texts(Sequence):
     def __getitem__(self, index: int) -> "Tensor":
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._at(index)
+        return self._of(self.prompts[index])
 
     def rows(self, indices: Iterable[int]) -> "Tensor":
         """The texts of these prompts, (B, L, D)."""
@@ -164,8 +184,5 @@ class Texts(Sequence):
 
         return torch.cat([self[index] for index in indices])
 
-    def _at(self, index: int) -> "Tensor":
-        if not isinstance(self.embedded, Embeddings):
-            return self.embedded[index : index + 1]
-        prompt = self.prompts[index] if index < len(self) else ""
+    def _of(self, prompt: str) -> "Tensor":
         return self.embedded[prompt].to(self.device, self.dtype)[None]

@@ -15,7 +15,7 @@ from distill_bench import models
 from distill_bench.config import ConfigError, resolve, run_id
 from distill_bench.models import load_pipeline
 from distill_bench.teacher import TeacherError
-from distill_bench.texts import read_prompts
+from distill_bench.texts import Embeddings, read_prompts
 from distill_bench.train import train
 
 PROMPTS = ["a red circle", "a blue square moving left", "a circle moving right"]
@@ -94,9 +94,9 @@ def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path
     stored = load_pipeline(str(tiny_wan), torch.device("cpu"), store=tmp_path)
     expected = fresh.encode_text([*PROMPTS, ""])
     with mock.patch.object(models.TextPipeline, "text_pipeline", side_effect=AssertionError("the text encoder was loaded")):
-        torch.testing.assert_close(stored.encode_text([*PROMPTS, ""]), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(stored.encode_text([*PROMPTS, ""]), expected, rtol=0, atol=0)
         texts = stored.texts(PROMPTS)
-        torch.testing.assert_close(torch.cat([*texts, texts.null_text]), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.cat([*texts, texts.null_text]), expected, rtol=0, atol=0)
 
 
 def test_prompts_that_are_there_are_not_encoded_again(tiny_wan, prompts, tmp_path):
@@ -109,18 +109,18 @@ def test_prompts_that_are_there_are_not_encoded_again(tiny_wan, prompts, tmp_pat
 
 
 def test_stopped_between_two_shards_it_goes_on(tiny_wan, prompts, tmp_path, monkeypatch):
-    write = embedding.write_shard
+    write = models.write_shard
 
     def full_after_one(folder: Path, *shard) -> None:
         if list(folder.glob("*")):
             raise OSError("full")
         write(folder, *shard)
 
-    monkeypatch.setattr(embedding, "SHARD", 2)
-    monkeypatch.setattr(embedding, "write_shard", full_after_one)
+    monkeypatch.setattr(models, "SHARD", 2)
+    monkeypatch.setattr(models, "write_shard", full_after_one)
     with pytest.raises(OSError, match="full"):
         embedding.embed(str(tiny_wan), [prompts], tmp_path)
-    monkeypatch.setattr(embedding, "write_shard", write)
+    monkeypatch.setattr(models, "write_shard", write)
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 2
 
 
@@ -139,11 +139,18 @@ def test_a_prompt_without_an_embedding_is_one_line_that_says_how_to_make_it(tiny
     assert "\n" not in str(caught.value)
 
 
-def test_where_the_text_encoder_is_there_it_makes_what_is_missing(tiny_wan, prompts, tmp_path, capsys):
-    embedding.embed(str(tiny_wan), [prompts], tmp_path)
+def test_a_run_gives_the_store_what_it_lacks_before_it_loads_a_network(tiny_wan, prompts, tmp_path, monkeypatch):
+    folder, _ = embedding.embed(str(tiny_wan), [prompts], tmp_path)
     prompts.write_text("a red circle\nright\n")
+    load, stored = models.load_transformer, []
+
+    def later(of: Path):
+        stored.append("right" in Embeddings(folder))
+        return load(of)
+
+    monkeypatch.setattr(models, "load_transformer", later)
     assert train(run_of(tiny_wan, prompts, tmp_path))["status"] == "done"
-    assert "1 prompts have no embedding" in capsys.readouterr().out
+    assert stored and all(stored) and len(list(folder.glob("*.safetensors"))) == 2
 
 
 def test_prompts_count_by_content(tiny_wan, prompts, tmp_path):
