@@ -73,6 +73,8 @@ class ProtocolConfig(_Model):
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)
+    # of the networks that sample, weights and passes; noise levels, latents and autoencoder stay in float32
+    precision: Literal["float32", "bfloat16"] = identity("float32", came_later=True)
     fps: float = identity(8.0, gt=0, came_later=True)  # at which clips play; unsaid: the teacher's own, where it is known
     evaluators: tuple[str, ...] | None = identity(None, counts=False)  # None: every one that applies
 
@@ -437,6 +439,7 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         raise ConfigError(f"weights 'bfloat16' needs precision 'bfloat16', not {config.precision!r}")
     held = ("adapter", "gradient_checkpointing", "sharding", "teacher_offload", "compile")
     asked = [key for key in held if getattr(config, key)] + ["weights"] * (config.weights != "float32")
+    asked += ["protocol.precision"] * (config.protocol.precision != "float32")
     if is_gaussian(folder) and asked:
         raise ConfigError(f"{asked[0]} needs a transformer: the teacher {config.teacher!r} is none")
     if is_gaussian(folder) and method_class.mixes_weights:

@@ -163,11 +163,13 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
     from rich.table import Table
 
     from distill_bench.config import called
-    from distill_bench.memory import predicted, step_flops
+    from distill_bench.memory import predicted, sampling_peak, step_flops
+    from distill_bench.protocol import protocol_hash, student_key
 
     processes = sweep.cluster.nodes * sweep.cluster.processes
     lines: dict[tuple[str, ...], list[str]] = {}
     rehearsed: dict[str, Prediction] = {}
+    sampled: dict[tuple[object, ...], int] = {}
     for config in runs.values():
         # what moves no byte: so that cells which differ in it are rehearsed once
         fields = {"fake_score_updates": config.fake_score_updates and 1, "student_lr": 1.0, "fake_score_lr": 1.0, "seed": 0}
@@ -175,6 +177,9 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
         if alike not in rehearsed:
             rehearsed[alike] = predicted(config, processes)
         found = rehearsed[alike]
+        row = (protocol_hash(config), student_key(config), config.teacher_offload, config.guidance_forwards)
+        if row not in sampled:
+            sampled[row] = sampling_peak(config)
         needed, again = step_flops(found, config)
         held_back = f" (host: {_gib(found.held_back)})" if found.held_back else ""
 
@@ -188,6 +193,7 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
             _gib(found.other),
             by_role(found.activations),
             _gib(found.peak),
+            _gib(sampled[row]),
             f"{needed / 1e15:.3g}",
             f"{again / 1e15:.3g}",
         )
@@ -197,7 +203,7 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
     title = f"{sweep.name}: {config.frames} frames of {config.height}x{config.width}, batch {config.batch_size}"
     table = Table(title=f"{title} on {processes} processes; GiB on each device by student / fake score (/ teacher)")
     table.add_column("method, fake-score updates")
-    kinds = ("weights", "masters", "gradients", "moments", "average", "other", "activations", "peak")
+    kinds = ("weights", "masters", "gradients", "moments", "average", "other", "activations", "peak", "sampling")
     for heading in (*kinds, "PFLOP an update", "made again"):
         table.add_column(heading, justify="right")
     for cells, names in lines.items():

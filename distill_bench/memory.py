@@ -5,13 +5,15 @@ the method's code, the run's settings and the architecture decide, no formula of
 shows it; a training on a GPU that has less ends before its first step.
 
 Not counted: what `compile` saves, what a kernel holds inside, the allocator's rounding and fragments, buffers of collectives, the
-text encoder (gone by the first step), and the teacher's samples, where a method needs such data.
+text encoder (gone by the first step), and the teacher's samples, where a method needs such data. Drawing a run's clips is
+rehearsed likewise: `sampling_peak`.
 """
 
+import contextlib
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,10 +37,12 @@ from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss
 from distill_bench.models import Pipeline
 from distill_bench.networks import Streamed
+from distill_bench.sample import Latents, Sampler
 from distill_bench.teacher import TeacherError, is_gaussian, read_config, teacher_folder
 from distill_bench.texts import Texts
 from distill_bench.train import Trainer, _trained_in
 
+FEW_FRAMES = (3, 5)  # latent ones; the first of a clip is one of its own kind, and CogVideoX decodes two at a time
 MOMENTS = 2  # of AdamW, each as large as what it moves
 
 
@@ -138,13 +142,15 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
 
 def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tuple[Prediction, int]:
     """The prediction for networks of so many blocks (the teacher's, the student's), and the bytes of the largest block."""
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        mock.patch.object(nn.Module, "_apply", _apply),
-        mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
-    ):
+    with _fake():
         rehearsal = Rehearsal(config, blocks, processes)
         return rehearsal.prediction(), rehearsal.largest_block()
+
+
+def sampling_peak(config: RunConfig) -> int:
+    """The most bytes at once on one device while a run's clips or their references are drawn and decoded."""
+    with _fake():
+        return RehearsedSampler(config).peak()
 
 
 def step_flops(found: Prediction, config: RunConfig) -> tuple[float, float]:
@@ -161,9 +167,7 @@ def step_flops(found: Prediction, config: RunConfig) -> tuple[float, float]:
 
 
 def too_large(found: Prediction, available: int, config: RunConfig) -> str | None:
-    """Why a run does not fit a device of `available` bytes, in one line with what to set, or None."""
-    if found.peak <= available:
-        return None
+    """Why a training does not fit a device of `available` bytes, in one line with what to set, or None."""
     settings = {
         "precision: bfloat16 with weights: bfloat16": config.weights == "bfloat16",
         "gradient_checkpointing: true": config.gradient_checkpointing,
@@ -173,10 +177,25 @@ def too_large(found: Prediction, available: int, config: RunConfig) -> str | Non
         "sharding: true with more processes": config.sharding or config.adapter is not None,
         f"accumulation above {config.accumulation}": config.accumulation == config.batch_size,
     }
+    what = f"the run needs {gib(found.peak)} ({gib(found.held)} held, the rest gradients and activations)"
+    return None if found.peak <= available else _too_little(what, available, settings)
+
+
+def too_large_to_sample(peak: int, available: int, config: RunConfig) -> str | None:
+    """Why the clips of a run or their references cannot be drawn on a device of `available` bytes, or None."""
+    settings = {
+        "protocol.precision: bfloat16": config.protocol.precision == "bfloat16",
+        "teacher_offload: true": config.teacher_offload or config.adapter is not None,
+        "guidance_forwards: sequential": config.guidance_forwards == "sequential" or config.protocol.teacher_guidance == 1,
+    }
+    return None if peak <= available else _too_little(f"sampling needs {gib(peak)}", available, settings)
+
+
+def _too_little(what: str, available: int, settings: Mapping[str, bool]) -> str:
     left = [setting for setting, there in settings.items() if not there]
     return (
-        f"too little memory: the run needs {gib(found.peak)} on a device of {gib(available)} ({gib(found.held)} held, the rest "
-        f"gradients and activations); set {', or '.join(left) or 'smaller clips'} (distill-bench cost SWEEP --memory)"
+        f"too little memory: {what} on a device of {gib(available)}; set {', or '.join(left) or 'smaller clips'} "
+        "(distill-bench cost SWEEP --memory)"
     )
 
 
@@ -224,6 +243,8 @@ def outline(config: RunConfig, layers: tuple[int | None, int | None] = (None, No
         name = architecture.vae["_class_name"]
         kind = FrameAutoencoder if name == OWN_AUTOENCODER else getattr(diffusers, name)
         vae = kind.from_config(architecture.vae).eval().requires_grad_(False)
+        if name != OWN_AUTOENCODER:
+            architecture.at_size(vae)
     return Outline(
         folder,
         architecture,
@@ -299,7 +320,7 @@ class Rehearsal(Trainer):
             del samples
         base = {"teacher": self.nets.unguided_teacher.net}
         nets = {"student": self.student, "fake_score": self.fake_score} | base
-        weights = {role: _bytes(net.parameters()) + _bytes(net.buffers()) for role, net in nets.items() if net is not None}
+        weights = {role: _on_device(net) for role, net in nets.items() if net is not None}
         roles = {role: net for role, net in self.trained.items() if role != "modules"}
         trained = {role: _bytes(net.parameters()) for role, net in roles.items()}
         masters = {
@@ -308,9 +329,6 @@ class Rehearsal(Trainer):
             else 0
             for role, net in roles.items()
         }
-        streamed = [block for block in base["teacher"].modules() if isinstance(block, Streamed)]
-        held_back = sum(_bytes(block.parameters()) + _bytes(block.buffers()) for block in streamed)
-        weights["teacher"] -= held_back
         heads = _bytes(self.modules.parameters())
         vae = self.outline.vae
         other = _bytes([self.texts.null_text]) + (0 if vae is None else _bytes(vae.parameters())) + (1 + MOMENTS) * heads
@@ -326,7 +344,7 @@ class Rehearsal(Trainer):
             other=other,
             stages=self.stages,
             flops=flops,
-            held_back=held_back,
+            held_back=_held_back(base["teacher"]),
         )
 
     def largest_block(self) -> int:
@@ -334,6 +352,48 @@ class Rehearsal(Trainer):
         net = self.nets.unguided_teacher.net
         blocks = [_bytes(block.parameters()) for block in architecture_called(net).blocks(net)]
         return max(*blocks, _bytes(net.parameters()) - sum(blocks))
+
+
+class RehearsedSampler(Sampler):
+    """A sampler on fake tensors: what it would draw together is drawn once, and what is alive meanwhile counted."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.device, self.dtype = config, torch.device("cpu"), getattr(torch, config.protocol.precision)
+        self.pipeline = outline(config)
+        self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
+        self.seeds = list(range(min(self._together, config.protocol.clips)))
+        self.texts = self.pipeline.texts([""] * len(self.seeds))
+
+    def peak(self) -> int:
+        """The most bytes at once on the device: of the student's rows or of the teacher's."""
+        vae, decoding = self.pipeline.vae, self._decoding()
+        beside = _bytes([self.texts.null_text]) + (0 if vae is None else _bytes(vae.parameters()))
+        student = self.placed(self.pipeline.student())
+        drawing = {student: self.student(student), self._teacher.net: self.teacher(1, self.seeds)}
+        return beside + max(_on_device(net) + max(passes, decoding) for net, passes in drawing.items())
+
+    def _clips(self, seeds: list[int], latents: Latents) -> int:
+        return self._most(lambda: latents(self._noises(seeds), self.texts.rows(range(len(seeds)))))
+
+    def _decoding(self) -> int:
+        """Of many latent frames by few: beyond these each needs as much more."""
+        channels, frames, *size = self.shape
+
+        def at(some: int) -> int:
+            latents = torch.empty(len(self.seeds), channels, some, *size)
+            return self._most(lambda: self.pipeline.decode(latents))
+
+        few, more = FEW_FRAMES
+        return at(frames) if frames <= more else at(few) + (at(more) - at(few)) * (frames - few) // (more - few)
+
+    @torch.no_grad()
+    def _most(self, do: Callable[[], object]) -> int:
+        with LiveBytes() as live:
+            do()
+        return max(live.peaks)
+
+    def _noise(self, seed: int, step: int) -> Tensor:
+        return torch.empty(*self.shape)
 
 
 @dataclass(frozen=True)
@@ -355,6 +415,16 @@ class FakeDraws(Draws):
         return 0
 
 
+@contextlib.contextmanager
+def _fake() -> Iterator[None]:
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        mock.patch.object(nn.Module, "_apply", _apply),
+        mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
+    ):
+        yield
+
+
 def _apply(net: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """`nn.Module.to` and its like on fake tensors, which torch's own cannot swap where something refers to them."""
     for tensor in [*net.parameters(recurse), *net.buffers(recurse)]:
@@ -374,6 +444,16 @@ def _fused_attention(
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of tensors, each once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _held_back(net: nn.Module) -> int:
+    """Bytes of the blocks that a network has in host memory."""
+    streamed = [block for block in net.modules() if isinstance(block, Streamed)]
+    return sum(_bytes(block.parameters()) + _bytes(block.buffers()) for block in streamed)
+
+
+def _on_device(net: nn.Module) -> int:
+    return _bytes(net.parameters()) + _bytes(net.buffers()) - _held_back(net)
 
 
 def _linear(low: Prediction, high: Prediction, times: float) -> Prediction:

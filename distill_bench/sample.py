@@ -17,8 +17,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,17 @@ from distill_bench import checkpoint, controls, shapes
 from distill_bench.config import RunConfig, load_run
 from distill_bench.cost import Ledger
 from distill_bench.draws import generator
+from distill_bench.masters import cast
 from distill_bench.media import write_video
 from distill_bench.models import Denoiser, Guided, Pipeline, pipeline_of, place_of_launch
+from distill_bench.networks import offloaded
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.protocol import protocol, protocol_hash, student_key
 from distill_bench.rollout import euler, rollout
 from distill_bench.store import write_json
 
 BATCH, VALUES = 16, 2**26  # clips drawn together, and values of their frames, which cuts that of large clips
+Latents = Callable[[list[Tensor], Tensor], Tensor]  # of noises, one (B, C, T, H, W) a step, and text (B, L, D): (B, C, T, H, W)
 PATIENCE = 60.0  # seconds without a clip of the other ranks before the first one makes theirs: or three times its own
 
 
@@ -50,7 +54,7 @@ def sample(run_dir: Path) -> list[Path]:
     missing = {folder: path for folder, path in folders.items() if not (folder / "clips.npy").is_file()}
     if missing:
         sampler = Sampler(config, run_dir.parent)
-        student = sampler.pipeline.student().to(sampler.device)
+        student = sampler.placed(sampler.pipeline.student())
         for folder, path in missing.items():
             checkpoint.load_student(path, student, config.adapter)
             facts = sampler.facts(student)
@@ -93,9 +97,9 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         "teacher": lambda: (sampler.teacher(steps, sampler.seeds), sampler.seeds),
         "teacher_other": lambda: (sampler.teacher(steps, other), other),
         "teacher_few": lambda: (sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
-        "untrained": lambda: (sampler.student(sampler.pipeline.student().to(sampler.device)), sampler.seeds),
+        "untrained": lambda: (sampler.student(sampler.placed(sampler.pipeline.student())), sampler.seeds),
     } | {kind: (lambda make=make: (Row(lambda *_: make(), n), sampler.seeds)) for kind, make in whole.items()}
-    for kind, folder in folders.items():
+    for kind, folder in sorted(folders.items(), key=lambda row: row[0] != "untrained"):  # a device holds one network at a time
         if not (folder / "clips.npy").is_file():
             if not place_of_launch()[0]:
                 print(f"reference {kind}: {n} clips", flush=True)
@@ -122,7 +126,8 @@ class Sampler:
             torch.set_num_threads(config.threads)
         self.config, protocol = config, config.protocol
         self.device = place_of_launch()[2]
-        self.pipeline: Pipeline = pipeline_of(config, self.device, store)
+        self.pipeline = self._pipeline(store)
+        self.dtype = getattr(torch, protocol.precision)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
         known = self.pipeline.prompts()
         order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
@@ -132,10 +137,19 @@ class Sampler:
         self.seeds = [protocol.seed + i for i in range(protocol.clips)]
         self.texts = self.pipeline.texts(self.prompts)
 
+    def _pipeline(self, store: Path | None) -> Pipeline:
+        return pipeline_of(self.config, self.device, store)
+
+    def placed(self, net: torch.nn.Module, offload: bool = False) -> torch.nn.Module:
+        """The network where and in which precision it samples; with `offload` its blocks in host memory."""
+        if self.dtype != torch.float32:
+            cast(net, self.dtype)
+        return offloaded(net, self.device) if offload else net.to(self.device)
+
     def student(self, net: torch.nn.Module) -> Row:
         """Clips in the student's own steps, without guidance."""
         config = self.config
-        denoiser = Denoiser(net, "student", Ledger(1))
+        denoiser = self._denoiser(net, "student")
         sigmas = student_sigmas(config.nfe, config.shift).to(self.device)
         return self._clips(
             self.seeds,
@@ -149,10 +163,17 @@ class Sampler:
 
     def teacher(self, steps: int, seeds: list[int]) -> Row:
         """Clips by `steps` Euler steps of the guided teacher."""
-        teacher = Denoiser(self.pipeline.transformer.to(self.device), "teacher", Ledger(1))
-        guided = Guided(teacher, self.texts.null_text, self.config.protocol.teacher_guidance)
+        batched = self.config.guidance_forwards == "batched"
+        guided = Guided(self._teacher, self.texts.null_text, self.config.protocol.teacher_guidance, batched)
         sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
         return self._clips(seeds, lambda noises, text: euler(guided, noises[0], sigmas, text))
+
+    @cached_property
+    def _teacher(self) -> Denoiser:
+        return self._denoiser(self.placed(self.pipeline.transformer, self.config.teacher_offload), "teacher")
+
+    def _denoiser(self, net: torch.nn.Module, role: str) -> Denoiser:
+        return Denoiser(net, role, Ledger(1), autocast=None if self.dtype == torch.float32 else self.dtype)
 
     def noise(self) -> np.ndarray:
         """Uniform noise frames (N, T, 3, H, W): the known-bad row."""
@@ -160,19 +181,25 @@ class Sampler:
         rng = np.random.default_rng(config.protocol.seed)
         return rng.integers(0, 256, (n, config.frames, 3, config.height, config.width), dtype=np.uint8)
 
-    def _clips(self, seeds: list[int], latents: Callable[[list[Tensor], Tensor], Tensor]) -> Row:
-        config = self.config
-        size = max(1, min(BATCH, VALUES // (3 * config.frames * config.height * config.width)))
-
-        @torch.no_grad()
+    def _clips(self, seeds: list[int], latents: Latents) -> Row:
         def frames(first: int, end: int) -> np.ndarray:
-            noises = [
-                torch.stack([self._noise(seed, step) for seed in seeds[first:end]]).to(self.device) for step in range(config.nfe)
-            ]
-            text = self.texts.rows(range(first, end))
-            return self.pipeline.decode(latents(noises, text)).numpy()
+            return self._drawn(seeds[first:end], range(first, end), latents).numpy()
 
-        return Row(frames, size, videos=self.pipeline.fps is not None)
+        return Row(frames, self._together, videos=self.pipeline.fps is not None)
+
+    @property
+    def _together(self) -> int:
+        config = self.config
+        return max(1, min(BATCH, VALUES // (3 * config.frames * config.height * config.width)))
+
+    @torch.no_grad()
+    def _drawn(self, seeds: list[int], which: Iterable[int], latents: Latents) -> Tensor:
+        """Frames uint8 (B, T, 3, H, W) of these prompts."""
+        return self.pipeline.decode(latents(self._noises(seeds), self.texts.rows(which)))
+
+    def _noises(self, seeds: list[int]) -> list[Tensor]:
+        """Noise (B, C, T, H, W) for each of the student's steps; the first is where a row begins."""
+        return [torch.stack([self._noise(seed, step) for seed in seeds]).to(self.device) for step in range(self.config.nfe)]
 
     def _noise(self, seed: int, step: int) -> Tensor:
         return torch.randn(*self.shape, generator=generator("sample", seed, step))

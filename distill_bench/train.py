@@ -200,10 +200,11 @@ class Trainer:
         """ValueError where the run needs more than its device has: before anything is loaded."""
         if self.device.type != "cuda" or is_gaussian(teacher_folder(self.config.teacher)):
             return
-        from distill_bench.memory import predicted, too_large  # it rehearses this class
+        from distill_bench import memory  # it rehearses this class
 
-        available = torch.cuda.get_device_properties(self.device).total_memory
-        why = too_large(predicted(self.config, self.world), available, self.config)
+        config, available = self.config, torch.cuda.get_device_properties(self.device).total_memory
+        why = memory.too_large(memory.predicted(config, self.world), available, config)
+        why = why or memory.too_large_to_sample(memory.sampling_peak(config), available, config)
         if why is not None:
             raise ValueError(why)
 

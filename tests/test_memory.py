@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pipelines
@@ -15,9 +16,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill_bench import cost, memory, testing
 from distill_bench.config import load_sweep, resolve
-from distill_bench.memory import predicted, step_flops, too_large
-from distill_bench.models import load_texts
+from distill_bench.memory import predicted, step_flops, too_large, too_large_to_sample
+from distill_bench.models import Pipeline, load_texts
+from distill_bench.networks import Streamed
 from distill_bench.registry import methods
+from distill_bench.sample import Sampler
 from distill_bench.teacher import is_outline, outlines, read_config, teacher_folder
 from distill_bench.train import Trainer
 
@@ -70,13 +73,18 @@ def measured(run: Path, trace: Path) -> tuple[int, int]:
 
     update()
     held = sum(alive().values()) - before
+    return held, most_allocated(update, trace)
+
+
+def most_allocated(do: Callable[[], object], trace: Path) -> int:
+    """The most bytes at once that torch's allocator gave while something was done."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        update()
+        do()
     profiler.export_chrome_trace(str(trace))
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
     events.sort(key=lambda e: e["ts"])
     began = events[0]["args"]["Total Allocated"] - events[0]["args"]["Bytes"]
-    return held, max(e["args"]["Total Allocated"] for e in events) - began
+    return max(e["args"]["Total Allocated"] for e in events) - began
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +119,33 @@ def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox
     # on a processor an offloaded teacher lies in the same memory
     assert found.held + found.held_back == pytest.approx(held, rel=0.05)
     assert found.peak + found.held_back == pytest.approx(held + most, rel=0.15)
+
+
+@pytest.mark.parametrize("fields", [{}, {"protocol": {"precision": "bfloat16", "clips": 8}}, {"teacher_offload": True}], ids=str)
+def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(fields, small_wan, tmp_path, monkeypatch):
+    """Without the autoencoder, whose convolutions have buffers of their own on a processor."""
+    monkeypatch.setattr(Pipeline, "decode", lambda self, latents: latents)
+    config = resolve(BASE | {"teacher": str(small_wan), "protocol": {"clips": 8}} | fields)
+    sampler = Sampler(config, tmp_path)
+    nets = {"teacher": sampler._teacher.net, "student": sampler.placed(sampler.pipeline.student())}
+    rows = {"teacher": sampler.teacher(2, sampler.seeds), "student": sampler.student(nets["student"])}
+    needs = []
+    for role, row in rows.items():
+        held = sum(t.nbytes for net in (nets[role], sampler.pipeline.vae) for t in net.state_dict().values())
+        streamed = [block for block in nets[role].modules() if isinstance(block, Streamed)]
+        held -= sum(t.nbytes for block in streamed for t in block.state_dict().values())
+        needs.append(held + most_allocated(lambda row=row: row.frames(0, 8), tmp_path / "trace.json"))
+    assert memory.sampling_peak(config) == pytest.approx(max(needs), rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["wan22", "cogvideox-2b", "ltx"])
+def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch):
+    pipelines.save(name, tmp_path / name)
+    _, _, height, width = pipelines.TINY[name]
+    config = resolve(BASE | {"teacher": str(tmp_path / name), "frames": 33, "height": height, "width": width})
+    found = memory.sampling_peak(config)
+    monkeypatch.setattr(memory, "FEW_FRAMES", (0, 100))
+    assert found == pytest.approx(memory.sampling_peak(config), rel=0.1)
 
 
 def test_a_large_teacher_is_predicted_from_few_blocks(small_wan, tmp_path):
@@ -162,6 +197,9 @@ def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wa
     line = too_large(found, found.peak - 1, config)
     assert memory.gib(found.peak) in line and "adapter: {rank: 32}" in line and "accumulation above 1" in line
     assert "gradient_checkpointing" not in line and "\n" not in line
+    line = too_large_to_sample(2**30, 2**29, config)
+    assert "sampling needs 1 GiB on a device of 0.5 GiB; set protocol.precision: bfloat16, or teacher_offload" in line
+    assert too_large_to_sample(2**30, 2**30, config) is None
 
 
 def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():

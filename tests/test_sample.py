@@ -44,6 +44,19 @@ def test_every_row_has_the_prompts_and_its_seeds(rows):
     assert clips["teacher"].prompts[:2] == clips["teacher"].prompts[2:], "two clips a prompt"
 
 
+def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_protocol(rows, tmp_path):
+    config, folders = rows
+    held = config.model_copy(update={"teacher_offload": True, "guidance_forwards": "sequential"})
+    low = config.model_copy(update={"protocol": config.protocol.model_copy(update={"precision": "bfloat16"})})
+    assert protocol_hash(held) == protocol_hash(config) != protocol_hash(low)
+    for kind, folder in references(held, tmp_path / "held").items():
+        assert load_clips(folder).digest == load_clips(folders[kind]).digest, kind
+    made = references(low, tmp_path / "low")
+    for kind in ("teacher", "teacher_other", "untrained"):
+        apart = np.abs(load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames)
+        assert apart.max() > 0 and apart.mean() < 8, kind
+
+
 def test_the_controls_are_the_teachers_clips_still_and_out_of_order(rows):
     teacher, frozen, shuffled = (load_clips(rows[1][kind]).frames for kind in ("teacher", "frozen", "shuffled"))
     assert (np.diff(frozen.astype(int), axis=1) == 0).all() and (frozen[:, 0] == teacher[:, 4]).all()
