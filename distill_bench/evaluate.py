@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -22,12 +23,12 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from distill_bench.evaluator import Clips, Evaluator, Score
+from distill_bench.evaluator import Clips, Evaluator, Score, same_frames
 from distill_bench.features import of_first_rank, place
 from distill_bench.media import load_clips
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
-from distill_bench.store import differences, read_jsonl, write_bytes
+from distill_bench.store import differences, write_bytes
 
 NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"  # why an evaluator gives no score
 
@@ -81,25 +82,64 @@ def evaluate(
     under = conditions(clips, against)
     protocol = protocol or _digest(under)
     names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
-    _refuse_mixture(out, of_first_rank(lambda: read_jsonl(out)), names, protocol, under)
+    # all that can be known to be wrong is said before the first of them works for hours
+    for key in REFERENCES:
+        if key in against:
+            same_frames(clips, against[key], key)
+    _refuse_mixture(out, of_first_rank(lambda: _read(out)), names, protocol, under)
+    of_first_rank(lambda: _check_writable(out))
+    chosen = {}
     for name in names:
         evaluator = _with_settings(name, settings.get(name, {}))
         reason = evaluator.reason_to_skip(clips)
-        if reason is not None:
-            if evaluators is not None:
-                raise ValueError(f"{name} cannot score {folder}: {reason}")
+        if reason is None:
+            chosen[name] = evaluator
+        elif evaluators is not None:
+            raise ValueError(f"{name} cannot score {folder}: {reason}")
+        else:
             _say(f"{name} skipped: {reason}")
-            continue
+    for name, evaluator in chosen.items():
         key = _key(name, evaluator, protocol, under)
-        lines = of_first_rank(lambda: read_jsonl(out))
+        lines = of_first_rank(lambda: _read(out))
         if not any(key.items() <= line.items() for line in lines):
             new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
             if not new and evaluators is None:
                 _say(f"{name} skipped: it {NEEDS}")
             kept = [line for line in lines if line.get("metric") != name]
-            text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
-            of_first_rank(lambda text=text: write_bytes(out, text.encode()))
-    return of_first_rank(lambda: read_jsonl(out))
+            if new or kept != lines:
+                text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
+                of_first_rank(lambda text=text: write_bytes(out, text.encode()))
+    return of_first_rank(lambda: _read(out))
+
+
+def _read(out: Path) -> list[dict]:
+    """The lines of a metrics.jsonl, without one at its end that is torn (a crash in the midst of a write).
+
+    Raises:
+        ValueError: if it is another kind of file: it would be written over.
+    """
+    if not out.is_file():
+        return []
+    found, texts = [], out.read_text(errors="replace").splitlines(keepends=True)
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            line = None
+            if number == len(texts) and text.startswith("{") and not text.endswith("\n"):
+                continue
+        if not isinstance(line, dict):
+            raise ValueError(f"{out}, line {number} is no score: another file would be written over; name one by --out")
+        found.append(line)
+    return found
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {out}: {error.strerror}; name another file by --out") from error
 
 
 def _say(text: str) -> None:
@@ -125,8 +165,11 @@ def _digest(value: Any) -> str:
 
 def _refuse_mixture(out: Path, lines: list[dict], names: Sequence[str], protocol: str, under: Mapping[str, Any]) -> None:
     for line in lines:
-        if line.get("metric") not in names and line.get("protocol") != protocol:
-            what = differences(line.get("conditions") or {}, under) or "the teacher's sampling"
+        if line.get("metric") in names:
+            continue
+        what = differences(line.get("conditions") or {}, under)
+        if what or line.get("protocol") != protocol:
+            what = what or "the teacher's sampling"
             raise ValueError(
                 f"{out} holds {line.get('column')} of protocol {line.get('protocol')}, these clips are of {protocol}; they "
                 f"differ in {what}; one row holds one protocol: delete the file, name another by --out, or score with every one"
@@ -197,6 +240,8 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
         if mute := set(names or ()) - {line["metric"] for line in lines}:
             raise ValueError(f"{min(mute)} {NEEDS}")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; what is scored is kept\n")
     except (ValueError, OSError) as error:
         who = f"{parser.prog}, rank {place()[0]}" if place()[0] else parser.prog  # it may be that rank's alone
         parser.exit(2, f"{who}: {error}\n")
@@ -217,6 +262,8 @@ def _references(given: list[str]) -> dict[str, Path]:
     for text in given:
         before, equals, after = text.partition("=")
         key, path = (before, after) if equals else ("teacher", text)
+        if "/" in key:  # of a path that has a = in it
+            key, path = "teacher", text
         if key not in REFERENCES:
             raise ValueError(f"--reference {text}: no kind {key!r}; known: {', '.join(REFERENCES)}")
         if key in found:

@@ -12,7 +12,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from distill_bench.store import read_json, sha256, write_bytes
 
 # clips a forward, and values of frames, which cuts that of large clips; fixed, so that no bit depends on them nor on the ranks
 BATCH, VALUES = 32, 2**26
-CACHE_VERSION = 1  # of the code between frames and features that no id names
+CACHE_VERSION = 2  # of the code between frames and features that no id names
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Extractor:
     size: tuple[int, int] | None = None  # (H, W) of the clips; None: it resizes any
     frames_matter: bool = False  # values at unlike numbers of frames do not compare: the id says how many
     seen: frozenset[int] = frozenset()  # digests of the clips that it was trained on
+    code: str = ""  # digest of the file that it comes from, where that is not ours
 
     def id_for(self, clips: Clips) -> str:
         """Name, frames where they matter, and digest of the weights."""
@@ -62,8 +63,8 @@ class Extractor:
         if self.size is not None and (height, width) != self.size:
             return f"{self.name} takes frames of {self.size[0]}x{self.size[1]}; the clips have {height}x{width}"
         if frames < self.min_frames or frames > (self.max_frames or frames):
-            most = "or more" if self.max_frames is None else f"to {self.max_frames}"
-            return f"{self.name} takes {self.min_frames} {most} frames; the clips have {frames}"
+            most = {None: " or more", self.min_frames: ""}.get(self.max_frames, f" to {self.max_frames}")
+            return f"{self.name} takes {self.min_frames}{most} frames; the clips have {frames}"
         return None
 
     def __call__(self, clips: Clips) -> Tensor:
@@ -75,10 +76,12 @@ class Extractor:
         reason = self.reason_to_refuse(clips)
         if reason is not None:
             raise ValueError(reason)
-        known = len(self.seen.intersection(clips.digests))
-        if known:
-            raise ValueError(f"{self.name} was trained on {known} of these clips: a distance to them means nothing")
-        features = cached(f"{self.id_for(clips)}-v{self.version}", clips, lambda: batched(self.net, clips.frames, self.name))
+        refuse_seen(self.seen, clips, f"{self.name} was trained on {{}} of these clips: a distance to them means nothing")
+        made_by = (f"{self.name}-v{self.version}", self.sha256, self.preprocessing, str(self.dim), self.code)
+        return cached("\n".join(made_by), clips, lambda: self._features(clips))
+
+    def _features(self, clips: Clips) -> Tensor:
+        features = batched(self.net, clips.frames, self.name)
         if features.ndim != 2 or features.shape != (len(clips.frames), self.dim):
             raise ValueError(
                 f"{self.name} gave features {tuple(features.shape)} for {len(clips.frames)} clips, not (N, {self.dim})"
@@ -88,6 +91,19 @@ class Extractor:
         if (features.std(0) > 0).float().mean() < 0.5 and clips.copies < len(clips.frames) - 1:
             raise ValueError(f"{self.name} gave constant features for clips that differ: its weights or its input are wrong")
         return features
+
+
+def refuse_seen(seen: frozenset[int], clips: Clips, why: str) -> None:
+    """ValueError for clips that a network was trained on; `why` has a place for how many they are."""
+    known = len(seen.intersection(clips.digests))
+    if known:
+        raise ValueError(why.format(known))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in one line of 300 characters at most; its kind where it says nothing."""
+    said = str(error).strip().splitlines()
+    return said[0][:300] if said else type(error).__name__
 
 
 def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> Tensor:
@@ -104,7 +120,10 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
     with torch.no_grad():
         for start in track(starts[rank::ranks], name, console=console, transient=True):
             part = torch.from_numpy(frames[start : start + size])
-            found = net(part).float().cpu()
+            try:
+                found = net(part).float().cpu()
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:  # a stranger's code
+                raise ValueError(f"{name} fails on these clips: {type(error).__name__}: {first_line(error)}") from error
             if len(found) != len(part):
                 raise ValueError(f"{name} gave {len(found)} rows for {len(part)} clips")
             mine[start] = found
@@ -146,6 +165,8 @@ def of_first_rank(make: Callable[[], Any]) -> Any:
 def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
     """What `make` gives for these frames; kept in the clips' cache folder by the key and the digest of the frames.
 
+    What is torn or damaged there is made again.
+
     Raises:
         ValueError: if a file there says that it was made from something else.
     """
@@ -158,7 +179,7 @@ def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
     made = make().contiguous()
     if path is not None and not place()[0]:
         try:
-            write_bytes(path, save({"features": made}, about))
+            write_bytes(path, save({"features": made}, about | {"sha256": _sum(made)}))
         except OSError as error:  # a read-only folder of someone else's clips
             print(f"features are not kept: {error}", file=sys.stderr)
     return made
@@ -169,11 +190,16 @@ def _kept(path: Path, about: dict[str, str]) -> Tensor | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            if file.metadata() != about:
+            said, features = file.metadata() or {}, file.get_tensor("features")
+            if {**said, "sha256": ""} != {**about, "sha256": ""}:
                 raise ValueError(f"the cache {path} was made from other clips or another network: delete it")
-            return file.get_tensor("features")
+            return features if said.get("sha256") == _sum(features) else None
     except SafetensorError:
-        return None  # torn or foreign: made again
+        return None
+
+
+def _sum(features: Tensor) -> str:
+    return hashlib.sha256(features.contiguous().numpy().tobytes()).hexdigest()
 
 
 # Extractors
@@ -197,7 +223,7 @@ def load_extractor(spec: str) -> Extractor:
             raise ValueError(f"no extractor at {spec!r}: {error}") from error
         if not isinstance(made, Extractor):
             raise ValueError(f"{spec!r} gives a {type(made).__name__}, not an Extractor")
-        return made
+        return replace(made, code=sha256(Path(module.__file__)) if module.__file__ else "")
     raise ValueError(f"no extractor called {spec!r}; known: {', '.join(EXTRACTORS)}, or path/to/file.py:function")
 
 
@@ -256,14 +282,14 @@ def i3d(path: str) -> Extractor:
             warnings.simplefilter("ignore", FutureWarning)
             net = torch.jit.load(str(file), map_location="cpu").eval()
     except RuntimeError as error:
-        raise ValueError(f"{file} is no TorchScript file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file} is no TorchScript file: {first_line(error)}") from error
 
     def features(frames: Tensor) -> Tensor:
         try:
             with torch.jit.fuser("none"):
                 found = net(i3d_input(frames), rescale=False, resize=False, return_features=True)
         except RuntimeError as error:
-            raise ValueError(f"{file} does not take clips as i3d_torchscript.pt does: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{file} does not take clips as i3d_torchscript.pt does: {first_line(error)}") from error
         return found[None] if found.ndim == 1 else found  # a batch of one comes back without its axis
 
     return Extractor(
@@ -292,7 +318,7 @@ def videomae(path: str) -> Extractor:
     try:
         net, loading = VideoMAEModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no VideoMAE: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{folder} holds no VideoMAE: {first_line(error)}") from error
     if loading["missing_keys"]:  # transformers makes what is missing up, and only says so in its log
         raise ValueError(f"{folder} lacks weights of a VideoMAE, for instance {min(loading['missing_keys'])}")
     net.eval().requires_grad_(False)
@@ -338,12 +364,17 @@ class ClipModel:
     embed_text: Callable[[Tensor], Tensor]  # tokens (B, L) -> (B, d)
     tokenize: Callable[[list[str]], Tensor]
     whole: bool = False  # sees clips, not single frames
+    seen: frozenset[int] = frozenset()  # digests of the clips that it was trained on
 
     def similarities(self, clips: Clips) -> tuple[Tensor, Tensor]:
         """100 times the cosine of every clip with every distinct caption, (N, captions), frames averaged; each clip's caption.
 
         Captions of equal tokens are one: a model that drops words is not asked to tell what it cannot read.
+
+        Raises:
+            ValueError: if the clips were in its training, or its cosines are no numbers.
         """
+        refuse_seen(self.seen, clips, f"{self.id} was trained on {{}} of these clips: their scores mean nothing")
         kinds, kind = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
         with torch.no_grad():
             text = self.embed_text(kinds).float()
@@ -364,7 +395,7 @@ class ClipModel:
 def indomain_clip(whole: bool) -> ClipModel:
     """The shipped CLIP of single frames, which ignores words that no frame shows, or of whole clips."""
     name, words = (encoders.VIDEO_CLIP, encoders.CLIP_WORDS) if whole else (encoders.FRAME_CLIP, encoders.FRAME_WORDS)
-    model, digest, _ = encoders.load_encoder(encoders.video_clip() if whole else encoders.frame_clip(), name)
+    model, digest, seen = encoders.load_encoder(encoders.video_clip() if whole else encoders.frame_clip(), name)
 
     def embed(images: Tensor) -> Tensor:
         x = encoders.scaled(images)
@@ -376,6 +407,7 @@ def indomain_clip(whole: bool) -> ClipModel:
         lambda tokens: model.encode_text(tokens, normalize=True),
         lambda prompts: encoders.tokenize(prompts, words),
         whole,
+        seen,
     )
 
 
@@ -405,7 +437,7 @@ def open_clip_model(spec: str) -> ClipModel:
             tokenizer = open_clip.get_tokenizer(name)
             digest = _state_digest(model)
     except Exception as error:  # torch answers a file that is none of its own with errors of many kinds
-        raise ValueError(f"no CLIP at {spec!r}: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"no CLIP at {spec!r}: {first_line(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
     model.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ The harness's is `clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (ind
 known; without a manifest the clips have no captions.
 """
 
+import json
 import sys
 from collections import Counter
 from fractions import Fraction
@@ -13,7 +14,7 @@ from typing import Annotated, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -86,6 +87,9 @@ def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
             continue
         try:
             found.append(kind.model_validate_json(text))
+            for key in json.loads(text).keys() - kind.model_fields.keys():
+                if key.lower() in kind.model_fields:
+                    raise ValueError(f"{path}, line {number}: {key!r} is written {key.lower()!r}")
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
@@ -102,18 +106,24 @@ def _own(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
         raise ValueError(f"no {MANIFEST} in {folder}: clips.npy needs one, a line a clip with index, prompt and seed")
     try:
         path = folder / "clips.npy"
-        mapped = (
-            path.is_file() and path.stat().st_size > MAPPED
-        )  # as a copy on write: torch takes no array that it may not change
+        mapped = path.stat().st_size > MAPPED  # as a copy on write: torch takes no array that it may not change
         frames = np.load(path, allow_pickle=False, mmap_mode="c" if mapped else None)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{folder / 'clips.npy'} cannot be read: {error}") from error
+    if frames.ndim != 5:
+        raise ValueError(f"{path} is {frames.shape}: clips.npy is (N, T, 3, H, W)")
     if [line.index for line in lines] != list(range(len(frames))):
         raise ValueError(f"{folder / MANIFEST} lists {len(lines)} clips, clips.npy holds {len(frames)}")
     row = read_json(folder / "row.json")
+    if row is None and (folder / "row.json").is_file():
+        raise ValueError(f"{folder / 'row.json'} is no JSON object: delete it, then fps of {MANIFEST} holds")
     if row is None:  # else `sample` decoded them, and a student that went black is to be scored as one
         _refuse_dark(frames)
-    rates = {line.fps or (row or {}).get("fps", 8.0) for line in lines}
+    try:
+        own = TypeAdapter(Fps).validate_python((row or {}).get("fps", 8.0))
+    except ValidationError as error:
+        raise ValueError(f"{folder / 'row.json'}: fps: {error.errors()[0]['msg']}") from error
+    rates = {line.fps or own for line in lines}
     if len(rates) > 1:
         raise ValueError(f"{folder / MANIFEST} gives {min(rates):g} and {max(rates):g} frames a second: clips of one rate only")
     return frames, [line.prompt for line in lines], [line.seed for line in lines], float(rates.pop())
@@ -141,21 +151,26 @@ def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
         frames, fps = read_clip(folder / line.file)
         clips.append(frames)
         rates.append(line.fps or fps or 8.0)
-    rate, longest = max(rates), max(map(len, clips))
+    merging = [Path(line.file).suffix.lower() in MERGING for line in lines]
+    exact = [rate for rate, rounded in zip(rates, merging, strict=True) if not rounded]
+    rate, longest = max(exact or rates), max(map(len, clips))
     for i, line in enumerate(lines):
         path, times = folder / line.file, round(rate / rates[i])
-        merging = path.suffix.lower() in MERGING
-        if merging and (len(clips[i]) == 1 or times > 1):
+        if merging[i] and (len(clips[i]) == 1 or times > 1):
             clips[i] = clips[i].repeat(longest if len(clips[i]) == 1 else times, 0)
             rates[i] = rate
-        if abs(rates[i] - rate) > (0.1 * rate if merging else 0.01):  # times of the merging kinds are rounded
+        if abs(rates[i] - rate) > (0.1 * rate if merging[i] else 0.01):  # times of the merging kinds are rounded
             raise ValueError(
-                f"{path} has {rates[i]:g} frames a second, others {rate:g}: all clips of a folder must have one rate"
+                f"{path} has {rates[i]:g} frames a second, others {rate:g}: all clips of a folder must have one rate; where a "
+                f"file says it wrongly, its line in {MANIFEST} may say fps"
             )
         if clips[i].shape != clips[0].shape:
             first = folder / lines[0].file
             raise ValueError(f"{path} is {clips[i].shape}, {first} is {clips[0].shape}: all clips of a folder must be alike")
-    frames = np.stack(clips)
+    frames = np.empty((len(clips), *clips[0].shape), np.uint8)
+    while clips:  # from the end, so that memory holds the clips once
+        frames[len(clips) - 1] = clips[-1]
+        clips.pop()
     if all(line.file.lower().endswith(".npy") for line in lines):  # nothing else can hold another range
         _refuse_dark(frames)
     return frames, [line.prompt for line in lines], [i if line.seed is None else line.seed for i, line in enumerate(lines)], rate
@@ -195,6 +210,8 @@ def _array(frames: np.ndarray) -> np.ndarray:
         raise ValueError(f"its values are {frames.dtype}: a clip is uint8 in 0..255, so that its range is sure")
     if frames.ndim != 4 or frames.shape[1] != 3:
         whole = ", and many in one file are clips.npy" if frames.ndim == 5 else ""
+        if frames.ndim == 4 and 3 in (frames.shape[0], frames.shape[3]):
+            whole = "; this looks like " + ("(T, H, W, 3)" if frames.shape[3] == 3 else "(3, T, H, W)")
         raise ValueError(f"its shape is {frames.shape}: a clip is (T, 3, H, W){whole}")
     return frames
 
@@ -244,7 +261,11 @@ def _video(path: Path) -> tuple[np.ndarray, float | None]:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         rate = container.streams.video[0].average_rate
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = []
+        for frame in container.decode(video=0):
+            if frame.is_corrupt:
+                raise ValueError(f"its frame {len(frames)} is damaged")
+            frames.append(frame.to_ndarray(format="rgb24"))
     if not frames:
         raise ValueError("it has no frames")
     return np.stack(frames).transpose(0, 3, 1, 2), float(rate) if rate else None

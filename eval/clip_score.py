@@ -60,12 +60,13 @@ def _scores(model: ClipModel, clips: Clips, name: str, note: str, headline: bool
     own, hits, captions = cosines(model, clips)
     cut = int((model.tokenize(clips.prompts)[:, -1] != 0).sum())
     warnings = (f"{cut} captions fill the model's context and may be cut",) if cut else ()
+    only = ("there is one caption: every clip's nearest is its own",) if captions == 1 else ()
     about = {"better": "higher", "extractor": model.id, "note": note, "warnings": warnings}
     kind = "video CLIP" if model.whole else "CLIP"
     title = f"{kind} score" + ("" if model.whole else " (frames)")
     return [
         mean_score("clip_score" if name == "clip" else name, own, title, headline=headline, **about),
-        mean_score(f"{name}_r1", hits, f"R@1 of {captions} captions, {kind}", **about),
+        mean_score(f"{name}_r1", hits, f"R@1 of {captions} captions, {kind}", **about | {"warnings": warnings + only}),
     ]
 
 

@@ -15,6 +15,7 @@ import pytest
 from distill_bench import controls
 from distill_bench.evaluate import conditions, evaluate, main
 from distill_bench.evaluator import Clips, Evaluator, Score
+from distill_bench.features import load_extractor
 from distill_bench.media import frame_counts, load_clips, read_clip
 from distill_bench.store import differences, read_jsonl
 
@@ -310,6 +311,34 @@ def few_frames(path: Path) -> None:
     np.save(path / "clips.npy", np.load(path / "clips.npy")[:, :5])
 
 
+def scalar(path: Path) -> None:
+    np.save(path / "clips.npy", np.uint8(3))
+
+
+def rate_in_words(path: Path) -> None:
+    (path / "row.json").write_text('{"fps": "fast"}')
+
+
+def no_row(path: Path) -> None:
+    (path / "row.json").write_text("[1]")
+
+
+def other_axes(path: Path) -> None:
+    emptied(path)
+    np.save(path / "a.npy", np.zeros((8, 32, 32, 3), np.uint8) + 9)
+
+
+def damaged_video(path: Path) -> None:
+    """Its file is whole, its pictures are not."""
+    emptied(path)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), np.uint8)
+    save_clip(path / "a.mp4", noise)
+    whole = bytearray((path / "a.mp4").read_bytes())
+    at = whole.index(b"mdat") + 20_000
+    whole[at : at + 600] = b"\xff" * 600
+    (path / "a.mp4").write_bytes(whole)
+
+
 @pytest.mark.parametrize(
     "spoil, reason",
     [
@@ -341,7 +370,13 @@ def few_frames(path: Path) -> None:
         (faster(16.0), "reference plays at 8 frames a second, the clips at 16"),
         (faster(16.0, 8.0), "gives 8 and 16 frames a second"),
         (no_pictures, "frames of 2x2 are no pictures"),
-        (few_frames, "takes 8 to 8 frames; the clips have 5"),
+        (few_frames, "the teacher reference has 8 frames of 32x32, the clips have 5 frames"),
+        (scalar, r"clips.npy is \(\): clips.npy is \(N, T, 3, H, W\)"),
+        (rate_in_words, "row.json: fps: Input should be a valid number"),
+        (no_row, "row.json is no JSON object"),
+        (other_axes, r"\(8, 32, 32, 3\): a clip is \(T, 3, H, W\); this looks like \(T, H, W, 3\)"),
+        (foreign_manifest('{"file": "a.npy", "prompt": "a", "FPS": 24}'), "line 2: 'FPS' is written 'fps'"),
+        (damaged_video, "a.mp4 cannot be read: its frame [0-9]+ is damaged"),
     ],
 )
 def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason):
@@ -381,10 +416,24 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
             "'none' is not a known tag or valid file path",
         ),
         (["--set", "motion.raft=/none.pth", "--evaluators", "motion"], "no weights at /none.pth"),
+        # whichever comes first: nothing is scored before the last is known to be right
+        (["--evaluators", "motion,clip_scoree"], "no evaluator called 'clip_scoree'"),
+        (["--set", "fvd.paper=3"], "fvd has no setting 'paper'"),
+        (["--evaluators", "clip_score,motion", "--reference", "{b}/large"], "the teacher reference has 8 frames of 64x64"),
+        (["--reference", "{b}/no=ne"], "b/no=ne"),
+        (["--evaluators", "motion", "--out", "{b}/none/m.jsonl"], "cannot write"),
+        (["--set", "clip_score.model=ViT-B-32:{b}/empty.pt", "--evaluators", "clip_score"], "no CLIP at"),
+        (
+            ["--set", "fvd.extractor={b}/own.py:wrong", "--evaluators", "fvd", "--reference", "{b}"],
+            "wrong fails on these clips: Zero",
+        ),
     ],
 )
 def test_bad_commands_end_in_one_line_and_no_number(tmp_path, capsys, arguments, reason):
     folder, reference = write(tmp_path / "a"), write(tmp_path / "b", first=100)
+    write(reference / "large", frames=controls.rendered(12, 100)[0].repeat(2, 3).repeat(2, 4))
+    (reference / "empty.pt").touch()
+    (reference / "own.py").write_text(OWN)
     with pytest.raises(SystemExit) as stopped:
         main([str(folder), *(a.format(b=reference) for a in arguments)])
     said = capsys.readouterr().err
@@ -392,11 +441,65 @@ def test_bad_commands_end_in_one_line_and_no_number(tmp_path, capsys, arguments,
     assert read_jsonl(folder / "metrics.jsonl") == []
 
 
-def test_a_reference_that_the_encoder_was_trained_on_is_refused(tmp_path):
+OWN = """
+from distill_bench.features import Extractor
+
+def wrong():
+    return Extractor("wrong", 1, "0" * 64, 2, lambda frames: 1 / 0, "none")
+
+def mean():
+    return Extractor("mean", 1, "0" * 64, 2, lambda frames: 1.0 * frames.flatten(1).float()[:, 1000:1002], "none")
+"""
+
+
+def test_clips_that_an_encoder_was_trained_on_are_refused(tmp_path):
     from distill_bench.encoders import TRAIN_KEYS
 
-    with pytest.raises(ValueError, match="was trained on 12 of these clips"):
-        evaluate(write(tmp_path / "a"), {"teacher": write(tmp_path / "b", first=TRAIN_KEYS)}, ["fvd"])
+    trained = write(tmp_path / "b", first=TRAIN_KEYS)
+    for name, clips, references in (("fvd", write(tmp_path / "a"), {"teacher": trained}), ("clip_score", trained, {})):
+        with pytest.raises(ValueError, match="was trained on 12 of these clips"):
+            evaluate(clips, references, [name])
+
+
+def test_what_is_no_file_of_scores_is_not_written_over(tmp_path):
+    folder = write(tmp_path / "a")
+    for text in ("two lines\nof prose\n", "one line", "[1]\n", '{"metric": "motion"}\n{"torn\n'):
+        (tmp_path / "notes").write_text(text)
+        with pytest.raises(ValueError, match="notes, line . is no score: another file would be written over"):
+            evaluate(folder, {}, ["motion"], out=tmp_path / "notes")
+        assert (tmp_path / "notes").read_text() == text
+
+
+def test_one_protocol_by_name_with_other_references_is_refused(tmp_path):
+    folder, one, other = write(tmp_path / "a"), write(tmp_path / "b", first=100), write(tmp_path / "c", first=200)
+    evaluate(folder, {"teacher": one}, ["motion"], protocol="p1")
+    with pytest.raises(ValueError, match="of protocol p1, these clips are of p1; they differ in references.teacher"):
+        evaluate(folder, {"teacher": other}, ["fvd"], protocol="p1")
+
+
+def test_features_are_kept_by_all_that_makes_them_and_damaged_ones_are_made_again(tmp_path):
+    frames, prompts = controls.rendered(12, 0)
+    some = Clips(frames, prompts, list(range(12)), cache=tmp_path / "cache")
+    first, constant, later = (tmp_path / f"{name}.py" for name in ("first", "constant", "later"))
+    for path, factor in ((first, "1.0"), (constant, "0.0"), (later, "2.0")):
+        path.write_text(OWN.replace("1.0", factor))
+    with pytest.raises(ValueError, match="constant features"):
+        load_extractor(f"{constant}:mean")(some)
+    assert not list((tmp_path / "cache").glob("*")), "what is refused is not kept"
+    features = load_extractor(f"{first}:mean")(some)
+    assert not load_extractor(f"{later}:mean")(some).equal(features), "the same name and weights, other code"
+    for path in (tmp_path / "cache").glob("*"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    assert load_extractor(f"{first}:mean")(some).equal(features)
+
+
+def test_a_gif_takes_its_rate_from_the_files_that_do_not_round(tmp_path):
+    frames, prompts = controls.rendered(2, 0)
+    names = ["a.gif", "b.mp4"]
+    for name, clip in zip(names, frames, strict=True):
+        save_clip(tmp_path / name, clip)
+    manifest(tmp_path, names, prompts)
+    assert load_clips(tmp_path).fps == 8
 
 
 @pytest.mark.parametrize("brightest", [0, 1])
