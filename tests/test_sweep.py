@@ -13,7 +13,8 @@ import pytest
 from ends import assert_same_ends, workers
 
 from distill_bench import checkpoint
-from distill_bench.sweep import main
+from distill_bench.config import resolve
+from distill_bench.sweep import _place_in_queue, main
 
 ROOT = Path(__file__).parent.parent
 OWN = '''
@@ -151,3 +152,11 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(more, says, sweep_yaml, tm
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not list(tmp_path.glob("runs/*")), "nothing was started"
+
+
+def test_a_local_queue_has_seed_by_seed_the_longest_run_first():
+    cells = {f"{method} {k}": {"method": method, "fake_score_updates": k} for method in ("dmd2", "sgmd") for k in (1, 5)}
+    runs = [(seed, name, resolve(cell | {"seed": seed})) for seed in (1, 0) for name, cell in cells.items()]
+    order = [(seed, name) for seed, name, config in sorted(runs, key=lambda run: _place_in_queue(run[2]))]
+    assert [seed for seed, _ in order] == [0] * 4 + [1] * 4
+    assert [name for _, name in order[:4]] == [name for _, name in order[4:]] == ["sgmd 5", "dmd2 5", "sgmd 1", "dmd2 1"]
