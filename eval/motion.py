@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from distill_bench import controls, shapes
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames
+from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames, unpaired
 from distill_bench.features import batched, cached
 from distill_bench.store import sha256, write_json
 
@@ -93,15 +93,6 @@ def method_for(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
     if raft is not None:
         return raft_speed(Path(raft))
     return ("farneback-half", farneback_speed) if _large(frames) else ("normal-flow", normal_speed)
-
-
-def unpaired(clips: Clips, teacher: Clips) -> tuple[str, ...]:
-    """A warning where the clips are not of the teacher's prompts and seeds."""
-    if not all(clips.prompts):
-        return ("the clips have no captions: whether the ratio is paired is not known",)
-    if clips.prompts != teacher.prompts:
-        return ("the prompts are not the reference's: the ratio is not paired",)
-    return ("the seeds are not the reference's",) if clips.seeds != teacher.seeds else ()
 
 
 def pair_speeds(clips: Clips, how: str, speed: Speed) -> tuple[np.ndarray, np.ndarray]:
