@@ -109,6 +109,28 @@ def same_frames(clips: Clips, reference: Clips, key: str) -> None:
         )
 
 
+def in_order_of(reference: Clips, clips: Clips) -> list[int] | None:
+    """Indices that bring clips into the reference's order by prompt and seed; None where the prompts are not known to be its own.
+
+    Sets have no order, pairs have: clips that stand in the reference's already, as the harness's do, stay as they are.
+    """
+    if not all(clips.prompts) or sorted(clips.prompts) != sorted(reference.prompts):
+        return None
+    keys = [list(zip(each.prompts, each.seeds, strict=True)) for each in (reference, clips)]
+    theirs, mine = (sorted(range(len(key)), key=key.__getitem__) for key in keys)
+    return [i for _, i in sorted(zip(theirs, mine, strict=True))]
+
+
+def unpaired(clips: Clips, reference: Clips) -> tuple[str, ...]:
+    """A warning for ratios of means where the clips are not of the reference's prompts and seeds, in whatever order."""
+    if not all(clips.prompts):
+        return ("the clips have no captions: whether the ratio is paired is not known",)
+    if sorted(clips.prompts) != sorted(reference.prompts):
+        return ("the prompts are not the reference's: the ratio is not paired",)
+    mine, theirs = (sorted(zip(each.prompts, each.seeds, strict=True)) for each in (clips, reference))
+    return ("the seeds are not the reference's",) if mine != theirs else ()
+
+
 def mean_score(column: str, values: np.ndarray, title: str, **more) -> Score:
     """The mean of one value a clip as a Score."""
     values = np.asarray(values, np.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames
+from distill_bench.evaluator import FEW, Clips, Evaluator, Score, mean_score, same_frames, unpaired
 from distill_bench.features import load_extractor
 
 NEIGHBOURS = 5
@@ -43,15 +43,16 @@ class Diversity(Evaluator):
             if own is not None and theirs is not None:
                 if not theirs.mean() > 0:
                     raise ValueError("the teacher reference has one clip a prompt, copied: there is no spread to compare to")
-                value, few = float(own.mean() / theirs.mean()), few_prompts(own)
-                sd = float(sd / theirs.mean())
-                result.append(Score("diversity_ratio", value, "diversity / teacher's", "", "one", True, sd=sd, warnings=few))
+                value, sd = float(own.mean() / theirs.mean()), float(sd / theirs.mean())
+                doubts = few_prompts(own) + unpaired(clips, teacher)
+                result.append(Score("diversity_ratio", value, "diversity / teacher's", "", "one", True, sd=sd, warnings=doubts))
             extractor = load_extractor(EXTRACTOR)
             label, k = extractor.id_for(clips), min(NEIGHBOURS, len(clips.frames) - 1, len(teacher.frames) - 1)
             recall, coverage = recall_and_coverage(extractor(clips), extractor(teacher), k)
+            about = {"better": "higher", "extractor": label, "warnings": few_neighbours(len(clips.frames), len(teacher.frames))}
             result += [
-                Score("recall", float(recall.mean()), "teacher's clips within reach", better="higher", extractor=label),
-                Score("coverage", float(coverage.mean()), "teacher's clips with a clip near", better="higher", extractor=label),
+                Score("recall", float(recall.mean()), "teacher's clips within reach", **about),
+                Score("coverage", float(coverage.mean()), "teacher's clips with a clip near", **about),
             ]
         return result
 
@@ -83,6 +84,16 @@ def same_prompt_spread(x: Tensor, prompts: list[str]) -> np.ndarray | None:
 def few_prompts(spreads: np.ndarray) -> tuple[str, ...]:
     """A warning where few prompts have more than one clip."""
     return (f"only {len(spreads)} prompts have more than one clip",) if len(spreads) < 30 else ()
+
+
+def few_neighbours(clips: int, teacher: int) -> tuple[str, ...]:
+    """Warnings where recall and coverage say more of how many clips there are than of where they lie."""
+    found = []
+    if clips != teacher:
+        found.append(f"{clips} clips against {teacher} of the teacher: fewer clips lie farther apart")
+    if min(clips, teacher) < FEW:
+        found.append(f"{min(clips, teacher)} clips are few: neighbours want {FEW}")
+    return tuple(found)
 
 
 def copies(x: Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames
+from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames, unpaired
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Fidelity(Evaluator):
             for (name, title), values, theirs in zip(TITLES, mine, statistics(teacher.frames), strict=True):
                 if not theirs.mean() > 0:
                     raise ValueError(f"the {name} of the teacher reference is 0: there is no ratio to it")
-                result.append(mean_score(f"{name}_ratio", values / theirs.mean(), f"{title} / teacher's", better="one"))
+                about = {"better": "one", "warnings": unpaired(clips, teacher)}
+                result.append(mean_score(f"{name}_ratio", values / theirs.mean(), f"{title} / teacher's", **about))
         return result
 
 

@@ -8,7 +8,7 @@ runs the self-test of the shipped extractors on clips of known corruption and wr
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distill_bench import controls
 from distill_bench.draws import generator
-from distill_bench.evaluator import FEW, Clips, Evaluator, Score, same_frames
+from distill_bench.evaluator import FEW, Clips, Evaluator, Score, in_order_of, same_frames
 from distill_bench.features import Extractor, load_extractor
 from distill_bench.store import write_json
 
@@ -30,7 +30,8 @@ EXTRACTOR = "DISTILL_BENCH_EXTRACTOR"
 DEFAULT, SECOND = "indomain-r2p1-cls", "random-r2p1"
 PUBLISHED = "i3d-k400-logits-400"  # the only one whose distance is called FVD
 EPS, ROUNDING = float(np.finfo(float).eps), 1e-11  # an ulp; the share of a sum that rounding may be
-Features = Tensor | np.ndarray
+FLOOR = 1e-9  # share of the features' variance below which the distance of a floor is rounding
+Features = Tensor | np.ndarray | Sequence[Sequence[float]]
 SELF_TEST = Path(__file__).with_suffix(".json")
 
 
@@ -65,8 +66,10 @@ class FVD(Evaluator):
                 about = _About(extractor, clips, references[key], key, "" if first else "_random")
                 found += about.scores(x, y, self.resamples, every=first)
                 if first and f"{key}_other" in references:
+                    if set(references[key].digests) & set(references[f"{key}_other"].digests):
+                        raise ValueError(f"{key}_other holds the same clips as {key}: give clips of other seeds")
                     other = reference_features(extractor, references[f"{key}_other"], clips, f"{key}_other")
-                    found.append(about.over_floor(frechet_distance(x, y), frechet_distance(other, y)))
+                    found.append(about.over_floor(frechet_distance(x, y), frechet_distance(other, y), y))
         return found
 
 
@@ -81,26 +84,42 @@ class _About:
     suffix: str
 
     def scores(self, x: Tensor, y: Tensor, resamples: int, every: bool) -> list[Score]:
+        order = in_order_of(self.reference, self.clips)
+        paired = order is not None
+        x = x[order] if paired else x
         distance = frechet_distance(x, y)
         if not every:
             return [self._of("fvd", distance, _label(self.extractor), "lower", None)]
-        paired = all(self.clips.prompts) and self.clips.prompts == self.reference.prompts
         sd, kernel_spread = frechet_sd(x, y, paired, resamples), kernel_sd(x, y, paired, resamples)
+        apart = () if paired else ("the prompts are unknown or not the reference's: sd, kvd and fvd_infinity are unpaired",)
         found = [
-            self._of("fvd", distance, _label(self.extractor), "lower", sd, self.key == "teacher"),
-            self._of("kvd", kernel_distance(x, y, paired), "KVD", "lower", kernel_spread),
+            self._of("fvd", distance, _label(self.extractor), "lower", sd, self.key == "teacher", apart),
+            self._of("kvd", kernel_distance(x, y, paired), "KVD", "lower", kernel_spread, doubts=apart),
         ]
         if min(len(x), len(y)) >= 4:
             limit, spread = frechet_infinity(x, y, paired), infinity_sd(x, y, paired, resamples)
-            found.append(self._of("fvd_infinity", limit, f"{_label(self.extractor)} of infinite clips", "lower", spread))
+            title = f"{_label(self.extractor)} of infinite clips"
+            found.append(self._of("fvd_infinity", limit, title, "lower", spread, doubts=apart))
         return found
 
-    def over_floor(self, distance: float, floor: float) -> Score:
-        if not floor > 0:
-            raise ValueError(f"the distance of {self.key} to {self.key} with other seeds is {floor}: it must be above 0")
+    def over_floor(self, distance: float, floor: float, y: Tensor) -> Score:
+        if not floor > FLOOR * y.double().var(0).sum().item():
+            raise ValueError(
+                f"the distance of {self.key} to {self.key} with other seeds is {floor:.3g}: it must be above rounding, "
+                f"{FLOOR:g} of the variance of the features"
+            )
         return self._of("fvd_over_floor", distance / floor, "over that of other seeds", "one", None)
 
-    def _of(self, column: str, value: float, title: str, better: str, sd: float | None, headline: bool = False) -> Score:
+    def _of(
+        self,
+        column: str,
+        value: float,
+        title: str,
+        better: str,
+        sd: float | None,
+        headline: bool = False,
+        doubts: tuple[str, ...] = (),
+    ) -> Score:
         column += self.suffix + ("" if self.key == "teacher" else f"_{self.key}")
         whose = "the teacher's clips" if self.key == "teacher" else self.key
         return Score(
@@ -111,7 +130,7 @@ class _About:
             headline=headline,
             sd=sd,
             extractor=self.extractor.id_for(self.clips),
-            warnings=warnings(self.extractor, self.clips, self.reference, self.key),
+            warnings=warnings(self.extractor, self.clips, self.reference, self.key) + doubts,
         )
 
 
@@ -136,29 +155,48 @@ def warnings(extractor: Extractor, clips: Clips, reference: Clips, key: str) -> 
 
 
 def reference_features(extractor: Extractor, reference: Clips, clips: Clips, key: str) -> Tensor:
-    """Features of a reference that is fit to be one."""
+    """Features of a reference that is fit to be one.
+
+    Raises:
+        ValueError: if its clips are not like those to score, or some are copies of others.
+    """
     same_frames(clips, reference, key)
     if reference.copies:
         raise ValueError(f"{reference.copies} of the {len(reference.frames)} clips of the {key} reference are copies of others")
     return extractor(reference)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused
 def frechet_distance(x: Features, y: Features) -> float:
     """Squared Wasserstein-2 distance of the Gaussians fitted to features (N, d) and (M, d), covariances over N - 1.
 
-    tr (S_x S_y)^(1/2) is the nuclear norm of the product of the centred features, or of anything with their Gram matrices:
-    without a matrix square root nothing turns complex, and N < d is exact.
+    |mu_x - mu_y|^2 + tr (S_x + S_y - 2 (S_x S_y)^(1/2)) (Dowson and Landau, 1982; Heusel et al., 2017, eq. 6). The trace of the
+    root is the nuclear norm of the product of the centred features, or of anything with their Gram matrices: without a matrix
+    square root nothing turns complex, and N < d is exact.
+
+    Raises:
+        ValueError: if x and y are not two sets of real, finite features of one d >= 1, or so large that the distance is not
+            finite.
     """
     x, y = features(x, y)
     mean_x, mean_y = (each.numpy().mean(0, dtype=np.float64) for each in (x, y))
     away, n, m = float(np.square(mean_x - mean_y).sum()), len(x) - 1, len(y) - 1
     if min(n, m) >= x.shape[1]:
         gram_x, gram_y = gram(x, mean_x), gram(y, mean_y)
+        spread = _finite(away + gram_x.trace() / n + gram_y.trace() / m)
         shared = root_trace(gram_x, gram_y)
         if shared is not None:
-            return float(away + gram_x.trace() / n + gram_y.trace() / m - 2 * shared / math.sqrt(n * m))
+            return float(spread - 2 * shared / math.sqrt(n * m))
     a, b = _factor(x - torch.from_numpy(mean_x)) / math.sqrt(n), _factor(y - torch.from_numpy(mean_y)) / math.sqrt(m)
-    return away + (a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
+    spread = a.square().sum() + b.square().sum()
+    _finite(away + spread.item())  # then so is every product of rows
+    return away + (spread - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
+
+
+def _finite(distance: float) -> float:
+    if not math.isfinite(distance):
+        raise ValueError("features are too large: their distance is not finite")
+    return distance
 
 
 def gram(x: Tensor, mean: np.ndarray, rows: int = 8192) -> np.ndarray:
@@ -199,12 +237,18 @@ def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
     Args:
         paired: x and y are of the same prompts in the same order: such pairs are left out between the sets, as a clip and itself
             are within each (Gretton et al., 2012, eq. 4); else the distance of equal distributions would be below 0.
+
+    Raises:
+        ValueError: if x and y are not two sets of real, finite features of one d >= 1, are paired and not as many, or so large
+            that the distance is not finite.
     """
     x, y = (each.double() for each in features(x, y))
+    if paired and len(x) != len(y):
+        raise ValueError(f"{len(x)} and {len(y)} features are no pairs")
     within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y)))
     k = kernel(x, y)
     between = (k.sum() - k.trace()) / (len(k) * (len(k) - 1)) if paired else k.mean()
-    return (within - 2 * between).item()
+    return _finite((within - 2 * between).item())
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -221,6 +265,9 @@ def frechet_infinity(x: Tensor, y: Tensor, paired: bool, points: int = 15, draws
     Args:
         paired: x and y are of the same prompts in the same order; then they are cut to the same ones.
         draws: subsets of each n below all.
+
+    Raises:
+        ValueError: for fewer than 4 clips, and where `frechet_distance` raises it.
     """
     most = min(len(x), len(y))
     draw = generator("frechet_infinity", len(x), len(y))
@@ -247,7 +294,7 @@ def infinity_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
 
 
 def frechet_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
-    """Standard deviation of `frechet_distance` under resampling of both sets, jointly where they are paired.
+    """Standard deviation of `frechet_distance` under resampling (Efron, 1979) of both sets, jointly where they are paired.
 
     Resampling repeats clips, which shifts every distance up: the spread is right, percentiles of it are no interval.
     """
@@ -276,15 +323,29 @@ def _resampled(x: Tensor, y: Tensor, paired: bool, resamples: int) -> tuple[Tens
     return i, i if paired else torch.randint(len(y), (resamples, len(y)), generator=draw)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def features(x: Features, y: Features) -> tuple[Tensor, Tensor]:
-    """Both as tensors of single or double precision on the processor, if they are two sets of features."""
-    x, y = (torch.as_tensor(each).detach().cpu() for each in (x, y))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ValueError(f"features must be (N, d) and (M, d) with N, M >= 2; found {tuple(x.shape)} and {tuple(y.shape)}")
+    """Both as tensors of single or double precision on the processor.
+
+    Raises:
+        ValueError: if they are not two sets of real, finite features of one d >= 1.
+    """
+    x, y = (each.detach().cpu() if isinstance(each, Tensor) else _of_array(np.asarray(each)) for each in (x, y))
+    if x.is_complex() or y.is_complex():
+        raise ValueError("features are complex: they must be real")
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2 or not x.shape[1]:
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"features must be (N, d) and (M, d) with N, M >= 2 and d >= 1; found {shapes}")
     x, y = (each if each.dtype in (torch.float32, torch.float64) else each.double() for each in (x, y))
     if not np.isfinite(sum(each.numpy().sum(dtype=np.float64) for each in (x, y))):  # numpy's: see `gram`
-        raise ValueError("features are not finite")
+        raise ValueError("features are not finite, or too large to add up")
     return x, y
+
+
+def _of_array(x: np.ndarray) -> Tensor:
+    if x.dtype.kind not in "fiubc":
+        raise ValueError(f"features are {x.dtype}: they must be numbers")
+    return torch.from_numpy(np.ascontiguousarray(x))  # torch takes no array that runs backwards
 
 
 # Self-test

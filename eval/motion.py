@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from distill_bench import controls, shapes
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames
+from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames, unpaired
 from distill_bench.features import batched, cached
 from distill_bench.store import sha256, write_json
 
@@ -95,15 +95,6 @@ def method_for(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
     return ("farneback-half", farneback_speed) if _large(frames) else ("normal-flow", normal_speed)
 
 
-def unpaired(clips: Clips, teacher: Clips) -> tuple[str, ...]:
-    """A warning where the clips are not of the teacher's prompts and seeds."""
-    if not all(clips.prompts):
-        return ("the clips have no captions: whether the ratio is paired is not known",)
-    if clips.prompts != teacher.prompts:
-        return ("the prompts are not the reference's: the ratio is not paired",)
-    return ("the seeds are not the reference's",) if clips.seeds != teacher.seeds else ()
-
-
 def pair_speeds(clips: Clips, how: str, speed: Speed) -> tuple[np.ndarray, np.ndarray]:
     """`motion` of clips, from their cache where it is there; ranks share the clips."""
 
@@ -149,7 +140,8 @@ def dynamic_degree(clips: Clips, tops: np.ndarray, speed: Speed) -> np.ndarray |
 def normal_speed(clip: np.ndarray, epsilon: float = 4e-3) -> Tensor:
     """Normal optical flow |I_t| |grad I| / (|grad I|^2 + epsilon) of a blurred clip, (T - 1, H, W), colours summed.
 
-    Only the motion along the gradient is seen; it reads low above 3 pixels a frame. Values in [0, 1]: epsilon keeps noise down.
+    Only the motion along the gradient is seen; it reads low above 3 pixels a frame, and on textures and small bodies at any speed
+    (motion.json). Values in [0, 1]: epsilon keeps noise down.
     """
     x = _blurred(torch.from_numpy(clip).float() / 255)
     change = x[1:] - x[:-1]
@@ -235,38 +227,73 @@ def texture(height: int, width: int, shift: tuple[float, float], frames: int = 3
     return np.clip(np.rint(127.5 + 40 * clip / clip.std()), 0, 255).astype(np.uint8)
 
 
+def disc(height: int, width: int, radius: float, speed: float, angle: float, frames: int = 3) -> np.ndarray:
+    """A clip uint8 (T, 3, H, W) of an anti-aliased red disc that passes the middle at `speed` pixels a frame."""
+    along = speed * (np.arange(frames)[:, None, None] - (frames - 1) / 2)
+    x = np.arange(width) + 0.5 - width / 2 - along * math.cos(angle)
+    y = np.arange(height)[:, None] + 0.5 - height / 2 - along * math.sin(angle)
+    cover = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)[:, None]
+    return np.rint(255 * (0.1 + cover * np.array([0.8, 0, 0]).reshape(3, 1, 1))).astype(np.uint8)
+
+
 def calibration(speed: Speed, size: tuple[int, int]) -> dict:
-    """What a method reads off known motion at a size: textures shifted as a whole, and still ones under noise."""
+    """What a method reads off known motion at a size: textures shifted as a whole, discs, and still textures under noise."""
     shifts = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (1.5, 1.0)] + ([(4.0, 2.0), (8.0, -4.0)] if min(size) > SMALL else [])
-    rows = []
+    rows, discs = [], []
     for shift in shifts:
         top, mean = (each.mean() for each in motion(texture(*size, shift)[None], speed))
         rows.append({"shift": shift, "true": round(math.hypot(*shift), 3), "top": round(top, 3), "mean": round(mean, 3)})
+    for radius in (min(size) // 16, min(size) // 8, min(size) // 4):
+        for true in (0.5, 1.0, 2.0):
+            clips = np.stack([disc(*size, radius, true, angle) for angle in (0.0, 0.4, 0.8)])
+            discs.append({"radius": radius, "true": true, "top": round(motion(clips, speed)[0].mean(), 3)})
     still = texture(*size, (0.0, 0.0))[None]
     noise = {str(sd): round(motion(controls.noisy(still, 0, sd), speed)[0].mean(), 3) for sd in (0.02, 0.05)}
-    return {"size": size, "textures": rows, "still_under_noise": noise}
+    read = {"textures": rows, "textures_error": _error(rows[1:]), "discs": discs, "discs_error": _error(discs)}
+    return {"size": size, **read, "still_under_noise": noise}
+
+
+def _error(rows: list[dict]) -> dict:
+    """Mean and largest absolute error of the fastest 5 %, as shares of the true speed."""
+    off = [abs(row["top"] / row["true"] - 1) for row in rows]
+    return {"mean": round(float(np.mean(off)), 4), "largest": round(float(max(off)), 4)}
 
 
 def shape_calibration(speed: Speed, count: int = 216) -> dict:
-    """What a method reads off rendered clips whose speed is known: correlation, slope and the noise floor."""
+    """What a method reads off rendered clips whose speed is known: correlation, slope, the noise floor and errors by noise.
+
+    The errors are of every body at 0.25, 0.5, 1 and 2 pixels a frame.
+    """
     frames, prompts = controls.rendered(count, 0)
     true = shapes.centroid_speed(frames)
     top = motion(frames, speed)[0].mean(1)
     slope = float((true * top).sum() / (true**2).sum())
     still = np.array(["still" in prompt for prompt in prompts])
     noisy = motion(controls.noisy(frames[still], 0, NOISE), speed)[0]
+    bodies = [a for a in shapes.all_attributes() if a.speed == "fast"]
+    paces = [(i, a, pace) for pace in (0.25, 0.5, 1.0, 2.0) for i, a in enumerate(bodies)]
+    paced = np.stack([shapes.render(a, i, pace / shapes.SPEEDS["fast"]) for i, a, pace in paces])
+    known = shapes.centroid_speed(paced)
+    errors = {}
+    for sd in (0.0, 0.02, 0.05):
+        read = motion(controls.noisy(paced, 0, sd), speed)[0].mean(1)
+        errors[str(sd)] = _error([{"true": a, "top": b} for a, b in zip(known, read, strict=True)])
     return {
         "clips": count,
         "r": round(float(np.corrcoef(true, top)[0, 1]), 4),
         "slope": round(slope, 4),
         "still": round(float(top[still].mean()), 4),
         "still_under_noise": round(float(noisy.mean()), 4),
+        "error_by_noise": errors,
     }
 
 
 def main() -> int:
-    """Write the calibration of the methods that need no weights."""
-    result = {"normal-flow": calibration(normal_speed, (32, 32)) | {"moving_shapes": shape_calibration(normal_speed)}}
+    """Write the calibration of the methods that need no weights, normal flow's at the sizes of its domain and of its limit."""
+    result = {
+        "normal-flow": calibration(normal_speed, (32, 32)) | {"moving_shapes": shape_calibration(normal_speed)},
+        f"normal-flow-{SMALL}": calibration(normal_speed, (SMALL, SMALL)),
+    }
     if importlib.util.find_spec("cv2") is not None:
         result["farneback-half"] = calibration(farneback_speed, (480, 832))
     write_json(CALIBRATION, result)

@@ -58,6 +58,25 @@ def test_recall_and_coverage_of_points_on_a_line_are_counted_by_hand():
     assert recall_and_coverage(x, x, 1)[0].tolist() == [1, 1]
 
 
+def test_recall_and_coverage_say_where_clips_are_few_or_not_as_many():
+    few, many, teacher = clips(prompts=12), clips(prompts=128), clips(1000, prompts=128)
+    for score in (scores(Diversity(), few, teacher)[column] for column in ("recall", "coverage")):
+        assert ["24 clips against 256" in score.warnings[0], "24 clips are few" in score.warnings[1]] == [True, True]
+    assert scores(Diversity(), many, teacher)["recall"].warnings == ()
+
+
+def test_ratios_say_when_the_prompts_are_not_the_references_and_order_is_of_no_matter():
+    some = clips(prompts=36)
+    part, turned = (
+        Clips(some.frames[order], [some.prompts[i] for i in order], [some.seeds[i] for i in order])
+        for order in (np.arange(40), np.arange(len(some.prompts))[::-1])
+    )
+    for evaluator, ratios in ((Diversity(), ["diversity_ratio"]), (Fidelity(), ["saturation_ratio", "sharpness_ratio"])):
+        for column in ratios:
+            assert any("not the reference's" in w for w in scores(evaluator, part, some)[column].warnings), column
+            assert scores(evaluator, turned, some)[column].warnings == (), column
+
+
 def test_clips_whose_prompts_nobody_knows_are_not_of_one_prompt():
     some = clips(prompts=6)
     nameless = dataclasses.replace(some, prompts=[""] * len(some.prompts))

@@ -21,7 +21,7 @@ from distill_bench.eval.fvd import (
 from torch import Tensor
 
 from distill_bench import controls, encoders
-from distill_bench.evaluator import Clips
+from distill_bench.evaluator import Clips, in_order_of
 from distill_bench.features import Extractor, batched, cached, i3d_input, load_extractor, of_first_rank
 
 EXACT = 1e-9
@@ -217,9 +217,33 @@ def test_features_may_be_arrays_and_of_any_precision():
             assert distance(kind, y) == pytest.approx(expected, rel=EXACT)
 
 
+def test_lists_are_of_double_precision_and_arrays_may_run_backwards():
+    x, y = normal(30, 5), normal(25, 5, 1)
+    for distance in (frechet_distance, kernel_distance):
+        assert distance(x.tolist(), y.tolist()) == distance(x, y)
+        assert distance(x.numpy(), y.numpy()[::-1]) == distance(x, y.flip(0))
+
+
+@pytest.mark.parametrize("d", [5, 64])  # more and fewer clips than features
+@pytest.mark.parametrize("size", [1e160, 1e307])
+def test_features_whose_distance_is_not_finite_are_refused(size, d):
+    for distance in (frechet_distance, kernel_distance):
+        with pytest.raises(ValueError, match="too large"):
+            distance(size * normal(40, d), size * normal(40, d, 1))
+
+
+def test_sets_of_unlike_size_are_no_pairs():
+    with pytest.raises(ValueError, match="5 and 4 features are no pairs"):
+        kernel_distance(normal(5, 3), normal(4, 3), paired=True)
+
+
 @pytest.mark.parametrize(
     "x, y, reason",
     [
+        (torch.zeros(5, 0), torch.zeros(5, 0), "d >= 1"),
+        (torch.zeros(5, 3, dtype=torch.complex64), torch.zeros(5, 3), "complex"),
+        (np.zeros((5, 3), complex), np.zeros((5, 3)), "complex"),
+        (np.full((5, 3), "a"), np.zeros((5, 3)), "must be numbers"),
         (torch.zeros(5, 3), torch.zeros(5, 4), "features must be"),
         (torch.zeros(1, 3), torch.zeros(5, 3), "features must be"),
         (torch.zeros(5), torch.zeros(5), "features must be"),
@@ -510,6 +534,67 @@ def test_known_good_is_nearer_than_known_bad():
     assert rows[0]["fvd_over_floor"].value < 2 < rows[2]["fvd_over_floor"].value
     assert rows[0]["fvd"].headline and not any(s.headline for c, s in rows[0].items() if c != "fvd")
     assert any("72 clips are few" in w for w in rows[0]["fvd"].warnings)
+
+
+def reordered(some: Clips, order) -> Clips:
+    return dataclasses.replace(
+        some, frames=some.frames[order], prompts=[some.prompts[i] for i in order], seeds=[some.seeds[i] for i in order]
+    )
+
+
+def test_the_order_of_clips_is_of_no_matter():
+    """Two clips a prompt, those of a prompt swapped as well; features to the rounding of other batches."""
+    two = [dataclasses.replace(c, prompts=[c.prompts[i // 2] for i in range(36)]) for c in (clips(36), clips(36, 1000))]
+    mine, reference = (dataclasses.replace(each, seeds=list(range(36))) for each in two)
+    expected = by_column(FVD(resamples=10).scores(mine, {"teacher": reference}))
+    for order in (np.random.default_rng(0).permutation(36), np.arange(36) ^ 1):
+        found = by_column(FVD(resamples=10).scores(reordered(mine, order), {"teacher": reference}))
+        for column, score in expected.items():
+            assert found[column].value == pytest.approx(score.value, rel=1e-3, abs=1e-5), column
+            assert score.sd is None or found[column].sd == pytest.approx(score.sd, rel=1e-3), column
+        assert not any("unpaired" in w for score in found.values() for w in score.warnings)
+    turned = reordered(mine, np.arange(36)[::-1]), reordered(reference, np.arange(36)[::-1])
+    again = by_column(FVD(resamples=10).scores(turned[0], {"teacher": turned[1]}))
+    assert again["kvd"].value == pytest.approx(expected["kvd"].value, rel=1e-3, abs=1e-5)
+
+
+def test_clips_in_the_order_of_the_reference_keep_it():
+    """The harness's order, two seeds a prompt and no order of letters, with other seeds in the reference too."""
+    mine = clips(6)
+    mine = dataclasses.replace(mine, prompts=["c", "a", "b"] * 2)
+    for first in (0, 1000):
+        assert in_order_of(dataclasses.replace(mine, seeds=list(range(first, first + 6))), mine) == list(range(6))
+
+
+@pytest.mark.parametrize("prompts", [[""] * 24, ["x"] * 24, [*clips().prompts[:-1], ""]])
+def test_what_is_not_paired_says_so(prompts):
+    other = dataclasses.replace(clips(24, 1000), prompts=prompts)
+    for some, reference in ((clips(), other), (other, clips())):
+        found = by_column(FVD(resamples=5).scores(some, {"teacher": reference}))
+        assert {c for c, s in found.items() if any("unpaired" in w for w in s.warnings)} == {"fvd", "kvd", "fvd_infinity"}
+
+
+def test_a_floor_of_the_references_own_clips_is_refused():
+    some, reference, other = clips(12), clips(12, 1000), clips(12, 2000)
+    one_shared = dataclasses.replace(other, frames=np.concatenate([reference.frames[3:4], other.frames[1:]]))
+    for floor in (reference, reordered(reference, np.arange(12)[::-1]), one_shared):
+        with pytest.raises(ValueError, match="teacher_other holds the same clips as teacher: give clips of other seeds"):
+            FVD(resamples=5).scores(some, {"teacher": reference, "teacher_other": floor})
+
+
+def test_a_floor_of_rounding_is_refused(tmp_path):
+    """Clips that differ where the extractor does not look."""
+    path = tmp_path / "blind.py"
+    path.write_text(
+        "from distill_bench.features import Extractor\n"
+        "def make():\n    return Extractor('blind', 1, '1' * 64, 3, lambda x: x[..., 1:].float().mean((1, 3, 4)), 'none')\n"
+    )
+    some, reference = clips(12), clips(12, 1000)
+    frames = reference.frames.copy()
+    frames[..., 0] ^= 1
+    floor = dataclasses.replace(reference, frames=frames)
+    with pytest.raises(ValueError, match="it must be above rounding"):
+        FVD(extractor=f"{path}:make", resamples=5).scores(some, {"teacher": reference, "teacher_other": floor})
 
 
 def test_copies_and_ones_own_reference_are_recorded():

@@ -9,6 +9,7 @@ import torch
 from distill_bench.eval import motion as module
 from distill_bench.eval.motion import (
     Motion,
+    disc,
     dynamic_degree,
     farneback_speed,
     motion,
@@ -44,6 +45,32 @@ def test_normal_flow_reads_the_speed_of_shapes_within_its_stated_errors(sd, most
     assert np.mean(abs(read - true) / true) < most
     assert np.corrcoef(true, read)[0, 1] > 0.98
     assert 0.85 < (true * read).sum() / (true**2).sum() < 1.15
+
+
+@pytest.mark.parametrize("size, radius", [(32, 4), (64, 4), (64, 8), (64, 16)])
+def test_what_a_body_reads_low_cancels_in_a_ratio(size, radius):
+    """Discs read up to 72 % low; at half and double the speed they read half and double within a tenth."""
+    half, one, double = (motion(disc(size, size, radius, v, 0.4)[None], normal_speed)[0].mean() for v in (0.5, 1.0, 2.0))
+    assert one < 0.85
+    assert half / one == pytest.approx(0.5, rel=0.1) and double / one == pytest.approx(2, rel=0.1)
+
+
+def test_the_readme_says_the_errors_of_the_calibration():
+    text, stored = (module.CALIBRATION.parent / "README.md").read_text(), json.loads(module.CALIBRATION.read_text())
+    small, limit, large = stored["normal-flow"], stored["normal-flow-64"], stored["farneback-half"]
+    errors = small["moving_shapes"]["error_by_noise"]
+    rows = {
+        "moving shapes, radius 5 to 6, of 32x32": errors["0.0"],
+        "the same under 5 % of noise": errors["0.05"],
+        "discs of radius 2, 4 and 8, of 32x32": small["discs_error"],
+        "discs of radius 4, 8 and 16, of 64x64": limit["discs_error"],
+        "textures of 32x32": small["textures_error"],
+        "textures of 64x64": limit["textures_error"],
+        "textures of 480x832 (Farneback)": large["textures_error"],
+        "discs of radius 30, 60 and 120, of 480x832 (Farneback)": large["discs_error"],
+    }
+    for name, error in rows.items():
+        assert f"| {name} | {100 * error['mean']:.0f} % | {100 * error['largest']:.0f} % |" in text, name
 
 
 def test_a_still_clip_scores_zero_and_reads_under_its_floor():
@@ -133,6 +160,8 @@ def test_the_ratio_says_when_it_is_not_paired_and_refuses_a_still_teacher():
     still = dataclasses.replace(other, frames=controls.frozen(other.frames))
     with pytest.raises(ValueError, match="does not move"):
         Motion().scores(some, {"teacher": still})
+    turned = dataclasses.replace(some, frames=some.frames[::-1].copy(), prompts=some.prompts[::-1], seeds=some.seeds[::-1])
+    assert by_column(Motion().scores(turned, {"teacher": some}))["motion_ratio"].warnings == ()
     longer = dataclasses.replace(other, frames=other.frames[:, :6])
     with pytest.raises(ValueError, match="6 frames of 32x32, the clips have 8 frames"):
         Motion().scores(some, {"teacher": longer})
@@ -158,6 +187,12 @@ def test_raft_comes_by_path_under_its_digest(tmp_path):
 def test_the_stored_calibration_is_what_the_methods_read():
     stored = json.loads(module.CALIBRATION.read_text())
     assert stored["normal-flow"]["moving_shapes"] == module.shape_calibration(normal_speed)
+    for name, size in (("normal-flow", 32), ("normal-flow-64", 64)):
+        again = module.calibration(normal_speed, (size, size))
+        for kind in ("textures", "discs"):
+            read = [row["top"] for row in stored[name][kind]]
+            assert read == pytest.approx([row["top"] for row in again[kind]], abs=2e-3), (name, kind)
+            assert stored[name][f"{kind}_error"] == module._error([row for row in stored[name][kind] if row["true"]])
     assert stored["normal-flow"]["moving_shapes"]["r"] >= 0.95
     assert 0.85 <= stored["normal-flow"]["moving_shapes"]["slope"] <= 1.15
     assert stored["normal-flow"]["still_under_noise"]["0.02"] < 0.3
