@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate
 
 from distill_bench import encoders, shapes
 from distill_bench.evaluator import Clips
-from distill_bench.store import read_json, sha256, write_bytes
+from distill_bench.store import first_line, read_json, sha256, write_bytes
 
 # clips a forward, and values of frames, which cuts that of large clips; fixed, so that no bit depends on them nor on the ranks
 BATCH, VALUES = 32, 2**26
@@ -98,12 +98,6 @@ def refuse_seen(seen: frozenset[int], clips: Clips, why: str) -> None:
     known = len(seen.intersection(clips.digests))
     if known:
         raise ValueError(why.format(known))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in one line of 300 characters at most; its kind where it says nothing."""
-    said = str(error).strip().splitlines()
-    return said[0][:300] if said else type(error).__name__
 
 
 def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> Tensor:

@@ -32,7 +32,7 @@ from distill_bench.cost import Ledger
 from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 from distill_bench.sharding import Reached
-from distill_bench.store import once
+from distill_bench.store import first_line, once
 from distill_bench.teacher import TeacherError, autoencoder_of, content_hash, is_gaussian, teacher_folder
 from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, prompts_hash, read_prompts, write_shard
 
@@ -322,7 +322,7 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"cannot load {folder}: {str(error).strip().splitlines()[0]}") from error
+        raise TeacherError(f"cannot load {folder}: {first_line(error)}") from error
 
 
 class Denoiser:

@@ -230,6 +230,12 @@ def end_attempt(attempt: Path, status: str, **more: Any) -> None:
         reserve.unlink()
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in one line of 300 characters at most; its kind where it says nothing."""
+    said = str(error).strip().splitlines()
+    return said[0][:300] if said else type(error).__name__
+
+
 def kind_of_write(error: OSError) -> str:
     """The kind of a failure to write, for `--retry-failed=KIND`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

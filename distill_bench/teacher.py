@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_bench.store import write_bytes
+from distill_bench.store import first_line, write_bytes
 
 if TYPE_CHECKING:
     from distill_bench.architectures import Architecture
@@ -70,7 +70,7 @@ def teacher_folder(name: str) -> Path:
             if local:
                 return OUTLINES[owner_and_name]
             asked = f"; is {revision!r} a branch, tag or commit of it?" if revision else ""
-            hub = f"not from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]}{asked})"
+            hub = f"not from the hub ({type(error).__name__}: {first_line(error)}{asked})"
     if not folder.is_dir():
         raise TeacherError(
             f"no teacher {name!r}: not a folder, {hub}; embedded: {', '.join(EMBEDDED)}; "

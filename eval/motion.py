@@ -23,7 +23,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 from distill_bench import controls, shapes
 from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames, unpaired
 from distill_bench.features import batched, cached
-from distill_bench.store import sha256, write_json
+from distill_bench.store import first_line, sha256, write_json
 
 RAFT = "DISTILL_BENCH_RAFT"
 SMALL = 64  # pixels of the shorter side up to which normal flow is used
@@ -179,7 +179,7 @@ def raft_speed(path: Path) -> tuple[str, Speed]:
     try:
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch answers a file that is none of its own with errors of many kinds
-        raise ValueError(f"{path} holds no weights: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} holds no weights: {first_line(error)}") from error
     for name, make in (("raft-small", raft_small), ("raft-large", raft_large)):
         net = make(weights=None)
         if net.state_dict().keys() == state.keys():
