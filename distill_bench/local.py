@@ -21,7 +21,10 @@ from typing import BinaryIO
 from distill_bench.stop import DRIVER
 
 POLL_SECONDS = 0.1
-LIBRARIES = ["torch.distributed.fsdp", "accelerate", "diffusers.models", "transformers.modeling_utils", "peft", "scipy.stats"]
+LIBRARIES = [
+    "torch.distributed.fsdp", "accelerate", "diffusers.models.autoencoders", "diffusers.models.transformers",
+    "transformers.modeling_utils", "peft", "scipy.stats", "open_clip", "torch.utils.tensorboard", "pydantic", "rich.progress",
+]  # fmt: skip
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(LIBRARIES)
