@@ -391,8 +391,9 @@ def _seeds_needed_csv(results: Results) -> str:
 
 def _markdown(results: Results) -> str:
     parts = [results.question] if results.question else []
-    parts += ["## At the end of training", _markdown_table(table(results, results.main + COSTS)), CAPTION.format(bold="Bold")]
-    parts += [f"[{i}] {text}." for i, (text, _) in enumerate(results.footnotes, 1)]
+    found = table(results, results.main + COSTS)
+    parts += ["## At the end of training", _markdown_table(found), CAPTION.format(bold="Bold")]
+    parts += [f"[{i}] {text}." for i, text in _notes(results, found)]
     parts += [f"Note: {note}." for note in results.about["notes"]]
     parts += ["## At equal cost", _markdown_table(equal_cost(results)), equal_cost_caption(results)]
     baseline, apart = results.baseline, equal_cost_differences(results)
@@ -432,6 +433,12 @@ def differences_caption(results: Results) -> str:
 
 def show_p(p: float) -> str:
     return "—" if not isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _notes(results: Results, found: Table) -> list[tuple[int, str]]:
+    """The footnotes that cells of a table have, with their numbers on the page."""
+    marks = {mark for _, line in found.lines for cell in line for mark in cell.marks}
+    return [(i, text) for i, (text, _) in enumerate(results.footnotes, 1) if i in marks]
 
 
 def _markdown_table(found: Table) -> str:
@@ -498,8 +505,7 @@ def _tex(results: Results, found: Table, label: str, caption: str) -> str:
         tabulars.append("\n".join([rf"\begin{{tabular}}{{{form}}}", r"\toprule", *shown, r"\bottomrule", r"\end{tabular}"]))
     together = len(parts) * len(lines) <= TEX_PARTS
     floats = ["\n\\par\\medskip\n".join(tabulars)] if together else tabulars
-    marks = {mark for _, line in found.lines for cell in line for mark in cell.marks}
-    notes = [f"{i}: {text}." for i, (text, _) in enumerate(results.footnotes, 1) if i in marks]
+    notes = [f"{i}: {text}." for i, text in _notes(results, found)]
     name = re.sub("[^A-Za-z0-9]+", "-", results.name) + label
     whole = rf"\caption{{{tex(' '.join([results.question, caption, *notes]).strip())}}}" + f"\n\\label{{tab:{name}}}\n"
     captions = [whole] + [rf"\caption{{Table~\ref{{tab:{name}}}, continued.}}" + "\n"] * (len(floats) - 1)
