@@ -12,7 +12,7 @@ from functools import cache
 from math import inf, isfinite, nan, sqrt
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import special  # not scipy.stats, which takes a second to import
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -43,7 +43,7 @@ class Interval:
             return nan
         if self.error == 0:
             return 1.0 if self.mean == 0 else 0.0
-        return float(2 * distributions.t.sf(abs(self.mean) / self.error, self.dof))
+        return float(2 * special.stdtr(self.dof, -abs(self.mean) / self.error))
 
     def excludes(self, value: float) -> bool:
         """Whether the interval exists and does not contain `value`."""
@@ -51,7 +51,7 @@ class Interval:
 
 
 def _interval(mean: float, error: float, dof: float, n: int, confidence: float) -> Interval:
-    half = float(distributions.t.ppf((1 + confidence) / 2, dof)) * error
+    half = float(special.stdtrit(dof, (1 + confidence) / 2)) * error
     return Interval(mean, mean - half, mean + half, n, error, dof)
 
 
@@ -199,15 +199,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def power(seeds: int, sd: float, gap: float, confidence: float = CONFIDENCE) -> float:
     """Probability that a paired t test over `seeds` seeds sees a true difference `gap`; `sd` is of one seed's difference."""
-    shift, critical = abs(gap) / sd * sqrt(seeds), distributions.t.ppf((1 + confidence) / 2, seeds - 1)
+    shift, critical = abs(gap) / sd * sqrt(seeds), special.stdtrit(seeds - 1, (1 + confidence) / 2)
     bounds = critical * _chi_quantiles(seeds - 1)
-    return float(np.mean(distributions.norm.sf(bounds - shift) + distributions.norm.cdf(-bounds - shift)))
+    return float(np.mean(special.ndtr(shift - bounds) + special.ndtr(-bounds - shift)))
 
 
 @cache
 def _chi_quantiles(dof: int) -> np.ndarray:
     """Two thousand equally likely values of sqrt(chi2 / dof): scipy's noncentral t fails for few degrees and large shifts."""
-    return np.sqrt(distributions.chi2.ppf((np.arange(2000) + 0.5) / 2000, dof) / dof)
+    return np.sqrt(2 * special.gammaincinv(dof / 2, (np.arange(2000) + 0.5) / 2000) / dof)
 
 
 def seeds_needed(sd: float, gap: float, confidence: float = CONFIDENCE) -> int | None:
@@ -216,6 +216,6 @@ def seeds_needed(sd: float, gap: float, confidence: float = CONFIDENCE) -> int |
         return None
     if sd == 0:
         return 2
-    quantiles = distributions.norm.ppf((1 + confidence) / 2) + distributions.norm.ppf(POWER)
+    quantiles = special.ndtri((1 + confidence) / 2) + special.ndtri(POWER)
     fewest = max(2, int((quantiles * sd / gap) ** 2))  # of a normal test, which needs no more than t's
     return next((n for n in range(fewest, MOST_SEEDS + 1) if power(n, sd, gap, confidence) >= POWER), None)
