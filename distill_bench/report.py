@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,8 @@ def report(
             write_bytes(folder / name, text.encode())
     except (GatherError, ResultsError) as error:
         raise ReportError(str(error)) from error
-    _draw(folder)
     page = folder / "report.html"
-    write_bytes(page, html(results, found, folder).encode())
+    write_bytes(page, html(results, found, folder, _draw(folder)).encode())
     write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())
     return page
 
@@ -90,27 +89,35 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in GIVEN if (folder / name).is_file()}
 
 
-def _draw(folder: Path) -> None:
-    """Figures come from their own program, which knows only the files written so far."""
+def _draw(folder: Path) -> Callable[[], None]:
+    """Begin to draw; returns what waits for the end. Figures come from their own program, which knows only the files so far."""
     package = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(path for path in (package, os.environ.get("PYTHONPATH")) if path)
     command = [sys.executable, "-m", "distill_bench.plot", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
-    if done.returncode:
-        raise ReportError(f"{' '.join(command[1:])} failed: {done.stderr.strip()[-2000:]}")
+    env = os.environ | {"PYTHONPATH": paths}
+    drawing = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+
+    def wait() -> None:
+        _, said = drawing.communicate()
+        if drawing.returncode:
+            raise ReportError(f"{' '.join(command[1:])} failed: {said.strip()[-2000:]}")
+
+    return wait
 
 
 # --- the page ---
 
 
-def html(results: Results, found: Sweep, folder: Path) -> str:
-    """The whole report as one page without a single outside resource."""
+def html(results: Results, found: Sweep, folder: Path, drawn: Callable[[], None] = lambda: None) -> str:
+    """The whole report as one page without a single outside resource; `drawn` returns when the figures are there."""
     sources = {source.run_id: source for source in found.everything}
+    clips = wall(results, sources)
+    drawn()
     return _environment().get_template("report.html.j2").render(
         results=results,
         parts=page_parts(results),
         figures=_figures(folder),
-        wall=wall(results, sources),
+        wall=clips,
         groups=[(row, [sources[run.run_id] for run in row.runs]) for row in results.students],
         origin=origin,
         config=lambda source: yaml.safe_dump(source.config, sort_keys=False),
