@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -28,7 +27,7 @@ from distill_bench.features import of_first_rank, place
 from distill_bench.media import load_clips
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
-from distill_bench.store import differences, write_bytes
+from distill_bench.store import differences, unwritable, write_bytes
 
 NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"  # why an evaluator gives no score
 
@@ -87,7 +86,8 @@ def evaluate(
         if key in against:
             same_frames(clips, against[key], key)
     _refuse_mixture(out, of_first_rank(lambda: _read(out)), names, protocol, under)
-    of_first_rank(lambda: _check_writable(out))
+    if (why := of_first_rank(lambda: unwritable(out.parent))) is not None:
+        raise ValueError(f"cannot write {out}: {why}; name another file by --out")
     chosen = {}
     for name in names:
         evaluator = _with_settings(name, settings.get(name, {}))
@@ -132,14 +132,6 @@ def _read(out: Path) -> list[dict]:
             raise ValueError(f"{out}, line {number} is no score: another file would be written over; name one by --out")
         found.append(line)
     return found
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write {out}: {error.strerror}; name another file by --out") from error
 
 
 def _say(text: str) -> None:

@@ -76,7 +76,7 @@ class Extractor:
         reason = self.reason_to_refuse(clips)
         if reason is not None:
             raise ValueError(reason)
-        refuse_seen(self.seen, clips, f"{self.name} was trained on {{}} of these clips: a distance to them means nothing")
+        refuse_seen(self.seen, clips, self.name, "a distance to them means nothing")
         made_by = (f"{self.name}-v{self.version}", self.sha256, self.preprocessing, str(self.dim), self.code)
         return cached("\n".join(made_by), clips, lambda: self._features(clips))
 
@@ -93,11 +93,11 @@ class Extractor:
         return features
 
 
-def refuse_seen(seen: frozenset[int], clips: Clips, why: str) -> None:
-    """ValueError for clips that a network was trained on; `why` has a place for how many they are."""
+def refuse_seen(seen: frozenset[int], clips: Clips, name: str, why: str) -> None:
+    """ValueError for clips that a network was trained on."""
     known = len(seen.intersection(clips.digests))
     if known:
-        raise ValueError(why.format(known))
+        raise ValueError(f"{name} was trained on {known} of these clips: {why}")
 
 
 def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> Tensor:
@@ -368,7 +368,7 @@ class ClipModel:
         Raises:
             ValueError: if the clips were in its training, or its cosines are no numbers.
         """
-        refuse_seen(self.seen, clips, f"{self.id} was trained on {{}} of these clips: their scores mean nothing")
+        refuse_seen(self.seen, clips, self.id, "their scores mean nothing")
         kinds, kind = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
         with torch.no_grad():
             text = self.embed_text(kinds).float()

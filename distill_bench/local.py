@@ -23,7 +23,7 @@ from distill_bench.stop import DRIVER
 POLL_SECONDS = 0.1
 LIBRARIES = [
     "torch.distributed.fsdp", "accelerate", "diffusers.models.autoencoders", "diffusers.models.transformers",
-    "transformers.modeling_utils", "peft", "scipy.stats", "open_clip", "torch.utils.tensorboard", "pydantic", "rich.progress",
+    "transformers.modeling_utils", "peft", "open_clip", "torch.utils.tensorboard", "pydantic", "rich.progress",
 ]  # fmt: skip
 
 _forks = multiprocessing.get_context("forkserver")

@@ -168,9 +168,8 @@ def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
             first = folder / lines[0].file
             raise ValueError(f"{path} is {clips[i].shape}, {first} is {clips[0].shape}: all clips of a folder must be alike")
     frames = np.empty((len(clips), *clips[0].shape), np.uint8)
-    while clips:  # from the end, so that memory holds the clips once
-        frames[len(clips) - 1] = clips[-1]
-        clips.pop()
+    for i in reversed(range(len(clips))):  # so that memory holds the clips once
+        frames[i] = clips.pop()
     if all(line.file.lower().endswith(".npy") for line in lines):  # nothing else can hold another range
         _refuse_dark(frames)
     return frames, [line.prompt for line in lines], [i if line.seed is None else line.seed for i, line in enumerate(lines)], rate

@@ -126,7 +126,7 @@ class Sampler:
             torch.set_num_threads(config.threads)
         self.config, protocol = config, config.protocol
         self.device = place_of_launch()[2]
-        self.pipeline = self._pipeline(store)
+        self.pipeline: Pipeline = pipeline_of(config, self.device, store)
         self.dtype = getattr(torch, protocol.precision)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
         known = self.pipeline.prompts()
@@ -136,9 +136,6 @@ class Sampler:
         self.prompts = [known[order[i % distinct]] for i in range(protocol.clips)]
         self.seeds = [protocol.seed + i for i in range(protocol.clips)]
         self.texts = self.pipeline.texts(self.prompts)
-
-    def _pipeline(self, store: Path | None) -> Pipeline:
-        return pipeline_of(self.config, self.device, store)
 
     def placed(self, net: torch.nn.Module, offload: bool = False) -> torch.nn.Module:
         """The network where and in which precision it samples; with `offload` its blocks in host memory."""

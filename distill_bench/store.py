@@ -54,6 +54,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, or it cannot be made; None where it can."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        return error.strerror
+    return None
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -16,7 +16,6 @@ import signal
 import socket
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -64,6 +63,7 @@ from distill_bench.store import (
     result_of,
     start_of,
     state,
+    unwritable,
     write_bytes,
     write_json,
 )
@@ -170,12 +170,8 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> Sweep:
 def check_writable(*folders: Path) -> None:
     """ConfigError for a folder that cannot be written, or not be made: before anything is launched into it."""
     for folder in folders:
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        try:
-            with tempfile.TemporaryFile(dir=there) as probe:
-                probe.write(bytes(4096))
-        except OSError as error:
-            raise ConfigError(f"cannot write into {folder}: {error.strerror}") from error
+        if (why := unwritable(folder)) is not None:
+            raise ConfigError(f"cannot write into {folder}: {why}")
 
 
 def _refuse_protocols(name: str, runs: Iterable[RunConfig]) -> None:

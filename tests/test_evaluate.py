@@ -421,7 +421,7 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
         (["--set", "fvd.paper=3"], "fvd has no setting 'paper'"),
         (["--evaluators", "clip_score,motion", "--reference", "{b}/large"], "the teacher reference has 8 frames of 64x64"),
         (["--reference", "{b}/no=ne"], "b/no=ne"),
-        (["--evaluators", "motion", "--out", "{b}/none/m.jsonl"], "cannot write"),
+        (["--evaluators", "motion", "--out", "{b}/clips.npy/m.jsonl"], "cannot write"),
         (["--set", "clip_score.model=ViT-B-32:{b}/empty.pt", "--evaluators", "clip_score"], "no CLIP at"),
         (
             ["--set", "fvd.extractor={b}/own.py:wrong", "--evaluators", "fvd", "--reference", "{b}"],
@@ -468,6 +468,11 @@ def test_what_is_no_file_of_scores_is_not_written_over(tmp_path):
         with pytest.raises(ValueError, match="notes, line . is no score: another file would be written over"):
             evaluate(folder, {}, ["motion"], out=tmp_path / "notes")
         assert (tmp_path / "notes").read_text() == text
+
+
+def test_scores_may_go_into_a_new_folder(tmp_path):
+    lines = evaluate(write(tmp_path / "a"), {}, ["motion"], out=tmp_path / "new" / "folder" / "metrics.jsonl")
+    assert lines and read_jsonl(tmp_path / "new" / "folder" / "metrics.jsonl") == lines
 
 
 def test_one_protocol_by_name_with_other_references_is_refused(tmp_path):
