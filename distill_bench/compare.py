@@ -46,9 +46,9 @@ def find_run(name: str, store: Path) -> Source:
 
 
 def config_differences(a: Source, b: Source) -> list[tuple[str, Any, Any]]:
-    """Keys of the resolved configs, and of code and host, that differ; fields that came after a run have defaults."""
+    """Keys of the resolved configs, and of code and hardware, that differ; fields that came after a run have defaults."""
     mine, theirs = ({"method": run.method} | flat(_with_defaults(run.config)) for run in (a, b))
-    for key in ("code_fingerprint", "commit", "version", "protocol"):
+    for key in ("code_fingerprint", "commit", "version", "hardware", "protocol"):
         mine[key], theirs[key] = a.known(key), b.known(key)
     keys = dict.fromkeys([*mine, *theirs])
     return [(key, mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key) and key != "method.name"]

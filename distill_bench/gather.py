@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -33,6 +34,7 @@ COST_COLUMNS = [
     "version",
     "commit",
     "code_fingerprint",
+    "hardware",
 ]
 # Fields of a run that do not change what it computes: never a reason for a row of its own.
 NOT_IDENTITY = {"seed", "teacher", "protocol.evaluators", "checkpoint_every", "log_every", "trackers", "threads"}
@@ -288,22 +290,26 @@ def _prompts(found: Sweep) -> list[int] | None:
 
 
 def _notes(runs: Sequence[Source]) -> list[str]:
-    """What a reader must know before trusting a mean: scores that are no number, unlike code within a method."""
+    """What a reader must know before trusting a mean: scores that are no number, unlike code within a method, unlike hardware."""
     notes = []
     for run in runs:
         broken = [column for column, score in run.scores.items() if number(score["value"]) is None]
         if broken and run.status == DONE:
             notes.append(f"{run.run_id} is done, but not finite and left out of the mean: {', '.join(broken)}")
     for method in dict.fromkeys(run.method for run in runs):
-        prints: dict[str, int] = {}
-        for run in runs:
-            code = run.known("code_fingerprint")
-            if run.method == method and run.result and code:
-                prints[str(code)] = prints.get(str(code), 0) + 1
-        if len(prints) > 1:
-            parts = ", ".join(f"{code} in {count} runs" for code, count in prints.items())
-            notes.append(f"{method} ran with {len(prints)} versions of its code ({parts})")
+        codes, parts = _kinds((run for run in runs if run.method == method), "code_fingerprint")
+        if codes > 1:
+            notes.append(f"{method} ran with {codes} versions of its code ({parts})")
+    devices, parts = _kinds(runs, "hardware")
+    if devices > 1:
+        notes.append(f"the runs are of {devices} kinds of hardware ({parts}): a seed gives other numbers on another kind")
     return notes
+
+
+def _kinds(runs: Iterable[Source], key: str) -> tuple[int, str]:
+    """How many values of a key the runs with a result have, and these with their counts."""
+    kinds = Counter(str(run.known(key)) for run in runs if run.result and run.known(key))
+    return len(kinds), ", ".join(f"{kind} in {count} runs" for kind, count in kinds.items())
 
 
 def _provenance(found: Sweep) -> dict[str, str]:
@@ -317,6 +323,7 @@ def _provenance(found: Sweep) -> dict[str, str]:
         "version": distinct(run.known("version") for run in found.runs),
         "commit": distinct(_commit(run) for run in found.runs),
         "code": distinct(run.known("code_fingerprint") for run in found.runs),
+        "hardware": distinct(run.known("hardware") for run in found.runs),
     }
 
 

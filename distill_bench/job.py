@@ -152,7 +152,7 @@ def _record(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:
     diff = dirty_diff()
     if diff:
         write_bytes(attempt / "dirty.diff", diff.encode())
-    began = [code for code in _codes(run_dir) if code]
+    began = [code for code in _of_attempts(run_dir, "code_fingerprint") if code]
     if began[0] != code and not allow_changed_code and (checkpoint.found(run_dir) or (run_dir / "train.json").is_file()):
         raise CodeChanged(
             f"the code has changed since this run began (fingerprint {began[0]}, now {code}): "
@@ -160,10 +160,10 @@ def _record(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:
         )
 
 
-def _codes(run_dir: Path) -> list[str]:
-    """The code fingerprints of a run's attempts, each once, oldest first."""
+def _of_attempts(run_dir: Path, key: str) -> list[str]:
+    """What a run's attempts record under a key, each once, oldest first."""
     starts = [start_of(attempt) for attempt in attempts(run_dir)]
-    return list(dict.fromkeys(start["code_fingerprint"] for start in starts if "code_fingerprint" in start))
+    return list(dict.fromkeys(start[key] for start in starts if key in start))
 
 
 def _stopped(run_dir: Path, mine: Claim, stop: StopRequest) -> int:
@@ -215,7 +215,8 @@ def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "protocol": protocol_hash(config),
         "references": {kind: str(folder.relative_to(run_dir.parent)) for kind, folder in folders.items()},
         "version": __version__,
-        "code_fingerprint": "+".join(_codes(run_dir)),
+        "code_fingerprint": "+".join(_of_attempts(run_dir, "code_fingerprint")),
+        "hardware": " + ".join(_of_attempts(run_dir, "hardware")),
         "cost_key": cost_key(config),
     }
 

@@ -619,11 +619,17 @@ def by_bin(folder: Path | Results, name: str) -> Figure | None:
         values = [_late_mean(row, key) for key in bins]
         style = look if _numeric(bins) else look | {"linestyle": "none"}
         axes.plot([i for i, v in enumerate(values) if isfinite(v)], [v for v in values if isfinite(v)], **style, linewidth=1.1)
-        axes.set_xticks(
-            range(len(bins)), labels, rotation=40 if max(map(len, labels)) > 3 else 0, ha="right", rotation_mode="anchor"
-        )
+        if len(bins) > 1 and max(map(len, labels)) > 3:
+            axes.set_xticks(range(len(bins)), labels, rotation=40, ha="right", rotation_mode="anchor")
+        else:
+            axes.set_xticks(range(len(bins)), labels)
 
-    return _panel_grid(results, [name], unit.strip("_ ") or "bin", line)
+    return _panel_grid(results, [name], unit.strip("_ ") or ("bin" if _numeric(bins) else ""), line)
+
+
+def _logs(row: Row, key: str) -> bool:
+    """Whether a row's runs log a key, or it by bin."""
+    return any(name == key or name.startswith(f"{key}/") for run in row.runs for line in run.training for name in line)
 
 
 def _late_mean(row: Row, key: str) -> float:
@@ -640,10 +646,11 @@ def _late_mean(row: Row, key: str) -> float:
 def _panel_grid(
     results: Results, keys: Sequence[str], x_title: str, line: Callable[[Axes, Row, str, dict], None]
 ) -> Figure | None:
-    """A line of panels a key, a panel a place on the axis, a line a series."""
+    """A line of panels a key, a panel a place on the axis where any of them is logged, a line a series."""
     if not keys:
         return None
     panels, series = _panels(results), _key(results)
+    panels = [(title, rows) for title, rows in panels if any(_logs(row, key) for row in rows for key in keys)]
     with plt.rc_context(STYLE):
         size = (max(SIZE[0], 0.5 + 2.2 * len(panels)), 0.7 + 1.8 * len(keys))
         figure, grid = plt.subplots(len(keys), len(panels), figsize=size, sharey="row", sharex=True, squeeze=False)

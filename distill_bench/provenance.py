@@ -33,6 +33,7 @@ def provenance() -> dict:
         "python": platform.python_version(),
         "executable": sys.executable,
         "packages": {name: _version(name) for name in PACKAGES},
+        "hardware": hardware(),
         "machine": {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count(), "gpus": _gpus()},
         "slurm": {key: value for key, value in sorted(os.environ.items()) if key in SLURM_KEYS},
     }
@@ -42,6 +43,11 @@ SLURM_KEYS = {
     "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION",
     "SLURM_JOB_NODELIST", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ACCOUNT", "SLURM_JOB_QOS",
 }  # fmt: skip
+
+
+def hardware() -> str:
+    """The kind of device that a run computes on: another kind rounds otherwise, and training makes much of that in some runs."""
+    return ", ".join(dict.fromkeys(_gpus())) or _cpu()
 
 
 def dirty_diff() -> str:
@@ -87,11 +93,14 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
+    """The processor's name with its numbers: virtual machines call unlike ones by one name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return platform.processor() or platform.machine()
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    numbers = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
+    return " ".join([said.get("model name") or platform.machine(), *numbers])
 
 
 def _gpus() -> list[str]:

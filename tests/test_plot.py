@@ -102,6 +102,15 @@ def test_what_is_logged_by_bin_is_drawn_by_bin(folder):
     plt.close(figure)
 
 
+def test_a_place_where_no_run_logs_a_quantity_has_no_panel(folder):
+    path, places = folder / "training.csv", {run.run_id: run.line["fake_score_updates"] for run in load(folder).runs}
+    head, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([head, *(line for line in lines if places[line.partition(",")[0]] == "1")]))
+    figure = by_bin(folder, "gap")
+    assert [axes.get_title() for axes in figure.axes] == ["fake_score_updates=1"]
+    plt.close(figure)
+
+
 def test_differences_are_filled_only_where_they_are_sure(folder):
     figure = differences(folder)
     distance = figure.axes[0]

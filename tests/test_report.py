@@ -130,6 +130,17 @@ def test_unlike_code_is_said(tmp_path):
     assert "2 versions of its code" in tables(results)["table.md"]
 
 
+def test_unlike_hardware_is_said(tmp_path):
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("beta", 0, 1, 2.0), ("beta", 1, 1, 2.0)])
+    for path in store.glob("*/attempts/001/start.json"):
+        kind = "Xeon family 6 model 1" if "beta-s1" in str(path) else "Xeon family 6 model 2"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": kind}))
+    results = results_of(store, tmp_path / "data")
+    (note,) = results.about["notes"]
+    assert "2 kinds of hardware" in note and "model 1 in 1 runs" in note and "model 2 in 2 runs" in note
+    assert {run.line["hardware"] for run in results.runs} == {"Xeon family 6 model 1", "Xeon family 6 model 2"}
+
+
 # --- rows ---
 
 

@@ -14,6 +14,7 @@ from ends import assert_same_ends, workers
 
 from distill_bench import checkpoint
 from distill_bench.config import resolve
+from distill_bench.provenance import hardware
 from distill_bench.sweep import _place_in_queue, main
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +72,7 @@ def test_a_sweep_makes_its_tables_and_a_second_call_makes_nothing_again(sweep_ya
     runs = [row for row in rows(tmp_path) if row["status"] != "reference"]
     assert {(row["method"], row["status"]) for row in runs} == {("dmd2", "done"), ("own", "done")}
     assert all(float(row["motion"]) >= 0 and float(row["train_seconds"]) > 0 for row in runs)
+    assert {row["hardware"] for row in runs} == {hardware()}
     assert {"teacher", "untrained", "noise"} <= {row["method"] for row in rows(tmp_path) if row["status"] == "reference"}
     folder = tmp_path / "results" / "tiny"
     assert all((folder / name).stat().st_size for name in ("table.csv", "table.md", "table.tex", "report.html"))
