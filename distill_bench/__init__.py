@@ -1,4 +1,18 @@
-"""distill_bench: compares objectives that distil video diffusion models into few-step students."""
+"""distill_bench: compares objectives that distil video diffusion models into few-step students.
+
+Where to look, in the order in which a run goes through it:
+
+the line            sweep > train > sample > evaluate > report > plot, and job, which does one run of it
+contracts           method (an objective), evaluator (a metric); registry finds both, testing holds objectives against theirs
+the border          config (YAML, runs, their ids), cli, teacher (what a name means), protocol (what makes rows comparable)
+training            noise, draws (randomness), rollout, cost (the ledger), signals, extras, discriminator, checkpoint
+networks            models and architectures (diffusers), networks (how a run holds them: masters, adapters, sharding), texts and
+                    embed, memory (what a run will need), export and schedulers (students as pipelines)
+the embedded domain shapes (its clips), autoencoder, encoders, pretrain (trains what ships), gaussian (the teacher in closed form)
+clips               media (folders of them), features (networks that look at them), controls (clips wrong in a known way)
+running             store (a folder a run), local, slurm, scheduler, stop, status, provenance
+tables              gather (store to data files), results (rows), stats, tables, compare, verify
+"""
 
 from pathlib import Path
 

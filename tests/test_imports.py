@@ -1,9 +1,12 @@
 """The import rule: the harness knows no method and no metric, plugins know only the harness, later stages are never imported."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+import distill_bench
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["train", "sample", "evaluate", "report", "plot"]
@@ -65,3 +68,9 @@ def test_every_file_keeps_the_import_rule(path):
 )
 def test_a_planted_violation_is_found(path, source):
     assert violations(path, source)
+
+
+def test_every_module_has_its_place_on_the_map():
+    words = set(re.findall(r"\w+", distill_bench.__doc__))
+    there = {path.stem for path in (ROOT / "distill_bench").glob("*.py")} - {"__init__"}
+    assert there <= words, f"distill_bench/__init__.py does not say where to look for {sorted(there - words)}"
