@@ -7,12 +7,18 @@ from torch import Tensor, nn
 
 
 def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network in a dtype, in place, but for what its class keeps in float32 (norms, time embedding), as diffusers does."""
-    kept = set(getattr(net, "_keep_in_fp32_modules", None) or ())
-    for name, parameter in net.named_parameters():
-        if not kept & set(name.split(".")):
+    """The network in a dtype, in place, but for what stays in float32."""
+    kept = kept_in_float32(net)
+    for parameter in net.parameters():
+        if parameter not in kept:
             parameter.data = parameter.data.to(dtype)
     return net
+
+
+def kept_in_float32(net: nn.Module) -> set[nn.Parameter]:
+    """What a network's class keeps in float32 (norms, time embedding), as diffusers reads it."""
+    modules = set(getattr(net, "_keep_in_fp32_modules", None) or ())
+    return {parameter for name, parameter in net.named_parameters() if modules & set(name.split("."))}
 
 
 class Masters(nn.Module):

@@ -477,9 +477,11 @@ def _shared(found: Prediction, share: int, gathered: int) -> Prediction:
         return {role: math.ceil(size / share) for role, size in sizes.items()}
 
     gradients = part(found.gradients)
+    # shards of what has masters are these, and of the network beside them what is its own master: no bfloat16 is held
+    own = {role: found.moments[role] // MOMENTS - size for role, size in found.masters.items() if size}
     return dataclasses.replace(
         found,
-        weights=part(found.weights), masters=part(found.masters), gradients=gradients, moments=part(found.moments),
+        weights=part({**found.weights, **own}), masters=part(found.masters), gradients=gradients, moments=part(found.moments),
         ema=math.ceil(found.ema / share),
         stages={
             role: tuple(size - found.gradients[role] + gradients[role] + 2 * gathered for size in stages)

@@ -2,9 +2,8 @@
 
 FSDP averages gradients itself, in each backward. Weights are gathered by block for a forward or backward and dropped after it,
 the root's as well: what averages or saves weights between passes must find shards. Traps: a forward that a hook stops by an
-exception must still end as one (`Reached`); a moving average cannot be laid over gathered weights (it is a network of its own).
-Weights gathered in bfloat16 are so without exception: FSDP has one dtype for all of a block, and what unsharded networks keep in
-float32 (`distill_bench.masters.cast`: tables of single parameters among it) is rounded as well. Losses then differ in rounding.
+exception must still end as one (`Reached`); a moving average cannot be laid over gathered weights (it is a network of its own);
+of weights gathered in bfloat16 those that unsharded networks keep in float32 are to be named one by one.
 """
 
 import warnings
@@ -17,6 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill_bench.architectures import architecture_called
+from distill_bench.masters import kept_in_float32
 
 
 class Reached(Exception):
@@ -36,8 +36,12 @@ def shard(net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, 
     """Shard a network in place, block by block.
 
     Args:
-        compute: what weights are gathered and used in; None is as they are. The shards stay float32: they are the masters.
+        compute: what weights are gathered and used in, but for those that stay in float32; None is as they are. The shards are as
+            they are: the masters of what is trained.
         offload: shards lie in host memory between their uses.
+
+    Raises:
+        ValueError: for `compute` with a torch that would round what stays in float32.
     """
     forward = net.forward
 
@@ -49,8 +53,14 @@ def shard(net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, 
 
     net.forward = stoppable  # inside FSDP's hooks: they see an output, and gather weights for its backward
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # nothing here is in place on it
+    precision = {"param_dtype": compute, "reduce_dtype": compute and torch.float32, "cast_forward_inputs": False}
+    kept = kept_in_float32(net) if compute else set()
+    if kept:
+        if not hasattr(MixedPrecisionPolicy, "param_dtype_override_fn"):
+            raise ValueError(f"sharding with weights: bfloat16 needs torch 2.15, here is {torch.__version__}")
+        precision["param_dtype_override_fn"] = lambda parameter: parameter.dtype if parameter in kept else None
     policies = {
-        "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False),
+        "mp_policy": MixedPrecisionPolicy(**precision),
         "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
     }
     for block in architecture_called(net).blocks(net):

@@ -1,6 +1,6 @@
 """What each of two processes does in test_sharding.py: trains the run folders given, `FOLDER:stop` for one update alone.
 
-Writes FOLDER/held.json: by role the share of its weights that this process (the first) held before it trained.
+Writes FOLDER/held.json: by role the share of its weights that this process (the first) held before it trained, and their bytes.
 """
 
 import sys
@@ -26,8 +26,9 @@ class Watched(training.Trainer):
             if any(True for _ in net.parameters())
         }
         held |= {"moving average": sum(local(v).numel() for v in self.ema.values()) / sum(v.numel() for v in self.ema.values())}
+        size = {role: sum(local(p).numel() * p.element_size() for p in net.parameters()) for role, net in nets.items()}
         if self.accelerator.is_main_process:
-            write_json(self.run_dir / "held.json", held)
+            write_json(self.run_dir / "held.json", {"shares": held, "bytes": size})
 
 
 if __name__ == "__main__":
