@@ -1,5 +1,6 @@
 """Extra data that a method may declare in `needs`, or a run in `student_input`: made once and cached in the store."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor
 from distill_bench.config import RunConfig, method_of
 from distill_bench.cost import Ledger
 from distill_bench.draws import Draws, generator
+from distill_bench.masters import cast
 from distill_bench.models import Denoiser, Guided, Pipeline
 from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
@@ -20,6 +22,7 @@ from distill_bench.store import once, read_jsonl, write_bytes
 from distill_bench.texts import Texts
 
 ODE_PAIRS, ODE_STEPS = 256, 24
+TOGETHER, VALUES = 16, 2**26  # pairs that are drawn at once, and values of their frames, which cut that of large clips
 REAL_LATENTS, FIRST_KEY = 432, 2_000_000  # keys of rendered clips that neither teacher nor evaluators have seen
 
 Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
@@ -58,7 +61,7 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
         return _provider("real_latents", {"x0": x0}, pipeline.texts(prompts), list(range(len(prompts))))
     known = pipeline.prompts()[:REAL_LATENTS]
     which = [i % len(known) for i in range(REAL_LATENTS)]
-    key = [config.teacher_hash, config.frames, config.height, config.width, REAL_LATENTS, FIRST_KEY]
+    key = [config.teacher_hash, config.frames, config.height, config.width, REAL_LATENTS, FIRST_KEY, *_own_prompts(config)]
     keys = range(FIRST_KEY, FIRST_KEY + REAL_LATENTS)
     x0 = pipeline.data([known[which[0]]], [FIRST_KEY])
     if x0 is None:
@@ -69,8 +72,8 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
         raise ValueError(
             f"rendered clips make latents {tuple(x0.shape[1:])}, the run's are {tuple(expected)}; name a folder in `data`"
         )
-    made = _cached(store, "real_latents", key, lambda: {"x0": pipeline.data([known[i] for i in which], list(keys)).cpu()})
-    return _provider("real_latents", made, pipeline.texts(known), which)
+    made = _made(store, "real_latents", key, lambda: {"x0": pipeline.data([known[i] for i in which], list(keys)).cpu()})
+    return _provider("real_latents", load_file(made), pipeline.texts(known), which)
 
 
 PROVIDERS = {"ode_pairs": ode_pairs, "real_latents": real_latents}
@@ -88,32 +91,55 @@ def _provider(purpose: str, tensors: dict[str, Tensor], texts: Texts, which: lis
 
 
 def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tuple[dict[str, Tensor], Texts, list[int]]:
+    """Guided ODE samples in the precision of the run's own passes, file by file: shared by ranks, and not lost with a process."""
     shape = pipeline.latent_shape(config.frames, config.height, config.width)
+    low = config.precision == "bfloat16"
     key = [config.teacher_hash, config.guidance_scale, config.shift, ODE_PAIRS, ODE_STEPS, *shape]
+    key += _own_prompts(config) + ([config.precision, config.weights] if low else [])
     prompts = pipeline.prompts()[:ODE_PAIRS]
     texts = pipeline.texts(prompts)
     which = [i % len(prompts) for i in range(ODE_PAIRS)]
+    together = max(1, min(TOGETHER, VALUES // (3 * config.frames * config.height * config.width)))
 
-    def make() -> dict[str, Tensor]:
-        teacher = Guided(
-            Denoiser(pipeline.transformer.to(pipeline.device), "teacher", Ledger(1)), texts.null_text, config.guidance_scale
-        )
+    @functools.cache
+    def teacher() -> Guided:
+        net = cast(pipeline.transformer, torch.bfloat16) if config.weights == "bfloat16" else pipeline.transformer
+        denoiser = Denoiser(net.to(pipeline.device), "teacher", Ledger(1), torch.bfloat16 if low else None)
+        return Guided(denoiser, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched")
+
+    def make(first: int) -> dict[str, Tensor]:
+        some = range(first, min(first + together, ODE_PAIRS))
+        print(f"the teacher's samples {first} to {some[-1]} of {ODE_PAIRS}", flush=True)
+        noise = torch.stack([torch.randn(*shape, generator=generator("ode_pairs", i)) for i in some])
         sigmas = teacher_sigmas(ODE_STEPS, config.shift).to(pipeline.device)
-        noise = torch.stack([torch.randn(*shape, generator=generator("ode_pairs", i)) for i in range(ODE_PAIRS)])
-        x0 = [
-            euler(teacher, noise[i : i + 16].to(pipeline.device), sigmas, texts.rows(which[i : i + 16])).cpu()
-            for i in range(0, ODE_PAIRS, 16)
-        ]
-        return {"noise": noise, "x0": torch.cat(x0)}
+        x0 = euler(teacher(), noise.to(pipeline.device), sigmas, texts.rows(which[i] for i in some))
+        return {"noise": noise, "x0": x0.cpu()}
 
-    return _cached(store, "ode_pairs", key, make), texts, which
+    def files(wait: bool) -> list[Path]:
+        firsts = range(0, ODE_PAIRS, together)
+        return [_made(store, "ode_pairs", [*key, first, together], functools.partial(make, first), wait) for first in firsts]
+
+    files(wait=False)  # what nobody else is making
+    made = [load_file(path) for path in files(wait=True)]
+    if teacher.cache_info().currsize:
+        pipeline.transformer.to("cpu")  # where whoever runs it next expects it
+    return {name: torch.cat([part[name] for part in made]) for name in made[0]}, texts, which
 
 
-def _cached(store: Path, name: str, key: list, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `make` gives, from extras/<name>-<hash of key>.safetensors once it is there."""
+def _own_prompts(config: RunConfig) -> list[str]:
+    """What the prompts of a run count as, where they are not its teacher's."""
+    return [config.prompts_hash] if config.prompts is not None else []
+
+
+def _made(store: Path, name: str, key: list, make: Callable[[], dict[str, Tensor]], wait: bool = True) -> Path:
+    """The file extras/<name>-<hash of key>.safetensors with what `make` gives; without `wait` it may be still in the making."""
     path = store / "extras" / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
-    once(path.with_suffix(""), path.is_file, lambda: write_bytes(path, save({k: v.contiguous() for k, v in make().items()})))
-    return load_file(path)
+
+    def write() -> None:
+        write_bytes(path, save({k: v.contiguous() for k, v in make().items()}))
+
+    once(path.with_suffix(""), path.is_file, write, wait)
+    return path
 
 
 def _clips(config: RunConfig, pipeline: Pipeline) -> tuple[list[str], Tensor]:
