@@ -46,11 +46,15 @@ def test_every_row_has_the_prompts_and_its_seeds(rows):
 
 def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_protocol(rows, tmp_path):
     config, folders = rows
-    held = config.model_copy(update={"teacher_offload": True, "guidance_forwards": "sequential"})
+    held = config.model_copy(update={"teacher_offload": True})
+    sequential = config.model_copy(update={"guidance_forwards": "sequential"})
     low = config.model_copy(update={"protocol": config.protocol.model_copy(update={"precision": "bfloat16"})})
-    assert protocol_hash(held) == protocol_hash(config) != protocol_hash(low)
+    assert protocol_hash(held) == protocol_hash(sequential) == protocol_hash(config) != protocol_hash(low)
     for kind, folder in references(held, tmp_path / "held").items():
         assert load_clips(folder).digest == load_clips(folders[kind]).digest, kind
+    made = references(sequential, tmp_path / "sequential")
+    for kind in ("teacher", "teacher_other", "untrained"):  # some processors round otherwise for half as many samples
+        assert np.abs(load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames).max() <= 1, kind
     made = references(low, tmp_path / "low")
     for kind in ("teacher", "teacher_other", "untrained"):
         apart = np.abs(load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames)
