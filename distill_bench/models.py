@@ -38,6 +38,10 @@ from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_e
 
 SHARD = 128  # embeddings a file
 
+if not sys.stderr.isatty():  # a job's log has lines, not bars
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
 
 @dataclass(frozen=True)
 class TextPipeline:

@@ -139,11 +139,23 @@ class Embeddings:
 
     @cached_property
     def shards(self) -> dict[str, Any]:
-        """Every embedding's key -> its open shard."""
-        from safetensors import safe_open
+        """Every embedding's key -> its open shard.
 
-        opened = [safe_open(path, "pt") for path in sorted(self.folder.glob("*.safetensors"))]
-        return {key: shard for shard in opened for key in shard.keys()}  # noqa: SIM118 - no mapping
+        Raises:
+            TeacherError: for a shard that cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        found = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                shard = safe_open(path, "pt")
+            except (OSError, SafetensorError) as error:
+                raise TeacherError(
+                    f"embeddings {path} cannot be read ({error}): remove it, to have its prompts encoded again"
+                ) from error
+            found |= dict.fromkeys(shard.keys(), shard)
+        return found
 
     def __contains__(self, prompt: str) -> bool:
         return text_key(prompt) in self.shards

@@ -108,6 +108,20 @@ def test_prompts_that_are_there_are_not_encoded_again(tiny_wan, prompts, tmp_pat
     assert embedding.embed(str(tiny_wan), [prompts, more], tmp_path)[1] == 0
 
 
+def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, capsys):
+    folder, _ = embedding.embed(str(tiny_wan), [prompts], tmp_path)
+    (shard,) = folder.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(SystemExit) as ended:
+        embedding.main([str(tiny_wan), str(prompts), "--store", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert (
+        ended.value.code == 2 and f"embeddings {shard} cannot be read" in said and "remove it" in said and said.count("\n") == 1
+    )
+    shard.unlink()
+    assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == len(PROMPTS) + 1
+
+
 def test_stopped_between_two_shards_it_goes_on(tiny_wan, prompts, tmp_path, monkeypatch):
     write = models.write_shard
 
