@@ -15,6 +15,8 @@ import numpy as np
 from distill_bench.gather import DONE, REFERENCE
 from distill_bench.stats import Interval, crossed_interval, mean_interval
 
+WRITE_AGAIN = "`python -m distill_bench.report SWEEP` writes it"
+
 
 class ResultsError(ValueError):
     """The folder holds no results that can be read; one line that says why."""
@@ -248,12 +250,15 @@ def load(folder: Path) -> Results:
     """The results in a folder that `distill_bench.report` wrote.
 
     Raises:
-        ResultsError: if a data file is missing.
+        ResultsError: if a data file is missing or cut off.
     """
     for name in ("sweep.json", "runs.csv"):
         if not (folder / name).is_file():
-            raise ResultsError(f"no {name} in {folder}; `python -m distill_bench.report SWEEP` writes it")
-    about = json.loads((folder / "sweep.json").read_text())
+            raise ResultsError(f"no {name} in {folder}; {WRITE_AGAIN}")
+    try:
+        about = json.loads((folder / "sweep.json").read_text())
+    except ValueError as error:
+        raise ResultsError(f"{folder / 'sweep.json'} is cut off or damaged ({error}); {WRITE_AGAIN}") from error
     clips: dict[str, dict[str, np.ndarray]] = {}
     for line in read_csv(folder / "clips.csv"):
         clips.setdefault(line["run_id"], {})[line["column"]] = np.array(line["values"].split(), dtype=float)
@@ -267,11 +272,19 @@ def load(folder: Path) -> Results:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file; none where there is no file."""
+    """The lines of a CSV file; none where there is no file.
+
+    Raises:
+        ResultsError: for a line that has not all of its cells.
+    """
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        lines = list(csv.DictReader(file))
+    for number, line in enumerate(lines, 2):
+        if None in line or None in line.values():
+            raise ResultsError(f"{path}:{number} has not one cell a column: it is cut off or damaged; {WRITE_AGAIN}")
+    return lines
 
 
 def _by_run(path: Path) -> dict[str, list[dict[str, float]]]:
@@ -333,7 +346,7 @@ def _between(groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str 
     for place, key in enumerate(swept, 1):
         values = {group[0]: {other[place] for other in groups if other[0] == group[0]} for group in groups}
         alone = all(len(each) == 1 for each in values.values())
-        if key != axis and not key.startswith("method.") and alone and len(set.union(*values.values())) > 1:
+        if key != axis and not key.startswith("method.") and alone and len(set().union(*values.values())) > 1:
             found[key] = Counter(group[place] for group in groups).most_common(1)[0][0]
     return found
 

@@ -87,6 +87,16 @@ def test_a_file_that_is_gone_is_missed(made, name):
     assert any(line.startswith(f"{name} is missing") for line in verify(made[0]))
 
 
+@pytest.mark.parametrize("name", ["sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_data_file_that_is_cut_off_is_named(made, name, share, capsys):
+    folder, _ = made
+    text = (folder / name).read_bytes()
+    (folder / name).write_bytes(text[: int(share * len(text))])
+    assert main([str(folder)]) in (1, 2)
+    assert name in "".join(capsys.readouterr())
+
+
 def test_no_results_is_an_error_of_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no sweep.json" in capsys.readouterr().err
