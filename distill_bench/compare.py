@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_bench.config import RunConfig
-from distill_bench.gather import Source, number, read_run
+from distill_bench.gather import GatherError, Source, number, read_run
 from distill_bench.results import COSTS
 from distill_bench.stats import Interval, crossed_interval
 from distill_bench.store import flat, read_jsonl
@@ -38,7 +38,7 @@ def find_run(name: str, store: Path) -> Source:
     for folder in (Path(name), store / name):
         if (folder / "run.yaml").is_file():
             return read_run(folder.resolve())
-    found = sorted(path.parent for path in store.glob(f"{name}*/run.yaml"))
+    found = sorted(path.parent for path in store.glob("*/run.yaml") if path.parent.name.startswith(name))
     if len(found) == 1:
         return read_run(found[0])
     told = f"could be {', '.join(path.name for path in found[:5])}" if found else f"is neither a run folder nor a run in {store}"
@@ -63,7 +63,8 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 def score_differences(a: Source, b: Source) -> list[tuple[str, float | None, float | None, str]]:
     """Name, both values and B - A of every score and cost, in words; why not, where the two do not compare."""
     lines, names = [], _names(a.scores | b.scores)
-    same_clips = _prompts(a) == _prompts(b) and bool(_prompts(a))
+    drawn = _prompts(a)
+    prompts = [prompt for prompt, _ in drawn] if drawn == _prompts(b) else None
     for column in dict.fromkeys([*a.scores, *b.scores]):
         mine, theirs = a.scores.get(column, {}), b.scores.get(column, {})
         values = number(mine.get("value")), number(theirs.get("value"))
@@ -73,7 +74,7 @@ def score_differences(a: Source, b: Source) -> list[tuple[str, float | None, flo
         elif unlike:
             told = f"not comparable: {unlike[0]} {mine.get(unlike[0])} and {theirs.get(unlike[0])}"
         else:
-            told = show_interval(_difference(mine, theirs, same_clips), sign="+")
+            told = show_interval(_difference(mine, theirs, prompts), sign="+")
         lines.append((names[column], *values, told))
     for cost in COSTS:
         mine, theirs = (number(run.result.get(cost.column)) for run in (a, b))
@@ -94,10 +95,11 @@ def _names(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return names
 
 
-def _difference(a: dict[str, Any], b: dict[str, Any], same_clips: bool) -> Interval:
+def _difference(a: dict[str, Any], b: dict[str, Any], prompts: Sequence[str] | None) -> Interval:
+    """Over clips where both have the same, those of one prompt together."""
     mine, theirs = a.get("per_clip") or [], b.get("per_clip") or []
-    if same_clips and mine and len(mine) == len(theirs):
-        return crossed_interval(np.subtract(theirs, mine)[None], seeds_vary=False)
+    if prompts and len(mine) == len(theirs) == len(prompts):
+        return crossed_interval(np.subtract(theirs, mine)[None], clusters=prompts, seeds_vary=False)
     difference = b["value"] - a["value"]
     return Interval(difference, np.nan, np.nan, 1)
 
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         a, b = (find_run(name, options.store) for name in options.run)
-    except CompareError as error:
+    except (CompareError, GatherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     show(a, b, Console(width=None if sys.stdout.isatty() else 120))

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distill_bench.store import attempts, differences, flat, read_json, read_jsonl, read_record, result_of, state
+from distill_bench.store import attempts, differences, first_line, flat, read_json, read_jsonl, read_record, result_of, state
 
 RUN_COLUMNS = ["run_id", "method", "seed", "status", "student_updates", "fake_score_updates", "nfe"]
 COST_COLUMNS = [
@@ -119,7 +119,11 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
 def read_run(folder: Path) -> Source:
     """What a run's folder says, whatever has become of it."""
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", folder.name)
-    config = yaml.safe_load((folder / "run.yaml").read_text()) if (folder / "run.yaml").is_file() else {}
+    try:
+        config = yaml.safe_load((folder / "run.yaml").read_text()) if (folder / "run.yaml").is_file() else {}
+        dict(config)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise GatherError(f"{folder / 'run.yaml'} is damaged: {first_line(error)}") from error
     tried = attempts(folder)
     result, scores = result_of(folder) or {}, _scores(folder)
     checkpoints = {int(p.name): _scores(p) for p in (folder / "samples").glob("*") if p.name.isdigit()}

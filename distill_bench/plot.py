@@ -164,9 +164,14 @@ def drawings(results: Results) -> Iterator[Drawing]:
 
 def _load(folder: Path | Results) -> Results:
     try:
-        return folder if isinstance(folder, Results) else load(Path(folder))
+        return folder if isinstance(folder, Results) else load(_folder(Path(folder)))
     except ResultsError as error:
         raise PlotError(str(error)) from error
+
+
+def _folder(path: Path) -> Path:
+    """The folder of results that a path means: itself, or where the runs.csv that it names lies."""
+    return path.parent if path.name == "runs.csv" else path
 
 
 # --- one figure a function: each takes the folder, or what `results.load` made of it ---
@@ -289,9 +294,13 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
 
     None where no finished run has both. Rows without a place on the sweep's axis are lines across it. References with both
     columns are diamonds, with `y` alone dashed lines; those far from the runs are named below.
+
+    Raises:
+        PlotError: for a column that runs.csv does not have.
     """
     results = _load(folder)
     x, y = _column(results, x), _column(results, y)
+    group = group if group == "series" else find_column(results, group)
     found = points(results, x.column, y.column, group)
     if not found:
         return None
@@ -673,6 +682,8 @@ def _column(results: Results, name: Column | str) -> Column:
     if isinstance(name, Column):
         return name
     known = {column.column: column for column in [*results.columns, *COSTS, UPDATES]}
+    if name not in known and any(row.done for row in results.rows):  # else runs.csv has no scores yet
+        name = find_column(results, name)
     return known.get(name) or Column(name, name.rpartition(".")[2].replace("_", " "), "", None, False)
 
 
@@ -744,7 +755,7 @@ def _panels(results: Results) -> list[tuple[str, list[Row]]]:
     for row in results.students:
         places.setdefault(row.at, []).append(row)
     ordered = sorted(places.items(), key=lambda item: number(item[0]) or 0.0)
-    return [(say(results.axis or "", at), rows) for at, rows in ordered]
+    return [(say(results.axis or "", at) or (f"without {results.axis}" if results.axis else ""), rows) for at, rows in ordered]
 
 
 def _legend(figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None, title: str | None = None) -> None:
@@ -950,17 +961,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="distill_bench.plot", description="figures of a sweep's results")
     parser.add_argument("results", type=Path, help="folder with runs.csv, or a sweep's YAML or name")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where the results of a named sweep lie")
-    parser.add_argument("--x", default="cost", help="column of runs.csv, or its beginning (default: cost)")
+    parser.add_argument("--x", help="column of runs.csv, or its beginning (default: cost)")
     parser.add_argument("--y", help="draw this column alone")
-    parser.add_argument("--group", default="method", help="a line for each value of this column; `series`: each kind of row")
+    parser.add_argument("--group", help="a line for each value of this column; `series`: each kind of row")
     options = parser.parse_args(argv)
-    folder = options.results if options.results.is_dir() else options.out / options.results.stem
+    if options.y is None and (options.x or options.group):
+        parser.error("--x and --group draw one figure, of the column that --y names")
+    folder = _folder(options.results)
+    folder = folder if folder.is_dir() else options.out / options.results.stem
     try:
         workers = min(4, os.cpu_count() or 1)
-        for path in [draw_pair(folder, options.x, options.y, options.group)] if options.y else plot(folder, workers):
+        pair = options.y and (options.x or "cost", options.y, options.group or "method")
+        for path in [draw_pair(folder, *pair)] if pair else plot(folder, workers):
             print(path)
     except PlotError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{parser.prog}: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

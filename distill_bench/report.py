@@ -14,8 +14,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +67,25 @@ def report(
     """Write data files, tables, figures and report.html under out/<sweep>; returns the page's path.
 
     Raises:
-        ReportError: if there is no such sweep, no such baseline, or its rows cannot share a column.
+        ReportError: if there is no such sweep, no such baseline, or its rows cannot share a column. Nothing is written then.
     """
+    if budget is not None and not 0 < budget < inf:
+        raise ReportError(f"budget {budget:g}: a cost in forward equivalents, above 0")
     try:
         found = read_sweep(sweep, Path(store))
-        folder = Path(out) / found.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in data_files(found, baseline, budget).items():
-            write_bytes(folder / name, text.encode())
-        results = load(folder)
-        for name, text in tables(results).items():
-            write_bytes(folder / name, text.encode())
+        files = data_files(found, baseline, budget)
+        with tempfile.TemporaryDirectory() as draft:
+            for name, text in files.items():
+                (Path(draft) / name).write_text(text)
+            results = load(Path(draft))
+        if baseline and len(rows := results.matching(baseline)) > 1:
+            raise ReportError(f"the baseline {baseline} is {len(rows)} rows: {'; '.join(row.keys for row in rows)}")
+        files |= tables(results)
     except (GatherError, ResultsError) as error:
         raise ReportError(str(error)) from error
+    folder = Path(out) / found.name
+    for name, text in files.items():
+        write_bytes(folder / name, text.encode())
     page = folder / "report.html"
     write_bytes(page, html(results, found, folder, _draw(folder)).encode())
     write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())
@@ -85,8 +93,11 @@ def report(
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each of GIVEN that is there."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in GIVEN if (folder / name).is_file()}
+    """SHA-256 of each of GIVEN that is there, and of each figure."""
+    figures = sorted(path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.*g"))
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in [*GIVEN, *figures] if (folder / name).is_file()
+    }
 
 
 def _draw(folder: Path) -> Callable[[], None]:
@@ -216,7 +227,9 @@ def reading(results: Results) -> list[str]:
         worse = sum(verdict(each, p) == baseline.label for each, p in found)
         against = f"the baseline {baseline.label}"
         told = f"{better} of {len(found)} rows clearly better and {worse} clearly worse than {against}."
-        sentences.append(f"{sentence} {told if better or worse else f'No row is clearly better or worse than {against}.'}")
+        if not better and not worse:
+            told = f"No row is clearly better or worse than {against}{'' if baseline.done else ', which has no finished run'}."
+        sentences.append(f"{sentence} {told}")
     short = [f"{row.label} {row.count}" for row in results.students if not row.complete]
     if short:
         sentences.append(f"Rows that do not have all their runs: {'; '.join(short)}.")
@@ -386,6 +399,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report(options.sweep, options.store, options.out, baseline, options.budget))
     except (ReportError, ResultsError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{parser.prog}: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

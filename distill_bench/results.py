@@ -15,6 +15,7 @@ import numpy as np
 from distill_bench.gather import DONE, REFERENCE
 from distill_bench.stats import Interval, crossed_interval, mean_interval
 
+ABOUT = ("name", "question", "swept", "axis", "baseline", "budget", "columns", "prompts", "notes", "provenance")  # of sweep.json
 WRITE_AGAIN = "`python -m distill_bench.report SWEEP` writes it"
 
 
@@ -138,6 +139,11 @@ class Row:
         lost = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         return f"{self.done}/{len(self.runs)} ({lost})"
 
+    @property
+    def keys(self) -> str:
+        """`method=dmd2,fake_score_updates=5`, as `--baseline` takes it."""
+        return ",".join(f"{key}={value}" for key, value in ({"method": self.method} | self.swept).items() if value)
+
     def by_seed(self, column: str) -> dict[str, np.ndarray]:
         """Values of the runs that count, (clips,) or (1,) a seed."""
         found = {run.seed: run.values(column) for run in self.runs if run.scored}
@@ -189,11 +195,14 @@ class Results:
         wanted = self.about["baseline"]
         if not wanted:
             return self.students[0] if self.students else None
-        for row in self.students:
-            known = {"method": row.method} | row.swept
-            if all(_same(known.get(key), value) for key, value in wanted.items()):
-                return row
-        raise ResultsError(f"no row is the baseline {wanted}; known: {', '.join(row.label for row in self.students)}")
+        for row in self.matching(wanted):
+            return row
+        raise ResultsError(f"no row is the baseline {wanted}; known: {'; '.join(row.keys for row in self.students)}")
+
+    def matching(self, wanted: Mapping[str, Any]) -> list[Row]:
+        """The students' rows with these keys and values."""
+        known = [(row, {"method": row.method} | row.swept) for row in self.students]
+        return [row for row, keys in known if all(_same(keys.get(key), value) for key, value in wanted.items())]
 
     def interval(self, row: Row, column: str) -> Interval | None:
         """Mean and interval of a row's score or cost: over seeds and clips, or over seeds where clips have no value."""
@@ -252,23 +261,28 @@ def load(folder: Path) -> Results:
     Raises:
         ResultsError: if a data file is missing or cut off.
     """
-    for name in ("sweep.json", "runs.csv"):
+    for name in ("sweep.json", "runs.csv"):  # the others may have nothing to say
         if not (folder / name).is_file():
             raise ResultsError(f"no {name} in {folder}; {WRITE_AGAIN}")
     try:
         about = json.loads((folder / "sweep.json").read_text())
     except ValueError as error:
         raise ResultsError(f"{folder / 'sweep.json'} is cut off or damaged ({error}); {WRITE_AGAIN}") from error
-    clips: dict[str, dict[str, np.ndarray]] = {}
-    for line in read_csv(folder / "clips.csv"):
-        clips.setdefault(line["run_id"], {})[line["column"]] = np.array(line["values"].split(), dtype=float)
-    checkpoints, training = (_by_run(folder / name) for name in ("checkpoints.csv", "training.csv"))
-    runs = [
-        Run(line, clips.get(i, {}), tuple(checkpoints.get(i, [])), tuple(training.get(i, [])))
-        for line in read_csv(folder / "runs.csv")
-        for i in [line["run_id"]]
-    ]
-    return Results(about, _rows(runs, about["swept"], about["axis"]))
+    try:
+        clips: dict[str, dict[str, np.ndarray]] = {}
+        for line in read_csv(folder / "clips.csv"):
+            clips.setdefault(line["run_id"], {})[line["column"]] = np.array(line["values"].split(), dtype=float)
+        checkpoints, training = (_by_run(folder / name) for name in ("checkpoints.csv", "training.csv"))
+        runs = [
+            Run(line, clips.get(i, {}), tuple(checkpoints.get(i, [])), tuple(training.get(i, [])))
+            for line in read_csv(folder / "runs.csv")
+            for i in [line["run_id"]]
+        ]
+        return Results({key: about[key] for key in ABOUT}, _rows(runs, about["swept"], about["axis"]))
+    except ResultsError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(f"the data files in {folder} are damaged ({type(error).__name__}: {error}); {WRITE_AGAIN}") from error
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -38,16 +38,23 @@ class Interval:
 
     @property
     def p(self) -> float:
-        """Two-sided p of a mean of 0 (Student's t); nan where there is no interval."""
+        """Two-sided p of a mean of 0 (Student's t); nan where there is no interval, or none of the values differ.
+
+        Few seeds of a coarse score may agree by chance: that is no certainty.
+        """
         if not isfinite(self.error):
             return nan
-        if self.error == 0:
-            return 1.0 if self.mean == 0 else 0.0
+        if self._still:
+            return 1.0 if self.mean == 0 else nan
         return float(2 * special.stdtr(self.dof, -abs(self.mean) / self.error))
 
     def excludes(self, value: float) -> bool:
-        """Whether the interval exists and does not contain `value`."""
-        return isfinite(self.low) and not self.low <= value <= self.high
+        """Whether the interval exists, has a width, and does not contain `value`."""
+        return isfinite(self.low) and not self._still and not self.low <= value <= self.high
+
+    @property
+    def _still(self) -> bool:
+        return self.error <= 1e-12 * abs(self.mean)  # but for rounding
 
 
 def _interval(mean: float, error: float, dof: float, n: int, confidence: float) -> Interval:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isfinite, log10, nan, sqrt
 from typing import Any
 
@@ -76,7 +76,10 @@ def table(results: Results, columns: Sequence[Column]) -> Table:
         for column in columns:
             interval = results.interval(row, column.column)
             marks = tuple(results.marks(row, column.column))
-            line.append(_cell(interval, row is best[column.column], marks))
+            cell = _cell(interval, row is best[column.column], marks)
+            if interval and not row.reference and interval.n < row.done:
+                cell = replace(cell, text=f"{cell.text} ({interval.n} of {row.done} seeds)")
+            line.append(cell)
         lines.append((row, line))
     return Table(heads, lines)
 
@@ -100,8 +103,9 @@ def _winner(results: Results, column: Column) -> Row | None:
     rows = results.students
     values = [row.by_seed(column.column) for row in rows]
     winner = clear_winner(values, column.better, _clusters(results, values))
-    # a row that lost runs cannot win: the seeds that survived are not a sample of all seeds
-    return rows[winner] if winner is not None and rows[winner].complete else None
+    # where a row lost runs nobody wins: the seeds that survived are not a sample of all, and what is not there cannot be beaten
+    whole = all(row.complete and len(found) == len(row.runs) for row, found in zip(rows, values, strict=True))
+    return rows[winner] if winner is not None and whole else None
 
 
 def _clusters(results: Results, rows: Sequence[dict[str, np.ndarray]]) -> list[int] | None:

@@ -52,9 +52,9 @@ def _unsealed(folder: Path) -> Iterator[str]:
     """Which files are not those that the report wrote."""
     known, mine = read_json(folder / "digests.json"), digests(folder)
     if known is None:
-        yield "digests.json is missing: `python -m distill_bench.report` writes it"
+        yield "digests.json is missing or damaged: `python -m distill_bench.report` writes it"
         return
-    for name in GIVEN:
+    for name in dict.fromkeys([*GIVEN, *known]):
         if name not in mine:
             yield f"{name} is missing"
         elif mine[name] != known.get(name):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from distill_bench import controls, shapes
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames, unpaired
+from distill_bench.evaluator import Clips, Evaluator, Score, in_order_of, mean_score, same_frames, unpaired
 from distill_bench.features import batched, cached
 from distill_bench.store import first_line, sha256, write_json
 
@@ -74,14 +74,16 @@ class Motion(Evaluator):
         if "teacher" in references:
             teacher = references["teacher"]
             same_frames(clips, teacher, "teacher")
-            whole = float(pair_speeds(teacher, how, speed)[0].mean())
+            theirs = pair_speeds(teacher, how, speed)[0].mean(1)
+            whole, order = float(theirs.mean()), in_order_of(clips, teacher)
             if not whole > 0:
                 raise ValueError("the teacher reference does not move: there is no ratio to it")
             warnings = unpaired(clips, teacher)
             if whole < noise_floor(teacher, speed):
                 warnings += (f"the reference moves {whole:.3g} px/frame, below its noise floor",)
             about |= {"better": "one", "headline": True, "warnings": warnings}
-            result.append(mean_score("motion_ratio", top / whole, "motion / teacher's", **about))
+            each = top / whole if order is None else ratio_by_clip(top, theirs[order])
+            result.append(mean_score("motion_ratio", each, "motion / teacher's", **about))
         return result
 
 
@@ -93,6 +95,15 @@ def method_for(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
     if raft is not None:
         return raft_speed(Path(raft))
     return ("farneback-half", farneback_speed) if _large(frames) else ("normal-flow", normal_speed)
+
+
+def ratio_by_clip(values: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """A value a clip (N,) whose mean is the ratio of two means and whose spread is that ratio's, clips of both drawn together.
+
+    The ratio's linearisation: how fast a prompt is moves both means and not their ratio. One value alone is no clip's ratio.
+    """
+    ratio = values.mean() / theirs.mean()
+    return ratio + (values - ratio * theirs) / theirs.mean()
 
 
 def pair_speeds(clips: Clips, how: str, speed: Speed) -> tuple[np.ndarray, np.ndarray]:

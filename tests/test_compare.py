@@ -3,7 +3,7 @@ import json
 import pytest
 from stores import score, write_lines, write_run
 
-from distill_bench.compare import CompareError, config_differences, find_run, main, score_differences
+from distill_bench.compare import CompareError, _difference, config_differences, find_run, main, score_differences
 
 
 @pytest.fixture
@@ -81,3 +81,20 @@ def test_a_run_is_found_by_the_beginning_of_its_id_if_it_is_one(store, capsys):
         find_run("alpha", store)
     assert main(["gamma", "beta", "--store", str(store)]) == 2
     assert "'gamma' is neither a run folder nor a run in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/no/such/run", "**", "/", ""])
+def test_what_is_no_run_is_one_line(name, store, capsys):
+    assert main([name, "alpha", "--store", str(store)]) == 2
+    assert (said := capsys.readouterr().err).count("\n") == 1 and "distill_bench.compare: " in said
+
+
+def test_clips_of_one_prompt_are_drawn_together():
+    """Two clips a prompt that differ by the prompt alone are one clip: the interval is that of half as many."""
+    each = [1.0, 2.0, 4.0, 7.0]
+    a, b = {"value": 0.0, "per_clip": [0.0] * 8}, {"value": 3.5, "per_clip": [v for v in each for _ in range(2)]}
+    together = _difference(a, b, [f"prompt {i}" for i in range(4) for _ in range(2)])
+    half = {key: [0.0] * 4 if key == "per_clip" else 0.0 for key in a}
+    alone = _difference(half, {"value": 3.5, "per_clip": each}, [f"prompt {i}" for i in range(4)])
+    assert together.half == pytest.approx(alone.half, rel=1e-6)
+    assert together.half > 1.3 * _difference(a, b, [f"prompt {i}" for i in range(8)]).half

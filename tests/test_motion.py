@@ -16,6 +16,7 @@ from distill_bench.eval.motion import (
     noise_floor,
     normal_speed,
     raft_speed,
+    ratio_by_clip,
     texture,
 )
 
@@ -210,3 +211,25 @@ def test_known_good_is_nearer_to_one_than_known_bad():
     ]
     assert away[0] < 0.1 < away[1] < away[2] < away[3]
     assert noise_floor(some, normal_speed) < 0.1
+
+
+def test_the_spread_of_the_ratio_is_that_of_clips_of_both_resampled_together():
+    """How the speeds of prompts differ is in both means, and not in their ratio."""
+    rng = np.random.default_rng(0)
+    theirs = rng.gamma(2.0, 1.0, 400)
+    mine = 1.2 * theirs + rng.normal(0, 0.2, 400)
+    each = ratio_by_clip(mine, theirs)
+    assert each.mean() == pytest.approx(mine.mean() / theirs.mean(), rel=1e-12)
+    drawn = rng.integers(0, 400, (4000, 400))
+    together = (mine[drawn].mean(1) / theirs[drawn].mean(1)).std()
+    assert each.std(ddof=1) / 20 == pytest.approx(together, rel=0.1)
+    assert (mine / theirs.mean()).std(ddof=1) / 20 > 4 * together, "what holding the teacher's mean would say"
+
+
+def test_the_ratio_pairs_clips_by_prompt_whatever_their_order():
+    """The teacher's own clips in another order: a ratio of 1 without a spread."""
+    some = clips()
+    order = [3, 1, 0, 2, *range(4, 24)]
+    other = Clips(some.frames[order], [some.prompts[i] for i in order], [some.seeds[i] for i in order])
+    score = by_column(Motion().scores(other, {"teacher": some}))["motion_ratio"]
+    assert score.value == pytest.approx(1) and np.std(score.per_clip) < 1e-6

@@ -242,3 +242,14 @@ def test_no_text_of_a_figure_is_cut_off_or_under_the_legend():
             assert inside, f"{drawing.name}: {text!r} is cut off"
             assert not any(box.padded(-1).overlaps(legend) for legend in legends), f"{drawing.name}: {text!r} is under the legend"
         plt.close(figure)
+
+
+def test_a_column_by_the_beginning_of_its_name_and_one_that_is_not_there(folder):
+    figure = against(folder / "runs.csv", "cost", "dist", group="series")
+    assert figure is not None
+    plt.close(figure)
+    for x, y, group in (("cost", "zzz", "method"), ("zzz", "distance", "method"), ("cost", "distance", "zzz")):
+        with pytest.raises(PlotError, match="no column called 'zzz'"):
+            against(folder, x, y, group)
+    with pytest.raises(SystemExit):
+        main([str(folder), "--x", "seconds"])

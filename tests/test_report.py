@@ -517,3 +517,56 @@ def test_no_reader_imports_torch():
     code = f"import sys, {', '.join(f'distill_bench.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+# --- what is not there ---
+
+
+def test_nobody_wins_where_a_rival_lost_its_runs(tmp_path):
+    """Nothing beats what is not there, and a row is not ahead of rows that may have been better."""
+    runs = [
+        (method, seed, 1, value + value * seed / 100) for method, value in (("alpha", 1.0), ("beta", 5.0)) for seed in range(4)
+    ]
+    won = results_of(write_store(tmp_path / "whole", runs), tmp_path / "a")
+    lost = results_of(write_store(tmp_path / "lost", [*runs, ("gamma", 0, 1, None, None)]), tmp_path / "b")
+    assert "clearly ahead" in reading(won)[0] and "not clearly ahead" not in reading(won)[0]
+    assert "not clearly ahead" in reading(lost)[0]
+    assert any(cell.best for _, line in table(won, won.main).lines for cell in line)
+    assert not any(cell.best for _, line in table(lost, lost.main).lines for cell in line)
+
+
+def test_a_mean_over_fewer_seeds_than_its_row_says_so(tmp_path):
+    store = write_store(tmp_path, [("alpha", seed, 1, 1.0 + seed / 10) for seed in range(3)])
+    path = next(store.glob("alpha-s1-*")) / "metrics.jsonl"
+    write_lines(path, [line for line in map(json.loads, path.open()) if line["column"] != "distance"])
+    results = results_of(store, tmp_path / "data")
+    assert "(2 of 3 seeds)" in (text := tables(results)["table.md"]) and text.count("of 3 seeds)") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--baseline", "method=nosuch"], "no row is the baseline.*method=alpha,fake_score_updates=5"),
+        (["--baseline", "method=alpha"], "is 2 rows: method=alpha,fake_score_updates=1; method=alpha,fake_score_updates=5"),
+        (["--budget", "nan"], "budget nan: a cost"),
+        (["--budget", "-1"], "budget -1: a cost"),
+    ],
+)
+def test_what_cannot_be_asked_leaves_the_results_as_they_are(store, tmp_path, asked, said, capsys):
+    out = tmp_path / "out"
+    report("speed", store, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(["speed", "--store", str(store), "--out", str(out), *asked]) == 2
+    told = capsys.readouterr().err
+    assert re.search(said, told) and told.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_run_and_a_place_that_cannot_be_written_are_one_line(store, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["speed", "--store", str(store), "--out", str(tmp_path / "file")]) == 2
+    assert "cannot write" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    path = next(store.glob("alpha-s0-*")) / "run.yaml"
+    path.write_text("{")
+    assert main(["speed", "--store", str(store), "--out", str(tmp_path / "out")]) == 2
+    assert f"{path} is damaged" in (said := capsys.readouterr().err) and said.count("\n") == 1

@@ -154,3 +154,12 @@ def test_the_seeds_that_a_gap_of_15_needs(sd, seeds):
 def test_a_larger_difference_needs_no_more_seeds_and_none_needs_all():
     assert [seeds_needed(1.0, gap) for gap in (0.5, 1, 2, 4, 8, 16, 32)] == [34, 10, 5, 3, 3, 2, 2]
     assert seeds_needed(1.0, 0.0) is None and seeds_needed(1e6, 1.0) is None and seeds_needed(0.0, 1.0) == 2
+
+
+def test_seeds_that_agree_by_chance_are_no_certainty():
+    """A share of a few clips is often the same for two seeds: that says nothing of how sure a difference is."""
+    for values in ([0.25, 0.25], [0.3 - 0.2, 0.4 - 0.3, 0.5 - 0.4]):  # the second but for rounding
+        interval = mean_interval(values)
+        assert np.isnan(interval.p) and not interval.excludes(0.0)
+    assert mean_interval([0.0, 0.0, 0.0]).p == 1.0
+    assert clear_winner([{s: np.array([0.5]) for s in "abc"}, {s: np.array([0.75]) for s in "abc"}], "higher") is None

@@ -16,7 +16,7 @@ def test_every_committed_table_follows_from_the_data_beside_it(folder):
 @pytest.fixture
 def made(reported, tmp_path):
     """A copy of the results that a test may edit, and their store."""
-    shutil.copytree(reported[0], tmp_path / "speed", ignore=shutil.ignore_patterns("figures"))
+    shutil.copytree(reported[0], tmp_path / "speed")
     return tmp_path / "speed", reported[1]
 
 
@@ -100,3 +100,12 @@ def test_a_data_file_that_is_cut_off_is_named(made, name, share, capsys):
 def test_no_results_is_an_error_of_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no sweep.json" in capsys.readouterr().err
+
+
+def test_a_figure_that_was_changed_or_is_gone_is_named(made, capsys):
+    folder, _ = made
+    (folder / "figures" / "overview.png").write_bytes(b"x")
+    (folder / "figures" / "overview.svg").unlink()
+    assert main([str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "figures/overview.png: its SHA-256" in said and "figures/overview.svg is missing" in said
