@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
         if run.config and run.run_id in manifest.get("presets", {}):
             first, *fields = run.config["method"].items()
             run.config["method"] = dict([first, ("preset", manifest["presets"][run.run_id]), *fields])
+    runs = _with_their_seeds(runs, manifest.get("groups", {}))
     kinds = manifest.get("references", {}).items()
     references = [_read_reference(kind, Path(store) / folder) for kind, folder in kinds]
     # a row is there and no evaluator of the protocol applies to it: nothing to show; one that is not there is missing
@@ -114,6 +115,16 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     found = Sweep(name, manifest.get("question", ""), manifest.get("axes", {}), manifest.get("baseline"), runs, references)
     _refuse_unlike(found.runs + found.references, Path(store))
     return found
+
+
+def _with_their_seeds(runs: Sequence[Source], groups: Mapping[str, str]) -> list[Source]:
+    """The runs; one whose folder is gone has the config of its other seeds, so that it is missing in its own row."""
+    known = {groups[run.run_id]: run.config for run in runs if run.config and run.run_id in groups}
+    return [
+        run if run.config or groups.get(run.run_id) not in known
+        else replace(run, config=known[groups[run.run_id]] | {"seed": run.seed})
+        for run in runs
+    ]  # fmt: skip
 
 
 def read_run(folder: Path) -> Source:

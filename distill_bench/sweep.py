@@ -130,6 +130,7 @@ class Sweep:
             "axes": self.config.axes(self.runs.values()),
             "presets": {run: presets[group] for run, config in self.runs.items() if (group := group_id(config)) in presets},
             "run_ids": list(self.runs),
+            "groups": {run: group_id(config) for run, config in self.runs.items()},
             "references": references,
             "spec": spec_digest(self.config),
             "runs": {run: dataclasses.asdict(known) for run, known in self.known.items()},

@@ -535,6 +535,19 @@ def test_nobody_wins_where_a_rival_lost_its_runs(tmp_path):
     assert not any(cell.best for _, line in table(lost, lost.main).lines for cell in line)
 
 
+def test_a_run_whose_folder_is_gone_is_missing_in_its_own_row(tmp_path):
+    runs = [("alpha", seed, cadence, 1.0) for seed in range(3) for cadence in (1, 5)]
+    store = write_store(tmp_path, runs)
+    path = store / "sweeps" / "speed.json"
+    about = json.loads(path.read_text())
+    cadences = {run: yaml.safe_load((store / run / "run.yaml").read_text())["fake_score_updates"] for run in about["run_ids"]}
+    path.write_text(json.dumps(about | {"groups": {run: f"at {cadence}" for run, cadence in cadences.items()}}))
+    gone = next(run for run in about["run_ids"] if run.startswith("alpha-s1-") and cadences[run] == 5)
+    shutil.rmtree(store / gone)
+    rows = results_of(store, tmp_path / "data").students
+    assert [(row.at, row.count) for row in rows] == [("1", "3"), ("5", "2/3 (1 missing)")]
+
+
 def test_a_mean_over_fewer_seeds_than_its_row_says_so(tmp_path):
     store = write_store(tmp_path, [("alpha", seed, 1, 1.0 + seed / 10) for seed in range(3)])
     path = next(store.glob("alpha-s1-*")) / "metrics.jsonl"
