@@ -76,6 +76,7 @@ STYLE = {
 }
 SIZE = (4.8, 3.4)  # inches; legible unscaled on a phone
 MOST_KEYS = 6  # of the training log in one figure
+TOO_NEAR = 0.15  # inches between two notes
 UPDATES = Column("student_updates", "Student updates", "", None, False)
 
 
@@ -312,15 +313,14 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
     hues = {label: {"color": own[label]} for label in groups} if group != "series" else {}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=SIZE)
-        handles, told = [], set()
+        handles, told, notes = [], set(), []
         for label, series in dict.fromkeys((point.group, point.series) for point in found):
             line = [point for point in found if (point.group, point.series) == (label, series)]
             line.sort(key=lambda point: number(point.note) or point.x.mean)  # along the axis
             look = key.looks[series] | hues.get(label, {})
             axes.plot([p.x.mean for p in line], [p.y.mean for p in line], **look, markersize=4.5, linewidth=1.1)
-            for point in {line[0].note: line[0], line[-1].note: line[-1]}.values() if series not in key.base else ():
-                offset = {"xytext": (4, 4), "textcoords": "offset points", "in_layout": False}
-                axes.annotate(point.note, (point.x.mean, point.y.mean), **offset, color=look["color"], fontsize=8)
+            ends = {line[0].note: line[0], line[-1].note: line[-1]}.values() if series not in key.base else ()
+            notes += [(point.note, (point.x.mean, point.y.mean), look["color"]) for point in ends]
             name = key.names.get(series, series)
             if series not in key.base or label not in told:  # a group of controls alone has an entry, too
                 handles.append(Line2D([], [], **look, label=name if name.startswith(label) else label))
@@ -330,6 +330,7 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
         _view(axes.yaxis, [*(p.y.mean for p in found), *across], ends, _spread(y))
         spread = [point.x.mean for point in found]
         _view(axes.xaxis, spread, [end for p in found if x.headline for end in (p.x.low, p.x.high)], _spread(x))
+        _annotate(axes, notes)
         if x.column == results.axis and len(set(spread)) <= 8:
             axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
             axes.minorticks_off()
@@ -351,6 +352,19 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             title = group if group not in ("method", "series") else None
             _legend(figure, key.entries if group == "series" else handles, title=title)
     return figure
+
+
+def _annotate(axes: Axes, notes: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Write notes beside their points; of two alike that would lie on each other one stays, in no line's colour."""
+    drawn: list[tuple[str, np.ndarray, Any]] = []
+    for note, place, colour in notes:
+        at = axes.transData.transform(place)
+        near = [text for other, there, text in drawn if other == note and np.hypot(*(at - there)) < axes.figure.dpi * TOO_NEAR]
+        if near:
+            near[0].set_color(QUIET)
+            continue
+        offset = {"xytext": (4, 4), "textcoords": "offset points", "in_layout": False}
+        drawn.append((note, at, axes.annotate(note, place, **offset, color=colour, fontsize=8)))
 
 
 def _across(axes: Axes, results: Results, y: Column, key: "Key") -> list[float]:

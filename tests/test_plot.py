@@ -253,3 +253,10 @@ def test_a_column_by_the_beginning_of_its_name_and_one_that_is_not_there(folder)
             against(folder, x, y, group)
     with pytest.raises(SystemExit):
         main([str(folder), "--x", "seconds"])
+
+
+def test_of_notes_that_would_lie_on_each_other_one_is_drawn(folder):
+    figure = against(folder, "cost_forward_equivalents", "cost_forward_equivalents")  # both methods at the same places
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts.count("1") == texts.count("5") == 1
+    plt.close(figure)
