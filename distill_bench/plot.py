@@ -319,8 +319,8 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             line.sort(key=lambda point: number(point.note) or point.x.mean)  # along the axis
             look = key.looks[series] | hues.get(label, {})
             axes.plot([p.x.mean for p in line], [p.y.mean for p in line], **look, markersize=4.5, linewidth=1.1)
-            ends = {line[0].note: line[0], line[-1].note: line[-1]}.values() if series not in key.base else ()
-            notes += [(point.note, (point.x.mean, point.y.mean), look["color"]) for point in ends]
+            noted = {line[0].note: line[0], line[-1].note: line[-1]}.values() if series not in key.base else ()
+            notes += [(point.note, (point.x.mean, point.y.mean), look["color"]) for point in noted]
             name = key.names.get(series, series)
             if series not in key.base or label not in told:  # a group of controls alone has an entry, too
                 handles.append(Line2D([], [], **look, label=name if name.startswith(label) else label))

@@ -76,7 +76,7 @@ def report(
         files = data_files(found, baseline, budget)
         with tempfile.TemporaryDirectory() as draft:
             for name, text in files.items():
-                (Path(draft) / name).write_text(text)
+                (Path(draft) / name).write_bytes(text.encode())
             results = load(Path(draft))
         if baseline and len(rows := results.matching(baseline)) > 1:
             raise ReportError(f"the baseline {baseline} is {len(rows)} rows: {'; '.join(row.keys for row in rows)}")
