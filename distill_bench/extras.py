@@ -16,13 +16,14 @@ from distill_bench.cost import Ledger
 from distill_bench.draws import Draws, generator
 from distill_bench.masters import cast
 from distill_bench.models import Denoiser, Guided, Pipeline
+from distill_bench.networks import in_host_memory, offloaded
 from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
+from distill_bench.sample import drawn_together
 from distill_bench.store import once, read_jsonl, write_bytes
 from distill_bench.texts import Texts
 
 ODE_PAIRS, ODE_STEPS = 256, 24
-TOGETHER, VALUES = 16, 2**26  # pairs that are drawn at once, and values of their frames, which cut that of large clips
 REAL_LATENTS, FIRST_KEY = 432, 2_000_000  # keys of rendered clips that neither teacher nor evaluators have seen
 
 Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
@@ -99,12 +100,13 @@ def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tupl
     prompts = pipeline.prompts()[:ODE_PAIRS]
     texts = pipeline.texts(prompts)
     which = [i % len(prompts) for i in range(ODE_PAIRS)]
-    together = max(1, min(TOGETHER, VALUES // (3 * config.frames * config.height * config.width)))
+    together = drawn_together(config)
 
     @functools.cache
     def teacher() -> Guided:
         net = cast(pipeline.transformer, torch.bfloat16) if config.weights == "bfloat16" else pipeline.transformer
-        denoiser = Denoiser(net.to(pipeline.device), "teacher", Ledger(1), torch.bfloat16 if low else None)
+        net = offloaded(net, pipeline.device) if config.teacher_offload else net.to(pipeline.device)
+        denoiser = Denoiser(net, "teacher", Ledger(1), torch.bfloat16 if low else None)
         return Guided(denoiser, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched")
 
     def make(first: int) -> dict[str, Tensor]:
@@ -122,7 +124,7 @@ def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tupl
     files(wait=False)  # what nobody else is making
     made = [load_file(path) for path in files(wait=True)]
     if teacher.cache_info().currsize:
-        pipeline.transformer.to("cpu")  # where whoever runs it next expects it
+        in_host_memory(pipeline.transformer)  # where whoever runs it next expects it
     return {name: torch.cat([part[name] for part in made]) for name in made[0]}, texts, which
 
 

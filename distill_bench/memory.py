@@ -37,7 +37,7 @@ from distill_bench.masters import Masters
 from distill_bench.method import Batch, Loss
 from distill_bench.models import Pipeline
 from distill_bench.networks import Streamed
-from distill_bench.sample import Latents, Sampler
+from distill_bench.sample import Latents, Sampler, drawn_together
 from distill_bench.teacher import TeacherError, is_gaussian, read_config, teacher_folder
 from distill_bench.texts import Texts
 from distill_bench.train import Trainer, _trained_in
@@ -361,7 +361,7 @@ class RehearsedSampler(Sampler):
         self.config, self.device, self.dtype = config, torch.device("cpu"), getattr(torch, config.protocol.precision)
         self.pipeline = outline(config)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
-        self.seeds = list(range(min(self._together, config.protocol.clips)))
+        self.seeds = list(range(min(drawn_together(config), config.protocol.clips)))
         self.texts = self.pipeline.texts([""] * len(self.seeds))
 
     def peak(self) -> int:

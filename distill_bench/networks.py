@@ -146,3 +146,12 @@ def offloaded(net: nn.Module, device: torch.device) -> nn.Module:
     for index, block in enumerate(held):
         blocks[index] = Streamed(block, device)
     return net
+
+
+def in_host_memory(net: nn.Module) -> nn.Module:
+    """The network as it was loaded, whether it was on a device or `offloaded`."""
+    for part in list(net.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, Streamed):
+                setattr(part, name, child.block)
+    return net.to("cpu")

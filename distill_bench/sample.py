@@ -109,6 +109,11 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     return folders
 
 
+def drawn_together(config: RunConfig) -> int:
+    """How many clips of a run's size are drawn at once; what is drawn together is part of its bits."""
+    return max(1, min(BATCH, VALUES // (3 * config.frames * config.height * config.width)))
+
+
 @dataclass(frozen=True)
 class Row:
     """How the clips of a row are made: `frames(first, end)` are those of these indices, uint8 (N, T, 3, H, W)."""
@@ -182,12 +187,7 @@ class Sampler:
         def frames(first: int, end: int) -> np.ndarray:
             return self._drawn(seeds[first:end], range(first, end), latents).numpy()
 
-        return Row(frames, self._together, videos=self.pipeline.fps is not None)
-
-    @property
-    def _together(self) -> int:
-        config = self.config
-        return max(1, min(BATCH, VALUES // (3 * config.frames * config.height * config.width)))
+        return Row(frames, drawn_together(self.config), videos=self.pipeline.fps is not None)
 
     @torch.no_grad()
     def _drawn(self, seeds: list[int], which: Iterable[int], latents: Latents) -> Tensor:

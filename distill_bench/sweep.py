@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,14 +147,24 @@ def manifest_path(store: Path, name: str) -> Path:
 
 
 def spec_digest(config: SweepConfig) -> str:
-    """What a sweep's run ids follow from, but for the teacher's weights: its file, and the code that resolves it."""
-    package = Path(__file__).parent
+    """What a sweep's run ids follow from, but for weights and clips: its file, files that it names, the code that resolves it."""
+    package, spec = Path(__file__).parent, config.model_dump(mode="json", exclude={"cluster"})
     sources = [package / "config.py", package / "method.py", *sorted((package.parent / "methods").glob("*.py"))]
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json", exclude={"cluster"}), sort_keys=True).encode())
+    sources += [Path(text.partition(":")[0]) for text in _texts(spec) if len(text.encode()) < 256]  # prompts, methods by path
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     for path in sources:
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a tree of mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def open_sweep(config: SweepConfig, store: Path, out: Path) -> Sweep:

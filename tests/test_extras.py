@@ -6,20 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from distill_bench import extras
+from distill_bench import extras, sample
 from distill_bench.config import resolve
 from distill_bench.draws import Draws
 from distill_bench.models import pipeline_of
+from distill_bench.networks import Streamed
 
 BASE = {"method": "dmd", "batch_size": 2, "nfe": 1, "frames": 5, "height": 16, "width": 16, "trackers": []}
 CPU = torch.device("cpu")
+DRAWS = Draws(0, 0, "student", range(6), CPU, torch.float32)
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(extras, "ODE_PAIRS", 8)
     monkeypatch.setattr(extras, "ODE_STEPS", 2)
-    monkeypatch.setattr(extras, "TOGETHER", 2)
+    monkeypatch.setattr(sample, "BATCH", 2)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def pairs(tiny_wan, monkeypatch):
 
         monkeypatch.setattr(extras, "euler", counted)
         draw = extras.ode_pairs(config, pipeline_of(config, CPU, store), store)
-        return draw(Draws(0, 0, "student", range(6), CPU, torch.float32)), len(calls) - before
+        return draw(DRAWS), len(calls) - before
 
     return made
 
@@ -70,6 +72,24 @@ def test_processes_share_the_work(pairs, tmp_path):
         results = [each.result()[0] for each in found]
     assert len(list((tmp_path / "shared" / "extras").glob("*.safetensors"))) == 4
     assert all(torch.equal(whole[key], result[key]) for result in results for key in whole)
+
+
+def test_an_offloaded_teacher_stays_offloaded_and_is_given_back_as_it_was(tiny_wan, tmp_path, monkeypatch):
+    """Its blocks are in host memory while it makes pairs, and the trainer may place the same network anew."""
+    config = resolve(BASE | {"teacher": str(tiny_wan), "teacher_offload": True})
+    pipeline, sampler, streamed = pipeline_of(config, CPU, tmp_path), extras.euler, []
+
+    def seen(teacher, *inputs):
+        streamed.append(sum(isinstance(module, Streamed) for module in teacher.denoiser.net.modules()))
+        return sampler(teacher, *inputs)
+
+    monkeypatch.setattr(extras, "euler", seen)
+    names = list(pipeline.transformer.state_dict())
+    offloaded = extras.ode_pairs(config, pipeline, tmp_path)(DRAWS)
+    assert streamed == [len(pipeline.transformer.blocks)] * 4 and list(pipeline.transformer.state_dict()) == names
+    whole = resolve(BASE | {"teacher": str(tiny_wan)})
+    placed = extras.ode_pairs(whole, pipeline_of(whole, CPU, tmp_path / "placed"), tmp_path / "placed")(DRAWS)
+    assert all(torch.equal(offloaded[key], placed[key]) for key in placed)
 
 
 def test_other_prompts_and_another_precision_have_pairs_of_their_own(pairs, tmp_path):

@@ -158,6 +158,20 @@ def test_results_of_other_code_are_set_aside_when_asked(sweep_file, tmp_path):
     assert (sweep.store / f"{old.name}.stale-1" / "result.json").is_file() and not (old / "result.json").exists()
 
 
+def test_status_is_of_the_prompts_as_they_are_now(sweep_file, tmp_path, capsys):
+    """The manifest of a launch answers only while the files that the sweep names are as they were."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball moving left\n")
+    argv = [str(sweep_file), "--cluster=local", f"--store={tmp_path / 'runs'}", "--set", f"prompts={prompts}", "--status"]
+    sweep = open_sweep(load_sweep(sweep_file, {"prompts": str(prompts)}), tmp_path / "runs", tmp_path / "results")
+    for run in sweep.runs:
+        result(sweep.store / run)
+    sweep.write()
+    assert main(argv) == 0
+    prompts.write_text("a blue square moving right\n")
+    assert main(argv) == 3 and "1 missing" in capsys.readouterr().out
+
+
 def test_bad_questions_end_in_one_line(sweep_file, tmp_path, capsys):
     argv = [
         str(sweep_file),
