@@ -5,33 +5,45 @@ students/<student_updates>.safetensors                                         t
 """
 
 import contextlib
+import itertools
+import json
 import os
 import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill_bench.config import AdapterConfig
 from distill_bench.sharding import shard_as, whole
-from distill_bench.store import read_json, write_bytes, write_json
+from distill_bench.store import read_json, whole_file, write_json
 
 KEPT = 2
+_DTYPES = {  # as safetensors calls them
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
-def tensors(
+def save(
+    run_dir: Path,
+    student_updates: int,
     roles: Mapping[str, nn.Module],
     ema: Mapping[str, Tensor],
     optimisers: Mapping[str, torch.optim.Optimizer],
-    keep: bool = True,
-) -> dict[str, dict[str, Tensor]]:
-    """What `save` writes, by file and name: see `gathered`."""
+    state: dict,
+    writes: bool = True,
+) -> None:
+    """Write one checkpoint whole or not at all, then prune all but the newest two.
+
+    Every rank must call it where weights are sharded; one of them `writes`.
+    """
     weights = {f"{role}.{k}": v for role, net in roles.items() for k, v in net.state_dict().items()}
     weights |= {f"ema.{k}": v for k, v in ema.items()}
     moments = {
@@ -40,21 +52,11 @@ def tensors(
         for index, entry in optimiser.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    return {name: gathered(found, keep) for name, found in (("weights", weights), ("optimisers", moments))}
-
-
-def gathered(found: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Tensors, whole: shards are gathered, one by one to host memory. Every rank must ask; who does not `keep` them has none."""
-    kept = {}
-    for name, tensor in found.items():
-        one = whole(tensor)
-        if keep:
-            kept[name] = one
-    return kept
-
-
-def save(run_dir: Path, student_updates: int, files: Mapping[str, Mapping[str, Tensor]], state: dict) -> None:
-    """Write one checkpoint of `tensors` whole or not at all, then prune all but the newest two."""
+    files = {"weights.safetensors": weights, "optimisers.safetensors": moments}
+    if not writes:
+        for tensors in files.values():
+            write_tensors(None, tensors)
+        return
     root = run_dir / "checkpoints"
     root.mkdir(exist_ok=True)
     for torn in root.glob(".writing-*"):  # a run has one writer: this is what a killed one left
@@ -62,11 +64,9 @@ def save(run_dir: Path, student_updates: int, files: Mapping[str, Mapping[str, T
     temporary = root / f".writing-{os.getpid()}"
     temporary.mkdir()
     try:
-        for name, found_tensors in files.items():
-            path = temporary / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in found_tensors.items()}, path)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for name, tensors in files.items():
+            with whole_file(temporary / name) as file:
+                write_tensors(file, tensors)
         checksums = {path.name: _checksum(path) for path in temporary.iterdir()}
         write_json(temporary / "state.json", state | {"checksums": checksums})
         final = root / str(student_updates)
@@ -78,6 +78,27 @@ def save(run_dir: Path, student_updates: int, files: Mapping[str, Mapping[str, T
         raise
     for old in found(run_dir)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_tensors(file: BinaryIO | None, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors by name into a safetensors file, one by one: safetensors' own writer wants them all in host memory at once.
+
+    Shards are gathered, for which every rank must call it; who has no `file` only takes part.
+    """
+    tensors = dict(sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0])))  # each is aligned
+    if file is not None:
+        ends = list(itertools.accumulate((t.numel() * t.element_size() for t in tensors.values()), initial=0))
+        header = {
+            name: {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+            for (name, tensor), offsets in zip(tensors.items(), itertools.pairwise(ends), strict=True)
+        }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        one = whole(tensor.detach())
+        if file is not None:
+            file.write(one.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def found(run_dir: Path) -> list[Path]:
@@ -136,12 +157,13 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def save_student(run_dir: Path, student_updates: int, weights: Mapping[str, Tensor]) -> None:
-    """Keep the student that is sampled (its moving average, where the run has one)."""
-    write_bytes(
-        run_dir / "students" / f"{student_updates}.safetensors",
-        to_bytes({k: v.detach().cpu().contiguous() for k, v in weights.items()}),
-    )
+def save_student(run_dir: Path, student_updates: int, weights: Mapping[str, Tensor], writes: bool = True) -> None:
+    """Keep the student that is sampled (its moving average, where the run has one); `writes` as in `save`."""
+    if not writes:
+        write_tensors(None, weights)
+        return
+    with whole_file(run_dir / "students" / f"{student_updates}.safetensors") as file:
+        write_tensors(file, weights)
 
 
 def students(run_dir: Path) -> dict[int, Path]:

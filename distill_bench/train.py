@@ -444,20 +444,15 @@ class Trainer:
     def save(self) -> None:
         """Write checkpoints/<student_updates>/ atomically; older ones but the last two are pruned."""
         self.check_ranks()
+        state = {"student_updates": self.student_updates, "seconds": self.seconds, "cost": self.ledger.counts}
         writes = self.accelerator.is_main_process
-        files = checkpoint.tensors(self.trained, self.ema, self.optimisers, keep=writes)
-        if writes:
-            state = {"student_updates": self.student_updates, "seconds": self.seconds, "cost": self.ledger.counts}
-            checkpoint.save(self.run_dir, self.student_updates, files, state)
+        checkpoint.save(self.run_dir, self.student_updates, self.trained, self.ema, self.optimisers, state, writes)
         self.accelerator.wait_for_everyone()
 
     def save_student(self) -> None:
         """Keep the student as it would be sampled now, in students/<student_updates>.safetensors."""
         weights = dict(self.trained["student"].named_parameters()) if self.config.ema is None else self.ema
-        writes = self.accelerator.is_main_process
-        weights = checkpoint.gathered(weights, keep=writes)
-        if writes:
-            checkpoint.save_student(self.run_dir, self.student_updates, weights)
+        checkpoint.save_student(self.run_dir, self.student_updates, weights, writes=self.accelerator.is_main_process)
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if any, and cut train.jsonl back to it."""

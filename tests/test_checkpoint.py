@@ -1,0 +1,28 @@
+"""Files of tensors: written one by one, and the very bytes of safetensors' own writer."""
+
+import io
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from distill_bench.checkpoint import write_tensors
+
+GROUPS = [  # of one size there is one: safetensors orders such by kind, which is of no use
+    (torch.float64, torch.float32, torch.float16, torch.int8),
+    (torch.int64, torch.bfloat16, torch.uint8),
+    (torch.int32, torch.int16, torch.bool),
+    (),
+]
+
+
+@pytest.mark.parametrize("dtypes", GROUPS)
+def test_tensors_are_written_as_safetensors_writes_them(dtypes):
+    torch.manual_seed(0)
+    tensors = {}
+    for dtype in dtypes:
+        whole = (torch.randn(3, 5) * 9).to(dtype)
+        tensors |= {f"b.{dtype}": whole, f"a.{dtype}": whole.T, f"scalar.{dtype}": whole[0, 0], f"empty.{dtype}": whole[:0]}
+    file = io.BytesIO()
+    write_tensors(file, tensors)
+    assert file.getvalue() == save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
