@@ -11,7 +11,7 @@ networks            models and architectures (diffusers), networks (how a run ho
 the embedded domain shapes (its clips), autoencoder, encoders, pretrain (trains what ships), gaussian (the teacher in closed form)
 clips               media (folders of them), features (networks that look at them), controls (clips wrong in a known way)
 running             store (a folder a run), local, slurm, scheduler, stop, status, provenance
-tables              gather (store to data files), results (rows), stats, tables, compare, verify
+tables              gather (store to data files), results (rows), stats, tables, canvas (what figures share), compare, verify
 """
 
 from pathlib import Path

@@ -8,75 +8,32 @@ Needs no torch. Scores and methods are columns and values of runs.csv; none is k
 
 import argparse
 import dataclasses
-import io
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.axis import Axis  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
-from PIL import Image  # noqa: E402
+from distill_bench import canvas
+from distill_bench.canvas import COLOURS, DASHES, GROUND, MARKERS, QUIET, SIZE, STYLE
+from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show
+from distill_bench.stats import Interval, mean_interval
+from distill_bench.store import read_jsonl, write_bytes
+from distill_bench.tables import against_baseline, verdict
 
-from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show  # noqa: E402
-from distill_bench.stats import Interval, mean_interval  # noqa: E402
-from distill_bench.store import read_jsonl, write_bytes  # noqa: E402
-from distill_bench.tables import against_baseline, verdict  # noqa: E402
-
-# The page maps these four inks to its own, light or dark; see report.INK.
-TEXT, RULE, QUIET, GROUND = "#1b1f24", "#d5dae0", "#59636e", "#fefefe"
-# Okabe and Ito, 2008: told apart with any colour vision; yellow is left out, too pale for a line on white.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", TEXT]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "h"]
-DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5))]
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": QUIET,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": TEXT,
-    "axes.labelsize": 9.5,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": TEXT,
-    "axes.titlesize": 10,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "figure.facecolor": "none",
-    "font.size": 9.5,
-    "grid.color": RULE,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.5,
-    "lines.markersize": 5,
-    "path.simplify_threshold": 0.5,
-    "savefig.dpi": 100,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "distill_bench",
-    "text.color": TEXT,
-    "xtick.color": QUIET,
-    "xtick.labelcolor": TEXT,
-    "ytick.color": QUIET,
-    "ytick.labelcolor": TEXT,
-}
-SIZE = (4.8, 3.4)  # inches; legible unscaled on a phone
 MOST_KEYS = 6  # of the training log in one figure
-TOO_NEAR = 0.15  # inches between two notes
 UPDATES = Column("student_updates", "Student updates", "", None, False)
 
 
@@ -118,7 +75,7 @@ def _draw(folder: Path, first: int, step: int) -> list[tuple[int, dict]]:
     for place, drawing in enumerate(drawings(_load(folder))):
         figure = drawing.draw() if place % step == first else None
         if figure is not None:
-            _save(figure, folder, drawing.name)
+            canvas.save(figure, folder, drawing.name)
             line = {"name": drawing.name, "section": drawing.section, "about": drawing.about, "wide": drawing.wide}
             lines.append((place, line))
     return lines
@@ -160,7 +117,7 @@ def drawings(results: Results) -> Iterator[Drawing]:
     yield Drawing("training", "diagnostics", about, lambda: training(r), True)
     for name in binned(results):
         about = f"{name.replace('_', ' ')} by bin: mean over the runs of a row and the last third of training"
-        yield Drawing(f"{_file_name(name)}_by_bin", "diagnostics", about, lambda name=name: by_bin(r, name), True)
+        yield Drawing(f"{canvas.file_name(name)}_by_bin", "diagnostics", about, lambda name=name: by_bin(r, name), True)
 
 
 def _load(folder: Path | Results) -> Results:
@@ -197,7 +154,7 @@ def overview(folder: Path | Results) -> Figure | None:
         figure, grid = plt.subplots(tall, wide, figsize=(3.7 * wide, 0.4 + 2.5 * tall), squeeze=False)
         for axes, column in zip(grid.flat, columns, strict=False):
             _dodged(axes, results, column, key, places)
-            axes.set_title(_wrapped(column.wish, 42))
+            axes.set_title(canvas.wrapped(column.wish, 42))
             axes.set_xticks(range(len(places)), [show(at) for at in places])
             axes.set_xlim(-0.5, len(places) - 0.5)
             axes.grid(axis="x", visible=False)
@@ -205,7 +162,7 @@ def overview(folder: Path | Results) -> Figure | None:
         for axes in spare:
             axes.set_axis_off()
         figure.supxlabel((results.axis or "").replace("_", " "), fontsize=STYLE["axes.labelsize"])
-        _legend(figure, key.entries, spare[0] if spare and len(key.entries) <= 12 else None)
+        canvas.legend(figure, key.entries, spare[0] if spare and len(key.entries) <= 12 else None)
     return figure
 
 
@@ -228,8 +185,8 @@ def _dodged(axes: Axes, results: Results, column: Column, key: "Key", places: Se
         found.sort(key=lambda pair: pair[0])
         axes.plot(*zip(*[(at, i.mean) for at, i in found], strict=True), **key.looks[label], linewidth=1.1, markersize=4)
     seen += _floor(axes, results, column)
-    _view(axes.yaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
-    _intervals(axes, marks)
+    canvas.view(axes.yaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
+    canvas.intervals(axes, marks)
     if column.better == "one":
         axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
 
@@ -327,10 +284,10 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             told.add(label)
         across = _across(axes, results, y, key) if x.column == results.axis else []
         ends = [end for p in found for end in (p.y.low, p.y.high)]
-        _view(axes.yaxis, [*(p.y.mean for p in found), *across], ends, _spread(y))
+        canvas.view(axes.yaxis, [*(p.y.mean for p in found), *across], ends, _spread(y))
         spread = [point.x.mean for point in found]
-        _view(axes.xaxis, spread, [end for p in found if x.headline for end in (p.x.low, p.x.high)], _spread(x))
-        _annotate(axes, notes)
+        canvas.view(axes.xaxis, spread, [end for p in found if x.headline for end in (p.x.low, p.x.high)], _spread(x))
+        canvas.annotate(axes, notes)
         if x.column == results.axis and len(set(spread)) <= 8:
             axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
             axes.minorticks_off()
@@ -338,11 +295,11 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
         far = _references(axes, results, x, y)
         colours = [(hues.get(p.group) or key.looks[p.series])["color"] for p in found]
-        _intervals(axes, [(p.x.mean, p.y.low, p.y.high, c) for p, c in zip(found, colours, strict=True)])
+        canvas.intervals(axes, [(p.x.mean, p.y.low, p.y.high, c) for p, c in zip(found, colours, strict=True)])
         if x.headline:
-            _intervals(axes, [(p.y.mean, p.x.low, p.x.high, c) for p, c in zip(found, colours, strict=True)], upright=False)
-        axes.set_xlabel(_wrapped(x.wish, 48))
-        axes.set_ylabel(_wrapped(y.wish, 34))
+            canvas.intervals(axes, [(p.y.mean, p.x.low, p.x.high, c) for p, c in zip(found, colours, strict=True)], upright=False)
+        axes.set_xlabel(canvas.wrapped(x.wish, 48))
+        axes.set_ylabel(canvas.wrapped(y.wish, 34))
         ends = f"at a line's ends: {results.axis}" if any(point.note for point in found) else ""
         figure.supxlabel("\n".join(filter(None, [ends, far])), fontsize=8, color=QUIET)
         if len(groups) > 1 or group == "series" or across:
@@ -350,21 +307,8 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
                 once = {str(handle.get_label()): handle for handle in reversed(handles)}
                 handles = [*reversed(once.values()), *key.controls, *(key.across if across else ())]
             title = group if group not in ("method", "series") else None
-            _legend(figure, key.entries if group == "series" else handles, title=title)
+            canvas.legend(figure, key.entries if group == "series" else handles, title=title)
     return figure
-
-
-def _annotate(axes: Axes, notes: Sequence[tuple[str, tuple[float, float], str]]) -> None:
-    """Write notes beside their points; of two alike that would lie on each other one stays, in no line's colour."""
-    drawn: list[tuple[str, np.ndarray, Any]] = []
-    for note, place, colour in notes:
-        at = axes.transData.transform(place)
-        near = [text for other, there, text in drawn if other == note and np.hypot(*(at - there)) < axes.figure.dpi * TOO_NEAR]
-        if near:
-            near[0].set_color(QUIET)
-            continue
-        offset = {"xytext": (4, 4), "textcoords": "offset points", "in_layout": False}
-        drawn.append((note, at, axes.annotate(note, place, **offset, color=colour, fontsize=8)))
 
 
 def _across(axes: Axes, results: Results, y: Column, key: "Key") -> list[float]:
@@ -377,7 +321,7 @@ def _across(axes: Axes, results: Results, y: Column, key: "Key") -> list[float]:
         look = key.looks[row.series] | {"linestyle": DASHES[1], "markevery": [1], "clip_on": False}
         across = axes.get_yaxis_transform()
         axes.plot([0, 1], [interval.mean] * 2, transform=across, **look, linewidth=1.3, label=row.series)
-        half = _half(interval)
+        half = canvas.half(interval)
         axes.axhspan(interval.mean - half, interval.mean + half, color=look["color"], alpha=0.1, linewidth=0, zorder=0)
         means.append(interval.mean)
     return means
@@ -386,51 +330,36 @@ def _across(axes: Axes, results: Results, y: Column, key: "Key") -> list[float]:
 def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
     """Draw the references that lie near the runs, for which the axes give way; returns a sentence for the others."""
     sides = [axes.xaxis, axes.yaxis]
-    views = [_straight(side, side.get_view_interval()) for side in sides]
+    views = [canvas.straight(side, side.get_view_interval()) for side in sides]
     reach = [(high - low) * (0.5 if side.get_scale() == "log" else 1.2) for (low, high), side in zip(views, sides, strict=True)]
     far, lines, dots = [], [], []
     for row in results.references:
         at = [row.runs[0].value(column.column) if row.done else None for column in (x, y)]
         if at[1] is None:
             continue
-        where = [np.nan if value is None else _straight(side, value) for value, side in zip(at, sides, strict=True)]
+        where = [np.nan if value is None else canvas.straight(side, value) for value, side in zip(at, sides, strict=True)]
         if any(w < low - r or w > high + r for w, (low, high), r in zip(where, views, reach, strict=True)):
-            far.append(f"{row.label} " + (_brief(at[1]) if at[0] is None else f"({_brief(at[0])}, {_brief(at[1])})"))
+            far.append(
+                f"{row.label} " + (canvas.brief(at[1]) if at[0] is None else f"({canvas.brief(at[0])}, {canvas.brief(at[1])})")
+            )
         elif at[0] is None:
             lines.append((at[1], row.label))
         else:
             dots.append((at, row.label))
     for i, side in enumerate(sides):
         near = [at[i] for at, _ in dots] + ([value for value, _ in lines] if i else [])
-        _give_way(side, near)
+        canvas.give_way(side, near)
     for at, _ in dots:
         axes.plot(*at, marker="d", color=QUIET, markersize=6, linestyle="none", zorder=1)
     for value, _ in lines:
         axes.axhline(value, color=QUIET, linestyle=DASHES[1], linewidth=1, zorder=0)
     quiet = {"textcoords": "offset points", "color": QUIET, "fontsize": 8, "in_layout": False}
-    for at, names in _together(dots, lambda at: [_share(side, value) for side, value in zip(sides, at, strict=True)]):
-        right = _share(axes.xaxis, at[0]) > 0.6
-        axes.annotate(_few(names), at, xytext=(-6, -3) if right else (6, -3), ha="right" if right else "left", **quiet)
-    for value, names in _together(sorted(lines), lambda value: [_share(axes.yaxis, value)]):
-        axes.annotate(_few(names), (1, value), xytext=(0, 2), ha="right", xycoords=("axes fraction", "data"), **quiet)
-    return _wrapped("off the axis: " + ", ".join(far), 72) if far else ""
-
-
-def _together(named: Sequence[tuple[Any, str]], share: Callable[[Any], list[float]]) -> list[tuple[Any, list[str]]]:
-    """Names whose places are too close for a label each, at the first's place."""
-    found: list[tuple[Any, list[str]]] = []
-    for at, name in named:
-        near = (names for place, names in found if np.allclose(share(place), share(at), rtol=0, atol=0.06))
-        for names in near:
-            names.append(name)
-            break
-        else:
-            found.append((at, [name]))
-    return found
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
+    for at, names in canvas.together(dots, lambda at: [canvas.share(side, value) for side, value in zip(sides, at, strict=True)]):
+        right = canvas.share(axes.xaxis, at[0]) > 0.6
+        axes.annotate(canvas.few(names), at, xytext=(-6, -3) if right else (6, -3), ha="right" if right else "left", **quiet)
+    for value, names in canvas.together(sorted(lines), lambda value: [canvas.share(axes.yaxis, value)]):
+        axes.annotate(canvas.few(names), (1, value), xytext=(0, 2), ha="right", xycoords=("axes fraction", "data"), **quiet)
+    return canvas.wrapped("off the axis: " + ", ".join(far), 72) if far else ""
 
 
 def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Figure | None:
@@ -457,7 +386,7 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         ends = [end for *_, means in bands for each in means for end in (each.low, each.high)]
-        _view(grid[0][0].yaxis, _drawn(grid.flat), ends, _spread(column))
+        canvas.view(grid[0][0].yaxis, canvas.drawn(grid.flat), ends, _spread(column))
         bottom, top = grid[0][0].get_ylim()
         for axes, row, places, means in bands:  # within the view: a logarithmic axis has no place for what is below 0
             low, high = (
@@ -466,8 +395,8 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
             )
             axes.fill_between(places, low, high, color=key.looks[row.series]["color"], alpha=0.12, linewidth=0)
         figure.supxlabel(x.wish, fontsize=STYLE["axes.labelsize"])
-        figure.supylabel(_wrapped(column.wish, 28 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"])
-        _legend(figure, key.entries)
+        figure.supylabel(canvas.wrapped(column.wish, 28 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"])
+        canvas.legend(figure, key.entries)
     return figure
 
 
@@ -496,7 +425,7 @@ def every_row(folder: Path | Results) -> Figure | None:
     columns = [c for c in results.main if any(results.interval(row, c.column) for row in results.rows)]
     if not columns:
         return None
-    looks, wide = _key(results).looks, _abreast(len(columns))
+    looks, wide = _key(results).looks, canvas.abreast(len(columns))
     tall = -(-len(columns) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(results.rows)))
@@ -516,10 +445,10 @@ def every_row(folder: Path | Results) -> Figure | None:
                     known = [float(values.mean()) for values in row.by_seed(column.column).values()]
                     axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
             seen = [float(value) for line in axes.lines for value in np.asarray(line.get_xdata(), float)]
-            _view(axes.xaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
+            canvas.view(axes.xaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
             _reference_dots(axes, references, bool(seen))
-            _intervals(axes, marks, upright=False)
-            axes.set_title(_wrapped(column.wish, 26))
+            canvas.intervals(axes, marks, upright=False)
+            axes.set_title(canvas.wrapped(column.wish, 26))
             if axes.get_xscale() != "log":
                 axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(results.rows)), [_tick(row) for row in results.rows])
@@ -535,16 +464,16 @@ def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]], bounded
     """Diamonds for the references; one far from the runs is a number at the border, so that the runs keep the axis."""
     near, reach = [], 0.5 if axes.get_xscale() == "log" else 1
     for row, value in references:
-        share = _share(axes.xaxis, value)
+        share = canvas.share(axes.xaxis, value)
         if bounded and not -reach <= share <= 1 + reach:
             side, align = (0.98, "right") if share > 1 else (0.02, "left")
-            text = f"{_brief(value)} ▸" if share > 1 else f"◂ {_brief(value)}"
+            text = f"{canvas.brief(value)} ▸" if share > 1 else f"◂ {canvas.brief(value)}"
             place = ("axes fraction", "data")
             axes.annotate(text, (side, row), xycoords=place, color=QUIET, fontsize=8, ha=align, va="center")
         else:
             near.append((value, row))
     if bounded:
-        _give_way(axes.xaxis, [value for value, _ in near])
+        canvas.give_way(axes.xaxis, [value for value, _ in near])
     for place in near:
         axes.plot(*place, marker="d", color=QUIET)
 
@@ -558,7 +487,7 @@ def differences(folder: Path | Results) -> Figure | None:
     if not families:
         return None
     others = [row for row in results.students if row is not baseline]
-    looks, wide = _key(results).looks, _abreast(len(families))
+    looks, wide = _key(results).looks, canvas.abreast(len(families))
     tall = -(-len(families) // wide)
     with plt.rc_context(STYLE):
         size = (2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(others)))
@@ -571,8 +500,8 @@ def differences(folder: Path | Results) -> Figure | None:
                     continue
                 look = looks[each.a.series] | {"linestyle": "none"}
                 look["markerfacecolor"] = look["color"] if verdict(each, p) else GROUND
-                axes.errorbar(each.interval.mean, place, xerr=_half(each.interval), **look, capsize=2.5, elinewidth=1)
-            axes.set_title(_wrapped(column.wish, 26))
+                axes.errorbar(each.interval.mean, place, xerr=canvas.half(each.interval), **look, capsize=2.5, elinewidth=1)
+            axes.set_title(canvas.wrapped(column.wish, 26))
             axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(others)), [_tick(row) for row in others])
         for axes in list(grid.flat)[len(families) :]:
@@ -682,10 +611,10 @@ def _panel_grid(
                 for row in rows:
                     line(axes, row, key, series.looks[row.series])
                 axes.set_title(title if i == 0 else "")
-            _view(line_of_axes[0].yaxis, _drawn(line_of_axes))
-            line_of_axes[0].set_ylabel(_wrapped(key.replace("_", " "), 20))
+            canvas.view(line_of_axes[0].yaxis, canvas.drawn(line_of_axes))
+            line_of_axes[0].set_ylabel(canvas.wrapped(key.replace("_", " "), 20))
         figure.supxlabel(x_title, fontsize=STYLE["axes.labelsize"])
-        _legend(figure, series.entries)
+        canvas.legend(figure, series.entries)
     return figure
 
 
@@ -753,13 +682,15 @@ def _key(results: Results) -> Key:
         looks[label] = looks[line] | {"markerfacecolor": GROUND, "linestyle": DASHES[2] if rows[label].at else DASHES[1]}
     quiet: dict[str, Any] = {"color": QUIET}
     once = {stems[label] if split else names[label]: looks[label] for label in reversed(lines)}
-    handles = [Line2D([], [], **once[name] | ({"linestyle": "-"} if split else {}), label=_short(name, 44)) for name in hues]
+    handles = [
+        Line2D([], [], **once[name] | ({"linestyle": "-"} if split else {}), label=canvas.short(name, 44)) for name in hues
+    ]
     handles += [Line2D([], [], **quiet, linestyle=dash, label=rest) for rest, dash in dashes.items()] if split else []
     keys = list(dict.fromkeys(k for k, _ in apart))
     said = say(*next(iter(apart))) if len(apart) == 1 else "another " + " or ".join(k.rpartition(".")[2] for k in keys)
     hollow = quiet | {"marker": "o", "markerfacecolor": GROUND, "linestyle": DASHES[2]}
     controls = [Line2D([], [], **hollow, label=f"hollow: {said}")] if apart else []
-    across = [Line2D([], [], **looks[label], label=_short(label, 44)) for label in base if not rows[label].at]
+    across = [Line2D([], [], **looks[label], label=canvas.short(label, 44)) for label in base if not rows[label].at]
     return Key(looks, names, base, handles, controls, across)
 
 
@@ -772,107 +703,9 @@ def _panels(results: Results) -> list[tuple[str, list[Row]]]:
     return [(say(results.axis or "", at) or (f"without {results.axis}" if results.axis else ""), rows) for at, rows in ordered]
 
 
-def _legend(figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None, title: str | None = None) -> None:
-    """In a spare panel, or above the others, as many abreast as fit; the figure grows by its lines, so that no panel shrinks."""
-    if spare:
-        spare.legend(handles=entries, loc="upper left", title=title)
-        return
-    width, height = figure.get_size_inches()
-    letters = [len(str(entry.get_label())) for entry in entries]
-
-    def fits(abreast: int) -> bool:  # inches: a handle and its gaps, and a letter
-        return sum(0.65 + 0.063 * max(column) for column in np.array_split(letters, abreast)) < width
-
-    abreast = max((n for n in range(1, min(len(entries), 6) + 1) if fits(n)), default=1)
-    figure.set_size_inches(width, height + 0.2 * (-(-len(entries) // abreast) + bool(title)))
-    figure.legend(handles=entries, loc="outside upper left", ncols=abreast, title=title)
-
-
-def _half(interval: Interval) -> float:
-    return interval.half if isfinite(interval.half) else 0.0
-
-
 def _spread(column: Column) -> float:
     """The ratio of largest to smallest from which a column is drawn on a logarithmic axis."""
     return 30.0 if column.better in ("higher", "one") else 8.0
-
-
-def _drawn(panels: Iterable[Axes]) -> list[float]:
-    return [float(value) for axes in panels for line in axes.lines for value in np.asarray(line.get_ydata(), float)]
-
-
-def _view(axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread: float = 30.0) -> None:
-    """Limits that hold what is seen and its intervals, of long ones only a part.
-
-    Logarithmic where every value is positive and they span more than a factor of `spread`.
-    """
-    seen = [value for value in seen if isfinite(value)]
-    if not seen:
-        return
-    if min(seen) > 0 and max(seen) / min(seen) > spread:
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    values, reached = _straight(axis, seen), _straight(axis, [end for end in ends if isfinite(end)])
-    low, high = values.min(), values.max()
-    span = (high - low or 0.1 * abs(low) or 1.0) * (0.25 if axis.get_scale() == "log" else 1)  # what is near 0 is far down
-    least, most = low - span, high + span
-    if reached.size and axis.get_scale() != "log":  # means may lie close beside their intervals: hold the middle half of ends
-        least, most = min(least, np.quantile(reached, 0.25)), max(most, np.quantile(reached, 0.75))
-    low, high = max(reached.min(initial=low), least), min(reached.max(initial=high), most)
-    margin = 0.05 * (high - low or span)
-    _limit(axis, low - margin, high + margin)
-
-
-def _give_way(axis: Axis, values: Sequence[float]) -> None:
-    """Widen the view where a value lies outside."""
-    low, high = _straight(axis, axis.get_view_interval())
-    shares = [_share(axis, value) for value in values]
-    _limit(axis, low + min([0.0, *(share - 0.05 for share in shares)]) * (high - low),
-           high + max([0.0, *(share - 0.95 for share in shares)]) * (high - low))  # fmt: skip
-
-
-def _limit(axis: Axis, low: float, high: float) -> None:
-    limits = low, high
-    if axis.get_scale() == "log":
-        limits = 10**low, 10**high
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 2.3 else (1.0,)))
-    axis.axes.set(**{f"{axis.axis_name}lim": limits})
-
-
-def _straight(axis: Axis, values: Any) -> np.ndarray:
-    """Values as the axis places them: logarithms on a logarithmic one."""
-    values = np.asarray(values, float)
-    if axis.get_scale() != "log":
-        return values
-    with np.errstate(divide="ignore"):
-        return np.log10(np.maximum(values, 0))
-
-
-def _share(axis: Axis, value: float) -> float:
-    """Where a value lies between the ends of an axis, 0 to 1."""
-    low, high = _straight(axis, axis.get_view_interval())
-    return float((_straight(axis, value) - low) / (high - low))
-
-
-def _intervals(axes: Axes, marks: Sequence[tuple[float, float, float, str]], upright: bool = True) -> None:
-    """(place, low, high, colour) as thin lines within the view, with an arrow head where it cuts one."""
-    marks = [mark for mark in marks if isfinite(mark[1]) and isfinite(mark[2])]
-    if not marks:
-        return
-    bottom, top = sorted(axes.get_ylim() if upright else axes.get_xlim())
-    at, lows, highs, colours = zip(*marks, strict=True)
-    lines = axes.vlines if upright else axes.hlines
-    lines(at, np.clip(lows, bottom, top), np.clip(highs, bottom, top), colors=colours, linewidth=0.7, alpha=0.5, zorder=1)
-    for place, low, high, colour in marks:
-        for end, shape in ((bottom, "v" if upright else "<"), (top, "^" if upright else ">")):
-            if (low < end) if end == bottom else (high > end):
-                where = (place, end) if upright else (end, place)
-                axes.plot(*where, marker=shape, color=colour, markersize=3.5, alpha=0.8, clip_on=False, zorder=1)
-
-
-def _abreast(panels: int) -> int:
-    return 2 if panels in (2, 4) else min(panels, 3)
 
 
 def _beside(results: Results) -> str:
@@ -881,52 +714,7 @@ def _beside(results: Results) -> str:
 
 def _tick(row: Row) -> str:
     """A row's name where its place on the axis must not be cut off."""
-    return f"{_short(row.series, 34)}  {show(row.at)}" if row.at else _short(row.series, 34)
-
-
-def _short(label: str, most: int) -> str:
-    return label if len(label) <= most else f"{label[: most - 1]}…"
-
-
-def _brief(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) > 1e-9 else "0"
-
-
-def _wrapped(text: str, width: int = 62) -> str:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    return "\n".join(lines)
-
-
-def _file_name(text: str) -> str:
-    return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
-
-
-def _save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write name.svg, without a ground, for the page, and name.png on white; both small enough to commit. Returns the SVG."""
-    target = Path(folder) / "figures" / name
-    with plt.rc_context(STYLE):
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
-        text = re.sub(r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
-        text = re.sub(
-            r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; |; stroke-linecap: square|; stroke-dashoffset: 0', "", text
-        )
-        used = set(re.findall(r"#([\w.-]+)", text))
-        text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
-        text = text.replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
-        write_bytes(target.with_suffix(".svg"), re.sub(r"\s*\n\s*", "\n", text).encode())
-        figure.set_layout_engine("none")  # it has been laid out
-        raster, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(raster, format="png", facecolor="white")
-        Image.open(raster).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-        write_bytes(target.with_suffix(".png"), small.getvalue())
-    plt.close(figure)
-    return target.with_suffix(".svg")
+    return f"{canvas.short(row.series, 34)}  {show(row.at)}" if row.at else canvas.short(row.series, 34)
 
 
 # --- command line ---
@@ -967,7 +755,7 @@ def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
     figure = against(results, x, y, group)
     if figure is None:
         raise PlotError(f"no finished run has both {x} and {y} as numbers")
-    return _save(figure, folder, f"{_file_name(y)}_against_{_file_name(x)}_by_{_file_name(group)}")
+    return canvas.save(figure, folder, f"{canvas.file_name(y)}_against_{canvas.file_name(x)}_by_{canvas.file_name(group)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
