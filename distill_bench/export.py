@@ -8,16 +8,19 @@ has one) and a scheduler with which the pipeline takes the student's own steps: 
 """
 
 import argparse
+import contextlib
+import functools
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -115,22 +118,28 @@ def _save_adapter(path: Path, out: Path, pipeline: str, adapter: AdapterConfig, 
     getattr(diffusers, pipeline).save_lora_weights(out, layers, transformer_lora_adapter_metadata=about)
 
 
-def harness_draws(seed: int) -> dict[str, Any]:
-    """Arguments with which WanPipeline draws the noises of one clip as `distill_bench.sample` does, on a CPU.
+@contextlib.contextmanager
+def harness_draws(pipe: diffusers.DiffusionPipeline, seed: int) -> Iterator[torch.Generator]:
+    """Inside, an exported pipeline that is given this generator draws the noises of one clip as `distill_bench.sample` does.
 
-    The pipeline makes the first noise by `generator` and lets its scheduler make the later ones by torch's global generator: that
-    is seeded here at once, and after each step for the next.
+    On a CPU. The pipeline makes the first noise by the generator, and its scheduler the later ones by that or by torch's own:
+    both are seeded before each step.
     """
+    draws, step, after = generator("sample", seed, 0), pipe.scheduler.step, itertools.count(1)
 
-    def seeded(step: int) -> None:
-        torch.manual_seed(generator("sample", seed, step).initial_seed())
+    @functools.wraps(step)  # pipelines look at what it takes
+    def seeded(*inputs: object, **options: object) -> object:
+        for_this = generator("sample", seed, next(after)).initial_seed()
+        draws.manual_seed(for_this)
+        torch.manual_seed(for_this)
+        return step(*inputs, **options)
 
-    def callback(_pipe: object, step: int, _timestep: object, tensors: dict) -> dict:
-        seeded(step + 2)
-        return tensors
-
-    seeded(1)
-    return {"generator": generator("sample", seed, 0), "callback_on_step_end": callback}
+    with torch.random.fork_rng(devices=[]):
+        pipe.scheduler.step = seeded
+        try:
+            yield draws
+        finally:
+            del pipe.scheduler.step
 
 
 # --- the model card ---
@@ -276,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         print(export(options.run, options.folder, options.updates, options.dtype, options.lora))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:  # the last for a disk that is full
         parser.exit(2, f"{parser.prog}: {error}\n")
     return 0
 

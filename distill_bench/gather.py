@@ -23,7 +23,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distill_bench.store import attempts, differences, first_line, flat, read_json, read_jsonl, read_record, result_of, state
+from distill_bench.store import (
+    attempts,
+    differences,
+    first_line,
+    flat,
+    read_json,
+    read_jsonl,
+    read_record,
+    result_of,
+    state,
+    sweep_called,
+)
 
 RUN_COLUMNS = ["run_id", "method", "seed", "status", "student_updates", "fake_score_updates", "nfe"]
 COST_COLUMNS = [
@@ -96,7 +107,7 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     Raises:
         GatherError: if there is no such sweep, or its rows cannot share a column.
     """
-    name = Path(sweep).stem
+    name = sweep_called(sweep)
     path = Path(store) / "sweeps" / f"{name}.json"
     manifest = read_record(path, run_ids=list)
     if manifest is None:

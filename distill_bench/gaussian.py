@@ -145,6 +145,10 @@ class GaussianPipeline:
         every = [*prompts, ""]
         return Texts(prompts, dict(zip(every, self.encode_text(every), strict=True)), self.device, dtype)
 
+    def draw(self, shape: tuple[int, ...], _step: int, draws: torch.Generator) -> Tensor:
+        """Noise (C, T, H, W) for a step of one clip."""
+        return torch.randn(*shape, generator=draws)
+
     def latent_shape(self, *_: int) -> tuple[int, int, int, int]:
         """(C, T, H, W), whatever clips were asked for."""
         return self.shape

@@ -156,6 +156,10 @@ class Pipeline(TextPipeline):
         """(C, T, H, W) of the latents of a clip; without an autoencoder latents are pixels."""
         return self.architecture.latent_shape(frames, height, width)
 
+    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
+        """Noise (C, T, H, W) for a step of one clip."""
+        return self.architecture.draw(shape, step, draws)
+
     def student(self) -> nn.Module:
         """A trainable float32 network, where the student begins: the teacher's, or that of the run's own folder."""
         return load_transformer(self.student_folder)

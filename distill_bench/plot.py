@@ -30,7 +30,7 @@ from distill_bench import canvas
 from distill_bench.canvas import COLOURS, DASHES, GROUND, MARKERS, QUIET, SIZE, STYLE
 from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show
 from distill_bench.stats import Interval, mean_interval
-from distill_bench.store import read_jsonl, write_bytes
+from distill_bench.store import read_jsonl, sweep_called, write_bytes
 from distill_bench.tables import against_baseline, verdict
 
 MOST_KEYS = 6  # of the training log in one figure
@@ -770,7 +770,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.y is None and (options.x or options.group):
         parser.error("--x and --group draw one figure, of the column that --y names")
     folder = _folder(options.results)
-    folder = folder if folder.is_dir() else options.out / options.results.stem
+    folder = folder if folder.is_dir() else options.out / sweep_called(options.results)
     try:
         workers = min(4, os.cpu_count() or 1)
         pair = options.y and (options.x or "cost", options.y, options.group or "method")

@@ -199,7 +199,7 @@ class Sampler:
         return [torch.stack([self._noise(seed, step) for seed in seeds]).to(self.device) for step in range(self.config.nfe)]
 
     def _noise(self, seed: int, step: int) -> Tensor:
-        return torch.randn(*self.shape, generator=generator("sample", seed, step))
+        return self.pipeline.draw(self.shape, step, generator("sample", seed, step))
 
 
 def _clips_of(folder: Path) -> np.ndarray:

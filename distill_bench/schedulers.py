@@ -53,7 +53,7 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
     """The student's steps for CogVideoXPipeline, whose latents are variance-preserving: z, x_t over a scale.
 
     diffusers' own takes whole timesteps at even distances; the student's levels lie between. The draws that noise again are made
-    in the order of axes that the harness has, by the generator that the pipeline passes on.
+    by the generator that the pipeline passes on.
     """
 
     order = 1
@@ -91,8 +91,7 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
         if self.taken == len(self.timesteps):
             return (x0,)
         if self.config.stepping == "renoise":
-            shape = sample.transpose(1, 2).shape
-            noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=sample.dtype).transpose(1, 2)
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             self.x_t = add_noise(x0, noise, lower)
         else:
             self.x_t = x_t + over(lower - sigma, x_t) * velocity

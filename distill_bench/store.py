@@ -72,6 +72,12 @@ def unwritable(folder: Path) -> str | None:
     return None
 
 
+def sweep_called(sweep: str | Path) -> str:
+    """The name of the sweep that a name, its YAML, its manifest or its folder of results means; names may have dots."""
+    path = Path(sweep)
+    return path.stem if path.suffix in (".yaml", ".yml", ".json") else path.name
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
@@ -57,7 +58,8 @@ def teacher_folder(name: str) -> Path:
     Raises:
         TeacherError: if there is none.
     """
-    folder, hub = EMBEDDED.get(name, Path(name)), "not a name on the hub"
+    folder = EMBEDDED.get(name, Path(name))
+    why, hint = "not a folder, not a name on the hub", "make mini-wan with `python -m distill_bench.pretrain`"
     if not folder.is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from diffusers import DiffusionPipeline, logging  # takes seconds
 
@@ -69,13 +71,12 @@ def teacher_folder(name: str) -> Path:
         except Exception as error:
             if local:
                 return OUTLINES[owner_and_name]
+            said = re.split(r" \(|\. ", first_line(error))[0]
             asked = f"; is {revision!r} a branch, tag or commit of it?" if revision else ""
-            hub = f"not from the hub ({type(error).__name__}: {first_line(error)}{asked})"
+            why = f"not a folder, not from the hub ({type(error).__name__}: {said}{asked})"
+            hint = "name a folder, or download it where there is a network, without HF_HUB_OFFLINE"
     if not folder.is_dir():
-        raise TeacherError(
-            f"no teacher {name!r}: not a folder, {hub}; embedded: {', '.join(EMBEDDED)}; "
-            "make mini-wan with `python -m distill_bench.pretrain`"
-        )
+        raise TeacherError(f"no teacher {name!r}: {why}; {hint}; embedded: {', '.join(EMBEDDED)}")
     if is_gaussian(folder):
         return folder
     missing = [part for part in ("transformer", "tokenizer") if not (folder / part).is_dir()]
@@ -132,16 +133,38 @@ def check_parts(folder: Path, student: Path | None = None) -> None:
     """Look for what a job would load, by configs and by the heads of the files of weights.
 
     Raises:
-        TeacherError: if an autoencoder is unknown, or weights are missing or cut short.
+        TeacherError: if an autoencoder is unknown, or files are missing or cut short.
     """
     if is_gaussian(folder):
         return
+    for each in filter(None, (folder, student)):
+        _check_configs(each)
     from distill_bench.architectures import architecture_of  # torch takes seconds
 
     if autoencoder_of(architecture_of(folder)) is not None:
         weights_of(folder / "vae")
     for each in filter(None, (folder, student)):
-        weights_of(each / "transformer")
+        _check_blocks(each / "transformer")
+
+
+def _check_configs(folder: Path) -> None:
+    """TeacherError for a folder that lacks what says how its parts are used: defaults would be another model."""
+    if is_outline(folder):
+        return
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        if "_class_name" not in read_config(folder, name):
+            kind = "says nothing of a class" if (folder / name).is_file() else "is not there"
+            raise TeacherError(f"teacher {folder} is no pipeline folder: its {name} {kind}; download or copy the whole folder")
+    if not any((folder / "tokenizer").iterdir()):
+        raise TeacherError(f"teacher {folder} is no pipeline folder: its tokenizer is empty; download or copy the whole folder")
+
+
+def _check_blocks(part: Path) -> None:
+    """TeacherError where a transformer's config asks for other blocks than its weights have."""
+    found = {match[1] for name in weights_of(part) if (match := re.match(r"\w*blocks\.(\d+)\.", name))}
+    asked = read_config(part).get("num_layers", len(found))
+    if found and len(found) != asked:
+        raise TeacherError(f"{part}: its config.json asks for num_layers {asked}, its weights are of {len(found)} blocks")
 
 
 def weights_of(part: Path) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
 from distill_bench.store import write_bytes
 from distill_bench.teacher import TeacherError, content_hash
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class _Line(BaseModel, strict=True, extra="ignore"):
     """A prompt of a JSON file: VBench calls it prompt_en."""
 
-    prompt: str
+    prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     seed: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -50,10 +50,10 @@ def read_prompts(path: Path) -> list[str]:
             raise ValueError(f"prompts {path}: a list of strings or of {{'prompt': TEXT}} is allowed, found {kind}")
         found = [_prompt(entry, f"prompts {path}, entry {n}") for n, entry in enumerate(entries, 1)]
     elif path.suffix == ".jsonl":
-        lines = [(f"prompts {path}, line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(f"prompts {path}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         found = [_prompt(_json(line, where), where) for where, line in lines]
     else:
-        found = [line.strip() for line in text.splitlines() if line.strip()]
+        found = [line.strip() for line in text.split("\n") if line.strip()]  # not splitlines: JSON and prompts may have U+2028
     if not found:
         raise ValueError(f"prompts {path}: there are none")
     return found
@@ -68,7 +68,7 @@ def _json(text: str, where: str) -> Any:
 
 def _prompt(line: Any, where: str) -> str:
     if isinstance(line, str):
-        return line
+        line = {"prompt": line}
     if isinstance(line, dict) and "prompt" not in line and "prompt_en" in line:
         line = line | {"prompt": line["prompt_en"]}
     try:

@@ -238,7 +238,8 @@ class Trainer:
     def after_student_update(self) -> None:
         """The method's hook, and the student's moving average."""
         self.method.after_student_update(self.trained)
-        self._publish()
+        # the graph of both phases is still to be gone through backwards, with the fake score as it was
+        self._publish(["student"] if self.config.reuse_rollout == "graph" else self.trained)
         if self.config.ema is not None:
             newest = [local(p) for p in self.trained["student"].parameters()]
             torch._foreach_lerp_([local(value) for value in self.ema.values()], newest, 1 - self.config.ema)
@@ -281,7 +282,7 @@ class Trainer:
         for optimiser in groups.values():
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        self._publish()
+        self._publish(name for name in self.trained if _trained_in(role, name))
         self.scalars |= scalars
 
     def _backward(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> dict[str, Tensor]:
@@ -309,9 +310,9 @@ class Trainer:
                 scalars[name] = scalars.get(name, 0.0) + value.detach() / accumulation
         return scalars
 
-    def _publish(self) -> None:
+    def _publish(self, roles: Iterable[str]) -> None:
         """Masters that were moved are rounded into their networks."""
-        for trained in self.trained.values():
+        for trained in map(self.trained.get, roles):
             if isinstance(trained, Masters):
                 trained.publish()
 

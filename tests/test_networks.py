@@ -185,10 +185,18 @@ def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run
         assert moved.max() < 3e-6 and (moved > 0).float().mean() > 0.9, role
 
 
-def test_bfloat16_weights_train_as_autocast_does_to_its_precision(make_run):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "sgmd", "reuse_rollout": True},
+        {"method": {"name": "sgmd", "preset": "paper"}},
+        {"method": {"name": "sgmd", "preset": "paper"}, "gradient_checkpointing": True, "accumulation": 2},
+    ],
+)
+def test_bfloat16_weights_train_as_autocast_does_to_its_precision(fields, make_run):
     lines = {}
     for name in ("float32", "bfloat16"):
-        train(run := make_run(name, precision="bfloat16", weights=name, method="sgmd", reuse_rollout=True))
+        train(run := make_run(name, precision="bfloat16", weights=name, **fields))
         lines[name] = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     for one, other in zip(lines["float32"], lines["bfloat16"], strict=True):
         assert other["fake_score_loss"] == pytest.approx(one["fake_score_loss"], rel=0.02)

@@ -505,6 +505,13 @@ def test_a_row_that_differs_in_more_than_its_method_says_so(tmp_path):
     assert labels == ["alpha fake_score_updates=1", "alpha fake_score_updates=5", "beta reuse_rollout fake_score_updates=1"]
 
 
+@pytest.mark.parametrize("called", ["wan2.1_1.3b", "sweeps/wan2.1_1.3b.yaml", "runs/sweeps/wan2.1_1.3b.json"])
+def test_a_sweep_may_have_dots_in_its_name(called, store, tmp_path):
+    (store / "sweeps" / "speed.json").rename(store / "sweeps" / "wan2.1_1.3b.json")
+    found = read_sweep(called, store)
+    assert found.name == "wan2.1_1.3b" and len(found.runs) == len(RUNS)
+
+
 def test_a_second_report_has_the_same_bytes(reported, tmp_path):
     folder, store = reported
     again = report("speed", store, tmp_path / "results").parent

@@ -43,7 +43,7 @@ class Own(Method):
 def sweep_yaml(tiny_wan: Path, tmp_path: Path):
     """Writes a sweep file over a tiny base."""
 
-    def write(name: str = "tiny", **keys) -> Path:
+    def write(name: str = "tiny2.1_0.1b", **keys) -> Path:
         base = {
             "teacher": str(tiny_wan), "student_updates": 4, "fake_score_updates": 1, "batch_size": 2, "nfe": 2, "frames": 5,
             "height": 16, "width": 16, "checkpoint_every": 1, "log_every": 1, "trackers": [], "evaluations": 2,
@@ -61,7 +61,7 @@ def command(path: Path, where: Path, *more: str) -> list[str]:
     return [str(path), "--cluster", "local", "--store", str(where / "runs"), "--out", str(where / "results"), *more]
 
 
-def rows(where: Path, name: str = "tiny") -> list[dict[str, str]]:
+def rows(where: Path, name: str = "tiny2.1_0.1b") -> list[dict[str, str]]:
     return list(csv.DictReader((where / "results" / name / "runs.csv").open()))
 
 
@@ -74,7 +74,7 @@ def test_a_sweep_makes_its_tables_and_a_second_call_makes_nothing_again(sweep_ya
     assert all(float(row["motion"]) >= 0 and float(row["train_seconds"]) > 0 for row in runs)
     assert {row["hardware"] for row in runs} == {hardware()}
     assert {"teacher", "untrained", "noise"} <= {row["method"] for row in rows(tmp_path) if row["status"] == "reference"}
-    folder = tmp_path / "results" / "tiny"
+    folder = tmp_path / "results" / "tiny2.1_0.1b"
     assert all((folder / name).stat().st_size for name in ("table.csv", "table.md", "table.tex", "report.html"))
     assert list((folder / "figures").glob("*.png"))
     for row in runs:

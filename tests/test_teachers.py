@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import huggingface_hub.constants
+import pipelines
 import pytest
 import sentencepiece
 import torch
@@ -112,6 +113,33 @@ def test_weights_that_are_not_there_or_cut_short_are_refused_before_a_job(part, 
     index.unlink()
     path.unlink()
     assert f"{part} lacks weights: it has no {path.name}" in refused(teacher=str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model_index.json", "its model_index.json is not there"),
+        ("scheduler/scheduler_config.json", "its scheduler/scheduler_config.json is not there"),
+        ("tokenizer", "its tokenizer is empty"),
+    ],
+)
+def test_what_says_how_the_parts_are_used_is_asked_for_before_a_job(name, said, tiny_wan, copy):
+    path = copy / name
+    for file in path.iterdir() if path.is_dir() else [path]:
+        file.unlink()
+    for fields in ({"teacher": str(copy)}, {"teacher": str(tiny_wan), "student": str(copy)}):
+        assert f"teacher {copy} is no pipeline folder: {said}; download or copy the whole folder" in refused(**fields)
+
+
+def test_a_config_that_asks_for_other_blocks_than_there_are_is_refused_before_a_job(copy):
+    change(copy / "transformer", num_layers=3)
+    assert "transformer: its config.json asks for num_layers 3, its weights are of 2 blocks" in refused(teacher=str(copy))
+
+
+def test_cogvideox_has_positions_for_clips_of_its_training_alone(tmp_path):
+    pipelines.save("cogvideox-1.5", tmp_path / "cog")
+    said = refused(teacher=str(tmp_path / "cog"), frames=9, height=48, width=32)
+    assert said == "height 48: 32 is the most that the teacher cog has positions for"
 
 
 def test_a_student_without_weights_is_refused_before_a_job(tiny_wan, copy):

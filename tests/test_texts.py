@@ -61,6 +61,14 @@ def test_a_mark_of_utf_8_and_spaces_around_a_line_are_no_part_of_a_prompt(tiny_w
     assert load_pipeline(str(teacher), torch.device("cpu")).prompts() == PROMPTS
 
 
+def test_a_line_ends_where_a_line_of_a_file_does(tmp_path):
+    """What splits lines in print (U+2028, form feed) may be in a prompt."""
+    odd = ["one\u2028and two", "three\x0cand four", "five\u0085six"]
+    for name, text in (("a.txt", "\r\n".join(odd)), ("a.jsonl", "\n".join(json.dumps(p, ensure_ascii=False) for p in odd))):
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        assert read_prompts(tmp_path / name) == odd
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -69,6 +77,8 @@ def test_a_mark_of_utf_8_and_spaces_around_a_line_are_no_part_of_a_prompt(tiny_w
         ("a.jsonl", '{"prompt": "x", "seed": -1}\n', "line 1: seed: Input should be greater"),
         ("a.jsonl", "{", "line 1: no JSON"),
         ("a.json", '["x", 3]', "entry 2: "),
+        ("a.json", '["x", " "]', "entry 2: prompt: String should have at least 1 character"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": "\\ud800"}\n', "line 2: prompt: Input should be a valid string"),
         ("a.json", '{"prompts": ["x"]}', "a list of strings or of {'prompt': TEXT} is allowed, found dict"),
         ("a.json", "null", "is allowed, found null"),
         ("none.txt", None, "No such file"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from distill_bench.teacher import TeacherError, read_config
@@ -166,6 +167,10 @@ class Architecture:
         raise NotImplementedError
 
     # ---- out
+
+    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
+        """Noise (C, T, H, W) for a step of one clip, in the order in which diffusers' pipeline and its scheduler draw it."""
+        return torch.randn(*shape, generator=draws)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
         """A scheduler with which diffusers' pipeline samples the student as `distill_bench.rollout` does."""

@@ -90,6 +90,16 @@ class CogVideoX(Architecture):
             )
         return super().mismatch()
 
+    def unfit(self, frames: int, height: int, width: int) -> str | None:
+        why = super().unfit(frames, height, width)
+        if why is not None or not self._patch_t or not self.transformer.get("use_rotary_positional_embeddings"):
+            return why
+        for key, size in (("height", height), ("width", width)):  # its positions are a slice of those it was trained with
+            most = self.transformer.get(f"sample_{key}", size) * self.strides()[1]
+            if size > most:
+                return f"{key} {size}: {most} is the most that the teacher {self.folder.name} has positions for"
+        return None
+
     def text_length(self, tokenizer: Any) -> int:
         return self.transformer.get("max_text_seq_length", 226)
 
@@ -108,6 +118,10 @@ class CogVideoX(Architecture):
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode() * vae.config.scaling_factor
         return torch.cat([latents[:, :, :1].expand(-1, -1, -latents.shape[2] % (self._patch_t or 1), -1, -1), latents], 2)
+
+    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
+        channels, times, *size = shape
+        return torch.randn(times, channels, *size, generator=draws).transpose(0, 1)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
         from distill_bench.schedulers import CogVideoXStudentScheduler

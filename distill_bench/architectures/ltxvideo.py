@@ -3,6 +3,7 @@
 A masked row of a text is zero here, and the mask is read off that: it takes no part in attention either way.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -73,6 +74,12 @@ class LTXVideo(Architecture):
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode()
         return (latents - _over(vae.latents_mean, latents)) * vae.config.scaling_factor / _over(vae.latents_std, latents)
+
+    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
+        if step == 0:  # the pipeline packs what it has drawn; its scheduler draws packed
+            return super().draw(shape, step, draws)
+        channels, *size = shape
+        return torch.randn(math.prod(size), channels, generator=draws).T.unflatten(1, size)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
         from distill_bench.schedulers import flow_matching
