@@ -4,9 +4,9 @@ The trainer's own phases are rehearsed on fake tensors (shapes without data), an
 the method's code, the run's settings and the architecture decide, no formula of ours. `distill-bench cost SWEEP --memory`
 shows it; a training on a GPU that has less ends before its first step.
 
-Not counted: what `compile` saves, what a kernel holds inside, the allocator's rounding and fragments, buffers of collectives, the
-text encoder (gone by the first step), and the teacher's samples, where a method needs such data. Drawing a run's clips is
-rehearsed likewise: `sampling_peak`.
+Not counted: what `compile` saves, what a kernel holds inside, the allocator's rounding and fragments, the text encoder (gone by
+the first step), and the teacher's samples, where a method needs such data. Drawing a run's clips is rehearsed likewise:
+`sampling_peak`.
 """
 
 import contextlib
@@ -133,18 +133,18 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     unit = [each // whole for each in blocks]
     few = math.ceil(2 / min(unit))
     if 2 * few >= whole:
-        found, gathered = rehearsed(config, blocks, processes)
+        found, in_flight = rehearsed(config, blocks, processes)
     else:
-        (low, gathered), (high, _) = (rehearsed(config, tuple(n * each for each in unit), processes) for n in (few, 2 * few))
+        (low, in_flight), (high, _) = (rehearsed(config, tuple(n * each for each in unit), processes) for n in (few, 2 * few))
         found = _linear(low, high, (whole - few) / few)
-    return found if share == 1 else _shared(found, share, gathered)
+    return found if share == 1 else _shared(found, share, in_flight)
 
 
 def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tuple[Prediction, int]:
-    """The prediction for networks of so many blocks (the teacher's, the student's), and the bytes of the largest block."""
+    """The prediction for networks of so many blocks (the teacher's, the student's), and what sharding would add to a phase."""
     with _fake():
         rehearsal = Rehearsal(config, blocks, processes)
-        return rehearsal.prediction(), rehearsal.largest_block()
+        return rehearsal.prediction(), rehearsal.in_flight()
 
 
 def sampling_peak(config: RunConfig) -> int:
@@ -347,11 +347,20 @@ class Rehearsal(Trainer):
             held_back=_held_back(base["teacher"]),
         )
 
-    def largest_block(self) -> int:
-        """Bytes of the largest part that FSDP gathers at once: a block, or what is outside of all."""
-        net = self.nets.unguided_teacher.net
-        blocks = [_bytes(block.parameters()) for block in architecture_called(net).blocks(net)]
-        return max(*blocks, _bytes(net.parameters()) - sum(blocks))
+    def in_flight(self) -> int:
+        """Bytes of what FSDP has whole at once: of a role two blocks, one at work and the next, and of one that is trained the
+        gradients of one, and these again in float32 where they are reduced.
+        """
+        most = 0
+        for role, net in (("teacher", self.nets.unguided_teacher.net), *self.roles.items()):
+            if role == "modules":
+                continue
+            blocks = [list(block.parameters()) for block in architecture_called(net).blocks(net)]
+            inside = {parameter for block in blocks for parameter in block}
+            parts = [*blocks, [parameter for parameter in net.parameters() if parameter not in inside]]
+            size, wide = (max(map(of, parts)) for of in (_bytes, lambda part: sum(4 * p.numel() for p in part)))
+            most = max(most, 2 * size if role == "teacher" else 3 * size + max(size, wide))
+        return most
 
 
 class RehearsedSampler(Sampler):
@@ -470,8 +479,8 @@ def _linear(low: Prediction, high: Prediction, times: float) -> Prediction:
     return Prediction(**{name: at(getattr(low, name), getattr(high, name)) for name in fields})
 
 
-def _shared(found: Prediction, share: int, gathered: int) -> Prediction:
-    """The prediction for processes that share each role's weights: two blocks of one role are gathered at a time."""
+def _shared(found: Prediction, share: int, in_flight: int) -> Prediction:
+    """The prediction for processes that share each role's weights, and have so many bytes of them whole in a phase."""
 
     def part(sizes: Mapping[str, int]) -> dict[str, int]:
         return {role: math.ceil(size / share) for role, size in sizes.items()}
@@ -484,7 +493,7 @@ def _shared(found: Prediction, share: int, gathered: int) -> Prediction:
         weights=part({**found.weights, **own}), masters=part(found.masters), gradients=gradients, moments=part(found.moments),
         ema=math.ceil(found.ema / share),
         stages={
-            role: tuple(size - found.gradients[role] + gradients[role] + 2 * gathered for size in stages)
+            role: tuple(size - found.gradients[role] + gradients[role] + in_flight for size in stages)
             for role, stages in found.stages.items()
         },
     )  # fmt: skip

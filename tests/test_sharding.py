@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pipelines
 import pytest
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
 from distill_bench import checkpoint, testing
@@ -24,6 +25,8 @@ FIELDS = {
     "student_updates": 2, "fake_score_updates": 1, "exit_step": "last", "gradient_checkpointing": True,
     "signals_every": 2, "checkpoint_every": 2,
 }  # fmt: skip
+PEAKS = {"float32": {}, "bfloat16": {"precision": "bfloat16", "weights": "bfloat16"}}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}  # what is large is mapped by itself, and counted
 RESUMED = {"student_updates": 3, "fake_score_updates": 1, "precision": "float64", "signals_every": None}
 
 
@@ -48,13 +51,22 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     low = FIELDS | {"precision": "bfloat16", "weights": "bfloat16", "signals_every": None}
     for sharding in (True, False):
         runs[f"low {sharding}"] = testing.Runs("sgmd", folder, f"low-{sharding}").make(**low, sharding=sharding)
+    wide = folder / "wide"
+    testing.tiny_pipeline(wide)
+    WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=64, in_channels=4, out_channels=4,
+        text_dim=16, freq_dim=32, ffn_dim=1024, num_layers=4, rope_max_seq_len=32,
+    ).save_pretrained(wide / "transformer")  # fmt: skip
+    for name, fields in PEAKS.items():
+        made = testing.Runs("sgmd", folder, f"peak-{name}", {"teacher": str(wide)})
+        runs[f"peak {name}"] = made.make(**FIELDS | {"signals_every": None, "sharding": True} | fields)
     train(runs["whole"])
     assert train(runs["one then two"], stop=lambda: True)["status"] == "stopped"
-    two = [str(path) for name, path in runs.items() if name.startswith(("two ", "low ")) and name != "two then one"]
+    two = [str(path) for name, path in runs.items() if name.startswith(("two ", "low ", "peak ")) and name != "two then one"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, str(Path(__file__).parent / "sharded.py"), *two, f"{runs['two then one']}:stop", str(runs["one then two"])],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -113,3 +125,10 @@ def test_what_each_process_holds_was_predicted(name, trained):
     found = predicted(load_run(trained[name]), processes=2)
     for role in ("student", "fake_score", "teacher"):
         assert held[role] == pytest.approx(found.weights[role] + found.masters.get(role, 0), rel=0.1), role
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_the_peak_of_a_process_was_predicted(name, trained):
+    added = json.loads((trained[f"peak {name}"] / "peak.json").read_text())
+    found = predicted(load_run(trained[f"peak {name}"]), processes=2)
+    assert found.peak == pytest.approx(found.held + added, rel=0.05)
