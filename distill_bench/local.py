@@ -1,4 +1,4 @@
-"""A bounded queue of worker processes on this machine: at most `jobs` at once, each with its share of the cores and GPUs.
+"""A bounded queue of workers on this machine: at most `jobs` at once, each with its share of the cores and GPUs.
 
 Where there is no GPU a worker may be a fork of a process that has imported the libraries: that saves some seconds. Of our own
 code nothing is imported before the fork, so that a worker runs what its provenance says. A GPU may be in use by whatever imports
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import BinaryIO
 from distill_bench.stop import DRIVER
 
 POLL_SECONDS = 0.1
+GRACE_SECONDS = 10.0  # for ranks to say that one of them is gone
 LIBRARIES = [
     "torch.distributed.fsdp", "accelerate", "diffusers.models.autoencoders", "diffusers.models.transformers",
     "transformers.modeling_utils", "peft", "open_clip", "torch.utils.tensorboard", "pydantic", "rich.progress",
@@ -32,13 +34,14 @@ _forks.set_forkserver_preload(LIBRARIES)
 
 @dataclass
 class Task:
-    """One worker process: what it is called, its command line, and where its output goes."""
+    """One worker: what it is called, its command line, and where its output goes."""
 
     name: str
     argv: list[str]
     log: Path
     forks: bool = False  # a module of this package, which may run in a fork
-    process: "subprocess.Popen | _Fork | None" = field(default=None, repr=False)
+    processes: int = 1  # that work together, each with a GPU where there are any
+    process: "subprocess.Popen | _Fork | _Ranks | None" = field(default=None, repr=False)
     error: str | None = None  # why it could not even be started
 
     @property
@@ -116,20 +119,22 @@ def run_queue(
 
 
 def _start(task: Task, slot: int, jobs: int) -> None:
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    threads = str(max(1, len(os.sched_getaffinity(0)) // (jobs * task.processes)))
     # idle OpenMP threads that spin would take the cores from the other workers
     env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     devices = gpus()
     if devices:
-        env["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        first = slot * task.processes
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[(first + i) % len(devices)] for i in range(task.processes))
     try:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
-            task.process = (
-                _Fork(task, env)
-                if task.forks and not devices and _forked_with(threads)
-                else _popen(task.argv, env | {DRIVER: str(os.getpid())}, log)
-            )
+            if task.processes > 1:
+                task.process = _Ranks(task.argv, env | {DRIVER: str(os.getpid())}, log, task.processes)
+            elif task.forks and not devices and _forked_with(threads):
+                task.process = _Fork(task, env)
+            else:
+                task.process = _popen(task.argv, env | {DRIVER: str(os.getpid())}, log, start_new_session=True)
     except OSError as error:  # a folder that cannot be written, a Python that is gone: this task's trouble alone
         task.error = f"cannot start: {error.strerror}: {error.filename}"
 
@@ -143,10 +148,47 @@ def _forked_with(threads: str) -> bool:
     return _threads_of_forks == [threads]
 
 
-def _popen(argv: list[str], env: dict[str, str], log: BinaryIO) -> subprocess.Popen:
-    return subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, start_new_session=True
-    )
+def _popen(argv: list[str], env: dict[str, str], log: BinaryIO, **group: object) -> subprocess.Popen:
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, **group)
+
+
+class _Ranks:
+    """A task of several processes, started as torchrun starts them, with as much of Popen as is used here.
+
+    They are one process group. Where one dies or fails the others, who may wait for it for ever, are soon killed.
+    """
+
+    def __init__(self, argv: list[str], env: dict[str, str], log: BinaryIO, processes: int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        env = env | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+        self._ranks: list[subprocess.Popen] = []
+        self._broken: float | None = None  # since when
+        for rank in range(processes):
+            group = self._ranks[0].pid if rank else 0
+            own = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+            self._ranks.append(_popen(argv, env | own, log, process_group=group))
+        self.pid = self._ranks[0].pid
+
+    def poll(self) -> int | None:
+        """When all have ended the code of the first that died or failed, else of the first rank."""
+        codes = [rank.poll() for rank in self._ranks]
+        bad = [code for code in codes if code is not None and (code < 0 or code == 1)]
+        if None not in codes:
+            return bad[0] if bad else codes[0]
+        if bad and self._broken is None:
+            self._broken = time.monotonic()
+        if self._broken is not None and time.monotonic() - self._broken > GRACE_SECONDS:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        return None
+
+    def wait(self) -> None:
+        """Return when all have ended."""
+        while self.poll() is None:
+            time.sleep(POLL_SECONDS)
 
 
 class _Fork:

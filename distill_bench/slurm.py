@@ -72,12 +72,23 @@ def submit(
 
 
 def script(cluster: ClusterConfig, store: Path) -> str:
-    """The batch script of a job, for the plan."""
-    return _executor(cluster, store, "distill-bench", cluster.jobs or 16)._make_submission_file_text("python ...", "plan")
+    """The batch script of a job, for the plan; also where SLURM is not."""
+    executor = _executor(cluster, store, "distill-bench", cluster.jobs or 16, kind=_Planned)
+    return executor._make_submission_file_text("python ...", "plan")
 
 
-def _executor(cluster: ClusterConfig, store: Path, name: str, parallel: int, **more: str) -> submitit.SlurmExecutor:
-    executor = submitit.SlurmExecutor(folder=(store / "slurm" / "%A").resolve())
+class _Planned(submitit.SlurmExecutor):
+    """One that is not asked whether SLURM is here."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def _executor(
+    cluster: ClusterConfig, store: Path, name: str, parallel: int, kind: type = submitit.SlurmExecutor, **more: str
+) -> submitit.SlurmExecutor:
+    executor = kind(folder=(store / "slurm" / "%A").resolve())
     minutes = max(1, round(60 * cluster.hours))
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
     optional |= {"mem": cluster.mem_gb and f"{cluster.mem_gb}GB"}

@@ -229,8 +229,26 @@ def _set_aside(folder: Path) -> None:
             return
 
 
-def run_local(sweep: Sweep, jobs: int, launch: Launch) -> None:
-    """Do every run that is not done in worker processes of this machine; returns when none is left to do."""
+def shares(cluster: ClusterConfig) -> tuple[int, int]:
+    """How many runs this machine does at once, and by how many processes each: one a GPU, as on the cluster, if it has as many.
+
+    Without GPUs a run has several processes where `tasks` says so.
+    """
+    gpus = len(local.gpus())
+    wanted = cluster.nodes * cluster.processes if gpus else cluster.tasks or 1
+    processes = min(wanted, gpus) if gpus else wanted
+    if processes < wanted:
+        console.print(f"[yellow]warning[/yellow]: {wanted} processes a run are asked for, here are {gpus} GPUs: each has {gpus}")
+    return cluster.jobs or max(1, (gpus or os.cpu_count() or 1) // processes), processes
+
+
+def run_local(sweep: Sweep, jobs: int, launch: Launch, processes: int = 1) -> None:
+    """Do every run that is not done by workers of this machine; returns when none is left to do.
+
+    Args:
+        jobs: runs at once.
+        processes: that train a run together.
+    """
     tries: Counter[str] = Counter()
     began, todo = time.time(), []
 
@@ -241,14 +259,14 @@ def run_local(sweep: Sweep, jobs: int, launch: Launch) -> None:
         told = cancelled()
         return task.name in told if task.name in sweep.runs else told.issuperset(todo)  # what nobody needs is not prepared
 
-    with _Board(sweep, jobs) as board:
+    with _Board(sweep, jobs, processes) as board:
         while True:
             todo = [run for run in launch.chosen(sweep, Queue()) if tries[run] < TRIES and run not in cancelled()]
             launch = dataclasses.replace(launch, retry=None)  # what fails in this call is not tried again
             if todo:
                 tries.update(todo)
                 todo.sort(key=lambda run: _place_in_queue(sweep.runs[run]))
-                tasks = [*_preparations(sweep, todo), *(_task(sweep, run, launch) for run in todo)]
+                tasks = [*_preparations(sweep, todo), *(_task(sweep, run, launch, processes) for run in todo)]
                 local.run_queue(tasks, jobs, board.changed, board, drop=drop)
             elif "running" in sweep.states().values():
                 time.sleep(1)  # another process has them; should it die, they are taken over
@@ -262,10 +280,10 @@ def _place_in_queue(config: RunConfig) -> tuple[int, float]:
     return config.seed, -config.student_updates * priced(declared(config), {})
 
 
-def _task(sweep: Sweep, run: str, launch: Launch) -> local.Task:
+def _task(sweep: Sweep, run: str, launch: Launch, processes: int) -> local.Task:
     folder = sweep.store / run
     flags = ["--allow-changed-code"] if launch.allow_changed_code else []
-    return local.Task(run, local.python("distill_bench.job", str(folder), *flags), folder / "log.txt", forks=True)
+    return local.Task(run, local.python("distill_bench.job", str(folder), *flags), folder / "log.txt", True, processes)
 
 
 def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
@@ -372,14 +390,15 @@ def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
 class _Board:
     """Progress of local runs: a rich bar in a terminal, a line at each start and end elsewhere."""
 
-    def __init__(self, sweep: Sweep, jobs: int) -> None:
+    def __init__(self, sweep: Sweep, jobs: int, processes: int = 1) -> None:
         self.sweep, self.bar = sweep, None
         self.total = sum(config.student_updates for config in sweep.runs.values())
         if console.is_terminal:
             columns = (TextColumn("student updates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, console=console)
             self.task = self.bar.add_task("runs", total=self.total)
-        console.print(f"{len(sweep.runs)} runs, {jobs} at once on this machine")
+        each = f", each by {processes} processes" if processes > 1 else ""
+        console.print(f"{len(sweep.runs)} runs, {jobs} at once on this machine{each}")
 
     def __enter__(self) -> "_Board":
         if self.bar:
@@ -449,6 +468,11 @@ def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None
         console.print(f"cost of {unknown} of them: unknown, no like run is done yet")
     if on_slurm:
         _print_cluster(sweep)
+    elif cluster.partition or cluster.gpus or cluster.nodes > 1:
+        from distill_bench import slurm
+
+        console.print("\nSLURM is not here; with it each run would be a job like this:\n")
+        console.print(slurm.script(cluster, sweep.store), markup=False, soft_wrap=True)
 
 
 def _history(store: Path) -> dict[str, list[tuple[float, float]]]:
@@ -473,7 +497,7 @@ def _print_cluster(sweep: Sweep) -> None:
         f"slurm: partition {found.partition}, {size}, runs a job {wanted.runs_per_job}, jobs at once {wanted.jobs or 16}"
     )
     warn(wanted)
-    console.print(slurm.script(wanted, sweep.store), markup=False)
+    console.print(slurm.script(wanted, sweep.store), markup=False, soft_wrap=True)
 
 
 def warn(wanted: ClusterConfig) -> None:
@@ -538,7 +562,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stale", choices=["warn", "rerun", "ignore"], default="warn", help="results of other code than now")
     parser.add_argument("--allow-changed-code", action="store_true", help="go on with runs that began under other code")
     show = parser.add_mutually_exclusive_group()
-    show.add_argument("--dry-run", action="store_true", help="print the runs, their cost and the first job; start nothing")
+    show.add_argument("--dry-run", action="store_true", help="print the runs, their cost and how a job would look; start nothing")
     show.add_argument("--status", action="store_true", help="print what every run is doing; start nothing")
     show.add_argument("--watch", type=float, metavar="SECONDS", help="--status again and again")
     show.add_argument("--explain", metavar="RUN", help="everything about one run, by the beginning of its id or any part")
@@ -600,7 +624,8 @@ def _main(options: argparse.Namespace) -> int:
     elif options.cluster == "debug":
         run_debug(chosen, launch)
     else:
-        run_local(chosen, config.cluster.jobs or len(local.gpus()) or os.cpu_count() or 1, launch)
+        jobs, processes = shares(config.cluster)
+        run_local(chosen, jobs, launch, processes)
     return _finish(sweep, chosen, launch, on_slurm)
 
 

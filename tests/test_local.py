@@ -103,6 +103,51 @@ def test_a_task_to_drop_is_asked_to_save_or_never_started_and_the_others_run(tmp
     assert [task.code for task in queue] == [3, None, 0]
 
 
+RANK = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+keys = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+print(" ".join(os.environ.get(key, "none") for key in keys) + "\\n", end="", flush=True)
+if "save" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2 * rank), sys.exit(3)))
+    print("up", flush=True)
+if "die" in sys.argv and rank:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(0 if len(sys.argv) < 2 else 60)
+"""
+
+
+def ranks(folder: Path, count: int, *arguments: str) -> list[Task]:
+    return [Task(str(i), [sys.executable, "-c", RANK, *arguments], folder / f"{i}.txt", True, 2) for i in range(count)]
+
+
+def test_processes_of_one_task_have_a_gpu_each_and_know_of_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    queue = ranks(tmp_path, 3)
+    run_queue(queue, 2)
+    assert [task.code for task in queue] == [0, 0, 0]
+    threads = max(1, len(os.sched_getaffinity(0)) // 4)
+    seen = [sorted(task.log.read_text().splitlines()) for task in queue]
+    of = {devices: [f"{rank} {rank} 2 {devices} {threads}" for rank in (0, 1)] for devices in ("3,5", "6,7")}
+    assert seen[0] == of["3,5"] and seen[1] == of["6,7"] and seen[2] in of.values()
+
+
+def test_a_task_is_stopped_with_all_of_its_processes(tmp_path):
+    (task,) = queue = ranks(tmp_path, 1, "save")
+    run_queue(queue, 1, stop=lambda: task.log.exists() and task.log.read_text().count("up") == 2)
+    assert task.code == 3
+
+
+def test_where_one_process_of_a_task_dies_the_others_are_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.2)
+    (task,) = queue = ranks(tmp_path, 1, "die")
+    began = time.monotonic()
+    run_queue(queue, 1)
+    assert task.code == -signal.SIGKILL and time.monotonic() - began < 30
+    with pytest.raises(ProcessLookupError):
+        os.killpg(task.process.pid, 0)
+
+
 def test_ctrl_c_lets_the_running_save(tmp_path):
     queue = tasks(tmp_path, 3, SAVES)
 

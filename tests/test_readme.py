@@ -1,6 +1,7 @@
 """What the README shows works as it stands there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from distill_bench.cli import COMMANDS
 from distill_bench.config import load_sweep
 from distill_bench.registry import find_method
+from distill_bench.sweep import main
 from distill_bench.testing import student_gradient
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,17 @@ def test_the_sweep_of_the_readme_expands(tmp_path):
     (tmp_path / "batch.yaml").write_text(block("yaml", "question:"))
     runs = load_sweep(tmp_path / "batch.yaml").expand()
     assert len(runs) == 5 * (2 * 2 * 2 * 2 + 1)
+
+
+def test_the_plan_at_size_is_the_one_that_is_printed(capsys, monkeypatch):
+    shown = block("console", "$ python -m distill_bench.sweep sweeps/wan2.1")
+    command, *lines = shown.split("\n...")[0].splitlines()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("distill_bench.sweep.console.width", 140)
+    assert main([*shlex.split(command)[4:], "--cluster=local", "--store=nowhere"]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed[: len(lines)] == lines
+    assert set(shown.split("\n...")[1].split("\n")) - {""} <= set(printed)
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:distill_bench|methods|eval|sweeps|results|tests)/[\w./]+)`", README))

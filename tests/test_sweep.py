@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pytest
 from ends import assert_same_ends, workers
 
 from distill_bench import checkpoint
-from distill_bench.config import resolve
+from distill_bench.config import ClusterConfig, load_sweep, resolve
 from distill_bench.provenance import hardware
-from distill_bench.sweep import _place_in_queue, main
+from distill_bench.store import attempts, read_jsonl
+from distill_bench.sweep import Launch, _place_in_queue, main, open_sweep, run_debug, run_local, shares
 
 ROOT = Path(__file__).parent.parent
 OWN = '''
@@ -128,6 +130,54 @@ def test_a_run_that_fails_leaves_the_others_alone_and_can_be_tried_again(sweep_y
     assert {row["status"] for row in rows(tmp_path)} == {"done", "reference"}
 
 
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "expected"),
+    [
+        ({"gpus": 2}, "0,1,2,3", (2, 2)),
+        ({"gpus": 8}, "0,1", (1, 2)),
+        ({"nodes": 2, "gpus": 1}, "0,1", (1, 2)),
+        ({"gpus": 1, "jobs": 3}, "0,1", (3, 1)),
+        ({"gpus": 8}, "", (os.cpu_count(), 1)),
+        ({"tasks": 2, "jobs": 1}, "", (1, 2)),
+    ],
+)
+def test_a_run_has_as_many_gpus_of_this_machine_as_of_a_cluster(cluster, gpus, expected, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    assert shares(ClusterConfig(**cluster)) == expected
+    said = "8 processes a run are asked for, here are 2 GPUs" in capsys.readouterr().out
+    assert said == (cluster == {"gpus": 8} and gpus == "0,1")
+
+
+def test_two_processes_of_this_machine_train_a_run_as_one_does(sweep_yaml, tmp_path):
+    """Also where one of them is killed on the way."""
+    config = load_sweep(sweep_yaml(base={"student_updates": 12, "precision": "float64"}))
+    one, two = (open_sweep(config, tmp_path / name, tmp_path / "results") for name in ("one", "two"))
+    killed = []
+
+    def kill_one() -> None:
+        while not any(len(p.read_text().splitlines()) > 2 for p in two.store.glob("*/train.jsonl")):
+            time.sleep(0.01)
+        killed.extend(int(p.parent.name) for p in Path("/proc").glob("[0-9]*/environ") if is_rank(p, os.getpid()))
+        os.kill(max(killed), signal.SIGKILL)
+
+    for sweep in (one, two):
+        sweep.write()
+    run_debug(one, Launch())
+    threading.Thread(target=kill_one, daemon=True).start()
+    run_local(two, 1, Launch(), processes=2)
+    (run,) = two.states()
+    assert two.states() == one.states() == {run: "done"} and len(killed) == len(attempts(two.store / run)) == 2
+    for a, b in zip(*(read_jsonl(sweep.store / run / "train.jsonl") for sweep in (one, two)), strict=True):
+        assert b["student_loss"] == pytest.approx(a["student_loss"], rel=1e-9)
+
+
+def is_rank(environ: Path, driver: int) -> bool:
+    try:
+        return b"RANK=" in environ.read_bytes() and f"DISTILL_BENCH_DRIVER={driver}\0".encode() in environ.read_bytes()
+    except OSError:  # it has ended
+        return False
+
+
 def test_plan_and_status_start_nothing(sweep_yaml, tmp_path, capsys):
     path = sweep_yaml(seeds=2)
     assert main(command(path, tmp_path, "--dry-run")) == 0
@@ -135,6 +185,14 @@ def test_plan_and_status_start_nothing(sweep_yaml, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("dmd2-s1-") == 2 and "2 runs (2 missing), 2 to do" in out
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+
+
+def test_a_plan_shows_the_job_where_the_sweep_names_a_cluster(sweep_yaml, tmp_path, capsys):
+    path = sweep_yaml(cluster={"gpus": 8, "cpus": 12, "hours": 24})
+    assert main(command(path, tmp_path, "--dry-run")) == 0
+    out = capsys.readouterr().out
+    assert {"#SBATCH --gpus-per-node=8", "#SBATCH --ntasks-per-node=8", "#SBATCH --time=1440"} <= set(out.splitlines())
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
