@@ -646,7 +646,12 @@ def _one_line(error: ValidationError, where: str, model: type[BaseModel] | None 
             annotation = at.model_fields[part].annotation
             at = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
         return f"{where}: unknown key {key!r}{_hint(str(first['loc'][-1]), list(at.model_fields))}"
-    said = first["msg"].removeprefix("Value error, ")
+    msgs, (*parents, last) = [first["msg"]], first["loc"] or [""]
+    if re.fullmatch(r"bool|int|float|str|literal\[.*\]", str(last)):  # one kind of several that the key may have
+        key = ".".join(map(str, parents))
+        msgs = [each["msg"] for each in error.errors() if list(each["loc"][:-1]) == parents]
+    said = " or ".join([msgs[0], *(msg.removeprefix("Input should be ") for msg in msgs[1:])])
+    said = said.removeprefix("Value error, ").replace("a valid boolean", "true or false")
     if not key:  # of several fields together
         return f"{where}: {said}"
     given = "" if first["type"] == "missing" else f" = {first['input']!r}"

@@ -86,7 +86,12 @@ class TextPipeline:
                 f"{self.folder} no text encoder; where it has one: distill-bench embed TEACHER PROMPTS --store {store}"
             )
         if missing:
-            encode = self._encoder()
+            pipeline = self.text_pipeline()
+            encode, length = self._encoder(pipeline), self.architecture.text_length(pipeline.tokenizer)
+            cut = [prompt for prompt in missing if len(pipeline.tokenizer(prompt, verbose=False).input_ids) > length]
+            if cut:
+                say = f"{len(cut)} of {len(missing)} prompts have more than the {length} tokens that {self.folder.name} takes"
+                print(f"{say}: their ends are cut, for instance {cut[0][:60]!r}", file=sys.stderr, flush=True)
             shards = [missing[at : at + SHARD] for at in range(0, len(missing), SHARD)]
             console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or place_of_launch()[0] > 0)
             for shard in track(shards, "encoding prompts", console=console, transient=True):
@@ -96,7 +101,7 @@ class TextPipeline:
     def _embedded(self, prompts: list[str]) -> Mapping[str, Tensor] | Embeddings:
         """The embedding (L, D) of each prompt, out of the store, which is first given what it lacks, by one process for all."""
         if self.store is None:
-            encode = self._encoder()
+            encode = self._encoder(self.text_pipeline())
             return {prompt: encode(prompt) for prompt in prompts}
 
         def there() -> Embeddings | None:
@@ -127,9 +132,8 @@ class TextPipeline:
         pipeline_class = getattr(diffusers, self.architecture.PIPELINE)
         return pipeline_class(tokenizer=tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None)
 
-    def _encoder(self) -> Callable[[str], Tensor]:
+    def _encoder(self, pipeline: diffusers.DiffusionPipeline) -> Callable[[str], Tensor]:
         """What makes the embedding (L, D) of a prompt: of each alone, so that company does not change its bits."""
-        pipeline = self.text_pipeline()
         length = self.architecture.text_length(pipeline.tokenizer)
 
         @torch.no_grad()

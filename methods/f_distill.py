@@ -93,7 +93,7 @@ class FDistill(Method):
         h = self.weight(nets, batch, logits.detach(), scores.sigma)
         kl, logs = reverse_kl(x0, scores, over(h, x0))
         terms = {"kl": kl, "gan": self.gan_weight * student_gan_loss(logits)}
-        return Loss(terms, x0, logs | {"h_min": h.min(), "h_max": h.max()})
+        return Loss(terms, x0, logs | {"h_variance": h.square().mean() - 1})
 
     def weight(self, nets: Nets, batch: Batch, logits: Tensor, sigma: Tensor) -> Tensor:
         """h (B,), of mean 1 over the global batch; moves the histogram on."""

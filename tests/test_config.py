@@ -221,6 +221,11 @@ def test_numbers_and_booleans_are_those_of_yaml_1_2():
         ("question: q\nbase: {method: dmd2}\ngrd: {}", "unknown key 'grd' (did you mean 'grid'?)"),
         ("question: q\nbase: {method: dmd2}\ngrid: {fake_score_update: [1]}", "did you mean 'fake_score_updates'"),
         ("question: q\nbase: {method: dmd2, student_lr: fast}", "student_lr = 'fast'"),
+        ("question: q\nbase: {method: dmd2, compile: 'yes'}", "run: compile = 'yes': Input should be true or false"),
+        (
+            "question: q\nbase: {method: dmd2, reuse_rollout: 2}",
+            "run: reuse_rollout = 2: Input should be true or false or 'graph'",
+        ),
         ("question: q\nbase: {method: dmd2, student_updates: 5.5}", "student_updates = 5.5"),
         ("question: q\nbase: {method: dmd2, nfe: 0}", "nfe = 0"),
         ("question: q\nbase: {method: dmd2, stepping: euler}", "stepping = 'euler'"),

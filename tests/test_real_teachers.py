@@ -281,6 +281,18 @@ def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run,
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("run", [("wan21", "dmd2")], indirect=True, ids="-".join)
+def test_an_export_that_cannot_be_written_is_one_line_and_leaves_nothing(run, tmp_path):
+    """A file may not have more than 20 KiB here: as on a disk that is full."""
+    argv = [sys.executable, "-m", "distill_bench.export", str(run), str(tmp_path / "student")]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *argv],
+        cwd=Path(export.__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "File too large" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_exported_is_one_line(teachers, tmp_path):
     run = make_run(teachers / "wan21", tmp_path, "untrained", method="dmd2")
     with pytest.raises(ValueError, match="has no student: train it first"):

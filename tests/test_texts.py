@@ -61,6 +61,17 @@ def test_a_mark_of_utf_8_and_spaces_around_a_line_are_no_part_of_a_prompt(tiny_w
     assert load_pipeline(str(teacher), torch.device("cpu")).prompts() == PROMPTS
 
 
+def test_prompts_that_are_too_long_are_named(tiny_wan, tmp_path, capsys):
+    (tmp_path / "long.txt").write_text("a red circle\n" + "a blue square moving left " * 9 + "\n")
+    embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
+    said = capsys.readouterr().err
+    assert (
+        "1 of 3 prompts have more than the 8 tokens that tiny-wan takes: their ends are cut, for instance 'a blue square" in said
+    )
+    embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_line_ends_where_a_line_of_a_file_does(tmp_path):
     """What splits lines in print (U+2028, form feed) may be in a prompt."""
     odd = ["one\u2028and two", "three\x0cand four", "five\u0085six"]
