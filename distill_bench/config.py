@@ -34,7 +34,7 @@ from distill_bench.teacher import (
     unfit,
     weights_of,
 )
-from distill_bench.texts import prompts_hash
+from distill_bench.texts import prompts_hash, read_prompts
 
 if TYPE_CHECKING:
     from distill_bench.method import Method  # torch takes seconds, `--status` has none
@@ -398,8 +398,8 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
             f"student {config.student}: {fields['name']} has heads on features of width {_width(folder)}, the teacher's; the "
             f"student's are of {_width(student)}"
         )
-    if config.prompts is None and not (folder / "prompts.txt").is_file() and not is_outline(folder):
-        raise ConfigError(f"teacher {config.teacher} has no prompts.txt: name a file of prompts in the key `prompts`")
+    if config.prompts is None and not is_outline(folder):
+        _check_prompts(config.teacher, folder / "prompts.txt")
     if config.sigma_min >= config.sigma_max:
         raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
     if config.batch_size % config.accumulation:
@@ -422,6 +422,16 @@ def _student(data: Mapping[str, Any]) -> Path | None:
 def _width(folder: Path) -> int:
     config = read_config(folder / "transformer")
     return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def _check_prompts(teacher: str, path: Path) -> None:
+    """ConfigError where a teacher has no prompts of its own."""
+    if not path.is_file():
+        raise ConfigError(f"teacher {teacher} has no prompts.txt: name a file of prompts in the key `prompts`")
+    try:
+        read_prompts(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _prompts_hash(teacher: Path, prompts: Path) -> str:

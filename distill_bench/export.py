@@ -285,7 +285,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         print(export(options.run, options.folder, options.updates, options.dtype, options.lora))
-    except (ValueError, OSError, SafetensorError) as error:  # the last for a disk that is full
+    except SafetensorError as error:  # for instance a disk that is full
+        parser.exit(2, f"{parser.prog}: cannot write {options.folder}: {error}\n")
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return 0
 

@@ -316,10 +316,12 @@ def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32, every:
     Raises:
         TeacherError: if they cannot be read or some are missing: the libraries would draw them at random and warn.
     """
-    options = {"dtype" if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype": dtype}
+    # of the two libraries one raises what weight has another shape, the other advice
+    of_text = issubclass(kind, transformers.PreTrainedModel)
+    options = {"dtype": dtype, "ignore_mismatched_sizes": True} if of_text else {"torch_dtype": dtype}
     with _naming(folder):
         part, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    wrong = [*info["missing_keys"], *info["mismatched_keys"]]
+    wrong = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     if wrong:
         raise TeacherError(f"{folder}: {len(wrong)} weights are missing or of another shape, for instance {wrong[0]}")
     over = sorted(info["unexpected_keys"]) if every else []
@@ -334,7 +336,8 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"cannot load {folder}: {first_line(error)}") from error
+        said = first_line(error).partition(". If you want to")[0]  # behind it is advice on their arguments
+        raise TeacherError(f"cannot load {folder}: {said.removeprefix('Cannot load  because ')}") from error
 
 
 class Denoiser:

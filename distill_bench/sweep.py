@@ -428,7 +428,8 @@ class _Board:
         else:
             (s,) = read_statuses(store, {run: self.sweep.known[run]}, Queue())
             ended = Counter(self.sweep.states().values())
-            note = "" if s.state in ("done", "running") else f" ({s.note}; log: {s.log or task.log})"
+            why = f"one of its processes was killed by signal {-task.code}" if task.processes > 1 and task.code < 0 else s.note
+            note = "" if s.state in ("done", "running") else f" ({why}; log: {s.log or task.log})"
             count = ended["done"] + ended["collapsed"] + ended["failed"]
             console.print(f"{clock} {s.state} {run}{note} [{count}/{len(self.sweep.runs)}]", markup=False)
 
@@ -607,8 +608,11 @@ def _main(options: argparse.Namespace) -> int:
         return _tell(config, options, on_slurm)
     if options.dry_run:
         with outlines():
-            chosen = open_sweep(config, options.store, options.out).only(options.only)
-            queue = scheduler.read_queue(chosen.store, on_slurm)
+            sweep = open_sweep(config, options.store, options.out)
+            chosen, queue = sweep.only(options.only), scheduler.read_queue(options.store, on_slurm)
+            seeds = config.seeds if isinstance(config.seeds, int) else len(config.seeds)
+            if again := sum(1 for _ in config.cells()) * seeds - len(sweep.runs):
+                console.print(f"{again} more cells are runs of these: they differ in nothing that changes a run's numbers")
             print_plan(chosen, read_statuses(chosen.store, chosen.known, queue), on_slurm)
         return 0
     sweep = open_sweep(config, options.store, options.out)

@@ -122,6 +122,8 @@ def autoencoder_of(architecture: "Architecture") -> str | None:
     if not architecture.vae:
         if (folder / "vae").is_dir():
             raise TeacherError(f"{folder / 'vae'} has no config.json; a pipeline whose latents are pixels has no vae/")
+        if any(architecture.index.get("vae") or ()):
+            raise TeacherError(f"{folder} has no vae/, and its model_index.json names one; download or copy the whole folder")
         return None
     name = architecture.vae.get("_class_name")
     if name not in (architecture.AUTOENCODER, OWN_AUTOENCODER):

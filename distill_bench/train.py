@@ -36,6 +36,7 @@ from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.sharding import all_processes, clip_gradients, is_sharded, local, whole
 from distill_bench.signals import SIGNAL_SAMPLES, signals
+from distill_bench.stop import StopRequest
 from distill_bench.store import append_jsonl, read_json, read_jsonl, write_bytes, write_json
 from distill_bench.teacher import is_gaussian, teacher_folder
 
@@ -539,7 +540,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
     options = parser.parse_args(argv)
     try:
-        summary = train(options.run)
+        summary = train(options.run, StopRequest().listen())
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{summary['status']} after {summary['student_updates']} student updates")

@@ -19,7 +19,7 @@ import numpy as np
 from distill_bench.gather import GatherError, data_files, read_sweep
 from distill_bench.report import GIVEN, digests, page_parts
 from distill_bench.results import Results, ResultsError, load
-from distill_bench.store import read_json
+from distill_bench.store import read_json, sweep_called
 from distill_bench.tables import tables
 
 MOST = 20  # differences shown of one file
@@ -116,11 +116,12 @@ def _lines(name: str, text: str, expected: str) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0 where all follows from the data, 1 where it does not, 2 where there is nothing to verify."""
     parser = argparse.ArgumentParser(prog="distill_bench.verify", description="recompute the tables of a results folder")
-    parser.add_argument("results", type=Path, help="folder that distill_bench.report wrote")
+    parser.add_argument("results", type=Path, help="folder that distill_bench.report wrote, or the sweep's name")
     parser.add_argument("--store", type=Path, help="make the data files again from the runs in this store too")
     options = parser.parse_args(argv)
+    folder = options.results if options.results.is_dir() else Path("results") / sweep_called(options.results)
     try:
-        found = verify(options.results, options.store)
+        found = verify(folder, options.store)
     except (ResultsError, GatherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*found, sep="\n")
         return 1
     given = ", ".join(name for name in GIVEN if name != "report.html")
-    print(f"{options.results}: every table follows from its data, and so does every sentence of the page")
+    print(f"{folder}: every table follows from its data, and so does every sentence of the page")
     print(
         f"taken as given, with the digests of digests.json: the page's figures and clips{'' if options.store else ', ' + given}"
     )

@@ -187,6 +187,16 @@ def test_plan_and_status_start_nothing(sweep_yaml, tmp_path, capsys):
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
 
 
+def test_a_plan_says_which_cells_are_one_run(sweep_yaml, tmp_path, capsys):
+    path = sweep_yaml(grid={"method": ["dmd2"], "gradient_checkpointing": [False, True], "nfe": [1, 2]}, seeds=2)
+    assert main(command(path, tmp_path, "--dry-run")) == 0
+    out = capsys.readouterr().out
+    assert (
+        "4 more cells are runs of these: they differ in nothing that changes a run's numbers" in out
+        and "4 runs (4 missing)" in out
+    )
+
+
 def test_a_plan_shows_the_job_where_the_sweep_names_a_cluster(sweep_yaml, tmp_path, capsys):
     path = sweep_yaml(cluster={"gpus": 8, "cpus": 12, "hours": 24})
     assert main(command(path, tmp_path, "--dry-run")) == 0

@@ -131,6 +131,13 @@ def test_what_says_how_the_parts_are_used_is_asked_for_before_a_job(name, said, 
         assert f"teacher {copy} is no pipeline folder: {said}; download or copy the whole folder" in refused(**fields)
 
 
+def test_a_teacher_without_its_autoencoder_or_prompts_is_refused_before_a_job(copy):
+    (copy / "prompts.txt").write_text("\n")
+    assert f"prompts {copy / 'prompts.txt'}: there are none" in refused(teacher=str(copy))
+    shutil.rmtree(copy / "vae")
+    assert f"{copy} has no vae/, and its model_index.json names one" in refused(teacher=str(copy))
+
+
 def test_a_config_that_asks_for_other_blocks_than_there_are_is_refused_before_a_job(copy):
     change(copy / "transformer", num_layers=3)
     assert "transformer: its config.json asks for num_layers 3, its weights are of 2 blocks" in refused(teacher=str(copy))
@@ -204,7 +211,13 @@ def test_weights_of_another_shape_are_one_line(copy):
     change(copy / "transformer", ffn_dim=64)
     with pytest.raises(TeacherError) as caught:
         load_pipeline(str(copy), torch.device("cpu"))
-    assert "transformer" in str(caught.value) and "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith(f"cannot load {copy}/transformer: blocks.") and said.endswith("but got torch.Size([32])")
+    change(copy / "text_encoder", d_ff=77)
+    with pytest.raises(
+        TeacherError, match=r"text_encoder: 3 weights are missing or of another shape, for instance encoder.block"
+    ):
+        load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
 
 
 def test_a_revision_is_found_in_the_hubs_cache_and_a_wrong_one_is_named(tiny_wan, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,16 @@ def assert_same_bits(a: Path, b: Path) -> None:
     first, second = weights(a), weights(b)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_training_by_hand_that_is_told_to_end_saves_first(make_run):
+    run = make_run("told", student_updates=100_000, checkpoint_every=100_000, method="dmd2")
+    worker = subprocess.Popen([sys.executable, "-m", "distill_bench.train", str(run)], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout.readline().startswith("student update ")
+    worker.terminate()
+    said = worker.communicate()[0].splitlines()[-1]
+    (saved,) = checkpoint.found(run)
+    assert worker.returncode == 0 and said == f"stopped after {saved.name} student updates"
 
 
 @pytest.mark.parametrize("method", ["dmd", "dmd2", "sgmd"])
