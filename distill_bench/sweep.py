@@ -472,7 +472,7 @@ def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None
     elif cluster.partition or cluster.gpus or cluster.nodes > 1:
         from distill_bench import slurm
 
-        console.print("\nSLURM is not here; with it each run would be a job like this:\n")
+        console.print("\non SLURM each run would be a job like this:\n")
         console.print(slurm.script(cluster, sweep.store), markup=False, soft_wrap=True)
 
 
