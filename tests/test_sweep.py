@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -149,33 +148,18 @@ def test_a_run_has_as_many_gpus_of_this_machine_as_of_a_cluster(cluster, gpus, e
 
 
 def test_two_processes_of_this_machine_train_a_run_as_one_does(sweep_yaml, tmp_path):
-    """Also where one of them is killed on the way."""
-    config = load_sweep(sweep_yaml(base={"student_updates": 12, "precision": "float64"}))
+    config = load_sweep(sweep_yaml(base={"precision": "float64"}))
     one, two = (open_sweep(config, tmp_path / name, tmp_path / "results") for name in ("one", "two"))
-    killed = []
-
-    def kill_one() -> None:
-        while not any(len(p.read_text().splitlines()) > 2 for p in two.store.glob("*/train.jsonl")):
-            time.sleep(0.01)
-        killed.extend(int(p.parent.name) for p in Path("/proc").glob("[0-9]*/environ") if is_rank(p, os.getpid()))
-        os.kill(max(killed), signal.SIGKILL)
-
     for sweep in (one, two):
         sweep.write()
     run_debug(one, Launch())
-    threading.Thread(target=kill_one, daemon=True).start()
     run_local(two, 1, Launch(), processes=2)
     (run,) = two.states()
-    assert two.states() == one.states() == {run: "done"} and len(killed) == len(attempts(two.store / run)) == 2
+    assert two.states() == one.states() == {run: "done"} and len(attempts(two.store / run)) == 1
     for a, b in zip(*(read_jsonl(sweep.store / run / "train.jsonl") for sweep in (one, two)), strict=True):
         assert b["student_loss"] == pytest.approx(a["student_loss"], rel=1e-9)
-
-
-def is_rank(environ: Path, driver: int) -> bool:
-    try:
-        return b"RANK=" in environ.read_bytes() and f"DISTILL_BENCH_DRIVER={driver}\0".encode() in environ.read_bytes()
-    except OSError:  # it has ended
-        return False
+    said = (two.store / run / "log.txt").read_text()
+    assert said.count("student update 4/4") == 1, "one of the two speaks"
 
 
 def test_plan_and_status_start_nothing(sweep_yaml, tmp_path, capsys):
