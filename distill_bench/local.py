@@ -165,7 +165,7 @@ class _Ranks:
         env = env | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         env |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
         self._ranks: list[subprocess.Popen] = []
-        self._broken: float | None = None  # since when
+        self._broken: tuple[float, int] | None = None  # when the first died or failed, and its code
         for rank in range(processes):
             group = self._ranks[0].pid if rank else 0
             own = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
@@ -176,11 +176,11 @@ class _Ranks:
         """When all have ended the code of the first that died or failed, else of the first rank."""
         codes = [rank.poll() for rank in self._ranks]
         bad = [code for code in codes if code is not None and (code < 0 or code == 1)]
-        if None not in codes:
-            return bad[0] if bad else codes[0]
         if bad and self._broken is None:
-            self._broken = time.monotonic()
-        if self._broken is not None and time.monotonic() - self._broken > GRACE_SECONDS:
+            self._broken = time.monotonic(), bad[0]
+        if None not in codes:
+            return codes[0] if self._broken is None else self._broken[1]
+        if self._broken is not None and time.monotonic() - self._broken[0] > GRACE_SECONDS:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         return None

@@ -113,6 +113,8 @@ if "save" in sys.argv:
     print("up", flush=True)
 if "die" in sys.argv and rank:
     os.kill(os.getpid(), signal.SIGKILL)
+if "fail" in sys.argv and rank:
+    sys.exit(1)
 time.sleep(0 if len(sys.argv) < 2 else 60)
 """
 
@@ -138,12 +140,14 @@ def test_a_task_is_stopped_with_all_of_its_processes(tmp_path):
     assert task.code == 3
 
 
-def test_where_one_process_of_a_task_dies_the_others_are_ended(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("how", "code"), [("die", -signal.SIGKILL), ("fail", 1)])
+def test_where_one_process_of_a_task_dies_the_others_are_ended(how, code, tmp_path, monkeypatch):
+    """Its code is the task's, not that of those that are killed for it."""
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.2)
-    (task,) = queue = ranks(tmp_path, 1, "die")
+    (task,) = queue = ranks(tmp_path, 1, how)
     began = time.monotonic()
     run_queue(queue, 1)
-    assert task.code == -signal.SIGKILL and time.monotonic() - began < 30
+    assert task.code == code and time.monotonic() - began < 30
     with pytest.raises(ProcessLookupError):
         os.killpg(task.process.pid, 0)
 
