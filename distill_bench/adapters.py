@@ -53,7 +53,9 @@ class Adapted(nn.Module):
         parameters = dict(self.named_parameters())
         if parameters.keys() != state.keys():
             unlike = sorted(parameters.keys() ^ state.keys())
-            raise ValueError(f"the adapter {self.name} is of other layers than what is loaded: {unlike[0]}")
+            raise ValueError(
+                f"the adapter {self.name} is of other layers than what is loaded: {unlike[0]}"
+            )
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
 
@@ -62,7 +64,9 @@ def lora_config(adapter: AdapterConfig) -> "LoraConfig":
     """What peft calls these settings."""
     from peft import LoraConfig  # only here: it takes a second
 
-    return LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets))
+    return LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets)
+    )
 
 
 def add_adapter(net: nn.Module, name: str, adapter: AdapterConfig, seed: int) -> Adapted:
@@ -75,19 +79,25 @@ def add_adapter(net: nn.Module, name: str, adapter: AdapterConfig, seed: int) ->
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(generator(seed, "adapter", name).initial_seed())
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several, as wanted
+        warnings.filterwarnings(
+            "ignore", message="Already found a `peft_config` attribute"
+        )  # several, as wanted
         try:
             inject_adapter_in_model(lora_config(adapter), net, name)
         except ValueError as error:
-            linear = sorted({n.rpartition(".")[2] for n, m in net.named_modules() if isinstance(m, nn.Linear)})
-            message = (
-                f"adapter.targets {', '.join(adapter.targets)}: no layer is called so; linear layers end in: {', '.join(linear)}"
+            linear = sorted(
+                {n.rpartition(".")[2] for n, m in net.named_modules() if isinstance(m, nn.Linear)}
             )
+            message = f"adapter.targets {', '.join(adapter.targets)}: no layer is called so; linear layers end in: {', '.join(linear)}"
             raise ConfigError(message) from error
     net.requires_grad_(False)
     view = Adapted(net, name)
-    for parameter in view.parameters():  # the base may be bfloat16: adapters are small, and their own masters
-        parameter.data = parameter.data.to(torch.float64 if parameter.dtype == torch.float64 else torch.float32)
+    for (
+        parameter
+    ) in view.parameters():  # the base may be bfloat16: adapters are small, and their own masters
+        parameter.data = parameter.data.to(
+            torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        )
     return view
 
 
@@ -100,7 +110,9 @@ def activate(net: nn.Module, adapters: list[str]) -> None:
 
 def active(net: nn.Module) -> list[str]:
     """The adapters that a forward of `net` uses now."""
-    return next((layer._active_adapter for layer in net.modules() if hasattr(layer, "_active_adapter")), [])
+    return next(
+        (layer._active_adapter for layer in net.modules() if hasattr(layer, "_active_adapter")), []
+    )
 
 
 def merge(net: nn.Module) -> nn.Module:

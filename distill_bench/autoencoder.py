@@ -13,31 +13,52 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
     def __init__(self, latent_channels: int = 4, width: int = 48) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 4, 2, 1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 4, 2, 1),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 4, 2, 1),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.SiLU(),
             nn.Conv2d(2 * width, latent_channels, 1),
-        )  # fmt: skip
+        )
         self.decoder = nn.Sequential(
-            nn.Conv2d(latent_channels, 2 * width, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
-            nn.Conv2d(2 * width, 8 * width, 1), nn.PixelShuffle(2), nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
-            nn.Conv2d(2 * width, 4 * width, 1), nn.PixelShuffle(2), nn.SiLU(),
+            nn.Conv2d(latent_channels, 2 * width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 8 * width, 1),
+            nn.PixelShuffle(2),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 4 * width, 1),
+            nn.PixelShuffle(2),
+            nn.SiLU(),
             nn.Conv2d(width, 3, 3, padding=1),
-        )  # fmt: skip
+        )
         self.register_buffer("latents_mean", torch.zeros(latent_channels))
         self.register_buffer("latents_std", torch.ones(latent_channels))
 
     def encode(self, video: Tensor) -> Tensor:
         """Latents (B, 4, T, H/4, W/4) of about unit variance, of a video (B, 3, T, H, W) in [-1, 1]."""
-        frames = self.encoder(video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(video), -1)).transpose(1, 2)
+        frames = (
+            self.encoder(video.transpose(1, 2).flatten(0, 1))
+            .unflatten(0, (len(video), -1))
+            .transpose(1, 2)
+        )
         return (frames - self._over(self.latents_mean)) / self._over(self.latents_std)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Video (B, 3, T, H, W), about [-1, 1], of latents (B, 4, T, H/4, W/4)."""
-        frames = (latents * self._over(self.latents_std) + self._over(self.latents_mean)).transpose(1, 2)
+        frames = (latents * self._over(self.latents_std) + self._over(self.latents_mean)).transpose(
+            1, 2
+        )
         return self.decoder(frames.flatten(0, 1)).unflatten(0, (len(latents), -1)).transpose(1, 2)
 
     @staticmethod

@@ -62,7 +62,9 @@ SIZE = (4.8, 3.4)  # inches; legible unscaled on a phone
 TOO_NEAR = 0.15  # inches between two notes
 
 
-def legend(figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None, title: str | None = None) -> None:
+def legend(
+    figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None, title: str | None = None
+) -> None:
     """In a spare panel, or above the others, as many abreast as fit; the figure grows by its lines, so that no panel shrinks."""
     if spare:
         spare.legend(handles=entries, loc="upper left", title=title)
@@ -71,7 +73,9 @@ def legend(figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None,
     letters = [len(str(entry.get_label())) for entry in entries]
 
     def fits(abreast: int) -> bool:  # inches: a handle and its gaps, and a letter
-        return sum(0.65 + 0.063 * max(column) for column in np.array_split(letters, abreast)) < width
+        return (
+            sum(0.65 + 0.063 * max(column) for column in np.array_split(letters, abreast)) < width
+        )
 
     abreast = max((n for n in range(1, min(len(entries), 6) + 1) if fits(n)), default=1)
     figure.set_size_inches(width, height + 0.2 * (-(-len(entries) // abreast) + bool(title)))
@@ -83,7 +87,11 @@ def annotate(axes: Axes, notes: Sequence[tuple[str, tuple[float, float], str]]) 
     drawn: list[tuple[str, np.ndarray, Any]] = []
     for note, place, colour in notes:
         at = axes.transData.transform(place)
-        near = [text for other, there, text in drawn if other == note and np.hypot(*(at - there)) < axes.figure.dpi * TOO_NEAR]
+        near = [
+            text
+            for other, there, text in drawn
+            if other == note and np.hypot(*(at - there)) < axes.figure.dpi * TOO_NEAR
+        ]
         if near:
             near[0].set_color(QUIET)
             continue
@@ -91,11 +99,17 @@ def annotate(axes: Axes, notes: Sequence[tuple[str, tuple[float, float], str]]) 
         drawn.append((note, at, axes.annotate(note, place, **offset, color=colour, fontsize=8)))
 
 
-def together(named: Sequence[tuple[Any, str]], share: Callable[[Any], list[float]]) -> list[tuple[Any, list[str]]]:
+def together(
+    named: Sequence[tuple[Any, str]], share: Callable[[Any], list[float]]
+) -> list[tuple[Any, list[str]]]:
     """Names whose places are too close for a label each, at the first's place."""
     found: list[tuple[Any, list[str]]] = []
     for at, name in named:
-        near = (names for place, names in found if np.allclose(share(place), share(at), rtol=0, atol=0.06))
+        near = (
+            names
+            for place, names in found
+            if np.allclose(share(place), share(at), rtol=0, atol=0.06)
+        )
         for names in near:
             names.append(name)
             break
@@ -116,10 +130,17 @@ def half(interval: Interval) -> float:
 
 def drawn(panels: Iterable[Axes]) -> list[float]:
     """Every y value that panels show."""
-    return [float(value) for axes in panels for line in axes.lines for value in np.asarray(line.get_ydata(), float)]
+    return [
+        float(value)
+        for axes in panels
+        for line in axes.lines
+        for value in np.asarray(line.get_ydata(), float)
+    ]
 
 
-def view(axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread: float = 30.0) -> None:
+def view(
+    axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread: float = 30.0
+) -> None:
     """Limits that hold what is seen and its intervals, of long ones only a part.
 
     Logarithmic where every value is positive and they span more than a factor of `spread`.
@@ -133,9 +154,13 @@ def view(axis: Axis, seen: Sequence[float], ends: Sequence[float] = (), spread: 
         axis.set_minor_formatter(NullFormatter())
     values, reached = straight(axis, seen), straight(axis, [end for end in ends if isfinite(end)])
     low, high = values.min(), values.max()
-    span = (high - low or 0.1 * abs(low) or 1.0) * (0.25 if axis.get_scale() == "log" else 1)  # what is near 0 is far down
+    span = (high - low or 0.1 * abs(low) or 1.0) * (
+        0.25 if axis.get_scale() == "log" else 1
+    )  # what is near 0 is far down
     least, most = low - span, high + span
-    if reached.size and axis.get_scale() != "log":  # means may lie close beside their intervals: hold the middle half of ends
+    if (
+        reached.size and axis.get_scale() != "log"
+    ):  # means may lie close beside their intervals: hold the middle half of ends
         least, most = min(least, np.quantile(reached, 0.25)), max(most, np.quantile(reached, 0.75))
     low, high = max(reached.min(initial=low), least), min(reached.max(initial=high), most)
     margin = 0.05 * (high - low or span)
@@ -146,8 +171,11 @@ def give_way(axis: Axis, values: Sequence[float]) -> None:
     """Widen the view where a value lies outside."""
     low, high = straight(axis, axis.get_view_interval())
     shares = [share(axis, value) for value in values]
-    _limit(axis, low + min([0.0, *(share - 0.05 for share in shares)]) * (high - low),
-           high + max([0.0, *(share - 0.95 for share in shares)]) * (high - low))  # fmt: skip
+    _limit(
+        axis,
+        low + min([0.0, *(share - 0.05 for share in shares)]) * (high - low),
+        high + max([0.0, *(share - 0.95 for share in shares)]) * (high - low),
+    )
 
 
 def _limit(axis: Axis, low: float, high: float) -> None:
@@ -174,7 +202,9 @@ def share(axis: Axis, value: float) -> float:
     return float((straight(axis, value) - low) / (high - low))
 
 
-def intervals(axes: Axes, marks: Sequence[tuple[float, float, float, str]], upright: bool = True) -> None:
+def intervals(
+    axes: Axes, marks: Sequence[tuple[float, float, float, str]], upright: bool = True
+) -> None:
     """(place, low, high, colour) as thin lines within the view, with an arrow head where it cuts one."""
     marks = [mark for mark in marks if isfinite(mark[1]) and isfinite(mark[2])]
     if not marks:
@@ -182,12 +212,28 @@ def intervals(axes: Axes, marks: Sequence[tuple[float, float, float, str]], upri
     bottom, top = sorted(axes.get_ylim() if upright else axes.get_xlim())
     at, lows, highs, colours = zip(*marks, strict=True)
     lines = axes.vlines if upright else axes.hlines
-    lines(at, np.clip(lows, bottom, top), np.clip(highs, bottom, top), colors=colours, linewidth=0.7, alpha=0.5, zorder=1)
+    lines(
+        at,
+        np.clip(lows, bottom, top),
+        np.clip(highs, bottom, top),
+        colors=colours,
+        linewidth=0.7,
+        alpha=0.5,
+        zorder=1,
+    )
     for place, low, high, colour in marks:
         for end, shape in ((bottom, "v" if upright else "<"), (top, "^" if upright else ">")):
             if (low < end) if end == bottom else (high > end):
                 where = (place, end) if upright else (end, place)
-                axes.plot(*where, marker=shape, color=colour, markersize=3.5, alpha=0.8, clip_on=False, zorder=1)
+                axes.plot(
+                    *where,
+                    marker=shape,
+                    color=colour,
+                    markersize=3.5,
+                    alpha=0.8,
+                    clip_on=False,
+                    zorder=1,
+                )
 
 
 def abreast(panels: int) -> int:
@@ -227,9 +273,13 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
         svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
-        text = re.sub(r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)
         text = re.sub(
-            r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; |; stroke-linecap: square|; stroke-dashoffset: 0', "", text
+            r' (?:d|x|y|points)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text
+        )
+        text = re.sub(
+            r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*; |; stroke-linecap: square|; stroke-dashoffset: 0',
+            "",
+            text,
         )
         used = set(re.findall(r"#([\w.-]+)", text))
         text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
@@ -238,7 +288,9 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
         figure.set_layout_engine("none")  # it has been laid out
         raster, small = io.BytesIO(), io.BytesIO()
         figure.savefig(raster, format="png", facecolor="white")
-        Image.open(raster).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        Image.open(raster).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(
+            small, "PNG", optimize=True
+        )
         write_bytes(target.with_suffix(".png"), small.getvalue())
     plt.close(figure)
     return target.with_suffix(".svg")

@@ -26,9 +26,17 @@ from distill_bench.store import read_json, whole_file, write_json
 
 KEPT = 2
 _DTYPES = {  # as safetensors calls them
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def save(
@@ -85,12 +93,24 @@ def write_tensors(file: BinaryIO | None, tensors: Mapping[str, Tensor]) -> None:
 
     Shards are gathered, for which every rank must call it; who has no `file` only takes part.
     """
-    tensors = dict(sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0])))  # each is aligned
+    tensors = dict(
+        sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0]))
+    )  # each is aligned
     if file is not None:
-        ends = list(itertools.accumulate((t.numel() * t.element_size() for t in tensors.values()), initial=0))
+        ends = list(
+            itertools.accumulate(
+                (t.numel() * t.element_size() for t in tensors.values()), initial=0
+            )
+        )
         header = {
-            name: {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-            for (name, tensor), offsets in zip(tensors.items(), itertools.pairwise(ends), strict=True)
+            name: {
+                "dtype": _DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": offsets,
+            }
+            for (name, tensor), offsets in zip(
+                tensors.items(), itertools.pairwise(ends), strict=True
+            )
         }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -123,16 +143,24 @@ def load(
             for name, checksum in state.pop("checksums").items():
                 if _checksum(folder / name) != checksum:
                     raise ValueError(f"{name} is not what was written")
-            weights, moments = (safe_open(folder / f"{name}.safetensors", "pt") for name in ("weights", "optimisers"))
+            weights, moments = (
+                safe_open(folder / f"{name}.safetensors", "pt")
+                for name in ("weights", "optimisers")
+            )
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             aside = folder.with_name(f"{folder.name}.corrupt")
             with contextlib.suppress(OSError):
                 folder.rename(aside)
-            print(f"checkpoint {folder} cannot be read ({error}); set aside as {aside.name}", file=sys.stderr)
+            print(
+                f"checkpoint {folder} cannot be read ({error}); set aside as {aside.name}",
+                file=sys.stderr,
+            )
             continue
         for role, net in roles.items():
             current = net.state_dict()
-            net.load_state_dict({k: shard_as(v, current.get(k, v)) for k, v in _under(weights, role)})
+            net.load_state_dict(
+                {k: shard_as(v, current.get(k, v)) for k, v in _under(weights, role)}
+            )
         for name, value in _under(weights, "ema"):
             if name in ema:
                 ema[name].copy_(shard_as(value, ema[name]))
@@ -143,7 +171,9 @@ def load(
                 index, _, name = key.partition(".")
                 moment = shard_as(value, parameters[int(index)]) if value.ndim else value
                 entries.setdefault(int(index), {})[name] = moment
-            optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
+            optimiser.load_state_dict(
+                {"state": entries, "param_groups": optimiser.state_dict()["param_groups"]}
+            )
         return state
     return None
 
@@ -157,7 +187,9 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def save_student(run_dir: Path, student_updates: int, weights: Mapping[str, Tensor], writes: bool = True) -> None:
+def save_student(
+    run_dir: Path, student_updates: int, weights: Mapping[str, Tensor], writes: bool = True
+) -> None:
     """Keep the student that is sampled (its moving average, where the run has one); `writes` as in `save`."""
     if not writes:
         write_tensors(None, weights)
@@ -180,7 +212,9 @@ def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None =
     from distill_bench.adapters import Adapted, activate, add_adapter
 
     known = "student" in getattr(student, "peft_config", {})
-    view = Adapted(student, "student") if known else add_adapter(student, "student", adapter, seed=0)
+    view = (
+        Adapted(student, "student") if known else add_adapter(student, "student", adapter, seed=0)
+    )
     view.load_state_dict(load_file(path))
     activate(student, ["student"])
 

@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(f"distill-bench {__version__}\n\nusage: distill-bench COMMAND [--help]\n")
-        for command, about in {**COMMANDS, "list": "methods and evaluators, with their fields"}.items():
+        for command, about in {
+            **COMMANDS,
+            "list": "methods and evaluators, with their fields",
+        }.items():
             print(f"  {command:10} {about}")
         return 0
     if name == "--version":
@@ -38,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     if name == "list":
         return show_plugins()
     if name not in COMMANDS:
-        print(f"distill-bench: no command called {name!r}; known: {', '.join([*COMMANDS, 'list'])}", file=sys.stderr)
+        print(
+            f"distill-bench: no command called {name!r}; known: {', '.join([*COMMANDS, 'list'])}",
+            file=sys.stderr,
+        )
         return 2
     return importlib.import_module(f"distill_bench.{name}").main(rest)
 
@@ -60,12 +66,16 @@ def show_plugins() -> int:
         console.print(f"[bold]{kind}[/bold]")
         for name, plugin in plugins.items():
             purpose = (plugin.__doc__ or "").strip().splitlines()[0]
-            console.print(f"  [bold cyan]{name}[/bold cyan]  {escape(purpose)}  [dim]{escape(plugin.paper)}[/dim]")
+            console.print(
+                f"  [bold cyan]{name}[/bold cyan]  {escape(purpose)}  [dim]{escape(plugin.paper)}[/dim]"
+            )
             for field in dataclasses.fields(plugin):
                 default = field.default
                 if field.default_factory is not dataclasses.MISSING:
                     default = field.default_factory()
-                console.print(f"      {field.name}: {escape(_type(field.type))} = {escape(repr(default))}")
+                console.print(
+                    f"      {field.name}: {escape(_type(field.type))} = {escape(repr(default))}"
+                )
     return 0
 
 
@@ -75,7 +85,12 @@ def _type(kind: Any) -> str:
         kind, *about = get_args(kind)
         limits = [limit for each in about for limit in getattr(each, "metadata", ())]
         signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-        said = [f"{sign} {getattr(limit, key)}" for limit in limits for key, sign in signs.items() if hasattr(limit, key)]
+        said = [
+            f"{sign} {getattr(limit, key)}"
+            for limit in limits
+            for key, sign in signs.items()
+            if hasattr(limit, key)
+        ]
         return f"{_type(kind)} {', '.join(said)}".strip()
     if get_origin(kind) in (Union, UnionType):
         return " | ".join(map(_type, get_args(kind)))

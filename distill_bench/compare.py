@@ -38,10 +38,16 @@ def find_run(name: str, store: Path) -> Source:
     for folder in (Path(name), store / name):
         if (folder / "run.yaml").is_file():
             return read_run(folder.resolve())
-    found = sorted(path.parent for path in store.glob("*/run.yaml") if path.parent.name.startswith(name))
+    found = sorted(
+        path.parent for path in store.glob("*/run.yaml") if path.parent.name.startswith(name)
+    )
     if len(found) == 1:
         return read_run(found[0])
-    told = f"could be {', '.join(path.name for path in found[:5])}" if found else f"is neither a run folder nor a run in {store}"
+    told = (
+        f"could be {', '.join(path.name for path in found[:5])}"
+        if found
+        else f"is neither a run folder nor a run in {store}"
+    )
     raise CompareError(f"{name!r} {told}")
 
 
@@ -51,11 +57,19 @@ def config_differences(a: Source, b: Source) -> list[tuple[str, Any, Any]]:
     for key in ("code_fingerprint", "commit", "version", "hardware", "protocol"):
         mine[key], theirs[key] = a.known(key), b.known(key)
     keys = dict.fromkeys([*mine, *theirs])
-    return [(key, mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key) and key != "method.name"]
+    return [
+        (key, mine.get(key), theirs.get(key))
+        for key in keys
+        if mine.get(key) != theirs.get(key) and key != "method.name"
+    ]
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {key: field.get_default() for key, field in RunConfig.model_fields.items() if not field.is_required()}
+    fields = {
+        key: field.get_default()
+        for key, field in RunConfig.model_fields.items()
+        if not field.is_required()
+    }
     protocol = fields["protocol"].model_dump(mode="json") | config.get("protocol", {})
     return fields | dict(config) | {"protocol": protocol}
 
@@ -68,7 +82,11 @@ def score_differences(a: Source, b: Source) -> list[tuple[str, float | None, flo
     for column in dict.fromkeys([*a.scores, *b.scores]):
         mine, theirs = a.scores.get(column, {}), b.scores.get(column, {})
         values = number(mine.get("value")), number(theirs.get("value"))
-        unlike = [key for key in ("protocol", "version", "extractor") if mine and theirs and mine.get(key) != theirs.get(key)]
+        unlike = [
+            key
+            for key in ("protocol", "version", "extractor")
+            if mine and theirs and mine.get(key) != theirs.get(key)
+        ]
         if None in values:
             told = "—"
         elif unlike:
@@ -91,7 +109,10 @@ def _names(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         names[column] = (score.get("title") or column) + (f" ({unit})" if unit else "")
     for more in (lambda column: scores[column].get("extractor"), lambda column: column):
         counts = Counter(names.values())
-        names = {c: f"{name} [{more(c)}]" if counts[name] > 1 and more(c) else name for c, name in names.items()}
+        names = {
+            c: f"{name} [{more(c)}]" if counts[name] > 1 and more(c) else name
+            for c, name in names.items()
+        }
     return names
 
 
@@ -105,22 +126,39 @@ def _difference(a: dict[str, Any], b: dict[str, Any], prompts: Sequence[str] | N
 
 
 def _prompts(run: Source) -> list[tuple[str, int]]:
-    folders = sorted((p for p in (run.folder / "samples").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
-    return [(line["prompt"], line["seed"]) for line in read_jsonl(folders[-1] / "manifest.jsonl")] if folders else []
+    folders = sorted(
+        (p for p in (run.folder / "samples").glob("*") if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
+    return (
+        [(line["prompt"], line["seed"]) for line in read_jsonl(folders[-1] / "manifest.jsonl")]
+        if folders
+        else []
+    )
 
 
 def show(a: Source, b: Source, console: Console) -> None:
     """Print both tables."""
-    console.print(f"A  {a.run_id}  {a.status}", f"B  {b.run_id}  {b.status}", sep="\n", highlight=False)
+    console.print(
+        f"A  {a.run_id}  {a.status}", f"B  {b.run_id}  {b.status}", sep="\n", highlight=False
+    )
     configs = Table("config", "A", "B", title="What differs", title_justify="left")
     for key, mine, theirs in config_differences(a, b):
-        configs.add_row(key, *("—" if value in (None, "") else escape(str(value)) for value in (mine, theirs)))
+        configs.add_row(
+            key, *("—" if value in (None, "") else escape(str(value)) for value in (mine, theirs))
+        )
     console.print(configs if configs.rows else "The configs are the same.")
-    scores = Table("score", title="Scores (± over clips, on the same prompts and noise)", title_justify="left")
+    scores = Table(
+        "score", title="Scores (± over clips, on the same prompts and noise)", title_justify="left"
+    )
     for head in ("A", "B", "B - A"):
         scores.add_column(head, justify="right")
     for title, mine, theirs, told in score_differences(a, b):
-        scores.add_row(escape(title), *("—" if value is None else f"{value:.4g}" for value in (mine, theirs)), escape(told))
+        scores.add_row(
+            escape(title),
+            *("—" if value is None else f"{value:.4g}" for value in (mine, theirs)),
+            escape(told),
+        )
     console.print(scores)
     for run, name in ((a, "A"), (b, "B")):
         if run.reason:
@@ -129,8 +167,12 @@ def show(a: Source, b: Source, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: print the differences of two runs."""
-    parser = argparse.ArgumentParser(prog="distill_bench.compare", description="differences of two runs' configs and scores")
-    parser.add_argument("run", nargs=2, metavar="RUN", help="a run folder, or a run's id or the beginning of it")
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.compare", description="differences of two runs' configs and scores"
+    )
+    parser.add_argument(
+        "run", nargs=2, metavar="RUN", help="a run folder, or a run's id or the beginning of it"
+    )
     parser.add_argument("--store", type=Path, default=Path("runs"))
     options = parser.parse_args(argv)
     try:

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from distill_bench.registry import RegistryError, find_evaluator, find_method
 from distill_bench.teacher import (
@@ -50,13 +58,17 @@ class MissingPackage(ConfigError):
     """A run that asks for a package which is not installed."""
 
 
-def identity(default: Any = ..., *, counts: bool = True, came_later: bool = False, **constraints: Any) -> Any:
+def identity(
+    default: Any = ..., *, counts: bool = True, came_later: bool = False, **constraints: Any
+) -> Any:
     """A field of the schema that says whether it is part of a run's identity.
 
     Args:
         came_later: it counts only away from its default, which is what runs did before there was the field: they keep their ids.
     """
-    return Field(default, json_schema_extra={"identity": counts, "came_later": came_later}, **constraints)
+    return Field(
+        default, json_schema_extra={"identity": counts, "came_later": came_later}, **constraints
+    )
 
 
 class _Model(BaseModel):
@@ -69,14 +81,20 @@ Positive = Annotated[int, Field(ge=1)]
 class ProtocolConfig(_Model):
     """How rows are sampled and scored; equal for every row of a table."""
 
-    clips: int = identity(256, ge=2)  # two a prompt; below 256 distances are mostly bias (eval/README.md)
+    clips: int = identity(
+        256, ge=2
+    )  # two a prompt; below 256 distances are mostly bias (eval/README.md)
     seed: int = identity(1000, ge=0)
     teacher_steps: Positive = identity(32)
     teacher_guidance: float = identity(3.0, ge=0)
     # of the networks that sample, weights and passes; noise levels, latents and autoencoder stay in float32
     precision: Literal["float32", "bfloat16"] = identity("float32", came_later=True)
-    fps: float = identity(8.0, gt=0, came_later=True)  # at which clips play; unsaid: the teacher's own, where it is known
-    evaluators: tuple[str, ...] | None = identity(None, counts=False)  # None: every one that applies
+    fps: float = identity(
+        8.0, gt=0, came_later=True
+    )  # at which clips play; unsaid: the teacher's own, where it is known
+    evaluators: tuple[str, ...] | None = identity(
+        None, counts=False
+    )  # None: every one that applies
 
 
 class AdapterConfig(_Model):
@@ -84,7 +102,9 @@ class AdapterConfig(_Model):
 
     rank: Positive = identity(32)
     alpha: float = identity(32.0, gt=0)
-    targets: tuple[str, ...] = identity(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)  # ends of the names of linear layers
+    targets: tuple[str, ...] = identity(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1
+    )  # ends of the names of linear layers
 
 
 class RunConfig(_Model):
@@ -94,14 +114,22 @@ class RunConfig(_Model):
     method_version: int = identity(1)  # written on resolving
     teacher: str = identity("mini-wan", counts=False)  # counts by content
     teacher_hash: str = identity("")  # written on resolving
-    student: str | None = identity(None, counts=False)  # a pipeline that student and fake score begin from; None: the teacher
+    student: str | None = identity(
+        None, counts=False
+    )  # a pipeline that student and fake score begin from; None: the teacher
     student_hash: str = identity("", came_later=True)  # written on resolving
-    prompts: str | None = identity(None, counts=False)  # a file: `distill_bench.texts`; None: the teacher's prompts.txt
+    prompts: str | None = identity(
+        None, counts=False
+    )  # a file: `distill_bench.texts`; None: the teacher's prompts.txt
     prompts_hash: str = identity("", came_later=True)  # written on resolving
     seed: int = identity(0, ge=0)
     student_updates: Positive = identity(200)
-    fake_score: Literal["trained", "exact"] = identity("trained")  # exact: in closed form, where the teacher offers it
-    fake_score_updates: Positive | None = identity(5)  # a student update; None, written on resolving: there is none to train
+    fake_score: Literal["trained", "exact"] = identity(
+        "trained"
+    )  # exact: in closed form, where the teacher offers it
+    fake_score_updates: Positive | None = identity(
+        5
+    )  # a student update; None, written on resolving: there is none to train
     batch_size: Positive = identity(8)
     accumulation: Positive = identity(1)
     frames: Positive = identity(8)
@@ -111,10 +139,16 @@ class RunConfig(_Model):
     shift: float = identity(2.0, gt=0)
     stepping: Literal["renoise", "ode"] = identity("renoise")
     exit_step: Literal["random", "last"] = identity("random")
-    student_input: Literal["rollout", "real_data"] = identity("rollout")  # real_data: noised to one of the student's levels
-    data: str | None = identity(None, counts=False)  # a folder of real clips; counts by content; None: see `distill_bench.extras`
+    student_input: Literal["rollout", "real_data"] = identity(
+        "rollout"
+    )  # real_data: noised to one of the student's levels
+    data: str | None = identity(
+        None, counts=False
+    )  # a folder of real clips; counts by content; None: see `distill_bench.extras`
     data_hash: str = identity("")  # written on resolving
-    reuse_rollout: bool | Literal["graph"] = identity(False)  # by the first fake-score update; graph: with its forward, too
+    reuse_rollout: bool | Literal["graph"] = identity(
+        False
+    )  # by the first fake-score update; graph: with its forward, too
     guidance_scale: float = identity(3.0, ge=0)  # uncond + g (cond - uncond); 1 is none
     score_shift: float = identity(2.0, gt=0)
     sigma_min: float = identity(0.02, gt=0, lt=1)
@@ -127,24 +161,42 @@ class RunConfig(_Model):
     grad_clip: float = identity(10.0, gt=0)
     ema: float | None = identity(0.98, ge=0, lt=1)
     precision: Literal["float32", "bfloat16", "float64"] = identity("float32")
-    evaluations: Positive = identity(4)  # evenly spaced student updates at which the student is kept and scored
+    evaluations: Positive = identity(
+        4
+    )  # evenly spaced student updates at which the student is kept and scored
     protocol: ProtocolConfig = identity(ProtocolConfig())
     checkpoint_every: Positive = identity(50, counts=False)
     log_every: Positive = identity(10, counts=False)
-    signals_every: Positive | None = identity(20, counts=False)  # student updates; not part of a run's cost or seconds
+    signals_every: Positive | None = identity(
+        20, counts=False
+    )  # student updates; not part of a run's cost or seconds
     trackers: tuple[str, ...] = identity(("tensorboard",), counts=False)
     threads: int | None = identity(None, counts=False, ge=1)
     # how the networks are held and run; `distill-bench cost SWEEP --memory` says what each buys
-    adapter: AdapterConfig | None = identity(None, came_later=True)  # of student and fake score; None: full weights
-    weights: Literal["float32", "bfloat16"] = identity("float32", came_later=True)  # bfloat16: masters are float32
+    adapter: AdapterConfig | None = identity(
+        None, came_later=True
+    )  # of student and fake score; None: full weights
+    weights: Literal["float32", "bfloat16"] = identity(
+        "float32", came_later=True
+    )  # bfloat16: masters are float32
     gradient_checkpointing: bool = identity(False, counts=False)
     guidance_forwards: Literal["batched", "sequential"] = identity("batched", counts=False)
-    teacher_offload: bool = identity(False, counts=False)  # the teacher's weights stay in host memory between its uses
-    sharding: bool = identity(False, counts=False)  # FSDP2: the processes of a run share each role's weights
-    compile: bool = identity(False, came_later=True)  # the blocks by torch.compile: fewer kernels, other rounding
+    teacher_offload: bool = identity(
+        False, counts=False
+    )  # the teacher's weights stay in host memory between its uses
+    sharding: bool = identity(
+        False, counts=False
+    )  # FSDP2: the processes of a run share each role's weights
+    compile: bool = identity(
+        False, came_later=True
+    )  # the blocks by torch.compile: fewer kernels, other rounding
 
 
-_DEFAULTS = {k: f.default for k, f in RunConfig.model_fields.items() if isinstance(f.default, (int, float, str))}
+_DEFAULTS = {
+    k: f.default
+    for k, f in RunConfig.model_fields.items()
+    if isinstance(f.default, (int, float, str))
+}
 
 
 class ClusterConfig(_Model):
@@ -156,20 +208,28 @@ class ClusterConfig(_Model):
     constraint: str | None = None
     nodes: Positive = 1
     gpus: int = Field(0, ge=0)  # a node
-    tasks: int | None = Field(None, ge=1)  # processes a node that train a run together; None: one a GPU
+    tasks: int | None = Field(
+        None, ge=1
+    )  # processes a node that train a run together; None: one a GPU
     cpus: Positive = 2  # a process
     mem_gb: Positive | None = 8  # a node; None: the cluster's default, or what `sbatch` says
     hours: float = Field(1.0, gt=0)
     runs_per_job: Positive = 1  # small runs that share a job and its GPUs, side by side
-    jobs: int | None = Field(None, ge=1)  # at once; None: the GPUs or cores of this machine, or 16 in an array
+    jobs: int | None = Field(
+        None, ge=1
+    )  # at once; None: the GPUs or cores of this machine, or 16 in an array
     signal_seconds: Positive = 120  # before the time limit, to save in
     setup: tuple[str, ...] = ()  # shell lines before each job
-    sbatch: dict[str, str | int | bool] = {}  # any further sbatch parameter; false: none of that name
+    sbatch: dict[
+        str, str | int | bool
+    ] = {}  # any further sbatch parameter; false: none of that name
 
     @model_validator(mode="after")
     def _packed_runs_train_alone(self) -> "ClusterConfig":
         if self.runs_per_job > 1 and (self.nodes > 1 or (self.tasks or 1) > 1):
-            raise ValueError(f"runs_per_job {self.runs_per_job} needs nodes 1 and tasks 1: runs that share a job train alone")
+            raise ValueError(
+                f"runs_per_job {self.runs_per_job} needs nodes 1 and tasks 1: runs that share a job train alone"
+            )
         return self
 
     @property
@@ -185,11 +245,17 @@ class SweepConfig(_Model):
     question: str
     base: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
-    zip: list[list[dict[str, Any]]] = []  # axes of keys that vary together; one axis may stand without its list
+    zip: list[
+        list[dict[str, Any]]
+    ] = []  # axes of keys that vary together; one axis may stand without its list
     include: list[dict[str, Any]] = []  # further cells beside the grid
-    exclude: list[str] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
+    exclude: list[
+        str
+    ] = []  # expressions over dotted keys, for instance "method == 'a' and nfe > 2"
     seeds: int | list[int] = 1
-    baseline: dict[str, Any] | None = None  # keys and values of the row that differences are taken to; None: the first row
+    baseline: dict[str, Any] | None = (
+        None  # keys and values of the row that differences are taken to; None: the first row
+    )
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("zip", mode="before")
@@ -213,7 +279,9 @@ class SweepConfig(_Model):
                 config = resolve(merge(self.base, cell | {"seed": seed}))
                 runs.setdefault(run_id(config), config)
         if not runs:
-            raise ConfigError(f"{self.name}: the grid is empty: every cell is excluded or there are no seeds")
+            raise ConfigError(
+                f"{self.name}: the grid is empty: every cell is excluded or there are no seeds"
+            )
         if self.baseline and not any(_is(config, self.baseline) for config in runs.values()):
             raise ConfigError(f"{self.name}: no run is the baseline {self.baseline}")
         return list(runs.values())
@@ -222,21 +290,35 @@ class SweepConfig(_Model):
         """The dotted overrides of each cell, without those that `exclude` names."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
         axes += self.zip
-        grid = [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)]
+        grid = [
+            {k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)
+        ]
         for cell in [*(grid if axes or not self.include else []), *self.include]:
             # not the resolved run: what is excluded may be what cannot be resolved
-            if not any(evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell))) for e in self.exclude):
+            if not any(
+                evaluate_expression(e, merge(_DEFAULTS, merge(self.base, cell)))
+                for e in self.exclude
+            ):
                 yield cell
 
     def presets(self) -> dict[str, str]:
         """Group of runs (`group_id`) -> the preset that its cell names: a reader calls it so; a run says only its fields."""
         merged = [merge(self.base, cell) for cell in self.cells()]
-        named = [data for data in merged if isinstance(data.get("method"), dict) and data["method"].get("preset")]
+        named = [
+            data
+            for data in merged
+            if isinstance(data.get("method"), dict) and data["method"].get("preset")
+        ]
         return {group_id(resolve(data)): data["method"]["preset"] for data in named}
 
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
         """What the sweep varies among its expanded runs: dotted key -> its values, in their order; the seed is no axis."""
-        keys = dict.fromkeys([*self.grid, *(k for cell in [*itertools.chain(*self.zip), *self.include] for k in cell)])
+        keys = dict.fromkeys(
+            [
+                *self.grid,
+                *(k for cell in [*itertools.chain(*self.zip), *self.include] for k in cell),
+            ]
+        )
         values: dict[str, list[Any]] = {key: [] for key in keys}
         for config in runs:
             for key in keys:
@@ -250,7 +332,9 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
     """The sweep file at `path` with `key=value` overrides laid over its base (or `cluster.key`, `seeds`, `name`)."""
     data = load_yaml(path)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a sweep file is a mapping with question, base, grid, seeds; found {type(data).__name__}")
+        raise ConfigError(
+            f"{path}: a sweep file is a mapping with question, base, grid, seeds; found {type(data).__name__}"
+        )
     data = {"name": path.stem} | data
     base = data.get("base") or {}
     if not isinstance(base, dict):
@@ -272,12 +356,20 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
         data["cluster"] = _with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
     zipped = [list(dict.fromkeys(key for cell in axis for key in cell)) for axis in sweep.zip]
-    keys = [*sweep.grid, *(key for cell in sweep.include for key in cell), *itertools.chain(*zipped)]
+    keys = [
+        *sweep.grid,
+        *(key for cell in sweep.include for key in cell),
+        *itertools.chain(*zipped),
+    ]
     twice = [key for key, n in Counter([*sweep.grid, *itertools.chain(*zipped)]).items() if n > 1]
     if twice:
-        raise ConfigError(f"{path}: {twice[0]} is on two axes of grid and zip: it can vary along one")
+        raise ConfigError(
+            f"{path}: {twice[0]} is on two axes of grid and zip: it can vary along one"
+        )
     if "seed" in [*sweep.base, *keys]:
-        raise ConfigError(f"{path}: seed is no key of a cell: every cell is run with each of `seeds`, a number or a list")
+        raise ConfigError(
+            f"{path}: seed is no key of a cell: every cell is run with each of `seeds`, a number or a list"
+        )
     _check_keys([*keys, *(sweep.baseline or {})], str(path))
     for condition in sweep.exclude:
         check_condition(condition)
@@ -286,14 +378,21 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  #
 
 def _zipped(value: Any) -> Any:
     """The axes of `zip`: a list of mappings is one axis."""
-    return [value] if isinstance(value, list) and any(isinstance(cell, dict) for cell in value) else value
+    return (
+        [value]
+        if isinstance(value, list) and any(isinstance(cell, dict) for cell in value)
+        else value
+    )
 
 
 def _without(axes: Any, key: str) -> Any:
     """The axes of `zip` without a key; what is no axis is left for validation to name."""
     if not isinstance(axes, list) or not all(isinstance(axis, list) for axis in axes):
         return axes
-    return [[{k: v for k, v in c.items() if k != key} if isinstance(c, dict) else c for c in axis] for axis in axes]
+    return [
+        [{k: v for k, v in c.items() if k != key} if isinstance(c, dict) else c for c in axis]
+        for axis in axes
+    ]
 
 
 def override(text: str) -> tuple[str, Any]:
@@ -311,7 +410,9 @@ def evaluated_updates(config: RunConfig) -> list[int]:
 
 
 def _profiles_path() -> Path:
-    return Path(os.environ.get("DISTILL_BENCH_CLUSTERS", "~/.config/distill-bench/clusters.yaml")).expanduser()
+    return Path(
+        os.environ.get("DISTILL_BENCH_CLUSTERS", "~/.config/distill-bench/clusters.yaml")
+    ).expanduser()
 
 
 def _with_profile(cluster: Any) -> Any:
@@ -326,14 +427,22 @@ def _with_profile(cluster: Any) -> Any:
     path = _profiles_path()
     profiles = (load_yaml(path) if path.is_file() else None) or {}
     if not isinstance(profiles, dict):
-        raise ConfigError(f"{path}: profiles are a mapping of names to settings of a cluster; found {type(profiles).__name__}")
+        raise ConfigError(
+            f"{path}: profiles are a mapping of names to settings of a cluster; found {type(profiles).__name__}"
+        )
     name = cluster.get("profile", "default")
     if name not in profiles and "profile" in cluster:
-        raise ConfigError(f"cluster.profile {name!r} is not in {path}; known: {', '.join(profiles) or 'none'}")
+        raise ConfigError(
+            f"cluster.profile {name!r} is not in {path}; known: {', '.join(profiles) or 'none'}"
+        )
     profile = profiles.get(name, {})
     if not isinstance(profile, dict):
-        raise ConfigError(f"{path}: profile {name} = {profile!r}: a mapping of settings, for instance {{partition: gpu}}")
-    validate(ClusterConfig, profile, f"{path}: profile {name}")  # what is wrong here is not the sweep's fault
+        raise ConfigError(
+            f"{path}: profile {name} = {profile!r}: a mapping of settings, for instance {{partition: gpu}}"
+        )
+    validate(
+        ClusterConfig, profile, f"{path}: profile {name}"
+    )  # what is wrong here is not the sweep's fault
     return {**profile, **{key: value for key, value in cluster.items() if key != "profile"}}
 
 
@@ -341,7 +450,9 @@ def load_run(run_dir: Path) -> RunConfig:
     """The resolved config of a run folder."""
     path = run_dir / "run.yaml"
     if not path.is_file():
-        raise ConfigError(f"no run at {run_dir}: it has no run.yaml (folders of runs lie under runs/)")
+        raise ConfigError(
+            f"no run at {run_dir}: it has no run.yaml (folders of runs lie under runs/)"
+        )
     return validate(RunConfig, load_yaml(path), str(path))
 
 
@@ -349,7 +460,9 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     """A run with every default written out: those of the schema, of the method, and the teacher's content hash."""
     method = data.get("method")
     if method is None:
-        raise ConfigError("method is missing: name one, for instance `method: NAME` (see `distill-bench list`)")
+        raise ConfigError(
+            "method is missing: name one, for instance `method: NAME` (see `distill-bench list`)"
+        )
     fields = {"name": method} if not isinstance(method, dict) else method
     if not isinstance(fields.get("name"), str):
         raise ConfigError(f"method.name is {fields.get('name')!r}: it must name a method")
@@ -368,23 +481,39 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         data["protocol"] = {"fps": fps} | data.get("protocol", {})
     student = _student(data)
     data["student_hash"] = "" if student is None else content_hash(student / "transformer")
-    data["prompts_hash"] = "" if data.get("prompts") is None else _prompts_hash(folder, Path(str(data["prompts"])))
+    data["prompts_hash"] = (
+        "" if data.get("prompts") is None else _prompts_hash(folder, Path(str(data["prompts"])))
+    )
     data["data_hash"] = "" if data.get("data") is None else _clips_hash(Path(data["data"]))
     if not method_class.has_fake_score or data.get("fake_score") == "exact":
         data["fake_score_updates"] = None
     config = validate(RunConfig, data, "run")
-    if config.fake_score_updates is None and method_class.has_fake_score and config.fake_score == "trained":
-        raise ConfigError("fake_score_updates is null: give a number, or `fake_score: exact` where the teacher offers it")
+    if (
+        config.fake_score_updates is None
+        and method_class.has_fake_score
+        and config.fake_score == "trained"
+    ):
+        raise ConfigError(
+            "fake_score_updates is null: give a number, or `fake_score: exact` where the teacher offers it"
+        )
     if config.fake_score_updates is None and len(instance.modules(8)):
         why = "has modules of its own, which are trained in the fake score's updates, and the run has none"
-        raise ConfigError(f"fake_score {config.fake_score!r}: {fields['name']} {why}; `fake_score: trained`")
+        raise ConfigError(
+            f"fake_score {config.fake_score!r}: {fields['name']} {why}; `fake_score: trained`"
+        )
     if config.reuse_rollout == "graph" and not method_class.shares_graph:
-        raise ConfigError(f"reuse_rollout 'graph': {fields['name']} needs a forward of its own for the fake score; true or false")
+        raise ConfigError(
+            f"reuse_rollout 'graph': {fields['name']} needs a forward of its own for the fake score; true or false"
+        )
     for package in sorted(instance.packages):
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(f"method {config.method} needs the package {package!r}: pip install {package}")
+            raise MissingPackage(
+                f"method {config.method} needs the package {package!r}: pip install {package}"
+            )
     if config.fake_score == "exact" and method_class.has_fake_score and not is_gaussian(folder):
-        raise ConfigError(f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has")
+        raise ConfigError(
+            f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has"
+        )
     _check_named(config)
     try:
         check_parts(folder, student)
@@ -401,11 +530,17 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     if config.prompts is None and not is_outline(folder):
         _check_prompts(config.teacher, folder / "prompts.txt")
     if config.sigma_min >= config.sigma_max:
-        raise ConfigError(f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}")
+        raise ConfigError(
+            f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}"
+        )
     if config.batch_size % config.accumulation:
-        raise ConfigError(f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}")
+        raise ConfigError(
+            f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}"
+        )
     _check_held(config, folder, method_class)
-    if config.fake_score_updates is None:  # what says how a fake score is trained is no part of a run that trains none
+    if (
+        config.fake_score_updates is None
+    ):  # what says how a fake score is trained is no part of a run that trains none
         kind = config.fake_score if method_class.has_fake_score else "trained"
         config = config.model_copy(update={"fake_score": kind, "reuse_rollout": False})
     return config
@@ -427,7 +562,9 @@ def _width(folder: Path) -> int:
 def _check_prompts(teacher: str, path: Path) -> None:
     """ConfigError where a teacher has no prompts of its own."""
     if not path.is_file():
-        raise ConfigError(f"teacher {teacher} has no prompts.txt: name a file of prompts in the key `prompts`")
+        raise ConfigError(
+            f"teacher {teacher} has no prompts.txt: name a file of prompts in the key `prompts`"
+        )
     try:
         read_prompts(path)
     except ValueError as error:
@@ -446,9 +583,13 @@ def _prompts_hash(teacher: Path, prompts: Path) -> str:
 def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -> None:
     """ConfigError for a way to hold the networks that the run cannot have."""
     if config.weights == "bfloat16" and config.precision != "bfloat16":
-        raise ConfigError(f"weights 'bfloat16' needs precision 'bfloat16', not {config.precision!r}")
+        raise ConfigError(
+            f"weights 'bfloat16' needs precision 'bfloat16', not {config.precision!r}"
+        )
     held = ("adapter", "gradient_checkpointing", "sharding", "teacher_offload", "compile")
-    asked = [key for key in held if getattr(config, key)] + ["weights"] * (config.weights != "float32")
+    asked = [key for key in held if getattr(config, key)] + ["weights"] * (
+        config.weights != "float32"
+    )
     asked += ["protocol.precision"] * (config.protocol.precision != "float32")
     if is_gaussian(folder) and asked:
         raise ConfigError(f"{asked[0]} needs a transformer: the teacher {config.teacher!r} is none")
@@ -463,26 +604,46 @@ def _check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -
         )
     if config.adapter:
         _check_targets(config.adapter, folder)
-    for key, other in (("sharding", "adapter"), ("teacher_offload", "adapter"), ("student", "adapter")):
+    for key, other in (
+        ("sharding", "adapter"),
+        ("teacher_offload", "adapter"),
+        ("student", "adapter"),
+    ):
         if getattr(config, key) and getattr(config, other):
-            raise ConfigError(f"{key} with {other}: one set of base weights serves all roles; leave {key} out")
+            raise ConfigError(
+                f"{key} with {other}: one set of base weights serves all roles; leave {key} out"
+            )
     for key in ("adapter", "sharding", "teacher_offload"):
         if config.compile and getattr(config, key):
-            raise ConfigError(f"compile with {key}: blocks that change between forwards would be compiled again; leave one out")
+            raise ConfigError(
+                f"compile with {key}: blocks that change between forwards would be compiled again; leave one out"
+            )
     if config.compile and config.reuse_rollout == "graph":
-        raise ConfigError("compile with reuse_rollout 'graph': a compiled backward runs once for a forward; reuse_rollout true")
+        raise ConfigError(
+            "compile with reuse_rollout 'graph': a compiled backward runs once for a forward; reuse_rollout true"
+        )
     if config.sharding and config.reuse_rollout == "graph":
-        raise ConfigError("sharding with reuse_rollout 'graph': shards are gathered for one phase at a time; reuse_rollout true")
+        raise ConfigError(
+            "sharding with reuse_rollout 'graph': shards are gathered for one phase at a time; reuse_rollout true"
+        )
 
 
 def _check_targets(adapter: AdapterConfig, folder: Path) -> None:
     """ConfigError for the name of no layer: peft passes over it where there is another that it finds."""
     shapes = weights_of(folder / "transformer").items()
-    layers = [name.removesuffix(".weight") for name, shape in shapes if name.endswith(".weight") and len(shape) > 1]
+    layers = [
+        name.removesuffix(".weight")
+        for name, shape in shapes
+        if name.endswith(".weight") and len(shape) > 1
+    ]
     for target in adapter.targets if layers else ():
         if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            ends = sorted({re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers})  # without the block
-            raise ConfigError(f"adapter.targets {target}: no layer is called so; linear layers end in: {', '.join(ends)}")
+            ends = sorted(
+                {re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers}
+            )  # without the block
+            raise ConfigError(
+                f"adapter.targets {target}: no layer is called so; linear layers end in: {', '.join(ends)}"
+            )
 
 
 def _check_named(config: RunConfig) -> None:
@@ -498,7 +659,11 @@ def _check_named(config: RunConfig) -> None:
         here = [str(tracker) for tracker in get_available_trackers()]
         for name in config.trackers:
             if name not in here:
-                why = "is not installed" if name in LOGGER_TYPE_TO_CLASS else "is none of accelerate's"
+                why = (
+                    "is not installed"
+                    if name in LOGGER_TYPE_TO_CLASS
+                    else "is none of accelerate's"
+                )
                 raise ConfigError(f"trackers: {name!r} {why}; here: {', '.join(here)}")
 
 
@@ -511,7 +676,9 @@ def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str
     preset = method_class.presets.get(name) if isinstance(name, str) else None
     if preset is None:
         known = ", ".join(method_class.presets) or "none"
-        raise ConfigError(f"method.preset is {name!r}: {fields['name']} has no such preset; known: {known}")
+        raise ConfigError(
+            f"method.preset is {name!r}: {fields['name']} has no such preset; known: {known}"
+        )
     written = merge({"method": {"name": fields["name"]}}, preset.overrides)
     return written | data | {"method": written["method"] | fields}
 
@@ -522,7 +689,9 @@ def _clips_hash(folder: Path) -> str:
     missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise ConfigError(f"data {folder} is no folder of clips: it lacks {', '.join(missing)}")
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:12]
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
+    ).hexdigest()[:12]
 
 
 def method_of(config: RunConfig) -> "Method":
@@ -563,7 +732,17 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
 
 def cost_key(config: RunConfig) -> str:
     """Runs that cost the same a student update: alike but for seed, length, prompts, optimiser and protocol."""
-    unlike = {"seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay", "grad_clip", "protocol"}
+    unlike = {
+        "seed",
+        "student_updates",
+        "student_lr",
+        "fake_score_lr",
+        "beta1",
+        "beta2",
+        "weight_decay",
+        "grad_clip",
+        "protocol",
+    }
     unlike.add("prompts_hash")
     return _digest({key: value for key, value in identity_of(config).items() if key not in unlike})
 
@@ -593,7 +772,10 @@ def lookup(config: RunConfig, key: str) -> Any:
 def _is(config: RunConfig, wanted: Mapping[str, Any]) -> bool:
     """Whether a run has the values of some dotted keys."""
     found = {key: lookup(config, key) for key in wanted}
-    return all(found[key] == value or (key == "method" and method_label(found[key]) == value) for key, value in wanted.items())
+    return all(
+        found[key] == value or (key == "method" and method_label(found[key]) == value)
+        for key, value in wanted.items()
+    )
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -617,7 +799,9 @@ def _method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
     known = [f.name for f in dataclasses.fields(method_class)]
     for key in fields:
         if key not in known:
-            raise ConfigError(f"method.{key}: {method_class.__name__} has no such field{_hint(key, known)}")
+            raise ConfigError(
+                f"method.{key}: {method_class.__name__} has no such field{_hint(key, known)}"
+            )
         try:
             json.dumps(fields[key], allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -630,7 +814,10 @@ def _method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
 
 def _check_keys(keys: list[str], where: str) -> None:
     nested = {"protocol": ProtocolConfig, "adapter": AdapterConfig}
-    known = [*RunConfig.model_fields, *(f"{key}.{f}" for key, model in nested.items() for f in model.model_fields)]
+    known = [
+        *RunConfig.model_fields,
+        *(f"{key}.{f}" for key, model in nested.items() for f in model.model_fields),
+    ]
     for key in keys:
         if key not in known and not key.startswith("method."):
             raise ConfigError(f"{where}: unknown key {key!r} in the grid{_hint(key, known)}")
@@ -654,10 +841,16 @@ def _one_line(error: ValidationError, where: str, model: type[BaseModel] | None 
         at = model
         for part in first["loc"][:-1]:
             annotation = at.model_fields[part].annotation
-            at = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
+            at = next(
+                kind
+                for kind in (annotation, *get_args(annotation))
+                if hasattr(kind, "model_fields")
+            )
         return f"{where}: unknown key {key!r}{_hint(str(first['loc'][-1]), list(at.model_fields))}"
     msgs, (*parents, last) = [first["msg"]], first["loc"] or [""]
-    if re.fullmatch(r"bool|int|float|str|literal\[.*\]", str(last)):  # one kind of several that the key may have
+    if re.fullmatch(
+        r"bool|int|float|str|literal\[.*\]", str(last)
+    ):  # one kind of several that the key may have
         key = ".".join(map(str, parents))
         msgs = [each["msg"] for each in error.errors() if list(each["loc"][:-1]) == parents]
     said = " or ".join([msgs[0], *(msg.removeprefix("Input should be ") for msg in msgs[1:])])
@@ -678,7 +871,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in pairs if tag.rsplit(":", 1)[1] not in {"bool", "int", "float", "timestamp"}]
+    first: [
+        (tag, regexp)
+        for tag, regexp in pairs
+        if tag.rsplit(":", 1)[1] not in {"bool", "int", "float", "timestamp"}
+    ]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _pattern, _first in (
@@ -693,8 +890,13 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     keys = [loader.construct_object(key) for key, _ in node.value]
     twice = [key for key in keys if keys.count(key) > 1]
     if twice:
-        raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+        raise yaml.constructor.ConstructorError(
+            None, None, f"key {twice[0]!r} stands twice", node.start_mark
+        )
+    return {
+        key: loader.construct_object(value, deep=True)
+        for key, (_, value) in zip(keys, node.value, strict=True)
+    }
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -711,7 +913,9 @@ def load_yaml(path: Path) -> Any:
     try:
         return parse_yaml(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -723,13 +927,21 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from error
+        raise ConfigError(
+            f"not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}"
+        ) from error
 
 
 _COMPARE = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-}  # fmt: skip
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
 
 
 def check_condition(text: str) -> None:
@@ -738,12 +950,16 @@ def check_condition(text: str) -> None:
     What is wrong with its form is said when it is evaluated.
     """
     try:
-        names = [node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)]
+        names = [
+            node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)
+        ]
     except SyntaxError as error:
         raise ConfigError(f"cannot evaluate {text!r}: {error.msg}") from error
     for name in names:
         if name not in RunConfig.model_fields:
-            raise ConfigError(f"{text!r}: unknown key {name!r}{_hint(name, list(RunConfig.model_fields))}")
+            raise ConfigError(
+                f"{text!r}: unknown key {name!r}{_hint(name, list(RunConfig.model_fields))}"
+            )
 
 
 def evaluate_expression(text: str, data: Mapping[str, Any]) -> bool:
@@ -759,9 +975,15 @@ def evaluate_expression(text: str, data: Mapping[str, Any]) -> bool:
                 return [value(e) for e in node.elts]
             case ast.Name():
                 found = data.get(node.id)
-                return found.get("name") if node.id == "method" and isinstance(found, dict) else found
+                return (
+                    found.get("name") if node.id == "method" and isinstance(found, dict) else found
+                )
             case ast.Attribute():
-                found = data.get(node.value.id) if isinstance(node.value, ast.Name) else value(node.value)
+                found = (
+                    data.get(node.value.id)
+                    if isinstance(node.value, ast.Name)
+                    else value(node.value)
+                )
                 return found.get(node.attr) if isinstance(found, dict) else None
             case ast.BoolOp():
                 return (all if isinstance(node.op, ast.And) else any)(value(v) for v in node.values)
@@ -771,7 +993,9 @@ def evaluate_expression(text: str, data: Mapping[str, Any]) -> bool:
                 terms = [value(node.left), *(value(c) for c in node.comparators)]
                 pairs = zip(node.ops, terms[:-1], terms[1:], strict=True)
                 return all(_COMPARE[type(op)](a, b) for op, a, b in pairs)
-        raise ConfigError(f"{text!r} may hold keys, literals, comparisons, and, or, not; not {type(node).__name__}")
+        raise ConfigError(
+            f"{text!r} may hold keys, literals, comparisons, and, or, not; not {type(node).__name__}"
+        )
 
     try:
         return bool(value(ast.parse(text, mode="eval")))

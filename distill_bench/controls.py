@@ -55,7 +55,9 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }
 
 
-def rendered(count: int, first: int, pace: float = 1.0, without: str | None = None) -> tuple[np.ndarray, list[str]]:
+def rendered(
+    count: int, first: int, pace: float = 1.0, without: str | None = None
+) -> tuple[np.ndarray, list[str]]:
     """`count` rendered clips with captions, through all attributes in turn, of keys from `first` on.
 
     Args:
@@ -65,6 +67,9 @@ def rendered(count: int, first: int, pace: float = 1.0, without: str | None = No
     everything = shapes.all_attributes()
     said = [everything[i % len(everything)] for i in range(count)]
     others = [c for c in shapes.COLOURS if c != without]
-    shown = [dataclasses.replace(a, colour=others[i % len(others)]) if a.colour == without else a for i, a in enumerate(said)]
+    shown = [
+        dataclasses.replace(a, colour=others[i % len(others)]) if a.colour == without else a
+        for i, a in enumerate(said)
+    ]
     frames = np.stack([shapes.render(a, first + i, pace) for i, a in enumerate(shown)])
     return frames, [shapes.caption(a) for a in said]

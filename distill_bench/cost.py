@@ -33,7 +33,9 @@ class Ledger:
     """Passes by role, in units of one global batch."""
 
     batch_size: int
-    flops: dict[str, float] = field(default_factory=dict)  # role -> FLOPs of a forward of one sample; absent: as the student
+    flops: dict[str, float] = field(
+        default_factory=dict
+    )  # role -> FLOPs of a forward of one sample; absent: as the student
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
     enabled: bool = True
 
@@ -50,7 +52,11 @@ class Ledger:
 
     def forward_equivalents(self) -> float:
         """The whole cost so far."""
-        return sum(self.weight(role) * PASSES[kind] * count for role, row in self.counts.items() for kind, count in row.items())
+        return sum(
+            self.weight(role) * PASSES[kind] * count
+            for role, row in self.counts.items()
+            for kind, count in row.items()
+        )
 
 
 Counts = dict[str, dict[str, float]]  # role -> kind of pass -> count, as in Ledger.counts
@@ -72,7 +78,11 @@ def declared(config: "RunConfig") -> Counts:
 
     guided = config.guidance_scale != 1
     # what a role of a declaration is in the ledger, and how many of its passes each is
-    roles = {"teacher": ("teacher", 1 + guided), "unguided_teacher": ("teacher", 1), "guidance": ("teacher", float(guided))}
+    roles = {
+        "teacher": ("teacher", 1 + guided),
+        "unguided_teacher": ("teacher", 1),
+        "guidance": ("teacher", float(guided)),
+    }
     for phase, times in ((cost.student, 1), (cost.fake_score, updates)):
         for role, passes in phase.items():
             if role == "rollout":
@@ -81,7 +91,9 @@ def declared(config: "RunConfig") -> Counts:
             elif role != "fake_score" or config.fake_score == "trained":
                 name, each = roles.get(role, (role, 1))
                 add(name, times * each, **vars(passes))
-    if config.adapter is not None:  # no gradient of the base's weights: what a backward to the input costs
+    if (
+        config.adapter is not None
+    ):  # no gradient of the base's weights: what a backward to the input costs
         for row in counts.values():
             row["input_backward"] += row["full_backward"]
             row["full_backward"] = 0.0
@@ -95,7 +107,11 @@ def declared(config: "RunConfig") -> Counts:
 
 def priced(counts: Counts, sizes: Mapping[str, float]) -> float:
     """Forward equivalents of counts, with roles of `sizes`; a role that is not there is of the student's."""
-    return sum(Ledger(1, dict(sizes)).weight(role) * PASSES[kind] * n for role, row in counts.items() for kind, n in row.items())
+    return sum(
+        Ledger(1, dict(sizes)).weight(role) * PASSES[kind] * n
+        for role, row in counts.items()
+        for kind, n in row.items()
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,19 +122,37 @@ def main(argv: list[str] | None = None) -> int:
     from distill_bench.config import called, group_id, load_sweep, lookup, override
     from distill_bench.teacher import outlines
 
-    parser = argparse.ArgumentParser(prog="distill_bench.cost", description=main.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.cost", description=main.__doc__.splitlines()[0]
+    )
     parser.add_argument("sweep", type=Path, help="a sweep file")
-    parser.add_argument("--memory", action="store_true", help="predict the memory by role and the FLOPs of a step, by rehearsal")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of every run")
     parser.add_argument(
-        "--size", action="append", default=[], metavar="ROLE=SIZE", help="parameters or FLOPs of a role, in any one unit"
+        "--memory",
+        action="store_true",
+        help="predict the memory by role and the FLOPs of a step, by rehearsal",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of every run",
+    )
+    parser.add_argument(
+        "--size",
+        action="append",
+        default=[],
+        metavar="ROLE=SIZE",
+        help="parameters or FLOPs of a role, in any one unit",
     )
     options = parser.parse_args(argv)
     try:
         sizes = dict(map(_size, options.size))
         unknown = sorted(sizes.keys() - {"student", "fake_score", "teacher", "target"})
         if unknown:
-            raise ValueError(f"--size {unknown[0]}: roles are student, fake_score, teacher and target")
+            raise ValueError(
+                f"--size {unknown[0]}: roles are student, fake_score, teacher and target"
+            )
         if "student" not in sizes and sizes:
             raise ValueError("--size needs the student's size too: costs are in its forwards")
         sweep = load_sweep(options.sweep, dict(override(text) for text in options.set))
@@ -132,7 +166,13 @@ def main(argv: list[str] | None = None) -> int:
     axes = [key for key in sweep.axes(list(runs.values())) if key != "method"]
     table = Table(title=f"forward equivalents of one student update: {sweep.name}")
     roles = ("student", "fake_score", "teacher", "target")
-    for heading in ("method", *axes, *(f"{role} fwd / bwd" for role in roles), "total", "to the first"):
+    for heading in (
+        "method",
+        *axes,
+        *(f"{role} fwd / bwd" for role in roles),
+        "total",
+        "to the first",
+    ):
         table.add_column(heading, justify="left" if heading in ("method", *axes) else "right")
     first = None
     for config in runs.values():
@@ -141,7 +181,9 @@ def main(argv: list[str] | None = None) -> int:
         first = first or total
         cells = [_passes(counts.get(role)) for role in roles]
         swept = ["-" if (value := lookup(config, key)) is None else str(value) for key in axes]
-        table.add_row(called(config, presets), *swept, *cells, f"{total:.4g}", f"{total / first:.2f}")
+        table.add_row(
+            called(config, presets), *swept, *cells, f"{total:.4g}", f"{total / first:.2f}"
+        )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
 
@@ -157,7 +199,9 @@ def _size(text: str) -> tuple[str, float]:
     return role, found
 
 
-def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets: Mapping[str, str]) -> int:
+def _print_memory(
+    sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets: Mapping[str, str]
+) -> int:
     """A line for each cell: GiB on each device by kind and role, and PFLOP a student update; like cells share one."""
     from rich.console import Console
     from rich.table import Table
@@ -172,19 +216,31 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
     sampled: dict[tuple[object, ...], int] = {}
     for config in runs.values():
         # what moves no byte: so that cells which differ in it are rehearsed once
-        fields = {"fake_score_updates": config.fake_score_updates and 1, "student_lr": 1.0, "fake_score_lr": 1.0, "seed": 0}
+        fields = {
+            "fake_score_updates": config.fake_score_updates and 1,
+            "student_lr": 1.0,
+            "fake_score_lr": 1.0,
+            "seed": 0,
+        }
         alike = json.dumps(config.model_copy(update=fields).model_dump(mode="json"), sort_keys=True)
         if alike not in rehearsed:
             rehearsed[alike] = predicted(config, processes)
         found = rehearsed[alike]
-        row = (protocol_hash(config), student_key(config), config.teacher_offload, config.guidance_forwards)
+        row = (
+            protocol_hash(config),
+            student_key(config),
+            config.teacher_offload,
+            config.guidance_forwards,
+        )
         if row not in sampled:
             sampled[row] = sampling_peak(config)
         needed, again = step_flops(found, config)
         held_back = f" (host: {_gib(found.held_back)})" if found.held_back else ""
 
         def by_role(sizes: Mapping[str, float]) -> str:
-            return " / ".join(_gib(sizes[role]) if role in sizes else "-" for role in ("student", "fake_score"))
+            return " / ".join(
+                _gib(sizes[role]) if role in sizes else "-" for role in ("student", "fake_score")
+            )
 
         cells = (
             f"{by_role(found.weights)} / {_gib(found.weights['teacher'])}{held_back}",
@@ -201,9 +257,21 @@ def _print_memory(sweep: "SweepConfig", runs: Mapping[str, "RunConfig"], presets
         lines.setdefault(cells, []).append(f"{called(config, presets)}{updates}")
     config = next(iter(runs.values()))
     title = f"{sweep.name}: {config.frames} frames of {config.height}x{config.width}, batch {config.batch_size}"
-    table = Table(title=f"{title} on {processes} processes; GiB on each device by student / fake score (/ teacher)")
+    table = Table(
+        title=f"{title} on {processes} processes; GiB on each device by student / fake score (/ teacher)"
+    )
     table.add_column("method, fake-score updates")
-    kinds = ("weights", "masters", "gradients", "moments", "average", "other", "activations", "peak", "sampling")
+    kinds = (
+        "weights",
+        "masters",
+        "gradients",
+        "moments",
+        "average",
+        "other",
+        "activations",
+        "peak",
+        "sampling",
+    )
     for heading in (*kinds, "PFLOP an update", "made again"):
         table.add_column(heading, justify="right")
     for cells, names in lines.items():

@@ -12,13 +12,17 @@ class Head(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.net = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.net(tokens).mean(dim=(1, 2))
 
 
-def renoised_features(role: Role, batch: Batch, x0: Tensor, text: Tensor, purpose: str, depth: float) -> Tensor:
+def renoised_features(
+    role: Role, batch: Batch, x0: Tensor, text: Tensor, purpose: str, depth: float
+) -> Tensor:
     """Hidden states (B, N, width) of `role` on x0 noised at the level and with the noise of `purpose`."""
     sigma = batch.sigma(f"{purpose}/sigma")
     return role.features(add_noise(x0, batch.noise(f"{purpose}/noise"), sigma), sigma, text, depth)
@@ -35,7 +39,14 @@ def discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def approximate_r1(
-    logit: Tensor, head: nn.Module, role: Role, batch: Batch, real: Tensor, text: Tensor, depth: float, std: float
+    logit: Tensor,
+    head: nn.Module,
+    role: Role,
+    batch: Batch,
+    real: Tensor,
+    text: Tensor,
+    depth: float,
+    std: float,
 ):
     """Mean squared change of the logit of noised data under a further Gaussian nudge (Lin et al., 2025, APT).
 
@@ -44,5 +55,7 @@ def approximate_r1(
     nudges the clean data instead and compares that with the noised one's logit.
     """
     sigma = batch.sigma("gan_real/sigma")
-    x_t = add_noise(real, batch.noise("gan_real/noise"), sigma) + std * batch.noise("gan_real/nudge")
+    x_t = add_noise(real, batch.noise("gan_real/noise"), sigma) + std * batch.noise(
+        "gan_real/nudge"
+    )
     return (logit - head(role.features(x_t, sigma, text, depth))).square().mean()

@@ -29,11 +29,15 @@ class Draws:
     phase: str
     indices: Sequence[int]
     device: torch.device
-    dtype: torch.dtype = torch.float32  # drawn in float32 whatever it is: a wider run sees the same values
+    dtype: torch.dtype = (
+        torch.float32
+    )  # drawn in float32 whatever it is: a wider run sees the same values
 
     def _each(self, purpose: str, draw) -> Tensor:
         key = (self.seed, self.student_update, self.phase, purpose)
-        return torch.stack([draw(generator(*key, index)) for index in self.indices]).to(self.device, self.dtype)
+        return torch.stack([draw(generator(*key, index)) for index in self.indices]).to(
+            self.device, self.dtype
+        )
 
     def noise(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Gaussian noise (B, *shape)."""
@@ -50,7 +54,9 @@ class Draws:
     def integers(self, purpose: str, high: int) -> list[int]:
         """One integer in [0, high) a sample."""
         key = (self.seed, self.student_update, self.phase, purpose)
-        return [int(torch.randint(high, (), generator=generator(*key, index))) for index in self.indices]
+        return [
+            int(torch.randint(high, (), generator=generator(*key, index))) for index in self.indices
+        ]
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One integer in [0, high), the same on every rank and in every micro-batch (keyed without the index)."""

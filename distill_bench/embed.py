@@ -22,20 +22,35 @@ def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
         ValueError: for a file that has no prompts, or a teacher that has no text encoder.
     """
     rank, ranks, device = place_of_launch()
-    prompts = list(dict.fromkeys(["", *(prompt for path in files for prompt in read_prompts(path))]))
+    prompts = list(
+        dict.fromkeys(["", *(prompt for path in files for prompt in read_prompts(path))])
+    )
     pipeline = load_texts(teacher, device)
     if not has_text_encoder(pipeline.folder):
-        raise TeacherError(f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights")
-    made = pipeline.embed(prompts[rank::ranks], store)  # a share of all: which are missing changes while others write
+        raise TeacherError(
+            f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights"
+        )
+    made = pipeline.embed(
+        prompts[rank::ranks], store
+    )  # a share of all: which are missing changes while others write
     return pipeline.embeddings(store), made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: encode prompt files once."""
-    parser = argparse.ArgumentParser(prog="distill_bench.embed", description="encode prompt files with a teacher's text encoder")
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.embed", description="encode prompt files with a teacher's text encoder"
+    )
     parser.add_argument("teacher", help="a pipeline folder or hub name")
-    parser.add_argument("prompts", type=Path, nargs="+", help="text, one a line; .jsonl with `prompt`; .json lists, as VBench's")
-    parser.add_argument("--store", type=Path, default=Path("runs"), help="where runs look for them; default: runs")
+    parser.add_argument(
+        "prompts",
+        type=Path,
+        nargs="+",
+        help="text, one a line; .jsonl with `prompt`; .json lists, as VBench's",
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("runs"), help="where runs look for them; default: runs"
+    )
     options = parser.parse_args(argv)
     try:
         folder, made = embed(options.teacher, options.prompts, options.store)

@@ -33,10 +33,12 @@ BATCH = 64
 DIM = 32  # of the classifier's feature: 5 d is below the 256 clips of a protocol
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 HEADS = {
-    "colour": list(shapes.COLOURS), "shape": list(shapes.SHAPES), "speed": list(shapes.SPEEDS),
+    "colour": list(shapes.COLOURS),
+    "shape": list(shapes.SHAPES),
+    "speed": list(shapes.SPEEDS),
     "heading": list(shapes.DIRECTIONS),  # where the nose is
     "course": [*shapes.DIRECTIONS, "none"],  # where the body goes
-}  # fmt: skip
+}
 CLIP_WORDS = sorted({word for a in shapes.all_attributes() for word in shapes.caption(a).split()})
 # what one frame can show: captions that differ in other words (the speed) are one caption to a frame
 FRAME_WORDS = [*shapes.COLOURS, *shapes.SHAPES, *shapes.DIRECTIONS]
@@ -47,15 +49,26 @@ class R2P1(nn.Module):
     """(2+1)D convolutions (Tran et al., 2018) and a linear layer on their mean: (B, 3, T, H, W) in [-1, 1] -> (B, dim)."""
 
     def __init__(
-        self, dim: int, norm: Callable[[int], nn.Module] = nn.BatchNorm3d, widths: tuple[int, ...] = (24, 48, 96)
+        self,
+        dim: int,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm3d,
+        widths: tuple[int, ...] = (24, 48, 96),
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
         for width in widths:
             size = 5 if before == 3 else 3
-            layers += [nn.Conv3d(before, width, (1, size, size), (1, 2, 2), (0, size // 2, size // 2)), norm(width), nn.ReLU()]
-            layers += [nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)), norm(width), nn.ReLU()]
+            layers += [
+                nn.Conv3d(before, width, (1, size, size), (1, 2, 2), (0, size // 2, size // 2)),
+                norm(width),
+                nn.ReLU(),
+            ]
+            layers += [
+                nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)),
+                norm(width),
+                nn.ReLU(),
+            ]
             before = width
         self.body, self.out = nn.Sequential(*layers), nn.Linear(before, dim)
 
@@ -69,7 +82,9 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = R2P1(DIM)
-        self.heads = nn.ModuleDict({name: nn.Linear(DIM, len(values)) for name, values in HEADS.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(DIM, len(values)) for name, values in HEADS.items()}
+        )
         self.register_buffer("mean", torch.zeros(DIM))
         self.register_buffer("std", torch.ones(DIM))
 
@@ -90,7 +105,11 @@ class FrameTower(nn.Module):
         layers: list[nn.Module] = []
         before = 3
         for i, width in enumerate(widths):
-            layers += [nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1), nn.GroupNorm(8, width), nn.ReLU()]
+            layers += [
+                nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1),
+                nn.GroupNorm(8, width),
+                nn.ReLU(),
+            ]
             before = width
         self.body, self.out = nn.Sequential(*layers), nn.Linear(before, dim)
 
@@ -103,8 +122,20 @@ def clip_of(tower: Callable[[int], nn.Module], words: list[str]) -> nn.Module:
     import open_clip
 
     dim = 64
-    vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 32}  # replaced by the tower
-    text = {"context_length": CONTEXT, "vocab_size": len(words) + 2, "width": 64, "heads": 2, "layers": 2}
+    vision = {
+        "layers": 1,
+        "width": 64,
+        "head_width": 64,
+        "patch_size": 16,
+        "image_size": 32,
+    }  # replaced by the tower
+    text = {
+        "context_length": CONTEXT,
+        "vocab_size": len(words) + 2,
+        "width": 64,
+        "heads": 2,
+        "layers": 2,
+    }
     model = open_clip.CLIP(embed_dim=dim, vision_cfg=vision, text_cfg=text)
     model.visual = tower(dim)
     return model
@@ -124,7 +155,9 @@ def tokenize(prompts: list[str], words: list[str]) -> Tensor:
     """Tokens (B, CONTEXT) of the known words, closed by the largest id, where open_clip pools."""
     tokens = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for row, prompt in zip(tokens, prompts, strict=True):
-        ids = [words.index(w) + 1 for w in re.findall(r"[a-z]+", prompt.lower()) if w in words][: CONTEXT - 1]
+        ids = [words.index(w) + 1 for w in re.findall(r"[a-z]+", prompt.lower()) if w in words][
+            : CONTEXT - 1
+        ]
         row[: len(ids) + 1] = torch.tensor([*ids, len(words) + 1])
     return tokens
 
@@ -133,14 +166,20 @@ def scaled(frames: Tensor) -> Tensor:
     """uint8 to float in [-1, 1]."""
     if frames.dtype != torch.uint8:
         raise ValueError(f"clips must be uint8 in 0..255; found {frames.dtype}")
-    return frames.float().div_(127.5).sub_(1)  # in place: as long as a clip is moved about no network runs
+    return (
+        frames.float().div_(127.5).sub_(1)
+    )  # in place: as long as a clip is moved about no network runs
 
 
-def load_encoder(net: nn.Module, name: str, folder: Path = FOLDER) -> tuple[nn.Module, str, frozenset[int]]:
+def load_encoder(
+    net: nn.Module, name: str, folder: Path = FOLDER
+) -> tuple[nn.Module, str, frozenset[int]]:
     """`net` with the shipped weights, their sha256, and the digests of the clips that it was trained on."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
-        raise ValueError(f"no weights at {path}: train them with python -m distill_bench.pretrain --encoders")
+        raise ValueError(
+            f"no weights at {path}: train them with python -m distill_bench.pretrain --encoders"
+        )
     state = load_file(path)
     seen = frozenset(state.pop("trained_on").tolist())
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -155,7 +194,9 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
     train, labels = rendered(clips, TRAIN_KEYS)
     held_out, held_labels = rendered(432, HELD_OUT_KEYS)
     seen = torch.tensor([clip_digest(clip) for clip in train])
-    command = f"python -m distill_bench.pretrain --encoders --steps {steps} --clips {clips} --seed {seed}"
+    command = (
+        f"python -m distill_bench.pretrain --encoders --steps {steps} --clips {clips} --seed {seed}"
+    )
     for name, fit, score in (
         (CLASSIFIER, fit_classifier, classifier_accuracy),
         (VIDEO_CLIP, fit_video_clip, video_retrieval),
@@ -164,14 +205,32 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
         begin = time.monotonic()
         net = fit(train, labels, steps, seed)
         seconds = round(time.monotonic() - begin)
-        state = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+        state = {
+            k: v.detach().half().contiguous() if v.is_floating_point() else v
+            for k, v in net.state_dict().items()
+        }
         path = out / f"{name}.safetensors"
         write_bytes(path, save(state | {"trained_on": seen}))
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-        card = {"name": name, "sha256": sha256(path), "command": command, "seed": seed, "train_seconds": seconds}
+        net.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
+        card = {
+            "name": name,
+            "sha256": sha256(path),
+            "command": command,
+            "seed": seed,
+            "train_seconds": seconds,
+        }
         card |= {"torch": torch.__version__, "parameters": sum(p.numel() for p in net.parameters())}
-        card |= {"train_keys_from": TRAIN_KEYS, "held_out_keys_from": HELD_OUT_KEYS, "held_out_clips": len(held_out)}
-        card |= {"held_out_accuracy": score(net.eval(), held_out, held_labels), "licence": "Apache-2.0"}
+        card |= {
+            "train_keys_from": TRAIN_KEYS,
+            "held_out_keys_from": HELD_OUT_KEYS,
+            "held_out_clips": len(held_out),
+        }
+        card |= {
+            "held_out_accuracy": score(net.eval(), held_out, held_labels),
+            "licence": "Apache-2.0",
+        }
         write_json(path.with_suffix(".json"), card)
         print(json.dumps(card), flush=True)
 
@@ -197,11 +256,16 @@ def _course(a: shapes.Attributes, backwards: bool) -> str:
 
 def captions(labels: list[shapes.Attributes], backwards: bool) -> list[str]:
     """What a clip played forwards or backwards shows: where the body moves, the motion is its direction, whatever the nose."""
-    turned = [replace(a, direction=OPPOSITE[a.direction]) if backwards and a.speed != "still" else a for a in labels]
+    turned = [
+        replace(a, direction=OPPOSITE[a.direction]) if backwards and a.speed != "still" else a
+        for a in labels
+    ]
     return [shapes.caption(a) for a in turned]
 
 
-def fit_classifier(clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int) -> Classifier:
+def fit_classifier(
+    clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
+) -> Classifier:
     """Cross entropy of the heads, summed."""
     torch.manual_seed(seed)
     net, draw = Classifier(), generator("classifier", seed)
@@ -223,12 +287,19 @@ def fit_classifier(clips: np.ndarray, labels: list[shapes.Attributes], steps: in
 def standardise(net: Classifier, clips: np.ndarray) -> None:
     """Set the mean and standard deviation of the features over clips played forwards."""
     net.eval()
-    found = torch.cat([net.features(scaled(part).transpose(1, 2)) for part in torch.from_numpy(clips).split(BATCH)])
+    found = torch.cat(
+        [
+            net.features(scaled(part).transpose(1, 2))
+            for part in torch.from_numpy(clips).split(BATCH)
+        ]
+    )
     net.mean.copy_(found.mean(0))
     net.std.copy_(found.std(0))
 
 
-def fit_frame_clip(clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int) -> nn.Module:
+def fit_frame_clip(
+    clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
+) -> nn.Module:
     """open_clip's contrastive loss on batches of frames that hold each caption once, so that no negative is false."""
     torch.manual_seed(seed)
     net, draw = frame_clip(), generator("frame_clip", seed)
@@ -242,11 +313,15 @@ def fit_frame_clip(clips: np.ndarray, labels: list[shapes.Attributes], steps: in
     return _fit_contrast(net, images, steps)
 
 
-def fit_video_clip(clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int) -> nn.Module:
+def fit_video_clip(
+    clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
+) -> nn.Module:
     """The same on whole clips, forwards and backwards, each caption at most once a batch."""
     torch.manual_seed(seed)
     net, draw = video_clip(), generator("video_clip", seed)
-    said = tokenize([c for backwards in (False, True) for c in captions(labels, backwards)], CLIP_WORDS)
+    said = tokenize(
+        [c for backwards in (False, True) for c in captions(labels, backwards)], CLIP_WORDS
+    )
     kinds, members = _kinds(said)  # an index above len(clips) is a clip backwards
 
     def images() -> tuple[Tensor, Tensor]:
@@ -272,14 +347,20 @@ def _batch(clips: np.ndarray, chosen: Tensor, backwards: Tensor) -> Tensor:
     return torch.where(backwards[:, None, None, None, None], x.flip(2), x)
 
 
-def _fit_contrast(net: nn.Module, images: Callable[[], tuple[Tensor, Tensor]], steps: int) -> nn.Module:
+def _fit_contrast(
+    net: nn.Module, images: Callable[[], tuple[Tensor, Tensor]], steps: int
+) -> nn.Module:
     import open_clip
 
     contrast = open_clip.ClipLoss()
 
     def loss() -> Tensor:
         image, tokens = images()
-        return contrast(net.encode_image(image, normalize=True), net.encode_text(tokens, normalize=True), net.logit_scale.exp())
+        return contrast(
+            net.encode_image(image, normalize=True),
+            net.encode_text(tokens, normalize=True),
+            net.logit_scale.exp(),
+        )
 
     def clamp() -> None:
         with torch.no_grad():
@@ -289,7 +370,13 @@ def _fit_contrast(net: nn.Module, images: Callable[[], tuple[Tensor, Tensor]], s
     return net
 
 
-def _descend(net: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float, after: Callable[[], None] = lambda: None) -> None:
+def _descend(
+    net: nn.Module,
+    loss: Callable[[], Tensor],
+    steps: int,
+    lr: float,
+    after: Callable[[], None] = lambda: None,
+) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
     net.train()
@@ -306,31 +393,43 @@ def _descend(net: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float, 
 
 
 @torch.no_grad()
-def classifier_accuracy(net: Classifier, clips: np.ndarray, labels: list[shapes.Attributes]) -> dict[str, float]:
+def classifier_accuracy(
+    net: Classifier, clips: np.ndarray, labels: list[shapes.Attributes]
+) -> dict[str, float]:
     """Share of held-out clips that each head names rightly, forwards and backwards."""
     result = {}
     for backwards in (False, True):
         right = answers(labels, backwards)
         flags = torch.full((BATCH,), backwards)
-        parts = [net(_batch(clips, i, flags[: len(i)])) for i in torch.arange(len(clips)).split(BATCH)]
+        parts = [
+            net(_batch(clips, i, flags[: len(i)])) for i in torch.arange(len(clips)).split(BATCH)
+        ]
         for k in HEADS:
-            accuracy = (torch.cat([p[k] for p in parts]).argmax(1) == right[k]).float().mean().item()
+            accuracy = (
+                (torch.cat([p[k] for p in parts]).argmax(1) == right[k]).float().mean().item()
+            )
             result[f"{k}_backwards" if backwards else k] = round(accuracy, 4)
     return result
 
 
-def frame_retrieval(net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]) -> dict[str, float]:
+def frame_retrieval(
+    net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
+) -> dict[str, float]:
     """`retrieval` of middle frames."""
     tokens = tokenize([shapes.caption(a) for a in labels], FRAME_WORDS)
     return retrieval(net, scaled(torch.from_numpy(clips[:, clips.shape[1] // 2])), tokens)
 
 
-def video_retrieval(net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]) -> dict[str, float]:
+def video_retrieval(
+    net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
+) -> dict[str, float]:
     """`retrieval` of clips, forwards, and backwards with the forward captions (0 is best)."""
     x = scaled(torch.from_numpy(clips)).transpose(1, 2)
     tokens = tokenize([shapes.caption(a) for a in labels], CLIP_WORDS)
     moving = torch.tensor([a.speed != "still" for a in labels])
-    return retrieval(net, x, tokens) | {"r1_backwards": retrieval(net, x[moving].flip(2), tokens[moving])["r1"]}
+    return retrieval(net, x, tokens) | {
+        "r1_backwards": retrieval(net, x[moving].flip(2), tokens[moving])["r1"]
+    }
 
 
 @torch.no_grad()

@@ -129,7 +129,9 @@ def _read(out: Path) -> list[dict]:
             if number == len(texts) and text.startswith("{") and not text.endswith("\n"):
                 continue
         if not isinstance(line, dict):
-            raise ValueError(f"{out}, line {number} is no score: another file would be written over; name one by --out")
+            raise ValueError(
+                f"{out}, line {number} is no score: another file would be written over; name one by --out"
+            )
         found.append(line)
     return found
 
@@ -144,7 +146,11 @@ def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
     n, frames, _, height, width = clips.frames.shape
     found = {"clips": n, "frames": frames, "height": height, "width": width, "fps": clips.fps}
     found |= {"prompts": _digest(clips.prompts), "seeds": _digest(clips.seeds)}
-    return found | {"references": {key: references[key].digest[:8] for key in sorted(references) if key in REFERENCES}}
+    return found | {
+        "references": {
+            key: references[key].digest[:8] for key in sorted(references) if key in REFERENCES
+        }
+    }
 
 
 # the rows that evaluators are given; the other rows of a table (controls, the untrained student) differ between runs
@@ -155,7 +161,9 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _refuse_mixture(out: Path, lines: list[dict], names: Sequence[str], protocol: str, under: Mapping[str, Any]) -> None:
+def _refuse_mixture(
+    out: Path, lines: list[dict], names: Sequence[str], protocol: str, under: Mapping[str, Any]
+) -> None:
     for line in lines:
         if line.get("metric") in names:
             continue
@@ -178,7 +186,9 @@ def _with_settings(name: str, values: Mapping[str, Any]) -> Evaluator:
         return TypeAdapter(evaluator).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{name}.{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}") from error
+        raise ValueError(
+            f"{name}.{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
+        ) from error
 
 
 def _key(name: str, evaluator: Evaluator, protocol: str, under: Mapping[str, Any]) -> dict:
@@ -193,20 +203,47 @@ def _line(key: dict, score: Score, clips: Clips) -> dict:
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{score.column} of the clips is not finite: {score.value}")
     per_clip = None if score.per_clip is None else [round(float(v), 6) for v in score.per_clip]
-    return asdict(score) | {"per_clip": per_clip, "warnings": list(score.warnings), "n": len(clips.frames)} | key
+    return (
+        asdict(score)
+        | {"per_clip": per_clip, "warnings": list(score.warnings), "n": len(clips.frames)}
+        | key
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: score one folder of clips."""
-    parser = argparse.ArgumentParser(prog="distill_bench.evaluate", description=evaluate.__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a folder of clips: clips.npy, or mp4, gif, webp, npy files and manifest.jsonl")
-    parser.add_argument(
-        "--reference", action="append", default=[], metavar="[KIND=]FOLDER", help="teacher=... (also without KIND=), data=..."
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.evaluate", description=evaluate.__doc__.splitlines()[0]
     )
-    parser.add_argument("--evaluators", help="names with commas between; default: every one that applies")
-    parser.add_argument("--set", action="append", default=[], metavar="EVALUATOR.FIELD=VALUE", help="a setting of an evaluator")
-    parser.add_argument("--protocol", help="protocol of the row; default: a digest of prompts, counts, sizes and references")
-    parser.add_argument("--out", type=Path, help="file of the lines; default: metrics.jsonl in the folder")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="a folder of clips: clips.npy, or mp4, gif, webp, npy files and manifest.jsonl",
+    )
+    parser.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="[KIND=]FOLDER",
+        help="teacher=... (also without KIND=), data=...",
+    )
+    parser.add_argument(
+        "--evaluators", help="names with commas between; default: every one that applies"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="EVALUATOR.FIELD=VALUE",
+        help="a setting of an evaluator",
+    )
+    parser.add_argument(
+        "--protocol",
+        help="protocol of the row; default: a digest of prompts, counts, sizes and references",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="file of the lines; default: metrics.jsonl in the folder"
+    )
     options = parser.parse_args(argv)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return _command(parser, options)
@@ -219,7 +256,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """What the command line asks for, on one of its ranks."""
-    names = None if options.evaluators is None else [n.strip() for n in options.evaluators.split(",") if n.strip()]
+    names = (
+        None
+        if options.evaluators is None
+        else [n.strip() for n in options.evaluators.split(",") if n.strip()]
+    )
     try:
         if names == []:
             raise ValueError(f"--evaluators names none; known: {', '.join(all_evaluators())}")
@@ -235,7 +276,9 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; what is scored is kept\n")
     except (ValueError, OSError) as error:
-        who = f"{parser.prog}, rank {place()[0]}" if place()[0] else parser.prog  # it may be that rank's alone
+        who = (
+            f"{parser.prog}, rank {place()[0]}" if place()[0] else parser.prog
+        )  # it may be that rank's alone
         parser.exit(2, f"{who}: {error}\n")
     if place()[0]:
         return 0
@@ -243,8 +286,12 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         sd = "" if line["sd"] is None else f" (sd {line['sd']:.3g})"
         unit = f" {line['unit']}" if line["unit"] else ""
         extractor = f" [{line['extractor']}]" if line["extractor"] else ""
-        print(f"{line['column']:22} {line['value']:.4g}{sd}{unit}  {line['title']}, {line['n']} clips{extractor}")
-    for warning in dict.fromkeys(f"{line['column']}: {warning}" for line in lines for warning in line["warnings"]):
+        print(
+            f"{line['column']:22} {line['value']:.4g}{sd}{unit}  {line['title']}, {line['n']} clips{extractor}"
+        )
+    for warning in dict.fromkeys(
+        f"{line['column']}: {warning}" for line in lines for warning in line["warnings"]
+    ):
         print(f"warning: {warning}")
     return 0
 

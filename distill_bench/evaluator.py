@@ -21,23 +21,33 @@ class Clips:
     prompts: list[str]
     seeds: list[int]
     fps: float = 8.0
-    facts: Mapping[str, np.ndarray] = field(default_factory=dict)  # what is known exactly of their distribution, facts.npz
+    facts: Mapping[str, np.ndarray] = field(
+        default_factory=dict
+    )  # what is known exactly of their distribution, facts.npz
     cache: Path | None = None  # folder for what networks make of these clips
 
     def __post_init__(self) -> None:
         f = self.frames
         if f.dtype != np.uint8:
-            raise ValueError(f"clips must be uint8 in 0..255; found {f.dtype}: a range of floats cannot be told for sure")
+            raise ValueError(
+                f"clips must be uint8 in 0..255; found {f.dtype}: a range of floats cannot be told for sure"
+            )
         if f.ndim != 5 or f.shape[2] != 3:
             raise ValueError(f"clips must be (N, T, 3, H, W); found {f.shape}")
         if not len(f) == len(self.prompts) == len(self.seeds):
-            raise ValueError(f"{len(f)} clips with {len(self.prompts)} prompts and {len(self.seeds)} seeds")
+            raise ValueError(
+                f"{len(f)} clips with {len(self.prompts)} prompts and {len(self.seeds)} seeds"
+            )
         if len(f) < 2:
             raise ValueError(f"{len(f)} clips are too few to score: at least 2 are needed")
         if f.shape[1] < 2:
-            raise ValueError(f"clips of {f.shape[1]} frame are no video: at least 2 frames are needed")
+            raise ValueError(
+                f"clips of {f.shape[1]} frame are no video: at least 2 frames are needed"
+            )
         if min(f.shape[3:]) < 4:
-            raise ValueError(f"frames of {f.shape[3]}x{f.shape[4]} are no pictures: at least 4x4 are needed")
+            raise ValueError(
+                f"frames of {f.shape[3]}x{f.shape[4]} are no pictures: at least 4x4 are needed"
+            )
 
     @cached_property
     def digests(self) -> tuple[int, ...]:
@@ -100,8 +110,13 @@ class Evaluator(ABC):
 def same_frames(clips: Clips, reference: Clips, key: str) -> None:
     """ValueError where clips and a reference differ in frames, size or rate."""
     if reference.frames.shape[1:] != clips.frames.shape[1:]:
-        found, expected = (f"{t} frames of {h}x{w}" for t, _, h, w in (reference.frames.shape[1:], clips.frames.shape[1:]))
-        raise ValueError(f"the {key} reference has {found}, the clips have {expected}: they must be alike")
+        found, expected = (
+            f"{t} frames of {h}x{w}"
+            for t, _, h, w in (reference.frames.shape[1:], clips.frames.shape[1:])
+        )
+        raise ValueError(
+            f"the {key} reference has {found}, the clips have {expected}: they must be alike"
+        )
     if abs(reference.fps - clips.fps) > 0.1 * clips.fps:  # a gif rounds its times
         raise ValueError(
             f"the {key} reference plays at {reference.fps:g} frames a second, the clips at {clips.fps:g}: they must be alike "
@@ -127,7 +142,9 @@ def unpaired(clips: Clips, reference: Clips) -> tuple[str, ...]:
         return ("the clips have no captions: whether the ratio is paired is not known",)
     if sorted(clips.prompts) != sorted(reference.prompts):
         return ("the prompts are not the reference's: the ratio is not paired",)
-    mine, theirs = (sorted(zip(each.prompts, each.seeds, strict=True)) for each in (clips, reference))
+    mine, theirs = (
+        sorted(zip(each.prompts, each.seeds, strict=True)) for each in (clips, reference)
+    )
     return ("the seeds are not the reference's",) if mine != theirs else ()
 
 

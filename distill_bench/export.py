@@ -40,7 +40,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 COPIED = ("text_encoder", "tokenizer", "vae")
 
 
-def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "float32", lora: bool = False) -> Path:
+def export(
+    run_dir: Path, out: Path, updates: int | None = None, dtype: str = "float32", lora: bool = False
+) -> Path:
     """Write the student of a run as a pipeline folder, whole or not at all.
 
     Args:
@@ -54,12 +56,18 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
     """
     config, kept = load_run(run_dir), checkpoint.students(run_dir)
     if not kept:
-        raise ValueError(f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})")
+        raise ValueError(
+            f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})"
+        )
     updates = max(kept) if updates is None else updates
     if updates not in kept:
-        raise ValueError(f"{run_dir} kept no student at update {updates}; it did at {', '.join(map(str, kept))}")
+        raise ValueError(
+            f"{run_dir} kept no student at update {updates}; it did at {', '.join(map(str, kept))}"
+        )
     if lora and config.adapter is None:
-        raise ValueError(f"{run_dir} trained all weights: it has no adapter to write; leave out --lora")
+        raise ValueError(
+            f"{run_dir} trained all weights: it has no adapter to write; leave out --lora"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty: name a new folder")
     teacher = teacher_folder(config.teacher)
@@ -67,20 +75,33 @@ def export(run_dir: Path, out: Path, updates: int | None = None, dtype: str = "f
         raise ValueError(f"{run_dir} has a gaussian teacher: its student is no pipeline")
     check_content(config)
     if not lora and not has_text_encoder(teacher):
-        raise ValueError(f"the teacher {teacher} has no text encoder: put it back, for a pipeline has one; or --lora")
+        raise ValueError(
+            f"the teacher {teacher} has no text encoder: put it back, for a pipeline has one; or --lora"
+        )
     architecture = architecture_of(teacher)
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         base = teacher if config.student is None else teacher_folder(config.student)
-        scheduler = architecture_of(base).student_scheduler(config.nfe, config.shift, config.stepping)
+        scheduler = architecture_of(base).student_scheduler(
+            config.nfe, config.shift, config.stepping
+        )
         scheduler.save_pretrained(temporary / "scheduler")
-        index = {key: value for key, value in read_config(teacher, "model_index.json").items() if key != "_name_or_path"}
+        index = {
+            key: value
+            for key, value in read_config(teacher, "model_index.json").items()
+            if key != "_name_or_path"
+        }
         library = type(scheduler).__module__
-        index["scheduler"] = ["diffusers" if library.startswith("diffusers.") else library, type(scheduler).__name__]
+        index["scheduler"] = [
+            "diffusers" if library.startswith("diffusers.") else library,
+            type(scheduler).__name__,
+        ]
         if lora:
-            _save_adapter(kept[updates], temporary, architecture.PIPELINE, config.adapter, DTYPES[dtype])
+            _save_adapter(
+                kept[updates], temporary, architecture.PIPELINE, config.adapter, DTYPES[dtype]
+            )
         else:
             student = load_transformer(base)
             _load(kept[updates], student, config.adapter)
@@ -107,15 +128,21 @@ def _load(path: Path, student: torch.nn.Module, adapter: AdapterConfig | None) -
     with safe_open(path, "pt") as file:
         unlike = set(file.keys()) ^ {name for name, _ in student.named_parameters()}
     if unlike:
-        raise ValueError(f"{path} is not of this transformer: {len(unlike)} weights differ by name, for instance {min(unlike)}")
+        raise ValueError(
+            f"{path} is not of this transformer: {len(unlike)} weights differ by name, for instance {min(unlike)}"
+        )
     checkpoint.load_student(path, student)
 
 
-def _save_adapter(path: Path, out: Path, pipeline: str, adapter: AdapterConfig, dtype: torch.dtype) -> None:
+def _save_adapter(
+    path: Path, out: Path, pipeline: str, adapter: AdapterConfig, dtype: torch.dtype
+) -> None:
     """The kept adapter as diffusers' LoRA file, with the rank and alpha that its names do not tell."""
     layers = {name: weight.to(dtype) for name, weight in load_file(path).items()}
     about = lora_config(adapter).to_dict()
-    getattr(diffusers, pipeline).save_lora_weights(out, layers, transformer_lora_adapter_metadata=about)
+    getattr(diffusers, pipeline).save_lora_weights(
+        out, layers, transformer_lora_adapter_metadata=about
+    )
 
 
 @contextlib.contextmanager
@@ -148,8 +175,13 @@ def harness_draws(pipe: diffusers.DiffusionPipeline, seed: int) -> Iterator[torc
 def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[str]) -> str:
     """What the student is, where it comes from, what it scores, and how it is called."""
     teacher, begun = _called(config.teacher), config.student and _called(config.student)
-    sigmas = ", ".join(f"{sigma:.6g}" for sigma in student_sigmas(config.nfe, config.shift).tolist())
-    steps = {"renoise": "each predicts the clip and noises it again", "ode": "Euler steps of its ODE"}[config.stepping]
+    sigmas = ", ".join(
+        f"{sigma:.6g}" for sigma in student_sigmas(config.nfe, config.shift).tolist()
+    )
+    steps = {
+        "renoise": "each predicts the clip and noises it again",
+        "ode": "Euler steps of its ODE",
+    }[config.stepping]
     summary = read_json(run_dir / "train.json") or {}
     started = [read_json(attempt / "start.json") or {} for attempt in attempts(run_dir)[-1:]]
     code = next((start["commit"] for start in started if start.get("commit")), "unknown")
@@ -166,7 +198,9 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
         "guidance of the teacher": config.guidance_scale,
         "moving average": config.ema,
         "seed": config.seed,
-        "cost of the run (forwards of the student over a batch)": summary.get("cost_forward_equivalents"),
+        "cost of the run (forwards of the student over a batch)": summary.get(
+            "cost_forward_equivalents"
+        ),
         "its training time (s)": summary.get("train_seconds"),
         "its peak memory (GiB)": summary.get("peak_memory_gib"),
         "code": f"distill-bench {__version__}, commit {code}",
@@ -174,34 +208,41 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
     scores = read_jsonl(run_dir / "samples" / str(updates) / "metrics.jsonl")
     if updates == max(checkpoint.students(run_dir)):
         scores = scores or read_jsonl(run_dir / "metrics.jsonl")
-    return "\n".join([
-        "---",
-        "library_name: diffusers",
-        "pipeline_tag: text-to-video",
-        *([f"base_model: {_on_hub(teacher)[0]}"] if teacher.count("/") == 1 else []),
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A student of {config.nfe} steps, distilled from {teacher}. It is called without guidance, on clips of",
-        f"{config.frames} frames of {config.height}x{config.width}. Its noise levels are {sigmas}: {steps}.",
-        "The scheduler makes these levels for this number of steps alone.",
-        "",
-        *call,
-        "",
-        "## Where it comes from",
-        "",
-        *_table(("", ""), [(key, value) for key, value in about.items() if value is not None]),
-        "",
-        "## Scores",
-        "",
-        *(_scores(scores) if scores else ["None: this student has not been scored."]),
-        "",
-        "## Licence",
-        "",
-        "The weights derive from the teacher's, and its text encoder, tokenizer and autoencoder are copies: the teacher's",
-        "licence holds for them, and that of the prompts that they were trained with may. distill-bench itself is Apache-2.0.",
-    ]) + "\n"  # fmt: skip
+    return (
+        "\n".join(
+            [
+                "---",
+                "library_name: diffusers",
+                "pipeline_tag: text-to-video",
+                *([f"base_model: {_on_hub(teacher)[0]}"] if teacher.count("/") == 1 else []),
+                "---",
+                "",
+                f"# {name}",
+                "",
+                f"A student of {config.nfe} steps, distilled from {teacher}. It is called without guidance, on clips of",
+                f"{config.frames} frames of {config.height}x{config.width}. Its noise levels are {sigmas}: {steps}.",
+                "The scheduler makes these levels for this number of steps alone.",
+                "",
+                *call,
+                "",
+                "## Where it comes from",
+                "",
+                *_table(
+                    ("", ""), [(key, value) for key, value in about.items() if value is not None]
+                ),
+                "",
+                "## Scores",
+                "",
+                *(_scores(scores) if scores else ["None: this student has not been scored."]),
+                "",
+                "## Licence",
+                "",
+                "The weights derive from the teacher's, and its text encoder, tokenizer and autoencoder are copies: the teacher's",
+                "licence holds for them, and that of the prompts that they were trained with may. distill-bench itself is Apache-2.0.",
+            ]
+        )
+        + "\n"
+    )
 
 
 def _called(pipeline: str) -> str:
@@ -215,7 +256,9 @@ def _on_hub(called: str) -> tuple[str, str]:
     return name, revision
 
 
-def snippet(config: RunConfig, architecture: Architecture, name: str, index: dict[str, Any], lora: bool) -> list[str]:
+def snippet(
+    config: RunConfig, architecture: Architecture, name: str, index: dict[str, Any], lora: bool
+) -> list[str]:
     """How the student is sampled with diffusers; `index` has its parts' libraries and names."""
     library, scheduler = index["scheduler"]
     if OWN_AUTOENCODER in index.get("vae", []):
@@ -224,7 +267,9 @@ def snippet(config: RunConfig, architecture: Architecture, name: str, index: dic
         ]
     begun, revision = _on_hub(_called(config.student or config.teacher)) if lora else (name, "")
     source = f'"{begun}"' + (f', revision="{revision}"' if revision else "")
-    tokens = architecture.text_length(AutoTokenizer.from_pretrained(architecture.folder / "tokenizer"))
+    tokens = architecture.text_length(
+        AutoTokenizer.from_pretrained(architecture.folder / "tokenizer")
+    )
     lines = [
         "import torch",
         f"from diffusers import {architecture.PIPELINE}",
@@ -232,7 +277,11 @@ def snippet(config: RunConfig, architecture: Architecture, name: str, index: dic
         "",
         f"pipe = {architecture.PIPELINE}.from_pretrained({source})",
     ]
-    own = "  # where distill-bench is installed: the scheduler is a class of its" if library.startswith("distill_bench") else ""
+    own = (
+        "  # where distill-bench is installed: the scheduler is a class of its"
+        if library.startswith("distill_bench")
+        else ""
+    )
     if lora:
         lines.insert(1, f"from {library} import {scheduler}{own}")
         lines += [
@@ -242,7 +291,9 @@ def snippet(config: RunConfig, architecture: Architecture, name: str, index: dic
     elif own:
         lines.insert(1, f"import {library}{own}")
     tiles = ", ".join(f"{key}={size}" for key, size in architecture.tiles().items())
-    lines.append(f"pipe.vae.enable_tiling({tiles})  # large frames in tiles, as the run's own samples are decoded")
+    lines.append(
+        f"pipe.vae.enable_tiling({tiles})  # large frames in tiles, as the run's own samples are decoded"
+    )
     if architecture.FRAMEWISE:
         lines.append("pipe.vae.use_framewise_decoding = True")
     if config.stepping == "renoise" and config.nfe > 1:
@@ -266,7 +317,17 @@ def _scores(lines: Iterable[dict]) -> list[str]:
         value = line["value"]
         sd = "" if line.get("sd") is None else f"{line['sd']:.3g}"
         shown = f"{value:.4g}" if math.isfinite(value) else str(value)
-        rows.append((line["title"], shown, sd, line.get("unit") or "", line["n"], line.get("extractor") or "", line["protocol"]))
+        rows.append(
+            (
+                line["title"],
+                shown,
+                sd,
+                line.get("unit") or "",
+                line["n"],
+                line.get("extractor") or "",
+                line["protocol"],
+            )
+        )
     return _table(("score", "value", "sd", "unit", "clips", "extractor", "protocol"), rows)
 
 
@@ -276,12 +337,25 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: write a student as a pipeline folder."""
-    parser = argparse.ArgumentParser(prog="distill_bench.export", description=export.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.export", description=export.__doc__.splitlines()[0]
+    )
     parser.add_argument("run", type=Path, help="a run folder with a trained student")
     parser.add_argument("folder", type=Path, help="where to: a new folder")
-    parser.add_argument("--updates", type=int, help="the student that was kept at this update; default: the last")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the student's weights; default: float32")
-    parser.add_argument("--lora", action="store_true", help="the adapter alone, as a file that load_lora_weights takes")
+    parser.add_argument(
+        "--updates", type=int, help="the student that was kept at this update; default: the last"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        default="float32",
+        help="of the student's weights; default: float32",
+    )
+    parser.add_argument(
+        "--lora",
+        action="store_true",
+        help="the adapter alone, as a file that load_lora_weights takes",
+    )
     options = parser.parse_args(argv)
     try:
         print(export(options.run, options.folder, options.updates, options.dtype, options.lora))

@@ -24,17 +24,24 @@ from distill_bench.store import once, read_jsonl, write_bytes
 from distill_bench.texts import Texts
 
 ODE_PAIRS, ODE_STEPS = 256, 24
-REAL_LATENTS, FIRST_KEY = 432, 2_000_000  # keys of rendered clips that neither teacher nor evaluators have seen
+REAL_LATENTS, FIRST_KEY = (
+    432,
+    2_000_000,
+)  # keys of rendered clips that neither teacher nor evaluators have seen
 
 Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
 
 
 def needs_of(config: RunConfig) -> frozenset[str]:
     """What a run needs: its method's own, and real latents where the student begins from them."""
-    return method_of(config).needs | ({"real_latents"} if config.student_input == "real_data" else set())
+    return method_of(config).needs | (
+        {"real_latents"} if config.student_input == "real_data" else set()
+    )
 
 
-def providers(needs: frozenset[str], config: RunConfig, pipeline: Pipeline, store: Path) -> dict[str, Provider]:
+def providers(
+    needs: frozenset[str], config: RunConfig, pipeline: Pipeline, store: Path
+) -> dict[str, Provider]:
     """A provider for each need of a method.
 
     Raises:
@@ -42,7 +49,9 @@ def providers(needs: frozenset[str], config: RunConfig, pipeline: Pipeline, stor
     """
     unknown = sorted(needs - PROVIDERS.keys())
     if unknown:
-        raise ValueError(f"nothing provides {', '.join(unknown)}; a method may need: {', '.join(PROVIDERS)}")
+        raise ValueError(
+            f"nothing provides {', '.join(unknown)}; a method may need: {', '.join(PROVIDERS)}"
+        )
     return {need: PROVIDERS[need](config, pipeline, store) for need in sorted(needs)}
 
 
@@ -59,10 +68,20 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
     """
     if config.data is not None:
         prompts, x0 = _clips(config, pipeline)
-        return _provider("real_latents", {"x0": x0}, pipeline.texts(prompts), list(range(len(prompts))))
+        return _provider(
+            "real_latents", {"x0": x0}, pipeline.texts(prompts), list(range(len(prompts)))
+        )
     known = pipeline.prompts()[:REAL_LATENTS]
     which = [i % len(known) for i in range(REAL_LATENTS)]
-    key = [config.teacher_hash, config.frames, config.height, config.width, REAL_LATENTS, FIRST_KEY, *_own_prompts(config)]
+    key = [
+        config.teacher_hash,
+        config.frames,
+        config.height,
+        config.width,
+        REAL_LATENTS,
+        FIRST_KEY,
+        *_own_prompts(config),
+    ]
     keys = range(FIRST_KEY, FIRST_KEY + REAL_LATENTS)
     x0 = pipeline.data([known[which[0]]], [FIRST_KEY])
     if x0 is None:
@@ -73,7 +92,12 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
         raise ValueError(
             f"rendered clips make latents {tuple(x0.shape[1:])}, the run's are {tuple(expected)}; name a folder in `data`"
         )
-    made = _made(store, "real_latents", key, lambda: {"x0": pipeline.data([known[i] for i in which], list(keys)).cpu()})
+    made = _made(
+        store,
+        "real_latents",
+        key,
+        lambda: {"x0": pipeline.data([known[i] for i in which], list(keys)).cpu()},
+    )
     return _provider("real_latents", load_file(made), pipeline.texts(known), which)
 
 
@@ -85,13 +109,17 @@ def _provider(purpose: str, tensors: dict[str, Tensor], texts: Texts, which: lis
 
     def draw(draws: Draws) -> dict[str, Tensor]:
         chosen = draws.integers(purpose, len(which))
-        rows = {key: value[chosen] for key, value in tensors.items()} | {"text": texts.rows(which[i] for i in chosen)}
+        rows = {key: value[chosen] for key, value in tensors.items()} | {
+            "text": texts.rows(which[i] for i in chosen)
+        }
         return {key: value.to(draws.device, draws.dtype) for key, value in rows.items()}
 
     return draw
 
 
-def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tuple[dict[str, Tensor], Texts, list[int]]:
+def _teacher_samples(
+    config: RunConfig, pipeline: Pipeline, store: Path
+) -> tuple[dict[str, Tensor], Texts, list[int]]:
     """Guided ODE samples in the precision of the run's own passes, file by file: shared by ranks, and not lost with a process."""
     shape = pipeline.latent_shape(config.frames, config.height, config.width)
     low = config.precision == "bfloat16"
@@ -104,22 +132,33 @@ def _teacher_samples(config: RunConfig, pipeline: Pipeline, store: Path) -> tupl
 
     @functools.cache
     def teacher() -> Guided:
-        net = cast(pipeline.transformer, torch.bfloat16) if config.weights == "bfloat16" else pipeline.transformer
+        net = (
+            cast(pipeline.transformer, torch.bfloat16)
+            if config.weights == "bfloat16"
+            else pipeline.transformer
+        )
         net = offloaded(net, pipeline.device) if config.teacher_offload else net.to(pipeline.device)
         denoiser = Denoiser(net, "teacher", Ledger(1), torch.bfloat16 if low else None)
-        return Guided(denoiser, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched")
+        return Guided(
+            denoiser, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched"
+        )
 
     def make(first: int) -> dict[str, Tensor]:
         some = range(first, min(first + together, ODE_PAIRS))
         print(f"the teacher's samples {first} to {some[-1]} of {ODE_PAIRS}", flush=True)
-        noise = torch.stack([torch.randn(*shape, generator=generator("ode_pairs", i)) for i in some])
+        noise = torch.stack(
+            [torch.randn(*shape, generator=generator("ode_pairs", i)) for i in some]
+        )
         sigmas = teacher_sigmas(ODE_STEPS, config.shift).to(pipeline.device)
         x0 = euler(teacher(), noise.to(pipeline.device), sigmas, texts.rows(which[i] for i in some))
         return {"noise": noise, "x0": x0.cpu()}
 
     def files(wait: bool) -> list[Path]:
         firsts = range(0, ODE_PAIRS, together)
-        return [_made(store, "ode_pairs", [*key, first, together], functools.partial(make, first), wait) for first in firsts]
+        return [
+            _made(store, "ode_pairs", [*key, first, together], functools.partial(make, first), wait)
+            for first in firsts
+        ]
 
     files(wait=False)  # what nobody else is making
     made = [load_file(path) for path in files(wait=True)]
@@ -133,9 +172,15 @@ def _own_prompts(config: RunConfig) -> list[str]:
     return [config.prompts_hash] if config.prompts is not None else []
 
 
-def _made(store: Path, name: str, key: list, make: Callable[[], dict[str, Tensor]], wait: bool = True) -> Path:
+def _made(
+    store: Path, name: str, key: list, make: Callable[[], dict[str, Tensor]], wait: bool = True
+) -> Path:
     """The file extras/<name>-<hash of key>.safetensors with what `make` gives; without `wait` it may be still in the making."""
-    path = store / "extras" / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
+    path = (
+        store
+        / "extras"
+        / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
+    )
 
     def write() -> None:
         write_bytes(path, save({k: v.contiguous() for k, v in make().items()}))
@@ -150,10 +195,14 @@ def _clips(config: RunConfig, pipeline: Pipeline) -> tuple[list[str], Tensor]:
     frames = np.load(folder / "clips.npy", allow_pickle=False)
     prompts = [line["prompt"] for line in read_jsonl(folder / "manifest.jsonl")]
     if len(prompts) != len(frames):
-        raise ValueError(f"data {folder}: clips.npy holds {len(frames)} clips, manifest.jsonl lists {len(prompts)}")
+        raise ValueError(
+            f"data {folder}: clips.npy holds {len(frames)} clips, manifest.jsonl lists {len(prompts)}"
+        )
     if frames.shape[1:] != (config.frames, 3, config.height, config.width):
         raise ValueError(
             f"data {folder}: clips are {frames.shape[1:]} (T, 3, H, W), the run's "
             f"{(config.frames, 3, config.height, config.width)}; render them at the run's frames, height and width"
         )
-    return prompts, torch.cat([pipeline.encode(part).cpu() for part in np.array_split(frames, -(-len(frames) // 16))])
+    return prompts, torch.cat(
+        [pipeline.encode(part).cpu() for part in np.array_split(frames, -(-len(frames) // 16))]
+    )

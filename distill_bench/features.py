@@ -48,7 +48,9 @@ class Extractor:
     min_frames: int = 2
     max_frames: int | None = None
     size: tuple[int, int] | None = None  # (H, W) of the clips; None: it resizes any
-    frames_matter: bool = False  # values at unlike numbers of frames do not compare: the id says how many
+    frames_matter: bool = (
+        False  # values at unlike numbers of frames do not compare: the id says how many
+    )
     seen: frozenset[int] = frozenset()  # digests of the clips that it was trained on
     code: str = ""  # digest of the file that it comes from, where that is not ours
 
@@ -63,7 +65,9 @@ class Extractor:
         if self.size is not None and (height, width) != self.size:
             return f"{self.name} takes frames of {self.size[0]}x{self.size[1]}; the clips have {height}x{width}"
         if frames < self.min_frames or frames > (self.max_frames or frames):
-            most = {None: " or more", self.min_frames: ""}.get(self.max_frames, f" to {self.max_frames}")
+            most = {None: " or more", self.min_frames: ""}.get(
+                self.max_frames, f" to {self.max_frames}"
+            )
             return f"{self.name} takes {self.min_frames}{most} frames; the clips have {frames}"
         return None
 
@@ -77,7 +81,13 @@ class Extractor:
         if reason is not None:
             raise ValueError(reason)
         refuse_seen(self.seen, clips, self.name, "a distance to them means nothing")
-        made_by = (f"{self.name}-v{self.version}", self.sha256, self.preprocessing, str(self.dim), self.code)
+        made_by = (
+            f"{self.name}-v{self.version}",
+            self.sha256,
+            self.preprocessing,
+            str(self.dim),
+            self.code,
+        )
         return cached("\n".join(made_by), clips, lambda: self._features(clips))
 
     def _features(self, clips: Clips) -> Tensor:
@@ -89,7 +99,9 @@ class Extractor:
         if not features.isfinite().all():
             raise ValueError(f"{self.name} gave features that are not finite")
         if (features.std(0) > 0).float().mean() < 0.5 and clips.copies < len(clips.frames) - 1:
-            raise ValueError(f"{self.name} gave constant features for clips that differ: its weights or its input are wrong")
+            raise ValueError(
+                f"{self.name} gave constant features for clips that differ: its weights or its input are wrong"
+            )
         return features
 
 
@@ -116,8 +128,16 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
             part = torch.from_numpy(frames[start : start + size])
             try:
                 found = net(part).float().cpu()
-            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:  # a stranger's code
-                raise ValueError(f"{name} fails on these clips: {type(error).__name__}: {first_line(error)}") from error
+            except (
+                ArithmeticError,
+                AssertionError,
+                AttributeError,
+                LookupError,
+                TypeError,
+            ) as error:  # a stranger's code
+                raise ValueError(
+                    f"{name} fails on these clips: {type(error).__name__}: {first_line(error)}"
+                ) from error
             if len(found) != len(part):
                 raise ValueError(f"{name} gave {len(found)} rows for {len(part)} clips")
             mine[start] = found
@@ -186,7 +206,9 @@ def _kept(path: Path, about: dict[str, str]) -> Tensor | None:
         with safe_open(path, "pt") as file:
             said, features = file.metadata() or {}, file.get_tensor("features")
             if {**said, "sha256": ""} != {**about, "sha256": ""}:
-                raise ValueError(f"the cache {path} was made from other clips or another network: delete it")
+                raise ValueError(
+                    f"the cache {path} was made from other clips or another network: delete it"
+                )
             return features if said.get("sha256") == _sum(features) else None
     except SafetensorError:
         return None
@@ -211,20 +233,26 @@ def load_extractor(spec: str) -> Extractor:
     if rest:
         where, _, function = spec.rpartition(":")
         try:
-            module = _module_at(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+            module = (
+                _module_at(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+            )
             made = getattr(module, function)()
         except (ImportError, AttributeError, OSError, SyntaxError) as error:
             raise ValueError(f"no extractor at {spec!r}: {error}") from error
         if not isinstance(made, Extractor):
             raise ValueError(f"{spec!r} gives a {type(made).__name__}, not an Extractor")
         return replace(made, code=sha256(Path(module.__file__)) if module.__file__ else "")
-    raise ValueError(f"no extractor called {spec!r}; known: {', '.join(EXTRACTORS)}, or path/to/file.py:function")
+    raise ValueError(
+        f"no extractor called {spec!r}; known: {', '.join(EXTRACTORS)}, or path/to/file.py:function"
+    )
 
 
 @cache
 def classifier(path: str = "") -> Extractor:
     """The penultimate layer of the shipped classifier, for clips of the embedded domain."""
-    net, digest, seen = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER, Path(path or encoders.FOLDER))
+    net, digest, seen = encoders.load_encoder(
+        encoders.Classifier(), encoders.CLASSIFIER, Path(path or encoders.FOLDER)
+    )
     return Extractor(
         encoders.CLASSIFIER,
         1,
@@ -251,16 +279,27 @@ def random_r2p1(path: str = "") -> Extractor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = encoders.R2P1(64, lambda width: nn.GroupNorm(8, width)).eval().requires_grad_(False)
-    digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(v.numpy().tobytes() for v in net.state_dict().values())
+    ).hexdigest()
 
     def features(frames: Tensor) -> Tensor:
         x = encoders.scaled(frames).flatten(0, 1)
         if min(x.shape[-2:]) > 64:
             scale = 64 / min(x.shape[-2:])
-            x = interpolate(x, [round(scale * side) for side in x.shape[-2:]], mode="bilinear", antialias=True)
+            x = interpolate(
+                x, [round(scale * side) for side in x.shape[-2:]], mode="bilinear", antialias=True
+            )
         return net(x.reshape(*frames.shape[:2], *x.shape[1:]).transpose(1, 2))
 
-    return Extractor("random-r2p1", 1, digest, 64, features, "to [-1, 1]; shorter side to 64 at most, bilinear, antialiased")
+    return Extractor(
+        "random-r2p1",
+        1,
+        digest,
+        64,
+        features,
+        "to [-1, 1]; shorter side to 64 at most, bilinear, antialiased",
+    )
 
 
 @cache
@@ -283,18 +322,30 @@ def i3d(path: str) -> Extractor:
             with torch.jit.fuser("none"):
                 found = net(i3d_input(frames), rescale=False, resize=False, return_features=True)
         except RuntimeError as error:
-            raise ValueError(f"{file} does not take clips as i3d_torchscript.pt does: {first_line(error)}") from error
-        return found[None] if found.ndim == 1 else found  # a batch of one comes back without its axis
+            raise ValueError(
+                f"{file} does not take clips as i3d_torchscript.pt does: {first_line(error)}"
+            ) from error
+        return (
+            found[None] if found.ndim == 1 else found
+        )  # a batch of one comes back without its axis
 
     return Extractor(
-        "i3d-k400-logits-400", 1, sha256(file), 400, features,
-        "uint8; squashed to 224x224, bilinear, no antialiasing; to [-1, 1]", min_frames=10, frames_matter=True,
-    )  # fmt: skip
+        "i3d-k400-logits-400",
+        1,
+        sha256(file),
+        400,
+        features,
+        "uint8; squashed to 224x224, bilinear, no antialiasing; to [-1, 1]",
+        min_frames=10,
+        frames_matter=True,
+    )
 
 
 def i3d_input(frames: Tensor) -> Tensor:
     """(B, 3, T, 224, 224) in [-1, 1] of uint8 frames (B, T, 3, H, W)."""
-    x = interpolate(encoders.scaled(frames).flatten(0, 1), (224, 224), mode="bilinear", align_corners=False)
+    x = interpolate(
+        encoders.scaled(frames).flatten(0, 1), (224, 224), mode="bilinear", align_corners=False
+    )
     return x.reshape(*frames.shape[:3], 224, 224).transpose(1, 2)
 
 
@@ -305,26 +356,42 @@ def videomae(path: str) -> Extractor:
 
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"videomae needs a transformers folder with config.json, as videomae:/path; found {path or 'no path'!r}")
+        raise ValueError(
+            f"videomae needs a transformers folder with config.json, as videomae:/path; found {path or 'no path'!r}"
+        )
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     if not files:
         raise ValueError(f"{folder} holds no weights (model.safetensors)")
     try:
-        net, loading = VideoMAEModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        net, loading = VideoMAEModel.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no VideoMAE: {first_line(error)}") from error
-    if loading["missing_keys"]:  # transformers makes what is missing up, and only says so in its log
-        raise ValueError(f"{folder} lacks weights of a VideoMAE, for instance {min(loading['missing_keys'])}")
+    if loading[
+        "missing_keys"
+    ]:  # transformers makes what is missing up, and only says so in its log
+        raise ValueError(
+            f"{folder} lacks weights of a VideoMAE, for instance {min(loading['missing_keys'])}"
+        )
     net.eval().requires_grad_(False)
     about = read_json(folder / "preprocessor_config.json") or {}
     mean, std = (
         torch.tensor(about.get(key, default)).reshape(1, 3, 1, 1)
-        for key, default in (("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.229, 0.224, 0.225]))
+        for key, default in (
+            ("image_mean", [0.485, 0.456, 0.406]),
+            ("image_std", [0.229, 0.224, 0.225]),
+        )
     )
     size, count = net.config.image_size, net.config.num_frames
 
     def features(frames: Tensor) -> Tensor:
-        x = interpolate((encoders.scaled(frames).flatten(0, 1) + 1) / 2, (size, size), mode="bilinear", align_corners=False)
+        x = interpolate(
+            (encoders.scaled(frames).flatten(0, 1) + 1) / 2,
+            (size, size),
+            mode="bilinear",
+            align_corners=False,
+        )
         x = ((x - mean) / std).reshape(*frames.shape[:3], size, size)
         return net(pixel_values=x).last_hidden_state.mean(1)
 
@@ -332,10 +399,15 @@ def videomae(path: str) -> Extractor:
     files += sorted(folder.glob("*config.json"))
     digest = hashlib.sha256("".join(f.name + sha256(f) for f in files).encode()).hexdigest()
     return Extractor(
-        f"videomae-{folder.name}", 1, digest, net.config.hidden_size, features,
+        f"videomae-{folder.name}",
+        1,
+        digest,
+        net.config.hidden_size,
+        features,
         f"squashed to {size}x{size}, bilinear, no antialiasing; mean and standard deviation of the folder",
-        min_frames=count, max_frames=count,
-    )  # fmt: skip
+        min_frames=count,
+        max_frames=count,
+    )
 
 
 EXTRACTORS: dict[str, Callable[[str], Extractor]] = {
@@ -354,7 +426,9 @@ class ClipModel:
     """A frozen CLIP; `embed` and `embed_text` give unit vectors."""
 
     id: str
-    embed: Callable[[Tensor], Tensor]  # uint8 frames (B, 3, H, W), or clips (B, T, 3, H, W) where `whole` -> (B, d)
+    embed: Callable[
+        [Tensor], Tensor
+    ]  # uint8 frames (B, 3, H, W), or clips (B, T, 3, H, W) where `whole` -> (B, d)
     embed_text: Callable[[Tensor], Tensor]  # tokens (B, L) -> (B, d)
     tokenize: Callable[[list[str]], Tensor]
     whole: bool = False  # sees clips, not single frames
@@ -372,7 +446,9 @@ class ClipModel:
         kinds, kind = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
         with torch.no_grad():
             text = self.embed_text(kinds).float()
-        image = cached(f"{self.id}-embedding", clips, lambda: batched(self._embedded, clips.frames, self.id))
+        image = cached(
+            f"{self.id}-embedding", clips, lambda: batched(self._embedded, clips.frames, self.id)
+        )
         cosine = 100 * (image @ text.T)
         cosine = cosine if self.whole else cosine.mean(1)
         if not cosine.isfinite().all():
@@ -388,8 +464,14 @@ class ClipModel:
 @cache
 def indomain_clip(whole: bool) -> ClipModel:
     """The shipped CLIP of single frames, which ignores words that no frame shows, or of whole clips."""
-    name, words = (encoders.VIDEO_CLIP, encoders.CLIP_WORDS) if whole else (encoders.FRAME_CLIP, encoders.FRAME_WORDS)
-    model, digest, seen = encoders.load_encoder(encoders.video_clip() if whole else encoders.frame_clip(), name)
+    name, words = (
+        (encoders.VIDEO_CLIP, encoders.CLIP_WORDS)
+        if whole
+        else (encoders.FRAME_CLIP, encoders.FRAME_WORDS)
+    )
+    model, digest, seen = encoders.load_encoder(
+        encoders.video_clip() if whole else encoders.frame_clip(), name
+    )
 
     def embed(images: Tensor) -> Tensor:
         x = encoders.scaled(images)
@@ -418,19 +500,33 @@ def open_clip_model(spec: str) -> ClipModel:
     try:
         if name == "local-dir":
             folder = Path(weights)
-            files = sorted(p for p in folder.glob("open_clip_*") if p.suffix in {".safetensors", ".bin", ".pt", ".pth"})
+            files = sorted(
+                p
+                for p in folder.glob("open_clip_*")
+                if p.suffix in {".safetensors", ".bin", ".pt", ".pth"}
+            )
             if not (folder / "open_clip_config.json").is_file() or not files:
                 raise ValueError("it needs open_clip_config.json and open_clip_model.safetensors")
-            model, _, preprocess = open_clip.create_model_and_transforms(spec, require_pretrained=True)
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                spec, require_pretrained=True
+            )
             tokenizer = open_clip.get_tokenizer(spec)
-            digest = hashlib.sha256((_state_digest(model) + sha256(folder / "open_clip_config.json")).encode()).hexdigest()
+            digest = hashlib.sha256(
+                (_state_digest(model) + sha256(folder / "open_clip_config.json")).encode()
+            ).hexdigest()
         else:
             if not weights:
-                raise ValueError("weights are missing: write MODEL:TAG, MODEL:/weights/file or local-dir:/folder")
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, require_pretrained=True)
+                raise ValueError(
+                    "weights are missing: write MODEL:TAG, MODEL:/weights/file or local-dir:/folder"
+                )
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=weights, require_pretrained=True
+            )
             tokenizer = open_clip.get_tokenizer(name)
             digest = _state_digest(model)
-    except Exception as error:  # torch answers a file that is none of its own with errors of many kinds
+    except (
+        Exception
+    ) as error:  # torch answers a file that is none of its own with errors of many kinds
         raise ValueError(f"no CLIP at {spec!r}: {first_line(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
@@ -439,10 +535,17 @@ def open_clip_model(spec: str) -> ClipModel:
     def embed(frames: Tensor) -> Tensor:
         from torchvision.transforms.functional import to_pil_image
 
-        return model.encode_image(torch.stack([preprocess(to_pil_image(f)) for f in frames]), normalize=True)
+        return model.encode_image(
+            torch.stack([preprocess(to_pil_image(f)) for f in frames]), normalize=True
+        )
 
     label = Path(weights).name if name == "local-dir" else f"{name}-{Path(weights).stem}"
-    return ClipModel(f"open_clip-{label}#{digest[:8]}", embed, lambda t: model.encode_text(t, normalize=True), tokenizer)
+    return ClipModel(
+        f"open_clip-{label}#{digest[:8]}",
+        embed,
+        lambda t: model.encode_text(t, normalize=True),
+        tokenizer,
+    )
 
 
 def _state_digest(model: nn.Module) -> str:
@@ -462,7 +565,9 @@ def _weights(path: str, name: str, what: str) -> Path:
 
 @cache
 def _module_at(path: Path):
-    spec = importlib.util.spec_from_file_location(f"distill_bench_extractor_{path.stem}", path.resolve())
+    spec = importlib.util.spec_from_file_location(
+        f"distill_bench_extractor_{path.stem}", path.resolve()
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

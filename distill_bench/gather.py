@@ -48,7 +48,15 @@ COST_COLUMNS = [
     "hardware",
 ]
 # Fields of a run that do not change what it computes: never a reason for a row of its own.
-NOT_IDENTITY = {"seed", "teacher", "protocol.evaluators", "checkpoint_every", "log_every", "trackers", "threads"}
+NOT_IDENTITY = {
+    "seed",
+    "teacher",
+    "protocol.evaluators",
+    "checkpoint_every",
+    "log_every",
+    "trackers",
+    "threads",
+}
 DONE, REFERENCE = "done", "reference"
 TRAINING_LINES = 16  # of a run in training.csv
 CLOCK = ("student_updates", "cost_forward_equivalents", "seconds")
@@ -71,7 +79,9 @@ class Source:
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    checkpoints: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)  # student updates -> scores
+    checkpoints: dict[int, dict[str, dict[str, Any]]] = field(
+        default_factory=dict
+    )  # student updates -> scores
     training: list[dict[str, Any]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
@@ -117,13 +127,22 @@ def read_sweep(sweep: str | Path, store: Path) -> Sweep:
     for run in runs:
         if run.config and run.run_id in manifest.get("presets", {}):
             first, *fields = run.config["method"].items()
-            run.config["method"] = dict([first, ("preset", manifest["presets"][run.run_id]), *fields])
+            run.config["method"] = dict(
+                [first, ("preset", manifest["presets"][run.run_id]), *fields]
+            )
     runs = _with_their_seeds(runs, manifest.get("groups", {}))
     kinds = manifest.get("references", {}).items()
     references = [_read_reference(kind, Path(store) / folder) for kind, folder in kinds]
     # a row is there and no evaluator of the protocol applies to it: nothing to show; one that is not there is missing
     references = [row for row in references if row.scores or not row.folder.is_dir()]
-    found = Sweep(name, manifest.get("question", ""), manifest.get("axes", {}), manifest.get("baseline"), runs, references)
+    found = Sweep(
+        name,
+        manifest.get("question", ""),
+        manifest.get("axes", {}),
+        manifest.get("baseline"),
+        runs,
+        references,
+    )
     _refuse_unlike(found.runs + found.references, Path(store))
     return found
 
@@ -132,23 +151,30 @@ def _with_their_seeds(runs: Sequence[Source], groups: Mapping[str, str]) -> list
     """The runs; one whose folder is gone has the config of its other seeds, so that it is missing in its own row."""
     known = {groups[run.run_id]: run.config for run in runs if run.config and run.run_id in groups}
     return [
-        run if run.config or groups.get(run.run_id) not in known
+        run
+        if run.config or groups.get(run.run_id) not in known
         else replace(run, config=known[groups[run.run_id]] | {"seed": run.seed})
         for run in runs
-    ]  # fmt: skip
+    ]
 
 
 def read_run(folder: Path) -> Source:
     """What a run's folder says, whatever has become of it."""
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", folder.name)
     try:
-        config = yaml.safe_load((folder / "run.yaml").read_text()) if (folder / "run.yaml").is_file() else {}
+        config = (
+            yaml.safe_load((folder / "run.yaml").read_text())
+            if (folder / "run.yaml").is_file()
+            else {}
+        )
         dict(config)
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise GatherError(f"{folder / 'run.yaml'} is damaged: {first_line(error)}") from error
     tried = attempts(folder)
     result, scores = result_of(folder) or {}, _scores(folder)
-    checkpoints = {int(p.name): _scores(p) for p in (folder / "samples").glob("*") if p.name.isdigit()}
+    checkpoints = {
+        int(p.name): _scores(p) for p in (folder / "samples").glob("*") if p.name.isdigit()
+    }
     if scores and result:
         checkpoints[result["student_updates"]] = scores
     return Source(
@@ -178,7 +204,15 @@ def _reason(result: Mapping[str, Any], tried: Sequence[Path]) -> str:
 def _read_reference(kind: str, folder: Path) -> Source:
     scores = _scores(folder)
     status = REFERENCE if scores else "missing"
-    return Source(f"reference-{kind}", kind, None, status, folder, result=_json(folder / "row.json"), scores=scores)
+    return Source(
+        f"reference-{kind}",
+        kind,
+        None,
+        status,
+        folder,
+        result=_json(folder / "row.json"),
+        scores=scores,
+    )
 
 
 def _scores(folder: Path) -> dict[str, dict[str, Any]]:
@@ -197,7 +231,11 @@ def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) else None
+    return (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+        else None
+    )
 
 
 def _refuse_unlike(runs: Iterable[Source], store: Path) -> None:
@@ -221,7 +259,10 @@ def _unlike_protocols(a: Mapping[str, Any], b: Mapping[str, Any], store: Path) -
     """In what the protocols of two scores differ: by what lies beside their reference rows, else by the scores' conditions."""
     hashes = [str(score.get("protocol")) for score in (a, b)]
     known = [_json(store / "references" / each / "protocol.json") for each in hashes]
-    conditions = [{k: v for k, v in (score.get("conditions") or {}).items() if k != "references"} for score in (a, b)]
+    conditions = [
+        {k: v for k, v in (score.get("conditions") or {}).items() if k != "references"}
+        for score in (a, b)
+    ]
     what = differences(*known) if all(known) else differences(*conditions)
     return f": they differ in {what}" if what else ""
 
@@ -229,7 +270,9 @@ def _unlike_protocols(a: Mapping[str, Any], b: Mapping[str, Any], store: Path) -
 # --- the data files ---
 
 
-def data_files(found: Sweep, baseline: Mapping[str, Any] | None = None, budget: float | None = None) -> dict[str, str]:
+def data_files(
+    found: Sweep, baseline: Mapping[str, Any] | None = None, budget: float | None = None
+) -> dict[str, str]:
     """The text of each data file of results/<name>, by name.
 
     Args:
@@ -239,7 +282,11 @@ def data_files(found: Sweep, baseline: Mapping[str, Any] | None = None, budget: 
     swept, columns = _swept(found), _columns(found.everything)
     if not any(column["headline"] for column in columns):
         columns = [column | {"headline": True} for column in columns]
-    options = "" if baseline is None else f" --baseline {','.join(f'{key}={value}' for key, value in baseline.items())}"
+    options = (
+        ""
+        if baseline is None
+        else f" --baseline {','.join(f'{key}={value}' for key, value in baseline.items())}"
+    )
     options += "" if budget is None else f" --budget {budget:g}"
     about = {
         "name": found.name,
@@ -251,12 +298,15 @@ def data_files(found: Sweep, baseline: Mapping[str, Any] | None = None, budget: 
         "columns": columns,
         "prompts": _prompts(found),
         "notes": _notes(found.runs),
-        "provenance": _provenance(found) | {"command": f"python -m distill_bench.report {found.name}{options}"},
+        "provenance": _provenance(found)
+        | {"command": f"python -m distill_bench.report {found.name}{options}"},
     }
     return {
         "sweep.json": json.dumps(about, indent=1) + "\n",
         "runs.csv": _runs_csv(found, swept, [column["column"] for column in columns]),
-        "clips.csv": _clips_csv(found, [column["column"] for column in columns if column["headline"]]),
+        "clips.csv": _clips_csv(
+            found, [column["column"] for column in columns if column["headline"]]
+        ),
         "checkpoints.csv": _checkpoints_csv(found, [column["column"] for column in columns]),
         "training.csv": _training_csv(found),
     }
@@ -271,7 +321,11 @@ def _swept(found: Sweep) -> list[str]:
         for key, value in flat(run.config).items():
             values.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
     for values in by_method.values():
-        keys += [k for k, seen in values.items() if len(seen) > 1 and k not in NOT_IDENTITY and k not in keys]
+        keys += [
+            k
+            for k, seen in values.items()
+            if len(seen) > 1 and k not in NOT_IDENTITY and k not in keys
+        ]
     return keys
 
 
@@ -298,7 +352,11 @@ def _columns(runs: Iterable[Source]) -> list[dict[str, Any]]:
     for run in runs:
         for scores in (run.scores, *run.checkpoints.values()):
             for name, score in scores.items():
-                about = {"column": name, "title": score.get("title") or name, "unit": score.get("unit") or ""}
+                about = {
+                    "column": name,
+                    "title": score.get("title") or name,
+                    "unit": score.get("unit") or "",
+                }
                 about |= {"better": score.get("better"), "headline": bool(score.get("headline"))}
                 result.setdefault(name, about)
     return list(result.values())
@@ -321,14 +379,18 @@ def _notes(runs: Sequence[Source]) -> list[str]:
     for run in runs:
         broken = [column for column, score in run.scores.items() if number(score["value"]) is None]
         if broken and run.status == DONE:
-            notes.append(f"{run.run_id} is done, but not finite and left out of the mean: {', '.join(broken)}")
+            notes.append(
+                f"{run.run_id} is done, but not finite and left out of the mean: {', '.join(broken)}"
+            )
     for method in dict.fromkeys(run.method for run in runs):
         codes, parts = _kinds((run for run in runs if run.method == method), "code_fingerprint")
         if codes > 1:
             notes.append(f"{method} ran with {codes} versions of its code ({parts})")
     devices, parts = _kinds(runs, "hardware")
     if devices > 1:
-        notes.append(f"the runs are of {devices} kinds of hardware ({parts}): a seed gives other numbers on another kind")
+        notes.append(
+            f"the runs are of {devices} kinds of hardware ({parts}): a seed gives other numbers on another kind"
+        )
     return notes
 
 
@@ -360,20 +422,53 @@ def _commit(run: Source) -> str | None:
 
 def _runs_csv(found: Sweep, swept: Sequence[str], columns: Sequence[str]) -> str:
     """One line a run and a reference."""
-    sds = [f"{name}_sd" for name in columns if any(run.scores.get(name, {}).get("sd") is not None for run in found.everything)]
-    extractors = [f"{c}_extractor" for c in columns if any(run.scores.get(c, {}).get("extractor") for run in found.everything)]
+    sds = [
+        f"{name}_sd"
+        for name in columns
+        if any(run.scores.get(name, {}).get("sd") is not None for run in found.everything)
+    ]
+    extractors = [
+        f"{c}_extractor"
+        for c in columns
+        if any(run.scores.get(c, {}).get("extractor") for run in found.everything)
+    ]
     extra = [key for key in swept if key not in RUN_COLUMNS + COST_COLUMNS]
-    header = [*RUN_COLUMNS, *columns, *COST_COLUMNS, *extra, *sds, *extractors, "warnings", "reason"]
+    header = [
+        *RUN_COLUMNS,
+        *columns,
+        *COST_COLUMNS,
+        *extra,
+        *sds,
+        *extractors,
+        "warnings",
+        "reason",
+    ]
     lines = []
     for run in found.everything:
         config = flat(run.config)
-        line = {key: run.known(key) for key in RUN_COLUMNS + COST_COLUMNS} | {key: config.get(key) for key in swept}
-        line |= {"run_id": run.run_id, "method": run.method, "seed": run.seed, "status": run.status, "reason": run.reason}
+        line = {key: run.known(key) for key in RUN_COLUMNS + COST_COLUMNS} | {
+            key: config.get(key) for key in swept
+        }
+        line |= {
+            "run_id": run.run_id,
+            "method": run.method,
+            "seed": run.seed,
+            "status": run.status,
+            "reason": run.reason,
+        }
         for name, score in run.scores.items():
-            line |= {name: score["value"], f"{name}_sd": score.get("sd"), f"{name}_extractor": score.get("extractor")}
+            line |= {
+                name: score["value"],
+                f"{name}_sd": score.get("sd"),
+                f"{name}_extractor": score.get("extractor"),
+            }
         # the protocol that a score was made under, even where no result names it
-        line["protocol"] = next((score["protocol"] for score in run.scores.values()), run.result.get("protocol"))
-        line["warnings"] = {name: score["warnings"] for name, score in run.scores.items() if score.get("warnings")} or None
+        line["protocol"] = next(
+            (score["protocol"] for score in run.scores.values()), run.result.get("protocol")
+        )
+        line["warnings"] = {
+            name: score["warnings"] for name, score in run.scores.items() if score.get("warnings")
+        } or None
         lines.append(line)
     return write_csv(header, lines)
 
@@ -385,8 +480,18 @@ def _clips_csv(found: Sweep, columns: Sequence[str]) -> str:
         for name in columns:
             score = run.scores.get(name, {})
             values, value = score.get("per_clip"), number(score.get("value"))
-            if values and value is not None and np.isclose(np.mean(values), value, rtol=1e-3, atol=1e-6):
-                lines.append({"run_id": run.run_id, "column": name, "values": " ".join(f"{v:.4g}" for v in values)})
+            if (
+                values
+                and value is not None
+                and np.isclose(np.mean(values), value, rtol=1e-3, atol=1e-6)
+            ):
+                lines.append(
+                    {
+                        "run_id": run.run_id,
+                        "column": name,
+                        "values": " ".join(f"{v:.4g}" for v in values),
+                    }
+                )
     return write_csv(["run_id", "column", "values"], lines)
 
 
@@ -421,7 +526,10 @@ def _training_csv(found: Sweep) -> str:
     lines = []
     for run in found.runs:
         kept = spread(run.training[::-1], TRAINING_LINES)[::-1]
-        lines += [{"run_id": run.run_id} | {key: _digits(value) for key, value in line.items()} for line in kept]
+        lines += [
+            {"run_id": run.run_id} | {key: _digits(value) for key, value in line.items()}
+            for line in kept
+        ]
     keys = dict.fromkeys(key for line in lines for key in line)
     return write_csv([*dict.fromkeys(["run_id", *CLOCK, *keys])], lines)
 
@@ -432,7 +540,11 @@ def _digits(value: Any) -> Any:
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the items, evenly spread, the first among them."""
-    return list(items) if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
+    return (
+        list(items)
+        if len(items) <= count
+        else [items[i * len(items) // count] for i in range(count)]
+    )
 
 
 def write_csv(header: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:

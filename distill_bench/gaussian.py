@@ -32,20 +32,27 @@ SPREAD = 0.5  # of the student's first samples: the teacher's own prediction at 
 def noisy_covariance(covariance: Tensor, sigma: Tensor) -> Tensor:
     """K (B, d, d) of x_t for clean samples of covariance (d, d)."""
     s = sigma[:, None, None]
-    return (1 - s) ** 2 * covariance + s**2 * torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return (1 - s) ** 2 * covariance + s**2 * torch.eye(
+        covariance.shape[-1], dtype=covariance.dtype, device=covariance.device
+    )
 
 
 def velocity_of(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """E[noise - x0 | x_t] = (s I - (1 - s) C) K^-1 (x_t - (1 - s) m) - m, for x_t (B, d), means (B, d); good down to sigma 0."""
     s = sigma[:, None]
-    whitened = torch.linalg.solve(noisy_covariance(covariance, sigma), (x_t - (1 - s) * mean)[..., None])[..., 0]
+    whitened = torch.linalg.solve(
+        noisy_covariance(covariance, sigma), (x_t - (1 - s) * mean)[..., None]
+    )[..., 0]
     return s * whitened - (1 - s) * whitened @ covariance - mean
 
 
 def log_density(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """log p(x_t) (B,), up to a constant of the dimension."""
     noisy, centred = noisy_covariance(covariance, sigma), x_t - (1 - sigma[:, None]) * mean
-    return -0.5 * ((centred * torch.linalg.solve(noisy, centred[..., None])[..., 0]).sum(1) + torch.linalg.slogdet(noisy)[1])
+    return -0.5 * (
+        (centred * torch.linalg.solve(noisy, centred[..., None])[..., 0]).sum(1)
+        + torch.linalg.slogdet(noisy)[1]
+    )
 
 
 class GaussianBlock(nn.Module):
@@ -58,7 +65,9 @@ class GaussianBlock(nn.Module):
 
     def forward(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """Velocity as tokens (B, 1, d) of x_t (B, d)."""
-        return velocity_of(x_t, sigma, self.mean + text @ self.shifts, self.factor @ self.factor.T)[:, None]
+        return velocity_of(x_t, sigma, self.mean + text @ self.shifts, self.factor @ self.factor.T)[
+            :, None
+        ]
 
 
 class LinearBlock(nn.Module):
@@ -99,7 +108,9 @@ class GaussianNet(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList([block])
 
-    def forward(self, x_t: Tensor, timestep: Tensor, text: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+    def forward(
+        self, x_t: Tensor, timestep: Tensor, text: Tensor, return_dict: bool = False
+    ) -> tuple[Tensor]:
         velocity = self.blocks[0](x_t.flatten(1), timestep.to(x_t.dtype) / 1000, text[:, 0])
         return (velocity[:, 0].reshape(x_t.shape),)
 
@@ -123,27 +134,35 @@ class GaussianPipeline:
     def load(cls, folder: Path, device: torch.device) -> "GaussianPipeline":
         """The gaussian teacher of a folder."""
         shape = tuple(json.loads((folder / cls.FILE).read_text())["latent_shape"])
-        tensors = {key: value.double() for key, value in load_file(folder / "gaussian.safetensors").items()}
+        tensors = {
+            key: value.double() for key, value in load_file(folder / "gaussian.safetensors").items()
+        }
         net = GaussianNet(GaussianBlock(**tensors)).float().to(device).requires_grad_(False)
         return cls(folder, shape, **tensors, transformer=net, device=device)
 
     def prompts(self) -> list[str]:
         """The training prompts, one a component of the text."""
-        return [line for line in (self.folder / "prompts.txt").read_text().splitlines() if line.strip()]
+        return [
+            line for line in (self.folder / "prompts.txt").read_text().splitlines() if line.strip()
+        ]
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Text embeddings (B, 1, E): one of E for each prompt of the teacher, zero for the empty one."""
         known = self.prompts()
         unknown = [prompt for prompt in prompts if prompt and prompt not in known]
         if unknown:
-            raise ValueError(f"the gaussian teacher has no prompt {unknown[0]!r}; it has: {', '.join(known)}")
+            raise ValueError(
+                f"the gaussian teacher has no prompt {unknown[0]!r}; it has: {', '.join(known)}"
+            )
         rows = [[float(prompt == each) for each in known] for prompt in prompts]
         return torch.tensor(rows, device=self.device)[:, None]
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
         """The texts of prompts."""
         every = [*prompts, ""]
-        return Texts(prompts, dict(zip(every, self.encode_text(every), strict=True)), self.device, dtype)
+        return Texts(
+            prompts, dict(zip(every, self.encode_text(every), strict=True)), self.device, dtype
+        )
 
     def draw(self, shape: tuple[int, ...], _step: int, draws: torch.Generator) -> Tensor:
         """Noise (C, T, H, W) for a step of one clip."""
@@ -167,7 +186,9 @@ class GaussianPipeline:
 
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor:
         """Latents (B, C, T, H, W) drawn from the data."""
-        noise = torch.stack([torch.randn(len(self.mean), generator=generator("gaussian", key)) for key in keys]).double()
+        noise = torch.stack(
+            [torch.randn(len(self.mean), generator=generator("gaussian", key)) for key in keys]
+        ).double()
         mean = self.mean + self.encode_text(prompts)[:, 0].double().cpu() @ self.shifts
         x0 = mean + noise @ torch.linalg.cholesky(self.covariance).T
         return x0.float().reshape(-1, *self.shape).to(self.device)
@@ -182,34 +203,54 @@ class GaussianPipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames uint8 (B, 2 T, 3, 16 H, 16 W) of latents (B, C, T, H, W)."""
-        return ((self.decode_video(latents).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).transpose(1, 2).cpu()
+        return (
+            ((self.decode_video(latents).clamp(-1, 1) + 1) * 127.5)
+            .round()
+            .to(torch.uint8)
+            .transpose(1, 2)
+            .cpu()
+        )
 
-    def exact_fake_score(self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int]) -> "ExactFakeScore":
+    def exact_fake_score(
+        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int]
+    ) -> "ExactFakeScore":
         """The fake score that tracks the student perfectly: of the mixture over the exit steps that training draws."""
         return ExactFakeScore(student, sigmas, stepping, exits)
 
     @torch.no_grad()
-    def facts(self, student: nn.Module, sigmas: Tensor, stepping: str, guidance_scale: float) -> dict[str, np.ndarray]:
+    def facts(
+        self, student: nn.Module, sigmas: Tensor, stepping: str, guidance_scale: float
+    ) -> dict[str, np.ndarray]:
         """Exact moments of the student's samples for each prompt, and those that it is to have (of the guided teacher)."""
         text = self.encode_text(self.prompts())[:, 0].double().cpu()  # the null text is 0
         block = LinearBlock(self.mean, self.shifts, self.covariance)
-        block.load_state_dict({k: v.detach().cpu().double() for k, v in student.blocks[0].state_dict().items()})
+        block.load_state_dict(
+            {k: v.detach().cpu().double() for k, v in student.blocks[0].state_dict().items()}
+        )
         mean, covariance = step_moments(block, sigmas.double().cpu(), stepping, text)[-1]
         target = self.mean + guidance_scale * text @ self.shifts
         return {
-            "mean": mean.numpy(), "covariance": covariance.numpy(),
-            "target_mean": target.numpy(), "target_covariance": self.covariance.numpy(),
-        }  # fmt: skip
+            "mean": mean.numpy(),
+            "covariance": covariance.numpy(),
+            "target_mean": target.numpy(),
+            "target_covariance": self.covariance.numpy(),
+        }
 
     def _net(self, block: type[nn.Module]) -> nn.Module:
         return GaussianNet(block(self.mean, self.shifts, self.covariance)).float()
 
 
-def step_moments(block: LinearBlock, sigmas: Tensor, stepping: str, text: Tensor) -> list[tuple[Tensor, Tensor]]:
+def step_moments(
+    block: LinearBlock, sigmas: Tensor, stepping: str, text: Tensor
+) -> list[tuple[Tensor, Tensor]]:
     """Means (B, d) and covariance (d, d) of the clean prediction at each step of a rollout (`distill_bench.rollout`)."""
     dtype = block.weight.dtype
     eye = torch.eye(block.weight.shape[-1], dtype=dtype, device=text.device)
-    mean, covariance, steps = torch.zeros(len(text), len(eye), dtype=dtype, device=text.device), eye, []
+    mean, covariance, steps = (
+        torch.zeros(len(text), len(eye), dtype=dtype, device=text.device),
+        eye,
+        [],
+    )
     for step, sigma in enumerate(sigmas.to(dtype)):
         weight, offset = block.at(sigma.expand(len(text)), text.to(dtype))
         weight = weight[0]  # of sigma alone
@@ -219,7 +260,10 @@ def step_moments(block: LinearBlock, sigmas: Tensor, stepping: str, text: Tensor
             break
         lower = sigmas[step + 1].to(dtype)
         if stepping == "renoise":
-            mean, covariance = (1 - lower) * steps[-1][0], (1 - lower) ** 2 * steps[-1][1] + lower**2 * eye
+            mean, covariance = (
+                (1 - lower) * steps[-1][0],
+                (1 - lower) ** 2 * steps[-1][1] + lower**2 * eye,
+            )
         else:
             move = eye + (lower - sigma) * weight
             mean, covariance = mean @ move.T + (lower - sigma) * offset, move @ covariance @ move.T
@@ -240,7 +284,9 @@ class ExactFakeScore:
         with torch.no_grad():
             steps = step_moments(self.student.blocks[0], self.sigmas, self.stepping, text)
         parts = [tuple(moment.to(flat.dtype) for moment in steps[i]) for i in self.exits]
-        clean = torch.stack([flat - sigma[:, None] * velocity_of(flat, sigma, *part) for part in parts])
+        clean = torch.stack(
+            [flat - sigma[:, None] * velocity_of(flat, sigma, *part) for part in parts]
+        )
         weight = torch.stack([log_density(flat, sigma, *part) for part in parts]).softmax(0)
         return (weight[..., None] * clean).sum(0).reshape(x_t.shape)
 
@@ -249,7 +295,9 @@ class ExactFakeScore:
         return ((x_t - self(x_t, sigma, text)) / sigma.reshape(-1, 1, 1, 1, 1)).flatten(1)[:, None]
 
 
-def build(out: Path, shape: tuple[int, int, int, int], prompts: int, condition: float, seed: int) -> None:
+def build(
+    out: Path, shape: tuple[int, int, int, int], prompts: int, condition: float, seed: int
+) -> None:
     """Write a gaussian teacher: eigenvalues log-spaced over `condition` with mean 1, random axes, unit means."""
     d = math.prod(shape)
     draw = torch.Generator().manual_seed(seed)
@@ -271,15 +319,25 @@ def build(out: Path, shape: tuple[int, int, int, int], prompts: int, condition: 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: build a gaussian teacher."""
-    parser = argparse.ArgumentParser(prog="distill_bench.gaussian", description=build.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.gaussian", description=build.__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=4, help="T of the latents")
     parser.add_argument("--size", type=int, default=2, help="H and W of the latents")
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--condition", type=float, default=20.0, help="largest over smallest variance")
+    parser.add_argument(
+        "--condition", type=float, default=20.0, help="largest over smallest variance"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    build(options.out, (1, options.frames, options.size, options.size), options.prompts, options.condition, options.seed)
+    build(
+        options.out,
+        (1, options.frames, options.size, options.size),
+        options.prompts,
+        options.condition,
+        options.seed,
+    )
     return 0
 
 

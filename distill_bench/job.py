@@ -64,14 +64,20 @@ class CodeChanged(RuntimeError):
     """The code is not that of the attempt before."""
 
 
-def execute(run_dir: Path, stop: StopRequest | None = None, allow_changed_code: bool = False) -> int:
+def execute(
+    run_dir: Path, stop: StopRequest | None = None, allow_changed_code: bool = False
+) -> int:
     """Do the run in `run_dir`, unless it is done or in other hands; returns one of the module's exit codes.
 
     Any error is written into the attempt's exit.json (where even that fails, into errors/ of the store) and printed; it is not
     raised. With several processes (WORLD_SIZE) the first claims, and samples and scores when all have trained.
     """
     stop = stop or StopRequest()
-    ranks = PartialState(cpu=not torch.cuda.is_available()) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    ranks = (
+        PartialState(cpu=not torch.cuda.is_available())
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1
+        else None
+    )
     mine, code, attempt = None, None, None
     if ranks is None or ranks.is_main_process:
         mine, code = _begin(run_dir)
@@ -95,7 +101,9 @@ def execute(run_dir: Path, stop: StopRequest | None = None, allow_changed_code: 
         if not mine.newest():
             return _superseded(mine)
         write_json(run_dir / "result.json", result)
-        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the kept students are what is used from here on
+        shutil.rmtree(
+            run_dir / "checkpoints", ignore_errors=True
+        )  # the kept students are what is used from here on
         mine.close(result["status"])
         return DONE
     except Stopped:
@@ -125,11 +133,17 @@ def _begin(run_dir: Path) -> tuple[Claim | None, int]:
     """The claim of a run, or why there is none."""
     if result_of(run_dir) is not None:
         return None, DONE
-    read_record(run_dir / "train.json", status=str)  # what says nothing is out of the way before training reads it
+    read_record(
+        run_dir / "train.json", status=str
+    )  # what says nothing is out of the way before training reads it
     try:
-        mine = claim(run_dir, {"command": f"python -m distill_bench.job {run_dir}", "log": output_file()})
+        mine = claim(
+            run_dir, {"command": f"python -m distill_bench.job {run_dir}", "log": output_file()}
+        )
     except OSError as error:
-        record_outside(run_dir, error=f"cannot write into {run_dir}: {error.strerror}", kind=kind_of(error))
+        record_outside(
+            run_dir, error=f"cannot write into {run_dir}: {error.strerror}", kind=kind_of(error)
+        )
         return None, FAILED
     if mine is None:
         print(f"{run_dir.name} is in other hands", flush=True)
@@ -146,14 +160,22 @@ def _record(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:
     """
     method = load_run(run_dir).method["name"]
     code, file = code_fingerprint(method), method_file(method)
-    write_json(attempt / "start.json", start_of(attempt) | provenance() | {"code_fingerprint": code})
+    write_json(
+        attempt / "start.json", start_of(attempt) | provenance() | {"code_fingerprint": code}
+    )
     if file is not None:
-        write_bytes(attempt / file.name, file.read_bytes())  # it may be in no commit, nor in the checkout
+        write_bytes(
+            attempt / file.name, file.read_bytes()
+        )  # it may be in no commit, nor in the checkout
     diff = dirty_diff()
     if diff:
         write_bytes(attempt / "dirty.diff", diff.encode())
     began = [code for code in _of_attempts(run_dir, "code_fingerprint") if code]
-    if began[0] != code and not allow_changed_code and (checkpoint.found(run_dir) or (run_dir / "train.json").is_file()):
+    if (
+        began[0] != code
+        and not allow_changed_code
+        and (checkpoint.found(run_dir) or (run_dir / "train.json").is_file())
+    ):
         raise CodeChanged(
             f"the code has changed since this run began (fingerprint {began[0]}, now {code}): "
             f"--allow-changed-code goes on all the same; to begin anew, remove {run_dir}"
@@ -172,8 +194,14 @@ def _stopped(run_dir: Path, mine: Claim, stop: StopRequest) -> int:
     trained = (run_dir / "train.json").is_file()
     before = [end_of(a) or {} for a in attempts(run_dir)[-LIVES_WITHOUT_PROGRESS:-1]]
     rows = run_dir.parent / "references" / protocol_hash(load_run(run_dir))
-    at = {"student_updates": newest[0], "trained": trained, "bytes": bytes_in(run_dir / "samples", rows)}
-    stuck = len(before) == LIVES_WITHOUT_PROGRESS - 1 and all(at.items() <= end.items() for end in before)
+    at = {
+        "student_updates": newest[0],
+        "trained": trained,
+        "bytes": bytes_in(run_dir / "samples", rows),
+    }
+    stuck = len(before) == LIVES_WITHOUT_PROGRESS - 1 and all(
+        at.items() <= end.items() for end in before
+    )
     if stuck and "SLURM_JOB_ID" in os.environ:
         stage = ", in its evaluation," if trained else ""
         error = f"stopped {LIVES_WITHOUT_PROGRESS} times at student update {newest[0]}{stage} with nothing new: {MORE_TIME}"
@@ -186,7 +214,9 @@ def _stopped(run_dir: Path, mine: Claim, stop: StopRequest) -> int:
 def bytes_in(*folders: Path) -> int:
     """The size of what clips and scores there are: it changes as long as something is made. Attempts make nothing."""
     size = 0
-    for path in (path for folder in folders for path in folder.rglob("*") if "attempts" not in path.parts):
+    for path in (
+        path for folder in folders for path in folder.rglob("*") if "attempts" not in path.parts
+    ):
         with contextlib.suppress(OSError):  # others work here
             size += path.stat().st_size if path.is_file() else 0
     return size
@@ -198,14 +228,18 @@ def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
         raise Stopped
     config = load_run(run_dir)
     students = checkpoint.students(run_dir)
-    folders = prepare(config, run_dir.parent) if students else {}  # of all runs: no part of this one's seconds
+    folders = (
+        prepare(config, run_dir.parent) if students else {}
+    )  # of all runs: no part of this one's seconds
     began = time.perf_counter()
     if students:
         against = {kind: folders[kind] for kind in REFERENCES if kind in folders}
         protocol, names = protocol_hash(config), config.protocol.evaluators
         for clips in sample(run_dir):
             at_end = int(clips.name) == summary["student_updates"] and summary["status"] == "done"
-            evaluate(clips, against, names, protocol, out=run_dir / "metrics.jsonl" if at_end else None)
+            evaluate(
+                clips, against, names, protocol, out=run_dir / "metrics.jsonl" if at_end else None
+            )
     return {
         "run_id": run_dir.name,
         "method": method_label(config.method["name"]),
@@ -213,7 +247,9 @@ def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
         **summary,
         "evaluate_seconds": round(time.perf_counter() - began, 3),
         "protocol": protocol_hash(config),
-        "references": {kind: str(folder.relative_to(run_dir.parent)) for kind, folder in folders.items()},
+        "references": {
+            kind: str(folder.relative_to(run_dir.parent)) for kind, folder in folders.items()
+        },
         "version": __version__,
         "code_fingerprint": "+".join(_of_attempts(run_dir, "code_fingerprint")),
         "hardware": " + ".join(_of_attempts(run_dir, "hardware")),
@@ -245,10 +281,21 @@ def prepare(config: RunConfig, store: Path, wait: bool = True) -> dict[str, Path
             against = {key: folders[key] for key in REFERENCES if key in folders and key != kind}
             evaluate(folder, against, names, protocol_hash(config))
         made = {kind: folder.name for kind, folder in folders.items()}
-        write_json(marker, {"evaluators": versions, "folders": made, "seconds": round(time.perf_counter() - began, 3)})
+        write_json(
+            marker,
+            {
+                "evaluators": versions,
+                "folders": made,
+                "seconds": round(time.perf_counter() - began, 3),
+            },
+        )
 
     once(root, ready, make, wait)
-    return {kind: root / name for kind, name in read_json(marker)["folders"].items()} if wait or ready() else {}
+    return (
+        {kind: root / name for kind, name in read_json(marker)["folders"].items()}
+        if wait or ready()
+        else {}
+    )
 
 
 def prepare_run(run_dir: Path) -> None:
@@ -281,7 +328,9 @@ def kind_of(error: BaseException) -> str:
         return "cuda_oom"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
         return "host_oom"
-    if "No space left on device" in said or "Disk quota exceeded" in said:  # safetensors has an error of its own
+    if (
+        "No space left on device" in said or "Disk quota exceeded" in said
+    ):  # safetensors has an error of its own
         return "disk_full"
     if isinstance(error, CodeChanged):
         return "code_changed"
@@ -294,7 +343,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="distill_bench.job", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
     parser.add_argument("--prepare", action="store_true", help="make what runs share, nothing else")
-    parser.add_argument("--allow-changed-code", action="store_true", help="go on under other code than the run began with")
+    parser.add_argument(
+        "--allow-changed-code",
+        action="store_true",
+        help="go on under other code than the run began with",
+    )
     options = parser.parse_args(argv)
     try:
         load_run(options.run)

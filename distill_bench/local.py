@@ -24,9 +24,17 @@ from distill_bench.stop import DRIVER
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0  # for ranks to say that one of them is gone
 LIBRARIES = [
-    "torch.distributed.fsdp", "accelerate", "diffusers.models.autoencoders", "diffusers.models.transformers",
-    "transformers.modeling_utils", "peft", "open_clip", "torch.utils.tensorboard", "pydantic", "rich.progress",
-]  # fmt: skip
+    "torch.distributed.fsdp",
+    "accelerate",
+    "diffusers.models.autoencoders",
+    "diffusers.models.transformers",
+    "transformers.modeling_utils",
+    "peft",
+    "open_clip",
+    "torch.utils.tensorboard",
+    "pydantic",
+    "rich.progress",
+]
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(LIBRARIES)
@@ -100,7 +108,9 @@ def run_queue(
                     changed(task)
             if time.monotonic() - ticked > 1:
                 tick()
-                told = [task for task in running.values() if task.name not in dropped and drop(task)]
+                told = [
+                    task for task in running.values() if task.name not in dropped and drop(task)
+                ]
                 _signal(told, signal.SIGTERM)
                 dropped.update(task.name for task in told)
                 ticked = time.monotonic()
@@ -125,17 +135,25 @@ def _start(task: Task, slot: int, jobs: int) -> None:
     devices = gpus()
     if devices:
         first = slot * task.processes
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[(first + i) % len(devices)] for i in range(task.processes))
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(
+            devices[(first + i) % len(devices)] for i in range(task.processes)
+        )
     try:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
             if task.processes > 1:
-                task.process = _Ranks(task.argv, env | {DRIVER: str(os.getpid())}, log, task.processes)
+                task.process = _Ranks(
+                    task.argv, env | {DRIVER: str(os.getpid())}, log, task.processes
+                )
             elif task.forks and not devices and _forked_with(threads):
                 task.process = _Fork(task, env)
             else:
-                task.process = _popen(task.argv, env | {DRIVER: str(os.getpid())}, log, start_new_session=True)
-    except OSError as error:  # a folder that cannot be written, a Python that is gone: this task's trouble alone
+                task.process = _popen(
+                    task.argv, env | {DRIVER: str(os.getpid())}, log, start_new_session=True
+                )
+    except (
+        OSError
+    ) as error:  # a folder that cannot be written, a Python that is gone: this task's trouble alone
         task.error = f"cannot start: {error.strerror}: {error.filename}"
 
 
@@ -148,8 +166,17 @@ def _forked_with(threads: str) -> bool:
     return _threads_of_forks == [threads]
 
 
-def _popen(argv: list[str], env: dict[str, str], log: BinaryIO, **group: object) -> subprocess.Popen:
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, **group)
+def _popen(
+    argv: list[str], env: dict[str, str], log: BinaryIO, **group: object
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | env,
+        **group,
+    )
 
 
 class _Ranks:
@@ -198,7 +225,9 @@ class _Fork:
         before = {key: os.environ.get(key) for key in env}
         os.environ.update(env)  # libraries read it as they are imported
         try:
-            self._process = _forks.Process(target=_run_module, args=(task.argv[2:], os.environ.copy(), str(task.log)))
+            self._process = _forks.Process(
+                target=_run_module, args=(task.argv[2:], os.environ.copy(), str(task.log))
+            )
             self._process.start()
         finally:
             for key, value in before.items():
@@ -223,7 +252,9 @@ def _run_module(argv: list[str], env: dict[str, str], log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     os.environ.clear()
-    os.environ.update(env | {DRIVER: str(os.getppid())})  # with the driver goes the process that forks
+    os.environ.update(
+        env | {DRIVER: str(os.getppid())}
+    )  # with the driver goes the process that forks
     module, *sys.argv[1:] = argv
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -18,7 +18,9 @@ def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 def kept_in_float32(net: nn.Module) -> set[nn.Parameter]:
     """What a network's class keeps in float32 (norms, time embedding), as diffusers reads it."""
     modules = set(getattr(net, "_keep_in_fp32_modules", None) or ())
-    return {parameter for name, parameter in net.named_parameters() if modules & set(name.split("."))}
+    return {
+        parameter for name, parameter in net.named_parameters() if modules & set(name.split("."))
+    }
 
 
 class Masters(nn.Module):
@@ -37,7 +39,9 @@ class Masters(nn.Module):
         for name, parameter in net.named_parameters():
             if parameter.dtype == torch.bfloat16:
                 self._masters[name] = own[name]
-                parameter.register_post_accumulate_grad_hook(lambda p, master=own[name]: _take_gradient(p, master))
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p, master=own[name]: _take_gradient(p, master)
+                )
             else:
                 self._masters[name] = parameter
 
@@ -45,7 +49,9 @@ class Masters(nn.Module):
         yield from self._masters.items()
 
     def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:
-        return self._net[0].state_dict() | {name: master.detach() for name, master in self._masters.items()}
+        return self._net[0].state_dict() | {
+            name: master.detach() for name, master in self._masters.items()
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], *_: object, **__: object) -> None:

@@ -22,7 +22,10 @@ from distill_bench.evaluator import Clips
 from distill_bench.store import read_json
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif", ".webp", ".npy")
-MERGING = (".gif", ".webp")  # equal frames in a row are stored as one: of a still clip there is one, often without its time
+MERGING = (
+    ".gif",
+    ".webp",
+)  # equal frames in a row are stored as one: of a still clip there is one, often without its time
 TICK = {".gif": 10, ".webp": 1}  # milliseconds to which they round how long a frame is shown
 MAPPED = 2**30  # bytes of clips from which on they stay on disk
 MANIFEST, CACHE = "manifest.jsonl", ".features"
@@ -63,7 +66,9 @@ def load_clips(folder: Path) -> Clips:
             frames, prompts, seeds, fps = _foreign(folder)
         return Clips(frames, prompts, seeds, fps, _facts(folder / "facts.npz"), folder / CACHE)
     except ValueError as error:
-        raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+        raise ValueError(
+            str(error) if str(folder) in str(error) else f"{folder}: {error}"
+        ) from error
 
 
 def _facts(path: Path) -> dict[str, np.ndarray]:
@@ -93,7 +98,11 @@ def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            what = f"the line has no {key!r}" if first["type"] == "missing" else f"{key or text[:40]!r}: {first['msg']}"
+            what = (
+                f"the line has no {key!r}"
+                if first["type"] == "missing"
+                else f"{key or text[:40]!r}: {first['msg']}"
+            )
             raise ValueError(f"{path}, line {number}: {what}") from error
     if not found:
         raise ValueError(f"{path} is empty: it needs a line a clip")
@@ -103,21 +112,31 @@ def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
 def _own(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     lines = _manifest(folder, OwnLine)
     if not lines:
-        raise ValueError(f"no {MANIFEST} in {folder}: clips.npy needs one, a line a clip with index, prompt and seed")
+        raise ValueError(
+            f"no {MANIFEST} in {folder}: clips.npy needs one, a line a clip with index, prompt and seed"
+        )
     try:
         path = folder / "clips.npy"
-        mapped = path.stat().st_size > MAPPED  # as a copy on write: torch takes no array that it may not change
+        mapped = (
+            path.stat().st_size > MAPPED
+        )  # as a copy on write: torch takes no array that it may not change
         frames = np.load(path, allow_pickle=False, mmap_mode="c" if mapped else None)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{folder / 'clips.npy'} cannot be read: {error}") from error
     if frames.ndim != 5:
         raise ValueError(f"{path} is {frames.shape}: clips.npy is (N, T, 3, H, W)")
     if [line.index for line in lines] != list(range(len(frames))):
-        raise ValueError(f"{folder / MANIFEST} lists {len(lines)} clips, clips.npy holds {len(frames)}")
+        raise ValueError(
+            f"{folder / MANIFEST} lists {len(lines)} clips, clips.npy holds {len(frames)}"
+        )
     row = read_json(folder / "row.json")
     if row is None and (folder / "row.json").is_file():
-        raise ValueError(f"{folder / 'row.json'} is no JSON object: delete it, then fps of {MANIFEST} holds")
-    if row is None:  # else `sample` decoded them, and a student that went black is to be scored as one
+        raise ValueError(
+            f"{folder / 'row.json'} is no JSON object: delete it, then fps of {MANIFEST} holds"
+        )
+    if (
+        row is None
+    ):  # else `sample` decoded them, and a student that went black is to be scored as one
         _refuse_dark(frames)
     try:
         own = TypeAdapter(Fps).validate_python((row or {}).get("fps", 8.0))
@@ -125,8 +144,15 @@ def _own(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
         raise ValueError(f"{folder / 'row.json'}: fps: {error.errors()[0]['msg']}") from error
     rates = {line.fps or own for line in lines}
     if len(rates) > 1:
-        raise ValueError(f"{folder / MANIFEST} gives {min(rates):g} and {max(rates):g} frames a second: clips of one rate only")
-    return frames, [line.prompt for line in lines], [line.seed for line in lines], float(rates.pop())
+        raise ValueError(
+            f"{folder / MANIFEST} gives {min(rates):g} and {max(rates):g} frames a second: clips of one rate only"
+        )
+    return (
+        frames,
+        [line.prompt for line in lines],
+        [line.seed for line in lines],
+        float(rates.pop()),
+    )
 
 
 def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
@@ -144,7 +170,9 @@ def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
             )
     lines = lines or [FileLine(file=name, prompt="") for name in files]
     if not lines:
-        raise ValueError(f"no clips in {folder}: it needs clips.npy or files of {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"no clips in {folder}: it needs clips.npy or files of {', '.join(SUFFIXES)}"
+        )
     clips, rates = [], []
     console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
     for line in track(lines, f"reading {folder.name}", console=console, transient=True):
@@ -159,20 +187,31 @@ def _foreign(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
         if merging[i] and (len(clips[i]) == 1 or times > 1):
             clips[i] = clips[i].repeat(longest if len(clips[i]) == 1 else times, 0)
             rates[i] = rate
-        if abs(rates[i] - rate) > (0.1 * rate if merging[i] else 0.01):  # times of the merging kinds are rounded
+        if abs(rates[i] - rate) > (
+            0.1 * rate if merging[i] else 0.01
+        ):  # times of the merging kinds are rounded
             raise ValueError(
                 f"{path} has {rates[i]:g} frames a second, others {rate:g}: all clips of a folder must have one rate; where a "
                 f"file says it wrongly, its line in {MANIFEST} may say fps"
             )
         if clips[i].shape != clips[0].shape:
             first = folder / lines[0].file
-            raise ValueError(f"{path} is {clips[i].shape}, {first} is {clips[0].shape}: all clips of a folder must be alike")
+            raise ValueError(
+                f"{path} is {clips[i].shape}, {first} is {clips[0].shape}: all clips of a folder must be alike"
+            )
     frames = np.empty((len(clips), *clips[0].shape), np.uint8)
     for i in reversed(range(len(clips))):  # so that memory holds the clips once
         frames[i] = clips.pop()
-    if all(line.file.lower().endswith(".npy") for line in lines):  # nothing else can hold another range
+    if all(
+        line.file.lower().endswith(".npy") for line in lines
+    ):  # nothing else can hold another range
         _refuse_dark(frames)
-    return frames, [line.prompt for line in lines], [i if line.seed is None else line.seed for i, line in enumerate(lines)], rate
+    return (
+        frames,
+        [line.prompt for line in lines],
+        [i if line.seed is None else line.seed for i, line in enumerate(lines)],
+        rate,
+    )
 
 
 def _refuse_dark(frames: np.ndarray) -> None:
@@ -198,19 +237,31 @@ def read_clip(path: Path) -> tuple[np.ndarray, float | None]:
         if suffix in SUFFIXES:
             return _video(path)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: reading videos needs PyAV: pip install 'distill-bench[video]'") from error
-    except (OSError, EOFError, ValueError, LookupError, SyntaxError) as error:  # PIL's for a torn chunk is a SyntaxError
+        raise ValueError(
+            f"{path}: reading videos needs PyAV: pip install 'distill-bench[video]'"
+        ) from error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        SyntaxError,
+    ) as error:  # PIL's for a torn chunk is a SyntaxError
         raise ValueError(f"{path} cannot be read: {error}") from error
     raise ValueError(f"{path} is no clip: known are {', '.join(SUFFIXES)}")
 
 
 def _array(frames: np.ndarray) -> np.ndarray:
     if frames.dtype != np.uint8:
-        raise ValueError(f"its values are {frames.dtype}: a clip is uint8 in 0..255, so that its range is sure")
+        raise ValueError(
+            f"its values are {frames.dtype}: a clip is uint8 in 0..255, so that its range is sure"
+        )
     if frames.ndim != 4 or frames.shape[1] != 3:
         whole = ", and many in one file are clips.npy" if frames.ndim == 5 else ""
         if frames.ndim == 4 and 3 in (frames.shape[0], frames.shape[3]):
-            whole = "; this looks like " + ("(T, H, W, 3)" if frames.shape[3] == 3 else "(3, T, H, W)")
+            whole = "; this looks like " + (
+                "(T, H, W, 3)" if frames.shape[3] == 3 else "(3, T, H, W)"
+            )
         raise ValueError(f"its shape is {frames.shape}: a clip is (T, 3, H, W){whole}")
     return frames
 
@@ -246,11 +297,19 @@ def frame_counts(milliseconds: list[int], tick: int) -> list[int]:
         raise ValueError("some of its frames have no duration")
     for parts in range(1, 9):
         period = shortest / parts
-        counts = [parts if each - shortest <= tick else round(each / period) for each in milliseconds]
-        slack = [tick * (1 + count / parts) for count in counts]  # of the time itself, and of the shortest
-        if all(abs(t - c * period) <= s for t, c, s in zip(milliseconds, counts, slack, strict=True)):
+        counts = [
+            parts if each - shortest <= tick else round(each / period) for each in milliseconds
+        ]
+        slack = [
+            tick * (1 + count / parts) for count in counts
+        ]  # of the time itself, and of the shortest
+        if all(
+            abs(t - c * period) <= s for t, c, s in zip(milliseconds, counts, slack, strict=True)
+        ):
             return counts
-    raise ValueError(f"its frames are shown for {sorted(set(milliseconds))} milliseconds: they have no one rate")
+    raise ValueError(
+        f"its frames are shown for {sorted(set(milliseconds))} milliseconds: they have no one rate"
+    )
 
 
 def _video(path: Path) -> tuple[np.ndarray, float | None]:
@@ -281,6 +340,10 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> bool:
         stream.height, stream.width = frames.shape[-2:]
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "17"}
         for frame in frames.transpose(0, 2, 3, 1):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
     return True

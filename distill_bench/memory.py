@@ -42,7 +42,10 @@ from distill_bench.teacher import TeacherError, is_gaussian, read_config, teache
 from distill_bench.texts import Texts
 from distill_bench.train import Trainer, _trained_in
 
-FEW_FRAMES = (3, 5)  # latent ones; the first of a clip is one of its own kind, and CogVideoX decodes two at a time
+FEW_FRAMES = (
+    3,
+    5,
+)  # latent ones; the first of a clip is one of its own kind, and CogVideoX decodes two at a time
 MOMENTS = 2  # of AdamW, each as large as what it moves
 
 
@@ -71,7 +74,9 @@ class LiveBytes(TorchDispatchMode):
     def _see(self, storage: torch.UntypedStorage, made: bool) -> None:
         key = storage._cdata
         if key not in self._alive:
-            size = self._alive[key] = storage.nbytes() if made else 0  # what was there before is none of ours
+            size = self._alive[key] = (
+                storage.nbytes() if made else 0
+            )  # what was there before is none of ours
             self.now += size
             self.peaks[-1] = max(self.peaks[-1], self.now)
             weakref.finalize(storage, self._gone, key)
@@ -104,12 +109,16 @@ class Prediction:
     @property
     def activations(self) -> dict[str, int]:
         """By the role that a phase trains: the most at once beside what is held and its gradients."""
-        return {role: max(0, max(stages) - self.gradients[role]) for role, stages in self.stages.items()}
+        return {
+            role: max(0, max(stages) - self.gradients[role]) for role, stages in self.stages.items()
+        }
 
     @property
     def peak(self) -> int:
         """The most at once: in one of the two phases."""
-        return self.held + max(self.gradients[role] + size for role, size in self.activations.items())
+        return self.held + max(
+            self.gradients[role] + size for role, size in self.activations.items()
+        )
 
 
 def predicted(config: RunConfig, processes: int = 1) -> Prediction:
@@ -120,14 +129,22 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     """
     folder = teacher_folder(config.teacher)
     if is_gaussian(folder):
-        raise TeacherError(f"teacher {config.teacher!r} has no networks whose memory could be asked for")
+        raise TeacherError(
+            f"teacher {config.teacher!r} has no networks whose memory could be asked for"
+        )
     share = processes if config.sharding else 1
-    config = config.model_copy(update={"sharding": False, "compile": False, "trackers": (), "threads": None})
-    if config.accumulation > 2 and config.reuse_rollout != "graph":  # after the second, micro-batches are as the second
+    config = config.model_copy(
+        update={"sharding": False, "compile": False, "trackers": (), "threads": None}
+    )
+    if (
+        config.accumulation > 2 and config.reuse_rollout != "graph"
+    ):  # after the second, micro-batches are as the second
         batch = config.batch_size // config.accumulation * 2
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch})
     student_folder = folder if config.student is None else teacher_folder(config.student)
-    blocks = tuple(architecture_of(each).transformer["num_layers"] for each in (folder, student_folder))
+    blocks = tuple(
+        architecture_of(each).transformer["num_layers"] for each in (folder, student_folder)
+    )
     # blocks are alike: with all roles in proportion every number is linear in how many there are, each stage by itself
     whole = math.gcd(*blocks)
     unit = [each // whole for each in blocks]
@@ -135,7 +152,9 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     if 2 * few >= whole:
         found, in_flight = rehearsed(config, blocks, processes)
     else:
-        (low, in_flight), (high, _) = (rehearsed(config, tuple(n * each for each in unit), processes) for n in (few, 2 * few))
+        (low, in_flight), (high, _) = (
+            rehearsed(config, tuple(n * each for each in unit), processes) for n in (few, 2 * few)
+        )
         found = _linear(low, high, (whole - few) / few)
     return found if share == 1 else _shared(found, share, in_flight)
 
@@ -171,7 +190,8 @@ def too_large(found: Prediction, available: int, config: RunConfig) -> str | Non
     settings = {
         "precision: bfloat16 with weights: bfloat16": config.weights == "bfloat16",
         "gradient_checkpointing: true": config.gradient_checkpointing,
-        "guidance_forwards: sequential": config.guidance_forwards == "sequential" or config.guidance_scale == 1,
+        "guidance_forwards: sequential": config.guidance_forwards == "sequential"
+        or config.guidance_scale == 1,
         "adapter: {rank: 32}": config.adapter is not None or method_of(config).mixes_weights,
         "teacher_offload: true": config.teacher_offload or config.adapter is not None,
         "sharding: true with more processes": config.sharding or config.adapter is not None,
@@ -186,9 +206,14 @@ def too_large_to_sample(peak: int, available: int, config: RunConfig) -> str | N
     settings = {
         "protocol.precision: bfloat16": config.protocol.precision == "bfloat16",
         "teacher_offload: true": config.teacher_offload or config.adapter is not None,
-        "guidance_forwards: sequential": config.guidance_forwards == "sequential" or config.protocol.teacher_guidance == 1,
+        "guidance_forwards: sequential": config.guidance_forwards == "sequential"
+        or config.protocol.teacher_guidance == 1,
     }
-    return None if peak <= available else _too_little(f"sampling needs {gib(peak)}", available, settings)
+    return (
+        None
+        if peak <= available
+        else _too_little(f"sampling needs {gib(peak)}", available, settings)
+    )
 
 
 def _too_little(what: str, available: int, settings: Mapping[str, bool]) -> str:
@@ -220,15 +245,23 @@ class Outline(Pipeline):
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         config = read_config(self.folder / "tokenizer", "tokenizer_config.json")
-        length = self.architecture.text_length(SimpleNamespace(model_max_length=config.get("model_max_length", math.inf)))
-        return torch.empty(len(prompts), int(length), self.architecture.transformer[self.architecture.TEXT_WIDTH])
+        length = self.architecture.text_length(
+            SimpleNamespace(model_max_length=config.get("model_max_length", math.inf))
+        )
+        return torch.empty(
+            len(prompts), int(length), self.architecture.transformer[self.architecture.TEXT_WIDTH]
+        )
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
         (any_of_them,) = self.encode_text([""])
         return Texts(prompts, dict.fromkeys([*prompts, ""], any_of_them), self.device, dtype)
 
     def prompts(self) -> list[str]:
-        return super().prompts() if self.prompts_file or (self.folder / "prompts.txt").is_file() else ["one"]
+        return (
+            super().prompts()
+            if self.prompts_file or (self.folder / "prompts.txt").is_file()
+            else ["one"]
+        )
 
 
 def outline(config: RunConfig, layers: tuple[int | None, int | None] = (None, None)) -> Outline:
@@ -291,7 +324,9 @@ class Rehearsal(Trainer):
         return dict.fromkeys(needs_of(self.config), rows)
 
     def _batch_of(self, draws: Draws) -> Batch:
-        return super()._batch_of(FakeDraws(**{f.name: getattr(draws, f.name) for f in dataclasses.fields(draws)}))
+        return super()._batch_of(
+            FakeDraws(**{f.name: getattr(draws, f.name) for f in dataclasses.fields(draws)})
+        )
 
     def _exit_step(self, batch: Batch) -> int:
         return 0  # the steps before the exit keep nothing
@@ -324,16 +359,27 @@ class Rehearsal(Trainer):
         roles = {role: net for role, net in self.trained.items() if role != "modules"}
         trained = {role: _bytes(net.parameters()) for role, net in roles.items()}
         masters = {
-            role: trained[role] - _bytes(p for p in net.parameters() if any(p is q for q in nets[role].parameters()))
+            role: trained[role]
+            - _bytes(p for p in net.parameters() if any(p is q for q in nets[role].parameters()))
             if isinstance(net, Masters)
             else 0
             for role, net in roles.items()
         }
         heads = _bytes(self.modules.parameters())
         vae = self.outline.vae
-        other = _bytes([self.texts.null_text]) + (0 if vae is None else _bytes(vae.parameters())) + (1 + MOMENTS) * heads
-        gradients = {"student": trained["student"], "fake_score": trained.get("fake_score", 0) + heads}
-        flops = {role: self.ledger.flops.get(role, self.ledger.flops["student"]) for role in ("student", "fake_score", "teacher")}
+        other = (
+            _bytes([self.texts.null_text])
+            + (0 if vae is None else _bytes(vae.parameters()))
+            + (1 + MOMENTS) * heads
+        )
+        gradients = {
+            "student": trained["student"],
+            "fake_score": trained.get("fake_score", 0) + heads,
+        }
+        flops = {
+            role: self.ledger.flops.get(role, self.ledger.flops["student"])
+            for role in ("student", "fake_score", "teacher")
+        }
         flops["target"] = flops["student"]
         return Prediction(
             weights=weights,
@@ -357,8 +403,14 @@ class Rehearsal(Trainer):
                 continue
             blocks = [list(block.parameters()) for block in architecture_called(net).blocks(net)]
             inside = {parameter for block in blocks for parameter in block}
-            parts = [*blocks, [parameter for parameter in net.parameters() if parameter not in inside]]
-            size, wide = (max(map(of, parts)) for of in (_bytes, lambda part: sum(4 * p.numel() for p in part)))
+            parts = [
+                *blocks,
+                [parameter for parameter in net.parameters() if parameter not in inside],
+            ]
+            size, wide = (
+                max(map(of, parts))
+                for of in (_bytes, lambda part: sum(4 * p.numel() for p in part))
+            )
             most = max(most, 2 * size if role == "teacher" else 3 * size + max(size, wide))
         return most
 
@@ -367,7 +419,11 @@ class RehearsedSampler(Sampler):
     """A sampler on fake tensors: what it would draw together is drawn once, and what is alive meanwhile counted."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.config, self.device, self.dtype = config, torch.device("cpu"), getattr(torch, config.protocol.precision)
+        self.config, self.device, self.dtype = (
+            config,
+            torch.device("cpu"),
+            getattr(torch, config.protocol.precision),
+        )
         self.pipeline = outline(config)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
         self.seeds = list(range(min(drawn_together(config), config.protocol.clips)))
@@ -379,7 +435,9 @@ class RehearsedSampler(Sampler):
         beside = _bytes([self.texts.null_text]) + (0 if vae is None else _bytes(vae.parameters()))
         student = self.placed(self.pipeline.student())
         drawing = {student: self.student(student), self._teacher.net: self.teacher(1, self.seeds)}
-        return beside + max(_on_device(net) + max(passes, decoding) for net, passes in drawing.items())
+        return beside + max(
+            _on_device(net) + max(passes, decoding) for net, passes in drawing.items()
+        )
 
     def _clips(self, seeds: list[int], latents: Latents) -> int:
         return self._most(lambda: latents(self._noises(seeds), self.texts.rows(range(len(seeds)))))
@@ -393,7 +451,11 @@ class RehearsedSampler(Sampler):
             return self._most(lambda: self.pipeline.decode(latents))
 
         few, more = FEW_FRAMES
-        return at(frames) if frames <= more else at(few) + (at(more) - at(few)) * (frames - few) // (more - few)
+        return (
+            at(frames)
+            if frames <= more
+            else at(few) + (at(more) - at(few)) * (frames - few) // (more - few)
+        )
 
     @torch.no_grad()
     def _most(self, do: Callable[[], object]) -> int:
@@ -442,9 +504,15 @@ def _apply(net: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool =
 
 
 def _fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """Attention that never holds its matrix, as real devices run it; fake tensors would be given the plain one."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
@@ -487,13 +555,20 @@ def _shared(found: Prediction, share: int, in_flight: int) -> Prediction:
 
     gradients = part(found.gradients)
     # shards of what has masters are these, and of the network beside them what is its own master: no bfloat16 is held
-    own = {role: found.moments[role] // MOMENTS - size for role, size in found.masters.items() if size}
+    own = {
+        role: found.moments[role] // MOMENTS - size for role, size in found.masters.items() if size
+    }
     return dataclasses.replace(
         found,
-        weights=part({**found.weights, **own}), masters=part(found.masters), gradients=gradients, moments=part(found.moments),
+        weights=part({**found.weights, **own}),
+        masters=part(found.masters),
+        gradients=gradients,
+        moments=part(found.moments),
         ema=math.ceil(found.ema / share),
         stages={
-            role: tuple(size - found.gradients[role] + gradients[role] + in_flight for size in stages)
+            role: tuple(
+                size - found.gradients[role] + gradients[role] + in_flight for size in stages
+            )
             for role, stages in found.stages.items()
         },
-    )  # fmt: skip
+    )

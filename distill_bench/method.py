@@ -27,7 +27,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Depth = Annotated[float, Field(gt=0, le=1)]  # of a network: a share of its blocks
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (B,C,T,H,W), sigma (B,), text (B,L,D)) -> x0_hat (B,C,T,H,W)
+Denoise = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (x_t (B,C,T,H,W), sigma (B,), text (B,L,D)) -> x0_hat (B,C,T,H,W)
 
 
 class Role(Protocol):
@@ -96,14 +98,22 @@ class Nets:
     student: Role
     fake_score: Role
     teacher: Denoise  # guided by the run's guidance_scale
-    rollout: Callable[[Batch], Tensor]  # the student's samples (B, C, T, H, W), differentiable at the exit step
+    rollout: Callable[
+        [Batch], Tensor
+    ]  # the student's samples (B, C, T, H, W), differentiable at the exit step
     exit_sigma: Callable[[Batch], Tensor] | None = None  # the noise level (B,) of that step
-    target: Denoise | None = None  # the student's moving average (the student itself where the run keeps none)
+    target: Denoise | None = (
+        None  # the student's moving average (the student itself where the run keeps none)
+    )
     unguided_teacher: Role | None = None
     null_text: Tensor | None = None  # (1, L, D)
     guidance_scale: float = 1.0
-    decode: Denoise | None = None  # latents (B, C, T, H, W) -> video (B, 3, T', H', W') in [-1, 1], differentiable
-    modules: Mapping[str, nn.Module] = field(default_factory=dict)  # what the method's `modules` built
+    decode: Denoise | None = (
+        None  # latents (B, C, T, H, W) -> video (B, 3, T', H', W') in [-1, 1], differentiable
+    )
+    modules: Mapping[str, nn.Module] = field(
+        default_factory=dict
+    )  # what the method's `modules` built
     mean_over_ranks: Callable[[Tensor], Tensor] = _as_it_is  # of a tensor without a graph
 
 
@@ -153,8 +163,12 @@ class Method(ABC):
     version: ClassVar[int] = 1  # part of a run's identity: raise it when the numbers change
     presets: ClassVar[Mapping[str, Preset]] = {}
     has_fake_score: ClassVar[bool] = True  # without one no fake score is built, updated or paid for
-    mixes_weights: ClassVar[bool] = False  # after_student_update averages weights of roles: not with low-rank adapters
-    shares_graph: ClassVar[bool] = False  # student_loss gives `fake_score_terms` too: a run may say `reuse_rollout: graph`
+    mixes_weights: ClassVar[bool] = (
+        False  # after_student_update averages weights of roles: not with low-rank adapters
+    )
+    shares_graph: ClassVar[bool] = (
+        False  # student_loss gives `fake_score_terms` too: a run may say `reuse_rollout: graph`
+    )
 
     @property
     def packages(self) -> frozenset[str]:
@@ -187,7 +201,11 @@ class Method(ABC):
 
     def cost(self) -> Cost:
         """The passes of each phase, by default those of a detached score difference and of denoising."""
-        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1), "teacher": Passes(1)}
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1),
+            "teacher": Passes(1),
+        }
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})
 
 
@@ -214,7 +232,9 @@ def dmd_normaliser(x0: Tensor, x0_teacher: Tensor) -> Tensor:
     return mean_per_sample((x0 - x0_teacher).abs()).detach()
 
 
-def renoise(nets: Nets, batch: Batch, x0: Tensor, through_fake_score: bool, through_teacher: bool = False) -> Renoised:
+def renoise(
+    nets: Nets, batch: Batch, x0: Tensor, through_fake_score: bool, through_teacher: bool = False
+) -> Renoised:
     """Noise x0 again at a drawn level and ask the fake score and the teacher for their clean predictions.
 
     Where a prediction is not asked to keep its graph to x0, by the network's input, it is detached and costs no backward.
@@ -233,17 +253,25 @@ def toward(x0: Tensor, gradient: Tensor) -> Tensor:
     return 0.5 * (x0 - (x0 - gradient).detach()).square().mean()
 
 
-def reverse_kl(x0: Tensor, scores: Renoised, weight: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+def reverse_kl(
+    x0: Tensor, scores: Renoised, weight: Tensor | float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The reverse-KL term, weight * (x0_fake - x0_teacher) / n at x0, and its log.
 
     grad KL = E[w_t a_t (s_fake - s_teacher) dx0/dtheta] (Yin et al., 2023, eq. 7-8); in clean predictions the score difference
     is (1 - sigma) / sigma^2 (x0_fake - x0_teacher), and the released codes weight it so that only 1/n is left.
     """
-    gradient = weight * (scores.x0_fake - scores.x0_teacher).detach() / dmd_normaliser(x0, scores.x0_teacher)
+    gradient = (
+        weight
+        * (scores.x0_fake - scores.x0_teacher).detach()
+        / dmd_normaliser(x0, scores.x0_teacher)
+    )
     return toward(x0, gradient), {"score_gap": gradient.abs().mean()}
 
 
-def velocity_loss(net: Denoise, batch: Batch, x0: Tensor, text: Tensor | None = None, purpose: str = "denoise") -> Tensor:
+def velocity_loss(
+    net: Denoise, batch: Batch, x0: Tensor, text: Tensor | None = None, purpose: str = "denoise"
+) -> Tensor:
     """Flow matching of `net` on detached samples x0 (B, C, T, H, W): mean of |velocity_hat - (noise - x0)|^2 / 2.
 
     Lipman et al., 2022, conditional flow matching. In clean predictions the velocity error is (x0 - x0_hat) / sigma.

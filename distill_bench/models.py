@@ -25,7 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill_bench import shapes
 from distill_bench.adapters import Adapted
-from distill_bench.architectures import OWN_AUTOENCODER, Architecture, Call, architecture_called, architecture_of
+from distill_bench.architectures import (
+    OWN_AUTOENCODER,
+    Architecture,
+    Call,
+    architecture_called,
+    architecture_of,
+)
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.config import RunConfig
 from distill_bench.cost import Ledger
@@ -33,8 +39,22 @@ from distill_bench.gaussian import GaussianPipeline
 from distill_bench.noise import velocity_to_x0
 from distill_bench.sharding import Reached
 from distill_bench.store import first_line, once
-from distill_bench.teacher import TeacherError, autoencoder_of, content_hash, is_gaussian, teacher_folder
-from distill_bench.texts import Embeddings, Texts, embeddings_folder, has_text_encoder, prompts_hash, read_prompts, write_shard
+from distill_bench.teacher import (
+    TeacherError,
+    autoencoder_of,
+    content_hash,
+    is_gaussian,
+    teacher_folder,
+)
+from distill_bench.texts import (
+    Embeddings,
+    Texts,
+    embeddings_folder,
+    has_text_encoder,
+    prompts_hash,
+    read_prompts,
+    write_shard,
+)
 
 SHARD = 128  # embeddings a file
 
@@ -59,7 +79,9 @@ class TextPipeline:
             return read_prompts(self.prompts_file)
         path = self.folder / "prompts.txt"
         if not path.is_file():
-            raise TeacherError(f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`")
+            raise TeacherError(
+                f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`"
+            )
         return read_prompts(path)
 
     def encode_text(self, prompts: list[str]) -> Tensor:
@@ -87,15 +109,30 @@ class TextPipeline:
             )
         if missing:
             pipeline = self.text_pipeline()
-            encode, length = self._encoder(pipeline), self.architecture.text_length(pipeline.tokenizer)
-            cut = [prompt for prompt in missing if len(pipeline.tokenizer(prompt, verbose=False).input_ids) > length]
+            encode, length = (
+                self._encoder(pipeline),
+                self.architecture.text_length(pipeline.tokenizer),
+            )
+            cut = [
+                prompt
+                for prompt in missing
+                if len(pipeline.tokenizer(prompt, verbose=False).input_ids) > length
+            ]
             if cut:
                 say = f"{len(cut)} of {len(missing)} prompts have more than the {length} tokens that {self.folder.name} takes"
-                print(f"{say}: their ends are cut, for instance {cut[0][:60]!r}", file=sys.stderr, flush=True)
+                print(
+                    f"{say}: their ends are cut, for instance {cut[0][:60]!r}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             shards = [missing[at : at + SHARD] for at in range(0, len(missing), SHARD)]
-            console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or place_of_launch()[0] > 0)
+            console = Console(
+                file=sys.stderr, quiet=not sys.stderr.isatty() or place_of_launch()[0] > 0
+            )
             for shard in track(shards, "encoding prompts", console=console, transient=True):
-                write_shard(folder, {prompt: encode(prompt).cpu() for prompt in shard}, self.folder.name)
+                write_shard(
+                    folder, {prompt: encode(prompt).cpu() for prompt in shard}, self.folder.name
+                )
         return len(missing)
 
     def _embedded(self, prompts: list[str]) -> Mapping[str, Tensor] | Embeddings:
@@ -107,10 +144,18 @@ class TextPipeline:
         def there() -> Embeddings | None:
             folder = self.embeddings(self.store)
             stored = None if folder is None else Embeddings(folder)
-            return stored if stored is not None and all(prompt in stored for prompt in prompts) else None
+            return (
+                stored
+                if stored is not None and all(prompt in stored for prompt in prompts)
+                else None
+            )
 
         if (stored := there()) is None:
-            once(self.store / "embeddings", lambda: there() is not None, lambda: self.embed(prompts, self.store))
+            once(
+                self.store / "embeddings",
+                lambda: there() is not None,
+                lambda: self.embed(prompts, self.store),
+            )
             stored = there()
         return stored
 
@@ -127,10 +172,14 @@ class TextPipeline:
         """diffusers' pipeline with its tokenizer and text encoder alone."""
         with _naming(self.folder / "tokenizer"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-        encoder = _loaded(getattr(transformers, self.architecture.TEXT_ENCODER), self.folder / "text_encoder")
+        encoder = _loaded(
+            getattr(transformers, self.architecture.TEXT_ENCODER), self.folder / "text_encoder"
+        )
         encoder = encoder.to(self.device).eval().requires_grad_(False)
         pipeline_class = getattr(diffusers, self.architecture.PIPELINE)
-        return pipeline_class(tokenizer=tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None)
+        return pipeline_class(
+            tokenizer=tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None
+        )
 
     def _encoder(self, pipeline: diffusers.DiffusionPipeline) -> Callable[[str], Tensor]:
         """What makes the embedding (L, D) of a prompt: of each alone, so that company does not change its bits."""
@@ -149,7 +198,9 @@ class Pipeline(TextPipeline):
 
     transformer: nn.Module
     vae: nn.Module | None
-    student_folder: Path  # of the pipeline whose transformer the student and the fake score begin from
+    student_folder: (
+        Path  # of the pipeline whose transformer the student and the fake score begin from
+    )
 
     @property
     def fps(self) -> float | None:
@@ -183,7 +234,9 @@ class Pipeline(TextPipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames uint8 (B, T, 3, H, W) of latents (B, C, T, H, W)."""
-        frames = ((self.decode_video(latents).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        frames = (
+            ((self.decode_video(latents).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        )
         return frames.transpose(1, 2).cpu()
 
     @torch.no_grad()
@@ -202,7 +255,9 @@ class Pipeline(TextPipeline):
             attributes = [shapes.parse(prompt) for prompt in prompts]
         except ValueError:
             return None
-        return self.encode(np.stack([shapes.render(a, key) for a, key in zip(attributes, keys, strict=True)]))
+        return self.encode(
+            np.stack([shapes.render(a, key) for a, key in zip(attributes, keys, strict=True)])
+        )
 
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
         """FLOPs of one forward of one sample, for the weight of a role in the ledger."""
@@ -218,11 +273,17 @@ class Pipeline(TextPipeline):
 
 def place_of_launch() -> tuple[int, int, torch.device]:
     """This process among those that torchrun or accelerate started for one task, how many they are, and its device."""
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device
 
 
-def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline | GaussianPipeline:
+def pipeline_of(
+    config: RunConfig, device: torch.device, store: Path | None = None
+) -> Pipeline | GaussianPipeline:
     """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings.
 
     Raises:
@@ -253,7 +314,11 @@ def check_content(config: RunConfig, prompts: Path | None = None) -> None:
 
 
 def load_pipeline(
-    name: str, device: torch.device, student: str | None = None, prompts: Path | None = None, store: Path | None = None
+    name: str,
+    device: torch.device,
+    student: str | None = None,
+    prompts: Path | None = None,
+    store: Path | None = None,
 ) -> Pipeline | GaussianPipeline:
     """The teacher `name` in float32, frozen; its students begin from the folder `student`, where it is given.
 
@@ -268,10 +333,21 @@ def load_pipeline(
     if vae is not None:
         vae = vae.to(device).eval().requires_grad_(False)
     begin = teacher_folder(student) if student else folder
-    return Pipeline(folder, architecture, device, store, prompts, transformer=transformer, vae=vae, student_folder=begin)
+    return Pipeline(
+        folder,
+        architecture,
+        device,
+        store,
+        prompts,
+        transformer=transformer,
+        vae=vae,
+        student_folder=begin,
+    )
 
 
-def load_texts(name: str, device: torch.device, prompts: Path | None = None, store: Path | None = None) -> TextPipeline:
+def load_texts(
+    name: str, device: torch.device, prompts: Path | None = None, store: Path | None = None
+) -> TextPipeline:
     """The texts of the teacher `name`, without its networks.
 
     Raises:
@@ -286,7 +362,11 @@ def load_texts(name: str, device: torch.device, prompts: Path | None = None, sto
 def load_transformer(folder: Path) -> nn.Module:
     """A trainable float32 copy of the pipeline's transformer, which knows the architecture that calls it."""
     architecture = architecture_of(folder)
-    net = _loaded(getattr(diffusers, architecture.transformer["_class_name"]), folder / "transformer", every=True).eval()
+    net = _loaded(
+        getattr(diffusers, architecture.transformer["_class_name"]),
+        folder / "transformer",
+        every=True,
+    ).eval()
     net.architecture = architecture
     return net
 
@@ -307,7 +387,9 @@ def load_autoencoder(folder: Path, architecture: Architecture) -> nn.Module | No
     return vae
 
 
-def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32, every: bool = False) -> nn.Module:
+def _loaded(
+    kind: type, folder: Path, dtype: torch.dtype = torch.float32, every: bool = False
+) -> nn.Module:
     """A part of a pipeline with its weights, all of them.
 
     Args:
@@ -318,15 +400,21 @@ def _loaded(kind: type, folder: Path, dtype: torch.dtype = torch.float32, every:
     """
     # of the two libraries one raises what weight has another shape, the other advice
     of_text = issubclass(kind, transformers.PreTrainedModel)
-    options = {"dtype": dtype, "ignore_mismatched_sizes": True} if of_text else {"torch_dtype": dtype}
+    options = (
+        {"dtype": dtype, "ignore_mismatched_sizes": True} if of_text else {"torch_dtype": dtype}
+    )
     with _naming(folder):
         part, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     wrong = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     if wrong:
-        raise TeacherError(f"{folder}: {len(wrong)} weights are missing or of another shape, for instance {wrong[0]}")
+        raise TeacherError(
+            f"{folder}: {len(wrong)} weights are missing or of another shape, for instance {wrong[0]}"
+        )
     over = sorted(info["unexpected_keys"]) if every else []
     if over:
-        raise TeacherError(f"{folder}: its config.json has no place for {len(over)} of its weights, for instance {over[0]}")
+        raise TeacherError(
+            f"{folder}: its config.json has no place for {len(over)} of its weights, for instance {over[0]}"
+        )
     return part
 
 
@@ -336,8 +424,12 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        said = first_line(error).partition(". If you want to")[0]  # behind it is advice on their arguments
-        raise TeacherError(f"cannot load {folder}: {said.removeprefix('Cannot load  because ')}") from error
+        said = first_line(error).partition(". If you want to")[
+            0
+        ]  # behind it is advice on their arguments
+        raise TeacherError(
+            f"cannot load {folder}: {said.removeprefix('Cannot load  because ')}"
+        ) from error
 
 
 class Denoiser:
@@ -354,7 +446,13 @@ class Denoiser:
         autocast: torch.dtype | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.net, self.role, self.ledger, self.autocast, self.weights = net, role, ledger, autocast, weights
+        self.net, self.role, self.ledger, self.autocast, self.weights = (
+            net,
+            role,
+            ledger,
+            autocast,
+            weights,
+        )
         self.architecture = architecture_called(net)
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -376,7 +474,9 @@ class Denoiser:
 
         def call(*inputs: Any, **named: Any) -> Tensor:
             self._call(*inputs, **named)
-            raise Reached(found[0])  # a sharded network ends as if they were its output (`shard`), which is not to be converted
+            raise Reached(
+                found[0]
+            )  # a sharded network ends as if they were its output (`shard`), which is not to be converted
 
         handle = blocks[last - 1].register_forward_hook(reached)
         try:
@@ -387,19 +487,25 @@ class Denoiser:
             handle.remove()
         return self._count(found[0], len(x_t) * last / len(blocks)).to(x_t.dtype)
 
-    def _forward(self, x_t: Tensor, sigma: Tensor, text: Tensor, call: Call | None = None) -> Tensor:
+    def _forward(
+        self, x_t: Tensor, sigma: Tensor, text: Tensor, call: Call | None = None
+    ) -> Tensor:
         with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
             return self.architecture.velocity(self.net, call or self._call, x_t, sigma, text)
 
     def _call(self, *inputs: Any, **named: Any) -> Tensor:
         if self.weights is not None:
-            return functional_call(self.net, dict(self.weights), inputs, {**named, "return_dict": False})[0]
+            return functional_call(
+                self.net, dict(self.weights), inputs, {**named, "return_dict": False}
+            )[0]
         return self.net(*inputs, **named, return_dict=False)[0]
 
     def _count(self, output: Tensor, samples: float) -> Tensor:
         self.ledger.add(self.role, "forward", samples)
         if output.requires_grad:
-            output.register_hook(lambda _: self.ledger.add(self.role, self._kind_of_backward(), samples))
+            output.register_hook(
+                lambda _: self.ledger.add(self.role, self._kind_of_backward(), samples)
+            )
         return output
 
     def _kind_of_backward(self) -> str:
@@ -407,7 +513,9 @@ class Denoiser:
 
         One that trains adapters alone computes no gradient of the base's weights, and costs what one to the input does.
         """
-        trained = any(p.requires_grad for p in self.net.parameters()) and not isinstance(self.net, Adapted)
+        trained = any(p.requires_grad for p in self.net.parameters()) and not isinstance(
+            self.net, Adapted
+        )
         return "full_backward" if trained else "input_backward"
 
 
@@ -417,8 +525,15 @@ class Guided:
     In one forward of both, or in two one after the other, which need half the memory.
     """
 
-    def __init__(self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float, batched: bool = True) -> None:
-        self.denoiser, self.null_text, self.guidance_scale, self.batched = denoiser, null_text, guidance_scale, batched
+    def __init__(
+        self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float, batched: bool = True
+    ) -> None:
+        self.denoiser, self.null_text, self.guidance_scale, self.batched = (
+            denoiser,
+            null_text,
+            guidance_scale,
+            batched,
+        )
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         if self.guidance_scale == 1:
@@ -426,7 +541,9 @@ class Guided:
         null_text = self.null_text.expand_as(text)
         if self.batched:
             both = torch.cat([text, null_text])
-            cond, uncond = self.denoiser(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+            cond, uncond = self.denoiser(
+                torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both
+            ).chunk(2)
         else:
             cond, uncond = self.denoiser(x_t, sigma, text), self.denoiser(x_t, sigma, null_text)
         return uncond + self.guidance_scale * (cond - uncond)
@@ -437,5 +554,7 @@ def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -
     x = torch.zeros(1, *latent_shape, device=text.device, dtype=text.dtype)
     sigma = torch.full((1,), 0.5, device=text.device, dtype=text.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        architecture_called(net).velocity(net, lambda *xs, **named: net(*xs, **named, return_dict=False)[0], x, sigma, text[:1])
+        architecture_called(net).velocity(
+            net, lambda *xs, **named: net(*xs, **named, return_dict=False)[0], x, sigma, text[:1]
+        )
     return float(counter.get_total_flops())

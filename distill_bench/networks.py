@@ -49,9 +49,12 @@ def build(config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None)
         views = {role: add_adapter(base, role, config.adapter, config.seed) for role in roles}
         views["target"].load_state_dict(views["student"].state_dict())
         networks = Networks(
-            views["student"], views.get("fake_score"), Adapted(base, None), views["target"],
+            views["student"],
+            views.get("fake_score"),
+            Adapted(base, None),
+            views["target"],
             {role: views[role] for role in roles if role != "target"},
-        )  # fmt: skip
+        )
     elif mesh is not None:
         compute = torch.bfloat16 if low else None
         nets = {"student": pipeline.student, "target": pipeline.student}
@@ -60,11 +63,16 @@ def build(config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None)
         if config.ema is None:
             del nets["target"]
         teacher = shard(in_dtype(teacher, config), mesh, compute, config.teacher_offload)
-        sharded = {role: shard(in_dtype(net(), config), mesh, compute) for role, net in nets.items()}
+        sharded = {
+            role: shard(in_dtype(net(), config), mesh, compute) for role, net in nets.items()
+        }
         networks = Networks(
-            sharded["student"], sharded.get("fake_score"), teacher, sharded.get("target"),
+            sharded["student"],
+            sharded.get("fake_score"),
+            teacher,
+            sharded.get("target"),
             {role: net for role, net in sharded.items() if role != "target"},
-        )  # fmt: skip
+        )
         if networks.target is not None:
             networks.target.requires_grad_(False)
     else:
@@ -72,7 +80,11 @@ def build(config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None)
         if has_fake_score:
             nets["fake_score"] = placed(pipeline.fake_score())
         trained = {role: Masters(net) for role, net in nets.items()} if low else nets
-        teacher = offloaded(in_dtype(teacher, config), pipeline.device) if config.teacher_offload else placed(teacher)
+        teacher = (
+            offloaded(in_dtype(teacher, config), pipeline.device)
+            if config.teacher_offload
+            else placed(teacher)
+        )
         networks = Networks(nets["student"], nets.get("fake_score"), teacher, None, trained)
     if config.gradient_checkpointing:
         for net in (networks.student, networks.fake_score, networks.teacher):
@@ -93,7 +105,11 @@ def checkpointed(block: nn.Module, *inputs: Tensor) -> Tensor:
     """
     then = _AsItWas(block)
     return checkpoint(
-        block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (contextlib.nullcontext(), then)
+        block,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (contextlib.nullcontext(), then),
     )
 
 
@@ -132,7 +148,9 @@ class Streamed(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: object) -> object:
         held = [*self.block.named_parameters(), *self.block.named_buffers()]
-        there = {name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in held}
+        there = {
+            name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in held
+        }
         return functional_call(self.block, there, inputs, named)
 
 

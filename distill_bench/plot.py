@@ -28,7 +28,18 @@ from matplotlib.lines import Line2D
 
 from distill_bench import canvas
 from distill_bench.canvas import COLOURS, DASHES, GROUND, MARKERS, QUIET, SIZE, STYLE
-from distill_bench.results import COST, COSTS, Column, Results, ResultsError, Row, load, number, say, show
+from distill_bench.results import (
+    COST,
+    COSTS,
+    Column,
+    Results,
+    ResultsError,
+    Row,
+    load,
+    number,
+    say,
+    show,
+)
 from distill_bench.stats import Interval, mean_interval
 from distill_bench.store import read_jsonl, sweep_called, write_bytes
 from distill_bench.tables import against_baseline, verdict
@@ -64,7 +75,10 @@ def plot(folder: Path, workers: int = 1) -> list[Path]:
             parts = list(pool.map(_draw, [folder] * workers, range(workers), [workers] * workers))
     else:
         parts = [_draw(folder, 0, 1)]
-    lines = [line for _, line in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+    lines = [
+        line
+        for _, line in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])
+    ]
     write_bytes(listed, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return [listed.with_name(f"{line['name']}.svg") for line in lines]
 
@@ -76,7 +90,12 @@ def _draw(folder: Path, first: int, step: int) -> list[tuple[int, dict]]:
         figure = drawing.draw() if place % step == first else None
         if figure is not None:
             canvas.save(figure, folder, drawing.name)
-            line = {"name": drawing.name, "section": drawing.section, "about": drawing.about, "wide": drawing.wide}
+            line = {
+                "name": drawing.name,
+                "section": drawing.section,
+                "about": drawing.about,
+                "wide": drawing.wide,
+            }
             lines.append((place, line))
     return lines
 
@@ -91,33 +110,60 @@ def drawings(results: Results) -> Iterator[Drawing]:
     notes = [f"hollow: controls, run at one value of {axis} alone"] if key.controls else []
     if axis:
         alone = "dashed, hollow: rows to which it does not apply" if key.across else ""
-        rest = "; ".join(filter(None, [band, "dots are runs, arrow heads intervals that go on", *notes, alone]))
-        yield Drawing("overview", "headline", f"{titles} against {axis}, one line a series: {rest}", lambda: overview(r), True)
+        rest = "; ".join(
+            filter(None, [band, "dots are runs, arrow heads intervals that go on", *notes, alone])
+        )
+        yield Drawing(
+            "overview",
+            "headline",
+            f"{titles} against {axis}, one line a series: {rest}",
+            lambda: overview(r),
+            True,
+        )
     for c in main:
-        about = "; ".join([f"{c.title} against training cost at the end of training: {band}", *notes])
-        yield Drawing(f"{c.column}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c))
+        about = "; ".join(
+            [f"{c.title} against training cost at the end of training: {band}", *notes]
+        )
+        yield Drawing(
+            f"{c.column}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c)
+        )
     distance = next((c for c in main if c.better == "lower"), None)
     for c in main if distance else []:
         if c is not distance:
             about = f"{c.title} against {distance.title}: {band}; diamonds are references"
-            yield Drawing(f"{c.column}_against_{distance.column}", "pareto", about, lambda c=c: trade_off(r, distance, c))
+            yield Drawing(
+                f"{c.column}_against_{distance.column}",
+                "pareto",
+                about,
+                lambda c=c: trade_off(r, distance, c),
+            )
     for c in main:
         for x, name in ((UPDATES, "updates"), (COSTS[0], "cost")):
             about = f"{c.title} over {x.title.lower()}: mean of a row's runs, band: 95 % interval over seeds"
-            about += "; a cross is a run that collapsed" if any(run.status == "collapsed" for run in r.runs) else ""
-            yield Drawing(f"{c.column}_over_{name}", "curves", about, lambda c=c, x=x: curves(r, c, x), True)
+            about += (
+                "; a cross is a run that collapsed"
+                if any(run.status == "collapsed" for run in r.runs)
+                else ""
+            )
+            yield Drawing(
+                f"{c.column}_over_{name}", "curves", about, lambda c=c, x=x: curves(r, c, x), True
+            )
     about = f"{titles}: {band} of every row; dots are runs, diamonds references"
     yield Drawing("every_row", "rows", about, lambda: every_row(r), True)
     if r.baseline:
-        about = (
-            f"{titles}: paired difference of every row to {r.baseline.label} with its 95 % interval; filled where p (Holm) < 0.05"
-        )
+        about = f"{titles}: paired difference of every row to {r.baseline.label} with its 95 % interval; filled where p (Holm) < 0.05"
         yield Drawing("differences", "differences", about, lambda: differences(r), True)
     about = "The training logs over student updates: mean over the runs of a row, and over bins where there are bins"
     yield Drawing("training", "diagnostics", about, lambda: training(r), True)
     for name in binned(results):
         about = f"{name.replace('_', ' ')} by bin: mean over the runs of a row and the last third of training"
-        yield Drawing(f"{canvas.file_name(name)}_by_bin", "diagnostics", about, lambda name=name: by_bin(r, name), True)
+        yield Drawing(
+            f"{canvas.file_name(name)}_by_bin",
+            "diagnostics",
+            about,
+            lambda name=name: by_bin(r, name),
+            True,
+        )
 
 
 def _load(folder: Path | Results) -> Results:
@@ -151,7 +197,9 @@ def overview(folder: Path | Results) -> Figure | None:
     with plt.rc_context(STYLE):
         wide = min(len(columns), 2)
         tall = -(-len(columns) // wide)
-        figure, grid = plt.subplots(tall, wide, figsize=(3.7 * wide, 0.4 + 2.5 * tall), squeeze=False)
+        figure, grid = plt.subplots(
+            tall, wide, figsize=(3.7 * wide, 0.4 + 2.5 * tall), squeeze=False
+        )
         for axes, column in zip(grid.flat, columns, strict=False):
             _dodged(axes, results, column, key, places)
             axes.set_title(canvas.wrapped(column.wish, 42))
@@ -166,26 +214,52 @@ def overview(folder: Path | Results) -> Figure | None:
     return figure
 
 
-def _dodged(axes: Axes, results: Results, column: Column, key: "Key", places: Sequence[str]) -> None:
+def _dodged(
+    axes: Axes, results: Results, column: Column, key: "Key", places: Sequence[str]
+) -> None:
     """Draw one score of `overview`."""
-    rows = [(row, interval) for row in results.students if row.at and (interval := results.interval(row, column.column))]
+    rows = [
+        (row, interval)
+        for row in results.students
+        if row.at and (interval := results.interval(row, column.column))
+    ]
     lines = list(dict.fromkeys(key.base.get(row.series, row.series) for row, _ in rows))
     step = min(0.8, 0.16 * len(lines)) / max(len(lines), 1)
     series: dict[str, list[tuple[float, Interval]]] = {}
     seen, marks = _across(axes, results, column, key), []
     for row, interval in rows:
-        slot = lines.index(key.base.get(row.series, row.series)) + (0.95 if row.series in key.base else 0.5)
-        at, colour = places.index(row.at) + step * (slot - len(lines) / 2), key.looks[row.series]["color"]
+        slot = lines.index(key.base.get(row.series, row.series)) + (
+            0.95 if row.series in key.base else 0.5
+        )
+        at, colour = (
+            places.index(row.at) + step * (slot - len(lines) / 2),
+            key.looks[row.series]["color"],
+        )
         known = [float(values.mean()) for values in row.by_seed(column.column).values()]
-        axes.plot(np.full(len(known), at), known, ".", color=colour, alpha=0.4, markersize=4.5, markeredgewidth=0)
+        axes.plot(
+            np.full(len(known), at),
+            known,
+            ".",
+            color=colour,
+            alpha=0.4,
+            markersize=4.5,
+            markeredgewidth=0,
+        )
         series.setdefault(row.series, []).append((at, interval))
         marks.append((at, interval.low, interval.high, colour))
         seen += [*known, interval.mean]
     for label, found in series.items():
         found.sort(key=lambda pair: pair[0])
-        axes.plot(*zip(*[(at, i.mean) for at, i in found], strict=True), **key.looks[label], linewidth=1.1, markersize=4)
+        axes.plot(
+            *zip(*[(at, i.mean) for at, i in found], strict=True),
+            **key.looks[label],
+            linewidth=1.1,
+            markersize=4,
+        )
     seen += _floor(axes, results, column)
-    canvas.view(axes.yaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
+    canvas.view(
+        axes.yaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column)
+    )
     canvas.intervals(axes, marks)
     if column.better == "one":
         axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
@@ -193,19 +267,33 @@ def _dodged(axes: Axes, results: Results, column: Column, key: "Key", places: Se
 
 def _floor(axes: Axes, results: Results, column: Column) -> list[float]:
     """A line where the teacher is against its own clips of other seeds, below which no distance means anything."""
-    values = [row.runs[0].value(column.column) for row in results.references if row.label == "teacher_other" and row.done]
+    values = [
+        row.runs[0].value(column.column)
+        for row in results.references
+        if row.label == "teacher_other" and row.done
+    ]
     floor = [value for value in values if value is not None and column.better == "lower"]
     for value in floor:
         axes.axhline(value, color=QUIET, linestyle=(0, (4, 3)), linewidth=0.8, zorder=0)
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate("teacher against teacher", (1, value), xytext=(0, 2), ha="right", color=QUIET, fontsize=8, **place)
+        axes.annotate(
+            "teacher against teacher",
+            (1, value),
+            xytext=(0, 2),
+            ha="right",
+            color=QUIET,
+            fontsize=8,
+            **place,
+        )
     return floor
 
 
 def score_by_axis(folder: Path | Results, column: Column | str) -> Figure | None:
     """A score against what the sweep varies, a line a series."""
     results = _load(folder)
-    return against(results, results.axis, _column(results, column), "series") if results.axis else None
+    return (
+        against(results, results.axis, _column(results, column), "series") if results.axis else None
+    )
 
 
 def score_against_cost(folder: Path | Results, column: Column | str) -> Figure | None:
@@ -243,11 +331,20 @@ def points(results: Results, x: str, y: str, group: str) -> list[Point]:
             part = dataclasses.replace(row, runs=tuple(runs))
             pair = results.interval(part, x), results.interval(part, y)
             if None not in pair:
-                found.append(Point(label, row.series, "" if x == results.axis else show(row.at) if row.at else "", *pair))
+                found.append(
+                    Point(
+                        label,
+                        row.series,
+                        "" if x == results.axis else show(row.at) if row.at else "",
+                        *pair,
+                    )
+                )
     return found
 
 
-def against(folder: Path | Results, x: Column | str, y: Column | str, group: str = "method") -> Figure | None:
+def against(
+    folder: Path | Results, x: Column | str, y: Column | str, group: str = "method"
+) -> Figure | None:
     """One column of runs.csv against another: a colour a group, a marker a row; rows that differ in the axis alone are joined.
 
     None where no finished run has both. Rows without a place on the sweep's axis are lines across it. References with both
@@ -275,29 +372,56 @@ def against(folder: Path | Results, x: Column | str, y: Column | str, group: str
             line = [point for point in found if (point.group, point.series) == (label, series)]
             line.sort(key=lambda point: number(point.note) or point.x.mean)  # along the axis
             look = key.looks[series] | hues.get(label, {})
-            axes.plot([p.x.mean for p in line], [p.y.mean for p in line], **look, markersize=4.5, linewidth=1.1)
-            noted = {line[0].note: line[0], line[-1].note: line[-1]}.values() if series not in key.base else ()
+            axes.plot(
+                [p.x.mean for p in line],
+                [p.y.mean for p in line],
+                **look,
+                markersize=4.5,
+                linewidth=1.1,
+            )
+            noted = (
+                {line[0].note: line[0], line[-1].note: line[-1]}.values()
+                if series not in key.base
+                else ()
+            )
             notes += [(point.note, (point.x.mean, point.y.mean), look["color"]) for point in noted]
             name = key.names.get(series, series)
-            if series not in key.base or label not in told:  # a group of controls alone has an entry, too
-                handles.append(Line2D([], [], **look, label=name if name.startswith(label) else label))
+            if (
+                series not in key.base or label not in told
+            ):  # a group of controls alone has an entry, too
+                handles.append(
+                    Line2D([], [], **look, label=name if name.startswith(label) else label)
+                )
             told.add(label)
         across = _across(axes, results, y, key) if x.column == results.axis else []
         ends = [end for p in found for end in (p.y.low, p.y.high)]
         canvas.view(axes.yaxis, [*(p.y.mean for p in found), *across], ends, _spread(y))
         spread = [point.x.mean for point in found]
-        canvas.view(axes.xaxis, spread, [end for p in found if x.headline for end in (p.x.low, p.x.high)], _spread(x))
+        canvas.view(
+            axes.xaxis,
+            spread,
+            [end for p in found if x.headline for end in (p.x.low, p.x.high)],
+            _spread(x),
+        )
         canvas.annotate(axes, notes)
         if x.column == results.axis and len(set(spread)) <= 8:
-            axes.set_xticks(sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False)
+            axes.set_xticks(
+                sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False
+            )
             axes.minorticks_off()
         if y.better == "one":
             axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
         far = _references(axes, results, x, y)
         colours = [(hues.get(p.group) or key.looks[p.series])["color"] for p in found]
-        canvas.intervals(axes, [(p.x.mean, p.y.low, p.y.high, c) for p, c in zip(found, colours, strict=True)])
+        canvas.intervals(
+            axes, [(p.x.mean, p.y.low, p.y.high, c) for p, c in zip(found, colours, strict=True)]
+        )
         if x.headline:
-            canvas.intervals(axes, [(p.y.mean, p.x.low, p.x.high, c) for p, c in zip(found, colours, strict=True)], upright=False)
+            canvas.intervals(
+                axes,
+                [(p.y.mean, p.x.low, p.x.high, c) for p, c in zip(found, colours, strict=True)],
+                upright=False,
+            )
         axes.set_xlabel(canvas.wrapped(x.wish, 48))
         axes.set_ylabel(canvas.wrapped(y.wish, 34))
         ends = f"at a line's ends: {results.axis}" if any(point.note for point in found) else ""
@@ -320,9 +444,18 @@ def _across(axes: Axes, results: Results, y: Column, key: "Key") -> list[float]:
             continue
         look = key.looks[row.series] | {"linestyle": DASHES[1], "markevery": [1], "clip_on": False}
         across = axes.get_yaxis_transform()
-        axes.plot([0, 1], [interval.mean] * 2, transform=across, **look, linewidth=1.3, label=row.series)
+        axes.plot(
+            [0, 1], [interval.mean] * 2, transform=across, **look, linewidth=1.3, label=row.series
+        )
         half = canvas.half(interval)
-        axes.axhspan(interval.mean - half, interval.mean + half, color=look["color"], alpha=0.1, linewidth=0, zorder=0)
+        axes.axhspan(
+            interval.mean - half,
+            interval.mean + half,
+            color=look["color"],
+            alpha=0.1,
+            linewidth=0,
+            zorder=0,
+        )
         means.append(interval.mean)
     return means
 
@@ -331,16 +464,30 @@ def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
     """Draw the references that lie near the runs, for which the axes give way; returns a sentence for the others."""
     sides = [axes.xaxis, axes.yaxis]
     views = [canvas.straight(side, side.get_view_interval()) for side in sides]
-    reach = [(high - low) * (0.5 if side.get_scale() == "log" else 1.2) for (low, high), side in zip(views, sides, strict=True)]
+    reach = [
+        (high - low) * (0.5 if side.get_scale() == "log" else 1.2)
+        for (low, high), side in zip(views, sides, strict=True)
+    ]
     far, lines, dots = [], [], []
     for row in results.references:
         at = [row.runs[0].value(column.column) if row.done else None for column in (x, y)]
         if at[1] is None:
             continue
-        where = [np.nan if value is None else canvas.straight(side, value) for value, side in zip(at, sides, strict=True)]
-        if any(w < low - r or w > high + r for w, (low, high), r in zip(where, views, reach, strict=True)):
+        where = [
+            np.nan if value is None else canvas.straight(side, value)
+            for value, side in zip(at, sides, strict=True)
+        ]
+        if any(
+            w < low - r or w > high + r
+            for w, (low, high), r in zip(where, views, reach, strict=True)
+        ):
             far.append(
-                f"{row.label} " + (canvas.brief(at[1]) if at[0] is None else f"({canvas.brief(at[0])}, {canvas.brief(at[1])})")
+                f"{row.label} "
+                + (
+                    canvas.brief(at[1])
+                    if at[0] is None
+                    else f"({canvas.brief(at[0])}, {canvas.brief(at[1])})"
+                )
             )
         elif at[0] is None:
             lines.append((at[1], row.label))
@@ -354,11 +501,28 @@ def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
     for value, _ in lines:
         axes.axhline(value, color=QUIET, linestyle=DASHES[1], linewidth=1, zorder=0)
     quiet = {"textcoords": "offset points", "color": QUIET, "fontsize": 8, "in_layout": False}
-    for at, names in canvas.together(dots, lambda at: [canvas.share(side, value) for side, value in zip(sides, at, strict=True)]):
+    for at, names in canvas.together(
+        dots, lambda at: [canvas.share(side, value) for side, value in zip(sides, at, strict=True)]
+    ):
         right = canvas.share(axes.xaxis, at[0]) > 0.6
-        axes.annotate(canvas.few(names), at, xytext=(-6, -3) if right else (6, -3), ha="right" if right else "left", **quiet)
-    for value, names in canvas.together(sorted(lines), lambda value: [canvas.share(axes.yaxis, value)]):
-        axes.annotate(canvas.few(names), (1, value), xytext=(0, 2), ha="right", xycoords=("axes fraction", "data"), **quiet)
+        axes.annotate(
+            canvas.few(names),
+            at,
+            xytext=(-6, -3) if right else (6, -3),
+            ha="right" if right else "left",
+            **quiet,
+        )
+    for value, names in canvas.together(
+        sorted(lines), lambda value: [canvas.share(axes.yaxis, value)]
+    ):
+        axes.annotate(
+            canvas.few(names),
+            (1, value),
+            xytext=(0, 2),
+            ha="right",
+            xycoords=("axes fraction", "data"),
+            **quiet,
+        )
     return canvas.wrapped("off the axis: " + ", ".join(far), 72) if far else ""
 
 
@@ -388,19 +552,33 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
         ends = [end for *_, means in bands for each in means for end in (each.low, each.high)]
         canvas.view(grid[0][0].yaxis, canvas.drawn(grid.flat), ends, _spread(column))
         bottom, top = grid[0][0].get_ylim()
-        for axes, row, places, means in bands:  # within the view: a logarithmic axis has no place for what is below 0
+        for (
+            axes,
+            row,
+            places,
+            means,
+        ) in bands:  # within the view: a logarithmic axis has no place for what is below 0
             low, high = (
-                [np.clip(b if isfinite(b) else m.mean, bottom, top) for m, b in zip(means, bs, strict=True)]
+                [
+                    np.clip(b if isfinite(b) else m.mean, bottom, top)
+                    for m, b in zip(means, bs, strict=True)
+                ]
                 for bs in ([m.low for m in means], [m.high for m in means])
             )
-            axes.fill_between(places, low, high, color=key.looks[row.series]["color"], alpha=0.12, linewidth=0)
+            axes.fill_between(
+                places, low, high, color=key.looks[row.series]["color"], alpha=0.12, linewidth=0
+            )
         figure.supxlabel(x.wish, fontsize=STYLE["axes.labelsize"])
-        figure.supylabel(canvas.wrapped(column.wish, 28 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"])
+        figure.supylabel(
+            canvas.wrapped(column.wish, 28 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"]
+        )
         canvas.legend(figure, key.entries)
     return figure
 
 
-def _curve(axes: Axes, row: Row, column: str, x: str, look: dict) -> tuple[list[float], list[Interval]] | None:
+def _curve(
+    axes: Axes, row: Row, column: str, x: str, look: dict
+) -> tuple[list[float], list[Interval]] | None:
     """Draw the means of a row's runs; returns their places and intervals."""
     at: dict[float, list[tuple[float, float]]] = {}
     for run in row.runs:
@@ -415,14 +593,23 @@ def _curve(axes: Axes, row: Row, column: str, x: str, look: dict) -> tuple[list[
     for run in row.runs:
         known = [point for point in run.checkpoints if x in point and column in point]
         if run.status == "collapsed" and known:
-            axes.plot(known[-1][x], known[-1][column], marker="x", color=look["color"], markersize=7, linestyle="none")
+            axes.plot(
+                known[-1][x],
+                known[-1][column],
+                marker="x",
+                color=look["color"],
+                markersize=7,
+                linestyle="none",
+            )
     return (places, means) if whole else None
 
 
 def every_row(folder: Path | Results) -> Figure | None:
     """A panel a headline score: every row's mean with its 95 % interval, its runs as dots."""
     results = _load(folder)
-    columns = [c for c in results.main if any(results.interval(row, c.column) for row in results.rows)]
+    columns = [
+        c for c in results.main if any(results.interval(row, c.column) for row in results.rows)
+    ]
     if not columns:
         return None
     looks, wide = _key(results).looks, canvas.abreast(len(columns))
@@ -435,7 +622,13 @@ def every_row(folder: Path | Results) -> Figure | None:
             for place, row in enumerate(results.rows):
                 interval = results.interval(row, column.column)
                 if interval is None:
-                    axes.annotate("—", (0.02, place), xycoords=("axes fraction", "data"), color=QUIET, va="center")
+                    axes.annotate(
+                        "—",
+                        (0.02, place),
+                        xycoords=("axes fraction", "data"),
+                        color=QUIET,
+                        va="center",
+                    )
                 elif row.reference:
                     references.append((place, interval.mean))
                 else:
@@ -443,9 +636,23 @@ def every_row(folder: Path | Results) -> Figure | None:
                     axes.plot(interval.mean, place, **look)
                     marks.append((place, interval.low, interval.high, look["color"]))
                     known = [float(values.mean()) for values in row.by_seed(column.column).values()]
-                    axes.plot(known, np.full(len(known), place + 0.3), ".", color=look["color"], alpha=0.5, markersize=3)
-            seen = [float(value) for line in axes.lines for value in np.asarray(line.get_xdata(), float)]
-            canvas.view(axes.xaxis, seen, [end for _, low, high, _ in marks for end in (low, high)], _spread(column))
+                    axes.plot(
+                        known,
+                        np.full(len(known), place + 0.3),
+                        ".",
+                        color=look["color"],
+                        alpha=0.5,
+                        markersize=3,
+                    )
+            seen = [
+                float(value) for line in axes.lines for value in np.asarray(line.get_xdata(), float)
+            ]
+            canvas.view(
+                axes.xaxis,
+                seen,
+                [end for _, low, high, _ in marks for end in (low, high)],
+                _spread(column),
+            )
             _reference_dots(axes, references, bool(seen))
             canvas.intervals(axes, marks, upright=False)
             axes.set_title(canvas.wrapped(column.wish, 26))
@@ -469,7 +676,9 @@ def _reference_dots(axes: Axes, references: Sequence[tuple[int, float]], bounded
             side, align = (0.98, "right") if share > 1 else (0.02, "left")
             text = f"{canvas.brief(value)} ▸" if share > 1 else f"◂ {canvas.brief(value)}"
             place = ("axes fraction", "data")
-            axes.annotate(text, (side, row), xycoords=place, color=QUIET, fontsize=8, ha=align, va="center")
+            axes.annotate(
+                text, (side, row), xycoords=place, color=QUIET, fontsize=8, ha=align, va="center"
+            )
         else:
             near.append((value, row))
     if bounded:
@@ -483,7 +692,9 @@ def differences(folder: Path | Results) -> Figure | None:
     results = _load(folder)
     baseline = results.baseline
     families = {c: against_baseline(results, c, baseline) for c in results.main} if baseline else {}
-    families = {c: found for c, found in families.items() if any(each.interval for each, _ in found)}
+    families = {
+        c: found for c, found in families.items() if any(each.interval for each, _ in found)
+    }
     if not families:
         return None
     others = [row for row in results.students if row is not baseline]
@@ -496,18 +707,33 @@ def differences(folder: Path | Results) -> Figure | None:
             axes.axvline(0, color=QUIET, linewidth=1)
             for place, (each, p) in enumerate(found):
                 if each.interval is None:
-                    axes.annotate("—", (0.02, place), xycoords=("axes fraction", "data"), color=QUIET, va="center")
+                    axes.annotate(
+                        "—",
+                        (0.02, place),
+                        xycoords=("axes fraction", "data"),
+                        color=QUIET,
+                        va="center",
+                    )
                     continue
                 look = looks[each.a.series] | {"linestyle": "none"}
                 look["markerfacecolor"] = look["color"] if verdict(each, p) else GROUND
-                axes.errorbar(each.interval.mean, place, xerr=canvas.half(each.interval), **look, capsize=2.5, elinewidth=1)
+                axes.errorbar(
+                    each.interval.mean,
+                    place,
+                    xerr=canvas.half(each.interval),
+                    **look,
+                    capsize=2.5,
+                    elinewidth=1,
+                )
             axes.set_title(canvas.wrapped(column.wish, 26))
             axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(others)), [_tick(row) for row in others])
         for axes in list(grid.flat)[len(families) :]:
             axes.set_visible(False)
         grid[0][0].set_ylim(len(others) - 0.4, -0.6)
-        figure.supxlabel(f"difference to {baseline.label}{_beside(results)}", fontsize=STYLE["axes.labelsize"])
+        figure.supxlabel(
+            f"difference to {baseline.label}{_beside(results)}", fontsize=STYLE["axes.labelsize"]
+        )
     return figure
 
 
@@ -519,7 +745,10 @@ def training(folder: Path | Results) -> Figure | None:
         for key in {key for run in row.runs for line in run.training for key in line}:
             count.setdefault(key, set()).add(row.method)
     clock = {UPDATES.column, COST, "seconds", "rate"}
-    keys = sorted((key for key in count if key not in clock and "/" not in key), key=lambda key: (-len(count[key]), key))
+    keys = sorted(
+        (key for key in count if key not in clock and "/" not in key),
+        key=lambda key: (-len(count[key]), key),
+    )
     over_bins = [name for name in binned(results) if _numeric(_bins(results, name))]
     return _panel_grid(results, [*over_bins, *keys][:MOST_KEYS], UPDATES.wish, _training_line)
 
@@ -528,11 +757,17 @@ def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
     at: dict[float, list[float]] = {}
     for run in row.runs:
         for line in run.training:
-            values = [value for name, value in line.items() if name == key or name.startswith(f"{key}/")]
+            values = [
+                value for name, value in line.items() if name == key or name.startswith(f"{key}/")
+            ]
             if values:
                 at.setdefault(line[UPDATES.column], []).append(float(np.mean(values)))
-    every = sorted(updates for updates, values in at.items() if len(values) == max(map(len, at.values())))
-    axes.plot(every, [np.mean(at[updates]) for updates in every], **(look | {"marker": ""}), linewidth=1.1)
+    every = sorted(
+        updates for updates, values in at.items() if len(values) == max(map(len, at.values()))
+    )
+    axes.plot(
+        every, [np.mean(at[updates]) for updates in every], **(look | {"marker": ""}), linewidth=1.1
+    )
 
 
 def binned(results: Results) -> list[str]:
@@ -543,7 +778,13 @@ def binned(results: Results) -> list[str]:
 
 def _bins(results: Results, name: str) -> list[str]:
     """The keys of a name in the order of their bins."""
-    keys = {key for run in results.runs for line in run.training for key in line if key.startswith(f"{name}/")}
+    keys = {
+        key
+        for run in results.runs
+        for line in run.training
+        for key in line
+        if key.startswith(f"{name}/")
+    }
     return sorted(keys, key=lambda key: (_first_number(key), key))
 
 
@@ -570,9 +811,16 @@ def by_bin(folder: Path | Results, name: str) -> Figure | None:
     def line(axes: Axes, row: Row, _: str, look: dict) -> None:
         values = [_late_mean(row, key) for key in bins]
         style = look if _numeric(bins) else look | {"linestyle": "none"}
-        axes.plot([i for i, v in enumerate(values) if isfinite(v)], [v for v in values if isfinite(v)], **style, linewidth=1.1)
+        axes.plot(
+            [i for i, v in enumerate(values) if isfinite(v)],
+            [v for v in values if isfinite(v)],
+            **style,
+            linewidth=1.1,
+        )
         if len(bins) > 1 and max(map(len, labels)) > 3:
-            axes.set_xticks(range(len(bins)), labels, rotation=40, ha="right", rotation_mode="anchor")
+            axes.set_xticks(
+                range(len(bins)), labels, rotation=40, ha="right", rotation_mode="anchor"
+            )
         else:
             axes.set_xticks(range(len(bins)), labels)
 
@@ -581,7 +829,12 @@ def by_bin(folder: Path | Results, name: str) -> Figure | None:
 
 def _logs(row: Row, key: str) -> bool:
     """Whether a row's runs log a key, or it by bin."""
-    return any(name == key or name.startswith(f"{key}/") for run in row.runs for line in run.training for name in line)
+    return any(
+        name == key or name.startswith(f"{key}/")
+        for run in row.runs
+        for line in run.training
+        for name in line
+    )
 
 
 def _late_mean(row: Row, key: str) -> float:
@@ -589,23 +842,34 @@ def _late_mean(row: Row, key: str) -> float:
     means = []
     for run in row.runs:
         values = [
-            line[key] for line in run.training if key in line and line[UPDATES.column] * 1.5 >= run.training[-1][UPDATES.column]
+            line[key]
+            for line in run.training
+            if key in line and line[UPDATES.column] * 1.5 >= run.training[-1][UPDATES.column]
         ]
         means += [float(np.mean(values))] if values else []
     return float(np.mean(means)) if means else nan
 
 
 def _panel_grid(
-    results: Results, keys: Sequence[str], x_title: str, line: Callable[[Axes, Row, str, dict], None]
+    results: Results,
+    keys: Sequence[str],
+    x_title: str,
+    line: Callable[[Axes, Row, str, dict], None],
 ) -> Figure | None:
     """A line of panels a key, a panel a place on the axis where any of them is logged, a line a series."""
     if not keys:
         return None
     panels, series = _panels(results), _key(results)
-    panels = [(title, rows) for title, rows in panels if any(_logs(row, key) for row in rows for key in keys)]
+    panels = [
+        (title, rows)
+        for title, rows in panels
+        if any(_logs(row, key) for row in rows for key in keys)
+    ]
     with plt.rc_context(STYLE):
         size = (max(SIZE[0], 0.5 + 2.2 * len(panels)), 0.7 + 1.8 * len(keys))
-        figure, grid = plt.subplots(len(keys), len(panels), figsize=size, sharey="row", sharex=True, squeeze=False)
+        figure, grid = plt.subplots(
+            len(keys), len(panels), figsize=size, sharey="row", sharex=True, squeeze=False
+        )
         for i, (key, line_of_axes) in enumerate(zip(keys, grid, strict=True)):
             for axes, (title, rows) in zip(line_of_axes, panels, strict=True):
                 for row in rows:
@@ -625,9 +889,13 @@ def _column(results: Results, name: Column | str) -> Column:
     if isinstance(name, Column):
         return name
     known = {column.column: column for column in [*results.columns, *COSTS, UPDATES]}
-    if name not in known and any(row.done for row in results.rows):  # else runs.csv has no scores yet
+    if name not in known and any(
+        row.done for row in results.rows
+    ):  # else runs.csv has no scores yet
         name = find_column(results, name)
-    return known.get(name) or Column(name, name.rpartition(".")[2].replace("_", " "), "", None, False)
+    return known.get(name) or Column(
+        name, name.rpartition(".")[2].replace("_", " "), "", None, False
+    )
 
 
 @dataclass(frozen=True)
@@ -636,7 +904,9 @@ class Key:
 
     looks: dict[str, dict]
     names: dict[str, str]  # of the lines: without the settings that tell no two of them apart
-    base: dict[str, str]  # the line that a control, or a row without a place on the axis, varies; it has that line's colour
+    base: dict[
+        str, str
+    ]  # the line that a control, or a row without a place on the axis, varies; it has that line's colour
     lines: list[Line2D]
     controls: list[Line2D]
     across: list[Line2D]
@@ -657,40 +927,79 @@ def _key(results: Results) -> Key:
             continue
         ways = {}
         for other in rows.values():
-            differing = [k for k, value in row.swept.items() if k != results.axis and value != other.swept.get(k)]
-            setting = all(number(row.swept[k]) is not None or row.swept[k] in ("True", "False") for k in differing)
+            differing = [
+                k
+                for k, value in row.swept.items()
+                if k != results.axis and value != other.swept.get(k)
+            ]
+            setting = all(
+                number(row.swept[k]) is not None or row.swept[k] in ("True", "False")
+                for k in differing
+            )
             if other.method == row.method and other.series not in base and (setting or not row.at):
-                ways |= {other.series: differing} if places[other.series] > (1 if row.at else 0) else {}
+                ways |= (
+                    {other.series: differing} if places[other.series] > (1 if row.at else 0) else {}
+                )
         if ways:
             base[label] = min(ways, key=lambda line: len(ways[line]))
             apart |= {(k, row.swept[k]): None for k in ways[base[label]] if row.at}
     lines = [label for label in rows if label not in base]
     stems = {label: " ".join(word for word in label.split() if "=" not in word) for label in lines}
     rests = {label: label.removeprefix(stems[label]).strip() for label in lines}
-    names = {label: stem if list(stems.values()).count(stem) == 1 else label for label, stem in stems.items()}
+    names = {
+        label: stem if list(stems.values()).count(stem) == 1 else label
+        for label, stem in stems.items()
+    }
     dashes = dict(zip(dict.fromkeys(rests.values()), DASHES, strict=False))
     # more lines than colours: a colour for what they are and a dash for their settings, if that is few
-    split = len(lines) > len(COLOURS) >= len(set(stems.values())) and len(set(rests.values())) <= len(DASHES)
+    split = len(lines) > len(COLOURS) >= len(set(stems.values())) and len(
+        set(rests.values())
+    ) <= len(DASHES)
     hues = list(dict.fromkeys((stems if split else names).values()))
     looks = {}
     for label in lines:
         i = hues.index((stems if split else names)[label])
         line = dashes[rests[label]] if split else DASHES[i // len(COLOURS) % len(DASHES)]
         line = line if places[label] or not places else DASHES[1]
-        looks[label] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": line}
+        looks[label] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": line,
+        }
     for label, line in base.items():
-        looks[label] = looks[line] | {"markerfacecolor": GROUND, "linestyle": DASHES[2] if rows[label].at else DASHES[1]}
+        looks[label] = looks[line] | {
+            "markerfacecolor": GROUND,
+            "linestyle": DASHES[2] if rows[label].at else DASHES[1],
+        }
     quiet: dict[str, Any] = {"color": QUIET}
     once = {stems[label] if split else names[label]: looks[label] for label in reversed(lines)}
     handles = [
-        Line2D([], [], **once[name] | ({"linestyle": "-"} if split else {}), label=canvas.short(name, 44)) for name in hues
+        Line2D(
+            [],
+            [],
+            **once[name] | ({"linestyle": "-"} if split else {}),
+            label=canvas.short(name, 44),
+        )
+        for name in hues
     ]
-    handles += [Line2D([], [], **quiet, linestyle=dash, label=rest) for rest, dash in dashes.items()] if split else []
+    handles += (
+        [Line2D([], [], **quiet, linestyle=dash, label=rest) for rest, dash in dashes.items()]
+        if split
+        else []
+    )
     keys = list(dict.fromkeys(k for k, _ in apart))
-    said = say(*next(iter(apart))) if len(apart) == 1 else "another " + " or ".join(k.rpartition(".")[2] for k in keys)
+    said = (
+        say(*next(iter(apart)))
+        if len(apart) == 1
+        else "another " + " or ".join(k.rpartition(".")[2] for k in keys)
+    )
     hollow = quiet | {"marker": "o", "markerfacecolor": GROUND, "linestyle": DASHES[2]}
     controls = [Line2D([], [], **hollow, label=f"hollow: {said}")] if apart else []
-    across = [Line2D([], [], **looks[label], label=canvas.short(label, 44)) for label in base if not rows[label].at]
+    across = [
+        Line2D([], [], **looks[label], label=canvas.short(label, 44))
+        for label in base
+        if not rows[label].at
+    ]
     return Key(looks, names, base, handles, controls, across)
 
 
@@ -700,7 +1009,10 @@ def _panels(results: Results) -> list[tuple[str, list[Row]]]:
     for row in results.students:
         places.setdefault(row.at, []).append(row)
     ordered = sorted(places.items(), key=lambda item: number(item[0]) or 0.0)
-    return [(say(results.axis or "", at) or (f"without {results.axis}" if results.axis else ""), rows) for at, rows in ordered]
+    return [
+        (say(results.axis or "", at) or (f"without {results.axis}" if results.axis else ""), rows)
+        for at, rows in ordered
+    ]
 
 
 def _spread(column: Column) -> float:
@@ -714,7 +1026,11 @@ def _beside(results: Results) -> str:
 
 def _tick(row: Row) -> str:
     """A row's name where its place on the axis must not be cut off."""
-    return f"{canvas.short(row.series, 34)}  {show(row.at)}" if row.at else canvas.short(row.series, 34)
+    return (
+        f"{canvas.short(row.series, 34)}  {show(row.at)}"
+        if row.at
+        else canvas.short(row.series, 34)
+    )
 
 
 # --- command line ---
@@ -755,17 +1071,29 @@ def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
     figure = against(results, x, y, group)
     if figure is None:
         raise PlotError(f"no finished run has both {x} and {y} as numbers")
-    return canvas.save(figure, folder, f"{canvas.file_name(y)}_against_{canvas.file_name(x)}_by_{canvas.file_name(group)}")
+    return canvas.save(
+        figure,
+        folder,
+        f"{canvas.file_name(y)}_against_{canvas.file_name(x)}_by_{canvas.file_name(group)}",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: all figures of a results folder, or one."""
-    parser = argparse.ArgumentParser(prog="distill_bench.plot", description="figures of a sweep's results")
-    parser.add_argument("results", type=Path, help="folder with runs.csv, or a sweep's YAML or name")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="where the results of a named sweep lie")
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.plot", description="figures of a sweep's results"
+    )
+    parser.add_argument(
+        "results", type=Path, help="folder with runs.csv, or a sweep's YAML or name"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), help="where the results of a named sweep lie"
+    )
     parser.add_argument("--x", help="column of runs.csv, or its beginning (default: cost)")
     parser.add_argument("--y", help="draw this column alone")
-    parser.add_argument("--group", help="a line for each value of this column; `series`: each kind of row")
+    parser.add_argument(
+        "--group", help="a line for each value of this column; `series`: each kind of row"
+    )
     options = parser.parse_args(argv)
     if options.y is None and (options.x or options.group):
         parser.error("--x and --group draw one figure, of the column that --y names")

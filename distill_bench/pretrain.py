@@ -39,23 +39,43 @@ FIELDS = ("colour", "shape", "direction", "speed")
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(prog="distill_bench.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("--encoders", action="store_true", help="train the evaluators' networks instead")
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.pretrain", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--encoders", action="store_true", help="train the evaluators' networks instead"
+    )
     parser.add_argument("--out", type=Path, help="default: where the package looks for it")
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints; a rerun goes on from them")
-    parser.add_argument("--clips", type=int, help="rendered clips to train on; default 6480, 4320 for the encoders")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/pretrain"),
+        help="checkpoints; a rerun goes on from them",
+    )
+    parser.add_argument(
+        "--clips", type=int, help="rendered clips to train on; default 6480, 4320 for the encoders"
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, help="default 6000 for the teacher, 600 for each encoder")
+    parser.add_argument(
+        "--steps", type=int, help="default 6000 for the teacher, 600 for each encoder"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--every", type=int, default=500, help="steps between evaluations and exports")
+    parser.add_argument(
+        "--every", type=int, default=500, help="steps between evaluations and exports"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.encoders:
-        train_encoders(options.out or encoders.FOLDER, options.steps or 600, options.clips or 4320, options.seed)
+        train_encoders(
+            options.out or encoders.FOLDER,
+            options.steps or 600,
+            options.clips or 4320,
+            options.seed,
+        )
         return 0
     options.out = options.out or Path(__file__).parent / "assets" / "mini-wan"
     options.steps, options.clips = options.steps or 6000, options.clips or 6480
@@ -73,7 +93,10 @@ def render_clips(count: int) -> tuple[list[str], np.ndarray]:
     attributes = shapes.all_attributes()
     chosen = [attributes[i % len(attributes)] for i in range(count)]
     return [shapes.caption(a) for a in chosen], np.stack(
-        [shapes.render(a, FIRST_KEY + i) for i, a in enumerate(track(chosen, "rendering", console=_console()))]
+        [
+            shapes.render(a, FIRST_KEY + i)
+            for i, a in enumerate(track(chosen, "rendering", console=_console()))
+        ]
     )
 
 
@@ -82,7 +105,9 @@ def to_video(clips: np.ndarray) -> Tensor:
     return torch.from_numpy(clips).float().transpose(1, 2) / 127.5 - 1
 
 
-def train_autoencoder(clips: np.ndarray, options: argparse.Namespace, device: torch.device) -> FrameAutoencoder:
+def train_autoencoder(
+    clips: np.ndarray, options: argparse.Namespace, device: torch.device
+) -> FrameAutoencoder:
     """The autoencoder of the work folder, trained first where there is none."""
     folder = options.work / "vae"
     if (folder / "config.json").is_file():
@@ -123,13 +148,22 @@ def train_autoencoder(clips: np.ndarray, options: argparse.Namespace, device: to
 @torch.no_grad()
 def encode(vae: FrameAutoencoder, clips: np.ndarray, device: torch.device) -> Tensor:
     """Latents (N, 4, T, 8, 8) of clips, on the CPU."""
-    return torch.cat([vae.encode(to_video(part).to(device)).cpu() for part in np.array_split(clips, max(1, len(clips) // 64))])
+    return torch.cat(
+        [
+            vae.encode(to_video(part).to(device)).cpu()
+            for part in np.array_split(clips, max(1, len(clips) // 64))
+        ]
+    )
 
 
 @torch.no_grad()
 def reconstruct(vae: FrameAutoencoder, clips: np.ndarray, device: torch.device) -> np.ndarray:
     """Clips through the autoencoder."""
-    return to_clips(torch.cat([vae.decode(vae.encode(to_video(p).to(device))).cpu() for p in np.array_split(clips, 8)]))
+    return to_clips(
+        torch.cat(
+            [vae.decode(vae.encode(to_video(p).to(device))).cpu() for p in np.array_split(clips, 8)]
+        )
+    )
 
 
 def to_clips(video: Tensor) -> np.ndarray:
@@ -140,8 +174,15 @@ def to_clips(video: Tensor) -> np.ndarray:
 def oracle_accuracy(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:
     """Share of clips whose attribute the oracle reads as captioned, by attribute and for all at once."""
     read = shapes.read(clips)
-    right = np.array([[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in zip(read, attributes, strict=True)])
-    return dict(zip(FIELDS, right.mean(0).round(4).tolist(), strict=True)) | {"all": round(float(right.all(1).mean()), 4)}
+    right = np.array(
+        [
+            [getattr(r, f) == getattr(a, f) for f in FIELDS]
+            for r, a in zip(read, attributes, strict=True)
+        ]
+    )
+    return dict(zip(FIELDS, right.mean(0).round(4).tolist(), strict=True)) | {
+        "all": round(float(right.all(1).mean()), 4)
+    }
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -151,7 +192,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TEXT_LENGTH,
     )
 
 
@@ -161,13 +206,30 @@ class Teacher(nn.Module):
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.text_encoder = UMT5EncoderModel(
-            UMT5Config(vocab_size=vocabulary, d_model=64, d_kv=16, d_ff=128, num_layers=1, num_heads=4, dropout_rate=0.0)
+            UMT5Config(
+                vocab_size=vocabulary,
+                d_model=64,
+                d_kv=16,
+                d_ff=128,
+                num_layers=1,
+                num_heads=4,
+                dropout_rate=0.0,
+            )
         )
         self.transformer = WanTransformer3DModel(
-            patch_size=(2, 2, 2), num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=4,
-            text_dim=64, freq_dim=64, ffn_dim=512, num_layers=6, cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
-        )  # fmt: skip
+            patch_size=(2, 2, 2),
+            num_attention_heads=4,
+            attention_head_dim=32,
+            in_channels=4,
+            out_channels=4,
+            text_dim=64,
+            freq_dim=64,
+            ffn_dim=512,
+            num_layers=6,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=64,
+        )
 
     def text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Embeddings (B, L, 64), padding zeroed as WanPipeline does."""
@@ -175,14 +237,20 @@ class Teacher(nn.Module):
 
 
 def train_teacher(
-    vae: FrameAutoencoder, captions: list[str], latents: Tensor, options: argparse.Namespace, device: torch.device
+    vae: FrameAutoencoder,
+    captions: list[str],
+    latents: Tensor,
+    options: argparse.Namespace,
+    device: torch.device,
 ) -> None:
     """Flow matching (Lipman et al., 2022) with captions dropped at random for guidance; exports at every evaluation."""
     tokenizer = make_tokenizer()
     torch.manual_seed(options.seed)
     teacher = Teacher(len(tokenizer)).to(device)
     ema = {k: v.detach().clone() for k, v in teacher.state_dict().items()}
-    optimiser = torch.optim.AdamW(teacher.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(
+        teacher.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     curve: list[dict] = []
     start, seconds, path = 0, 0.0, options.work / "teacher.pt"
     if path.is_file():
@@ -191,7 +259,9 @@ def train_teacher(
         optimiser.load_state_dict(state["optimiser"])
         ema, start, seconds, curve = state["ema"], state["step"], state["seconds"], state["curve"]
         print(f"going on from step {start}", flush=True)
-    tokens = tokenizer([*captions, ""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
+    tokens = tokenizer(
+        [*captions, ""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+    )
     ids, mask, null = tokens.input_ids.to(device), tokens.attention_mask.to(device), len(captions)
     running = None
     for step in range(start, options.steps):
@@ -204,7 +274,9 @@ def train_teacher(
         noise = torch.randn(options.batch, *latents.shape[1:], generator=generator).to(device)
         x0, which = latents[index].to(device), torch.where(dropped, null, index).to(device)
         text = teacher.text(ids[which], mask[which])
-        velocity = teacher.transformer(add_noise(x0, noise, sigma), 1000 * sigma, text, return_dict=False)[0]
+        velocity = teacher.transformer(
+            add_noise(x0, noise, sigma), 1000 * sigma, text, return_dict=False
+        )[0]
         loss = (velocity - (noise - x0)).square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -217,47 +289,78 @@ def train_teacher(
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         seconds += time.time() - began
         if (step + 1) % 50 == 0:
-            print(f"teacher {step + 1}/{options.steps} loss {running:.4f} {seconds:.0f} s", flush=True)
+            print(
+                f"teacher {step + 1}/{options.steps} loss {running:.4f} {seconds:.0f} s", flush=True
+            )
         last = step + 1 == options.steps
         if last or (step + 1) % options.every == 0:
             quality = evaluate(teacher, ema, vae, tokenizer, device, count=432 if last else 72)
-            curve.append({"step": step + 1, "loss": round(running, 4), "seconds": round(seconds), **quality})
+            curve.append(
+                {"step": step + 1, "loss": round(running, 4), "seconds": round(seconds), **quality}
+            )
             print(json.dumps(curve[-1]), flush=True)
             export(teacher, ema, vae, tokenizer, curve, options)
         if last or (step + 1) % 250 == 0:
-            state = {"teacher": teacher.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema}
-            torch.save(state | {"step": step + 1, "seconds": seconds, "curve": curve}, path.with_suffix(".writing"))
+            state = {
+                "teacher": teacher.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "ema": ema,
+            }
+            torch.save(
+                state | {"step": step + 1, "seconds": seconds, "curve": curve},
+                path.with_suffix(".writing"),
+            )
             path.with_suffix(".writing").replace(path)
 
 
 @torch.no_grad()
 def evaluate(
-    teacher: Teacher, ema: dict[str, Tensor], vae: FrameAutoencoder, tokenizer: PreTrainedTokenizerFast,
-    device: torch.device, count: int,
-) -> dict[str, float]:  # fmt: skip
+    teacher: Teacher,
+    ema: dict[str, Tensor],
+    vae: FrameAutoencoder,
+    tokenizer: PreTrainedTokenizerFast,
+    device: torch.device,
+    count: int,
+) -> dict[str, float]:
     """The oracle's accuracy on `count` samples of 32 Euler steps without guidance, and their motion over the data's."""
     averaged = Teacher(len(tokenizer)).to(device).eval()
     averaged.load_state_dict(ema)
     everything = shapes.all_attributes()
     order = np.random.default_rng(1).permutation(len(everything))
     attributes = [everything[order[i % len(everything)]] for i in range(count)]
-    tokens = tokenizer([shapes.caption(a) for a in attributes], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
+    tokens = tokenizer(
+        [shapes.caption(a) for a in attributes],
+        padding="max_length",
+        max_length=TEXT_LENGTH,
+        return_tensors="pt",
+    )
     text = averaged.text(tokens.input_ids.to(device), tokens.attention_mask.to(device))
-    noise = torch.randn(count, 4, shapes.FRAMES, 8, 8, generator=torch.Generator().manual_seed(2)).to(device)
-    denoise, sigmas = Denoiser(averaged.transformer, "teacher", Ledger(1)), teacher_sigmas(32, SHIFT).to(device)
-    clips = np.concatenate([
-        to_clips(vae.decode(euler(denoise, n, sigmas, t)).cpu())
-        for n, t in zip(noise.split(36), text.split(36), strict=True)
-    ])  # fmt: skip
+    noise = torch.randn(
+        count, 4, shapes.FRAMES, 8, 8, generator=torch.Generator().manual_seed(2)
+    ).to(device)
+    denoise, sigmas = (
+        Denoiser(averaged.transformer, "teacher", Ledger(1)),
+        teacher_sigmas(32, SHIFT).to(device),
+    )
+    clips = np.concatenate(
+        [
+            to_clips(vae.decode(euler(denoise, n, sigmas, t)).cpu())
+            for n, t in zip(noise.split(36), text.split(36), strict=True)
+        ]
+    )
     data = np.stack([shapes.render(a, 5_000_000 + i) for i, a in enumerate(attributes)])
     motion = float(shapes.centroid_speed(clips).mean() / shapes.centroid_speed(data).mean())
     return oracle_accuracy(clips, attributes) | {"motion_over_data": round(motion, 4)}
 
 
 def export(
-    teacher: Teacher, ema: dict[str, Tensor], vae: FrameAutoencoder, tokenizer: PreTrainedTokenizerFast,
-    curve: list[dict], options: argparse.Namespace,
-) -> None:  # fmt: skip
+    teacher: Teacher,
+    ema: dict[str, Tensor],
+    vae: FrameAutoencoder,
+    tokenizer: PreTrainedTokenizerFast,
+    curve: list[dict],
+    options: argparse.Namespace,
+) -> None:
     """Write the pipeline folder (float16 safetensors), whole or not at all."""
     averaged = Teacher(len(tokenizer)).eval()
     averaged.load_state_dict(ema)
@@ -279,7 +382,9 @@ def export(
         "vae": ["distill_bench.autoencoder", "FrameAutoencoder"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "prompts.txt").write_text("".join(shapes.caption(a) + "\n" for a in shapes.all_attributes()))
+    (folder / "prompts.txt").write_text(
+        "".join(shapes.caption(a) + "\n" for a in shapes.all_attributes())
+    )
     (folder / "README.md").write_text(card(curve, options))
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,12 @@ def protocol(config: RunConfig) -> dict[str, Any]:
     else:  # a dry run may be without the weights' folder
         listed = b"" if is_outline(folder) else (folder / "prompts.txt").read_bytes()
         prompts = hashlib.sha256(listed).hexdigest()[:8]
-    found |= {"teacher": config.teacher_hash, "prompts": prompts, "sampler": "euler", "version": PROTOCOL_VERSION}
+    found |= {
+        "teacher": config.teacher_hash,
+        "prompts": prompts,
+        "sampler": "euler",
+        "version": PROTOCOL_VERSION,
+    }
     return found | {key: getattr(config, key) for key in ("frames", "height", "width", "shift")}
 
 

@@ -17,10 +17,38 @@ PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "
 # of the package's modules those that change no number of a run: commands, records, jobs, pictures, tables; and the evaluators'
 # own, which have versions. All others are part of a run's code
 APART = {
-    "__init__", "cli", "compare", "embed", "encoders", "evaluate", "evaluator", "export", "features", "gather", "job", "local",
-    "media", "memory", "plot", "pretrain", "protocol", "provenance", "registry", "report", "results", "scheduler", "slurm",
-    "stats", "status", "stop", "store", "sweep", "tables", "testing", "verify",
-}  # fmt: skip
+    "__init__",
+    "cli",
+    "compare",
+    "embed",
+    "encoders",
+    "evaluate",
+    "evaluator",
+    "export",
+    "features",
+    "gather",
+    "job",
+    "local",
+    "media",
+    "memory",
+    "plot",
+    "pretrain",
+    "protocol",
+    "provenance",
+    "registry",
+    "report",
+    "results",
+    "scheduler",
+    "slurm",
+    "stats",
+    "status",
+    "stop",
+    "store",
+    "sweep",
+    "tables",
+    "testing",
+    "verify",
+}
 ROOT = Path(__file__).resolve().parent
 
 
@@ -34,15 +62,29 @@ def provenance() -> dict:
         "executable": sys.executable,
         "packages": {name: _version(name) for name in PACKAGES},
         "hardware": hardware(),
-        "machine": {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count(), "gpus": _gpus()},
+        "machine": {
+            "platform": platform.platform(),
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "gpus": _gpus(),
+        },
         "slurm": {key: value for key, value in sorted(os.environ.items()) if key in SLURM_KEYS},
     }
 
 
 SLURM_KEYS = {
-    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION",
-    "SLURM_JOB_NODELIST", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ACCOUNT", "SLURM_JOB_QOS",
-}  # fmt: skip
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_JOB_ACCOUNT",
+    "SLURM_JOB_QOS",
+}
 
 
 def hardware() -> str:
@@ -69,7 +111,10 @@ def syntax_digest(source: str) -> str:
     """A digest of a module's syntax tree, docstrings dropped."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -79,7 +124,9 @@ def _git(*arguments: str) -> str | None:
     if not (ROOT.parent / "pyproject.toml").is_file():
         return None
     try:
-        done = subprocess.run(["git", "-C", str(ROOT.parent), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT.parent), *arguments], capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.rstrip("\n") if done.returncode == 0 else None
@@ -98,12 +145,23 @@ def _cpu() -> str:
         first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:
         return platform.processor() or platform.machine()
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    numbers = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
+    said = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in first.splitlines())
+    }
+    numbers = [
+        f"{key.removeprefix('cpu ')} {said[key]}"
+        for key in ("cpu family", "model", "stepping")
+        if key in said
+    ]
     return " ".join([said.get("model name") or platform.machine(), *numbers])
 
 
 def _gpus() -> list[str]:
     import torch
 
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 KINDS = {  # kind -> (package of the built-in files, entry-point group, base class: imported late, torch takes seconds)
     "method": ("distill_bench.methods", "distill_bench.methods", "distill_bench.method:Method"),
-    "evaluator": ("distill_bench.eval", "distill_bench.evaluators", "distill_bench.evaluator:Evaluator"),
+    "evaluator": (
+        "distill_bench.eval",
+        "distill_bench.evaluators",
+        "distill_bench.evaluator:Evaluator",
+    ),
 }
 
 
@@ -56,7 +60,14 @@ def method_file(name: str) -> Path | None:
     where = name.rpartition(":")[0]
     if where.endswith(".py"):
         return Path(where)
-    entry = next((e.value.partition(":")[0] for e in entry_points(group=KINDS["method"][1]) if e.name == name), name)
+    entry = next(
+        (
+            e.value.partition(":")[0]
+            for e in entry_points(group=KINDS["method"][1])
+            if e.name == name
+        ),
+        name,
+    )
     try:
         spec = importlib.util.find_spec(where or _built_in("method").get(name, entry))
     except (ImportError, ValueError):
@@ -83,11 +94,17 @@ def _find(kind: str, name: str) -> type:
         if where.endswith(".py") and not Path(where).is_file():
             raise RegistryError(f"no plugin file {where}")
         module = _loaded(
-            kind, where, lambda: _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+            kind,
+            where,
+            lambda: (
+                _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+            ),
         )
         found = getattr(module, class_name, None)
         if found is None:
-            raise RegistryError(f"no class {class_name!r} in {where}; it has: {', '.join(_classes(module, base)) or 'none'}")
+            raise RegistryError(
+                f"no class {class_name!r} in {where}; it has: {', '.join(_classes(module, base)) or 'none'}"
+            )
     elif name in built_in:
         module = _loaded(kind, built_in[name], lambda: importlib.import_module(built_in[name]))
         classes = _classes(module, base)
@@ -105,7 +122,9 @@ def _find(kind: str, name: str) -> type:
             raise RegistryError(f"no {kind} called {name!r}{hint}; known: {', '.join(known)}")
         found = _loaded(kind, points[name].value, points[name].load)
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise RegistryError(f"{name!r} is no {kind}: it must be a subclass of {base.__module__}.{base.__name__}")
+        raise RegistryError(
+            f"{name!r} is no {kind}: it must be a subclass of {base.__module__}.{base.__name__}"
+        )
     return found
 
 
@@ -113,7 +132,10 @@ def _classes(module: ModuleType, base: type) -> dict[str, type]:
     return {
         n: c
         for n, c in vars(module).items()
-        if inspect.isclass(c) and issubclass(c, base) and c is not base and c.__module__ == module.__name__
+        if inspect.isclass(c)
+        and issubclass(c, base)
+        and c is not base
+        and c.__module__ == module.__name__
     }
 
 
@@ -123,7 +145,9 @@ def _loaded(kind: str, where: str, load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:
         said = (str(error).strip() or "no message").splitlines()[0]
-        raise RegistryError(f"cannot load the {kind} {where}: {type(error).__name__}: {said}") from error
+        raise RegistryError(
+            f"cannot load the {kind} {where}: {type(error).__name__}: {said}"
+        ) from error
 
 
 @cache

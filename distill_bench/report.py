@@ -62,7 +62,11 @@ class ReportError(ValueError):
 
 
 def report(
-    sweep: str | Path, store: Path, out: Path, baseline: Mapping[str, Any] | None = None, budget: float | None = None
+    sweep: str | Path,
+    store: Path,
+    out: Path,
+    baseline: Mapping[str, Any] | None = None,
+    budget: float | None = None,
 ) -> Path:
     """Write data files, tables, figures and report.html under out/<sweep>; returns the page's path.
 
@@ -79,7 +83,9 @@ def report(
                 (Path(draft) / name).write_bytes(text.encode())
             results = load(Path(draft))
         if baseline and len(rows := results.matching(baseline)) > 1:
-            raise ReportError(f"the baseline {baseline} is {len(rows)} rows: {'; '.join(row.keys for row in rows)}")
+            raise ReportError(
+                f"the baseline {baseline} is {len(rows)} rows: {'; '.join(row.keys for row in rows)}"
+            )
         files |= tables(results)
     except (GatherError, ResultsError) as error:
         raise ReportError(str(error)) from error
@@ -94,9 +100,13 @@ def report(
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each of GIVEN that is there, and of each figure."""
-    figures = sorted(path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.*g"))
+    figures = sorted(
+        path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.*g")
+    )
     return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in [*GIVEN, *figures] if (folder / name).is_file()
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in [*GIVEN, *figures]
+        if (folder / name).is_file()
     }
 
 
@@ -106,7 +116,9 @@ def _draw(folder: Path) -> Callable[[], None]:
     paths = os.pathsep.join(path for path in (package, os.environ.get("PYTHONPATH")) if path)
     command = [sys.executable, "-m", "distill_bench.plot", str(folder)]
     env = os.environ | {"PYTHONPATH": paths}
-    drawing = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    drawing = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+    )
 
     def wait() -> None:
         _, said = drawing.communicate()
@@ -119,34 +131,48 @@ def _draw(folder: Path) -> Callable[[], None]:
 # --- the page ---
 
 
-def html(results: Results, found: Sweep, folder: Path, drawn: Callable[[], None] = lambda: None) -> str:
+def html(
+    results: Results, found: Sweep, folder: Path, drawn: Callable[[], None] = lambda: None
+) -> str:
     """The whole report as one page without a single outside resource; `drawn` returns when the figures are there."""
     sources = {source.run_id: source for source in found.everything}
     clips = wall(results, sources)
     drawn()
-    return _environment().get_template("report.html.j2").render(
-        results=results,
-        parts=page_parts(results),
-        figures=_figures(folder),
-        wall=clips,
-        groups=[(row, [sources[run.run_id] for run in row.runs]) for row in results.students],
-        origin=origin,
-        config=lambda source: yaml.safe_dump(source.config, sort_keys=False),
-        costs=COSTS,
-        version=__version__,
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            results=results,
+            parts=page_parts(results),
+            figures=_figures(folder),
+            wall=clips,
+            groups=[(row, [sources[run.run_id] for run in row.runs]) for row in results.students],
+            origin=origin,
+            config=lambda source: yaml.safe_dump(source.config, sort_keys=False),
+            costs=COSTS,
+            version=__version__,
+        )
+    )
 
 
 def origin(source: Source) -> str:
     """Code, machine and job of a run's newest attempt, without what is of the process or of its folders alone."""
     own = {"pid", "time", "restart", "command", "executable", "log"}
-    known = {k: v for k, v in flat(source.provenance).items() if k not in own and v not in (None, "", [], False)}
-    return "; ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in known.items())
+    known = {
+        k: v
+        for k, v in flat(source.provenance).items()
+        if k not in own and v not in (None, "", [], False)
+    }
+    return "; ".join(
+        f"{key.rpartition('.')[2].replace('_', ' ')} {value}" for key, value in known.items()
+    )
 
 
 def _environment() -> Environment:
     templates = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals.update(show_interval=show_interval, show_p=show_p)
     return environment
 
@@ -159,12 +185,19 @@ def page_parts(results: Results) -> dict[str, str]:
     hours = sum(run.value("train_seconds") or 0 for run in results.runs) / 3600
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     made = {
-        "summary": template.summary(results, counts, len({run.seed for run in results.runs}), hours, reading(results)),
+        "summary": template.summary(
+            results, counts, len({run.seed for run in results.runs}), hours, reading(results)
+        ),
         "table of scores": template.scores(table(results, results.main + COSTS)),
         "notes": template.notes(CAPTION.format(bold="Bold"), results.footnotes),
-        "table of equal cost": template.scores(equal_cost(results)) + template.caption(equal_cost_caption(results)),
+        "table of equal cost": template.scores(equal_cost(results))
+        + template.caption(equal_cost_caption(results)),
     }
-    baseline, apart, needed = results.baseline, equal_cost_differences(results), seeds_for_gaps(results)
+    baseline, apart, needed = (
+        results.baseline,
+        equal_cost_differences(results),
+        seeds_for_gaps(results),
+    )
     if apart:
         caption = template.caption(equal_cost_differences_caption(results))
         made["table of differences at equal cost"] = template.scores(apart) + caption
@@ -183,14 +216,24 @@ def page_parts(results: Results) -> dict[str, str]:
 def _compared(results: Results, column: Column, baseline: Row) -> tuple[str, list[dict[str, Any]]]:
     """The head of p and the lines of one score's table of differences."""
     found = against_baseline(results, column, baseline)
-    bounds = [abs(b) for each, _ in found if each.interval for b in (each.interval.low, each.interval.high) if np.isfinite(b)]
+    bounds = [
+        abs(b)
+        for each, _ in found
+        if each.interval
+        for b in (each.interval.low, each.interval.high)
+        if np.isfinite(b)
+    ]
     scale = max(bounds, default=0.0)
     return holm_head(found), [
         {
             "label": each.a.label,
-            "seeds": f"{each.seeds}/{len(baseline.runs)}" if each.seeds < len(baseline.runs) else str(each.seeds),
+            "seeds": f"{each.seeds}/{len(baseline.runs)}"
+            if each.seeds < len(baseline.runs)
+            else str(each.seeds),
             "interval": each.interval,
-            "bar": _bar(each.interval.low, each.interval.mean, each.interval.high, scale) if each.interval and scale else None,
+            "bar": _bar(each.interval.low, each.interval.mean, each.interval.high, scale)
+            if each.interval and scale
+            else None,
             "p": p,
             "favours": verdict(each, p),
             "better": verdict(each, p) == each.a.label,
@@ -205,7 +248,10 @@ def _bar(low: float, mean: float, high: float, scale: float) -> tuple[str, str, 
     """Left end, width and mean of an interval in percent of a bar whose middle is 0."""
     if not np.isfinite(low):
         return None
-    return tuple(f"{value:.1f}" for value in (50 + 50 * low / scale, 50 * (high - low) / scale, 50 + 50 * mean / scale))
+    return tuple(
+        f"{value:.1f}"
+        for value in (50 + 50 * low / scale, 50 * (high - low) / scale, 50 + 50 * mean / scale)
+    )
 
 
 def reading(results: Results) -> list[str]:
@@ -214,13 +260,25 @@ def reading(results: Results) -> list[str]:
     scored = table(results, results.main)
     first = len(scored.heads) - len(results.main)
     for i, column in enumerate(results.main):
-        known = [(row, line[first + i]) for row, line in scored.lines if not row.reference and np.isfinite(line[first + i].key)]
+        known = [
+            (row, line[first + i])
+            for row, line in scored.lines
+            if not row.reference and np.isfinite(line[first + i].key)
+        ]
         if not column.better or len(known) < 2:
             continue
-        worth = {"lower": lambda key: key, "higher": lambda key: -key, "one": lambda key: abs(key - 1)}[column.better]
+        worth = {
+            "lower": lambda key: key,
+            "higher": lambda key: -key,
+            "one": lambda key: abs(key - 1),
+        }[column.better]
         row, cell = min(known, key=lambda pair: worth(pair[1].key))
         word = {"lower": "Lowest", "higher": "Highest", "one": "Nearest to 1"}[column.better]
-        clear = "clearly ahead of every other row" if cell.best else "not clearly ahead of every other row"
+        clear = (
+            "clearly ahead of every other row"
+            if cell.best
+            else "not clearly ahead of every other row"
+        )
         sentence = f"{word} in {column.title}: {row.label} with {cell.text}, {clear}."
         found = against_baseline(results, column, baseline)
         better = sum(verdict(each, p) == each.a.label for each, p in found)
@@ -266,8 +324,12 @@ class Wall:
     seeds: list[str]
     frames: int
     seconds: float
-    tiles: list[tuple[str, dict[tuple[int, str], str]]]  # label, and (prompt number, training seed) -> data URI
-    counts: dict[str, tuple[int, int]]  # of rows, references, prompts, training seeds: shown, and there are
+    tiles: list[
+        tuple[str, dict[tuple[int, str], str]]
+    ]  # label, and (prompt number, training seed) -> data URI
+    counts: dict[
+        str, tuple[int, int]
+    ]  # of rows, references, prompts, training seeds: shown, and there are
     mover: str  # the row whose motion chose the prompts
 
     def key(self, clips: Mapping[tuple[int, str], str], prompt: int, seed: str) -> tuple[int, str]:
@@ -286,7 +348,9 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
     """
     loaded = []
     for row in results.rows:
-        clips = {run.seed: c for run in row.runs if run.scored and (c := _clips(sources[run.run_id]))}
+        clips = {
+            run.seed: c for run in row.runs if run.scored and (c := _clips(sources[run.run_id]))
+        }
         if clips:
             loaded.append((row, clips))
     manifests = [lines for row, clips in loaded if not row.reference for _, lines in clips.values()]
@@ -304,8 +368,12 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
     ordered = sorted(places.values(), key=lambda i: -_motion(shown[i]))
 
     # were every clip as large as its row's first
-    sizes = {row.label: len(_strip(next(iter(clips.values()))[0][ordered[0]])) for row, clips in loaded}
-    references, students = ([item for item in loaded if item[0].reference is kind] for kind in (True, False))
+    sizes = {
+        row.label: len(_strip(next(iter(clips.values()))[0][ordered[0]])) for row, clips in loaded
+    }
+    references, students = (
+        [item for item in loaded if item[0].reference is kind] for kind in (True, False)
+    )
     own, others = (sum(sizes[row.label] for row, _ in part) for part in (students, references))
     if own + others > WALL_BYTES:  # not one prompt: references go first, then rows
         references = [item for item in references if item[0] is mover]
@@ -326,9 +394,11 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
     for row, clips in references + students:
         own_tiles = {
             (number, seed): _strip(frames[index])
-            for seed, (frames, _) in clips.items() if row.reference or seed in seeds
-            for number, index in enumerate(indices) if index < len(frames)
-        }  # fmt: skip
+            for seed, (frames, _) in clips.items()
+            if row.reference or seed in seeds
+            for number, index in enumerate(indices)
+            if index < len(frames)
+        }
         tiles.append((row.label, own_tiles))
     prompts = [(lines[i]["prompt"], lines[i].get("seed")) for i in indices]
     counts = {
@@ -337,7 +407,9 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
         "prompt": (count, len(ordered)),
         "training seed": (len(seeds), len({run.seed for run in results.runs})),
     }
-    return Wall(prompts, seeds, shown.shape[1], shown.shape[1] / lines[0]["fps"], tiles, counts, mover.label)
+    return Wall(
+        prompts, seeds, shown.shape[1], shown.shape[1] / lines[0]["fps"], tiles, counts, mover.label
+    )
 
 
 def _motion(clip: np.ndarray) -> float:
@@ -354,16 +426,23 @@ def _kept(rows: Sequence[Row], baseline: Row | None, room: int) -> list[bool]:
 
 
 def _alike(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> bool:
-    return [(line["prompt"], line.get("seed")) for line in a] == [(line["prompt"], line.get("seed")) for line in b]
+    return [(line["prompt"], line.get("seed")) for line in a] == [
+        (line["prompt"], line.get("seed")) for line in b
+    ]
 
 
 def _clips(source: Source) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
     """The newest samples of a folder: frames (N, T, 3, H, W) mapped, not loaded, and the manifest's lines."""
-    places = sorted((p for p in (source.folder / "samples").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
+    places = sorted(
+        (p for p in (source.folder / "samples").glob("*") if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
     for place in [source.folder, *places][::-1]:
         if (place / "clips.npy").is_file() and (place / "manifest.jsonl").is_file():
             rate = {"fps": (read_json(place / "row.json") or {}).get("fps", 8)}
-            return np.load(place / "clips.npy", mmap_mode="r"), [line | rate for line in read_jsonl(place / "manifest.jsonl")]
+            return np.load(place / "clips.npy", mmap_mode="r"), [
+                line | rate for line in read_jsonl(place / "manifest.jsonl")
+            ]
     return None
 
 
@@ -379,20 +458,36 @@ def _strip(clip: np.ndarray) -> str:
     for i, frame in enumerate(frames):
         strip.paste(frame, (i * width, 0))
     data = io.BytesIO()
-    strip.save(data, "WEBP", **({"lossless": True, "quality": 80, "method": 4} if small else {"quality": 70, "method": 4}))
+    strip.save(
+        data,
+        "WEBP",
+        **(
+            {"lossless": True, "quality": 80, "method": 4}
+            if small
+            else {"quality": 70, "method": 4}
+        ),
+    )
     return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: report one sweep."""
-    parser = argparse.ArgumentParser(prog="distill_bench.report", description="tables, figures and a page of a sweep")
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.report", description="tables, figures and a page of a sweep"
+    )
     parser.add_argument("sweep", help="the sweep's YAML, or its name")
     parser.add_argument("--store", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument(
-        "--baseline", metavar="KEY=VALUE,...", help="row that differences are taken to; default: the sweep's first"
+        "--baseline",
+        metavar="KEY=VALUE,...",
+        help="row that differences are taken to; default: the sweep's first",
     )
-    parser.add_argument("--budget", type=float, help="cost of the equal-cost table; default: the largest that all runs reach")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        help="cost of the equal-cost table; default: the largest that all runs reach",
+    )
     options = parser.parse_args(argv)
     try:
         baseline = mapping(options.baseline) if options.baseline else None

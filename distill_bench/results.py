@@ -15,7 +15,18 @@ import numpy as np
 from distill_bench.gather import DONE, REFERENCE
 from distill_bench.stats import Interval, crossed_interval, mean_interval
 
-ABOUT = ("name", "question", "swept", "axis", "baseline", "budget", "columns", "prompts", "notes", "provenance")  # of sweep.json
+ABOUT = (
+    "name",
+    "question",
+    "swept",
+    "axis",
+    "baseline",
+    "budget",
+    "columns",
+    "prompts",
+    "notes",
+    "provenance",
+)  # of sweep.json
 WRITE_AGAIN = "`python -m distill_bench.report SWEEP` writes it"
 
 
@@ -39,12 +50,16 @@ class Column:
 
     @property
     def heading(self) -> str:
-        return " ".join(part for part in (self.title, f"({self.unit})" if self.unit else "", self.arrow) if part)
+        return " ".join(
+            part for part in (self.title, f"({self.unit})" if self.unit else "", self.arrow) if part
+        )
 
     @property
     def wish(self) -> str:
         """Title, unit and direction in words, as an axis names it."""
-        wish = {"lower": "lower is better", "higher": "higher is better", "one": "1 is best"}.get(self.better or "")
+        wish = {"lower": "lower is better", "higher": "higher is better", "one": "1 is best"}.get(
+            self.better or ""
+        )
         rest = ", ".join(part for part in (self.unit, wish) if part)
         return f"{self.title} ({rest})" if rest else self.title
 
@@ -102,8 +117,16 @@ class Run:
 
     def at_cost(self, column: str, budget: float) -> float | None:
         """The score at a cost, between the evaluated student updates on either side; None where there are none."""
-        known = [(point[COST], point[column]) for point in self.checkpoints if COST in point and column in point]
-        if not known or not known[0][0] <= budget * (1 + 1e-6) or not known[-1][0] >= budget * (1 - 1e-6):
+        known = [
+            (point[COST], point[column])
+            for point in self.checkpoints
+            if COST in point and column in point
+        ]
+        if (
+            not known
+            or not known[0][0] <= budget * (1 + 1e-6)
+            or not known[-1][0] >= budget * (1 - 1e-6)
+        ):
             return None
         return float(np.interp(budget, *zip(*known, strict=True)))
 
@@ -142,7 +165,11 @@ class Row:
     @property
     def keys(self) -> str:
         """`method=dmd2,fake_score_updates=5`, as `--baseline` takes it."""
-        return ",".join(f"{key}={value}" for key, value in ({"method": self.method} | self.swept).items() if value)
+        return ",".join(
+            f"{key}={value}"
+            for key, value in ({"method": self.method} | self.swept).items()
+            if value
+        )
 
     def by_seed(self, column: str) -> dict[str, np.ndarray]:
         """Values of the runs that count, (clips,) or (1,) a seed."""
@@ -197,12 +224,18 @@ class Results:
             return self.students[0] if self.students else None
         for row in self.matching(wanted):
             return row
-        raise ResultsError(f"no row is the baseline {wanted}; known: {'; '.join(row.keys for row in self.students)}")
+        raise ResultsError(
+            f"no row is the baseline {wanted}; known: {'; '.join(row.keys for row in self.students)}"
+        )
 
     def matching(self, wanted: Mapping[str, Any]) -> list[Row]:
         """The students' rows with these keys and values."""
         known = [(row, {"method": row.method} | row.swept) for row in self.students]
-        return [row for row, keys in known if all(_same(keys.get(key), value) for key, value in wanted.items())]
+        return [
+            row
+            for row, keys in known
+            if all(_same(keys.get(key), value) for key, value in wanted.items())
+        ]
 
     def interval(self, row: Row, column: str) -> Interval | None:
         """Mean and interval of a row's score or cost: over seeds and clips, or over seeds where clips have no value."""
@@ -215,7 +248,9 @@ class Results:
             sd = row.runs[0].value(f"{column}_sd")
             if len(value) == 1 and sd:  # resampled clips, which bias a distance but not its spread
                 return Interval(float(value[0]), value[0] - 1.96 * sd, value[0] + 1.96 * sd, 1)
-            return crossed_interval(value[None], clusters=_fitting(prompts, value), seeds_vary=False)
+            return crossed_interval(
+                value[None], clusters=_fitting(prompts, value), seeds_vary=False
+            )
         if len({len(each) for each in values.values()}) > 1:
             return mean_interval([float(each.mean()) for each in values.values()])
         stacked = np.stack(list(values.values()))
@@ -235,7 +270,11 @@ class Results:
     def marks(self, row: Row, column: str) -> list[int]:
         """Numbers of the footnotes that concern a cell."""
         ids = {run.run_id for run in row.runs}
-        return [i for i, (_, where) in enumerate(self.footnotes, 1) if any(r in ids and c == column for r, c in where)]
+        return [
+            i
+            for i, (_, where) in enumerate(self.footnotes, 1)
+            if any(r in ids and c == column for r, c in where)
+        ]
 
 
 def _fitting(prompts: Sequence[int] | None, values: np.ndarray) -> Sequence[int] | None:
@@ -267,22 +306,32 @@ def load(folder: Path) -> Results:
     try:
         about = json.loads((folder / "sweep.json").read_text())
     except ValueError as error:
-        raise ResultsError(f"{folder / 'sweep.json'} is cut off or damaged ({error}); {WRITE_AGAIN}") from error
+        raise ResultsError(
+            f"{folder / 'sweep.json'} is cut off or damaged ({error}); {WRITE_AGAIN}"
+        ) from error
     try:
         clips: dict[str, dict[str, np.ndarray]] = {}
         for line in read_csv(folder / "clips.csv"):
-            clips.setdefault(line["run_id"], {})[line["column"]] = np.array(line["values"].split(), dtype=float)
-        checkpoints, training = (_by_run(folder / name) for name in ("checkpoints.csv", "training.csv"))
+            clips.setdefault(line["run_id"], {})[line["column"]] = np.array(
+                line["values"].split(), dtype=float
+            )
+        checkpoints, training = (
+            _by_run(folder / name) for name in ("checkpoints.csv", "training.csv")
+        )
         runs = [
             Run(line, clips.get(i, {}), tuple(checkpoints.get(i, [])), tuple(training.get(i, [])))
             for line in read_csv(folder / "runs.csv")
             for i in [line["run_id"]]
         ]
-        return Results({key: about[key] for key in ABOUT}, _rows(runs, about["swept"], about["axis"]))
+        return Results(
+            {key: about[key] for key in ABOUT}, _rows(runs, about["swept"], about["axis"])
+        )
     except ResultsError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise ResultsError(f"the data files in {folder} are damaged ({type(error).__name__}: {error}); {WRITE_AGAIN}") from error
+        raise ResultsError(
+            f"the data files in {folder} are damaged ({type(error).__name__}: {error}); {WRITE_AGAIN}"
+        ) from error
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -297,14 +346,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         lines = list(csv.DictReader(file))
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
-            raise ResultsError(f"{path}:{number} has not one cell a column: it is cut off or damaged; {WRITE_AGAIN}")
+            raise ResultsError(
+                f"{path}:{number} has not one cell a column: it is cut off or damaged; {WRITE_AGAIN}"
+            )
     return lines
 
 
 def _by_run(path: Path) -> dict[str, list[dict[str, float]]]:
     lines: dict[str, list[dict[str, float]]] = {}
     for line in read_csv(path):
-        numbers = {key: value for key, text in line.items() if key != "run_id" and (value := number(text)) is not None}
+        numbers = {
+            key: value
+            for key, text in line.items()
+            if key != "run_id" and (value := number(text)) is not None
+        }
         lines.setdefault(line["run_id"], []).append(numbers)
     return lines
 
@@ -315,31 +370,53 @@ def _rows(runs: Sequence[Run], swept: Sequence[str], axis: str | None) -> tuple[
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         if not run.run_id.startswith("reference-"):
-            groups.setdefault((run.line["method"], *(run.line.get(key, "") for key in swept)), []).append(run)
-    rows = [Row(r.line["method"], r.line["method"], "", r.line["method"], {}, (r,), True) for r in references]
-    telling = {method: _telling([key for key in groups if key[0] == method], swept, axis) for method in {k[0] for k in groups}}
+            groups.setdefault(
+                (run.line["method"], *(run.line.get(key, "") for key in swept)), []
+            ).append(run)
+    rows = [
+        Row(r.line["method"], r.line["method"], "", r.line["method"], {}, (r,), True)
+        for r in references
+    ]
+    telling = {
+        method: _telling([key for key in groups if key[0] == method], swept, axis)
+        for method in {k[0] for k in groups}
+    }
     between = _between(list(groups), swept, axis)
     for (method, *values), own in groups.items():
         mine = dict(zip(swept, values, strict=True))
         same = [key for key in groups if key[0] == method]
         # a number or switch that most rows of the method have goes without saying
-        usual = {k for i, k in enumerate(swept, 1) if sum(key[i] == mine[k] for key in same) > len(same) / 2}
+        usual = {
+            k
+            for i, k in enumerate(swept, 1)
+            if sum(key[i] == mine[k] for key in same) > len(same) / 2
+        }
         told = [say(k, mine[k]) for k in telling[method] if k not in usual or _word(mine[k])]
         told += [say(k, mine[k]) for k, most in between.items() if mine[k] != most]
         series = " ".join([method, *filter(None, told)])
         at = mine.get(axis or "", "")
-        if axis and not at:  # a row that has no place on the axis is named by the words that few rows share
-            told += [mine[k] for k in swept if k not in telling[method] and k not in usual and _word(mine[k])]
+        if (
+            axis and not at
+        ):  # a row that has no place on the axis is named by the words that few rows share
+            told += [
+                mine[k]
+                for k in swept
+                if k not in telling[method] and k not in usual and _word(mine[k])
+            ]
             series = " ".join([method, *filter(None, told)])
         label = f"{series} {say(axis, at)}" if at else series
         rows.append(Row(label, series, at, method, mine, tuple(own), False))
     return tuple(rows)
 
 
-def _telling(groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str | None) -> list[str]:
+def _telling(
+    groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str | None
+) -> list[str]:
     """The fewest swept keys, the method's own first, that with the axis tell the rows of one method apart."""
     place = {key: i + 1 for i, key in enumerate(swept)}
-    order = sorted((key for key in swept if key != axis), key=lambda key: not key.startswith("method."))
+    order = sorted(
+        (key for key in swept if key != axis), key=lambda key: not key.startswith("method.")
+    )
     chosen = [axis] if axis else []
 
     def told(keys: Sequence[str]) -> int:
@@ -351,16 +428,25 @@ def _telling(groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str 
     return [key for key in chosen if key != axis]
 
 
-def _between(groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str | None) -> dict[str, str]:
+def _between(
+    groups: Sequence[tuple[str, ...]], swept: Sequence[str], axis: str | None
+) -> dict[str, str]:
     """The swept keys of the run that differ between methods and not within one, each with the value that most rows have.
 
     They tell no rows apart, but a row that differs from the others in more than its method must say so.
     """
     found = {}
     for place, key in enumerate(swept, 1):
-        values = {group[0]: {other[place] for other in groups if other[0] == group[0]} for group in groups}
+        values = {
+            group[0]: {other[place] for other in groups if other[0] == group[0]} for group in groups
+        }
         alone = all(len(each) == 1 for each in values.values())
-        if key != axis and not key.startswith("method.") and alone and len(set().union(*values.values())) > 1:
+        if (
+            key != axis
+            and not key.startswith("method.")
+            and alone
+            and len(set().union(*values.values())) > 1
+        ):
             found[key] = Counter(group[place] for group in groups).most_common(1)[0][0]
     return found
 

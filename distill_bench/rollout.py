@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def rollout(
-    student: "Denoiser", noises: list[Tensor], sigmas: Tensor, text: Tensor, stepping: str, graph: bool = False
+    student: "Denoiser",
+    noises: list[Tensor],
+    sigmas: Tensor,
+    text: Tensor,
+    stepping: str,
+    graph: bool = False,
 ) -> Tensor:
     """The student's clean prediction after len(noises) steps, (B, C, T, H, W).
 

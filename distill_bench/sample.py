@@ -39,8 +39,13 @@ from distill_bench.protocol import protocol, protocol_hash, student_key
 from distill_bench.rollout import euler, rollout
 from distill_bench.store import write_json
 
-BATCH, VALUES = 16, 2**26  # clips drawn together, and values of their frames, which cuts that of large clips
-Latents = Callable[[list[Tensor], Tensor], Tensor]  # of noises, one (B, C, T, H, W) a step, and text (B, L, D): (B, C, T, H, W)
+BATCH, VALUES = (
+    16,
+    2**26,
+)  # clips drawn together, and values of their frames, which cuts that of large clips
+Latents = Callable[
+    [list[Tensor], Tensor], Tensor
+]  # of noises, one (B, C, T, H, W) a step, and text (B, L, D): (B, C, T, H, W)
 PATIENCE = 60.0  # seconds without a clip of the other ranks before the first one makes theirs: or three times its own
 
 
@@ -48,10 +53,14 @@ def sample(run_dir: Path) -> list[Path]:
     """Draw the clips of every kept student into samples/<student_updates>/; returns those folders in order."""
     config, kept = load_run(run_dir), checkpoint.students(run_dir)
     if not kept:
-        raise ValueError(f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})")
+        raise ValueError(
+            f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})"
+        )
     (run_dir / "samples").mkdir(exist_ok=True)
     folders = {run_dir / "samples" / str(updates): path for updates, path in kept.items()}
-    missing = {folder: path for folder, path in folders.items() if not (folder / "clips.npy").is_file()}
+    missing = {
+        folder: path for folder, path in folders.items() if not (folder / "clips.npy").is_file()
+    }
     if missing:
         sampler = Sampler(config, run_dir.parent)
         student = sampler.placed(sampler.pipeline.student())
@@ -73,7 +82,12 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     """
     root = store / "references" / protocol_hash(config)
     few = student_key(config)
-    names = {"data": "data", "data_other": "data_other", "teacher": "teacher", "teacher_other": "teacher_other"}
+    names = {
+        "data": "data",
+        "data_other": "data_other",
+        "teacher": "teacher",
+        "teacher_other": "teacher_other",
+    }
     names |= {"teacher_few": f"teacher_few-nfe{config.nfe}", "untrained": f"untrained-{few}"}
     names |= {kind: kind for kind in ("frozen", "shuffled", "noise")}
     folders = {kind: root / name for kind, name in names.items()}
@@ -97,9 +111,17 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         "teacher": lambda: (sampler.teacher(steps, sampler.seeds), sampler.seeds),
         "teacher_other": lambda: (sampler.teacher(steps, other), other),
         "teacher_few": lambda: (sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
-        "untrained": lambda: (sampler.student(sampler.placed(sampler.pipeline.student())), sampler.seeds),
-    } | {kind: (lambda make=make: (Row(lambda *_: make(), n), sampler.seeds)) for kind, make in whole.items()}
-    for kind, folder in sorted(folders.items(), key=lambda row: row[0] != "untrained"):  # a device holds one network at a time
+        "untrained": lambda: (
+            sampler.student(sampler.placed(sampler.pipeline.student())),
+            sampler.seeds,
+        ),
+    } | {
+        kind: (lambda make=make: (Row(lambda *_: make(), n), sampler.seeds))
+        for kind, make in whole.items()
+    }
+    for kind, folder in sorted(
+        folders.items(), key=lambda row: row[0] != "untrained"
+    ):  # a device holds one network at a time
         if not (folder / "clips.npy").is_file():
             if not place_of_launch()[0]:
                 print(f"reference {kind}: {n} clips", flush=True)
@@ -161,27 +183,37 @@ class Sampler:
     def facts(self, net: torch.nn.Module) -> dict[str, np.ndarray]:
         """What the teacher's kind knows exactly of the student's distribution; for a network of unknown density nothing."""
         sigmas = student_sigmas(self.config.nfe, self.config.shift)
-        return self.pipeline.facts(net, sigmas, self.config.stepping, self.config.protocol.teacher_guidance)
+        return self.pipeline.facts(
+            net, sigmas, self.config.stepping, self.config.protocol.teacher_guidance
+        )
 
     def teacher(self, steps: int, seeds: list[int]) -> Row:
         """Clips by `steps` Euler steps of the guided teacher."""
         batched = self.config.guidance_forwards == "batched"
-        guided = Guided(self._teacher, self.texts.null_text, self.config.protocol.teacher_guidance, batched)
+        guided = Guided(
+            self._teacher, self.texts.null_text, self.config.protocol.teacher_guidance, batched
+        )
         sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
         return self._clips(seeds, lambda noises, text: euler(guided, noises[0], sigmas, text))
 
     @cached_property
     def _teacher(self) -> Denoiser:
-        return self._denoiser(self.placed(self.pipeline.transformer, self.config.teacher_offload), "teacher")
+        return self._denoiser(
+            self.placed(self.pipeline.transformer, self.config.teacher_offload), "teacher"
+        )
 
     def _denoiser(self, net: torch.nn.Module, role: str) -> Denoiser:
-        return Denoiser(net, role, Ledger(1), autocast=None if self.dtype == torch.float32 else self.dtype)
+        return Denoiser(
+            net, role, Ledger(1), autocast=None if self.dtype == torch.float32 else self.dtype
+        )
 
     def noise(self) -> np.ndarray:
         """Uniform noise frames (N, T, 3, H, W): the known-bad row."""
         config, n = self.config, len(self.seeds)
         rng = np.random.default_rng(config.protocol.seed)
-        return rng.integers(0, 256, (n, config.frames, 3, config.height, config.width), dtype=np.uint8)
+        return rng.integers(
+            0, 256, (n, config.frames, 3, config.height, config.width), dtype=np.uint8
+        )
 
     def _clips(self, seeds: list[int], latents: Latents) -> Row:
         def frames(first: int, end: int) -> np.ndarray:
@@ -196,7 +228,10 @@ class Sampler:
 
     def _noises(self, seeds: list[int]) -> list[Tensor]:
         """Noise (B, C, T, H, W) for each of the student's steps; the first is where a row begins."""
-        return [torch.stack([self._noise(seed, step) for seed in seeds]).to(self.device) for step in range(self.config.nfe)]
+        return [
+            torch.stack([self._noise(seed, step) for seed in seeds]).to(self.device)
+            for step in range(self.config.nfe)
+        ]
 
     def _noise(self, seed: int, step: int) -> Tensor:
         return self.pipeline.draw(self.shape, step, generator("sample", seed, step))
@@ -222,7 +257,9 @@ def _rendered(prompts: list[str], seeds: list[int]) -> Row:
     return Row(frames, BATCH)
 
 
-def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: dict, facts: Mapping = {}) -> None:  # noqa: B006
+def _write(
+    folder: Path, row: Row, prompts: list[str], seeds: list[int], about: dict, facts: Mapping = {}
+) -> None:  # noqa: B006
     """Write a folder of clips; who comes second finds it done. `facts` are exact arrays beside the frames.
 
     Every rank makes its share, the first one puts them together; it makes the others' too where they do not come.
@@ -249,8 +286,13 @@ def _write(folder: Path, row: Row, prompts: list[str], seeds: list[int], about: 
             (temporary / "videos").mkdir()
             for path in videos:
                 path.rename(temporary / "videos" / path.name)
-        lines = [{"index": i, "prompt": p, "seed": s} for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
-        (temporary / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = [
+            {"index": i, "prompt": p, "seed": s}
+            for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        (temporary / "manifest.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
         if facts:
             np.savez(temporary / "facts.npz", **facts)
         (temporary / "row.json").write_text(json.dumps(about) + "\n")
@@ -301,7 +343,9 @@ def _join(paths: list[Path], out: Path, n: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: sample one trained run folder."""
-    parser = argparse.ArgumentParser(prog="distill_bench.sample", description=sample.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.sample", description=sample.__doc__.splitlines()[0]
+    )
     parser.add_argument("run", type=Path, help="a run folder with run.yaml and a checkpoint")
     options = parser.parse_args(argv)
     try:

@@ -16,11 +16,18 @@ from distill_bench.store import cancels, read_record
 
 # how SLURM calls the end of a job -> the kind of a failure
 KINDS = {
-    "TIMEOUT": "timeout", "NODE_FAIL": "node_fail", "OUT_OF_MEMORY": "host_oom", "CANCELLED": "cancelled",
-    "PREEMPTED": "preempted", "BOOT_FAIL": "node_fail", "DEADLINE": "timeout",
-}  # fmt: skip
+    "TIMEOUT": "timeout",
+    "NODE_FAIL": "node_fail",
+    "OUT_OF_MEMORY": "host_oom",
+    "CANCELLED": "cancelled",
+    "PREEMPTED": "preempted",
+    "BOOT_FAIL": "node_fail",
+    "DEADLINE": "timeout",
+}
 # reasons of a waiting job that do not end by themselves
-ENDLESS = re.compile(r"Partition\w*(Limit|Down|Inactive|Config)|Invalid|NotAllowed|BadConstraints|NeverSatisfied|[Hh]eld|PerJob")
+ENDLESS = re.compile(
+    r"Partition\w*(Limit|Down|Inactive|Config)|Invalid|NotAllowed|BadConstraints|NeverSatisfied|[Hh]eld|PerJob"
+)
 
 
 class SchedulerError(RuntimeError):
@@ -38,7 +45,9 @@ def available() -> bool:
     try:
         _call("sinfo", "--noheader", "--format=%P")
     except SchedulerError as error:
-        if "configuration source" in str(error):  # the programs are installed, no cluster is configured
+        if "configuration source" in str(
+            error
+        ):  # the programs are installed, no cluster is configured
             return False
         raise
     return True
@@ -48,11 +57,15 @@ def available() -> bool:
 class Queue:
     """Jobs in SLURM's queue, and which runs were submitted as what."""
 
-    states: dict[str, str] = field(default_factory=dict)  # job -> PENDING, RUNNING, ...; those that have ended are not here
+    states: dict[str, str] = field(
+        default_factory=dict
+    )  # job -> PENDING, RUNNING, ...; those that have ended are not here
     jobs: dict[str, list[str]] = field(default_factory=dict)  # run -> its jobs, oldest first
     logs: dict[str, Path] = field(default_factory=dict)  # job -> its log
     reasons: dict[str, str] = field(default_factory=dict)  # job -> why it waits
-    first: dict[str, str] = field(default_factory=dict)  # job -> the job that prepares what its runs share
+    first: dict[str, str] = field(
+        default_factory=dict
+    )  # job -> the job that prepares what its runs share
     cancelled: frozenset[str] = frozenset()  # jobs that this program was told to cancel
 
     def active(self, run: str) -> list[str]:
@@ -87,9 +100,16 @@ def read_queue(store: Path, on_slurm: bool = True) -> Queue:
             if "dependency" in found:
                 first[job] = found["dependency"].partition(":")[2]
     told = frozenset(job for call in cancels(store) for job in call["jobs"])
-    lines = _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r").splitlines() if on_slurm else []
+    lines = (
+        _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r").splitlines()
+        if on_slurm
+        else []
+    )
     rows = [line.split("|", 2) for line in lines]
-    states, reasons = {job: state for job, state, _ in rows}, {job: reason for job, _, reason in rows}
+    states, reasons = (
+        {job: state for job, state, _ in rows},
+        {job: reason for job, _, reason in rows},
+    )
     return Queue(states, jobs, logs, reasons, first, told)
 
 
@@ -100,11 +120,20 @@ def ended_as(jobs: Iterable[str]) -> dict[str, str]:
         return {}
     ended: dict[str, str] = {}
     for command in (
-        ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={ids}"],
+        [
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            "--format=JobID,State",
+            f"--jobs={ids}",
+        ],
         ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--jobs={ids}"],
     ):
         with contextlib.suppress(SchedulerError):
-            ended |= dict(line.split("|", 1) for line in _call(*command).splitlines() if "|" in line)
+            ended |= dict(
+                line.split("|", 1) for line in _call(*command).splitlines() if "|" in line
+            )
     return {job: state.split()[0] for job, state in ended.items()}  # "CANCELLED by 0"
 
 
@@ -137,29 +166,45 @@ def cluster(partition: str | None) -> Cluster:
         SchedulerError: if there is no such partition.
     """
     config = _fields(_call("scontrol", "show", "config"))
-    blocks = [_fields(block) for block in _call("scontrol", "--oneliner", "show", "partition").splitlines()]
+    blocks = [
+        _fields(block)
+        for block in _call("scontrol", "--oneliner", "show", "partition").splitlines()
+    ]
     known = {block["PartitionName"]: block for block in blocks}
-    name = partition or next((n for n, block in known.items() if block.get("Default") == "YES"), None)
+    name = partition or next(
+        (n for n, block in known.items() if block.get("Default") == "YES"), None
+    )
     if not name:
         raise SchedulerError("no default partition: name one")
     if missing := [each for each in name.split(",") if each not in known]:
         raise SchedulerError(f"no partition {missing[0]!r}; known: {', '.join(known)}")
     found = [known[each] for each in name.split(",")]
     hours = [_hours(each.get("MaxTime", "UNLIMITED")) for each in found]
-    lines = _call("sinfo", "--noheader", "--Node", f"--partition={name}", "--format=%R|%c|%m|%G").splitlines()
+    lines = _call(
+        "sinfo", "--noheader", "--Node", f"--partition={name}", "--format=%R|%c|%m|%G"
+    ).splitlines()
     nodes = [line.split("|", 3) for line in lines]
     counts = Counter(node[0] for node in nodes)
     limits = {each["PartitionName"]: each.get("MaxNodes", "UNLIMITED") for each in found}
     return Cluster(
         partition=name,
-        nodes=max((min(n, int(limits[p])) if limits[p].isdigit() else n for p, n in counts.items()), default=0),
+        nodes=max(
+            (min(n, int(limits[p])) if limits[p].isdigit() else n for p, n in counts.items()),
+            default=0,
+        ),
         cpus=max((int(cpus) for _, cpus, _, _ in nodes), default=0),
         mem_gb=max((int(mb) for _, _, mb, _ in nodes), default=0) / 1024,
-        gpus=max((int(n) for *_, gres in nodes for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres)), default=0),
+        gpus=max(
+            (int(n) for *_, gres in nodes for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres)),
+            default=0,
+        ),
         max_array=int(config.get("MaxArraySize", 1001)),
         max_hours=None if None in hours else max(hours),
         accounting="none" not in config.get("AccountingStorageType", "none"),
-        preemptible=any(each.get("PreemptMode", config.get("PreemptMode", "OFF")) not in ("OFF", "GANG") for each in found),
+        preemptible=any(
+            each.get("PreemptMode", config.get("PreemptMode", "OFF")) not in ("OFF", "GANG")
+            for each in found
+        ),
         preemption_signal="preempt_send_user_signal" in config.get("SlurmctldParameters", ""),
         requeue=config.get("JobRequeue", "1") == "1",
     )

@@ -5,7 +5,12 @@ velocity, a config of diffusers' own class says that; only a variance-preserving
 """
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, ConfigMixin, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    ConfigMixin,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -14,7 +19,9 @@ from distill_bench.architectures.cogvideox import scale, sigmas_of, timestep_of,
 from distill_bench.noise import add_noise, over, student_sigmas, velocity_to_x0, warp
 
 
-def flow_matching(nfe: int, shift: float, stepping: str, spaced: bool = False) -> FlowMatchEulerDiscreteScheduler:
+def flow_matching(
+    nfe: int, shift: float, stepping: str, spaced: bool = False
+) -> FlowMatchEulerDiscreteScheduler:
     """diffusers' scheduler whose `nfe` steps are the student's; in other numbers of steps it takes other levels.
 
     It spaces its steps evenly between 1 and its lowest training level, warps them by its shift and stretches the last one to
@@ -33,14 +40,21 @@ def flow_matching(nfe: int, shift: float, stepping: str, spaced: bool = False) -
     if not spaced and nfe > 1:
         fixed["shift_terminal"] = float(warp(torch.tensor(1 / nfe, dtype=torch.float64), shift))
         for _ in range(50):  # the lowest training level is itself warped by the shift
-            width = nfe * shift * (1 - FlowMatchEulerDiscreteScheduler(shift=own).sigma_min) / (nfe - 1)
+            width = (
+                nfe * shift * (1 - FlowMatchEulerDiscreteScheduler(shift=own).sigma_min) / (nfe - 1)
+            )
             own = width / (width - shift + 1)
     # it computes in another order: among shifts that are equal for any other purpose one gives the very bits
     near = [own * (1 + k * 2**-30) for k in sorted(range(-200, 201), key=abs)]
-    made = {each: _levels(FlowMatchEulerDiscreteScheduler(shift=each, **fixed), nfe, given) for each in near}
+    made = {
+        each: _levels(FlowMatchEulerDiscreteScheduler(shift=each, **fixed), nfe, given)
+        for each in near
+    }
     best = min(near, key=lambda each: float((made[each] - wanted).abs().max()))
     if float((made[best] - wanted).abs().max()) > 1e-6:
-        raise ValueError(f"diffusers' scheduler makes {made[best].tolist()}, the student's levels are {wanted.tolist()}")
+        raise ValueError(
+            f"diffusers' scheduler makes {made[best].tolist()}, the student's levels are {wanted.tolist()}"
+        )
     return FlowMatchEulerDiscreteScheduler(shift=best, **fixed)
 
 
@@ -63,7 +77,9 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
     def __init__(self, trained: dict, shift: float = 1.0, stepping: str = "renoise") -> None:
         self.table = sigmas_of(CogVideoXDDIMScheduler.from_config(trained).alphas_cumprod)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None
+    ) -> None:
         """The student's levels, and the network's timesteps at them."""
         levels = student_sigmas(num_inference_steps, self.config.shift)
         self.sigmas = torch.cat([levels, torch.zeros(1)]).to(device)
@@ -91,7 +107,9 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
         if self.taken == len(self.timesteps):
             return (x0,)
         if self.config.stepping == "renoise":
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            noise = randn_tensor(
+                sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
+            )
             self.x_t = add_noise(x0, noise, lower)
         else:
             self.x_t = x_t + over(lower - sigma, x_t) * velocity

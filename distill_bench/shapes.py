@@ -13,9 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 FRAMES, SIZE, FPS = 8, 32, 8
-COLOURS = {"red": 0.0, "yellow": 1 / 6, "green": 2 / 6, "cyan": 3 / 6, "blue": 4 / 6, "magenta": 5 / 6}  # hue
+COLOURS = {
+    "red": 0.0,
+    "yellow": 1 / 6,
+    "green": 2 / 6,
+    "cyan": 3 / 6,
+    "blue": 4 / 6,
+    "magenta": 5 / 6,
+}  # hue
 SHAPES = ("circle", "square", "triangle")
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y grows downwards
+DIRECTIONS = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+}  # (x, y), y grows downwards
 SPEEDS = {"still": 0.0, "slow": 0.6, "fast": 1.8}  # pixels a frame
 ADVERBS = {"slow": "slowly", "fast": "quickly"}
 NOSE = 1.6  # radius in pixels
@@ -62,7 +74,11 @@ def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
     `pace` is its speed over that of its caption.
     """
     rng = np.random.Generator(np.random.Philox(key=[key, 0x5A4E5]))
-    radius, background, value = rng.uniform(5.0, 6.2), rng.uniform(0.05, 0.15), rng.uniform(0.85, 1.0)
+    radius, background, value = (
+        rng.uniform(5.0, 6.2),
+        rng.uniform(0.05, 0.15),
+        rng.uniform(0.85, 1.0),
+    )
     heading = np.array(DIRECTIONS[attributes.direction], float)
     step = heading * SPEEDS[attributes.speed] * pace * rng.uniform(0.95, 1.05)
     margin = radius + NOSE + 0.5
@@ -93,7 +109,9 @@ def read(clips: np.ndarray) -> list[Attributes]:
     """The attribute oracle: what each clip (N, T, 3, H, W) uint8 shows; a clip without a body reads as some attributes."""
     mask, rgb = _body(clips)
     centre = _centroid(mask)  # (N, T, 2) x, y
-    hue = _hue((rgb * mask[:, :, None]).sum((1, 3, 4)) / np.maximum(mask.sum((1, 2, 3))[:, None], 1e-6))
+    hue = _hue(
+        (rgb * mask[:, :, None]).sum((1, 3, 4)) / np.maximum(mask.sum((1, 2, 3))[:, None], 1e-6)
+    )
     names = list(COLOURS)
     colours = np.rint(hue * 6).astype(int) % 6
     shape = _shape(mask, centre)
@@ -103,7 +121,9 @@ def read(clips: np.ndarray) -> list[Attributes]:
     speed = centroid_speed(clips)
     moved = centre[:, -1] - centre[:, 0]
     speeds = np.where(speed < 0.25, 0, np.where(speed < 1.1, 1, 2))
-    towards = np.where((speeds > 0)[:, None], moved, nose)  # the motion is the direction; the nose only where it stands
+    towards = np.where(
+        (speeds > 0)[:, None], moved, nose
+    )  # the motion is the direction; the nose only where it stands
     axes = np.array(list(DIRECTIONS.values()), float)
     directions = (towards @ axes.T).argmax(1)
     return [
@@ -171,7 +191,9 @@ def _shape(mask: np.ndarray, centre: np.ndarray) -> np.ndarray:
         for s, shape in enumerate(SHAPES):
             depth = _depth(shape, x, y - np.float32(dy))
             for radius in np.arange(4.4, 6.81, 0.2):
-                soft = np.clip(depth(np.float32(radius)) + np.float32(0.5), 0, 1)  # coverage with edges a pixel wide
+                soft = np.clip(
+                    depth(np.float32(radius)) + np.float32(0.5), 0, 1
+                )  # coverage with edges a pixel wide
                 overlap, area = (np.einsum("ntij,ntij->n", each, soft) for each in (mask, soft))
                 best[:, s] = np.maximum(best[:, s], overlap / np.sqrt(size * area + 1e-9))
     return best.argmax(1)

@@ -12,7 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill_bench.architectures import architecture_called
@@ -32,7 +37,9 @@ def all_processes(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
 
 
-def shard(net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, offload: bool = False) -> nn.Module:
+def shard(
+    net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, offload: bool = False
+) -> nn.Module:
     """Shard a network in place, block by block.
 
     Args:
@@ -51,17 +58,31 @@ def shard(net: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None, 
         except Reached as reached:
             return (reached.tokens,)
 
-    net.forward = stoppable  # inside FSDP's hooks: they see an output, and gather weights for its backward
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # nothing here is in place on it
-    precision = {"param_dtype": compute, "reduce_dtype": compute and torch.float32, "cast_forward_inputs": False}
+    net.forward = (
+        stoppable  # inside FSDP's hooks: they see an output, and gather weights for its backward
+    )
+    warnings.filterwarnings(
+        "ignore", message="FSDP2-wrapped module .* returned a view tensor"
+    )  # nothing here is in place on it
+    precision = {
+        "param_dtype": compute,
+        "reduce_dtype": compute and torch.float32,
+        "cast_forward_inputs": False,
+    }
     kept = kept_in_float32(net) if compute else set()
     if kept:
         if not hasattr(MixedPrecisionPolicy, "param_dtype_override_fn"):
-            raise ValueError(f"sharding with weights: bfloat16 needs torch 2.15, here is {torch.__version__}")
-        precision["param_dtype_override_fn"] = lambda parameter: parameter.dtype if parameter in kept else None
+            raise ValueError(
+                f"sharding with weights: bfloat16 needs torch 2.15, here is {torch.__version__}"
+            )
+        precision["param_dtype_override_fn"] = lambda parameter: (
+            parameter.dtype if parameter in kept else None
+        )
     policies = {
         "mp_policy": MixedPrecisionPolicy(**precision),
-        "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        if offload
+        else OffloadPolicy(),
     }
     for block in architecture_called(net).blocks(net):
         fully_shard(block, mesh=mesh, reshard_after_forward=True, **policies)
@@ -92,11 +113,20 @@ def shard_as(tensor: Tensor, like: Tensor) -> Tensor:
 
 def clip_gradients(parameters: Sequence[Tensor], largest: float) -> float:
     """Scale the gradients down to a norm of `largest` together, and return what the norm was."""
-    sharded, replicated = [p for p in parameters if is_sharded(p)], [p for p in parameters if not is_sharded(p)]
+    sharded, replicated = (
+        [p for p in parameters if is_sharded(p)],
+        [p for p in parameters if not is_sharded(p)],
+    )
     if not sharded:
         return float(nn.utils.clip_grad_norm_(parameters, largest))
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in group])) for group in (sharded, replicated) if group]
+    norms = [
+        whole(nn.utils.get_total_norm([p.grad for p in group]))
+        for group in (sharded, replicated)
+        if group
+    ]
     norm = torch.stack([n.cpu().double() for n in norms]).norm()
     for group in (sharded, replicated):
-        nn.utils.clip_grads_with_norm_(group, largest, norm.to(local(parameters[0]).device, torch.float32))
+        nn.utils.clip_grads_with_norm_(
+            group, largest, norm.to(local(parameters[0]).device, torch.float32)
+        )
     return float(norm)

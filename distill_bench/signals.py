@@ -26,7 +26,9 @@ SIGNAL_SAMPLES = 8
 SIGMA_BINS = 4
 
 
-def signals(method: Method, nets: Nets, batch: Batch, exact: Denoise | None = None) -> dict[str, float]:
+def signals(
+    method: Method, nets: Nets, batch: Batch, exact: Denoise | None = None
+) -> dict[str, float]:
     """The signals of a method on a batch; the student's weights must be trainable, no gradient is left behind.
 
     `exact` is the fake score that would track the student perfectly, where it is known.
@@ -35,7 +37,9 @@ def signals(method: Method, nets: Nets, batch: Batch, exact: Denoise | None = No
     if loss.x0 is None:
         return {}
     found = _gradients(loss.terms, loss.x0) if loss.x0.requires_grad else {}
-    return found | (by_sigma(nets, batch, loss.x0.detach(), exact) if nets.fake_score is not None else {})
+    return found | (
+        by_sigma(nets, batch, loss.x0.detach(), exact) if nets.fake_score is not None else {}
+    )
 
 
 def _gradients(terms: dict[str, Tensor], x0: Tensor) -> dict[str, float]:
@@ -45,20 +49,30 @@ def _gradients(terms: dict[str, Tensor], x0: Tensor) -> dict[str, float]:
         if term.requires_grad
     }
     gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-    found = {f"x0_gradient_norm/{name}": float(g.norm()) * g.numel() ** 0.5 for name, g in gradients.items()}
+    found = {
+        f"x0_gradient_norm/{name}": float(g.norm()) * g.numel() ** 0.5
+        for name, g in gradients.items()
+    }
     for (one, a), (other, b) in combinations(gradients.items(), 2):
-        found[f"x0_gradient_cosine/{one}/{other}"] = float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+        found[f"x0_gradient_cosine/{one}/{other}"] = float(
+            torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+        )
     return found
 
 
 @torch.no_grad()
-def by_sigma(nets: Nets, batch: Batch, x0: Tensor, exact: Denoise | None = None) -> dict[str, float]:
+def by_sigma(
+    nets: Nets, batch: Batch, x0: Tensor, exact: Denoise | None = None
+) -> dict[str, float]:
     """Score gap and the fake score's error on samples x0 (B, C, T, H, W), by noise level; sample i falls in bin i mod bins."""
     bins = torch.arange(len(x0), device=x0.device) % SIGMA_BINS
     width = (batch.sigma_max - batch.sigma_min) / SIGMA_BINS
     sigma = batch.sigma_min + width * (bins + batch.draws.uniform("signals/sigma"))
     x_t = add_noise(x0, batch.noise("signals/noise"), sigma)
-    x0_fake, x0_teacher = nets.fake_score(x_t, sigma, batch.text), nets.teacher(x_t, sigma, batch.text)
+    x0_fake, x0_teacher = (
+        nets.fake_score(x_t, sigma, batch.text),
+        nets.teacher(x_t, sigma, batch.text),
+    )
     values = {
         "score_gap": mean_per_sample((x0_fake - x0_teacher).abs()) / dmd_normaliser(x0, x0_teacher),
         "fake_score_error": mean_per_sample((x0 - x0_fake).square()),
@@ -68,5 +82,8 @@ def by_sigma(nets: Nets, batch: Batch, x0: Tensor, exact: Denoise | None = None)
     found = {}
     for i in range(SIGMA_BINS):
         low, high = batch.sigma_min + width * i, batch.sigma_min + width * (i + 1)
-        found |= {f"{name}/sigma_{low:.2f}-{high:.2f}": float(v.flatten()[bins == i].mean()) for name, v in values.items()}
+        found |= {
+            f"{name}/sigma_{low:.2f}-{high:.2f}": float(v.flatten()[bins == i].mean())
+            for name, v in values.items()
+        }
     return found

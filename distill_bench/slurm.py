@@ -22,13 +22,25 @@ from distill_bench.local import Task, python, run_queue
 from distill_bench.scheduler import SchedulerError, cancel
 from distill_bench.scheduler import cluster as cluster_facts
 from distill_bench.stop import DRIVER, Stopped, StopRequest, obey, slurm_job
-from distill_bench.store import append_jsonl, attempts, file_of_call, read_json, read_jsonl, state, write_json
+from distill_bench.store import (
+    append_jsonl,
+    attempts,
+    file_of_call,
+    read_json,
+    read_jsonl,
+    state,
+    write_json,
+)
 
 KILLED_RETRIES = 3  # of a job that lost a process to a signal (a dead rank, memory); preemptions and the like do not count
 
 
 def submit(
-    run_dirs: Sequence[Path], cluster: ClusterConfig, store: Path, prepare: Sequence[Path] = (), allow_changed_code: bool = False
+    run_dirs: Sequence[Path],
+    cluster: ClusterConfig,
+    store: Path,
+    prepare: Sequence[Path] = (),
+    allow_changed_code: bool = False,
 ) -> list[str]:
     """Submit the runs as arrays below MaxArraySize and return each run's job id.
 
@@ -39,24 +51,37 @@ def submit(
         ConfigError: if SLURM refuses a job; what it has accepted before stays.
     """
     logging.getLogger("submitit").setLevel(logging.ERROR)
-    packs = [run_dirs[i : i + cluster.runs_per_job] for i in range(0, len(run_dirs), cluster.runs_per_job)]
+    packs = [
+        run_dirs[i : i + cluster.runs_per_job]
+        for i in range(0, len(run_dirs), cluster.runs_per_job)
+    ]
     size = cluster_facts(cluster.partition).max_array  # the largest index is one less
     chunks = [packs[i : i + size] for i in range(0, len(packs), size)]
     after: dict[str, str] = {}
     if prepare:
         # alone in its job; one process, whatever a run has
-        first = _executor(cluster.model_copy(update={"nodes": 1, "tasks": 1}), store, "distill-bench-prepare", 1)
-        (job,) = _submitted(lambda: [first.submit(prepare_shared, [str(run.resolve()) for run in prepare])])
-        after = {"dependency": f"afterany:{job}"}  # any: a run that finds nothing prepared makes it, or says why not
+        first = _executor(
+            cluster.model_copy(update={"nodes": 1, "tasks": 1}), store, "distill-bench-prepare", 1
+        )
+        (job,) = _submitted(
+            lambda: [first.submit(prepare_shared, [str(run.resolve()) for run in prepare])]
+        )
+        after = {
+            "dependency": f"afterany:{job}"
+        }  # any: a run that finds nothing prepared makes it, or says why not
     ids: dict[Path, str] = {}
     for index, chunk in enumerate(chunks):
-        share, rest = divmod(cluster.jobs or 16, len(chunks))  # SLURM bounds an array, not several together
+        share, rest = divmod(
+            cluster.jobs or 16, len(chunks)
+        )  # SLURM bounds an array, not several together
         parallel = max(1, share + (index < rest))
         executor = _executor(cluster, store, "distill-bench", parallel, **after)
         work = [[str(run.resolve()) for run in pack] for pack in chunk]
         try:
             jobs = _submitted(
-                lambda e=executor, w=work: e.map_array(do_runs, w, [allow_changed_code] * len(w), [time.time()] * len(w))
+                lambda e=executor, w=work: e.map_array(
+                    do_runs, w, [allow_changed_code] * len(w), [time.time()] * len(w)
+                )
             )
         except ConfigError as error:
             if after and not ids:
@@ -86,7 +111,12 @@ class _Planned(submitit.SlurmExecutor):
 
 
 def _executor(
-    cluster: ClusterConfig, store: Path, name: str, parallel: int, kind: type = submitit.SlurmExecutor, **more: str
+    cluster: ClusterConfig,
+    store: Path,
+    name: str,
+    parallel: int,
+    kind: type = submitit.SlurmExecutor,
+    **more: str,
 ) -> submitit.SlurmExecutor:
     executor = kind(folder=(store / "slurm" / "%A").resolve())
     minutes = max(1, round(60 * cluster.hours))
@@ -95,7 +125,10 @@ def _executor(
     asked = {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch}
     if asked["requeue"] is False:
         asked["no-requeue"] = True  # left out it would be the cluster's default
-    killed = shlex.quote(str((store / "slurm").resolve())) + "/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}/$SLURM_JOB_ID.killed"
+    killed = (
+        shlex.quote(str((store / "slurm").resolve()))
+        + "/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}/$SLURM_JOB_ID.killed"
+    )
     executor.update_parameters(
         job_name=name,
         time=minutes,
@@ -103,7 +136,9 @@ def _executor(
         ntasks_per_node=cluster.processes,
         cpus_per_task=cluster.cpus,
         array_parallelism=parallel,
-        signal_delay_s=min(cluster.signal_seconds, 15 * minutes),  # SLURM may be a minute early: leave most of the time
+        signal_delay_s=min(
+            cluster.signal_seconds, 15 * minutes
+        ),  # SLURM may be a minute early: leave most of the time
         stderr_to_stdout=True,
         setup=[
             "set -e",
@@ -139,15 +174,24 @@ def _submitted(call: Callable[[], list[submitit.Job]]) -> list[str]:
     try:
         with _clean_env():
             return [job.job_id for job in call()]
-    except (utils.FailedJobError, utils.FailedSubmissionError, subprocess.CalledProcessError) as error:
+    except (
+        utils.FailedJobError,
+        utils.FailedSubmissionError,
+        subprocess.CalledProcessError,
+    ) as error:
         raise ConfigError(f"SLURM refused the job: {_telling(str(error))}") from error
 
 
 def _telling(said: str) -> str:
     """What of sbatch's words says what is wrong, in a line; the last one is often of no use."""
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
+    lines = [
+        line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Try ")
+    ]
     errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
-    return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in errors) or "without a word"
+    return (
+        "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in errors)
+        or "without a word"
+    )
 
 
 @contextlib.contextmanager
@@ -167,7 +211,9 @@ def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> 
     """One job: one run with all its processes, or several side by side. Ends by the protocol of `distill_bench.stop`."""
     stop = StopRequest().listen()
     ranks = int(os.environ.get("SLURM_NTASKS", 1))
-    left = [run for run in run_dirs if ranks > 1 or _left_to_do(Path(run), submitted)]  # of several ranks the first decides
+    left = [
+        run for run in run_dirs if ranks > 1 or _left_to_do(Path(run), submitted)
+    ]  # of several ranks the first decides
     if not left:
         print("done, or in other hands", flush=True)  # another sweep was quicker
         return
@@ -182,7 +228,9 @@ def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> 
         codes = _side_by_side([Path(run) for run in left], stop, allow_changed_code)
     if stop() and STOPPED in codes:
         obey(stop)
-    raise SystemExit(max(code for code in codes if code != ELSEWHERE) if set(codes) - {ELSEWHERE} else 0)
+    raise SystemExit(
+        max(code for code in codes if code != ELSEWHERE) if set(codes) - {ELSEWHERE} else 0
+    )
 
 
 def _left_to_do(run_dir: Path, submitted: float) -> bool:
@@ -198,7 +246,14 @@ def _left_to_do(run_dir: Path, submitted: float) -> bool:
 def prepare_shared(run_dirs: list[str]) -> None:
     """Make what these runs share with others."""
     stop = StopRequest().listen()
-    from distill_bench.job import FAILED, LIVES_WITHOUT_PROGRESS, MORE_TIME, STOPPED, bytes_in, prepare_run
+    from distill_bench.job import (
+        FAILED,
+        LIVES_WITHOUT_PROGRESS,
+        MORE_TIME,
+        STOPPED,
+        bytes_in,
+        prepare_run,
+    )
 
     store = Path(run_dirs[0]).parent
     try:
@@ -206,8 +261,13 @@ def prepare_shared(run_dirs: list[str]) -> None:
             for run in run_dirs:
                 prepare_run(Path(run))
     except Stopped:
-        if _stuck(store / "slurm" / f"prepare-{slurm_job()}.jsonl", bytes_in(store / "references", store / "extras")):
-            print(f"stopped {LIVES_WITHOUT_PROGRESS} times with nothing new: {MORE_TIME}", flush=True)
+        if _stuck(
+            store / "slurm" / f"prepare-{slurm_job()}.jsonl",
+            bytes_in(store / "references", store / "extras"),
+        ):
+            print(
+                f"stopped {LIVES_WITHOUT_PROGRESS} times with nothing new: {MORE_TIME}", flush=True
+            )
             raise SystemExit(FAILED) from None  # the runs will make it themselves, or say so
         obey(stop)
         raise SystemExit(STOPPED) from None
@@ -222,12 +282,22 @@ def _stuck(lives: Path, made: int) -> bool:
     return len(ends) == LIVES_WITHOUT_PROGRESS and len(set(ends)) == 1
 
 
-def _side_by_side(run_dirs: Sequence[Path], stop: StopRequest, allow_changed_code: bool) -> list[int]:
+def _side_by_side(
+    run_dirs: Sequence[Path], stop: StopRequest, allow_changed_code: bool
+) -> list[int]:
     """Each run in a process of its own, sharing the job's cores and GPUs; their exit codes."""
     from distill_bench.job import STOPPED
 
     flags = ["--allow-changed-code"] if allow_changed_code else []
-    tasks = [Task(run.name, python("distill_bench.job", str(run), *flags), run / "log.txt") for run in run_dirs]
+    tasks = [
+        Task(run.name, python("distill_bench.job", str(run), *flags), run / "log.txt")
+        for run in run_dirs
+    ]
     run_queue(tasks, len(tasks), stop=stop)
-    stopped = {None, -signal.SIGTERM, -signal.SIGUSR2} if stop() else set()  # before or in its imports
-    return [STOPPED if task.code in stopped else 128 - task.code if task.code < 0 else task.code for task in tasks]
+    stopped = (
+        {None, -signal.SIGTERM, -signal.SIGUSR2} if stop() else set()
+    )  # before or in its imports
+    return [
+        STOPPED if task.code in stopped else 128 - task.code if task.code < 0 else task.code
+        for task in tasks
+    ]

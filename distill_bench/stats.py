@@ -106,13 +106,18 @@ def crossed_interval(
         raise ValueError("cannot average values that are not finite")
     if seeds == 1 and seeds_vary:
         return Interval(float(values.mean()), nan, nan, 1)
-    parts = [_resampled_variance(values.mean(1), None, seed), _resampled_variance(values.mean(0), clusters, seed)]
+    parts = [
+        _resampled_variance(values.mean(1), None, seed),
+        _resampled_variance(values.mean(0), clusters, seed),
+    ]
     variance = sum(part for part, _ in parts)
     dof = variance**2 / sum(part**2 / dof for part, dof in parts if dof) if variance > 0 else 1.0
     return _interval(float(values.mean()), sqrt(variance), dof, seeds, confidence)
 
 
-def _resampled_variance(values: np.ndarray, clusters: Sequence[Hashable] | None, seed: int) -> tuple[float, int]:
+def _resampled_variance(
+    values: np.ndarray, clusters: Sequence[Hashable] | None, seed: int
+) -> tuple[float, int]:
     """Variance of the mean of `values` by resampling its clusters, unbiased, and its degrees of freedom."""
     labels = range(len(values)) if clusters is None else clusters
     place = {label: i for i, label in enumerate(dict.fromkeys(labels))}
@@ -188,7 +193,9 @@ def clear_winner(
             continue
         if not each[best].keys() & each[other].keys():
             return None
-        difference = crossed_interval(paired(each[best], each[other]), clusters=clusters, confidence=confidence)
+        difference = crossed_interval(
+            paired(each[best], each[other]), clusters=clusters, confidence=confidence
+        )
         if not (difference.excludes(0.0) and difference.mean < 0):
             return None
     return best
@@ -224,5 +231,9 @@ def seeds_needed(sd: float, gap: float, confidence: float = CONFIDENCE) -> int |
     if sd == 0:
         return 2
     quantiles = special.ndtri((1 + confidence) / 2) + special.ndtri(POWER)
-    fewest = max(2, int((quantiles * sd / gap) ** 2))  # of a normal test, which needs no more than t's
-    return next((n for n in range(fewest, MOST_SEEDS + 1) if power(n, sd, gap, confidence) >= POWER), None)
+    fewest = max(
+        2, int((quantiles * sd / gap) ** 2)
+    )  # of a normal test, which needs no more than t's
+    return next(
+        (n for n in range(fewest, MOST_SEEDS + 1) if power(n, sd, gap, confidence) >= POWER), None
+    )

@@ -54,15 +54,23 @@ class Status:
     @property
     def rate(self) -> float | None:
         """Student updates a second."""
-        return self.student_updates / self.seconds if self.seconds and self.student_updates else None
+        return (
+            self.student_updates / self.seconds if self.seconds and self.student_updates else None
+        )
 
 
 def read_statuses(store: Path, runs: Mapping[str, Known], queue: Queue) -> list[Status]:
     """The status of every run."""
-    codes = {method: code_fingerprint(method) for method in {known.method for known in runs.values()}}
-    statuses = [_read(store / run, known, queue, codes[known.method]) for run, known in runs.items()]
+    codes = {
+        method: code_fingerprint(method) for method in {known.method for known in runs.values()}
+    }
+    statuses = [
+        _read(store / run, known, queue, codes[known.method]) for run, known in runs.items()
+    ]
     unexplained = [s.job for s in statuses if s.job and s.state in ("lost", "stopped")]
-    ended = dict.fromkeys(queue.cancelled, "CANCELLED") | (ended_as(unexplained) if unexplained else {})
+    ended = dict.fromkeys(queue.cancelled, "CANCELLED") | (
+        ended_as(unexplained) if unexplained else {}
+    )
     full = any(s.state == "lost" for s in statuses) and _full(store)
     return [_explained(s, ended.get(s.job or ""), full) for s in statuses]
 
@@ -84,7 +92,11 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     starts = [start_of(attempt) for attempt in tried]
     result = result_of(folder) if now in ENDED else None
     updates, seconds = _progress(folder, result)
-    left = (known.student_updates - updates) * seconds / updates if now == "running" and updates else None
+    left = (
+        (known.student_updates - updates) * seconds / updates
+        if now == "running" and updates
+        else None
+    )
     end = (end_of(tried[-1]) if tried else None) or {}
     outside = read_json(store / "errors" / f"{run}.json")
     if now == "failed" and outside is not None:
@@ -98,7 +110,9 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
     elif now == "collapsed":
         note = str(result.get("reason"))
     elif now == "stopped":
-        note = f"stopped by {end.get('signal')} at student update {end.get('student_updates')}, saved"
+        note = (
+            f"stopped by {end.get('signal')} at student update {end.get('student_updates')}, saved"
+        )
     elif now == "lost":
         note = _one_line(end.get("error")) or (_last_word(Path(log)) if log else "")
     elif now in WAITING:
@@ -112,7 +126,10 @@ def _read(folder: Path, known: Known, queue: Queue, code: str) -> Status:
         seconds=seconds,
         seconds_left=left,
         attempts=len(tried),
-        requeues=sum(a["job"] is not None and a["job"] == b["job"] for a, b in zip(starts, starts[1:], strict=False)),
+        requeues=sum(
+            a["job"] is not None and a["job"] == b["job"]
+            for a, b in zip(starts, starts[1:], strict=False)
+        ),
         job=jobs[-1] if jobs else None,
         kind=kind,
         note=note,
@@ -126,7 +143,9 @@ def _explained(status: Status, ended: str | None, full: bool) -> Status:
     if status.state == "stopped":
         return Status(**asdict(status) | {"kind": KINDS.get(ended or "")})
     if status.state == "lost":
-        kind = KINDS.get(ended or "", "disk_full" if full else "killed" if status.attempts else "not_started")
+        kind = KINDS.get(
+            ended or "", "disk_full" if full else "killed" if status.attempts else "not_started"
+        )
         said = f": {status.note}" if status.note else ""
         return Status(**asdict(status) | {"kind": kind, "note": f"{kind}{said}"})
     return status
@@ -158,9 +177,15 @@ def _one_line(text: Any) -> str:
 
 def as_table(statuses: Sequence[Status]) -> Table:
     """The table of `--status`."""
-    table = Table("run", "state", "student updates", "updates/s", "left", "note", box=None, pad_edge=False)
+    table = Table(
+        "run", "state", "student updates", "updates/s", "left", "note", box=None, pad_edge=False
+    )
     for s in statuses:
-        notes = [f"requeued {s.requeues} times" if s.requeues > 1 else "requeued once"] if s.requeues else []
+        notes = (
+            [f"requeued {s.requeues} times" if s.requeues > 1 else "requeued once"]
+            if s.requeues
+            else []
+        )
         notes += ["other code than now"] if s.stale else []
         notes += [s.note] if s.note else []
         notes += [f"log: {s.log}"] if s.log and s.state in ("failed", "lost") else []
@@ -201,15 +226,26 @@ def explain(store: Path, run: str, swept: Mapping[str, Any], queue: Queue, known
     folder = store / run
     (status,) = read_statuses(store, {run: known}, queue)
     lines = [f"{run}: {status.state} {status.student_updates}/{status.of} {status.note}".rstrip()]
-    lines += [f"config    {folder / 'run.yaml'}"] + [f"          {key} = {value}" for key, value in swept.items()]
+    lines += [f"config    {folder / 'run.yaml'}"] + [
+        f"          {key} = {value}" for key, value in swept.items()
+    ]
     for job in queue.jobs.get(run, []):
-        lines.append(f"job       {job} {queue.states.get(job, 'not in the queue')}, log {queue.logs[job]}")
+        lines.append(
+            f"job       {job} {queue.states.get(job, 'not in the queue')}, log {queue.logs[job]}"
+        )
     for attempt in attempts(folder):
         start, end = start_of(attempt), end_of(attempt) or {}
-        ended = " ".join(str(end[key]) for key in ("status", "signal", "kind", "error") if end.get(key)) or "no end recorded"
+        ended = (
+            " ".join(str(end[key]) for key in ("status", "signal", "kind", "error") if end.get(key))
+            or "no end recorded"
+        )
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start["time"]))
-        where = f"{start['host']} pid {start['pid']}" + (f" job {start['job']}" if start["job"] else "")
-        lines.append(f"attempt   {attempt.name} {began} on {where}, code {start.get('code_fingerprint')}: {ended}")
+        where = f"{start['host']} pid {start['pid']}" + (
+            f" job {start['job']}" if start["job"] else ""
+        )
+        lines.append(
+            f"attempt   {attempt.name} {began} on {where}, code {start.get('code_fingerprint')}: {ended}"
+        )
         if (attempt / "dirty.diff").is_file():
             lines.append(f"          commit {start.get('commit')} with {attempt / 'dirty.diff'}")
     if status.log and Path(status.log).is_file():

@@ -42,7 +42,9 @@ class StopRequest:
     def _ask(self, number: int, _: object) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.signal != signal.SIGUSR2:  # a SIGTERM that follows it changes nothing: the job goes back into the queue
+        if (
+            self.signal != signal.SIGUSR2
+        ):  # a SIGTERM that follows it changes nothing: the job goes back into the queue
             self.signal = signal.Signals(number)
         if self._at_once:
             raise Stopped

@@ -33,8 +33,15 @@ STALE_SECONDS = 120.0
 BEAT_SECONDS = 5.0
 RESERVED_BYTES = 4096  # that an attempt holds for its last word: the disk may be full by then
 FAILURES = (  # kinds of failure, for `--retry-failed=KIND`
-    "cuda_oom", "host_oom", "disk_full", "read_only", "timeout", "code_changed", "not_started", "exception",
-)  # fmt: skip
+    "cuda_oom",
+    "host_oom",
+    "disk_full",
+    "read_only",
+    "timeout",
+    "code_changed",
+    "not_started",
+    "exception",
+)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -123,13 +130,21 @@ def read_record(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] 
 
 def result_of(run_dir: Path) -> dict[str, Any] | None:
     """The result of a run that has one."""
-    found = read_record(run_dir / "result.json", run_id=str, status=str, student_updates=int, train_seconds=(int, float))
+    found = read_record(
+        run_dir / "result.json",
+        run_id=str,
+        status=str,
+        student_updates=int,
+        train_seconds=(int, float),
+    )
     return found if found is not None and found["run_id"] == run_dir.name else None
 
 
 def start_of(attempt: Path) -> dict[str, Any]:
     """Who works in an attempt, and with what."""
-    return {"host": None, "pid": 0, "job": None, "restart": 0, "time": 0.0} | (read_record(attempt / "start.json") or {})
+    return {"host": None, "pid": 0, "job": None, "restart": 0, "time": 0.0} | (
+        read_record(attempt / "start.json") or {}
+    )
 
 
 def end_of(attempt: Path) -> dict[str, Any] | None:
@@ -200,7 +215,11 @@ def flat(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dic
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Where two nested mappings differ, for instance "clips 144 and 256, references.teacher 1a2b3c4d and 5e6f7a8b"."""
     a, b = flat(mine), flat(theirs)
-    return ", ".join(f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key))
+    return ", ".join(
+        f"{key} {a.get(key)} and {b.get(key)}"
+        for key in dict.fromkeys([*a, *b])
+        if a.get(key) != b.get(key)
+    )
 
 
 class Claim:
@@ -236,7 +255,11 @@ class Claim:
 
 def end_attempt(attempt: Path, status: str, **more: Any) -> None:
     """Write an attempt's exit.json, on a full disk in its reserve; of several ranks the first to end says why."""
-    said, path, reserve = {"status": status, "time": time.time()} | more, attempt / "exit.json", attempt / "reserve"
+    said, path, reserve = (
+        {"status": status, "time": time.time()} | more,
+        attempt / "exit.json",
+        attempt / "reserve",
+    )
     try:
         write_once(path, said)
     except OSError as error:
@@ -286,7 +309,11 @@ def output_file() -> str | None:
 def attempts(folder: Path) -> list[Path]:
     """Attempts of a folder, oldest first."""
     root = folder / "attempts"
-    return sorted((p for p in root.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)) if root.is_dir() else []
+    return (
+        sorted((p for p in root.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+        if root.is_dir()
+        else []
+    )
 
 
 def claim(folder: Path, start: dict, stale_seconds: float = STALE_SECONDS) -> Claim | None:
@@ -318,11 +345,19 @@ def note_cancel(store: Path, runs: Iterable[str], jobs: Iterable[str]) -> None:
 
 def cancels(store: Path, since: float = 0.0) -> list[dict[str, Any]]:
     """What was cancelled after a moment, in seconds since the epoch."""
-    paths = sorted(path for path in (store / "cancels").glob("*.json") if path.name > f"{since:.3f}")
+    paths = sorted(
+        path for path in (store / "cancels").glob("*.json") if path.name > f"{since:.3f}"
+    )
     return [found for path in paths if (found := read_record(path, runs=list, jobs=list))]
 
 
-def once(folder: Path, ready: Callable[[], bool], make: Callable[[], None], wait: bool = True, poll_seconds: float = 0.5) -> None:
+def once(
+    folder: Path,
+    ready: Callable[[], bool],
+    make: Callable[[], None],
+    wait: bool = True,
+    poll_seconds: float = 0.5,
+) -> None:
     """Make what several processes share: whoever claims `folder` first makes it, the others `wait` until it is `ready`, or not.
 
     A maker that died is replaced; what `make` raises is raised in the process that made, and the next in line tries again.
@@ -346,7 +381,13 @@ def once(folder: Path, ready: Callable[[], bool], make: Callable[[], None], wait
 def identity() -> dict:
     """Who is working: host, process and, under SLURM, job and restart count."""
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    return {"host": socket.gethostname(), "pid": os.getpid(), "job": slurm_job(), "restart": restart, "time": time.time()}
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": slurm_job(),
+        "restart": restart,
+        "time": time.time(),
+    }
 
 
 def _alive(attempt: Path, stale_seconds: float) -> bool:

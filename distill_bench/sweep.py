@@ -45,7 +45,7 @@ from distill_bench.config import (
     method_of,
     override,
     run_id,
-)  # fmt: skip
+)
 from distill_bench.cost import declared, priced
 from distill_bench.protocol import protocol, protocol_hash, student_key
 from distill_bench.registry import RegistryError
@@ -72,7 +72,9 @@ from distill_bench.teacher import is_outline, outlines, teacher_folder
 TRIES = 3  # of a run whose worker process died, in one call
 STOPPED = 3  # how a worker process ends that saved on request: `job.STOPPED`, without torch
 QUIET_SECONDS = 60.0  # without a running run, until --watch takes a local sweep for ended
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a log has no width of its own
+console = Console(
+    highlight=False, width=None if sys.stdout.isatty() else 200
+)  # a log has no width of its own
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ class Sweep:
     @property
     def known(self) -> dict[str, Known]:
         """What a status needs of each run."""
-        return {run: Known(config.method["name"], config.student_updates) for run, config in self.runs.items()}
+        return {
+            run: Known(config.method["name"], config.student_updates)
+            for run, config in self.runs.items()
+        }
 
     def states(self, queue: Queue = Queue()) -> dict[str, str]:  # noqa: B008 - never changed
         """Every run's state, from its folder and what is in the scheduler's queue."""
@@ -98,7 +103,11 @@ class Sweep:
         if condition is None:
             return self
         check_condition(condition)
-        kept = {r: c for r, c in self.runs.items() if evaluate_expression(condition, c.model_dump(mode="json"))}
+        kept = {
+            r: c
+            for r, c in self.runs.items()
+            if evaluate_expression(condition, c.model_dump(mode="json"))
+        }
         if not kept:
             raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
         return dataclasses.replace(self, runs=kept)
@@ -109,26 +118,43 @@ class Sweep:
             path = self.store / run / "run.yaml"
             if not path.is_file():
                 try:
-                    write_bytes(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False).encode())
+                    write_bytes(
+                        path,
+                        yaml.dump(
+                            config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False
+                        ).encode(),
+                    )
                 except OSError as error:  # this run's trouble alone
                     record_outside(
-                        path.parent, error=f"cannot write into {path.parent}: {error.strerror}", kind=kind_of_write(error)
+                        path.parent,
+                        error=f"cannot write into {path.parent}: {error.strerror}",
+                        kind=kind_of_write(error),
                     )
 
     def write(self) -> None:
         """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
         self.write_runs()
         results = [result for run in self.runs if (result := result_of(self.store / run))]
-        found = dict.fromkeys(pair for result in results for pair in result.get("references", {}).items())
+        found = dict.fromkeys(
+            pair for result in results for pair in result.get("references", {}).items()
+        )
         presets = self.config.presets()
-        kinds = Counter(kind for kind, _ in found)  # a sweep over the student's steps has rows of one kind for each
-        references = {kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found}
+        kinds = Counter(
+            kind for kind, _ in found
+        )  # a sweep over the student's steps has rows of one kind for each
+        references = {
+            kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found
+        }
         manifest = {
             "name": self.config.name,
             "question": self.config.question,
             "baseline": self.config.baseline,
             "axes": self.config.axes(self.runs.values()),
-            "presets": {run: presets[group] for run, config in self.runs.items() if (group := group_id(config)) in presets},
+            "presets": {
+                run: presets[group]
+                for run, config in self.runs.items()
+                if (group := group_id(config)) in presets
+            },
             "run_ids": list(self.runs),
             "groups": {run: group_id(config) for run, config in self.runs.items()},
             "references": references,
@@ -149,8 +175,14 @@ def manifest_path(store: Path, name: str) -> Path:
 def spec_digest(config: SweepConfig) -> str:
     """What a sweep's run ids follow from, but for weights and clips: its file, files that it names, the code that resolves it."""
     package, spec = Path(__file__).parent, config.model_dump(mode="json", exclude={"cluster"})
-    sources = [package / "config.py", package / "method.py", *sorted((package.parent / "methods").glob("*.py"))]
-    sources += [Path(text.partition(":")[0]) for text in _texts(spec) if len(text.encode()) < 256]  # prompts, methods by path
+    sources = [
+        package / "config.py",
+        package / "method.py",
+        *sorted((package.parent / "methods").glob("*.py")),
+    ]
+    sources += [
+        Path(text.partition(":")[0]) for text in _texts(spec) if len(text.encode()) < 256
+    ]  # prompts, methods by path
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     for path in sources:
         if path.is_file():
@@ -213,7 +245,9 @@ class Launch:
             if s.stale and self.stale == "rerun":
                 _set_aside(sweep.store / s.run)
                 chosen.append(s.run)
-            elif s.state in TO_LAUNCH or (s.state == "failed" and self.retry and self.retry & {"all", s.kind}):
+            elif s.state in TO_LAUNCH or (
+                s.state == "failed" and self.retry and self.retry & {"all", s.kind}
+            ):
                 chosen.append(s.run)
         sweep.write_runs()
         return chosen
@@ -238,7 +272,9 @@ def shares(cluster: ClusterConfig) -> tuple[int, int]:
     wanted = cluster.nodes * cluster.processes if gpus else cluster.tasks or 1
     processes = min(wanted, gpus) if gpus else wanted
     if processes < wanted:
-        console.print(f"[yellow]warning[/yellow]: {wanted} processes a run are asked for, here are {gpus} GPUs: each has {gpus}")
+        console.print(
+            f"[yellow]warning[/yellow]: {wanted} processes a run are asked for, here are {gpus} GPUs: each has {gpus}"
+        )
     return cluster.jobs or max(1, (gpus or os.cpu_count() or 1) // processes), processes
 
 
@@ -257,16 +293,27 @@ def run_local(sweep: Sweep, jobs: int, launch: Launch, processes: int = 1) -> No
 
     def drop(task: local.Task) -> bool:
         told = cancelled()
-        return task.name in told if task.name in sweep.runs else told.issuperset(todo)  # what nobody needs is not prepared
+        return (
+            task.name in told if task.name in sweep.runs else told.issuperset(todo)
+        )  # what nobody needs is not prepared
 
     with _Board(sweep, jobs, processes) as board:
         while True:
-            todo = [run for run in launch.chosen(sweep, Queue()) if tries[run] < TRIES and run not in cancelled()]
-            launch = dataclasses.replace(launch, retry=None)  # what fails in this call is not tried again
+            todo = [
+                run
+                for run in launch.chosen(sweep, Queue())
+                if tries[run] < TRIES and run not in cancelled()
+            ]
+            launch = dataclasses.replace(
+                launch, retry=None
+            )  # what fails in this call is not tried again
             if todo:
                 tries.update(todo)
                 todo.sort(key=lambda run: _place_in_queue(sweep.runs[run]))
-                tasks = [*_preparations(sweep, todo), *(_task(sweep, run, launch, processes) for run in todo)]
+                tasks = [
+                    *_preparations(sweep, todo),
+                    *(_task(sweep, run, launch, processes) for run in todo),
+                ]
                 local.run_queue(tasks, jobs, board.changed, board, drop=drop)
             elif "running" in sweep.states().values():
                 time.sleep(1)  # another process has them; should it die, they are taken over
@@ -283,7 +330,13 @@ def _place_in_queue(config: RunConfig) -> tuple[int, float]:
 def _task(sweep: Sweep, run: str, launch: Launch, processes: int) -> local.Task:
     folder = sweep.store / run
     flags = ["--allow-changed-code"] if launch.allow_changed_code else []
-    return local.Task(run, local.python("distill_bench.job", str(folder), *flags), folder / "log.txt", True, processes)
+    return local.Task(
+        run,
+        local.python("distill_bench.job", str(folder), *flags),
+        folder / "log.txt",
+        True,
+        processes,
+    )
 
 
 def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
@@ -292,16 +345,31 @@ def _sharing(sweep: Sweep, todo: Iterable[str]) -> dict[str, str]:
     for run in todo:
         config = sweep.runs[run]
         needs = ", ".join(sorted(method_of(config).needs))
-        first.setdefault((protocol_hash(config), student_key(config), needs, needs and config.guidance_scale), run)
-    ready = {key: (sweep.store / "references" / key[0] / f"ready-{key[1]}.json").is_file() for key in first}
-    return {", ".join(filter(None, (f"references {key[0]}", key[2]))): run for key, run in first.items() if not ready[key]}
+        first.setdefault(
+            (protocol_hash(config), student_key(config), needs, needs and config.guidance_scale),
+            run,
+        )
+    ready = {
+        key: (sweep.store / "references" / key[0] / f"ready-{key[1]}.json").is_file()
+        for key in first
+    }
+    return {
+        ", ".join(filter(None, (f"references {key[0]}", key[2]))): run
+        for key, run in first.items()
+        if not ready[key]
+    }
 
 
 def _preparations(sweep: Sweep, todo: list[str]) -> list[local.Task]:
     """Tasks that make what the runs share: first in the queue, so that no run waits for them long."""
     logs = sweep.store / "logs"
     return [
-        local.Task(name, local.python("distill_bench.job", "--prepare", str(sweep.store / run)), logs / f"{run}.txt", forks=True)
+        local.Task(
+            name,
+            local.python("distill_bench.job", "--prepare", str(sweep.store / run)),
+            logs / f"{run}.txt",
+            forks=True,
+        )
         for name, run in _sharing(sweep, todo).items()
     ]
 
@@ -338,7 +406,9 @@ def wait(sweep: Sweep, seconds: float = 5.0) -> None:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             try:
-                statuses = read_statuses(sweep.store, sweep.known, scheduler.read_queue(sweep.store))
+                statuses = read_statuses(
+                    sweep.store, sweep.known, scheduler.read_queue(sweep.store)
+                )
             except SchedulerError as error:  # it comes back; the runs do not need this process
                 console.print(f"{time.strftime('%H:%M:%S')} {error}; waiting", markup=False)
                 time.sleep(30)
@@ -364,8 +434,13 @@ def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
     runs = set(runs)
     jobs = {job for run in runs for job in queue.active(run)}
     for run in queue.jobs.keys() - runs:
-        if (shared := jobs.intersection(queue.active(run))) and state(store / run) not in (*ENDED, "failed"):
-            raise ConfigError(f"job {shared.pop()} does {run} too (runs_per_job): choose all runs of a job, or none of them")
+        if (shared := jobs.intersection(queue.active(run))) and state(store / run) not in (
+            *ENDED,
+            "failed",
+        ):
+            raise ConfigError(
+                f"job {shared.pop()} does {run} too (runs_per_job): choose all runs of a job, or none of them"
+            )
     waiting = {job: first for job, first in queue.first.items() if job in queue.states}
     prepare = {waiting[job] for job in jobs & waiting.keys()} & queue.states.keys()
     prepare -= {first for job, first in waiting.items() if job not in jobs}  # others need it
@@ -394,7 +469,12 @@ class _Board:
         self.sweep, self.bar = sweep, None
         self.total = sum(config.student_updates for config in sweep.runs.values())
         if console.is_terminal:
-            columns = (TextColumn("student updates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("student updates"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=console)
             self.task = self.bar.add_task("runs", total=self.total)
         each = f", each by {processes} processes" if processes > 1 else ""
@@ -413,7 +493,10 @@ class _Board:
         """Called now and then."""
         if self.bar:
             statuses = read_statuses(self.sweep.store, self.sweep.known, Queue())
-            self.bar.update(self.task, completed=sum(s.of if s.state in ENDED else s.student_updates for s in statuses))
+            self.bar.update(
+                self.task,
+                completed=sum(s.of if s.state in ENDED else s.student_updates for s in statuses),
+            )
 
     def changed(self, task: local.Task) -> None:
         """A worker process started or ended."""
@@ -423,15 +506,23 @@ class _Board:
         if task.code is None:
             console.print(f"{clock} start {run}")
         elif run not in self.sweep.runs:
-            ended = {0: "done", STOPPED: "stopped"}.get(task.code, f"[red]failed[/red] (log: {task.log})")
+            ended = {0: "done", STOPPED: "stopped"}.get(
+                task.code, f"[red]failed[/red] (log: {task.log})"
+            )
             console.print(f"{clock} {ended} {run}")
         else:
             (s,) = read_statuses(store, {run: self.sweep.known[run]}, Queue())
             ended = Counter(self.sweep.states().values())
-            why = f"one of its processes was killed by signal {-task.code}" if task.processes > 1 and task.code < 0 else s.note
+            why = (
+                f"one of its processes was killed by signal {-task.code}"
+                if task.processes > 1 and task.code < 0
+                else s.note
+            )
             note = "" if s.state in ("done", "running") else f" ({why}; log: {s.log or task.log})"
             count = ended["done"] + ended["collapsed"] + ended["failed"]
-            console.print(f"{clock} {s.state} {run}{note} [{count}/{len(self.sweep.runs)}]", markup=False)
+            console.print(
+                f"{clock} {s.state} {run}{note} [{count}/{len(self.sweep.runs)}]", markup=False
+            )
 
 
 # --- the plan ---
@@ -440,7 +531,9 @@ class _Board:
 def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None:
     """The runs with their ids, what varies, what they will cost by what like runs took, and what the cluster lacks."""
     axes = [key for key in sweep.config.axes(sweep.runs.values()) if key != "method"]
-    table = Table("run", "method", *axes, "seed", "updates", "state", "estimate", box=None, pad_edge=False)
+    table = Table(
+        "run", "method", *axes, "seed", "updates", "state", "estimate", box=None, pad_edge=False
+    )
     history, presets = _history(sweep.store), sweep.config.presets()
     known, unknown, total = 0, 0, 0.0
     for s in statuses:
@@ -451,20 +544,36 @@ def print_plan(sweep: Sweep, statuses: Sequence[Status], on_slurm: bool) -> None
             pace, evaluation = (statistics.median(column) for column in zip(*like, strict=True))
             seconds = pace * (s.of - s.student_updates) + evaluation
         if not ended:
-            known, unknown, total = known + bool(like), unknown + (not like), total + (seconds or 0.0)
-        estimate = "" if ended else "unknown" if seconds is None else f"{status.duration(seconds)} (of {len(like)} like runs)"
+            known, unknown, total = (
+                known + bool(like),
+                unknown + (not like),
+                total + (seconds or 0.0),
+            )
+        estimate = (
+            ""
+            if ended
+            else "unknown"
+            if seconds is None
+            else f"{status.duration(seconds)} (of {len(like)} like runs)"
+        )
         values = [_shown(lookup(config, key)) for key in axes]
-        table.add_row(s.run, called(config, presets), *values, str(config.seed), str(s.of), s.state, estimate)
+        table.add_row(
+            s.run, called(config, presets), *values, str(config.seed), str(s.of), s.state, estimate
+        )
     console.print(table)
     console.print(f"{len(statuses)} runs ({status.counts(statuses)}), {known + unknown} to do")
     for teacher in dict.fromkeys(config.teacher for config in sweep.runs.values()):
         if is_outline(teacher_folder(teacher)):
-            console.print(f"the weights of {teacher} are not here: by its configs; with them the runs have other ids")
+            console.print(
+                f"the weights of {teacher} are not here: by its configs; with them the runs have other ids"
+            )
     cluster = sweep.config.cluster
     if known:
         hours = total / 3600 * cluster.nodes * (cluster.gpus or 1) / cluster.runs_per_job
         unit = "GPU-hours" if cluster.gpus else "process-hours"
-        console.print(f"cost of {known} of them by like runs: {hours:.3g} {unit}, one run at a time {status.duration(total)}")
+        console.print(
+            f"cost of {known} of them by like runs: {hours:.3g} {unit}, one run at a time {status.duration(total)}"
+        )
     if unknown:
         console.print(f"cost of {unknown} of them: unknown, no like run is done yet")
     if on_slurm:
@@ -506,9 +615,12 @@ def warn(wanted: ClusterConfig) -> None:
     found = scheduler.cluster(wanted.partition)
     cpus, mem = wanted.processes * wanted.cpus, wanted.mem_gb or 0
     lacks = {
-        f"{wanted.hours:g} h is over the partition's {found.max_hours} h": found.max_hours and wanted.hours > found.max_hours,
-        f"{wanted.nodes} nodes are more than the partition's {found.nodes}": wanted.nodes > found.nodes,
-        f"{wanted.processes} x {wanted.cpus} CPUs are more than any node's {found.cpus}": cpus > found.cpus,
+        f"{wanted.hours:g} h is over the partition's {found.max_hours} h": found.max_hours
+        and wanted.hours > found.max_hours,
+        f"{wanted.nodes} nodes are more than the partition's {found.nodes}": wanted.nodes
+        > found.nodes,
+        f"{wanted.processes} x {wanted.cpus} CPUs are more than any node's {found.cpus}": cpus
+        > found.cpus,
         f"{mem} GB are more than any node's {found.mem_gb:.3g}": mem > found.mem_gb,
         f"{wanted.gpus} GPUs are more than any node's {found.gpus}": wanted.gpus > found.gpus,
         "preemption sends no signal: a run saves when it is told to end, within GraceTime": found.preemptible
@@ -547,31 +659,84 @@ def main(argv: list[str] | None = None) -> int:
     Returns 0 where all is done or submitted, 1 where a run failed, 2 for bad input; with --status 0 where all is done, 3 where
     work is left, 4 where a run failed.
     """
-    parser = argparse.ArgumentParser(prog="distill_bench.sweep", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.sweep", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("file", type=Path, help="the sweep's YAML")
     parser.add_argument("--cluster", choices=["auto", "slurm", "local", "debug"], default="auto")
-    parser.add_argument("--profile", help="settings of a cluster by name, from the user's file of profiles")
-    parser.add_argument("--jobs", type=int, help="runs at once; default: the GPUs or cores of this machine, or 16 in an array")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of every run")
-    parser.add_argument("--only", metavar="CONDITION", help="some of the runs, for instance \"method == 'a' and seed < 2\"")
-    parser.add_argument("--store", type=Path, default=Path("runs"), help="where runs live, shared by all sweeps")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--wait", action="store_true", help="on SLURM: stay with a live table until all have ended, then report")
     parser.add_argument(
-        "--retry-failed", nargs="?", const="all", metavar="KIND,...", help="also start runs that failed, with = those of a kind"
+        "--profile", help="settings of a cluster by name, from the user's file of profiles"
     )
-    parser.add_argument("--stale", choices=["warn", "rerun", "ignore"], default="warn", help="results of other code than now")
-    parser.add_argument("--allow-changed-code", action="store_true", help="go on with runs that began under other code")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs at once; default: the GPUs or cores of this machine, or 16 in an array",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of every run",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="CONDITION",
+        help="some of the runs, for instance \"method == 'a' and seed < 2\"",
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("runs"), help="where runs live, shared by all sweeps"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="on SLURM: stay with a live table until all have ended, then report",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        nargs="?",
+        const="all",
+        metavar="KIND,...",
+        help="also start runs that failed, with = those of a kind",
+    )
+    parser.add_argument(
+        "--stale",
+        choices=["warn", "rerun", "ignore"],
+        default="warn",
+        help="results of other code than now",
+    )
+    parser.add_argument(
+        "--allow-changed-code",
+        action="store_true",
+        help="go on with runs that began under other code",
+    )
     show = parser.add_mutually_exclusive_group()
-    show.add_argument("--dry-run", action="store_true", help="print the runs, their cost and how a job would look; start nothing")
-    show.add_argument("--status", action="store_true", help="print what every run is doing; start nothing")
+    show.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the runs, their cost and how a job would look; start nothing",
+    )
+    show.add_argument(
+        "--status", action="store_true", help="print what every run is doing; start nothing"
+    )
     show.add_argument("--watch", type=float, metavar="SECONDS", help="--status again and again")
-    show.add_argument("--explain", metavar="RUN", help="everything about one run, by the beginning of its id or any part")
-    show.add_argument("--cancel", action="store_true", help="cancel the jobs of the sweep's runs; what is running saves first")
+    show.add_argument(
+        "--explain",
+        metavar="RUN",
+        help="everything about one run, by the beginning of its id or any part",
+    )
+    show.add_argument(
+        "--cancel",
+        action="store_true",
+        help="cancel the jobs of the sweep's runs; what is running saves first",
+    )
     parser.add_argument("--json", action="store_true", help="--status for scripts")
     arguments = sys.argv[1:] if argv is None else argv
     # bare, the option would take the file that follows it for a kind
-    options = parser.parse_args(["--retry-failed=all" if a == "--retry-failed" else a for a in arguments])
+    options = parser.parse_args(
+        ["--retry-failed=all" if a == "--retry-failed" else a for a in arguments]
+    )
     try:
         return _main(options)
     except (ConfigError, RegistryError, SchedulerError) as error:
@@ -580,7 +745,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if kind_of_write(error) == "exception":
             raise
-        print(f"{parser.prog}: {error.filename or options.store}: {error.strerror}", file=sys.stderr)
+        print(
+            f"{parser.prog}: {error.filename or options.store}: {error.strerror}", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -597,14 +764,24 @@ def _main(options: argparse.Namespace) -> int:
         overrides["cluster.profile"] = options.profile
     retry = None if options.retry_failed is None else frozenset(options.retry_failed.split(","))
     if unknown := sorted((retry or set()) - {"all", *FAILURES}):
-        raise ConfigError(f"--retry-failed: no kind of failure is called {unknown[0]!r}; known: {', '.join(FAILURES)}")
+        raise ConfigError(
+            f"--retry-failed: no kind of failure is called {unknown[0]!r}; known: {', '.join(FAILURES)}"
+        )
     config = load_sweep(options.file, overrides)
     on_slurm = options.cluster in ("auto", "slurm") and scheduler.available()
     if options.cluster == "slurm" and not on_slurm:
-        raise ConfigError("--cluster slurm: no configured sbatch on this machine; allowed here: local, debug")
+        raise ConfigError(
+            "--cluster slurm: no configured sbatch on this machine; allowed here: local, debug"
+        )
     if options.watch is not None and not options.watch > 0:
         raise ConfigError(f"--watch {options.watch:g}: seconds between two looks, above 0")
-    if options.json or options.status or options.watch or options.explain is not None or options.cancel:
+    if (
+        options.json
+        or options.status
+        or options.watch
+        or options.explain is not None
+        or options.cancel
+    ):
         return _tell(config, options, on_slurm)
     if options.dry_run:
         with outlines():
@@ -612,7 +789,9 @@ def _main(options: argparse.Namespace) -> int:
             chosen, queue = sweep.only(options.only), scheduler.read_queue(options.store, on_slurm)
             seeds = config.seeds if isinstance(config.seeds, int) else len(config.seeds)
             if again := sum(1 for _ in config.cells()) * seeds - len(sweep.runs):
-                console.print(f"{again} more cells are runs of these: they differ in nothing that changes a run's numbers")
+                console.print(
+                    f"{again} more cells are runs of these: they differ in nothing that changes a run's numbers"
+                )
             print_plan(chosen, read_statuses(chosen.store, chosen.known, queue), on_slurm)
         return 0
     sweep = open_sweep(config, options.store, options.out)
@@ -638,7 +817,9 @@ def _finish(sweep: Sweep, chosen: Sweep, launch: Launch, on_slurm: bool) -> int:
     from distill_bench.report import ReportError, report
 
     sweep.write()  # the references are known now
-    statuses = read_statuses(chosen.store, chosen.known, scheduler.read_queue(chosen.store, on_slurm))
+    statuses = read_statuses(
+        chosen.store, chosen.known, scheduler.read_queue(chosen.store, on_slurm)
+    )
     if any(s.state in ENDED for s in statuses):
         try:
             page = report(sweep.config.name, sweep.store, sweep.out)
@@ -658,7 +839,10 @@ def _finish(sweep: Sweep, chosen: Sweep, launch: Launch, on_slurm: bool) -> int:
 
 def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> int:
     """--status and its like: by the manifest of the last launch where the sweep is still that one, else expanded anew."""
-    store, manifest = options.store, read_record(manifest_path(options.store, config.name), run_ids=list) or {}
+    store, manifest = (
+        options.store,
+        read_record(manifest_path(options.store, config.name), run_ids=list) or {},
+    )
     if manifest.get("spec") == spec_digest(config) and not options.only and options.explain is None:
         runs = {run: Known(**known) for run, known in manifest["runs"].items()}
         sweep = None
@@ -670,8 +854,12 @@ def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> i
         found = [run for run in runs if options.explain in run]
         if len(found) != 1:
             names = ", ".join(found or runs)
-            raise ConfigError(f"--explain {options.explain!r} is {len(found) or 'no'} runs of the sweep; known: {names}")
-        axes = {key: lookup(sweep.runs[found[0]], key) for key in sweep.config.axes(sweep.runs.values())}
+            raise ConfigError(
+                f"--explain {options.explain!r} is {len(found) or 'no'} runs of the sweep; known: {names}"
+            )
+        axes = {
+            key: lookup(sweep.runs[found[0]], key) for key in sweep.config.axes(sweep.runs.values())
+        }
         console.print(status.explain(store, found[0], axes, queue, runs[found[0]]), markup=False)
         return 0
     if options.cancel:
@@ -690,7 +878,11 @@ def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> i
             waited = time.monotonic()
         # a local sweep's driver takes seconds from one run to the next
         patience = QUIET_SECONDS if states & set(TO_LAUNCH) and not on_slurm else 0
-        if options.watch is None or time.monotonic() - waited >= patience and not states & set(WAITING):
+        if (
+            options.watch is None
+            or time.monotonic() - waited >= patience
+            and not states & set(WAITING)
+        ):
             return status.exit_code(statuses)
         time.sleep(options.watch)
         queue = _queue_again(store, on_slurm, queue)

@@ -22,7 +22,10 @@ LARGE = 2**30  # bytes
 WEIGHTS = "diffusion_pytorch_model"  # what diffusers calls the files of a network
 # configs of teachers whose weights do not ship: what their shapes decide can be said without the weights
 OUTLINES = {
-    f"Wan-AI/Wan2.1-T2V-{size}-Diffusers": Path(__file__).parent / "assets" / "outlines" / f"wan2.1-t2v-{size.lower()}"
+    f"Wan-AI/Wan2.1-T2V-{size}-Diffusers": Path(__file__).parent
+    / "assets"
+    / "outlines"
+    / f"wan2.1-t2v-{size.lower()}"
     for size in ("1.3B", "14B")
 }
 _without_weights = ContextVar("without_weights", default=False)
@@ -59,7 +62,10 @@ def teacher_folder(name: str) -> Path:
         TeacherError: if there is none.
     """
     folder = EMBEDDED.get(name, Path(name))
-    why, hint = "not a folder, not a name on the hub", "make mini-wan with `python -m distill_bench.pretrain`"
+    why, hint = (
+        "not a folder, not a name on the hub",
+        "make mini-wan with `python -m distill_bench.pretrain`",
+    )
     if not folder.is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from diffusers import DiffusionPipeline, logging  # takes seconds
 
@@ -67,7 +73,11 @@ def teacher_folder(name: str) -> Path:
         owner_and_name, _, revision = name.partition("@")
         local = _without_weights.get() and owner_and_name in OUTLINES
         try:
-            folder = Path(DiffusionPipeline.download(owner_and_name, revision=revision or None, local_files_only=local))
+            folder = Path(
+                DiffusionPipeline.download(
+                    owner_and_name, revision=revision or None, local_files_only=local
+                )
+            )
         except Exception as error:
             if local:
                 return OUTLINES[owner_and_name]
@@ -90,7 +100,9 @@ def is_gaussian(folder: Path) -> bool:
     return (folder / GAUSSIAN_FILE).is_file()
 
 
-def unfit(folder: Path, frames: int, height: int, width: int, student: Path | None = None) -> str | None:
+def unfit(
+    folder: Path, frames: int, height: int, width: int, student: Path | None = None
+) -> str | None:
     """Why a teacher cannot be given clips of this size or this student, or None.
 
     Its autoencoder has strides and its transformer patches; a student in another folder takes the same latents and texts.
@@ -99,7 +111,11 @@ def unfit(folder: Path, frames: int, height: int, width: int, student: Path | No
         TeacherError: if no architecture reads one of the folders.
     """
     if is_gaussian(folder):
-        return None if student is None else f"student {student}: the student of a gaussian teacher is linear, and no folder's"
+        return (
+            None
+            if student is None
+            else f"student {student}: the student of a gaussian teacher is linear, and no folder's"
+        )
     from distill_bench.architectures import architecture_of  # torch takes seconds
 
     architecture = architecture_of(folder)
@@ -121,13 +137,19 @@ def autoencoder_of(architecture: "Architecture") -> str | None:
     folder = architecture.folder
     if not architecture.vae:
         if (folder / "vae").is_dir():
-            raise TeacherError(f"{folder / 'vae'} has no config.json; a pipeline whose latents are pixels has no vae/")
+            raise TeacherError(
+                f"{folder / 'vae'} has no config.json; a pipeline whose latents are pixels has no vae/"
+            )
         if any(architecture.index.get("vae") or ()):
-            raise TeacherError(f"{folder} has no vae/, and its model_index.json names one; download or copy the whole folder")
+            raise TeacherError(
+                f"{folder} has no vae/, and its model_index.json names one; download or copy the whole folder"
+            )
         return None
     name = architecture.vae.get("_class_name")
     if name not in (architecture.AUTOENCODER, OWN_AUTOENCODER):
-        raise TeacherError(f"unknown autoencoder {name!r} in {folder}; known: {architecture.AUTOENCODER}, {OWN_AUTOENCODER}")
+        raise TeacherError(
+            f"unknown autoencoder {name!r} in {folder}; known: {architecture.AUTOENCODER}, {OWN_AUTOENCODER}"
+        )
     return name
 
 
@@ -156,17 +178,25 @@ def _check_configs(folder: Path) -> None:
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
         if "_class_name" not in read_config(folder, name):
             kind = "says nothing of a class" if (folder / name).is_file() else "is not there"
-            raise TeacherError(f"teacher {folder} is no pipeline folder: its {name} {kind}; download or copy the whole folder")
+            raise TeacherError(
+                f"teacher {folder} is no pipeline folder: its {name} {kind}; download or copy the whole folder"
+            )
     if not any((folder / "tokenizer").iterdir()):
-        raise TeacherError(f"teacher {folder} is no pipeline folder: its tokenizer is empty; download or copy the whole folder")
+        raise TeacherError(
+            f"teacher {folder} is no pipeline folder: its tokenizer is empty; download or copy the whole folder"
+        )
 
 
 def _check_blocks(part: Path) -> None:
     """TeacherError where a transformer's config asks for other blocks than its weights have."""
-    found = {match[1] for name in weights_of(part) if (match := re.match(r"\w*blocks\.(\d+)\.", name))}
+    found = {
+        match[1] for name in weights_of(part) if (match := re.match(r"\w*blocks\.(\d+)\.", name))
+    }
     asked = read_config(part).get("num_layers", len(found))
     if found and len(found) != asked:
-        raise TeacherError(f"{part}: its config.json asks for num_layers {asked}, its weights are of {len(found)} blocks")
+        raise TeacherError(
+            f"{part}: its config.json asks for num_layers {asked}, its weights are of {len(found)} blocks"
+        )
 
 
 def weights_of(part: Path) -> dict[str, tuple[int, ...]]:
@@ -178,7 +208,11 @@ def weights_of(part: Path) -> dict[str, tuple[int, ...]]:
     if is_outline(part.parent):
         return {}
     shards = read_config(part, f"{WEIGHTS}.safetensors.index.json").get("weight_map")
-    files = [part / name for name in sorted(set(shards.values()))] if shards else [part / f"{WEIGHTS}.safetensors"]
+    files = (
+        [part / name for name in sorted(set(shards.values()))]
+        if shards
+        else [part / f"{WEIGHTS}.safetensors"]
+    )
     if not files[0].is_file() and any(part.glob("*.bin")):
         return {}
     shapes = {}
@@ -228,14 +262,20 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
     except (OSError, ValueError) as error:
         raise TeacherError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):
-        raise TeacherError(f"cannot read {path}: a config is an object of keys and values; found {type(found).__name__}")
+        raise TeacherError(
+            f"cannot read {path}: a config is an object of keys and values; found {type(found).__name__}"
+        )
     return found
 
 
 def content_hash(folder: Path) -> str:
     """sha256 over the names and bytes of a folder's weights and configs (12 digits): a teacher counts by content."""
     counted = {".safetensors", ".json", ".txt", ".model"}
-    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.suffix in counted and path.is_file()]
+    files = [
+        (path, path.stat())
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in counted and path.is_file()
+    ]
     return _hash_of(folder, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in files))
 
 
@@ -243,7 +283,12 @@ def content_hash(folder: Path) -> str:
 def _hash_of(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     """The digest of files of these sizes and times; of gigabytes it is kept, for they are read at every start otherwise."""
     stated = hashlib.sha256(repr(files).encode()).hexdigest()[:32]
-    kept = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "distill-bench" / "hashes" / stated
+    kept = (
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        / "distill-bench"
+        / "hashes"
+        / stated
+    )
     large = sum(size for _, size, _ in files) > LARGE
     if large and kept.is_file():
         return kept.read_text()

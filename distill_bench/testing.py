@@ -78,7 +78,13 @@ def student_gradient(
     given = {"x0": student_x0.detach(), "noise": noise, "text": text}
     extras = {"real_latents": given, "ode_pairs": given} | dict(extras or {})
     batch = Batch(
-        text, _GivenDraws(noise, sigma), tuple(noise.shape[1:]), 1.0, 0.0, 1.0, {k: (lambda _, v=v: v) for k, v in extras.items()}
+        text,
+        _GivenDraws(noise, sigma),
+        tuple(noise.shape[1:]),
+        1.0,
+        0.0,
+        1.0,
+        {k: (lambda _, v=v: v) for k, v in extras.items()},
     )
     role = _WithFeatures(teacher)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -94,11 +100,15 @@ def student_gradient(
         unguided_teacher=role,
         null_text=null_text,
         guidance_scale=guidance_scale,
-        modules={name: module.to(noise.dtype).requires_grad_(False) for name, module in modules.items()},
+        modules={
+            name: module.to(noise.dtype).requires_grad_(False) for name, module in modules.items()
+        },
     )
     loss = method.student_loss(nets, batch)
     if loss.x0 is None:
-        raise ValueError(f"{type(method).__name__} makes no samples of the student: its loss has no gradient at x0")
+        raise ValueError(
+            f"{type(method).__name__} makes no samples of the student: its loss has no gradient at x0"
+        )
     (gradient,) = torch.autograd.grad(loss.total, loss.x0, allow_unused=True)
     return torch.zeros_like(x0) if gradient is None else gradient.detach()
 
@@ -144,13 +154,25 @@ class _WithFeatures:
 # --- conformance ---
 
 BASE = {
-    "student_updates": 1, "fake_score_updates": 2, "batch_size": 4, "nfe": 2, "frames": 5, "height": 16, "width": 16,
-    "checkpoint_every": 1, "log_every": 1, "signals_every": 1, "trackers": [], "evaluations": 1,
+    "student_updates": 1,
+    "fake_score_updates": 2,
+    "batch_size": 4,
+    "nfe": 2,
+    "frames": 5,
+    "height": 16,
+    "width": 16,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "signals_every": 1,
+    "trackers": [],
+    "evaluations": 1,
     "protocol": {"clips": 2, "teacher_steps": 2},
-}  # fmt: skip
+}
 
 
-def check_methods(*methods: str | type[Method] | Mapping[str, Any], folder: Path, ranks: bool = True) -> None:
+def check_methods(
+    *methods: str | type[Method] | Mapping[str, Any], folder: Path, ranks: bool = True
+) -> None:
     """Every conformance test for each method: a name as in a sweep, a class, or a run's `method` with its fields.
 
     Without `ranks` no processes are launched; `check_two_ranks` does that for many methods in one launch.
@@ -171,7 +193,11 @@ class Runs:
     """Makes run folders of one method on a tiny pipeline in `folder`; all with `fields`, for instance an adapter."""
 
     def __init__(
-        self, method: str | type[Method] | Mapping[str, Any], folder: Path, prefix: str = "0", fields: Mapping[str, Any] = {}
+        self,
+        method: str | type[Method] | Mapping[str, Any],
+        folder: Path,
+        prefix: str = "0",
+        fields: Mapping[str, Any] = {},
     ) -> None:  # noqa: B006 - never changed
         if isinstance(method, type):
             method = f"{method.__module__}:{method.__qualname__}"
@@ -188,7 +214,12 @@ class Runs:
         self.made += 1
         run = self.folder / "runs" / f"conformance-{self.prefix}-{self.made}"
         run.mkdir(parents=True)
-        config = resolve(BASE | {"teacher": str(teacher), "data": str(data), "method": self.method} | dict(self.fields) | fields)
+        config = resolve(
+            BASE
+            | {"teacher": str(teacher), "data": str(data), "method": self.method}
+            | dict(self.fields)
+            | fields
+        )
         (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return run
 
@@ -238,9 +269,13 @@ def check_losses(runs: Runs) -> None:
         assert loss.terms, f"{phase} loss has no terms"
         for name, term in loss.terms.items():
             scalar = isinstance(term, Tensor) and term.ndim == 0
-            assert scalar, f"{phase} loss: term {name!r} is no scalar but {getattr(term, 'shape', type(term).__name__)}"
+            assert scalar, (
+                f"{phase} loss: term {name!r} is no scalar but {getattr(term, 'shape', type(term).__name__)}"
+            )
             assert term.isfinite(), f"{phase} loss: term {name!r} is {term.item()}"
-        assert loss.total.requires_grad, f"{phase} loss has no gradient: no term of {list(loss.terms)} has a graph"
+        assert loss.total.requires_grad, (
+            f"{phase} loss has no gradient: no term of {list(loss.terms)} has a graph"
+        )
 
     trainer._freeze_all_but("student")
     rollouts: list[Tensor] = []
@@ -253,13 +288,21 @@ def check_losses(runs: Runs) -> None:
     loss = trainer.method.student_loss(dataclasses.replace(trainer.nets, rollout=rollout), batch)
     check("the student's", loss)
     if loss.x0 is None:
-        assert not rollouts, "the student's phase makes a rollout, and Loss.x0 is None: give the samples"
+        assert not rollouts, (
+            "the student's phase makes a rollout, and Loss.x0 is None: give the samples"
+        )
     else:
         expected = (len(batch.text), *batch.latent_shape)
-        assert loss.x0.shape == expected, f"Loss.x0 is {tuple(loss.x0.shape)}, not samples of {expected}"
+        assert loss.x0.shape == expected, (
+            f"Loss.x0 is {tuple(loss.x0.shape)}, not samples of {expected}"
+        )
         # samples for the fake score alone need no gradient
-        passes = _reached(loss.total, [loss.x0]) or (rollouts and not _reached(loss.total, rollouts))
-        assert passes, "no term has a gradient at Loss.x0: give the samples that the terms are made of, with their graph"
+        passes = _reached(loss.total, [loss.x0]) or (
+            rollouts and not _reached(loss.total, rollouts)
+        )
+        assert passes, (
+            "no term has a gradient at Loss.x0: give the samples that the terms are made of, with their graph"
+        )
     if trainer.fake_score is not None:
         trainer._freeze_all_but("fake_score")
         batch = trainer._batch("fake_score/0", 0)
@@ -273,7 +316,10 @@ def _reached(value: Tensor, tensors: Sequence[Tensor]) -> bool:
     tensors = [x for x in tensors if x.requires_grad]
     if not tensors:
         return False
-    return any(g is not None for g in torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True))
+    return any(
+        g is not None
+        for g in torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
+    )
 
 
 @_check
@@ -283,20 +329,28 @@ def check_routing(runs: Runs) -> None:
     nets = trainer.roles | {"teacher": trainer.nets.unguided_teacher.net}
 
     def moved(phase: str, update: Callable[[], Any]) -> set[str]:
-        before = {role: [p.detach().clone() for p in net.parameters()] for role, net in nets.items()}
+        before = {
+            role: [p.detach().clone() for p in net.parameters()] for role, net in nets.items()
+        }
         update()
         for role, net in nets.items():
-            assert all(p.grad is None for p in net.parameters()), f"{phase} phase leaves a gradient on {role}"
+            assert all(p.grad is None for p in net.parameters()), (
+                f"{phase} phase leaves a gradient on {role}"
+            )
         return {
             role
             for role, net in nets.items()
-            if any(not torch.equal(p, q) for p, q in zip(net.parameters(), before[role], strict=True))
+            if any(
+                not torch.equal(p, q) for p, q in zip(net.parameters(), before[role], strict=True)
+            )
         }
 
     found = moved("the student's", trainer.update_student)
     assert found == {"student"}, f"the student's phase moved {sorted(found)}"
     if trainer.fake_score is not None:
-        own = {"fake_score"} | ({"modules"} if any(True for _ in trainer.modules.parameters()) else set())
+        own = {"fake_score"} | (
+            {"modules"} if any(True for _ in trainer.modules.parameters()) else set()
+        )
         found = moved("the fake score's", lambda: trainer.update_fake_score(0, None))
         assert found == own, f"the fake score's phase moved {sorted(found)}, not {sorted(own)}"
 
@@ -319,15 +373,21 @@ def check_detachment(runs: Runs) -> None:
             assert not weights & leaves, f"{phase} loss has a graph to weights of {role}"
 
     trainer._freeze_all_but("student")
-    given = {role: getattr(trainer.nets, role) for role in ("fake_score", "teacher", "unguided_teacher")}
+    given = {
+        role: getattr(trainer.nets, role) for role in ("fake_score", "teacher", "unguided_teacher")
+    }
     watched = {role: _Watched(network) for role, network in given.items() if network is not None}
-    loss = trainer.method.student_loss(dataclasses.replace(trainer.nets, **watched), trainer._batch("student", 0))
+    loss = trainer.method.student_loss(
+        dataclasses.replace(trainer.nets, **watched), trainer._batch("student", 0)
+    )
     check("the student's", loss, ("fake_score", "modules", "teacher"))
     declared_passes = trainer.method.cost().student
     for role, network in watched.items():
         names = (role, "guidance") if role == "unguided_teacher" else (role,)
         passes = [declared_passes.get(name, Passes()) for name in names]
-        assert any(p.input_backward or p.full_backward for p in passes) or not _reached(loss.total, network.made), (
+        assert any(p.input_backward or p.full_backward for p in passes) or not _reached(
+            loss.total, network.made
+        ), (
             f"the student's loss reaches the input of {role}, where its cost declares no backward: "
             "detach what is made of the prediction (a normaliser, a target), or declare the backward"
         )
@@ -336,7 +396,11 @@ def check_detachment(runs: Runs) -> None:
         batch = trainer._batch("fake_score/0", 0)
         with torch.no_grad():
             x0 = trainer.nets.rollout(batch)
-        check("the fake score's", trainer.method.fake_score_loss(trainer.nets, batch, x0), ("student", "teacher"))
+        check(
+            "the fake score's",
+            trainer.method.fake_score_loss(trainer.nets, batch, x0),
+            ("student", "teacher"),
+        )
 
 
 class _Watched:
@@ -377,7 +441,11 @@ def check_cost(runs: Runs) -> None:
     trainer = runs.untrained
     trainer._freeze_all_but("student")
     reuses = trainer.method.student_loss(trainer.nets, trainer._batch("student", 0)).x0 is not None
-    cases = [{}, {"reuse_rollout": reuses, "accumulation": 2}, {"guidance_scale": 1.0, "fake_score_updates": 3}]
+    cases = [
+        {},
+        {"reuse_rollout": reuses, "accumulation": 2},
+        {"guidance_scale": 1.0, "fake_score_updates": 3},
+    ]
     if find_method(runs.method["name"]).shares_graph:
         cases.append({"reuse_rollout": "graph", "accumulation": 2})
     for fields in cases:
@@ -388,7 +456,9 @@ def check_cost(runs: Runs) -> None:
         for role in sorted({*counted, *said}):
             one, other = (counts.get(role, {}) for counts in (counted, said))
             same = all(abs(one.get(kind, 0) - other.get(kind, 0)) < 1e-9 for kind in {*one, *other})
-            assert same, f"with {fields or 'the base'}: declares {other} of {role}, the ledger counted {one}"
+            assert same, (
+                f"with {fields or 'the base'}: declares {other} of {role}, the ledger counted {one}"
+            )
 
 
 @_check
@@ -400,7 +470,10 @@ def check_shared_graph(runs: Runs) -> None:
     sharing, apart = (runs.trainer(**fields, reuse_rollout=reuse) for reuse in ("graph", True))
     weights = list(sharing.fake_score.parameters())
     sharing._freeze_all_but("fake_score")
-    losses = [sharing.method.student_loss(sharing.nets, sharing._batch("student", micro)) for micro in range(2)]
+    losses = [
+        sharing.method.student_loss(sharing.nets, sharing._batch("student", micro))
+        for micro in range(2)
+    ]
     total = sum(sum(loss.fake_score_terms.values()) for loss in losses) / 2
     expected = torch.autograd.grad(total, weights, allow_unused=True)
     samples = sharing.update_student()
@@ -408,11 +481,15 @@ def check_shared_graph(runs: Runs) -> None:
     for p, q in zip(sharing.student.parameters(), apart.student.parameters(), strict=True):
         assert torch.equal(p, q), "a shared graph moves the student elsewhere"
     found: list[Tensor | None] = []
-    sharing.optimisers["fake_score"].register_step_pre_hook(lambda *_: found.extend(p.grad for p in weights))
+    sharing.optimisers["fake_score"].register_step_pre_hook(
+        lambda *_: found.extend(p.grad for p in weights)
+    )
     sharing.update_fake_score(0, samples)
     for p, g, e in zip(weights, found, expected, strict=True):
         same = torch.allclose(g, e, rtol=1e-4, atol=1e-7) if e is not None else g is None
-        assert same, f"the fake score's gradient of a shared graph, {tuple(p.shape)}, is not that of its own terms"
+        assert same, (
+            f"the fake score's gradient of a shared graph, {tuple(p.shape)}, is not that of its own terms"
+        )
 
 
 @_check
@@ -423,14 +500,18 @@ def check_optimiser_steps(runs: Runs) -> None:
         for updates in (1, 3):
             steps = Counter()
             hooks = [
-                optimiser.register_step_post_hook(lambda *_, name=name, steps=steps: steps.update([name]))
+                optimiser.register_step_post_hook(
+                    lambda *_, name=name, steps=steps: steps.update([name])
+                )
                 for name, optimiser in trainer.optimisers.items()
             ]
             samples = trainer.update_student()
             for index in range(updates if trainer.fake_score is not None else 0):
                 trainer.update_fake_score(index, samples or None if index == 0 else None)
             expected = {name: 1 if name == "student" else updates for name in trainer.optimisers}
-            assert steps == expected, f"optimiser steps {dict(steps)}, not {expected}, at accumulation {accumulation}"
+            assert steps == expected, (
+                f"optimiser steps {dict(steps)}, not {expected}, at accumulation {accumulation}"
+            )
             for hook in hooks:
                 hook.remove()
 
@@ -485,7 +566,9 @@ class _Poisoned:
         def poisoned(*arguments: Any) -> Loss:
             loss = given(*arguments)
             self.term = next(iter(loss.terms))
-            return dataclasses.replace(loss, terms={**loss.terms, self.term: loss.terms[self.term] * float("nan")})
+            return dataclasses.replace(
+                loss, terms={**loss.terms, self.term: loss.terms[self.term] * float("nan")}
+            )
 
         return poisoned
 
@@ -499,7 +582,9 @@ def check_presets(runs: Runs) -> None:
         except MissingPackage:
             continue  # said at the border, to whoever asks for it
         assert "preset" not in config.method
-        assert resolve(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config, f"preset {preset}"
+        assert resolve(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config, (
+            f"preset {preset}"
+        )
 
 
 CHECKS = (
@@ -536,12 +621,28 @@ def check_two_ranks(
     pairs: dict[str, tuple[Path, Path]] = {}
     for at, method in enumerate(methods):
         runs = Runs(method, folder, f"ranks-{at}")
-        given = {"student_updates": 2, "precision": "float64", "exit_step": "last", "signals_every": None} | fields
+        given = {
+            "student_updates": 2,
+            "precision": "float64",
+            "exit_step": "last",
+            "signals_every": None,
+        } | fields
         with _named(runs.name, "check_two_ranks"):
             pairs[runs.name] = (runs.make(**given), runs.make(**given))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     for which, command in enumerate(([*launch, "-m", __name__], [sys.executable, "-m", __name__])):
-        _train_all({name: pair[which] for name, pair in pairs.items()}, command, timeout or 600 + 60 * len(pairs))
+        _train_all(
+            {name: pair[which] for name, pair in pairs.items()},
+            command,
+            timeout or 600 + 60 * len(pairs),
+        )
     for name, (two, one) in pairs.items():
         with _named(name, "check_two_ranks"):
             _assert_same("two ranks", one, two, tolerance)
@@ -549,9 +650,14 @@ def check_two_ranks(
 
 def _train_all(runs: Mapping[str, Path], command: Sequence[str], timeout: float) -> None:
     """Train run folders by the name of their method in other processes: AssertionError where one is not trained."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, *map(str, runs.values())], env=environment, **streams) as process:
+    with subprocess.Popen(
+        [*command, *map(str, runs.values())], env=environment, **streams
+    ) as process:
         why = ""
         try:
             _, said = process.communicate(timeout=timeout)
@@ -568,10 +674,16 @@ def _train_all(runs: Mapping[str, Path], command: Sequence[str], timeout: float)
 
 def _assert_same(what: str, one: Path, other: Path, tolerance: float) -> None:
     for run in (one, other):
-        assert read_json(run / "train.json")["status"] == "done", read_json(run / "train.json")["reason"]
+        assert read_json(run / "train.json")["status"] == "done", read_json(run / "train.json")[
+            "reason"
+        ]
     a, b = (load_file(checkpoint.found(run)[-1] / "weights.safetensors") for run in (one, other))
     assert a.keys() == b.keys(), f"{what}: other tensors, {sorted(a.keys() ^ b.keys())}"
-    errors = {key: float((a[key] - b[key]).abs().nan_to_num(nan=torch.inf).max()) for key in a if a[key].numel()}
+    errors = {
+        key: float((a[key] - b[key]).abs().nan_to_num(nan=torch.inf).max())
+        for key in a
+        if a[key].numel()
+    }
     worst = max(errors, key=errors.get)
     assert errors[worst] <= tolerance, f"{what}, {worst} is off by {errors[worst]:.3g}"
 
@@ -581,29 +693,56 @@ def _assert_same(what: str, one: Path, other: Path, tolerance: float) -> None:
 
 def tiny_pipeline(folder: Path) -> None:
     """Write a pipeline folder of Wan's own classes and configuration keys with random weights, for 5 frames of 16x16."""
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from diffusers import (
+        AutoencoderKLWan,
+        FlowMatchEulerDiscreteScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
     words = ["<pad>", "<unk>", "a", "red", "blue", "circle", "square", "moving", "left", "right"]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", model_max_length=8)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", model_max_length=8
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+        text_encoder = UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+            )
+        )
         vae = AutoencoderKLWan(
-            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-            latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5],
-        )  # fmt: skip
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.1, 0.2, 0.0],
+            latents_std=[1.0, 2.0, 0.5, 1.5],
+        )
         transformer = WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-            text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
-        )  # fmt: skip
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=32,
+        )
     pipeline = WanPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-    )  # fmt: skip
+    )
     pipeline.save_pretrained(folder)
     (folder / "prompts.txt").write_text("a red circle moving left\na blue square moving right\n")
 
@@ -611,8 +750,13 @@ def tiny_pipeline(folder: Path) -> None:
 def tiny_clips(folder: Path) -> None:
     """Write a folder of eight clips of noise, to stand for real data of `tiny_pipeline`."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "clips.npy", np.random.default_rng(0).integers(0, 256, (8, 5, 3, 16, 16), dtype=np.uint8))
-    (folder / "manifest.jsonl").write_text("".join(f'{{"index": {i}, "prompt": "a red circle"}}\n' for i in range(8)))
+    np.save(
+        folder / "clips.npy",
+        np.random.default_rng(0).integers(0, 256, (8, 5, 3, 16, 16), dtype=np.uint8),
+    )
+    (folder / "manifest.jsonl").write_text(
+        "".join(f'{{"index": {i}, "prompt": "a red circle"}}\n' for i in range(8))
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -40,20 +40,32 @@ def read_prompts(path: Path) -> list[str]:
         ValueError: if there are none, or a line is no prompt.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark, which is no part of the prompt
+        text = path.read_text(
+            encoding="utf-8-sig"
+        )  # some editors begin with a mark, which is no part of the prompt
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+        raise ValueError(
+            f"prompts {path}: {getattr(error, 'strerror', None) or 'it is no text'}"
+        ) from error
     if path.suffix == ".json":
         entries = _json(text, f"prompts {path}")
         if not isinstance(entries, list):
             kind = "null" if entries is None else type(entries).__name__
-            raise ValueError(f"prompts {path}: a list of strings or of {{'prompt': TEXT}} is allowed, found {kind}")
+            raise ValueError(
+                f"prompts {path}: a list of strings or of {{'prompt': TEXT}} is allowed, found {kind}"
+            )
         found = [_prompt(entry, f"prompts {path}, entry {n}") for n, entry in enumerate(entries, 1)]
     elif path.suffix == ".jsonl":
-        lines = [(f"prompts {path}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = [
+            (f"prompts {path}, line {n}", line)
+            for n, line in enumerate(text.split("\n"), 1)
+            if line.strip()
+        ]
         found = [_prompt(_json(line, where), where) for where, line in lines]
     else:
-        found = [line.strip() for line in text.split("\n") if line.strip()]  # not splitlines: JSON and prompts may have U+2028
+        found = [
+            line.strip() for line in text.split("\n") if line.strip()
+        ]  # not splitlines: JSON and prompts may have U+2028
     if not found:
         raise ValueError(f"prompts {path}: there are none")
     return found
@@ -100,7 +112,9 @@ def embeddings_folder(store: Path, teacher: Path, about: Sequence[Any]) -> Path 
     Args:
         about: what else decides an embedding: the pipeline that makes it, its length.
     """
-    tokenizer = hashlib.sha256(json.dumps([content_hash(teacher / "tokenizer"), *about]).encode()).hexdigest()[:12]
+    tokenizer = hashlib.sha256(
+        json.dumps([content_hash(teacher / "tokenizer"), *about]).encode()
+    ).hexdigest()[:12]
     root = store / "embeddings"
     if has_text_encoder(teacher):
         return root / f"{tokenizer}-{content_hash(teacher / 'text_encoder')}"
@@ -124,7 +138,9 @@ def write_shard(folder: Path, embeddings: Mapping[str, "Tensor"], teacher: str) 
     rows = {}
     for prompt, embedding in embeddings.items():
         filled = (embedding != 0).any(-1).nonzero()
-        rows[text_key(prompt)] = embedding[: int(filled.max()) + 1 if len(filled) else 0].contiguous()
+        rows[text_key(prompt)] = embedding[
+            : int(filled.max()) + 1 if len(filled) else 0
+        ].contiguous()
     about = {"teacher": teacher, "length": str(len(next(iter(embeddings.values()))))}
     about["prompts"] = json.dumps({text_key(prompt): prompt for prompt in embeddings})
     name = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:16]
@@ -166,7 +182,9 @@ class Embeddings:
 
         shard = self.shards[text_key(prompt)]
         rows = shard.get_tensor(text_key(prompt)).float()
-        return torch.cat([rows, rows.new_zeros(int(shard.metadata()["length"]) - len(rows), rows.shape[1])])
+        return torch.cat(
+            [rows, rows.new_zeros(int(shard.metadata()["length"]) - len(rows), rows.shape[1])]
+        )
 
 
 class Texts(Sequence):

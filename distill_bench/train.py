@@ -67,7 +67,9 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
                 samples = trainer.update_student()
                 trainer.after_student_update()
                 for index in range(config.fake_score_updates or 0):
-                    trainer.update_fake_score(index, samples if config.reuse_rollout and index == 0 else None)
+                    trainer.update_fake_score(
+                        index, samples if config.reuse_rollout and index == 0 else None
+                    )
                 trainer.student_updates += 1
                 trainer.seconds += time.perf_counter() - began
 
@@ -113,7 +115,9 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), log_with=list(config.trackers) or None, project_dir=run_dir / "tracking"
+            cpu=not torch.cuda.is_available(),
+            log_with=list(config.trackers) or None,
+            project_dir=run_dir / "tracking",
         )
         self.world, self.rank, self.device = self._place()
         world, device = self.world, self.device
@@ -142,13 +146,19 @@ class Trainer:
             if nets.target is None:
                 self.ema = {name: value.clone() for name, value in self.ema.items()}
 
-        self.ledger = Ledger(config.batch_size // world)  # each rank counts its share: in global batches it is the whole
+        self.ledger = Ledger(
+            config.batch_size // world
+        )  # each rank counts its share: in global batches it is the whole
         teacher = Denoiser(nets.teacher, "teacher", self.ledger, autocast)
         student = Denoiser(self.student, "student", self.ledger, autocast)
         laid_over = self.ema if config.ema is not None and nets.target is None else None
-        average = nets.target if config.ema is not None and nets.target is not None else self.student
+        average = (
+            nets.target if config.ema is not None and nets.target is not None else self.student
+        )
         target = Denoiser(average, "target", self.ledger, autocast, laid_over)
-        self.exact_fake_score = pipeline.exact_fake_score(self.student, self.sigmas, config.stepping, self._exits())
+        self.exact_fake_score = pipeline.exact_fake_score(
+            self.student, self.sigmas, config.stepping, self._exits()
+        )
         fake_score = None
         if trains_fake_score:
             fake_score = Denoiser(self.fake_score, "fake_score", self.ledger, autocast)
@@ -158,14 +168,19 @@ class Trainer:
         self.roles = {"student": self.student, "modules": self.modules}
         if trains_fake_score:
             self.roles["fake_score"] = self.fake_score
-        self.trained = {**nets.trained, "modules": self.modules}  # by role: what is stepped, averaged and saved
+        self.trained = {
+            **nets.trained,
+            "modules": self.modules,
+        }  # by role: what is stepped, averaged and saved
         if not trains_fake_score and len(self.modules):
             raise ValueError(
                 f"{config.method['name']} has modules of its own: they are trained with a fake score, and there is none"
             )
         self.optimisers = self._optimisers()
         flops: dict[str, float] = {}  # by architecture: roles that began as copies are counted once
-        for role, net in ({"student": self.student, "fake_score": self.fake_score, "teacher": nets.teacher}).items():
+        for role, net in (
+            {"student": self.student, "fake_score": self.fake_score, "teacher": nets.teacher}
+        ).items():
             key = f"{type(net)} {getattr(net, 'config', role)}"
             if key not in flops and net is not None:
                 with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -178,7 +193,9 @@ class Trainer:
         self.nets = Nets(
             student=student,
             fake_score=fake_score,
-            teacher=Guided(teacher, null_text, config.guidance_scale, config.guidance_forwards == "batched"),
+            teacher=Guided(
+                teacher, null_text, config.guidance_scale, config.guidance_forwards == "batched"
+            ),
             rollout=self._rollout,
             exit_sigma=self._exit_sigma,
             target=target,
@@ -195,7 +212,11 @@ class Trainer:
 
     def _place(self) -> tuple[int, int, torch.device]:
         """How many processes train the run together, which of them this is, and its device."""
-        return self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device
+        return (
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            self.accelerator.device,
+        )
 
     def _check_memory(self) -> None:
         """ValueError where the run needs more than its device has: before anything is loaded."""
@@ -243,7 +264,9 @@ class Trainer:
         self._publish(["student"] if self.config.reuse_rollout == "graph" else self.trained)
         if self.config.ema is not None:
             newest = [local(p) for p in self.trained["student"].parameters()]
-            torch._foreach_lerp_([local(value) for value in self.ema.values()], newest, 1 - self.config.ema)
+            torch._foreach_lerp_(
+                [local(value) for value in self.ema.values()], newest, 1 - self.config.ema
+            )
 
     def update_fake_score(self, index: int, reused: list[Samples] | None) -> None:
         """One optimiser step of the fake score and the method's modules, on reused samples or on a rollout of its own."""
@@ -267,12 +290,18 @@ class Trainer:
             std = scalars["x0_std"] = (scalars["x0_std"] - scalars.pop("x0_mean") ** 2).abs().sqrt()
             if not COLLAPSED_STD < float(std) < EXPLODED_STD:
                 raise Collapsed(f"the student's samples have standard deviation {float(std):.3g}")
-        groups = {name: self.optimisers[name] for name in self.optimisers if _trained_in(role, name)}
+        groups = {
+            name: self.optimisers[name] for name in self.optimisers if _trained_in(role, name)
+        }
         for name, optimiser in groups.items():
-            parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            parameters = [
+                p for group in optimiser.param_groups for p in group["params"] if p.grad is not None
+            ]
             if self.accelerator.num_processes > 1:
                 for p in parameters:
-                    if not is_sharded(p):  # a sharded role has averaged its gradients in the backward
+                    if not is_sharded(
+                        p
+                    ):  # a sharded role has averaged its gradients in the backward
                         p.grad = self.accelerator.reduce(p.grad, "mean")
             norm = clip_gradients(parameters, self.config.grad_clip)
             if not math.isfinite(norm):
@@ -286,12 +315,19 @@ class Trainer:
         self._publish(name for name in self.trained if _trained_in(role, name))
         self.scalars |= scalars
 
-    def _backward(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> dict[str, Tensor]:
+    def _backward(
+        self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]
+    ) -> dict[str, Tensor]:
         """Accumulate the gradients of a phase over its micro-batches; returns what is logged of them."""
         accumulation, scalars = self.config.accumulation, {}
         shared, inputs = self.config.reuse_rollout == "graph" and self.fake_score is not None, None
         if shared:  # a backward through a graph of both phases must reach this phase's roles alone
-            inputs = [p for name, net in self.roles.items() if _trained_in(role, name) for p in net.parameters()]
+            inputs = [
+                p
+                for name, net in self.roles.items()
+                if _trained_in(role, name)
+                for p in net.parameters()
+            ]
         for micro in range(accumulation):
             self._freeze_all_but(role)
             if shared:
@@ -301,8 +337,12 @@ class Trainer:
                 self._freeze_all_but(role)
             total = loss.total
             if not loss.terms or not total.requires_grad:
-                raise ValueError(f"{self.config.method['name']}: the {role} loss ({', '.join(loss.terms)}) has no gradient")
-            (total / accumulation).backward(inputs=inputs, retain_graph=shared and role == "student")
+                raise ValueError(
+                    f"{self.config.method['name']}: the {role} loss ({', '.join(loss.terms)}) has no gradient"
+                )
+            (total / accumulation).backward(
+                inputs=inputs, retain_graph=shared and role == "student"
+            )
             logs = {f"{role}_loss": total, **loss.terms, **loss.logs}
             if loss.x0 is not None:
                 x0 = loss.x0.detach().double()
@@ -327,7 +367,14 @@ class Trainer:
         config, world, rank = self.config, self.world, self.rank
         share = config.batch_size // (world * config.accumulation)
         first = (micro * world + rank) * share
-        draws = Draws(config.seed, self.student_updates, phase, range(first, first + share), self.device, self.dtype)
+        draws = Draws(
+            config.seed,
+            self.student_updates,
+            phase,
+            range(first, first + share),
+            self.device,
+            self.dtype,
+        )
         return self._batch_of(draws)
 
     def _batch_of(self, draws: Draws) -> Batch:
@@ -336,15 +383,32 @@ class Trainer:
             text = self.extras["real_latents"](draws)["text"]
         else:
             text = self.texts.rows(draws.integers("prompt", len(self.texts)))
-        return Batch(text, draws, self.latent_shape, config.score_shift, config.sigma_min, config.sigma_max, self.extras)
+        return Batch(
+            text,
+            draws,
+            self.latent_shape,
+            config.score_shift,
+            config.sigma_min,
+            config.sigma_max,
+            self.extras,
+        )
 
     def _rollout(self, batch: Batch, exit_step: int | None = None) -> Tensor:
         exit_step = self._exit_step(batch) if exit_step is None else exit_step
         if self.config.student_input == "real_data":
             real, sigma = batch.extra("real_latents")["x0"], self._exit_sigma(batch, exit_step)
-            return self.nets.student(add_noise(real, batch.noise("rollout/0"), sigma), sigma, batch.text)
+            return self.nets.student(
+                add_noise(real, batch.noise("rollout/0"), sigma), sigma, batch.text
+            )
         noises = [batch.noise(f"rollout/{step}") for step in range(exit_step + 1)]
-        return rollout(self.nets.student, noises, self.sigmas, batch.text, self.config.stepping, torch.is_grad_enabled())
+        return rollout(
+            self.nets.student,
+            noises,
+            self.sigmas,
+            batch.text,
+            self.config.stepping,
+            torch.is_grad_enabled(),
+        )
 
     def _exits(self) -> list[int]:
         nfe = self.config.nfe
@@ -356,7 +420,9 @@ class Trainer:
 
     def _exit_sigma(self, batch: Batch, exit_step: int | None = None) -> Tensor:
         """The noise level (B,) at which a batch's rollout ends."""
-        return self.sigmas[self._exit_step(batch) if exit_step is None else exit_step].expand(len(batch.text))
+        return self.sigmas[self._exit_step(batch) if exit_step is None else exit_step].expand(
+            len(batch.text)
+        )
 
     # ---- ranks
 
@@ -364,7 +430,11 @@ class Trainer:
         """Whether `flag` is true on any rank: all must leave the loop at the same update."""
         if self.accelerator.num_processes == 1:
             return flag
-        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum"))
+        return bool(
+            self.accelerator.reduce(
+                torch.tensor(float(flag), device=self.accelerator.device), "sum"
+            )
+        )
 
     def check_ranks(self) -> None:
         """Every rank must hold the same weights of every role and stand at the same update.
@@ -374,11 +444,22 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1:
             return
-        sums = [sum(float(whole(p.detach()).double().sum()) for p in net.parameters()) for net in self.trained.values()]
-        mine = torch.tensor([self.student_updates, *sums], dtype=torch.float64, device=self.accelerator.device)
+        sums = [
+            sum(float(whole(p.detach()).double().sum()) for p in net.parameters())
+            for net in self.trained.values()
+        ]
+        mine = torch.tensor(
+            [self.student_updates, *sums], dtype=torch.float64, device=self.accelerator.device
+        )
         ranks = self.accelerator.gather(mine).reshape(-1, len(mine))
-        same = (ranks == ranks[0]).all(0) | ranks.isnan().all(0)  # a collapsed run may hold NaN, on every rank
-        unlike = [name for name, alike in zip(["student_updates", *self.trained], same.tolist(), strict=True) if not alike]
+        same = (ranks == ranks[0]).all(0) | ranks.isnan().all(
+            0
+        )  # a collapsed run may hold NaN, on every rank
+        unlike = [
+            name
+            for name, alike in zip(["student_updates", *self.trained], same.tolist(), strict=True)
+            if not alike
+        ]
         if unlike:
             raise RuntimeError(f"the ranks differ in: {', '.join(unlike)}")
 
@@ -386,7 +467,9 @@ class Trainer:
         """Means over the ranks: what one process with the whole batch would see."""
         if self.accelerator.num_processes == 1:
             return scalars
-        means = self.accelerator.reduce(torch.stack([value.double() for value in scalars.values()]), "mean")
+        means = self.accelerator.reduce(
+            torch.stack([value.double() for value in scalars.values()]), "mean"
+        )
         return dict(zip(scalars, means, strict=True))
 
     # ---- records
@@ -418,9 +501,19 @@ class Trainer:
         kept = {key: value.clone() for key, value in self.modules.state_dict().items()}
         self.ledger.enabled = False
         self._freeze_all_but("student")
-        draws = Draws(self.config.seed, 0, "signals", range(SIGNAL_SAMPLES), self.accelerator.device, self.dtype)
+        draws = Draws(
+            self.config.seed,
+            0,
+            "signals",
+            range(SIGNAL_SAMPLES),
+            self.accelerator.device,
+            self.dtype,
+        )
         last = {"exit_step": self._exits()[-1]}  # one for all seeds
-        rollout, exit_sigma = functools.partial(self._rollout, **last), functools.partial(self._exit_sigma, **last)
+        rollout, exit_sigma = (
+            functools.partial(self._rollout, **last),
+            functools.partial(self._exit_sigma, **last),
+        )
         nets = dataclasses.replace(self.nets, rollout=rollout, exit_sigma=exit_sigma)
         try:
             return signals(self.method, nets, self._batch_of(draws), self.exact_fake_score)
@@ -446,15 +539,33 @@ class Trainer:
     def save(self) -> None:
         """Write checkpoints/<student_updates>/ atomically; older ones but the last two are pruned."""
         self.check_ranks()
-        state = {"student_updates": self.student_updates, "seconds": self.seconds, "cost": self.ledger.counts}
+        state = {
+            "student_updates": self.student_updates,
+            "seconds": self.seconds,
+            "cost": self.ledger.counts,
+        }
         writes = self.accelerator.is_main_process
-        checkpoint.save(self.run_dir, self.student_updates, self.trained, self.ema, self.optimisers, state, writes)
+        checkpoint.save(
+            self.run_dir,
+            self.student_updates,
+            self.trained,
+            self.ema,
+            self.optimisers,
+            state,
+            writes,
+        )
         self.accelerator.wait_for_everyone()
 
     def save_student(self) -> None:
         """Keep the student as it would be sampled now, in students/<student_updates>.safetensors."""
-        weights = dict(self.trained["student"].named_parameters()) if self.config.ema is None else self.ema
-        checkpoint.save_student(self.run_dir, self.student_updates, weights, writes=self.accelerator.is_main_process)
+        weights = (
+            dict(self.trained["student"].named_parameters())
+            if self.config.ema is None
+            else self.ema
+        )
+        checkpoint.save_student(
+            self.run_dir, self.student_updates, weights, writes=self.accelerator.is_main_process
+        )
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if any, and cut train.jsonl back to it."""
@@ -465,7 +576,9 @@ class Trainer:
         self.check_ranks()
         path = self.run_dir / "train.jsonl"
         if path.exists() and self.accelerator.is_main_process:
-            lines = [line for line in read_jsonl(path) if line["student_updates"] <= self.student_updates]
+            lines = [
+                line for line in read_jsonl(path) if line["student_updates"] <= self.student_updates
+            ]
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     # ---- parts
@@ -475,7 +588,9 @@ class Trainer:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(self.config.seed, "modules").initial_seed())
             x = torch.zeros(1, *self.latent_shape, device=null_text.device, dtype=self.dtype)
-            tokens = teacher.features(x, torch.full((1,), 0.5, device=x.device, dtype=x.dtype), null_text, 0.0)
+            tokens = teacher.features(
+                x, torch.full((1,), 0.5, device=x.device, dtype=x.dtype), null_text, 0.0
+            )
             modules = self.method.modules(tokens.shape[-1])
         self.ledger.counts.clear()
         return nn.ModuleDict(modules)
@@ -483,15 +598,29 @@ class Trainer:
     def _optimisers(self) -> dict[str, torch.optim.AdamW]:
         """One for the student, one for the fake score and the modules that share it, one for each module with its own rate."""
         config, own = self.config, self.method.learning_rates()
-        optimisers = {"student": self._adamw(self.trained["student"].parameters(), config.student_lr)}
+        optimisers = {
+            "student": self._adamw(self.trained["student"].parameters(), config.student_lr)
+        }
         if self.fake_score is not None:
-            shared = [p for name, module in self.modules.items() if name not in own for p in module.parameters()]
-            optimisers["fake_score"] = self._adamw([*self.trained["fake_score"].parameters(), *shared], config.fake_score_lr)
-        return optimisers | {name: self._adamw(self.modules[name].parameters(), lr) for name, lr in own.items()}
+            shared = [
+                p
+                for name, module in self.modules.items()
+                if name not in own
+                for p in module.parameters()
+            ]
+            optimisers["fake_score"] = self._adamw(
+                [*self.trained["fake_score"].parameters(), *shared], config.fake_score_lr
+            )
+        return optimisers | {
+            name: self._adamw(self.modules[name].parameters(), lr) for name, lr in own.items()
+        }
 
     def _adamw(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
         config, parameters = self.config, list(parameters)
-        groups = [[p for p in parameters if is_sharded(p)], [p for p in parameters if not is_sharded(p)]]
+        groups = [
+            [p for p in parameters if is_sharded(p)],
+            [p for p in parameters if not is_sharded(p)],
+        ]
         return torch.optim.AdamW(
             [{"params": group} for group in groups if group],
             lr=lr,
@@ -513,7 +642,11 @@ class _progress:
         self.main, self.bar = main, None
         if main and sys.stderr.isatty():
             self.bar = Progress(
-                TextColumn("student updates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
+                TextColumn("student updates"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                transient=True,
             )
 
     def __enter__(self) -> Callable[[dict, int], None]:
@@ -536,7 +669,9 @@ class _progress:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: train one run folder."""
-    parser = argparse.ArgumentParser(prog="distill_bench.train", description=train.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.train", description=train.__doc__.splitlines()[0]
+    )
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
     options = parser.parse_args(argv)
     try:

@@ -37,13 +37,17 @@ def verify(folder: Path, store: Path | None = None) -> list[str]:
     if store is not None:
         about = results.about
         asked = about["baseline"] if "--baseline" in about["provenance"]["command"] else None
-        found += _unlike(folder, data_files(read_sweep(results.name, store), asked, about["budget"]))
+        found += _unlike(
+            folder, data_files(read_sweep(results.name, store), asked, about["budget"])
+        )
     found += _unlike(folder, tables(results))
     page = folder / "report.html"
     text = page.read_text() if page.is_file() else None
     if text is not None:
         found += [
-            f"report.html: its {name} is not that of the data" for name, part in page_parts(results).items() if part not in text
+            f"report.html: its {name} is not that of the data"
+            for name, part in page_parts(results).items()
+            if part not in text
         ]
     return [*found, *_unsealed(folder)]
 
@@ -72,7 +76,11 @@ def _inner(results: Results) -> Iterator[str]:
             last = run.checkpoints[-1] if run.checkpoints and run.scored else {}
             for column in results.columns:
                 value, end = run.value(column.column), last.get(column.column)
-                if end is not None and value is not None and abs(end - value) > 1e-4 * max(1e-6, abs(value)):
+                if (
+                    end is not None
+                    and value is not None
+                    and abs(end - value) > 1e-4 * max(1e-6, abs(value))
+                ):
                     yield f"runs.csv: {column.column} of {run.run_id} is {value:.6g}, its last line in checkpoints.csv {end:.6g}"
 
 
@@ -86,7 +94,9 @@ def _unlike(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
         text = path.read_text()
         if text == expected:
             continue
-        differences = list(_cells(name, text, expected) if name.endswith(".csv") else _lines(name, text, expected))
+        differences = list(
+            _cells(name, text, expected) if name.endswith(".csv") else _lines(name, text, expected)
+        )
         yield from differences[:MOST]
         if len(differences) > MOST:
             yield f"{name}: and {len(differences) - MOST} more"
@@ -115,11 +125,21 @@ def _lines(name: str, text: str, expected: str) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0 where all follows from the data, 1 where it does not, 2 where there is nothing to verify."""
-    parser = argparse.ArgumentParser(prog="distill_bench.verify", description="recompute the tables of a results folder")
-    parser.add_argument("results", type=Path, help="folder that distill_bench.report wrote, or the sweep's name")
-    parser.add_argument("--store", type=Path, help="make the data files again from the runs in this store too")
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.verify", description="recompute the tables of a results folder"
+    )
+    parser.add_argument(
+        "results", type=Path, help="folder that distill_bench.report wrote, or the sweep's name"
+    )
+    parser.add_argument(
+        "--store", type=Path, help="make the data files again from the runs in this store too"
+    )
     options = parser.parse_args(argv)
-    folder = options.results if options.results.is_dir() else Path("results") / sweep_called(options.results)
+    folder = (
+        options.results
+        if options.results.is_dir()
+        else Path("results") / sweep_called(options.results)
+    )
     try:
         found = verify(folder, options.store)
     except (ResultsError, GatherError) as error:
@@ -133,7 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"taken as given, with the digests of digests.json: the page's figures and clips{'' if options.store else ', ' + given}"
     )
-    print("made again from the runs: " + given if options.store else "--store RUNS makes these again from the runs")
+    print(
+        "made again from the runs: " + given
+        if options.store
+        else "--store RUNS makes these again from the runs"
+    )
     return 0
 
 

@@ -32,12 +32,21 @@ class AttributeAccuracy(Evaluator):
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         said = [asdict(shapes.parse(p)) for p in clips.prompts]
         shown = [asdict(a) for a in shapes.read(clips.frames)]
-        right = {k: [float(a[k] == b[k]) for a, b in zip(said, shown, strict=True)] for k in said[0]}
+        right = {
+            k: [float(a[k] == b[k]) for a, b in zip(said, shown, strict=True)] for k in said[0]
+        }
         every = [float(a == b) for a, b in zip(said, shown, strict=True)]
-        distances = {k: histogram_distance([a[k] for a in said], [b[k] for b in shown]) for k in said[0]}
+        distances = {
+            k: histogram_distance([a[k] for a in said], [b[k] for b in shown]) for k in said[0]
+        }
         return [
-            mean_score("attribute_accuracy", every, "all attributes right", better="higher", headline=True),
-            *(mean_score(f"attribute_{k}", each, f"{k} right", better="higher") for k, each in right.items()),
+            mean_score(
+                "attribute_accuracy", every, "all attributes right", better="higher", headline=True
+            ),
+            *(
+                mean_score(f"attribute_{k}", each, f"{k} right", better="higher")
+                for k, each in right.items()
+            ),
             Score(
                 "attribute_histogram",
                 sum(distances.values()) / len(distances),

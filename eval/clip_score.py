@@ -56,7 +56,9 @@ class CLIPScore(Evaluator):
         )
 
 
-def _scores(model: ClipModel, clips: Clips, name: str, note: str, headline: bool = False) -> list[Score]:
+def _scores(
+    model: ClipModel, clips: Clips, name: str, note: str, headline: bool = False
+) -> list[Score]:
     own, hits, captions = cosines(model, clips)
     cut = int((model.tokenize(clips.prompts)[:, -1] != 0).sum())
     warnings = (f"{cut} captions fill the model's context and may be cut",) if cut else ()
@@ -65,8 +67,15 @@ def _scores(model: ClipModel, clips: Clips, name: str, note: str, headline: bool
     kind = "video CLIP" if model.whole else "CLIP"
     title = f"{kind} score" + ("" if model.whole else " (frames)")
     return [
-        mean_score("clip_score" if name == "clip" else name, own, title, headline=headline, **about),
-        mean_score(f"{name}_r1", hits, f"R@1 of {captions} captions, {kind}", **about | {"warnings": warnings + only}),
+        mean_score(
+            "clip_score" if name == "clip" else name, own, title, headline=headline, **about
+        ),
+        mean_score(
+            f"{name}_r1",
+            hits,
+            f"R@1 of {captions} captions, {kind}",
+            **about | {"warnings": warnings + only},
+        ),
     ]
 
 

@@ -31,35 +31,69 @@ class Diversity(Evaluator):
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         mine = coarse(clips)
-        result = [mean_score("copies", copies(mine), "share of copies", better="lower", note=f"nearer than {COPY:g} of 255")]
+        result = [
+            mean_score(
+                "copies",
+                copies(mine),
+                "share of copies",
+                better="lower",
+                note=f"nearer than {COPY:g} of 255",
+            )
+        ]
         own = same_prompt_spread(mine, clips.prompts)
         if own is not None:
             sd = float(own.std() / len(own) ** 0.5)
-            result.append(Score("diversity", float(own.mean()), "spread of a prompt's clips", "of 255", sd=sd))
+            result.append(
+                Score("diversity", float(own.mean()), "spread of a prompt's clips", "of 255", sd=sd)
+            )
         if "teacher" in references:
             teacher = references["teacher"]
             same_frames(clips, teacher, "teacher")
             theirs = same_prompt_spread(coarse(teacher), teacher.prompts)
             if own is not None and theirs is not None:
                 if not theirs.mean() > 0:
-                    raise ValueError("the teacher reference has one clip a prompt, copied: there is no spread to compare to")
+                    raise ValueError(
+                        "the teacher reference has one clip a prompt, copied: there is no spread to compare to"
+                    )
                 value, sd = float(own.mean() / theirs.mean()), float(sd / theirs.mean())
                 doubts = few_prompts(own) + unpaired(clips, teacher)
-                result.append(Score("diversity_ratio", value, "diversity / teacher's", "", "one", True, sd=sd, warnings=doubts))
+                result.append(
+                    Score(
+                        "diversity_ratio",
+                        value,
+                        "diversity / teacher's",
+                        "",
+                        "one",
+                        True,
+                        sd=sd,
+                        warnings=doubts,
+                    )
+                )
             extractor = load_extractor(EXTRACTOR)
-            label, k = extractor.id_for(clips), min(NEIGHBOURS, len(clips.frames) - 1, len(teacher.frames) - 1)
+            label, k = (
+                extractor.id_for(clips),
+                min(NEIGHBOURS, len(clips.frames) - 1, len(teacher.frames) - 1),
+            )
             recall, coverage = recall_and_coverage(extractor(clips), extractor(teacher), k)
-            about = {"better": "higher", "extractor": label, "warnings": few_neighbours(len(clips.frames), len(teacher.frames))}
+            about = {
+                "better": "higher",
+                "extractor": label,
+                "warnings": few_neighbours(len(clips.frames), len(teacher.frames)),
+            }
             result += [
                 Score("recall", float(recall.mean()), "teacher's clips within reach", **about),
-                Score("coverage", float(coverage.mean()), "teacher's clips with a clip near", **about),
+                Score(
+                    "coverage", float(coverage.mean()), "teacher's clips with a clip near", **about
+                ),
             ]
         return result
 
 
 def coarse(clips: Clips) -> Tensor:
     """Clips averaged to 8x8 cells a frame, (N, T, 3, 8, 8), 0..255."""
-    return torch.stack([adaptive_avg_pool2d(torch.from_numpy(f).float(), GRID) for f in clips.frames])
+    return torch.stack(
+        [adaptive_avg_pool2d(torch.from_numpy(f).float(), GRID) for f in clips.frames]
+    )
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
@@ -90,7 +124,9 @@ def few_neighbours(clips: int, teacher: int) -> tuple[str, ...]:
     """Warnings where recall and coverage say more of how many clips there are than of where they lie."""
     found = []
     if clips != teacher:
-        found.append(f"{clips} clips against {teacher} of the teacher: fewer clips lie farther apart")
+        found.append(
+            f"{clips} clips against {teacher} of the teacher: fewer clips lie farther apart"
+        )
     if min(clips, teacher) < FEW:
         found.append(f"{min(clips, teacher)} clips are few: neighbours want {FEW}")
     return tuple(found)

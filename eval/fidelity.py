@@ -22,15 +22,26 @@ class Fidelity(Evaluator):
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         mine = statistics(clips.frames)
-        result = [mean_score(name, values, title, unit="of 255") for (name, title), values in zip(TITLES, mine, strict=True)]
+        result = [
+            mean_score(name, values, title, unit="of 255")
+            for (name, title), values in zip(TITLES, mine, strict=True)
+        ]
         if "teacher" in references:
             teacher = references["teacher"]
             same_frames(clips, teacher, "teacher")
-            for (name, title), values, theirs in zip(TITLES, mine, statistics(teacher.frames), strict=True):
+            for (name, title), values, theirs in zip(
+                TITLES, mine, statistics(teacher.frames), strict=True
+            ):
                 if not theirs.mean() > 0:
-                    raise ValueError(f"the {name} of the teacher reference is 0: there is no ratio to it")
+                    raise ValueError(
+                        f"the {name} of the teacher reference is 0: there is no ratio to it"
+                    )
                 about = {"better": "one", "warnings": unpaired(clips, teacher)}
-                result.append(mean_score(f"{name}_ratio", values / theirs.mean(), f"{title} / teacher's", **about))
+                result.append(
+                    mean_score(
+                        f"{name}_ratio", values / theirs.mean(), f"{title} / teacher's", **about
+                    )
+                )
         return result
 
 
@@ -45,9 +56,17 @@ def statistics(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     found = []
     for each in frames:
-        clip = each.astype(np.float32)  # one at a time: all of a folder would take four times its memory
+        clip = each.astype(
+            np.float32
+        )  # one at a time: all of a folder would take four times its memory
         grey = clip.mean(1)
-        laplacian = 4 * grey[:, 1:-1, 1:-1] - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
+        laplacian = (
+            4 * grey[:, 1:-1, 1:-1]
+            - grey[:, :-2, 1:-1]
+            - grey[:, 2:, 1:-1]
+            - grey[:, 1:-1, :-2]
+            - grey[:, 1:-1, 2:]
+        )
         saturation = (clip.max(1) - clip.min(1)).mean()
         found.append((saturation, grey.std((1, 2)).mean(), np.abs(laplacian).mean()))
     saturation, contrast, sharpness = np.array(found, np.float64).T

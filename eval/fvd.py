@@ -47,12 +47,17 @@ class FVD(Evaluator):
     paper: ClassVar[str] = "arXiv:1812.01717"
     version: ClassVar[int] = 1
 
-    extractor: str = field(default_factory=lambda: os.environ.get(EXTRACTOR, DEFAULT))  # see distill_bench.features
+    extractor: str = field(
+        default_factory=lambda: os.environ.get(EXTRACTOR, DEFAULT)
+    )  # see distill_bench.features
     resamples: Annotated[int, Field(ge=2)] = 100  # bootstrap resamples for the standard deviation
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         reason = load_extractor(self.extractor).reason_to_refuse(clips)
-        return reason and f"{reason}; set {EXTRACTOR}, for instance to {PUBLISHED}:/path/i3d_torchscript.pt or {SECOND}"
+        return (
+            reason
+            and f"{reason}; set {EXTRACTOR}, for instance to {PUBLISHED}:/path/i3d_torchscript.pt or {SECOND}"
+        )
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         present = [key for key in ("teacher", "data") if key in references]
@@ -67,9 +72,15 @@ class FVD(Evaluator):
                 found += about.scores(x, y, self.resamples, every=first)
                 if first and f"{key}_other" in references:
                     if set(references[key].digests) & set(references[f"{key}_other"].digests):
-                        raise ValueError(f"{key}_other holds the same clips as {key}: give clips of other seeds")
-                    other = reference_features(extractor, references[f"{key}_other"], clips, f"{key}_other")
-                    found.append(about.over_floor(frechet_distance(x, y), frechet_distance(other, y), y))
+                        raise ValueError(
+                            f"{key}_other holds the same clips as {key}: give clips of other seeds"
+                        )
+                    other = reference_features(
+                        extractor, references[f"{key}_other"], clips, f"{key}_other"
+                    )
+                    found.append(
+                        about.over_floor(frechet_distance(x, y), frechet_distance(other, y), y)
+                    )
         return found
 
 
@@ -91,10 +102,20 @@ class _About:
         if not every:
             return [self._of("fvd", distance, _label(self.extractor), "lower", None)]
         sd, kernel_spread = frechet_sd(x, y, paired, resamples), kernel_sd(x, y, paired, resamples)
-        apart = () if paired else ("the prompts are unknown or not the reference's: sd, kvd and fvd_infinity are unpaired",)
+        apart = (
+            ()
+            if paired
+            else (
+                "the prompts are unknown or not the reference's: sd, kvd and fvd_infinity are unpaired",
+            )
+        )
         found = [
-            self._of("fvd", distance, _label(self.extractor), "lower", sd, self.key == "teacher", apart),
-            self._of("kvd", kernel_distance(x, y, paired), "KVD", "lower", kernel_spread, doubts=apart),
+            self._of(
+                "fvd", distance, _label(self.extractor), "lower", sd, self.key == "teacher", apart
+            ),
+            self._of(
+                "kvd", kernel_distance(x, y, paired), "KVD", "lower", kernel_spread, doubts=apart
+            ),
         ]
         if min(len(x), len(y)) >= 4:
             limit, spread = frechet_infinity(x, y, paired), infinity_sd(x, y, paired, resamples)
@@ -146,9 +167,13 @@ def warnings(extractor: Extractor, clips: Clips, reference: Clips, key: str) -> 
     elif n < max(FEW, 5 * d):
         found.append(f"{n} clips are few: a distance of {d} features wants {max(FEW, 5 * d)}")
     if len(clips.frames) != len(reference.frames):
-        found.append(f"{len(clips.frames)} clips against {len(reference.frames)} of the {key}: the bias differs from other rows'")
+        found.append(
+            f"{len(clips.frames)} clips against {len(reference.frames)} of the {key}: the bias differs from other rows'"
+        )
     if clips.copies:
-        found.append(f"{clips.copies} of {len(clips.frames)} clips are copies: they raise the distance")
+        found.append(
+            f"{clips.copies} of {len(clips.frames)} clips are copies: they raise the distance"
+        )
     if clips.digest == reference.digest:
         found.append("these are the reference's own clips: 0 by construction")
     return tuple(found)
@@ -162,7 +187,9 @@ def reference_features(extractor: Extractor, reference: Clips, clips: Clips, key
     """
     same_frames(clips, reference, key)
     if reference.copies:
-        raise ValueError(f"{reference.copies} of the {len(reference.frames)} clips of the {key} reference are copies of others")
+        raise ValueError(
+            f"{reference.copies} of the {len(reference.frames)} clips of the {key} reference are copies of others"
+        )
     return extractor(reference)
 
 
@@ -187,7 +214,10 @@ def frechet_distance(x: Features, y: Features) -> float:
         shared = root_trace(gram_x, gram_y)
         if shared is not None:
             return float(spread - 2 * shared / math.sqrt(n * m))
-    a, b = _factor(x - torch.from_numpy(mean_x)) / math.sqrt(n), _factor(y - torch.from_numpy(mean_y)) / math.sqrt(m)
+    a, b = (
+        _factor(x - torch.from_numpy(mean_x)) / math.sqrt(n),
+        _factor(y - torch.from_numpy(mean_y)) / math.sqrt(m),
+    )
     spread = a.square().sum() + b.square().sum()
     _finite(away + spread.item())  # then so is every product of rows
     return away + (spread - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
@@ -202,7 +232,9 @@ def _finite(distance: float) -> float:
 def gram(x: Tensor, mean: np.ndarray, rows: int = 8192) -> np.ndarray:
     """Upper triangle of the Gram matrix (d, d), float64, of features x (N, d) less their mean; so many rows at once."""
     x, total = x.numpy(), np.zeros((x.shape[1], x.shape[1]), order="F")
-    for start in range(0, len(x), rows):  # numpy alone: the threads of torch and of BLAS would wait for each other
+    for start in range(
+        0, len(x), rows
+    ):  # numpy alone: the threads of torch and of BLAS would wait for each other
         total = dsyrk(1.0, (x[start : start + rows] - mean).T, beta=1.0, c=total, overwrite_c=True)
     return total
 
@@ -214,7 +246,9 @@ def root_trace(a: np.ndarray, b: np.ndarray) -> float | None:
     which a root shows the more the smaller it is: where it could be seen in the sum, by singular values of Cholesky factors.
     """
     try:
-        squares = eigh(a, b, type=2, lower=False, eigvals_only=True, driver="gv", check_finite=False)
+        squares = eigh(
+            a, b, type=2, lower=False, eigvals_only=True, driver="gv", check_finite=False
+        )
         roots = np.sqrt(np.maximum(squares, 0))
         if squares[0] > 0 and EPS * squares[-1] * (0.5 / roots).sum() < ROUNDING * roots.sum():
             return float(roots.sum())
@@ -245,7 +279,9 @@ def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
     x, y = (each.double() for each in features(x, y))
     if paired and len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} features are no pairs")
-    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y)))
+    within = sum(
+        (k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y))
+    )
     k = kernel(x, y)
     between = (k.sum() - k.trace()) / (len(k) * (len(k) - 1)) if paired else k.mean()
     return _finite((within - 2 * between).item())
@@ -273,7 +309,9 @@ def frechet_infinity(x: Tensor, y: Tensor, paired: bool, points: int = 15, draws
     draw = generator("frechet_infinity", len(x), len(y))
     counts = np.unique(np.linspace(max(2, most // 2), most, points).round().astype(int))
     if most < 4:
-        raise ValueError(f"{most} clips are too few to extrapolate a distance: at least 4 are needed")
+        raise ValueError(
+            f"{most} clips are too few to extrapolate a distance: at least 4 are needed"
+        )
     inverse, values = [], []
     for n in counts:
         for _ in range(draws if n < most else 1):
@@ -290,7 +328,9 @@ def infinity_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
     Each resample is extrapolated from its half and its whole alone: as sure as from 15 counts at a sixth of the cost.
     """
     drawn = zip(*_resampled(x, y, paired, resamples), strict=True)
-    return float(np.std([frechet_infinity(x[i], y[j], paired, points=2, draws=8) for i, j in drawn], ddof=1))
+    return float(
+        np.std([frechet_infinity(x[i], y[j], paired, points=2, draws=8) for i, j in drawn], ddof=1)
+    )
 
 
 def frechet_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
@@ -298,7 +338,10 @@ def frechet_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
 
     Resampling repeats clips, which shifts every distance up: the spread is right, percentiles of it are no interval.
     """
-    values = [frechet_distance(x[i], y[j]) for i, j in zip(*_resampled(x, y, paired, resamples), strict=True)]
+    values = [
+        frechet_distance(x[i], y[j])
+        for i, j in zip(*_resampled(x, y, paired, resamples), strict=True)
+    ]
     return float(np.std(values, ddof=1))
 
 
@@ -306,13 +349,22 @@ def kernel_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
     """Standard deviation of `kernel_distance` under the same resampling, from one matrix of kernels."""
     x, y = x.double(), y.double()
     drawn = _resampled(x, y, paired, resamples)
-    a, b = (torch.nn.functional.one_hot(each, len(s)).sum(1).double() for each, s in zip(drawn, (x, y), strict=True))
+    a, b = (
+        torch.nn.functional.one_hot(each, len(s)).sum(1).double()
+        for each, s in zip(drawn, (x, y), strict=True)
+    )
 
     def mean(left: Tensor, k: Tensor, right: Tensor, alone: bool) -> Tensor:
         total = torch.einsum("rn,nm,rm->r", left, k, right)
-        return (total - left @ k.diagonal()) / (len(k) * (len(k) - 1)) if alone else total / k.numel()
+        return (
+            (total - left @ k.diagonal()) / (len(k) * (len(k) - 1)) if alone else total / k.numel()
+        )
 
-    values = mean(a, kernel(x, x), a, True) + mean(b, kernel(y, y), b, True) - 2 * mean(a, kernel(x, y), b, paired)
+    values = (
+        mean(a, kernel(x, x), a, True)
+        + mean(b, kernel(y, y), b, True)
+        - 2 * mean(a, kernel(x, y), b, paired)
+    )
     return values.std().item()
 
 
@@ -330,14 +382,29 @@ def features(x: Features, y: Features) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if they are not two sets of real, finite features of one d >= 1.
     """
-    x, y = (each.detach().cpu() if isinstance(each, Tensor) else _of_array(np.asarray(each)) for each in (x, y))
+    x, y = (
+        each.detach().cpu() if isinstance(each, Tensor) else _of_array(np.asarray(each))
+        for each in (x, y)
+    )
     if x.is_complex() or y.is_complex():
         raise ValueError("features are complex: they must be real")
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2 or not x.shape[1]:
+    if (
+        x.ndim != 2
+        or y.ndim != 2
+        or x.shape[1] != y.shape[1]
+        or min(len(x), len(y)) < 2
+        or not x.shape[1]
+    ):
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"features must be (N, d) and (M, d) with N, M >= 2 and d >= 1; found {shapes}")
-    x, y = (each if each.dtype in (torch.float32, torch.float64) else each.double() for each in (x, y))
-    if not np.isfinite(sum(each.numpy().sum(dtype=np.float64) for each in (x, y))):  # numpy's: see `gram`
+        raise ValueError(
+            f"features must be (N, d) and (M, d) with N, M >= 2 and d >= 1; found {shapes}"
+        )
+    x, y = (
+        each if each.dtype in (torch.float32, torch.float64) else each.double() for each in (x, y)
+    )
+    if not np.isfinite(
+        sum(each.numpy().sum(dtype=np.float64) for each in (x, y))
+    ):  # numpy's: see `gram`
         raise ValueError("features are not finite, or too large to add up")
     return x, y
 
@@ -366,12 +433,22 @@ def self_test(extractor: Extractor, count: int = 432, nulls: int = 4) -> dict:
     null, sd = float(np.mean(clean)), float(np.std(clean, ddof=1))
     held_out = clips(count)
     sets = {name: corrupt(held_out.frames, 0) for name, corrupt in controls.CORRUPTIONS.items()}
-    sets |= {"half speed": clips(count, 0.5).frames, "one colour missing": controls.rendered(count, count, without="red")[0]}
+    sets |= {
+        "half speed": clips(count, 0.5).frames,
+        "one colour missing": controls.rendered(count, count, without="red")[0],
+    }
     ratios = {}
     for name, frames in sets.items():
-        distance = frechet_distance(extractor(Clips(frames, held_out.prompts, held_out.seeds)), reference)
+        distance = frechet_distance(
+            extractor(Clips(frames, held_out.prompts, held_out.seeds)), reference
+        )
         ratios[name] = {"ratio": round(distance / null, 3), "z": round((distance - null) / sd, 1)}
-    return {"extractor": f"{extractor.name}#{extractor.sha256}", "clips": count, "null": round(null, 6), "corruptions": ratios}
+    return {
+        "extractor": f"{extractor.name}#{extractor.sha256}",
+        "clips": count,
+        "null": round(null, 6),
+        "corruptions": ratios,
+    }
 
 
 def main() -> int:

@@ -21,7 +21,15 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from distill_bench import controls, shapes
-from distill_bench.evaluator import Clips, Evaluator, Score, in_order_of, mean_score, same_frames, unpaired
+from distill_bench.evaluator import (
+    Clips,
+    Evaluator,
+    Score,
+    in_order_of,
+    mean_score,
+    same_frames,
+    unpaired,
+)
 from distill_bench.features import batched, cached
 from distill_bench.store import first_line, sha256, write_json
 
@@ -43,7 +51,9 @@ class Motion(Evaluator):
     paper: ClassVar[str] = "arXiv:2311.17982"
     version: ClassVar[int] = 1
 
-    raft: str | None = field(default_factory=lambda: os.environ.get(RAFT))  # weights of raft_small or raft_large; None: no RAFT
+    raft: str | None = field(
+        default_factory=lambda: os.environ.get(RAFT)
+    )  # weights of raft_small or raft_large; None: no RAFT
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         if self.raft is None and _large(clips.frames) and importlib.util.find_spec("cv2") is None:
@@ -55,13 +65,23 @@ class Motion(Evaluator):
         about = {"extractor": how}
         tops, means = pair_speeds(clips, how, speed)
         top = tops.mean(1)
-        second = 100 * clips.fps / math.hypot(*clips.frames.shape[3:])  # % of the diagonal a second of a pixel a frame
+        second = (
+            100 * clips.fps / math.hypot(*clips.frames.shape[3:])
+        )  # % of the diagonal a second of a pixel a frame
         flicker = [np.abs(np.diff(f.astype(np.int16), axis=0)).mean() for f in clips.frames]
         floor = noise_floor(clips, speed)
         result = [
             mean_score("motion", top, "motion, fastest 5 %", unit="px/frame", **about),
-            mean_score("motion_mean", means.mean(1), "motion, all pixels", unit="px/frame", **about),
-            mean_score("motion_diagonals", second * top, "motion, fastest 5 %", unit="% of the diagonal/s", **about),
+            mean_score(
+                "motion_mean", means.mean(1), "motion, all pixels", unit="px/frame", **about
+            ),
+            mean_score(
+                "motion_diagonals",
+                second * top,
+                "motion, fastest 5 %",
+                unit="% of the diagonal/s",
+                **about,
+            ),
             Score("motion_floor", floor, "motion read off still noisy frames", "px/frame", **about),
             mean_score("flicker", flicker, "change between frames", unit="of 255"),
         ]
@@ -70,7 +90,9 @@ class Motion(Evaluator):
             result.append(mean_score("dynamic_degree", dynamic, f"dynamic degree[{how}]", **about))
         if _in_domain(clips):
             true = shapes.centroid_speed(clips.frames)
-            result.append(mean_score("motion_true", true, "speed of the body (oracle)", unit="px/frame"))
+            result.append(
+                mean_score("motion_true", true, "speed of the body (oracle)", unit="px/frame")
+            )
         if "teacher" in references:
             teacher = references["teacher"]
             same_frames(clips, teacher, "teacher")
@@ -87,7 +109,9 @@ class Motion(Evaluator):
         return result
 
 
-Speed = Callable[[np.ndarray], Tensor]  # one clip uint8 (T, 3, H, W) -> pixels a frame (T - 1, h, w)
+Speed = Callable[
+    [np.ndarray], Tensor
+]  # one clip uint8 (T, 3, H, W) -> pixels a frame (T - 1, h, w)
 
 
 def method_for(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
@@ -175,9 +199,14 @@ def farneback_speed(clip: np.ndarray) -> Tensor:
     """Farneback's optical flow at half resolution (4 levels, window 21, 5 rounds): pixels of the full one, (T - 1, H/2, W/2)."""
     import cv2
 
-    grey = [cv2.cvtColor(np.ascontiguousarray(f.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for f in clip]
+    grey = [
+        cv2.cvtColor(np.ascontiguousarray(f.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for f in clip
+    ]
     half = [cv2.resize(g, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for g in grey]
-    flows = [cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 5, 7, 1.5, 0) for a, b in zip(half[:-1], half[1:], strict=True)]
+    flows = [
+        cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 5, 7, 1.5, 0)
+        for a, b in zip(half[:-1], half[1:], strict=True)
+    ]
     return 2 * torch.from_numpy(np.stack(flows)).norm(dim=-1)
 
 
@@ -186,10 +215,14 @@ def raft_speed(path: Path) -> tuple[str, Speed]:
     from torchvision.models.optical_flow import raft_large, raft_small
 
     if not path.is_file():
-        raise ValueError(f"no weights at {path}: RAFT needs torchvision's raft_small_*.pth or raft_large_*.pth")
+        raise ValueError(
+            f"no weights at {path}: RAFT needs torchvision's raft_small_*.pth or raft_large_*.pth"
+        )
     try:
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch answers a file that is none of its own with errors of many kinds
+    except (
+        Exception
+    ) as error:  # torch answers a file that is none of its own with errors of many kinds
         raise ValueError(f"{path} holds no weights: {first_line(error)}") from error
     for name, make in (("raft-small", raft_small), ("raft-large", raft_large)):
         net = make(weights=None)
@@ -207,8 +240,12 @@ def _raft(net: torch.nn.Module, clip: np.ndarray) -> Tensor:
     if min(height, width) < 128:
         raise ValueError(f"RAFT needs frames of 128x128 or more; found {height}x{width}")
     x = interpolate(x, (height // 8 * 8, width // 8 * 8), mode="bilinear", align_corners=False)
-    flow = torch.cat([net(a[None], b[None])[-1] for a, b in zip(x[:-1], x[1:], strict=True)])  # (T - 1, 2, H, W) x, y
-    return (flow * torch.tensor([width / x.shape[3], height / x.shape[2]]).reshape(1, 2, 1, 1)).norm(dim=1)
+    flow = torch.cat(
+        [net(a[None], b[None])[-1] for a, b in zip(x[:-1], x[1:], strict=True)]
+    )  # (T - 1, 2, H, W) x, y
+    return (
+        flow * torch.tensor([width / x.shape[3], height / x.shape[2]]).reshape(1, 2, 1, 1)
+    ).norm(dim=1)
 
 
 def _large(frames: np.ndarray) -> bool:
@@ -217,7 +254,9 @@ def _large(frames: np.ndarray) -> bool:
 
 def _in_domain(clips: Clips) -> bool:
     try:
-        return clips.frames.shape[3:] == (shapes.SIZE, shapes.SIZE) and all(map(shapes.parse, clips.prompts))
+        return clips.frames.shape[3:] == (shapes.SIZE, shapes.SIZE) and all(
+            map(shapes.parse, clips.prompts)
+        )
     except ValueError:
         return False
 
@@ -225,20 +264,28 @@ def _in_domain(clips: Clips) -> bool:
 # Calibration
 
 
-def texture(height: int, width: int, shift: tuple[float, float], frames: int = 3, seed: int = 0) -> np.ndarray:
+def texture(
+    height: int, width: int, shift: tuple[float, float], frames: int = 3, seed: int = 0
+) -> np.ndarray:
     """A clip uint8 (T, 3, H, W) of a smooth random texture that moves by `shift` (x, y) pixels a frame, wrapped at the edges."""
     rng = np.random.default_rng(seed)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    spectrum = np.exp(-(fx**2 + fy**2) / (2 * 0.06**2)) * np.fft.rfft2(rng.normal(size=(3, height, width)))
+    spectrum = np.exp(-(fx**2 + fy**2) / (2 * 0.06**2)) * np.fft.rfft2(
+        rng.normal(size=(3, height, width))
+    )
     moved = [
-        np.fft.irfft2(spectrum * np.exp(-2j * np.pi * t * (fx * shift[0] + fy * shift[1])), s=(height, width))
+        np.fft.irfft2(
+            spectrum * np.exp(-2j * np.pi * t * (fx * shift[0] + fy * shift[1])), s=(height, width)
+        )
         for t in range(frames)
     ]
     clip = np.stack(moved)
     return np.clip(np.rint(127.5 + 40 * clip / clip.std()), 0, 255).astype(np.uint8)
 
 
-def disc(height: int, width: int, radius: float, speed: float, angle: float, frames: int = 3) -> np.ndarray:
+def disc(
+    height: int, width: int, radius: float, speed: float, angle: float, frames: int = 3
+) -> np.ndarray:
     """A clip uint8 (T, 3, H, W) of an anti-aliased red disc that passes the middle at `speed` pixels a frame."""
     along = speed * (np.arange(frames)[:, None, None] - (frames - 1) / 2)
     x = np.arange(width) + 0.5 - width / 2 - along * math.cos(angle)
@@ -249,18 +296,37 @@ def disc(height: int, width: int, radius: float, speed: float, angle: float, fra
 
 def calibration(speed: Speed, size: tuple[int, int]) -> dict:
     """What a method reads off known motion at a size: textures shifted as a whole, discs, and still textures under noise."""
-    shifts = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (1.5, 1.0)] + ([(4.0, 2.0), (8.0, -4.0)] if min(size) > SMALL else [])
+    shifts = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (1.5, 1.0)] + (
+        [(4.0, 2.0), (8.0, -4.0)] if min(size) > SMALL else []
+    )
     rows, discs = [], []
     for shift in shifts:
         top, mean = (each.mean() for each in motion(texture(*size, shift)[None], speed))
-        rows.append({"shift": shift, "true": round(math.hypot(*shift), 3), "top": round(top, 3), "mean": round(mean, 3)})
+        rows.append(
+            {
+                "shift": shift,
+                "true": round(math.hypot(*shift), 3),
+                "top": round(top, 3),
+                "mean": round(mean, 3),
+            }
+        )
     for radius in (min(size) // 16, min(size) // 8, min(size) // 4):
         for true in (0.5, 1.0, 2.0):
             clips = np.stack([disc(*size, radius, true, angle) for angle in (0.0, 0.4, 0.8)])
-            discs.append({"radius": radius, "true": true, "top": round(motion(clips, speed)[0].mean(), 3)})
+            discs.append(
+                {"radius": radius, "true": true, "top": round(motion(clips, speed)[0].mean(), 3)}
+            )
     still = texture(*size, (0.0, 0.0))[None]
-    noise = {str(sd): round(motion(controls.noisy(still, 0, sd), speed)[0].mean(), 3) for sd in (0.02, 0.05)}
-    read = {"textures": rows, "textures_error": _error(rows[1:]), "discs": discs, "discs_error": _error(discs)}
+    noise = {
+        str(sd): round(motion(controls.noisy(still, 0, sd), speed)[0].mean(), 3)
+        for sd in (0.02, 0.05)
+    }
+    read = {
+        "textures": rows,
+        "textures_error": _error(rows[1:]),
+        "discs": discs,
+        "discs_error": _error(discs),
+    }
     return {"size": size, **read, "still_under_noise": noise}
 
 
@@ -302,7 +368,8 @@ def shape_calibration(speed: Speed, count: int = 216) -> dict:
 def main() -> int:
     """Write the calibration of the methods that need no weights, normal flow's at the sizes of its domain and of its limit."""
     result = {
-        "normal-flow": calibration(normal_speed, (32, 32)) | {"moving_shapes": shape_calibration(normal_speed)},
+        "normal-flow": calibration(normal_speed, (32, 32))
+        | {"moving_shapes": shape_calibration(normal_speed)},
         f"normal-flow-{SMALL}": calibration(normal_speed, (SMALL, SMALL)),
     }
     if importlib.util.find_spec("cv2") is not None:

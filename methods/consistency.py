@@ -6,7 +6,17 @@ from typing import ClassVar, Literal
 
 import torch
 
-from distill_bench.method import Batch, Cost, Count, Loss, Method, Nets, Passes, Preset, mean_per_sample
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Count,
+    Loss,
+    Method,
+    Nets,
+    Passes,
+    Preset,
+    mean_per_sample,
+)
 from distill_bench.noise import add_noise, over, warp, x0_to_velocity
 
 
@@ -23,8 +33,13 @@ class Consistency(Method):
     paper: ClassVar[str] = "arXiv:2303.01469"
     has_fake_score: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
-        "paper": Preset("arXiv:2303.01469, algorithm 2, N = 18 levels", {"method.steps": 18, "method.distance": "mse"}),
-        "fastgen": Preset("FastGen@34f30e8, methods/consistency_model/CM.py", {"method.distance": "pseudo_huber"}),
+        "paper": Preset(
+            "arXiv:2303.01469, algorithm 2, N = 18 levels",
+            {"method.steps": 18, "method.distance": "mse"},
+        ),
+        "fastgen": Preset(
+            "FastGen@34f30e8, methods/consistency_model/CM.py", {"method.distance": "pseudo_huber"}
+        ),
     }
 
     steps: Count = 32
@@ -37,7 +52,11 @@ class Consistency(Method):
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         data = batch.extra("real_latents")
         real, text = data["x0"], data["text"]
-        step = (batch.draws.uniform("consistency/sigma") * self.steps).floor().clamp(max=self.steps - 1)
+        step = (
+            (batch.draws.uniform("consistency/sigma") * self.steps)
+            .floor()
+            .clamp(max=self.steps - 1)
+        )
         sigma, lower = (warp((step + up) / self.steps, batch.score_shift) for up in (1, 0))
         x_t = add_noise(real, batch.noise("consistency/noise"), sigma)
         with torch.no_grad():
@@ -50,8 +69,12 @@ class Consistency(Method):
         else:
             size = error[0].numel()
             c = 0.00054 * size**0.5
-            distance = ((error.sum(dim=tuple(range(1, error.ndim)), keepdim=True) + c**2).sqrt() - c) / size
+            distance = (
+                (error.sum(dim=tuple(range(1, error.ndim)), keepdim=True) + c**2).sqrt() - c
+            ) / size
         return Loss({"consistency": (distance / over(sigma - lower, x0)).mean()}, x0)
 
     def cost(self) -> Cost:
-        return Cost({"student": Passes(1, full_backward=1), "target": Passes(1), "teacher": Passes(1)}, {})
+        return Cost(
+            {"student": Passes(1, full_backward=1), "target": Passes(1), "teacher": Passes(1)}, {}
+        )

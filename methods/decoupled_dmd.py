@@ -7,7 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, toward
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Loss,
+    Method,
+    Nets,
+    Passes,
+    Preset,
+    dmd_normaliser,
+    toward,
+)
 from distill_bench.noise import add_noise
 
 
@@ -26,7 +36,9 @@ class DecoupledDMD(Method):
     """
 
     paper: ClassVar[str] = "arXiv:2511.22677"
-    presets: ClassVar[Mapping[str, Preset]] = {"paper": Preset("arXiv:2511.22677, from notes", {"fake_score_updates": 5})}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("arXiv:2511.22677, from notes", {"fake_score_updates": 5})
+    }
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
@@ -46,10 +58,14 @@ class DecoupledDMD(Method):
     @torch.no_grad()
     def _augmentation(self, nets: Nets, batch: Batch, x0: Tensor) -> Tensor:
         low = nets.exit_sigma(batch)
-        sigma = (low + (1 - low) * batch.draws.uniform("augmentation/sigma")).clamp(max=batch.sigma_max)
+        sigma = (low + (1 - low) * batch.draws.uniform("augmentation/sigma")).clamp(
+            max=batch.sigma_max
+        )
         x_t = add_noise(x0, batch.noise("augmentation/noise"), sigma)
         both = torch.cat([batch.text, nets.null_text.expand_as(batch.text)])
-        prompted, null = nets.unguided_teacher(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both).chunk(2)
+        prompted, null = nets.unguided_teacher(
+            torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both
+        ).chunk(2)
         return -(nets.guidance_scale - 1) * (prompted - null) / dmd_normaliser(x0, prompted)
 
     def cost(self) -> Cost:

@@ -7,7 +7,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, NotNegative, Passes, Preset, renoise, reverse_kl
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Loss,
+    Method,
+    Nets,
+    NotNegative,
+    Passes,
+    Preset,
+    renoise,
+    reverse_kl,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,9 @@ class DMD(Method):
         x0 = nets.rollout(batch)
         kl, logs = reverse_kl(x0, renoise(nets, batch, x0.detach(), through_fake_score=False))
         pairs = batch.extra("ode_pairs")
-        regressed = nets.student(pairs["noise"], torch.ones_like(pairs["noise"][:, 0, 0, 0, 0]), pairs["text"])
+        regressed = nets.student(
+            pairs["noise"], torch.ones_like(pairs["noise"][:, 0, 0, 0, 0]), pairs["text"]
+        )
         if self.distance == "mse":
             distance = 0.5 * (regressed - pairs["x0"]).square().mean()
         else:
@@ -84,7 +97,10 @@ def lpips(video: Tensor, target: Tensor) -> Tensor:
 
     frames, wanted = (v.transpose(1, 2).flatten(0, 1) for v in (video, target))
     if min(frames.shape[-2:]) < 64:
-        frames, wanted = (torch.nn.functional.interpolate(v, size=(64, 64), mode="bilinear") for v in (frames, wanted))
+        frames, wanted = (
+            torch.nn.functional.interpolate(v, size=(64, 64), mode="bilinear")
+            for v in (frames, wanted)
+        )
     if not _LPIPS:
         _LPIPS.append(LPIPS(net="vgg", verbose=False).to(video.device).eval().requires_grad_(False))
     return _LPIPS[0](frames, wanted).mean()

@@ -7,7 +7,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from distill_bench.discriminator import Head, approximate_r1, discriminator_loss, renoised_features, student_gan_loss
+from distill_bench.discriminator import (
+    Head,
+    approximate_r1,
+    discriminator_loss,
+    renoised_features,
+    student_gan_loss,
+)
 from distill_bench.method import (
     Batch,
     Cost,
@@ -71,7 +77,9 @@ class DMD2(Method):
     gan: Literal["none", "fake_score", "teacher"] = "none"
     gan_weight: NotNegative = 5e-3
     discriminator_weight: NotNegative = 1e-2
-    discriminator_lr: Positive | None = None  # of the head; None: it shares the fake score's optimiser
+    discriminator_lr: Positive | None = (
+        None  # of the head; None: it shares the fake score's optimiser
+    )
     feature_depth: Depth = 0.5
     r1_weight: NotNegative = 0.0
     r1_std: Positive = 0.1
@@ -84,7 +92,11 @@ class DMD2(Method):
         return {} if self.gan == "none" else {"head": Head(feature_width)}
 
     def learning_rates(self) -> Mapping[str, float]:
-        return {} if self.gan == "none" or self.discriminator_lr is None else {"head": self.discriminator_lr}
+        return (
+            {}
+            if self.gan == "none" or self.discriminator_lr is None
+            else {"head": self.discriminator_lr}
+        )
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
@@ -104,7 +116,16 @@ class DMD2(Method):
             terms["discriminator"] = self.discriminator_weight * discriminator_loss(fake, real)
             if self.r1_weight:
                 role, head = self._role(nets), nets.modules["head"]
-                r1 = approximate_r1(real, head, role, batch, data["x0"], data["text"], self.feature_depth, self.r1_std)
+                r1 = approximate_r1(
+                    real,
+                    head,
+                    role,
+                    batch,
+                    data["x0"],
+                    data["text"],
+                    self.feature_depth,
+                    self.r1_std,
+                )
                 terms["r1"] = self.discriminator_weight * self.r1_weight * r1
         return Loss(terms)
 
@@ -112,8 +133,14 @@ class DMD2(Method):
         e = 0.0 if self.gan == "none" else self.feature_depth
         role = {"teacher": "unguided_teacher"}.get(self.gan, "features")
         extra = 2 + bool(self.r1_weight)
-        own = self.gan == "fake_score"  # the discriminator's backward reaches the fake score's weights
-        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1 + e * own, e * own), "teacher": Passes(1)}
+        own = (
+            self.gan == "fake_score"
+        )  # the discriminator's backward reaches the fake score's weights
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1 + e * own, e * own),
+            "teacher": Passes(1),
+        }
         fake_score = {"fake_score": Passes(1 + extra * e * own, full_backward=1 + extra * e * own)}
         if self.gan == "teacher":
             student[role], fake_score[role] = Passes(e, e), Passes(extra * e)

@@ -6,7 +6,19 @@ from typing import ClassVar
 
 import torch
 
-from distill_bench.method import Batch, Cost, Count, Loss, Method, Nets, NotNegative, Passes, Preset, renoise, reverse_kl
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Count,
+    Loss,
+    Method,
+    Nets,
+    NotNegative,
+    Passes,
+    Preset,
+    renoise,
+    reverse_kl,
+)
 from distill_bench.noise import over, teacher_sigmas, x0_to_velocity
 from distill_bench.rollout import euler
 
@@ -42,19 +54,25 @@ class DPDMD(Method):
 
     def __post_init__(self) -> None:
         if self.anchor > self.teacher_steps:
-            raise ValueError(f"anchor {self.anchor} must be at most teacher_steps {self.teacher_steps}")
+            raise ValueError(
+                f"anchor {self.anchor} must be at most teacher_steps {self.teacher_steps}"
+            )
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         later = (nets.exit_sigma(batch) < 1).to(x0.dtype)
-        kl, logs = reverse_kl(x0, renoise(nets, batch, x0.detach(), through_fake_score=False), over(later, x0))
+        kl, logs = reverse_kl(
+            x0, renoise(nets, batch, x0.detach(), through_fake_score=False), over(later, x0)
+        )
         z = batch.noise("diversity/noise")
         sigmas = teacher_sigmas(self.teacher_steps, batch.score_shift).to(z)[: self.anchor + 1]
         anchored = euler(nets.teacher, z, sigmas, batch.text)
         one = torch.ones_like(later)
         velocity = x0_to_velocity(nets.student(z, one, batch.text), z, one)
         error = velocity - (z - anchored) / (1 - sigmas[-1])
-        return Loss({"kl": kl, "diversity": self.diversity_weight * 0.5 * error.square().mean()}, x0, logs)
+        return Loss(
+            {"kl": kl, "diversity": self.diversity_weight * 0.5 * error.square().mean()}, x0, logs
+        )
 
     def cost(self) -> Cost:
         student = {

@@ -7,7 +7,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from distill_bench.discriminator import Head, approximate_r1, discriminator_loss, renoised_features, student_gan_loss
+from distill_bench.discriminator import (
+    Head,
+    approximate_r1,
+    discriminator_loss,
+    renoised_features,
+    student_gan_loss,
+)
 from distill_bench.method import (
     Batch,
     Cost,
@@ -57,11 +63,19 @@ class FDistill(Method):
     }
 
     divergence: Literal[
-        "reverse_kl", "forward_kl", "jensen_shannon", "softened_reverse_kl", "neyman", "squared_hellinger", "jeffreys"
+        "reverse_kl",
+        "forward_kl",
+        "jensen_shannon",
+        "softened_reverse_kl",
+        "neyman",
+        "squared_hellinger",
+        "jeffreys",
     ] = "jensen_shannon"
     gan_weight: NotNegative = 1e-3
     discriminator_weight: NotNegative = 1.0
-    discriminator_lr: Positive | None = 1e-4  # of the head; None: it shares the fake score's optimiser
+    discriminator_lr: Positive | None = (
+        1e-4  # of the head; None: it shares the fake score's optimiser
+    )
     feature_depth: Depth = 0.5
     r1_weight: NotNegative = 0.0
     r1_std: Positive = 0.1
@@ -72,7 +86,9 @@ class FDistill(Method):
 
     def __post_init__(self) -> None:
         if self.ratio_low >= self.ratio_high:
-            raise ValueError(f"ratio_low {self.ratio_low:g} must be below ratio_high {self.ratio_high:g}")
+            raise ValueError(
+                f"ratio_low {self.ratio_low:g} must be below ratio_high {self.ratio_high:g}"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -89,7 +105,9 @@ class FDistill(Method):
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0, through_fake_score=False)
-        logits = nets.modules["head"](nets.unguided_teacher.features(scores.x_t, scores.sigma, batch.text, self.feature_depth))
+        logits = nets.modules["head"](
+            nets.unguided_teacher.features(scores.x_t, scores.sigma, batch.text, self.feature_depth)
+        )
         h = self.weight(nets, batch, logits.detach(), scores.sigma)
         kl, logs = reverse_kl(x0, scores, over(h, x0))
         terms = {"kl": kl, "gan": self.gan_weight * student_gan_loss(logits)}
@@ -99,7 +117,9 @@ class FDistill(Method):
         """h (B,), of mean 1 over the global batch; moves the histogram on."""
         ratio = logits.clamp(-10, 10).exp().clamp(self.ratio_low, self.ratio_high)
         place = (sigma - batch.sigma_min) / (batch.sigma_max - batch.sigma_min) * self.bins
-        one_hot = torch.nn.functional.one_hot(place.floor().long().clamp(0, self.bins - 1), self.bins).to(ratio.dtype)
+        one_hot = torch.nn.functional.one_hot(
+            place.floor().long().clamp(0, self.bins - 1), self.bins
+        ).to(ratio.dtype)
         count, total = nets.mean_over_ranks(torch.stack([one_hot.sum(0), one_hot.T @ ratio]))
         average = nets.modules["histogram"].ratio
         moved = torch.lerp(total / count.clamp(min=1e-6), average, self.ratio_average)
@@ -111,14 +131,18 @@ class FDistill(Method):
         data, head, role = batch.extra("real_latents"), nets.modules["head"], nets.unguided_teacher
         with torch.no_grad():  # the teacher is frozen, and so are its features
             fake = renoised_features(role, batch, x0, batch.text, "gan", self.feature_depth)
-            real = renoised_features(role, batch, data["x0"], data["text"], "gan_real", self.feature_depth)
+            real = renoised_features(
+                role, batch, data["x0"], data["text"], "gan_real", self.feature_depth
+            )
         logit = head(real)
         terms = {
             "denoise": velocity_loss(nets.fake_score, batch, x0),
             "discriminator": self.discriminator_weight * discriminator_loss(head(fake), logit),
         }
         if self.r1_weight:
-            r1 = approximate_r1(logit, head, role, batch, data["x0"], data["text"], self.feature_depth, self.r1_std)
+            r1 = approximate_r1(
+                logit, head, role, batch, data["x0"], data["text"], self.feature_depth, self.r1_std
+            )
             terms["r1"] = self.discriminator_weight * self.r1_weight * r1
         return Loss(terms)
 
@@ -131,5 +155,9 @@ class FDistill(Method):
             "unguided_teacher": Passes(e, e),
         }
         return Cost(
-            student, {"fake_score": Passes(1, full_backward=1), "unguided_teacher": Passes((2 + bool(self.r1_weight)) * e)}
+            student,
+            {
+                "fake_score": Passes(1, full_backward=1),
+                "unguided_teacher": Passes((2 + bool(self.r1_weight)) * e),
+            },
         )

@@ -25,7 +25,9 @@ from distill_bench.method import (
 )
 from distill_bench.noise import over
 
-PROBES = [(n, sigma) for n in (0.37, 1.73) for sigma in (0.13, 0.57, 0.91)]  # where a coefficient must have a value
+PROBES = [
+    (n, sigma) for n in (0.37, 1.73) for sigma in (0.13, 0.57, 0.91)
+]  # where a coefficient must have a value
 
 
 def _written(value: object) -> object:
@@ -52,11 +54,18 @@ class GradientTemplate(Method):
     n = epsilon + mean |x0 - x0_teacher| per `sample` or over the `batch` (FastVideo's), or 1 (`none`).
     """
 
-    paper: ClassVar[str] = "none: the common form of arXiv:2311.18828, 2405.14867, 2605.30116 and 2404.04057"
+    paper: ClassVar[str] = (
+        "none: the common form of arXiv:2311.18828, 2405.14867, 2605.30116 and 2404.04057"
+    )
     presets: ClassVar[Mapping[str, Preset]] = {
         "fastvideo": Preset(
             "FastVideo@2f3d407, train/methods/distribution_matching/dmd2.py: the normaliser of the whole batch",
-            {"method.a": "1/n", "method.normaliser": "batch", "exit_step": "last", "fake_score_updates": 5},
+            {
+                "method.a": "1/n",
+                "method.normaliser": "batch",
+                "exit_step": "last",
+                "fake_score_updates": 5,
+            },
         ),
         "fisher_with_teacher": Preset(
             "the Fisher divergence as it is, the teacher differentiated",
@@ -81,13 +90,19 @@ class GradientTemplate(Method):
                     value = str(error)
                 if not isinstance(value, float) or not math.isfinite(value):
                     expression = f"{name} {getattr(self, name)!r}"
-                    raise ValueError(f"{expression} is no finite number at n = {n:g}, sigma = {sigma:g}: {value}")
+                    raise ValueError(
+                        f"{expression} is no finite number at n = {n:g}, sigma = {sigma:g}: {value}"
+                    )
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         through_teacher = self._jacobian and not self.teacher_stop_gradient
         scores = renoise(nets, batch, x0, self._jacobian, through_teacher)
-        x0_fake, x0_teacher, clean = scores.x0_fake.detach(), scores.x0_teacher.detach(), x0.detach()
+        x0_fake, x0_teacher, clean = (
+            scores.x0_fake.detach(),
+            scores.x0_teacher.detach(),
+            x0.detach(),
+        )
         n = dmd_normaliser(clean, x0_teacher)
         if self.normaliser != "sample":
             n = nets.mean_over_ranks(n.mean()) if self.normaliser == "batch" else 1.0
@@ -114,13 +129,20 @@ class GradientTemplate(Method):
     @property
     def _jacobian(self) -> bool:
         """Whether any network's Jacobian enters: where none does, none is paid for."""
-        return any(ast.unparse(ast.parse(each, mode="eval")) not in ("0", "0.0") for each in (self.b, self.lam))
+        return any(
+            ast.unparse(ast.parse(each, mode="eval")) not in ("0", "0.0")
+            for each in (self.b, self.lam)
+        )
 
 
 _OPERATORS = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
     ast.USub: operator.neg,
-}  # fmt: skip
+}
 
 
 def coefficient(expression: str, n: Tensor | float, sigma: Tensor | float) -> Tensor | float:
@@ -144,7 +166,9 @@ def coefficient(expression: str, n: Tensor | float, sigma: Tensor | float) -> Te
                 return _OPERATORS[type(node.op)](value(node.left), value(node.right))
             case ast.UnaryOp(op=ast.USub()):
                 return -value(node.operand)
-        raise ValueError(f"coefficient {expression!r} may hold n, sigma, numbers and + - * / ** ( ), not {ast.unparse(node)!r}")
+        raise ValueError(
+            f"coefficient {expression!r} may hold n, sigma, numbers and + - * / ** ( ), not {ast.unparse(node)!r}"
+        )
 
     try:
         return value(ast.parse(expression, mode="eval"))

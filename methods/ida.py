@@ -20,7 +20,10 @@ class IDA(Method):
     paper: ClassVar[str] = "arXiv:2506.00523"
     mixes_weights: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
-        "lightx2v": Preset("LightX2V@f8aee98, trick ida", {"method.keep": 0.97, "fake_score_updates": 5, "stepping": "ode"})
+        "lightx2v": Preset(
+            "LightX2V@f8aee98, trick ida",
+            {"method.keep": 0.97, "fake_score_updates": 5, "stepping": "ode"},
+        )
     }
 
     keep: Share = 0.97
@@ -32,7 +35,9 @@ class IDA(Method):
 
     def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
         student = dict(networks["student"].named_parameters())
-        fake_score = dict(networks["fake_score"].named_parameters()) if "fake_score" in networks else {}
+        fake_score = (
+            dict(networks["fake_score"].named_parameters()) if "fake_score" in networks else {}
+        )
         if {k: p.shape for k, p in student.items()} != {k: p.shape for k, p in fake_score.items()}:
             raise ValueError(
                 "ida averages the weights of student and fake score: they must be trained networks of one architecture"

@@ -17,7 +17,7 @@ from distill_bench.method import (
     Preset,
     dmd_normaliser,
     renoise,
-)  # fmt: skip
+)
 from distill_bench.noise import add_noise, over
 
 
@@ -92,18 +92,31 @@ class SGMD(Method):
             fisher_weight = (1 - sigma) ** 2 / sigma**4
             if self.weighting == "c_t_batchnorm":
                 fisher_weight = fisher_weight / nets.mean_over_ranks(fisher_weight.mean())
-        residual_weight = self.residual_weight / sigma if self.residual_space == "x0_over_sigma" else self.residual_weight
+        residual_weight = (
+            self.residual_weight / sigma
+            if self.residual_space == "x0_over_sigma"
+            else self.residual_weight
+        )
         gap = scores.x0_fake - scores.x0_teacher
         fisher = 0.5 * (fisher_weight * gap.square()).mean()
         r = x0.detach() - scores.x0_fake
         residual = 0.5 * (residual_weight * r.square()).mean()
-        terms, logs = {"fisher": fisher, "residual": -residual}, {"score_gap": (gap.abs() / n).mean()}
+        terms, logs = (
+            {"fisher": fisher, "residual": -residual},
+            {"score_gap": (gap.abs() / n).mean()},
+        )
         return Loss(terms, x0, logs, fake_score_terms={"denoise": self._denoise(r, sigma)})
 
     def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
         sigma = batch.sigma("denoise/sigma")
         x_t = add_noise(x0, batch.noise("denoise/noise"), sigma)
-        return Loss({"denoise": self._denoise(x0 - nets.fake_score(x_t, sigma, batch.text), over(sigma, x0))})
+        return Loss(
+            {
+                "denoise": self._denoise(
+                    x0 - nets.fake_score(x_t, sigma, batch.text), over(sigma, x0)
+                )
+            }
+        )
 
     def _denoise(self, r: Tensor, sigma: Tensor) -> Tensor:
         if self.correction == "velocity":  # (x0 - x0_fake) / sigma is the error of the velocity
@@ -112,5 +125,9 @@ class SGMD(Method):
         return 0.5 * (self.residual_weight or 1.0) * r.square().mean()
 
     def cost(self) -> Cost:
-        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1, 1),
+            "teacher": Passes(1),
+        }
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, renoise
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Loss,
+    Method,
+    Nets,
+    Passes,
+    Preset,
+    dmd_normaliser,
+    renoise,
+)
 
 
 @dataclass(frozen=True)
@@ -19,8 +29,12 @@ class SiD(Method):
 
     paper: ClassVar[str] = "arXiv:2404.04057"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "paper": Preset("SiD@01fbb13, training/sid_loss.py, 1:1", {"method.alpha": 1.2, "fake_score_updates": 1}),
-        "video": Preset("Self-Forcing@33593df, model/sid.py", {"method.alpha": 1.0, "fake_score_updates": 5}),
+        "paper": Preset(
+            "SiD@01fbb13, training/sid_loss.py, 1:1", {"method.alpha": 1.2, "fake_score_updates": 1}
+        ),
+        "video": Preset(
+            "Self-Forcing@33593df, model/sid.py", {"method.alpha": 1.0, "fake_score_updates": 5}
+        ),
     }
 
     alpha: float = 1.0
@@ -34,5 +48,9 @@ class SiD(Method):
         return Loss({"sid": loss}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
 
     def cost(self) -> Cost:
-        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1, 1)}
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1, 1),
+            "teacher": Passes(1, 1),
+        }
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, renoise
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Loss,
+    Method,
+    Nets,
+    Passes,
+    Preset,
+    dmd_normaliser,
+    renoise,
+)
 from distill_bench.noise import over
 
 
@@ -19,7 +29,9 @@ class TSGFisher(Method):
 
     paper: ClassVar[str] = "arXiv:2605.30116"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "paper": Preset("arXiv:2605.30116, its baseline", {"method.weighting": "c_t", "fake_score_updates": 5}),
+        "paper": Preset(
+            "arXiv:2605.30116, its baseline", {"method.weighting": "c_t", "fake_score_updates": 5}
+        ),
         "lightx2v": Preset(
             "LightX2V@f8aee98, trainers/sgmd.py, without the correction",
             {"method.weighting": "inv_n", "fake_score_updates": 5, "stepping": "ode"},
@@ -38,5 +50,9 @@ class TSGFisher(Method):
         return Loss({"fisher": fisher}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
 
     def cost(self) -> Cost:
-        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1, 1),
+            "teacher": Passes(1),
+        }
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})

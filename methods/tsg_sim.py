@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, Preset, dmd_normaliser, renoise
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Loss,
+    Method,
+    Nets,
+    Passes,
+    Preset,
+    dmd_normaliser,
+    renoise,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,9 @@ class TSGSIM(Method):
 
     paper: ClassVar[str] = "arXiv:2605.30116"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "paper": Preset("arXiv:2605.30116, its baseline, 1:1", {"method.alpha": 1.0, "fake_score_updates": 1})
+        "paper": Preset(
+            "arXiv:2605.30116, its baseline, 1:1", {"method.alpha": 1.0, "fake_score_updates": 1}
+        )
     }
 
     alpha: float = 1.0
@@ -32,5 +44,9 @@ class TSGSIM(Method):
         return Loss({"sim": loss}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
 
     def cost(self) -> Cost:
-        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1, 1),
+            "teacher": Passes(1),
+        }
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -28,7 +28,9 @@ def make_run(request: pytest.FixtureRequest, tiny_wan: Path, tmp_path: Path) -> 
     def make(name: str, **fields) -> Path:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
-        config = resolve(request.module.BASE | {"teacher": str(tiny_wan), "method": "dmd2"} | fields)
+        config = resolve(
+            request.module.BASE | {"teacher": str(tiny_wan), "method": "dmd2"} | fields
+        )
         (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return run
 

@@ -13,8 +13,16 @@ from distill_bench import checkpoint
 def workers(driver: int) -> list[int]:
     """The workers under a driver: each leads a session of its own, below the process that forks them."""
     try:
-        children = [int(p) for path in Path(f"/proc/{driver}/task").glob("*/children") for p in path.read_text().split()]
-        return [pid for child in children for pid in ([child] if os.getsid(child) == child else workers(child))]
+        children = [
+            int(p)
+            for path in Path(f"/proc/{driver}/task").glob("*/children")
+            for p in path.read_text().split()
+        ]
+        return [
+            pid
+            for child in children
+            for pid in ([child] if os.getsid(child) == child else workers(child))
+        ]
     except OSError:  # one has just ended
         return []
 
@@ -35,5 +43,10 @@ def assert_same_ends(a: Path, b: Path) -> None:
             one, other = load_file(one), load_file(other)
             assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
         assert (a / run / "metrics.jsonl").read_text() == (b / run / "metrics.jsonl").read_text()
-        curves = [[json.loads(line) for line in (store / run / "train.jsonl").read_text().splitlines()] for store in (a, b)]
-        assert [line | {"seconds": 0} for line in curves[0]] == [line | {"seconds": 0} for line in curves[1]]
+        curves = [
+            [json.loads(line) for line in (store / run / "train.jsonl").read_text().splitlines()]
+            for store in (a, b)
+        ]
+        assert [line | {"seconds": 0} for line in curves[0]] == [
+            line | {"seconds": 0} for line in curves[1]
+        ]

@@ -26,12 +26,19 @@ class Watched(training.Trainer):
         super().resume()
         nets = {**self.trained, "teacher": self.nets.unguided_teacher.net}
         held = {
-            role: sum(local(p).numel() for p in net.parameters()) / sum(p.numel() for p in net.parameters())
+            role: sum(local(p).numel() for p in net.parameters())
+            / sum(p.numel() for p in net.parameters())
             for role, net in nets.items()
             if any(True for _ in net.parameters())
         }
-        held |= {"moving average": sum(local(v).numel() for v in self.ema.values()) / sum(v.numel() for v in self.ema.values())}
-        size = {role: sum(local(p).numel() * p.element_size() for p in net.parameters()) for role, net in nets.items()}
+        held |= {
+            "moving average": sum(local(v).numel() for v in self.ema.values())
+            / sum(v.numel() for v in self.ema.values())
+        }
+        size = {
+            role: sum(local(p).numel() * p.element_size() for p in net.parameters())
+            for role, net in nets.items()
+        }
         if self.accelerator.is_main_process:
             write_json(self.run_dir / "held.json", {"shares": held, "bytes": size})
 
@@ -69,7 +76,18 @@ class Mapped(TorchDispatchMode):
 class _Allocator(ctypes.Structure):
     """glibc's struct mallinfo2."""
 
-    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    NAMES = (
+        "arena",
+        "ordblks",
+        "smblks",
+        "hblks",
+        "hblkhd",
+        "usmblks",
+        "fsmblks",
+        "uordblks",
+        "fordblks",
+        "keepcost",
+    )
     _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
 
 
@@ -85,7 +103,10 @@ def mapped() -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     # the end of a training destroys the process group, and ranks that meet again at once may miss each other: one for all runs
-    with mock.patch("torch.distributed.destroy_process_group"), mock.patch.object(training, "Trainer", Watched):
+    with (
+        mock.patch("torch.distributed.destroy_process_group"),
+        mock.patch.object(training, "Trainer", Watched),
+    ):
         for argument in sys.argv[1:]:
             folder, _, stop = argument.partition(":")
             training.train(Path(folder), stop=lambda stop=stop: bool(stop))

@@ -6,11 +6,23 @@ from zlib import crc32
 import numpy as np
 import yaml
 
-PROMPTS = ["a red circle moves left", "a blue square moves up & 10% right", "a green cross stands still"]
+PROMPTS = [
+    "a red circle moves left",
+    "a blue square moves up & 10% right",
+    "a green cross stands still",
+]
 
 
 def score(column, value, **other):
-    line = {"metric": column, "column": column, "value": value, "per_clip": None, "sd": None, "n": 3, "version": 1}
+    line = {
+        "metric": column,
+        "column": column,
+        "value": value,
+        "per_clip": None,
+        "sd": None,
+        "n": 3,
+        "version": 1,
+    }
     line |= {
         "extractor": None,
         "protocol": "p1",
@@ -39,9 +51,15 @@ def write_lines(path, lines):
 
 def write_clips(folder, shade, first_seed=7):
     folder.mkdir(parents=True, exist_ok=True)
-    frames = np.full((3, 4, 3, 8, 8), shade, np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]
+    frames = (
+        np.full((3, 4, 3, 8, 8), shade, np.uint8)
+        + np.arange(4, dtype=np.uint8)[:, None, None, None]
+    )
     np.save(folder / "clips.npy", frames)
-    write_lines(folder / "manifest.jsonl", [{"index": i, "prompt": p, "seed": first_seed + i} for i, p in enumerate(PROMPTS)])
+    write_lines(
+        folder / "manifest.jsonl",
+        [{"index": i, "prompt": p, "seed": first_seed + i} for i, p in enumerate(PROMPTS)],
+    )
 
 
 def write_run(store, method, seed, cadence, distance, status="done", /, **fields):
@@ -49,25 +67,50 @@ def write_run(store, method, seed, cadence, distance, status="done", /, **fields
     run_id = f"{method}-s{seed}-{crc32(f'{method}{cadence}{fields}'.encode()):012x}"
     folder = store / run_id
     folder.mkdir(parents=True)
-    config = {"method": {"name": method, "weight": 1.0}, "seed": seed, "fake_score_updates": cadence, "nfe": 4} | fields
+    config = {
+        "method": {"name": method, "weight": 1.0},
+        "seed": seed,
+        "fake_score_updates": cadence,
+        "nfe": 4,
+    } | fields
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     if status == "missing":
         return run_id
     attempt = folder / "attempts" / "001"
     attempt.mkdir(parents=True)
-    (attempt / "start.json").write_text(json.dumps({"commit": "abc123", "host": "node1", "code_fingerprint": "c1"}))
+    (attempt / "start.json").write_text(
+        json.dumps({"commit": "abc123", "host": "node1", "code_fingerprint": "c1"})
+    )
     if status is None:
-        (attempt / "exit.json").write_text(json.dumps({"status": "error", "error": "Traceback\nValueError: out of <luck>"}))
+        (attempt / "exit.json").write_text(
+            json.dumps({"status": "error", "error": "Traceback\nValueError: out of <luck>"})
+        )
         return run_id
     cost = 1000.0 * (1 + cadence)
-    result = {"run_id": run_id, "method": method, "seed": seed, "status": status, "student_updates": 20}
-    result |= {"fake_score_updates": cadence, "nfe": 4, "train_seconds": 10.0 + seed, "cost_forward_equivalents": cost}
+    result = {
+        "run_id": run_id,
+        "method": method,
+        "seed": seed,
+        "status": status,
+        "student_updates": 20,
+    }
+    result |= {
+        "fake_score_updates": cadence,
+        "nfe": 4,
+        "train_seconds": 10.0 + seed,
+        "cost_forward_equivalents": cost,
+    }
     result |= {"peak_memory_gib": 0.5, "protocol": "p1", "version": "0.1.0"}
     if status == "collapsed":
         result["reason"] = "the latents are constant at student update 15"
     (folder / "result.json").write_text(json.dumps(result))
     lines = [
-        {"student_updates": u, "student_loss": 9.0 / u, "seconds": u / 2, "cost_forward_equivalents": cost * u / 20}
+        {
+            "student_updates": u,
+            "student_loss": 9.0 / u,
+            "seconds": u / 2,
+            "cost_forward_equivalents": cost * u / 20,
+        }
         | {f"gap/{sigma}": sigma * u for sigma in (0.1, 0.5, 0.9)}
         for u in (1, 10, 20)
     ]
@@ -87,10 +130,17 @@ def write_store(tmp_path, runs, references=("data", "teacher"), **manifest):
     for i, kind in enumerate(references):
         write_clips(store / "references" / kind, 200)
         write_lines(store / "references" / kind / "metrics.jsonl", scores(1.0 + i))
-        (store / "references" / kind / "row.json").write_text(json.dumps({"kind": kind, "protocol": "p1"}))
+        (store / "references" / kind / "row.json").write_text(
+            json.dumps({"kind": kind, "protocol": "p1"})
+        )
         kinds[kind] = f"references/{kind}"
     (store / "sweeps").mkdir(parents=True)
-    about = {"name": "speed", "question": "Does a faster fake_score pay?", "run_ids": ids, "references": kinds}
+    about = {
+        "name": "speed",
+        "question": "Does a faster fake_score pay?",
+        "run_ids": ids,
+        "references": kinds,
+    }
     about["axes"] = {"method": ["alpha", "beta"], "fake_score_updates": [1, 5], "seed": [0, 1, 2]}
     (store / "sweeps" / "speed.json").write_text(json.dumps(about | manifest))
     return store

@@ -49,9 +49,18 @@ def called(pipe, folder, latents, guidance, **options):
     given = {"ltx": latents.flatten(2).transpose(1, 2)}.get(folder.name, latents)
     given = latents.transpose(1, 2) if "cog" in folder.name else given
     out = pipe(
-        PROMPTS, height=height, width=width, num_frames=frames, num_inference_steps=STEPS, guidance_scale=guidance,
-        latents=given, max_sequence_length=length, output_type="latent", return_dict=False, **options,
-    )[0]  # fmt: skip
+        PROMPTS,
+        height=height,
+        width=width,
+        num_frames=frames,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=given,
+        max_sequence_length=length,
+        output_type="latent",
+        return_dict=False,
+        **options,
+    )[0]
     if folder.name == "ltx":
         return out.transpose(1, 2).unflatten(2, latents.shape[2:])
     return out.transpose(1, 2) if "cog" in folder.name else out
@@ -83,13 +92,21 @@ def test_decoded_clips_are_those_of_diffusers_own_pipeline(folder, mine, theirs)
     frames, height, width = SIZES[folder.name]
     shape = mine.latent_shape(frames, height, width)
     latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))
-    with mock.patch.object(theirs.scheduler, "step", lambda *_, **__: (packed,)):  # the last latents are these
+    with mock.patch.object(
+        theirs.scheduler, "step", lambda *_, **__: (packed,)
+    ):  # the last latents are these
         packed = latents.flatten(2).transpose(1, 2) if folder.name == "ltx" else latents
         packed = latents.transpose(1, 2) if "cog" in folder.name else packed
         expected = theirs(
-            PROMPTS[0], height=height, width=width, num_frames=frames, num_inference_steps=1, guidance_scale=1.0,
-            max_sequence_length=12, output_type="pt",
-        ).frames  # fmt: skip
+            PROMPTS[0],
+            height=height,
+            width=width,
+            num_frames=frames,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            max_sequence_length=12,
+            output_type="pt",
+        ).frames
     found = (mine.decode_video(latents).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
     assert found.shape == (1, frames, 3, height, width)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -101,10 +118,14 @@ def test_encoding_is_scaled_as_decoding_is(folder, mine):
     clip = np.random.default_rng(0).integers(0, 256, (1, frames, 3, height, width), dtype=np.uint8)
     latents, seen = mine.encode(clip), []
     assert latents.shape[1:] == mine.latent_shape(frames, height, width)
-    with mock.patch.object(type(mine.vae), "decode", lambda _, z, *__: seen.append(z) or mock.Mock(sample=z)):
+    with mock.patch.object(
+        type(mine.vae), "decode", lambda _, z, *__: seen.append(z) or mock.Mock(sample=z)
+    ):
         mine.decode_video(latents)
         video = torch.from_numpy(clip).float().transpose(1, 2) / 127.5 - 1
-        torch.testing.assert_close(seen[0], mine.vae.encode(video).latent_dist.mode(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            seen[0], mine.vae.encode(video).latent_dist.mode(), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
@@ -114,10 +135,14 @@ def test_a_variance_preserving_prediction_is_the_velocity_of_flow_matching(kind)
     sigmas = cogvideox.sigmas_of(torch.cumprod(1 - betas, 0))
     assert (sigmas.diff() > 0).all()
     for at in (0, 1, 500, 998, 999):
-        assert float(cogvideox.timestep_of(sigmas[at : at + 1].float(), sigmas)) == pytest.approx(at, abs=0.01)
+        assert float(cogvideox.timestep_of(sigmas[at : at + 1].float(), sigmas)) == pytest.approx(
+            at, abs=0.01
+        )
     between = cogvideox.timestep_of((sigmas[300:301] + sigmas[301:302]) / 2, sigmas)
     assert float(between) == pytest.approx(300.5)
-    x0, noise = torch.randn(2, 3, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0, noise = torch.randn(
+        2, 3, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     sigma = torch.tensor([0.1, 0.5, float(sigmas[-1])], dtype=torch.float64)
     a, b = ((part / cogvideox.scale(sigma)).reshape(3, 1, 1, 1, 1) for part in (1 - sigma, sigma))
     predicted = a * noise - b * x0 if kind == "v_prediction" else noise
@@ -132,7 +157,11 @@ def test_features_are_the_tokens_of_the_video_after_a_share_of_the_blocks(mine):
     ledger = Ledger(1)
     teacher = Denoiser(mine.transformer, "teacher", ledger)
     x_t, text = torch.randn(1, *shape), mine.encode_text(PROMPTS[:1])
-    with mock.patch.object(teacher.architecture.blocks(mine.transformer)[1], "forward", side_effect=AssertionError("it ran")):
+    with mock.patch.object(
+        teacher.architecture.blocks(mine.transformer)[1],
+        "forward",
+        side_effect=AssertionError("it ran"),
+    ):
         tokens = teacher.features(x_t, torch.full((1,), 0.5), text, 0.5)
     config, patch = mine.transformer.config, mine.architecture.patch()
     count = math.prod(size // each for size, each in zip(shape[1:], patch, strict=True))
@@ -144,13 +173,25 @@ def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, mine):
     """A frame of two by two tiles has the shape of the whole, and gradients reach every latent."""
     frames, height, width = SIZES[folder.name]
     channels, times, *size = mine.latent_shape(frames, height, width)
-    noise = torch.randn(1, channels, times, *(2 * each for each in size), generator=torch.Generator().manual_seed(5))
+    noise = torch.randn(
+        1, channels, times, *(2 * each for each in size), generator=torch.Generator().manual_seed(5)
+    )
     latents, (vae, ratio) = noise.requires_grad_(), (mine.vae, mine.architecture.strides()[1])
-    tiles = {"tile_sample_min": (height, width), "tile_sample_stride": (height - ratio, width - ratio)}
+    tiles = {
+        "tile_sample_min": (height, width),
+        "tile_sample_stride": (height - ratio, width - ratio),
+    }
     if "cog" in folder.name:
         tiles = {"tile_sample_min": (6 * ratio, 5 * ratio), "tile_latent_min": (6, 5)}
-    named = {f"{key}_{axis}": each for key, pair in tiles.items() for axis, each in zip(("height", "width"), pair, strict=True)}
-    with mock.patch.multiple(vae, **named), mock.patch.object(vae, "tiled_decode", wraps=vae.tiled_decode) as tiled:
+    named = {
+        f"{key}_{axis}": each
+        for key, pair in tiles.items()
+        for axis, each in zip(("height", "width"), pair, strict=True)
+    }
+    with (
+        mock.patch.multiple(vae, **named),
+        mock.patch.object(vae, "tiled_decode", wraps=vae.tiled_decode) as tiled,
+    ):
         video = mine.decode_video(latents)
     assert tiled.called and video.shape == (1, 3, frames, 2 * height, 2 * width)
     (gradient,) = torch.autograd.grad(video.square().mean(), latents)
@@ -162,9 +203,13 @@ def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, mine):
 def test_the_tiles_of_cogvideox_fit_together(size):
     """The released autoencoders keep theirs; others are given some that do."""
     vae = diffusers.AutoencoderKLCogVideoX(
-        block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1, latent_channels=4, sample_height=size[0],
+        block_out_channels=(4, 4, 4, 4),
+        norm_num_groups=2,
+        layers_per_block=1,
+        latent_channels=4,
+        sample_height=size[0],
         sample_width=size[1],
-    )  # fmt: skip
+    )
     before = vae.tile_latent_min_height, vae.tile_latent_min_width
     architecture_of_vae = cogvideox.CogVideoX(None, {}, vae.config, {})
     architecture_of_vae.at_size(vae)
@@ -174,41 +219,109 @@ def test_the_tiles_of_cogvideox_fit_together(size):
 
 CONFIGS = {  # keys that decide shapes, as the released folders have them
     "Wan2.1-T2V-1.3B": (
-        {"_class_name": "WanTransformer3DModel", "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2]},
-        {"_class_name": "AutoencoderKLWan", "z_dim": 16, "temperal_downsample": [False, True, True]},
-        {"boundary_ratio": None}, (81, 480, 832), (16, 21, 60, 104), 16.0,
+        {
+            "_class_name": "WanTransformer3DModel",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": [1, 2, 2],
+        },
+        {
+            "_class_name": "AutoencoderKLWan",
+            "z_dim": 16,
+            "temperal_downsample": [False, True, True],
+        },
+        {"boundary_ratio": None},
+        (81, 480, 832),
+        (16, 21, 60, 104),
+        16.0,
     ),
     "Wan2.2-TI2V-5B": (
-        {"_class_name": "WanTransformer3DModel", "in_channels": 48, "out_channels": 48, "patch_size": [1, 2, 2]},
-        {"_class_name": "AutoencoderKLWan", "z_dim": 48, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 16},
-        {"expand_timesteps": True, "boundary_ratio": None}, (121, 704, 1280), (48, 31, 44, 80), 24.0,
+        {
+            "_class_name": "WanTransformer3DModel",
+            "in_channels": 48,
+            "out_channels": 48,
+            "patch_size": [1, 2, 2],
+        },
+        {
+            "_class_name": "AutoencoderKLWan",
+            "z_dim": 48,
+            "patch_size": 2,
+            "scale_factor_temporal": 4,
+            "scale_factor_spatial": 16,
+        },
+        {"expand_timesteps": True, "boundary_ratio": None},
+        (121, 704, 1280),
+        (48, 31, 44, 80),
+        24.0,
     ),
     "CogVideoX-5b": (
-        {"_class_name": "CogVideoXTransformer3DModel", "in_channels": 16, "out_channels": 16, "patch_size": 2},
-        {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": 16, "block_out_channels": [128, 256, 256, 512],
-         "temporal_compression_ratio": 4},
-        {}, (49, 480, 720), (16, 13, 60, 90), 8.0,
+        {
+            "_class_name": "CogVideoXTransformer3DModel",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+        },
+        {
+            "_class_name": "AutoencoderKLCogVideoX",
+            "latent_channels": 16,
+            "block_out_channels": [128, 256, 256, 512],
+            "temporal_compression_ratio": 4,
+        },
+        {},
+        (49, 480, 720),
+        (16, 13, 60, 90),
+        8.0,
     ),
     "CogVideoX1.5-5B": (
-        {"_class_name": "CogVideoXTransformer3DModel", "in_channels": 16, "out_channels": 16, "patch_size": 2, "patch_size_t": 2},
-        {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": 16, "block_out_channels": [128, 256, 256, 512],
-         "temporal_compression_ratio": 4},
-        {}, (81, 768, 1360), (16, 22, 96, 170), 16.0,
+        {
+            "_class_name": "CogVideoXTransformer3DModel",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "patch_size_t": 2,
+        },
+        {
+            "_class_name": "AutoencoderKLCogVideoX",
+            "latent_channels": 16,
+            "block_out_channels": [128, 256, 256, 512],
+            "temporal_compression_ratio": 4,
+        },
+        {},
+        (81, 768, 1360),
+        (16, 22, 96, 170),
+        16.0,
     ),
     "LTX-Video": (
-        {"_class_name": "LTXVideoTransformer3DModel", "in_channels": 128, "out_channels": 128, "patch_size": 1},
-        {"_class_name": "AutoencoderKLLTXVideo", "latent_channels": 128, "patch_size": 4, "patch_size_t": 1,
-         "spatio_temporal_scaling": [True, True, True, False]},
-        {}, (161, 512, 704), (128, 21, 16, 22), 25.0,
+        {
+            "_class_name": "LTXVideoTransformer3DModel",
+            "in_channels": 128,
+            "out_channels": 128,
+            "patch_size": 1,
+        },
+        {
+            "_class_name": "AutoencoderKLLTXVideo",
+            "latent_channels": 128,
+            "patch_size": 4,
+            "patch_size_t": 1,
+            "spatio_temporal_scaling": [True, True, True, False],
+        },
+        {},
+        (161, 512, 704),
+        (128, 21, 16, 22),
+        25.0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_real_shapes(name, tmp_path):
     """The latents that each model's card gives for its own size; one frame more is refused."""
     transformer, vae, index, size, latents, fps = CONFIGS[name]
-    for part, config in (("transformer/config.json", transformer), ("vae/config.json", vae), ("model_index.json", index)):
+    for part, config in (
+        ("transformer/config.json", transformer),
+        ("vae/config.json", vae),
+        ("model_index.json", index),
+    ):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).write_text(json.dumps(config))
     (tmp_path / "scheduler").mkdir()

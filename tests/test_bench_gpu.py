@@ -11,13 +11,37 @@ import gpu  # noqa: E402
 
 def test_the_benchmark_ends_with_its_table(tmp_path, capsys):
     out = tmp_path / "bench.md"
-    skipped = ["compiled blocks", "no checkpointing", "batched guidance", "float32 weights under autocast"]  # seconds each
-    arguments = ["--device", "cpu", "--size", "tiny", "--rounds", "1", "--peak-tflops", "0.0001", "--out", str(out)]
+    skipped = [
+        "compiled blocks",
+        "no checkpointing",
+        "batched guidance",
+        "float32 weights under autocast",
+    ]  # seconds each
+    arguments = [
+        "--device",
+        "cpu",
+        "--size",
+        "tiny",
+        "--rounds",
+        "1",
+        "--peak-tflops",
+        "0.0001",
+        "--out",
+        str(out),
+    ]
     assert gpu.main([*arguments, *(word for row in skipped for word in ("--skip", row))]) == 0
-    lines = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("|")]
+    lines = [
+        line.strip("| ").split(" | ")
+        for line in out.read_text().splitlines()
+        if line.startswith("|")
+    ]
     assert tuple(lines[0]) == gpu.HEADINGS
-    found = {(cells[0], cells[1]): dict(zip(gpu.HEADINGS, cells, strict=True)) for cells in lines[2:]}
-    assert found.keys() == {(method, row) for method in gpu.METHODS for row in gpu.ROWS if row not in skipped}
+    found = {
+        (cells[0], cells[1]): dict(zip(gpu.HEADINGS, cells, strict=True)) for cells in lines[2:]
+    }
+    assert found.keys() == {
+        (method, row) for method in gpu.METHODS for row in gpu.ROWS if row not in skipped
+    }
     for cells in found.values():
         assert float(cells["student update, s"]) > 0 and float(cells["MFU"].rstrip("%")) > 0
         assert float(cells["predicted, GiB"]) > 0

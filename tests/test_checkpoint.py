@@ -22,7 +22,14 @@ def test_tensors_are_written_as_safetensors_writes_them(dtypes):
     tensors = {}
     for dtype in dtypes:
         whole = (torch.randn(3, 5) * 9).to(dtype)
-        tensors |= {f"b.{dtype}": whole, f"a.{dtype}": whole.T, f"scalar.{dtype}": whole[0, 0], f"empty.{dtype}": whole[:0]}
+        tensors |= {
+            f"b.{dtype}": whole,
+            f"a.{dtype}": whole.T,
+            f"scalar.{dtype}": whole[0, 0],
+            f"empty.{dtype}": whole[:0],
+        }
     file = io.BytesIO()
     write_tensors(file, tensors)
-    assert file.getvalue() == save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
+    assert file.getvalue() == save(
+        {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    )

@@ -54,7 +54,10 @@ def test_wrong_captions_score_near_chance_and_are_not_clamped():
 def test_known_good_is_above_known_bad():
     some = clips()
     noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)
-    rows = [scores(dataclasses.replace(some, frames=f)) for f in (some.frames, controls.blurred(some.frames), noise)]
+    rows = [
+        scores(dataclasses.replace(some, frames=f))
+        for f in (some.frames, controls.blurred(some.frames), noise)
+    ]
     for column in ("clip_score", "clip_r1", "clip_video", "clip_video_r1"):
         values = [row[column].value for row in rows]
         assert values == sorted(values, reverse=True), column
@@ -66,13 +69,27 @@ def tiny_open_clip(folder) -> str:
 
     config = {
         "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 8,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
     }
     torch.manual_seed(0)
     model = open_clip.CLIP(**config)
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {}})
+    )
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
     return f"local-dir:{folder}"
 
@@ -85,13 +102,17 @@ def test_a_local_open_clip_gives_its_own_cosines(tmp_path):
     spec = tiny_open_clip(tmp_path / "tiny")
     some = clips(6)
     found = scores(some, model=spec)
-    assert set(found) == {"clip_score", "clip_r1"} and found["clip_score"].extractor.startswith("open_clip-tiny#")
+    assert set(found) == {"clip_score", "clip_r1"} and found["clip_score"].extractor.startswith(
+        "open_clip-tiny#"
+    )
     model, _, preprocess = open_clip.create_model_and_transforms(spec)
     model.eval()
     with torch.no_grad():
         text = model.encode_text(open_clip.get_tokenizer(spec)(some.prompts), normalize=True)
         for i in range(6):
-            images = torch.stack([preprocess(Image.fromarray(f.transpose(1, 2, 0))) for f in some.frames[i]])
+            images = torch.stack(
+                [preprocess(Image.fromarray(f.transpose(1, 2, 0))) for f in some.frames[i]]
+            )
             expected = 100 * (model.encode_image(images, normalize=True) @ text[i]).mean().item()
             assert found["clip_score"].per_clip[i] == pytest.approx(expected, abs=1e-3)
 
@@ -122,7 +143,9 @@ def test_the_cosine_is_that_of_torchmetrics():
             return found
 
     frames = torch.from_numpy(some.frames[:, 0])
-    theirs = reference(list(frames), some.prompts, model_name_or_path=lambda: (Adapter(), Processor())).item()
+    theirs = reference(
+        list(frames), some.prompts, model_name_or_path=lambda: (Adapter(), Processor())
+    ).item()
     still = dataclasses.replace(some, frames=np.repeat(some.frames[:, :1], 8, 1))
     assert scores(still)["clip_score"].value == pytest.approx(theirs, abs=1e-3)
 
@@ -148,8 +171,12 @@ def test_captions_that_may_be_cut_are_recorded(tmp_path):
 
 def test_clips_without_captions_or_of_another_domain_are_skipped_with_a_reason():
     some = clips(4)
-    assert "2 of 4 clips have no caption" in CLIPScore().reason_to_skip(dataclasses.replace(some, prompts=["", " ", "a", "b"]))
-    assert "moving shapes only" in CLIPScore().reason_to_skip(dataclasses.replace(some, prompts=["a cat"] * 4))
+    assert "2 of 4 clips have no caption" in CLIPScore().reason_to_skip(
+        dataclasses.replace(some, prompts=["", " ", "a", "b"])
+    )
+    assert "moving shapes only" in CLIPScore().reason_to_skip(
+        dataclasses.replace(some, prompts=["a cat"] * 4)
+    )
     short = dataclasses.replace(some, frames=some.frames[:, :4])
     assert "DISTILL_BENCH_CLIP" in CLIPScore().reason_to_skip(short)
     assert CLIPScore().reason_to_skip(some) is None

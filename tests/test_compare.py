@@ -3,7 +3,14 @@ import json
 import pytest
 from stores import score, write_lines, write_run
 
-from distill_bench.compare import CompareError, _difference, config_differences, find_run, main, score_differences
+from distill_bench.compare import (
+    CompareError,
+    _difference,
+    config_differences,
+    find_run,
+    main,
+    score_differences,
+)
 
 
 @pytest.fixture
@@ -20,7 +27,10 @@ def pair(store, first="alpha", second="beta"):
 
 
 def test_what_differs_is_listed_and_nothing_else(store):
-    a, b = (find_run(path.name, store) for path in sorted(store.glob("alpha-*"), key=lambda p: (p / "run.yaml").read_text()))
+    a, b = (
+        find_run(path.name, store)
+        for path in sorted(store.glob("alpha-*"), key=lambda p: (p / "run.yaml").read_text())
+    )
     assert config_differences(a, b) == [("fake_score_updates", 1, 5)]
     lines = {title: (mine, theirs, told) for title, mine, theirs, told in score_differences(a, b)}
     assert lines["Distance"] == (10.0, 8.0, "-2.00")
@@ -31,10 +41,18 @@ def test_what_differs_is_listed_and_nothing_else(store):
 def test_what_an_older_run_does_not_say_is_its_default(store):
     """Fields that came after a run are no difference at their default, and one where the newer run has another value."""
     for adapter, said in ((None, []), ({"rank": 4}, ["adapter.rank"])):
-        later = {"weights": "float32", "sharding": False, "student_hash": "", "protocol": {"fps": 8.0}, "adapter": adapter}
+        later = {
+            "weights": "float32",
+            "sharding": False,
+            "student_hash": "",
+            "protocol": {"fps": 8.0},
+            "adapter": adapter,
+        }
         run_id = write_run(store, "alpha", 7 + len(said), 1, 10.0, **later)
         older = write_run(store, "alpha", 17 + len(said), 1, 10.0)
-        told = [key for key, *_ in config_differences(find_run(older, store), find_run(run_id, store))]
+        told = [
+            key for key, *_ in config_differences(find_run(older, store), find_run(run_id, store))
+        ]
         assert told == ["seed", *said]
 
 
@@ -42,17 +60,34 @@ def test_no_two_scores_share_a_name(store, capsys):
     """By unit, else by extractor, else by column; a title in brackets is no markup."""
     a, b = (find_run(path.name, store) for path in sorted(store.glob("alpha-*")))
     more = [
-        score("fd", 1.0, title="FD[x], to data", extractor="x#1"), score("fd_y", 1.0, title="FD[y], to data", extractor="y#1"),
-        score("m", 1.0, title="motion", unit="px"), score("m_d", 1.0, title="motion", unit="%"),
-        score("k", 1.0, title="KD", extractor="x#1"), score("k_y", 1.0, title="KD", extractor="y#1"),
-        score("v", 1.0, title="other"), score("w", 1.0, title="other"),
-    ]  # fmt: skip
+        score("fd", 1.0, title="FD[x], to data", extractor="x#1"),
+        score("fd_y", 1.0, title="FD[y], to data", extractor="y#1"),
+        score("m", 1.0, title="motion", unit="px"),
+        score("m_d", 1.0, title="motion", unit="%"),
+        score("k", 1.0, title="KD", extractor="x#1"),
+        score("k_y", 1.0, title="KD", extractor="y#1"),
+        score("v", 1.0, title="other"),
+        score("w", 1.0, title="other"),
+    ]
     for run in (a, b):
-        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+        ]
         write_lines(run.folder / "metrics.jsonl", lines + more)
-    names = [name for name, *_ in score_differences(*(find_run(run.run_id, store) for run in (a, b)))]
+    names = [
+        name for name, *_ in score_differences(*(find_run(run.run_id, store) for run in (a, b)))
+    ]
     assert len(set(names)) == len(names)
-    wanted = ["motion (px)", "motion (%)", "KD [x#1]", "KD [y#1]", "other [v]", "other [w]", "FD[x], to data", "FD[y], to data"]
+    wanted = [
+        "motion (px)",
+        "motion (%)",
+        "KD [x#1]",
+        "KD [y#1]",
+        "other [v]",
+        "other [w]",
+        "FD[x], to data",
+        "FD[y], to data",
+    ]
     assert set(wanted) <= set(names)
     assert main([a.run_id, b.run_id, "--store", str(store)]) == 0
     told = capsys.readouterr().out
@@ -92,7 +127,10 @@ def test_what_is_no_run_is_one_line(name, store, capsys):
 def test_clips_of_one_prompt_are_drawn_together():
     """Two clips a prompt that differ by the prompt alone are one clip: the interval is that of half as many."""
     each = [1.0, 2.0, 4.0, 7.0]
-    a, b = {"value": 0.0, "per_clip": [0.0] * 8}, {"value": 3.5, "per_clip": [v for v in each for _ in range(2)]}
+    a, b = (
+        {"value": 0.0, "per_clip": [0.0] * 8},
+        {"value": 3.5, "per_clip": [v for v in each for _ in range(2)]},
+    )
     together = _difference(a, b, [f"prompt {i}" for i in range(4) for _ in range(2)])
     half = {key: [0.0] * 4 if key == "per_clip" else 0.0 for key in a}
     alone = _difference(half, {"value": 3.5, "per_clip": each}, [f"prompt {i}" for i in range(4)])

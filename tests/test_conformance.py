@@ -10,7 +10,17 @@ import pytest
 from torch import nn
 
 from distill_bench import testing
-from distill_bench.method import Batch, Cost, Loss, Method, Nets, Passes, mean_per_sample, renoise, toward
+from distill_bench.method import (
+    Batch,
+    Cost,
+    Loss,
+    Method,
+    Nets,
+    Passes,
+    mean_per_sample,
+    renoise,
+    toward,
+)
 from distill_bench.noise import add_noise
 from distill_bench.registry import methods
 from distill_bench.train import train
@@ -20,7 +30,13 @@ VARIANTS = [
     {"name": "dmd2", "preset": "paper", "r1_weight": 1.0},
     {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0},
     {"name": "sgmd", "weighting": "c_t_batchnorm", "residual_space": "x0", "correction": "x0"},
-    {"name": "gradient_template", "a": "1/n", "b": "-1/n", "lam": "1/n", "teacher_stop_gradient": False},
+    {
+        "name": "gradient_template",
+        "a": "1/n",
+        "b": "-1/n",
+        "lam": "1/n",
+        "teacher_stop_gradient": False,
+    },
 ]
 
 
@@ -29,7 +45,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("conformance")
 
 
-@pytest.mark.parametrize("method", VARIANTS, ids=lambda m: m if isinstance(m, str) else "-".join(map(str, m.values())))
+@pytest.mark.parametrize(
+    "method", VARIANTS, ids=lambda m: m if isinstance(m, str) else "-".join(map(str, m.values()))
+)
 def test_every_built_in_method_conforms(method, tmp_path):
     testing.check_methods(method, folder=tmp_path, ranks=False)
 
@@ -38,7 +56,10 @@ def test_every_built_in_method_conforms(method, tmp_path):
 def test_two_ranks_end_where_one_does(folder):
     """One launch for all: starting two processes takes longer than their work. All are compared in turn, and the last differs."""
     others = [{"name": f"{__file__}:Broken", "fault": fault} for fault in ("none", "rank")]
-    with pytest.raises(AssertionError, match=r":Broken, rank: check_two_ranks: two ranks, \S+ is off by (0\.000\d|\d\S*e-05)"):
+    with pytest.raises(
+        AssertionError,
+        match=r":Broken, rank: check_two_ranks: two ranks, \S+ is off by (0\.000\d|\d\S*e-05)",
+    ):
         testing.check_two_ranks(*VARIANTS, *others, folder=folder)
 
 
@@ -74,10 +95,17 @@ class Broken(Method):
             scale = 0.7 + 0.1 * (self.fault == "rank") * int(os.environ.get("RANK", 0))
             return Loss({"gap": scale * (scores.x0_fake - scores.x0_teacher).square().mean()}, x0)
         if self.fault in SAYS:
-            given = {"nan": float("nan") * x0.mean(), "no gradient": x0.detach().mean(), "no scalar": x0.mean((1, 2, 3, 4))}
+            given = {
+                "nan": float("nan") * x0.mean(),
+                "no gradient": x0.detach().mean(),
+                "no scalar": x0.mean((1, 2, 3, 4)),
+            }
             if self.fault == "raises":
                 raise KeyError(self.fault)
-            return Loss({"kl": given.get(self.fault, x0.mean())}, {"cut": x0.detach(), "lost": None}.get(self.fault, x0))
+            return Loss(
+                {"kl": given.get(self.fault, x0.mean())},
+                {"cut": x0.detach(), "lost": None}.get(self.fault, x0),
+            )
         if self.fault == "normaliser":
             scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
             x_t = add_noise(x0, batch.noise("renoise/noise"), scores.sigma)
@@ -103,12 +131,18 @@ class Broken(Method):
             return Cost({"student": Passes(1, full_backward=1)}, super().cost().fake_score)
         if self.fault not in ("cost", "none", "rank"):
             return super().cost()
-        student = {"rollout": Passes(1, full_backward=1), "fake_score": Passes(1, 1), "teacher": Passes(1)}
+        student = {
+            "rollout": Passes(1, full_backward=1),
+            "fake_score": Passes(1, 1),
+            "teacher": Passes(1),
+        }
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})
 
     def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
         if self.fault == "resume":
-            self.__dict__["seen"] = self.__dict__.get("seen", 0) + 1  # state that no checkpoint knows
+            self.__dict__["seen"] = (
+                self.__dict__.get("seen", 0) + 1
+            )  # state that no checkpoint knows
             next(networks["student"].parameters()).add_(0.01 * self.__dict__["seen"])
 
 
@@ -116,22 +150,50 @@ class Broken(Method):
     ("fault", "check", "says"),
     [
         ("cost", testing.check_cost, "the ledger counted"),
-        ("not detached", testing.check_cost, "of fake_score, the ledger counted .*'input_backward': 1.0"),
+        (
+            "not detached",
+            testing.check_cost,
+            "of fake_score, the ledger counted .*'input_backward': 1.0",
+        ),
         ("leak", testing.check_routing, "the student's phase leaves a gradient on fake_score"),
-        ("leak", testing.check_detachment, "the student's loss has a graph to weights of fake_score"),
-        ("leak to the teacher", testing.check_detachment, "the student's loss has a graph to weights of teacher"),
+        (
+            "leak",
+            testing.check_detachment,
+            "the student's loss has a graph to weights of fake_score",
+        ),
+        (
+            "leak to the teacher",
+            testing.check_detachment,
+            "the student's loss has a graph to weights of teacher",
+        ),
         ("routing", testing.check_cost, "the ledger counted"),
         ("resume", testing.check_resume, "a run stopped after each update"),
-        ("normaliser", testing.check_detachment, "reaches the input of teacher, where its cost declares no backward"),
-        ("nan", testing.check_routing, r"Collapsed: the gradient of the student is nan \(not finite: student_loss, kl\)"),
+        (
+            "normaliser",
+            testing.check_detachment,
+            "reaches the input of teacher, where its cost declares no backward",
+        ),
+        (
+            "nan",
+            testing.check_routing,
+            r"Collapsed: the gradient of the student is nan \(not finite: student_loss, kl\)",
+        ),
         ("nan", testing.check_cost, "with the base: the gradient of the student is nan"),
-        ("no gradient", testing.check_routing, r"ValueError: .*Broken: the student loss \(kl\) has no gradient"),
+        (
+            "no gradient",
+            testing.check_routing,
+            r"ValueError: .*Broken: the student loss \(kl\) has no gradient",
+        ),
         *((fault, testing.check_losses, says) for fault, says in SAYS.items()),
     ],
 )
 def test_a_fault_is_found(fault, check, says, folder):
-    runs = testing.Runs({"name": f"{__file__}:Broken", "fault": fault}, folder, f"broken-{fault}-{check.__name__}")
-    with pytest.raises(AssertionError, match=f"^{re.escape(runs.name)}: {check.__name__}: .*{says}"):
+    runs = testing.Runs(
+        {"name": f"{__file__}:Broken", "fault": fault}, folder, f"broken-{fault}-{check.__name__}"
+    )
+    with pytest.raises(
+        AssertionError, match=f"^{re.escape(runs.name)}: {check.__name__}: .*{says}"
+    ):
         check(runs)
 
 
@@ -139,5 +201,8 @@ def test_a_method_may_make_no_samples_of_its_own_and_then_has_none_to_reuse(fold
     runs = testing.Runs({"name": f"{__file__}:Broken", "fault": "no samples"}, folder, "no-samples")
     for check in (testing.check_losses, testing.check_cost):
         check(runs)
-    with pytest.raises(ValueError, match="Broken: its student's phase makes no samples to reuse: `reuse_rollout: false`"):
+    with pytest.raises(
+        ValueError,
+        match="Broken: its student's phase makes no samples to reuse: `reuse_rollout: false`",
+    ):
         train(runs.make(reuse_rollout=True))

@@ -14,43 +14,133 @@ from distill_bench.method import Batch, Loss, Method, Nets, renoise
 from distill_bench.train import Trainer
 
 BASE = {
-    "teacher": "gaussian", "nfe": 4, "batch_size": 2, "student_updates": 1, "guidance_scale": 3.0, "trackers": [],
+    "teacher": "gaussian",
+    "nfe": 4,
+    "batch_size": 2,
+    "student_updates": 1,
+    "guidance_scale": 3.0,
+    "trackers": [],
     "signals_every": None,
-}  # fmt: skip
+}
 E = 0.5  # the share of the blocks behind a head
 
 # row: run, forwards and backwards (an input backward is one, a full one two) of student, fake score and teacher, total at equal
 # sizes, total with a teacher of 14 and others of 1.3. Hand counts with R = 2.5 rollout forwards at four steps, random exit.
 TABLE = {
     "dmd2 video K=5": ({"method": "dmd2"}, (15, 2), (6, 10), (2, 0), 35.0, 54.5),
-    "the same, sample reused": ({"method": "dmd2", "reuse_rollout": True}, (12.5, 2), (6, 10), (2, 0), 32.5, 52.0),
-    "fastvideo simulate": ({"method": "dmd2", "exit_step": "last"}, (24, 2), (6, 10), (2, 0), 44.0, 63.5),
-    "dmd2 video K=1": ({"method": "dmd2", "fake_score_updates": 1}, (5, 2), (2, 2), (2, 0), 13.0, 32.5),
+    "the same, sample reused": (
+        {"method": "dmd2", "reuse_rollout": True},
+        (12.5, 2),
+        (6, 10),
+        (2, 0),
+        32.5,
+        52.0,
+    ),
+    "fastvideo simulate": (
+        {"method": "dmd2", "exit_step": "last"},
+        (24, 2),
+        (6, 10),
+        (2, 0),
+        44.0,
+        63.5,
+    ),
+    "dmd2 video K=1": (
+        {"method": "dmd2", "fake_score_updates": 1},
+        (5, 2),
+        (2, 2),
+        (2, 0),
+        13.0,
+        32.5,
+    ),
     "tsg_fisher K=5": ({"method": "tsg_fisher"}, (15, 2), (6, 11), (2, 0), 36.0, 55.5),
-    "tsg_fisher K=1": ({"method": "tsg_fisher", "fake_score_updates": 1}, (5, 2), (2, 3), (2, 0), 14.0, 33.5),
-    "sgmd own rollout": ({"method": {"name": "sgmd", "preset": "official"}}, (5, 2), (2, 3), (2, 0), 14.0, 33.5),
-    "sgmd shared": ({"method": {"name": "sgmd", "preset": "shared"}}, (2.5, 2), (2, 3), (2, 0), 11.5, 31.0),
-    "sgmd shared graph": ({"method": {"name": "sgmd", "preset": "paper"}}, (2.5, 2), (1, 3), (2, 0), 10.5, 30.0),
-    "tsg_sim K=1": ({"method": {"name": "tsg_sim", "preset": "paper"}}, (5, 2), (2, 3), (2, 0), 14.0, 33.5),
+    "tsg_fisher K=1": (
+        {"method": "tsg_fisher", "fake_score_updates": 1},
+        (5, 2),
+        (2, 3),
+        (2, 0),
+        14.0,
+        33.5,
+    ),
+    "sgmd own rollout": (
+        {"method": {"name": "sgmd", "preset": "official"}},
+        (5, 2),
+        (2, 3),
+        (2, 0),
+        14.0,
+        33.5,
+    ),
+    "sgmd shared": (
+        {"method": {"name": "sgmd", "preset": "shared"}},
+        (2.5, 2),
+        (2, 3),
+        (2, 0),
+        11.5,
+        31.0,
+    ),
+    "sgmd shared graph": (
+        {"method": {"name": "sgmd", "preset": "paper"}},
+        (2.5, 2),
+        (1, 3),
+        (2, 0),
+        10.5,
+        30.0,
+    ),
+    "tsg_sim K=1": (
+        {"method": {"name": "tsg_sim", "preset": "paper"}},
+        (5, 2),
+        (2, 3),
+        (2, 0),
+        14.0,
+        33.5,
+    ),
     "sid K=1": ({"method": {"name": "sid", "preset": "paper"}}, (5, 2), (2, 3), (2, 2), 16.0, 55.1),
-    "sid K=5": ({"method": {"name": "sid", "preset": "video"}}, (15, 2), (6, 11), (2, 2), 38.0, 77.1),
+    "sid K=5": (
+        {"method": {"name": "sid", "preset": "video"}},
+        (15, 2),
+        (6, 11),
+        (2, 2),
+        38.0,
+        77.1,
+    ),
     "consistency": ({"method": "consistency"}, (2, 2), (0, 0), (2, 0), 6.0, 25.5),
     "dmd one step": (
-        {"method": {"name": "dmd", "preset": "latent"}, "nfe": 1, "reuse_rollout": False, "guidance_scale": 1.0},
-        (3, 4), (2, 2), (1, 0), 12.0, None,
+        {
+            "method": {"name": "dmd", "preset": "latent"},
+            "nfe": 1,
+            "reuse_rollout": False,
+            "guidance_scale": 1.0,
+        },
+        (3, 4),
+        (2, 2),
+        (1, 0),
+        12.0,
+        None,
     ),
     "dmd one step, sample reused": (
-        {"method": {"name": "dmd", "preset": "latent"}, "nfe": 1, "guidance_scale": 1.0}, (2, 4), (2, 2), (1, 0), 11.0, None,
+        {"method": {"name": "dmd", "preset": "latent"}, "nfe": 1, "guidance_scale": 1.0},
+        (2, 4),
+        (2, 2),
+        (1, 0),
+        11.0,
+        None,
     ),
     "dmd2 paper, one step": (
         {"method": {"name": "dmd2", "preset": "paper"}, "nfe": 1},
-        (5, 2), (6 + 11 * E, 10 + 21 * E), (2, 0), 25 + 32 * E, None,
+        (5, 2),
+        (6 + 11 * E, 10 + 21 * E),
+        (2, 0),
+        25 + 32 * E,
+        None,
     ),
     "f_distill": (
         {"method": {"name": "f_distill", "preset": "fastgen", "r1_weight": 1.0}},
-        (5, 2), (5, 8), (2 + 13 * E, E), 22 + 14 * E, None,
+        (5, 2),
+        (5, 8),
+        (2 + 13 * E, E),
+        22 + 14 * E,
+        None,
     ),
-}  # fmt: skip
+}
 
 
 def folded(counts: dict) -> dict[str, tuple[float, float]]:
@@ -59,7 +149,10 @@ def folded(counts: dict) -> dict[str, tuple[float, float]]:
     for role, row in counts.items():
         name = "student" if role == "target" else role
         forward, backward = found[name]
-        found[name] = (forward + row["forward"], backward + row["input_backward"] + 2 * row["full_backward"])
+        found[name] = (
+            forward + row["forward"],
+            backward + row["input_backward"] + 2 * row["full_backward"],
+        )
     return found
 
 
@@ -73,7 +166,9 @@ def test_the_table_comes_out_by_declaration(row):
         assert priced(counts, {"teacher": 14, "student": 1.3}) == pytest.approx(large, abs=0.06)
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE if row not in ("dmd2 paper, one step", "f_distill")])
+@pytest.mark.parametrize(
+    "row", [row for row in TABLE if row not in ("dmd2 paper, one step", "f_distill")]
+)
 def test_the_table_comes_out_by_counting(row, tmp_path, monkeypatch):
     """One update at each exit step in turn; features of a share of the blocks need blocks: the conformance tests count those."""
     fields, student, fake_score, teacher, *_ = TABLE[row]
@@ -93,8 +188,13 @@ def counted_by_exit(fields: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(trainer, "_exit_step", lambda _, step=step: step)
         samples = trainer.update_student()
         for index in range(config.fake_score_updates or 0):
-            trainer.update_fake_score(index, samples if config.reuse_rollout and index == 0 else None)
-    return {role: {kind: n / len(exits) for kind, n in row.items()} for role, row in trainer.ledger.counts.items()}
+            trainer.update_fake_score(
+                index, samples if config.reuse_rollout and index == 0 else None
+            )
+    return {
+        role: {kind: n / len(exits) for kind, n in row.items()}
+        for role, row in trainer.ledger.counts.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -114,15 +214,24 @@ class SGMDAsReleased(Method):
 def test_the_released_code_of_sgmd_pays_for_what_it_throws_away(tmp_path, monkeypatch):
     """18.0 where 14.0 are needed: the ledger of the passes which that code runs."""
     # it freezes nothing: its student's backward computes weight gradients of the fake score, which the next phase drops
-    monkeypatch.setattr(Trainer, "_freeze_all_but", lambda self, role: [net.requires_grad_(True) for net in self.roles.values()])
-    counted = counted_by_exit({"method": f"{__name__}:SGMDAsReleased", "fake_score_updates": 1}, tmp_path, monkeypatch)
+    monkeypatch.setattr(
+        Trainer,
+        "_freeze_all_but",
+        lambda self, role: [net.requires_grad_(True) for net in self.roles.values()],
+    )
+    counted = counted_by_exit(
+        {"method": f"{__name__}:SGMDAsReleased", "fake_score_updates": 1}, tmp_path, monkeypatch
+    )
     assert folded(counted) == {"student": (5, 2), "fake_score": (3, 4), "teacher": (4, 0)}
     assert priced(counted, {}) == 18.0
     assert priced(counted, {"teacher": 14, "student": 1.3}) == pytest.approx(57.1, abs=0.06)
 
 
 def test_shared_sgmd_costs_a_third_of_dmd2():
-    shared, dmd2 = (priced(declared(resolve(BASE | TABLE[row][0])), {}) for row in ("sgmd shared", "dmd2 video K=5"))
+    shared, dmd2 = (
+        priced(declared(resolve(BASE | TABLE[row][0])), {})
+        for row in ("sgmd shared", "dmd2 video K=5")
+    )
     assert shared / dmd2 <= 0.33
 
 

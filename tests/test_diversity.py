@@ -22,7 +22,10 @@ def clips(first: int = 0, prompts: int = 36) -> Clips:
 
 
 def scores(evaluator, some: Clips, *reference: Clips) -> dict[str, object]:
-    return {score.column: score for score in evaluator.scores(some, dict(zip(["teacher"], reference, strict=False)))}
+    return {
+        score.column: score
+        for score in evaluator.scores(some, dict(zip(["teacher"], reference, strict=False)))
+    }
 
 
 def test_a_student_of_one_clip_a_prompt_loses_its_diversity_alone():
@@ -42,7 +45,10 @@ def test_coverage_and_recall_fall_with_missing_modes_and_with_noise():
     one_colour = [i for i, p in enumerate(some.prompts) if " red " in p]
     few = dataclasses.replace(some, frames=some.frames[np.resize(one_colour, len(some.frames))])
     noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)
-    rows = [scores(Diversity(), each, teacher) for each in (teacher, some, few, dataclasses.replace(some, frames=noise))]
+    rows = [
+        scores(Diversity(), each, teacher)
+        for each in (teacher, some, few, dataclasses.replace(some, frames=noise))
+    ]
     coverage = [row["coverage"].value for row in rows]
     assert coverage[0] == 1 and coverage == sorted(coverage, reverse=True) and coverage[3] < 0.1
     assert rows[0]["recall"].value == 1 and rows[2]["recall"].value < rows[1]["recall"].value
@@ -61,7 +67,10 @@ def test_recall_and_coverage_of_points_on_a_line_are_counted_by_hand():
 def test_recall_and_coverage_say_where_clips_are_few_or_not_as_many():
     few, many, teacher = clips(prompts=12), clips(prompts=128), clips(1000, prompts=128)
     for score in (scores(Diversity(), few, teacher)[column] for column in ("recall", "coverage")):
-        assert ["24 clips against 256" in score.warnings[0], "24 clips are few" in score.warnings[1]] == [True, True]
+        assert [
+            "24 clips against 256" in score.warnings[0],
+            "24 clips are few" in score.warnings[1],
+        ] == [True, True]
     assert scores(Diversity(), many, teacher)["recall"].warnings == ()
 
 
@@ -71,16 +80,23 @@ def test_ratios_say_when_the_prompts_are_not_the_references_and_order_is_of_no_m
         Clips(some.frames[order], [some.prompts[i] for i in order], [some.seeds[i] for i in order])
         for order in (np.arange(40), np.arange(len(some.prompts))[::-1])
     )
-    for evaluator, ratios in ((Diversity(), ["diversity_ratio"]), (Fidelity(), ["saturation_ratio", "sharpness_ratio"])):
+    for evaluator, ratios in (
+        (Diversity(), ["diversity_ratio"]),
+        (Fidelity(), ["saturation_ratio", "sharpness_ratio"]),
+    ):
         for column in ratios:
-            assert any("not the reference's" in w for w in scores(evaluator, part, some)[column].warnings), column
+            assert any(
+                "not the reference's" in w for w in scores(evaluator, part, some)[column].warnings
+            ), column
             assert scores(evaluator, turned, some)[column].warnings == (), column
 
 
 def test_clips_whose_prompts_nobody_knows_are_not_of_one_prompt():
     some = clips(prompts=6)
     nameless = dataclasses.replace(some, prompts=[""] * len(some.prompts))
-    assert "diversity" in scores(Diversity(), some) and "diversity" not in scores(Diversity(), nameless, nameless)
+    assert "diversity" in scores(Diversity(), some) and "diversity" not in scores(
+        Diversity(), nameless, nameless
+    )
 
 
 def test_the_spread_is_within_prompts_only():
@@ -113,8 +129,14 @@ def test_saturation_contrast_and_sharpness_are_those_of_a_pattern():
         (controls.shuffled, set()),
         (controls.blurred, {"contrast_ratio", "sharpness_ratio"}),
         (controls.noisy, {"saturation_ratio", "sharpness_ratio"}),
-        (lambda f: (f // 2).astype(np.uint8), {"saturation_ratio", "contrast_ratio", "sharpness_ratio"}),
-        (lambda f: np.repeat(f.mean(2, keepdims=True).astype(np.uint8), 3, 2), {"saturation_ratio"}),
+        (
+            lambda f: (f // 2).astype(np.uint8),
+            {"saturation_ratio", "contrast_ratio", "sharpness_ratio"},
+        ),
+        (
+            lambda f: np.repeat(f.mean(2, keepdims=True).astype(np.uint8), 3, 2),
+            {"saturation_ratio"},
+        ),
     ],
 )
 def test_each_corruption_moves_its_own_ratio(corrupt, moved):
@@ -141,10 +163,18 @@ def test_known_good_is_above_known_bad():
     some, teacher = clips(), clips(1000)
     noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)
     sets = [some.frames, controls.frozen(some.frames), noise]
-    accuracy = [scores(AttributeAccuracy(), dataclasses.replace(some, frames=f))["attribute_accuracy"].value for f in sets]
+    accuracy = [
+        scores(AttributeAccuracy(), dataclasses.replace(some, frames=f))["attribute_accuracy"].value
+        for f in sets
+    ]
     assert accuracy == sorted(accuracy, reverse=True) and accuracy[2] < 0.1
     away = [
-        abs(scores(Fidelity(), dataclasses.replace(some, frames=f), teacher)["saturation_ratio"].value - 1)
+        abs(
+            scores(Fidelity(), dataclasses.replace(some, frames=f), teacher)[
+                "saturation_ratio"
+            ].value
+            - 1
+        )
         for f in (some.frames, noise)
     ]
     assert away[0] < 0.1 < away[1]

@@ -22,7 +22,9 @@ from distill_bench.store import differences, read_jsonl
 ROOT = Path(__file__).parent.parent
 
 
-def write(folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | None = None, **row) -> Path:
+def write(
+    folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | None = None, **row
+) -> Path:
     """A folder of clips as the harness writes it."""
     made, prompts = controls.rendered(count, first)
     frames = made if frames is None else frames
@@ -35,7 +37,10 @@ def write(folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | No
 
 
 def manifest(folder: Path, names: list[str], prompts: list[str]) -> None:
-    lines = [{"file": n, "prompt": p, "seed": i} for i, (n, p) in enumerate(zip(names, prompts, strict=True))]
+    lines = [
+        {"file": n, "prompt": p, "seed": i}
+        for i, (n, p) in enumerate(zip(names, prompts, strict=True))
+    ]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -48,17 +53,27 @@ def save_clip(path: Path, frames: np.ndarray, fps: int = 8) -> None:
         av = pytest.importorskip("av")
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=fps)
-            stream.width, stream.height, stream.pix_fmt = images.shape[2], images.shape[1], "yuv444p"
+            stream.width, stream.height, stream.pix_fmt = (
+                images.shape[2],
+                images.shape[1],
+                "yuv444p",
+            )
             stream.options = {"crf": "0"}
             for image in images:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+                container.mux(
+                    stream.encode(
+                        av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                    )
+                )
             container.mux(stream.encode())
     else:
         from PIL import Image
 
         first, *rest = [Image.fromarray(image) for image in images]
         lossless = {"lossless": True} if path.suffix == ".webp" else {}
-        first.save(path, save_all=True, append_images=rest, duration=1000 // fps, loop=0, **lossless)
+        first.save(
+            path, save_all=True, append_images=rest, duration=1000 // fps, loop=0, **lossless
+        )
 
 
 @pytest.mark.parametrize("suffix, error", [(".npy", 0), (".webp", 0), (".gif", 12), (".mp4", 6)])
@@ -83,13 +98,19 @@ def test_anybodys_folder_is_scored_by_the_command(tmp_path, suffix, capsys):
         save_clip(folder / name, clip)
     manifest(folder, names, prompts)
     reference = write(tmp_path / "reference", 12, 100)
-    assert main([str(folder), "--reference", str(reference), "--evaluators", "fvd,motion,clip_score"]) == 0
+    assert (
+        main([str(folder), "--reference", str(reference), "--evaluators", "fvd,motion,clip_score"])
+        == 0
+    )
     lines = {line["column"]: line for line in read_jsonl(folder / "metrics.jsonl")}
     assert {"fvd", "kvd", "motion", "motion_ratio", "clip_score", "clip_video"} <= set(lines)
     assert lines["motion_ratio"]["value"] == pytest.approx(1, abs=0.25)
     assert lines["clip_score"]["value"] > 80 and lines["fvd"]["n"] == 12
     said = capsys.readouterr().out
-    assert "FD[indomain-r2p1-cls], to the teacher's clips" in said and "warning: fvd: rank-deficient" in said
+    assert (
+        "FD[indomain-r2p1-cls], to the teacher's clips" in said
+        and "warning: fvd: rank-deficient" in said
+    )
     assert (folder / ".features").is_dir() and (reference / ".features").is_dir()
 
 
@@ -125,7 +146,9 @@ def test_a_line_says_all_that_a_reader_must_know(tmp_path):
         "version",
     } < set(line)
     assert line["protocol"] == "abcd1234" and line["settings"]["resamples"] == 100
-    assert line["conditions"]["clips"] == 12 and line["conditions"]["references"].keys() == {"teacher"}
+    assert line["conditions"]["clips"] == 12 and line["conditions"]["references"].keys() == {
+        "teacher"
+    }
     assert line["warnings"] and line["note"] is None
 
 
@@ -136,10 +159,14 @@ def test_scores_of_another_protocol_are_refused_and_what_differs_is_named(tmp_pa
     other = write(tmp_path / "c", first=200)
     with pytest.raises(ValueError, match=r"they differ in references.teacher \w{8} and \w{8}"):
         evaluate(folder, {"teacher": other}, ["fidelity"])
-    assert {line["metric"] for line in evaluate(folder, {"teacher": other}, ["motion", "fidelity"])} == {"motion", "fidelity"}
+    assert {
+        line["metric"] for line in evaluate(folder, {"teacher": other}, ["motion", "fidelity"])
+    } == {"motion", "fidelity"}
     a, b = load_clips(folder), load_clips(reference)
     assert differences(conditions(a, {}), conditions(a, {})) == ""
-    assert differences(conditions(a, {}), conditions(dataclasses.replace(b, fps=16), {})).startswith("fps 8.0 and 16")
+    assert differences(
+        conditions(a, {}), conditions(dataclasses.replace(b, fps=16), {})
+    ).startswith("fps 8.0 and 16")
 
 
 def test_scores_do_not_depend_on_what_was_cached(tmp_path):
@@ -153,14 +180,29 @@ def test_scores_do_not_depend_on_what_was_cached(tmp_path):
 def test_two_ranks_give_every_score_and_value_of_one(tmp_path):
     """Two processes as torchrun starts them; 40 clips are two batches, so that both ranks have one."""
     folder, reference = write(tmp_path / "a", 40), write(tmp_path / "b", 40, 100)
-    argv = [sys.executable, "-m", "distill_bench.evaluate", str(folder), "--reference", str(reference)]
+    argv = [
+        sys.executable,
+        "-m",
+        "distill_bench.evaluate",
+        str(folder),
+        "--reference",
+        str(reference),
+    ]
     argv += ["--evaluators", "fvd,motion,diversity", "--out", str(tmp_path / "two.jsonl")]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     where = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    ranks = [subprocess.Popen(argv, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **where) for rank in (0, 1)]
+    ranks = [
+        subprocess.Popen(argv, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **where)
+        for rank in (0, 1)
+    ]
     try:
         said = [rank.communicate(timeout=120)[0] for rank in ranks]
     finally:
@@ -170,13 +212,21 @@ def test_two_ranks_give_every_score_and_value_of_one(tmp_path):
     assert "motion_ratio" in said[0] and "fvd" not in said[1], "the first rank alone speaks"
     for clips in (folder, reference):
         shutil.rmtree(clips / ".features")  # else one process would read what two have made
-    one = evaluate(folder, {"teacher": reference}, ["fvd", "motion", "diversity"], out=tmp_path / "one.jsonl")
+    one = evaluate(
+        folder, {"teacher": reference}, ["fvd", "motion", "diversity"], out=tmp_path / "one.jsonl"
+    )
     two = read_jsonl(tmp_path / "two.jsonl")
     assert [line["column"] for line in two] == [line["column"] for line in one] and len(one) > 12
     for mine, theirs in zip(one, two, strict=True):
-        numbers = [[line["value"], line["sd"] or 0, *(line["per_clip"] or ())] for line in (mine, theirs)]
+        numbers = [
+            [line["value"], line["sd"] or 0, *(line["per_clip"] or ())] for line in (mine, theirs)
+        ]
         assert np.allclose(*numbers, rtol=1e-12, atol=1e-12), mine["column"]
-        assert mine | {"value": 0, "sd": 0, "per_clip": 0} == theirs | {"value": 0, "sd": 0, "per_clip": 0}
+        assert mine | {"value": 0, "sd": 0, "per_clip": 0} == theirs | {
+            "value": 0,
+            "sd": 0,
+            "per_clip": 0,
+        }
 
 
 class Broken(Evaluator):
@@ -221,7 +271,9 @@ def cut_manifest(path: Path) -> None:
 
 
 def no_prompts(path: Path) -> None:
-    (path / "manifest.jsonl").write_text("".join(f'{{"index": {i}, "seed": 0}}\n' for i in range(12)))
+    (path / "manifest.jsonl").write_text(
+        "".join(f'{{"index": {i}, "seed": 0}}\n' for i in range(12))
+    )
 
 
 def emptied(path: Path) -> None:
@@ -282,7 +334,9 @@ def unnamed_file(path: Path) -> None:
 
 
 def latin(path: Path) -> None:
-    (path / "manifest.jsonl").write_bytes('{"index": 0, "prompt": "caf\xe9", "seed": 0}\n'.encode("latin-1"))
+    (path / "manifest.jsonl").write_bytes(
+        '{"index": 0, "prompt": "caf\xe9", "seed": 0}\n'.encode("latin-1")
+    )
 
 
 def torn_facts(path: Path) -> None:
@@ -357,16 +411,28 @@ def damaged_video(path: Path) -> None:
         (unlike_sizes, "all clips of a folder must be alike"),
         (dark_files, "0..255, not 0..1"),
         (torn_manifest, "manifest.jsonl, line 12: .*Invalid JSON"),
-        (foreign_manifest("a.npy,a red circle"), "manifest.jsonl, line 2: 'a.npy,a red circle': Invalid JSON"),
+        (
+            foreign_manifest("a.npy,a red circle"),
+            "manifest.jsonl, line 2: 'a.npy,a red circle': Invalid JSON",
+        ),
         (foreign_manifest('["a.npy", "a"]'), "line 2: .*should be an object"),
         (foreign_manifest('{"file": 3, "prompt": "a"}'), "line 2: 'file': .*string"),
         (foreign_manifest('{"file": "a.npy", "prompt": null}'), "line 2: 'prompt': .*string"),
-        (foreign_manifest('{"file": "a.npy", "prompt": "a", "fps": 0}'), "line 2: 'fps': .*greater than 0"),
-        (foreign_manifest('{"file": "./a.npy", "prompt": "a"}'), "manifest.jsonl names a.npy 2 times"),
+        (
+            foreign_manifest('{"file": "a.npy", "prompt": "a", "fps": 0}'),
+            "line 2: 'fps': .*greater than 0",
+        ),
+        (
+            foreign_manifest('{"file": "./a.npy", "prompt": "a"}'),
+            "manifest.jsonl names a.npy 2 times",
+        ),
         (unnamed_file, r"manifest.jsonl does not name b.npy \(1 such files\)"),
         (latin, "manifest.jsonl is not UTF-8"),
         (torn_facts, "facts.npz cannot be read"),
-        (many_in_one, r"\(12, 8, 3, 32, 32\): a clip is \(T, 3, H, W\), and many in one file are clips.npy"),
+        (
+            many_in_one,
+            r"\(12, 8, 3, 32, 32\): a clip is \(T, 3, H, W\), and many in one file are clips.npy",
+        ),
         (faster(16.0), "reference plays at 8 frames a second, the clips at 16"),
         (faster(16.0, 8.0), "gives 8 and 16 frames a second"),
         (no_pictures, "frames of 2x2 are no pictures"),
@@ -375,7 +441,10 @@ def damaged_video(path: Path) -> None:
         (rate_in_words, "row.json: fps: Input should be a valid number"),
         (no_row, "row.json is no JSON object"),
         (other_axes, r"\(8, 32, 32, 3\): a clip is \(T, 3, H, W\); this looks like \(T, H, W, 3\)"),
-        (foreign_manifest('{"file": "a.npy", "prompt": "a", "FPS": 24}'), "line 2: 'FPS' is written 'fps'"),
+        (
+            foreign_manifest('{"file": "a.npy", "prompt": "a", "FPS": 24}'),
+            "line 2: 'FPS' is written 'fps'",
+        ),
         (damaged_video, "a.mp4 cannot be read: its frame [0-9]+ is damaged"),
     ],
 )
@@ -397,20 +466,51 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
     [
         (["--evaluators", "fvdd"], "no evaluator called 'fvdd' (did you mean 'fvd'?)"),
         (["--evaluators", "fvd"], "fvd needs a reference (--reference FOLDER)"),
-        (["--reference", "teachers={b}"], "no kind 'teachers'; known: teacher, teacher_other, data, data_other"),
+        (
+            ["--reference", "teachers={b}"],
+            "no kind 'teachers'; known: teacher, teacher_other, data, data_other",
+        ),
         (["--reference", "{b}/none", "--evaluators", "fvd"], "no folder"),
-        (["--set", "motion.rafts=1", "--evaluators", "motion"], "motion has no setting 'rafts'; it has: raft"),
+        (
+            ["--set", "motion.rafts=1", "--evaluators", "motion"],
+            "motion has no setting 'rafts'; it has: raft",
+        ),
         (["--set", "fvd.resamples=many", "--evaluators", "fvd"], "fvd.resamples = 'many'"),
         (["--evaluators", ","], "--evaluators names none; known: attributes,"),
         (["--reference", "{b}", "--reference", "teacher={b}"], "--reference gives teacher twice"),
         (["--set", "fvd.resamples={{", "--evaluators", "fvd"], "'{' is no YAML value"),
-        (["--set", "fvd.resamples=1", "--evaluators", "fvd"], "fvd.resamples = 1: Input should be greater than or equal to 2"),
-        (["--set", "motion.raft={b}/clips.npy", "--evaluators", "motion"], "clips.npy holds no weights"),
-        (["--set", "clip_score.model=ViT-B-32:{b}/clips.npy", "--evaluators", "clip_score"], "no CLIP at"),
-        (["--set", "fvd.extractor=random-r2p1:/none", "--reference", "{b}", "--evaluators", "fvd"], "has no weights to read"),
+        (
+            ["--set", "fvd.resamples=1", "--evaluators", "fvd"],
+            "fvd.resamples = 1: Input should be greater than or equal to 2",
+        ),
+        (
+            ["--set", "motion.raft={b}/clips.npy", "--evaluators", "motion"],
+            "clips.npy holds no weights",
+        ),
+        (
+            ["--set", "clip_score.model=ViT-B-32:{b}/clips.npy", "--evaluators", "clip_score"],
+            "no CLIP at",
+        ),
+        (
+            [
+                "--set",
+                "fvd.extractor=random-r2p1:/none",
+                "--reference",
+                "{b}",
+                "--evaluators",
+                "fvd",
+            ],
+            "has no weights to read",
+        ),
         (["--set", "resamples=4"], "--set takes EVALUATOR.FIELD=VALUE"),
-        (["--set", "fvd.extractor=i3d-k400-logits-400:/none.pt", "--evaluators", "fvd"], "no weights at /none.pt"),
-        (["--set", "clip_score.model=ViT-B-32", "--evaluators", "clip_score"], "weights are missing"),
+        (
+            ["--set", "fvd.extractor=i3d-k400-logits-400:/none.pt", "--evaluators", "fvd"],
+            "no weights at /none.pt",
+        ),
+        (
+            ["--set", "clip_score.model=ViT-B-32", "--evaluators", "clip_score"],
+            "weights are missing",
+        ),
         (
             ["--set", "clip_score.model=ViT-B-32:none", "--evaluators", "clip_score"],
             "'none' is not a known tag or valid file path",
@@ -419,12 +519,25 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
         # whichever comes first: nothing is scored before the last is known to be right
         (["--evaluators", "motion,clip_scoree"], "no evaluator called 'clip_scoree'"),
         (["--set", "fvd.paper=3"], "fvd has no setting 'paper'"),
-        (["--evaluators", "clip_score,motion", "--reference", "{b}/large"], "the teacher reference has 8 frames of 64x64"),
+        (
+            ["--evaluators", "clip_score,motion", "--reference", "{b}/large"],
+            "the teacher reference has 8 frames of 64x64",
+        ),
         (["--reference", "{b}/no=ne"], "b/no=ne"),
         (["--evaluators", "motion", "--out", "{b}/clips.npy/m.jsonl"], "cannot write"),
-        (["--set", "clip_score.model=ViT-B-32:{b}/empty.pt", "--evaluators", "clip_score"], "no CLIP at"),
         (
-            ["--set", "fvd.extractor={b}/own.py:wrong", "--evaluators", "fvd", "--reference", "{b}"],
+            ["--set", "clip_score.model=ViT-B-32:{b}/empty.pt", "--evaluators", "clip_score"],
+            "no CLIP at",
+        ),
+        (
+            [
+                "--set",
+                "fvd.extractor={b}/own.py:wrong",
+                "--evaluators",
+                "fvd",
+                "--reference",
+                "{b}",
+            ],
             "wrong fails on these clips: Zero",
         ),
     ],
@@ -456,7 +569,10 @@ def test_clips_that_an_encoder_was_trained_on_are_refused(tmp_path):
     from distill_bench.encoders import TRAIN_KEYS
 
     trained = write(tmp_path / "b", first=TRAIN_KEYS)
-    for name, clips, references in (("fvd", write(tmp_path / "a"), {"teacher": trained}), ("clip_score", trained, {})):
+    for name, clips, references in (
+        ("fvd", write(tmp_path / "a"), {"teacher": trained}),
+        ("clip_score", trained, {}),
+    ):
         with pytest.raises(ValueError, match="was trained on 12 of these clips"):
             evaluate(clips, references, [name])
 
@@ -465,20 +581,30 @@ def test_what_is_no_file_of_scores_is_not_written_over(tmp_path):
     folder = write(tmp_path / "a")
     for text in ("two lines\nof prose\n", "one line", "[1]\n", '{"metric": "motion"}\n{"torn\n'):
         (tmp_path / "notes").write_text(text)
-        with pytest.raises(ValueError, match="notes, line . is no score: another file would be written over"):
+        with pytest.raises(
+            ValueError, match="notes, line . is no score: another file would be written over"
+        ):
             evaluate(folder, {}, ["motion"], out=tmp_path / "notes")
         assert (tmp_path / "notes").read_text() == text
 
 
 def test_scores_may_go_into_a_new_folder(tmp_path):
-    lines = evaluate(write(tmp_path / "a"), {}, ["motion"], out=tmp_path / "new" / "folder" / "metrics.jsonl")
+    lines = evaluate(
+        write(tmp_path / "a"), {}, ["motion"], out=tmp_path / "new" / "folder" / "metrics.jsonl"
+    )
     assert lines and read_jsonl(tmp_path / "new" / "folder" / "metrics.jsonl") == lines
 
 
 def test_one_protocol_by_name_with_other_references_is_refused(tmp_path):
-    folder, one, other = write(tmp_path / "a"), write(tmp_path / "b", first=100), write(tmp_path / "c", first=200)
+    folder, one, other = (
+        write(tmp_path / "a"),
+        write(tmp_path / "b", first=100),
+        write(tmp_path / "c", first=200),
+    )
     evaluate(folder, {"teacher": one}, ["motion"], protocol="p1")
-    with pytest.raises(ValueError, match="of protocol p1, these clips are of p1; they differ in references.teacher"):
+    with pytest.raises(
+        ValueError, match="of protocol p1, these clips are of p1; they differ in references.teacher"
+    ):
         evaluate(folder, {"teacher": other}, ["fvd"], protocol="p1")
 
 
@@ -492,7 +618,9 @@ def test_features_are_kept_by_all_that_makes_them_and_damaged_ones_are_made_agai
         load_extractor(f"{constant}:mean")(some)
     assert not list((tmp_path / "cache").glob("*")), "what is refused is not kept"
     features = load_extractor(f"{first}:mean")(some)
-    assert not load_extractor(f"{later}:mean")(some).equal(features), "the same name and weights, other code"
+    assert not load_extractor(f"{later}:mean")(some).equal(features), (
+        "the same name and weights, other code"
+    )
     for path in (tmp_path / "cache").glob("*"):
         path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     assert load_extractor(f"{first}:mean")(some).equal(features)
@@ -511,9 +639,15 @@ def test_a_gif_takes_its_rate_from_the_files_that_do_not_round(tmp_path):
 def test_black_clips_of_a_dead_student_are_scored(tmp_path, brightest):
     black = np.zeros((12, 8, 3, 32, 32), np.uint8)
     black[0, :, :, 0, 0] = brightest
-    lines = evaluate(write(tmp_path / "a", frames=black), {"teacher": write(tmp_path / "b", first=100)})
+    lines = evaluate(
+        write(tmp_path / "a", frames=black), {"teacher": write(tmp_path / "b", first=100)}
+    )
     values = {line["column"]: line["value"] for line in lines}
-    assert values["motion_ratio"] == 0 and values["copies"] == pytest.approx(11 / 12) and values["fvd"] > 1
+    assert (
+        values["motion_ratio"] == 0
+        and values["copies"] == pytest.approx(11 / 12)
+        and values["fvd"] > 1
+    )
 
 
 def test_a_manifest_written_by_an_editor_of_windows_is_read(tmp_path):
@@ -529,7 +663,9 @@ def test_clips_without_a_manifest_have_no_captions(tmp_path):
     some = load_clips(tmp_path)
     assert isinstance(some, Clips) and some.prompts == ["", "", ""] and some.fps == 8
     lines = evaluate(tmp_path, {})
-    assert "motion" in {line["metric"] for line in lines} and "clip_score" not in {line["metric"] for line in lines}
+    assert "motion" in {line["metric"] for line in lines} and "clip_score" not in {
+        line["metric"] for line in lines
+    }
 
 
 @pytest.mark.parametrize(
@@ -558,6 +694,12 @@ def test_a_gif_of_jittered_times_keeps_its_frames(tmp_path):
 
     clip = controls.rendered(3, 4)[0][2]
     first, *rest = [Image.fromarray(image) for image in clip.transpose(0, 2, 3, 1)]
-    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[40, 40, 50, 40, 40, 50, 40, 40], loop=0)
+    first.save(
+        tmp_path / "a.gif",
+        save_all=True,
+        append_images=rest,
+        duration=[40, 40, 50, 40, 40, 50, 40, 40],
+        loop=0,
+    )
     frames, fps = read_clip(tmp_path / "a.gif")
     assert len(frames) == 8 and fps == pytest.approx(24, rel=0.03)

@@ -12,7 +12,15 @@ from distill_bench.draws import Draws
 from distill_bench.models import pipeline_of
 from distill_bench.networks import Streamed
 
-BASE = {"method": "dmd", "batch_size": 2, "nfe": 1, "frames": 5, "height": 16, "width": 16, "trackers": []}
+BASE = {
+    "method": "dmd",
+    "batch_size": 2,
+    "nfe": 1,
+    "frames": 5,
+    "height": 16,
+    "width": 16,
+    "trackers": [],
+}
 CPU = torch.device("cpu")
 DRAWS = Draws(0, 0, "student", range(6), CPU, torch.float32)
 
@@ -29,7 +37,9 @@ def pairs(tiny_wan, monkeypatch):
     """Makes the pairs of a run in a store and returns a batch of them, and how many calls of the sampler that took."""
     lock, calls, sampler = threading.Lock(), [], extras.euler
 
-    def made(store, meet=lambda: None, dies_at=None, **fields) -> tuple[dict[str, torch.Tensor], int]:
+    def made(
+        store, meet=lambda: None, dies_at=None, **fields
+    ) -> tuple[dict[str, torch.Tensor], int]:
         config = resolve(BASE | {"teacher": str(tiny_wan)} | fields)
         before = len(calls)
 
@@ -52,7 +62,9 @@ def test_pairs_are_what_a_teacher_makes_of_noise_and_are_made_once(pairs, tmp_pa
     first, calls = pairs(tmp_path)
     again, none = pairs(tmp_path)
     assert calls == 4 and none == 0 and first.keys() == {"noise", "x0", "text"}
-    assert all(torch.equal(first[key], again[key]) for key in first) and first["x0"].isfinite().all()
+    assert (
+        all(torch.equal(first[key], again[key]) for key in first) and first["x0"].isfinite().all()
+    )
     assert float((first["x0"] - first["noise"]).abs().max()) > 0
 
 
@@ -66,7 +78,9 @@ def test_pairs_that_were_interrupted_go_on_in_the_same_bits(pairs, tmp_path):
 
 def test_processes_share_the_work(pairs, tmp_path):
     whole, _ = pairs(tmp_path / "whole")
-    both = threading.Barrier(2, timeout=20)  # a call returns when two are at work: each alone would wait for ever
+    both = threading.Barrier(
+        2, timeout=20
+    )  # a call returns when two are at work: each alone would wait for ever
     with ThreadPoolExecutor(2) as pool:
         found = [pool.submit(pairs, tmp_path / "shared", both.wait) for _ in range(2)]
         results = [each.result()[0] for each in found]
@@ -74,21 +88,30 @@ def test_processes_share_the_work(pairs, tmp_path):
     assert all(torch.equal(whole[key], result[key]) for result in results for key in whole)
 
 
-def test_an_offloaded_teacher_stays_offloaded_and_is_given_back_as_it_was(tiny_wan, tmp_path, monkeypatch):
+def test_an_offloaded_teacher_stays_offloaded_and_is_given_back_as_it_was(
+    tiny_wan, tmp_path, monkeypatch
+):
     """Its blocks are in host memory while it makes pairs, and the trainer may place the same network anew."""
     config = resolve(BASE | {"teacher": str(tiny_wan), "teacher_offload": True})
     pipeline, sampler, streamed = pipeline_of(config, CPU, tmp_path), extras.euler, []
 
     def seen(teacher, *inputs):
-        streamed.append(sum(isinstance(module, Streamed) for module in teacher.denoiser.net.modules()))
+        streamed.append(
+            sum(isinstance(module, Streamed) for module in teacher.denoiser.net.modules())
+        )
         return sampler(teacher, *inputs)
 
     monkeypatch.setattr(extras, "euler", seen)
     names = list(pipeline.transformer.state_dict())
     offloaded = extras.ode_pairs(config, pipeline, tmp_path)(DRAWS)
-    assert streamed == [len(pipeline.transformer.blocks)] * 4 and list(pipeline.transformer.state_dict()) == names
+    assert (
+        streamed == [len(pipeline.transformer.blocks)] * 4
+        and list(pipeline.transformer.state_dict()) == names
+    )
     whole = resolve(BASE | {"teacher": str(tiny_wan)})
-    placed = extras.ode_pairs(whole, pipeline_of(whole, CPU, tmp_path / "placed"), tmp_path / "placed")(DRAWS)
+    placed = extras.ode_pairs(
+        whole, pipeline_of(whole, CPU, tmp_path / "placed"), tmp_path / "placed"
+    )(DRAWS)
     assert all(torch.equal(offloaded[key], placed[key]) for key in placed)
 
 
@@ -97,7 +120,13 @@ def test_other_prompts_and_another_precision_have_pairs_of_their_own(pairs, tmp_
     (tmp_path / "prompts.txt").write_text("a blue square moving right\n")
     other, more = pairs(tmp_path, prompts=str(tmp_path / "prompts.txt"))
     low, most = pairs(tmp_path, precision="bfloat16", weights="bfloat16")
-    assert calls == more == most == 4 and torch.equal(ours["noise"], other["noise"]) and torch.equal(ours["noise"], low["noise"])
+    assert (
+        calls == more == most == 4
+        and torch.equal(ours["noise"], other["noise"])
+        and torch.equal(ours["noise"], low["noise"])
+    )
     assert not torch.equal(ours["x0"], other["x0"])
     assert 0 < float((ours["x0"] - low["x0"]).norm() / ours["x0"].norm()) < 0.05
-    assert pairs(tmp_path, guidance_forwards="sequential")[1] == 0  # the same numbers but for rounding
+    assert (
+        pairs(tmp_path, guidance_forwards="sequential")[1] == 0
+    )  # the same numbers but for rounding

@@ -22,7 +22,14 @@ from torch import Tensor
 
 from distill_bench import controls, encoders
 from distill_bench.evaluator import Clips, in_order_of
-from distill_bench.features import Extractor, batched, cached, i3d_input, load_extractor, of_first_rank
+from distill_bench.features import (
+    Extractor,
+    batched,
+    cached,
+    i3d_input,
+    load_extractor,
+    of_first_rank,
+)
 
 EXACT = 1e-9
 
@@ -51,7 +58,9 @@ def test_identities_of_the_distance_hold_also_for_fewer_clips_than_features(n, d
     y = normal(n, d, 1)
     assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=EXACT)
     rotation = torch.linalg.qr(normal(d, d, 2, False))[0]
-    assert frechet_distance(x @ rotation, y @ rotation) == pytest.approx(frechet_distance(x, y), rel=EXACT)
+    assert frechet_distance(x @ rotation, y @ rotation) == pytest.approx(
+        frechet_distance(x, y), rel=EXACT
+    )
 
 
 @pytest.mark.parametrize("n, d", [(300, 20), (40, 64)])
@@ -83,13 +92,17 @@ def test_the_squares_of_gram_matrices_are_used_only_where_they_cost_nothing(deca
     Gram matrices square the condition number; what is compared to squares nothing, in float64.
     """
     x, y = (
-        torch.randn(400, 80, generator=torch.Generator().manual_seed(i)).double() / torch.arange(1, 81) ** decay for i in (0, 1)
+        torch.randn(400, 80, generator=torch.Generator().manual_seed(i)).double()
+        / torch.arange(1, 81) ** decay
+        for i in (0, 1)
     )
     for other in (y, 1.2 * x, x, y @ torch.linalg.qr(normal(80, 80, 2, False))[0]):
         a, b = x - x.mean(0), other - other.mean(0)
         factors = [torch.linalg.qr(each, mode="r")[1] for each in (a, b)]
         shared = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
-        expected = (x.mean(0) - other.mean(0)).square().sum() + (a.square().sum() + b.square().sum() - 2 * shared) / 399
+        expected = (x.mean(0) - other.mean(0)).square().sum() + (
+            a.square().sum() + b.square().sum() - 2 * shared
+        ) / 399
         assert frechet_distance(x, other) == pytest.approx(expected.item(), abs=1e-10 * spread(x))
     found = fvd.root_trace(*(fvd.gram(each, each.mean(0).numpy()) for each in (x, 1.2 * x)))
     assert (found is not None) == from_gram
@@ -108,7 +121,9 @@ def packages() -> dict[str, object]:
         return x.numpy().mean(0), np.cov(x.numpy(), rowvar=False)
 
     def torch_fidelity(x: Tensor, y: Tensor) -> float:
-        found = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), False)
+        found = fid_statistics_to_metric(
+            fid_features_to_statistics(x), fid_features_to_statistics(y), False
+        )
         return found["frechet_inception_distance"]
 
     return {
@@ -132,7 +147,9 @@ def torchmetrics_distance(x: Tensor, y: Tensor) -> float:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("package", ["pytorch-fid", "clean-fid", "torch-fidelity", "torchmetrics"])
-@pytest.mark.parametrize("n, m, d, tolerance", [(1024, 1024, 64, 1e-6), (500, 300, 64, 1e-6), (100, 120, 160, 1e-5)])
+@pytest.mark.parametrize(
+    "n, m, d, tolerance", [(1024, 1024, 64, 1e-6), (500, 300, 64, 1e-6), (100, 120, 160, 1e-5)]
+)
 def test_the_distance_is_that_of_the_reference_packages(package, n, m, d, tolerance):
     x, y = normal(n, d), 1.2 * normal(m, d, 1)
     assert frechet_distance(x, y) == pytest.approx(packages()[package](x, y), rel=tolerance)
@@ -170,7 +187,10 @@ def test_the_distance_to_infinite_clips_has_lost_the_bias():
     """Gaussians that are 2 apart: the distance of 200 clips is far above 4, its limit is not."""
     limits, plain = [], []
     for seed in range(6):
-        x, y = (torch.randn(200, 30, generator=torch.Generator().manual_seed(2 * seed + i)) for i in range(2))
+        x, y = (
+            torch.randn(200, 30, generator=torch.Generator().manual_seed(2 * seed + i))
+            for i in range(2)
+        )
         y[:, 0] += 2
         limits.append(frechet_infinity(x, y, paired=False))
         plain.append(frechet_distance(x, y))
@@ -285,7 +305,9 @@ def _two_ranks(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     extractor, some = load_extractor(fvd.DEFAULT), clips(80)
     torch.save(extractor(some), Path(folder) / f"{rank}.pt")
-    with pytest.raises(ValueError, match="the first rank's alone"):  # and the other does not wait for it
+    with pytest.raises(
+        ValueError, match="the first rank's alone"
+    ):  # and the other does not wait for it
         of_first_rank(lambda: _raised("the first rank's alone"))
     torch.distributed.destroy_process_group()
 
@@ -298,7 +320,11 @@ def test_two_ranks_give_the_same_bits_as_one(tmp_path):
 
 
 def test_a_cache_of_other_clips_is_refused(tmp_path):
-    extractor, some, other = load_extractor(fvd.SECOND), clips(cache=tmp_path), clips(first=100, cache=tmp_path)
+    extractor, some, other = (
+        load_extractor(fvd.SECOND),
+        clips(cache=tmp_path),
+        clips(first=100, cache=tmp_path),
+    )
     extractor(some)
     (mine,) = tmp_path.iterdir()
     extractor(other)
@@ -344,7 +370,11 @@ def test_the_stored_self_test_is_of_the_shipped_extractors_and_passes():
     assert ratios["frozen"] > 5 and ratios["half speed"] > 2 and ratios["shuffled"] > 3
     assert all(v["z"] > 3 for v in stored[fvd.DEFAULT]["corruptions"].values())
     again = fvd.self_test(load_extractor(fvd.DEFAULT), 72, 2)["corruptions"]
-    assert again["frozen"]["ratio"] > 5 and again["half speed"]["ratio"] > 2 and again["shuffled"]["ratio"] > 3
+    assert (
+        again["frozen"]["ratio"] > 5
+        and again["half speed"]["ratio"] > 2
+        and again["shuffled"]["ratio"] > 3
+    )
 
 
 def fake_extractor(net, dim: int = 3, **more) -> Extractor:
@@ -395,11 +425,16 @@ def test_an_extractor_of_ones_own_comes_by_path(tmp_path):
 class FakeI3D(torch.nn.Module):
     """The signature of the published file."""
 
-    def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+    ) -> Tensor:
         assert not rescale and not resize and return_features
         assert x.shape[1] == 3 and x.shape[3] == 224 and x.shape[4] == 224 and x.abs().max() <= 1
         means = x.mean([3, 4]).flatten(1)
-        return torch.nn.functional.pad(means, [0, 400 - means.shape[1]]) + torch.arange(400) * x.mean([1, 2, 3, 4])[:, None]
+        return (
+            torch.nn.functional.pad(means, [0, 400 - means.shape[1]])
+            + torch.arange(400) * x.mean([1, 2, 3, 4])[:, None]
+        )
 
 
 def test_i3d_takes_frames_as_the_published_distances_do(tmp_path):
@@ -410,7 +445,9 @@ def test_i3d_takes_frames_as_the_published_distances_do(tmp_path):
     extractor = load_extractor(f"i3d-k400-logits-400:{path}")
     assert extractor(some).shape == (4, 400)
     assert extractor.id_for(some) == f"i3d-k400-logits-400@T12#{extractor.sha256[:8]}"
-    scores = FVD(extractor=f"i3d-k400-logits-400:{path}", resamples=5).scores(some, {"data": dataclasses.replace(some)})
+    scores = FVD(extractor=f"i3d-k400-logits-400:{path}", resamples=5).scores(
+        some, {"data": dataclasses.replace(some)}
+    )
     assert scores[0].column == "fvd_data" and scores[0].title == "FVD, to data"
     assert "rank-deficient: 4 clips are fewer than the 400 features" in scores[0].warnings
     with pytest.raises(ValueError, match="takes 10 or more frames; the clips have 8"):
@@ -418,20 +455,32 @@ def test_i3d_takes_frames_as_the_published_distances_do(tmp_path):
     # as in cd-fvd, StyleGAN-V: per frame, bilinear, half-pixel centres, no antialiasing, (2 x / 255) - 1
     one = torch.from_numpy(frames[:1]).float() / 255
     byhand = (
-        torch.stack([torch.nn.functional.interpolate(f[None], (224, 224), mode="bilinear")[0] for f in one[0]], 1)[None] * 2 - 1
+        torch.stack(
+            [
+                torch.nn.functional.interpolate(f[None], (224, 224), mode="bilinear")[0]
+                for f in one[0]
+            ],
+            1,
+        )[None]
+        * 2
+        - 1
     )
     assert torch.allclose(i3d_input(torch.from_numpy(frames[:1])), byhand, atol=1e-6)
 
 
 I3D = os.environ.get("DISTILL_BENCH_I3D", "")
-needs_i3d = pytest.mark.skipif(not Path(I3D).is_file(), reason="DISTILL_BENCH_I3D names no i3d_torchscript.pt")
+needs_i3d = pytest.mark.skipif(
+    not Path(I3D).is_file(), reason="DISTILL_BENCH_I3D names no i3d_torchscript.pt"
+)
 
 
 @needs_i3d
 def test_i3d_of_zeros_and_ones_is_the_published_value():
     """JunyaoHu/common_metrics_on_video_quality: 8 clips of 30 frames of 64x64, black against white: 151.256."""
     extractor = load_extractor(f"i3d-k400-logits-400:{I3D}")
-    black, white = (torch.full((8, 30, 3, 64, 64), value, dtype=torch.uint8).numpy() for value in (0, 255))
+    black, white = (
+        torch.full((8, 30, 3, 64, 64), value, dtype=torch.uint8).numpy() for value in (0, 255)
+    )
     x, y = (batched(extractor.net, frames, "i3d") for frames in (black, white))
     assert frechet_distance(x, y) == pytest.approx(151.256, abs=0.01)
 
@@ -447,7 +496,9 @@ def test_i3d_of_random_clips_is_the_value_of_the_original_implementation():
         for clip in np.random.RandomState(seed).rand(128, 16, 224, 224, 3).astype(np.float32):
             with torch.no_grad():
                 x = torch.from_numpy(clip).permute(3, 0, 1, 2)[None]
-                found.append(net(x, rescale=False, resize=False, return_features=True).reshape(1, 400))
+                found.append(
+                    net(x, rescale=False, resize=False, return_features=True).reshape(1, 400)
+                )
         return torch.cat(found)
 
     assert frechet_distance(features(1), features(2)) == pytest.approx(10.138085, abs=1e-3)
@@ -459,9 +510,15 @@ def test_videomae_comes_from_a_folder_and_takes_its_own_number_of_frames(tmp_pat
 
     torch.manual_seed(0)
     config = VideoMAEConfig(
-        image_size=32, patch_size=16, num_frames=4, tubelet_size=2, hidden_size=16, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=16,
-    )  # fmt: skip
+        image_size=32,
+        patch_size=16,
+        num_frames=4,
+        tubelet_size=2,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     VideoMAEModel(config).save_pretrained(tmp_path / "tiny")
     extractor = load_extractor(f"videomae:{tmp_path / 'tiny'}")
     some = clips(6)
@@ -486,13 +543,21 @@ def test_videomae_of_other_means_is_another_and_one_without_weights_is_none(tmp_
     from transformers import VideoMAEConfig, VideoMAEModel
 
     config = VideoMAEConfig(
-        image_size=32, patch_size=16, num_frames=4, tubelet_size=2, hidden_size=16, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=16,
-    )  # fmt: skip
+        image_size=32,
+        patch_size=16,
+        num_frames=4,
+        tubelet_size=2,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     for name in ("a", "b", "c"):
         torch.manual_seed(0)
         VideoMAEModel(config).save_pretrained(tmp_path / name)
-    (tmp_path / "b" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    (tmp_path / "b" / "preprocessor_config.json").write_text(
+        '{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
+    )
     a, b = (load_extractor(f"videomae:{tmp_path / name}") for name in "ab")
     assert a.sha256 != b.sha256
     weights = load_file(tmp_path / "c" / "model.safetensors")
@@ -526,7 +591,10 @@ def test_known_good_is_nearer_than_known_bad():
     references = {"teacher": reference, "teacher_other": other, "data": other}
     noise = np.random.default_rng(0).integers(0, 256, mine.frames.shape, dtype=np.uint8)
     sets = [mine.frames, controls.backwards(mine.frames), controls.frozen(mine.frames), noise]
-    rows = [by_column(FVD(resamples=5).scores(dataclasses.replace(mine, frames=f), references)) for f in sets]
+    rows = [
+        by_column(FVD(resamples=5).scores(dataclasses.replace(mine, frames=f), references))
+        for f in sets
+    ]
     for column in ("fvd", "fvd_data", "fvd_over_floor", "fvd_infinity"):
         values = [row[column].value for row in rows]
         assert values == sorted(values), column
@@ -538,13 +606,19 @@ def test_known_good_is_nearer_than_known_bad():
 
 def reordered(some: Clips, order) -> Clips:
     return dataclasses.replace(
-        some, frames=some.frames[order], prompts=[some.prompts[i] for i in order], seeds=[some.seeds[i] for i in order]
+        some,
+        frames=some.frames[order],
+        prompts=[some.prompts[i] for i in order],
+        seeds=[some.seeds[i] for i in order],
     )
 
 
 def test_the_order_of_clips_is_of_no_matter():
     """Two clips a prompt, those of a prompt swapped as well; features to the rounding of other batches."""
-    two = [dataclasses.replace(c, prompts=[c.prompts[i // 2] for i in range(36)]) for c in (clips(36), clips(36, 1000))]
+    two = [
+        dataclasses.replace(c, prompts=[c.prompts[i // 2] for i in range(36)])
+        for c in (clips(36), clips(36, 1000))
+    ]
     mine, reference = (dataclasses.replace(each, seeds=list(range(36))) for each in two)
     expected = by_column(FVD(resamples=10).scores(mine, {"teacher": reference}))
     for order in (np.random.default_rng(0).permutation(36), np.arange(36) ^ 1):
@@ -563,7 +637,9 @@ def test_clips_in_the_order_of_the_reference_keep_it():
     mine = clips(6)
     mine = dataclasses.replace(mine, prompts=["c", "a", "b"] * 2)
     for first in (0, 1000):
-        assert in_order_of(dataclasses.replace(mine, seeds=list(range(first, first + 6))), mine) == list(range(6))
+        assert in_order_of(
+            dataclasses.replace(mine, seeds=list(range(first, first + 6))), mine
+        ) == list(range(6))
 
 
 @pytest.mark.parametrize("prompts", [[""] * 24, ["x"] * 24, [*clips().prompts[:-1], ""]])
@@ -571,14 +647,23 @@ def test_what_is_not_paired_says_so(prompts):
     other = dataclasses.replace(clips(24, 1000), prompts=prompts)
     for some, reference in ((clips(), other), (other, clips())):
         found = by_column(FVD(resamples=5).scores(some, {"teacher": reference}))
-        assert {c for c, s in found.items() if any("unpaired" in w for w in s.warnings)} == {"fvd", "kvd", "fvd_infinity"}
+        assert {c for c, s in found.items() if any("unpaired" in w for w in s.warnings)} == {
+            "fvd",
+            "kvd",
+            "fvd_infinity",
+        }
 
 
 def test_a_floor_of_the_references_own_clips_is_refused():
     some, reference, other = clips(12), clips(12, 1000), clips(12, 2000)
-    one_shared = dataclasses.replace(other, frames=np.concatenate([reference.frames[3:4], other.frames[1:]]))
+    one_shared = dataclasses.replace(
+        other, frames=np.concatenate([reference.frames[3:4], other.frames[1:]])
+    )
     for floor in (reference, reordered(reference, np.arange(12)[::-1]), one_shared):
-        with pytest.raises(ValueError, match="teacher_other holds the same clips as teacher: give clips of other seeds"):
+        with pytest.raises(
+            ValueError,
+            match="teacher_other holds the same clips as teacher: give clips of other seeds",
+        ):
             FVD(resamples=5).scores(some, {"teacher": reference, "teacher_other": floor})
 
 
@@ -594,7 +679,9 @@ def test_a_floor_of_rounding_is_refused(tmp_path):
     frames[..., 0] ^= 1
     floor = dataclasses.replace(reference, frames=frames)
     with pytest.raises(ValueError, match="it must be above rounding"):
-        FVD(extractor=f"{path}:make", resamples=5).scores(some, {"teacher": reference, "teacher_other": floor})
+        FVD(extractor=f"{path}:make", resamples=5).scores(
+            some, {"teacher": reference, "teacher_other": floor}
+        )
 
 
 def test_copies_and_ones_own_reference_are_recorded():

@@ -21,9 +21,17 @@ from distill_bench.testing import Runs, check_optimiser_steps, check_resume
 from distill_bench.train import Trainer, train
 
 BASE = {
-    "teacher": "gaussian", "student_updates": 4, "batch_size": 8, "nfe": 2, "trackers": [], "log_every": 2, "signals_every": 2,
-    "evaluations": 1, "student_lr": 1e-2, "protocol": {"clips": 2, "teacher_steps": 2, "evaluators": ["exact_divergence"]},
-}  # fmt: skip
+    "teacher": "gaussian",
+    "student_updates": 4,
+    "batch_size": 8,
+    "nfe": 2,
+    "trackers": [],
+    "log_every": 2,
+    "signals_every": 2,
+    "evaluations": 1,
+    "student_lr": 1e-2,
+    "protocol": {"clips": 2, "teacher_steps": 2, "evaluators": ["exact_divergence"]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +52,21 @@ def test_the_teacher_is_the_best_denoiser_of_its_data(pipeline):
     assert (inputs @ correction).square().mean() / error.square().mean() < 0.01
     eye = torch.eye(16, dtype=torch.float64)
     posterior = torch.linalg.inv(torch.linalg.inv(pipeline.covariance) + (0.4 / 0.6) ** 2 * eye)
-    assert float(error.square().mean()) == pytest.approx(float(torch.trace(posterior) / 16), rel=0.03)
+    assert float(error.square().mean()) == pytest.approx(
+        float(torch.trace(posterior) / 16), rel=0.03
+    )
 
 
 def test_guidance_moves_the_mean_and_nothing_else(pipeline):
     text, null = pipeline.encode_text(["component 2", ""]).split(1)
-    x_t, sigma = torch.randn(1, *pipeline.shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5])
+    x_t, sigma = (
+        torch.randn(1, *pipeline.shape, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([0.5]),
+    )
     teacher = Denoiser(pipeline.transformer, "teacher", Ledger(1))
-    torch.testing.assert_close(Guided(teacher, null, 3.0)(x_t, sigma, text), teacher(x_t, sigma, 3.0 * text))
+    torch.testing.assert_close(
+        Guided(teacher, null, 3.0)(x_t, sigma, text), teacher(x_t, sigma, 3.0 * text)
+    )
 
 
 @pytest.mark.parametrize("stepping", ["renoise", "ode"])
@@ -67,7 +82,9 @@ def test_the_moments_of_a_student_are_those_of_its_samples(pipeline, stepping, n
         x0 = rollout(Denoiser(net, "student", Ledger(1)), noises, sigmas, text, stepping).flatten(1)
     spread = np.sqrt(np.diag(facts["covariance"]))
     assert np.abs(x0.mean(0).numpy() - facts["mean"][3]).max() < 5 * spread.max() / many**0.5
-    assert np.abs(np.cov(x0.numpy().T) - facts["covariance"]).max() < 6 * spread.max() ** 2 / many**0.5
+    assert (
+        np.abs(np.cov(x0.numpy().T) - facts["covariance"]).max() < 6 * spread.max() ** 2 / many**0.5
+    )
 
 
 def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moments(pipeline):
@@ -75,7 +92,10 @@ def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moment
     sigmas = student_sigmas(2, 2.0).double()
     facts = pipeline.facts(net, sigmas, "renoise", 1.0)
     text = pipeline.encode_text(["component 0"]).double()
-    x_t, sigma = torch.randn(1, *pipeline.shape, dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
+    x_t, sigma = (
+        torch.randn(1, *pipeline.shape, dtype=torch.float64),
+        torch.tensor([0.4], dtype=torch.float64),
+    )
     mean, covariance = (torch.from_numpy(facts[key]) for key in ("mean", "covariance"))
     noisy = 0.36 * covariance + 0.16 * torch.eye(16, dtype=torch.float64)
     expected = mean[0] + 0.6 * covariance @ torch.linalg.solve(noisy, x_t.flatten() - 0.6 * mean[0])
@@ -89,26 +109,37 @@ def test_the_exact_fake_score_of_random_exits_is_the_gradient_of_a_mixture(pipel
     text = pipeline.encode_text(["component 0"]).double()
     s, x_t = (
         0.4,
-        torch.randn(1, *pipeline.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_(),
+        torch.randn(
+            1, *pipeline.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+        ).requires_grad_(),
     )
     eye = torch.eye(16, dtype=torch.float64)
     logs = []
     for exits in (1, 2, 3):
         facts = pipeline.facts(net, sigmas[:exits], "renoise", 1.0)
         mean, covariance = torch.from_numpy(facts["mean"][0]), torch.from_numpy(facts["covariance"])
-        logs.append(MultivariateNormal((1 - s) * mean, (1 - s) ** 2 * covariance + s**2 * eye).log_prob(x_t.flatten()))
+        logs.append(
+            MultivariateNormal((1 - s) * mean, (1 - s) ** 2 * covariance + s**2 * eye).log_prob(
+                x_t.flatten()
+            )
+        )
     (score,) = torch.autograd.grad(torch.stack(logs).logsumexp(0), x_t)
     found = pipeline.exact_fake_score(net, sigmas, "renoise", [0, 1, 2])(
         x_t.detach(), torch.tensor([s], dtype=torch.float64), text
     )
-    torch.testing.assert_close(found, ((x_t + s**2 * score) / (1 - s)).detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        found, ((x_t + s**2 * score) / (1 - s)).detach(), rtol=1e-7, atol=1e-9
+    )
 
 
 def test_exact_divergences_equal_torchs_and_their_definitions():
     g = torch.Generator().manual_seed(3)
     means = torch.randn(2, 4, generator=g, dtype=torch.float64)
     roots = torch.randn(2, 4, 4, generator=g, dtype=torch.float64)
-    p, q = (MultivariateNormal(m, a @ a.T + torch.eye(4, dtype=torch.float64)) for m, a in zip(means, roots, strict=True))
+    p, q = (
+        MultivariateNormal(m, a @ a.T + torch.eye(4, dtype=torch.float64))
+        for m, a in zip(means, roots, strict=True)
+    )
     arrays = [each.numpy() for each in (p.mean, p.covariance_matrix, q.mean, q.covariance_matrix)]
     assert kl(*arrays) == pytest.approx(float(kl_divergence(p, q)), rel=1e-9)
     torch.manual_seed(0)
@@ -131,11 +162,17 @@ def run_folder(tmp_path, name: str, **fields):
 def test_a_run_trains_samples_and_is_scored_exactly(fake_score, tmp_path):
     run = run_folder(tmp_path, "run", method="sgmd", fake_score=fake_score)
     summary = train(run)
-    assert summary["status"] == "done" and ("fake_score" in summary["cost"]) == (fake_score == "trained")
+    assert summary["status"] == "done" and ("fake_score" in summary["cost"]) == (
+        fake_score == "trained"
+    )
     lines = evaluate(sample(run)[-1], {}, ["exact_divergence"])
     assert {line["column"] for line in lines} == {"exact_kl", "exact_fisher", "exact_w2"}
     assert all(line["value"] > 0 for line in lines)
-    lags = [v for k, v in json.loads((run / "train.jsonl").read_text().splitlines()[-1]).items() if k.startswith("tracking_lag/")]
+    lags = [
+        v
+        for k, v in json.loads((run / "train.jsonl").read_text().splitlines()[-1]).items()
+        if k.startswith("tracking_lag/")
+    ]
     assert len(lags) == 4 and all(lag > 0 if fake_score == "trained" else lag == 0 for lag in lags)
 
 
@@ -147,24 +184,36 @@ def test_signals_are_logged_and_cost_nothing(tmp_path):
     costs = [train(run)["cost"] for run in (with_signals, without)]
     assert costs[0] == costs[1]
     line = json.loads((with_signals / "train.jsonl").read_text().splitlines()[-1])
-    assert {"x0_gradient_norm/fisher", "x0_gradient_norm/residual", "x0_gradient_cosine/fisher/residual"} <= line.keys()
+    assert {
+        "x0_gradient_norm/fisher",
+        "x0_gradient_norm/residual",
+        "x0_gradient_cosine/fisher/residual",
+    } <= line.keys()
     assert -1 <= line["x0_gradient_cosine/fisher/residual"] <= 1
     assert sum(key.startswith("score_gap/sigma_") for key in line) == 4
     assert sum(key.startswith("fake_score_error/sigma_") for key in line) == 4
     assert line["rho"] == pytest.approx(5 * 1e-4 / 1e-2)
-    students = [next((run / "students").glob("*.safetensors")).read_bytes() for run in (with_signals, without)]
+    students = [
+        next((run / "students").glob("*.safetensors")).read_bytes()
+        for run in (with_signals, without)
+    ]
     assert students[0] == students[1]
 
 
 def test_signals_are_of_the_last_step_whatever_exit_the_seed_would_draw(tmp_path):
     """At seed 4 the first of four steps would be drawn, where this method has no score term."""
     trainer = Trainer(run_folder(tmp_path, "run", method="dp_dmd", nfe=4, seed=4))
-    assert trainer._exit_step(trainer._batch_of(Draws(4, 0, "signals", range(2), trainer.device))) == 0
+    assert (
+        trainer._exit_step(trainer._batch_of(Draws(4, 0, "signals", range(2), trainer.device))) == 0
+    )
     assert trainer.signals()["x0_gradient_norm/kl"] > 0
 
 
 def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():
-    exact = [resolve(BASE | {"method": "dmd2", "fake_score": "exact", "fake_score_updates": k}) for k in (1, 5)]
+    exact = [
+        resolve(BASE | {"method": "dmd2", "fake_score": "exact", "fake_score_updates": k})
+        for k in (1, 5)
+    ]
     assert exact[0].fake_score_updates is None and run_id(exact[0]) == run_id(exact[1])
     with pytest.raises(ConfigError, match="closed form"):
         resolve({"method": "dmd2", "fake_score": "exact"})
@@ -173,15 +222,35 @@ def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():
 
 
 def test_a_preset_is_written_out_under_what_the_run_states():
-    config = resolve({"method": {"name": "sgmd", "preset": "paper", "residual_weight": 0.2}, "stepping": "renoise"})
-    assert config.method["weighting"] == "c_t" and config.method["residual_weight"] == 0.2 and "preset" not in config.method
-    assert (config.fake_score_updates, config.reuse_rollout, config.stepping) == (1, "graph", "renoise")
+    config = resolve(
+        {
+            "method": {"name": "sgmd", "preset": "paper", "residual_weight": 0.2},
+            "stepping": "renoise",
+        }
+    )
+    assert (
+        config.method["weighting"] == "c_t"
+        and config.method["residual_weight"] == 0.2
+        and "preset" not in config.method
+    )
+    assert (config.fake_score_updates, config.reuse_rollout, config.stepping) == (
+        1,
+        "graph",
+        "renoise",
+    )
     written = resolve(
         {
-            "method": {"name": "sgmd", "weighting": "c_t", "residual_space": "x0", "correction": "x0", "residual_weight": 0.2},
-            "fake_score_updates": 1, "reuse_rollout": "graph",
+            "method": {
+                "name": "sgmd",
+                "weighting": "c_t",
+                "residual_space": "x0",
+                "correction": "x0",
+                "residual_weight": 0.2,
+            },
+            "fake_score_updates": 1,
+            "reuse_rollout": "graph",
         }
-    )  # fmt: skip
+    )
     assert run_id(config) == run_id(written)
     with pytest.raises(ConfigError, match="no such preset; known: paper, official, shared"):
         resolve({"method": {"name": "sgmd", "preset": "papr"}})
@@ -190,7 +259,9 @@ def test_a_preset_is_written_out_under_what_the_run_states():
 def test_input_only_and_full_backward_give_one_gradient_and_are_counted_apart(tmp_path):
     trainer = Runs("dmd2", tmp_path).trainer()
     net, ledger = Denoiser(trainer.fake_score, "fake_score", trainer.ledger), trainer.ledger
-    x_t = torch.randn(2, *trainer.latent_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x_t = torch.randn(
+        2, *trainer.latent_shape, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     sigma, text = torch.tensor([0.3, 0.8]), torch.cat([trainer.texts[0], trainer.texts[1]])
     gradients = []
     for weights in (False, True):
@@ -199,7 +270,11 @@ def test_input_only_and_full_backward_give_one_gradient_and_are_counted_apart(tm
         gradients.append(x_t.grad.clone())
         x_t.grad = None
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-7)
-    assert ledger.counts["fake_score"] == {"forward": 1.0, "input_backward": 0.5, "full_backward": 0.5}  # 2 of a batch of 4
+    assert ledger.counts["fake_score"] == {
+        "forward": 1.0,
+        "input_backward": 0.5,
+        "full_backward": 0.5,
+    }  # 2 of a batch of 4
 
 
 def test_features_stop_at_their_block_and_cost_their_share(tmp_path):
@@ -213,7 +288,11 @@ def test_features_stop_at_their_block_and_cost_their_share(tmp_path):
     assert tokens.shape == (4, tokens.shape[1], 24) and ran == [0]
     assert trainer.ledger.counts["teacher"]["forward"] == 0.5
     whole = net(x, sigma, text)
-    assert whole.shape == x.shape and ran == [0, 0, 1] and trainer.ledger.counts["teacher"]["forward"] == 1.5
+    assert (
+        whole.shape == x.shape
+        and ran == [0, 0, 1]
+        and trainer.ledger.counts["teacher"]["forward"] == 1.5
+    )
 
 
 def test_real_data_come_from_a_folder_and_count_by_content(tmp_path):
@@ -221,7 +300,9 @@ def test_real_data_come_from_a_folder_and_count_by_content(tmp_path):
     trainer = runs.trainer()
     batch = trainer._batch("student", 0)
     data = batch.extra("real_latents")
-    assert data["x0"].shape == (4, *trainer.latent_shape) and torch.equal(data["x0"], batch.extra("real_latents")["x0"])
+    assert data["x0"].shape == (4, *trainer.latent_shape) and torch.equal(
+        data["x0"], batch.extra("real_latents")["x0"]
+    )
     assert trainer.config.data_hash != resolve({"method": "consistency"}).data_hash
     with pytest.raises(ConfigError, match=r"it lacks clips.npy, manifest.jsonl"):
         resolve({"method": "consistency", "data": str(tmp_path / "nowhere")})
@@ -233,6 +314,8 @@ def test_real_data_come_from_a_folder_and_count_by_content(tmp_path):
 def test_a_run_with_an_exact_fake_score_conforms(check, tmp_path):
     class Exact(Runs):
         def make(self, **fields):
-            return super().make(**{"teacher": "gaussian", "fake_score": "exact", "data": None} | fields)
+            return super().make(
+                **{"teacher": "gaussian", "fake_score": "exact", "data": None} | fields
+            )
 
     check(Exact("sgmd", tmp_path))

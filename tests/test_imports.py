@@ -42,12 +42,20 @@ def violations(path: str, source: str) -> list[str]:
     if folder == "distill_bench":
         plugins = plugin_names("methods") | plugin_names("eval")
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in plugins:
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and node.value in plugins
+            ):
                 wrong.append(f"{path}:{node.lineno} names the plugin {node.value!r}")
     return wrong
 
 
-FILES = [str(p.relative_to(ROOT)) for folder in ("distill_bench", "methods", "eval") for p in (ROOT / folder).rglob("*.py")]
+FILES = [
+    str(p.relative_to(ROOT))
+    for folder in ("distill_bench", "methods", "eval")
+    for p in (ROOT / folder).rglob("*.py")
+]
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -73,4 +81,6 @@ def test_a_planted_violation_is_found(path, source):
 def test_every_module_has_its_place_on_the_map():
     words = set(re.findall(r"\w+", distill_bench.__doc__))
     there = {path.stem for path in (ROOT / "distill_bench").glob("*.py")} - {"__init__"}
-    assert there <= words, f"distill_bench/__init__.py does not say where to look for {sorted(there - words)}"
+    assert there <= words, (
+        f"distill_bench/__init__.py does not say where to look for {sorted(there - words)}"
+    )

@@ -46,7 +46,10 @@ def test_a_task_that_cannot_start_says_why_and_the_others_run(tmp_path):
     ]
     run_queue(queue, 1)
     assert [task.code for task in queue] == [127, 127, 0]
-    assert queue[0].error == "cannot start: No such file or directory: /nowhere/python" and "file" in queue[1].error
+    assert (
+        queue[0].error == "cannot start: No such file or directory: /nowhere/python"
+        and "file" in queue[1].error
+    )
 
 
 OWN = """
@@ -60,16 +63,22 @@ os.kill(os.getpid(), 9) if "die" in sys.argv else sys.exit(3)
 """
 
 
-def test_a_fork_is_a_process_of_its_own_with_the_libraries_and_none_of_our_code(tmp_path, monkeypatch):
+def test_a_fork_is_a_process_of_its_own_with_the_libraries_and_none_of_our_code(
+    tmp_path, monkeypatch
+):
     """As `python -m` runs a module: its session, output, cores, arguments and exit code; where there is a GPU it is no fork."""
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     before, cores = dict(os.environ), len(os.sched_getaffinity(0))
-    jobs = cores // int((local._threads_of_forks or [cores])[0])  # forks of one process have one number of threads
+    jobs = cores // int(
+        (local._threads_of_forks or [cores])[0]
+    )  # forks of one process have one number of threads
     for devices, argument, code in (("", "a", 3), ("", "die", -signal.SIGKILL), ("0", "a", 3)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-        task = Task("own", python("own", argument), tmp_path / f"{argument}{devices}.txt", forks=True)
+        task = Task(
+            "own", python("own", argument), tmp_path / f"{argument}{devices}.txt", forks=True
+        )
         run_queue([task], jobs)
         assert task.code == code
         if argument == "a":
@@ -120,7 +129,10 @@ time.sleep(0 if len(sys.argv) < 2 else 60)
 
 
 def ranks(folder: Path, count: int, *arguments: str) -> list[Task]:
-    return [Task(str(i), [sys.executable, "-c", RANK, *arguments], folder / f"{i}.txt", True, 2) for i in range(count)]
+    return [
+        Task(str(i), [sys.executable, "-c", RANK, *arguments], folder / f"{i}.txt", True, 2)
+        for i in range(count)
+    ]
 
 
 def test_processes_of_one_task_have_a_gpu_each_and_know_of_each_other(tmp_path, monkeypatch):
@@ -130,7 +142,10 @@ def test_processes_of_one_task_have_a_gpu_each_and_know_of_each_other(tmp_path, 
     assert [task.code for task in queue] == [0, 0, 0]
     threads = max(1, len(os.sched_getaffinity(0)) // 4)
     seen = [sorted(task.log.read_text().splitlines()) for task in queue]
-    of = {devices: [f"{rank} {rank} 2 {devices} {threads}" for rank in (0, 1)] for devices in ("3,5", "6,7")}
+    of = {
+        devices: [f"{rank} {rank} 2 {devices} {threads}" for rank in (0, 1)]
+        for devices in ("3,5", "6,7")
+    }
     assert seen[0] == of["3,5"] and seen[1] == of["6,7"] and seen[2] in of.values()
 
 

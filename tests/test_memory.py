@@ -25,15 +25,31 @@ from distill_bench.teacher import is_outline, outlines, read_config, teacher_fol
 from distill_bench.train import Trainer
 
 BASE = {
-    "method": "dmd2", "batch_size": 2, "nfe": 2, "frames": 9, "height": 128, "width": 128, "trackers": [], "signals_every": None,
-}  # fmt: skip
+    "method": "dmd2",
+    "batch_size": 2,
+    "nfe": 2,
+    "frames": 9,
+    "height": 128,
+    "width": 128,
+    "trackers": [],
+    "signals_every": None,
+}
 SETTINGS = {
     "as it is": {},
     "checkpointed": {"gradient_checkpointing": True, "method": "sgmd"},
-    "sequential, offloaded": {"guidance_forwards": "sequential", "teacher_offload": True, "gradient_checkpointing": True},
+    "sequential, offloaded": {
+        "guidance_forwards": "sequential",
+        "teacher_offload": True,
+        "gradient_checkpointing": True,
+    },
     "adapters": {"adapter": {"rank": 4}, "gradient_checkpointing": True},
     "one graph": {"method": {"name": "sgmd", "preset": "paper"}},
-    "accumulated": {"accumulation": 2, "ema": None, "method": "tsg_fisher", "gradient_checkpointing": True},
+    "accumulated": {
+        "accumulation": 2,
+        "ema": None,
+        "method": "tsg_fisher",
+        "gradient_checkpointing": True,
+    },
 }
 
 
@@ -43,9 +59,17 @@ def small_wan(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines") / "small-wan"
     testing.tiny_pipeline(folder)
     WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=24, in_channels=4, out_channels=4,
-        text_dim=16, freq_dim=32, ffn_dim=384, num_layers=6, rope_max_seq_len=32,
-    ).save_pretrained(folder / "transformer")  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=24,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=384,
+        num_layers=6,
+        rope_max_seq_len=32,
+    ).save_pretrained(folder / "transformer")
     return folder
 
 
@@ -81,7 +105,9 @@ def most_allocated(do: Callable[[], object], trace: Path) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         do()
     profiler.export_chrome_trace(str(trace))
-    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    events = [
+        e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"
+    ]
     events.sort(key=lambda e: e["ts"])
     began = events[0]["args"]["Total Allocated"] - events[0]["args"]["Bytes"]
     return max(e["args"]["Total Allocated"] for e in events) - began
@@ -92,7 +118,11 @@ def small_cogvideox(tmp_path_factory) -> Path:
     """Likewise of CogVideoX-2b: 6 blocks of width 96, 192 tokens of a clip."""
     folder = tmp_path_factory.mktemp("pipelines") / "cogvideox-2b"
     pipelines.save("cogvideox-2b", folder)
-    like = {key: value for key, value in read_config(folder / "transformer").items() if not key.startswith("_")}
+    like = {
+        key: value
+        for key, value in read_config(folder / "transformer").items()
+        if not key.startswith("_")
+    }
     like |= {"num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 6}
     CogVideoXTransformer3DModel(**like).save_pretrained(folder / "transformer")
     return folder
@@ -104,7 +134,10 @@ def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
     _, frames, height, width = pipelines.TINY[name]
     fields = {"teacher": str(tmp_path / name), "frames": frames, "height": height, "width": width}
     config = resolve(BASE | fields)
-    found, text = predicted(config), load_texts(config.teacher, torch.device("cpu")).encode_text(["a red circle"])
+    found, text = (
+        predicted(config),
+        load_texts(config.teacher, torch.device("cpu")).encode_text(["a red circle"]),
+    )
     assert found.activations["student"] > 0 and found.flops["student"] > 0
     assert memory.outline(config).encode_text([""]).shape == text.shape
 
@@ -113,7 +146,11 @@ def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
 def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox, tmp_path):
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    config = resolve(BASE | {"teacher": str(small_cogvideox if name == "cogvideox" else small_wan)} | SETTINGS.get(name, {}))
+    config = resolve(
+        BASE
+        | {"teacher": str(small_cogvideox if name == "cogvideox" else small_wan)}
+        | SETTINGS.get(name, {})
+    )
     (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     found, (held, most) = predicted(config), measured(run, tmp_path / "trace.json")
     # on a processor an offloaded teacher lies in the same memory
@@ -121,20 +158,35 @@ def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox
     assert found.peak + found.held_back == pytest.approx(held + most, rel=0.15)
 
 
-@pytest.mark.parametrize("fields", [{}, {"protocol": {"precision": "bfloat16", "clips": 8}}, {"teacher_offload": True}], ids=str)
-def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(fields, small_wan, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"protocol": {"precision": "bfloat16", "clips": 8}}, {"teacher_offload": True}],
+    ids=str,
+)
+def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(
+    fields, small_wan, tmp_path, monkeypatch
+):
     """Without the autoencoder, whose convolutions have buffers of their own on a processor."""
     monkeypatch.setattr(Pipeline, "decode", lambda self, latents: latents)
     config = resolve(BASE | {"teacher": str(small_wan), "protocol": {"clips": 8}} | fields)
     sampler = Sampler(config, tmp_path)
     nets = {"teacher": sampler._teacher.net, "student": sampler.placed(sampler.pipeline.student())}
-    rows = {"teacher": sampler.teacher(2, sampler.seeds), "student": sampler.student(nets["student"])}
+    rows = {
+        "teacher": sampler.teacher(2, sampler.seeds),
+        "student": sampler.student(nets["student"]),
+    }
     needs = []
     for role, row in rows.items():
-        held = sum(t.nbytes for net in (nets[role], sampler.pipeline.vae) for t in net.state_dict().values())
+        held = sum(
+            t.nbytes
+            for net in (nets[role], sampler.pipeline.vae)
+            for t in net.state_dict().values()
+        )
         streamed = [block for block in nets[role].modules() if isinstance(block, Streamed)]
         held -= sum(t.nbytes for block in streamed for t in block.state_dict().values())
-        needs.append(held + most_allocated(lambda row=row: row.frames(0, 8), tmp_path / "trace.json"))
+        needs.append(
+            held + most_allocated(lambda row=row: row.frames(0, 8), tmp_path / "trace.json")
+        )
     assert memory.sampling_peak(config) == pytest.approx(max(needs), rel=0.15)
 
 
@@ -142,7 +194,9 @@ def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(fields, small_w
 def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch):
     pipelines.save(name, tmp_path / name)
     _, _, height, width = pipelines.TINY[name]
-    config = resolve(BASE | {"teacher": str(tmp_path / name), "frames": 33, "height": height, "width": width})
+    config = resolve(
+        BASE | {"teacher": str(tmp_path / name), "frames": 33, "height": height, "width": width}
+    )
     found = memory.sampling_peak(config)
     monkeypatch.setattr(memory, "FEW_FRAMES", (0, 100))
     assert found == pytest.approx(memory.sampling_peak(config), rel=0.1)
@@ -150,10 +204,14 @@ def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch)
 
 def test_a_large_teacher_is_predicted_from_few_blocks(small_wan, tmp_path):
     """As by all of its blocks, stage by stage: which one is the peak may change as there are more."""
-    folders = {name: Path(shutil.copytree(small_wan, tmp_path / name)) for name in ("teacher", "student")}
+    folders = {
+        name: Path(shutil.copytree(small_wan, tmp_path / name)) for name in ("teacher", "student")
+    }
     like = json.loads((small_wan / "transformer" / "config.json").read_text())
     for name, blocks in {"teacher": 10, "student": 5}.items():
-        WanTransformer3DModel.from_config(like | {"num_layers": blocks}).save_pretrained(folders[name] / "transformer")
+        WanTransformer3DModel.from_config(like | {"num_layers": blocks}).save_pretrained(
+            folders[name] / "transformer"
+        )
     fields = {"method": "sgmd", "nfe": 1, "gradient_checkpointing": True, "teacher_offload": True}
     config = resolve(BASE | fields | {name: str(folder) for name, folder in folders.items()})
     found, (whole, _) = predicted(config), memory.rehearsed(config, (10, 5), 1)
@@ -165,7 +223,17 @@ def test_a_large_teacher_is_predicted_from_few_blocks(small_wan, tmp_path):
 @pytest.mark.parametrize("method", methods())
 def test_every_method_is_rehearsed_without_its_data(method, tiny_wan):
     found = predicted(
-        resolve(BASE | {"teacher": str(tiny_wan), "method": method, "nfe": 1, "frames": 5, "height": 16, "width": 16})
+        resolve(
+            BASE
+            | {
+                "teacher": str(tiny_wan),
+                "method": method,
+                "nfe": 1,
+                "frames": 5,
+                "height": 16,
+                "width": 16,
+            }
+        )
     )
     assert found.activations["student"] > 0 and found.flops["student"] > 0
     assert ("fake_score" in found.weights) == (method != "consistency")
@@ -181,24 +249,50 @@ def test_what_each_setting_buys(small_wan):
     assert low.weights["teacher"] < 0.6 * plain.weights["teacher"] and low.moments == plain.moments
     assert low.masters["student"] > 0.9 * plain.weights["student"] and plain.masters["student"] == 0
     assert saving.activations["student"] < 0.6 * plain.activations["student"]
-    configs = [resolve(BASE | {"teacher": str(small_wan), "nfe": 1, "gradient_checkpointing": on}) for on in (True, False)]
+    configs = [
+        resolve(BASE | {"teacher": str(small_wan), "nfe": 1, "gradient_checkpointing": on})
+        for on in (True, False)
+    ]
     (needed, again), (same, none) = step_flops(saving, configs[0]), step_flops(plain, configs[1])
     assert needed == same and again > 0 == none
     adapted = at(adapter={"rank": 4})
-    assert adapted.held < 0.3 * plain.held and adapted.weights["teacher"] > 0.9 * plain.weights["teacher"]
-    halved = predicted(resolve(BASE | {"teacher": str(small_wan), "nfe": 1, "sharding": True}), processes=2)
-    assert halved.moments["student"] == -(-plain.moments["student"] // 2) and halved.peak < plain.peak
+    assert (
+        adapted.held < 0.3 * plain.held
+        and adapted.weights["teacher"] > 0.9 * plain.weights["teacher"]
+    )
+    halved = predicted(
+        resolve(BASE | {"teacher": str(small_wan), "nfe": 1, "sharding": True}), processes=2
+    )
+    assert (
+        halved.moments["student"] == -(-plain.moments["student"] // 2) and halved.peak < plain.peak
+    )
 
 
 def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wan):
-    config = resolve(BASE | {"teacher": str(tiny_wan), "frames": 5, "height": 16, "width": 16, "gradient_checkpointing": True})
+    config = resolve(
+        BASE
+        | {
+            "teacher": str(tiny_wan),
+            "frames": 5,
+            "height": 16,
+            "width": 16,
+            "gradient_checkpointing": True,
+        }
+    )
     found = predicted(config)
     assert too_large(found, found.peak, config) is None
     line = too_large(found, found.peak - 1, config)
-    assert memory.gib(found.peak) in line and "adapter: {rank: 32}" in line and "accumulation above 1" in line
+    assert (
+        memory.gib(found.peak) in line
+        and "adapter: {rank: 32}" in line
+        and "accumulation above 1" in line
+    )
     assert "gradient_checkpointing" not in line and "\n" not in line
     line = too_large_to_sample(2**30, 2**29, config)
-    assert "sampling needs 1 GiB on a device of 0.5 GiB; set protocol.precision: bfloat16, or teacher_offload" in line
+    assert (
+        "sampling needs 1 GiB on a device of 0.5 GiB; set protocol.precision: bfloat16, or teacher_offload"
+        in line
+    )
     assert too_large_to_sample(2**30, 2**30, config) is None
 
 
@@ -209,7 +303,13 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
         runs = sweep.expand()
         assert is_outline(teacher_folder(runs[0].teacher))
     rows = {(r.method["name"], r.fake_score_updates, r.fake_score_lr) for r in runs}
-    assert {("dmd2", 5, 4e-7), ("dmd2", 1, 4e-7), ("dmd2", 1, 2e-6), ("tsg_fisher", 5, 4e-7), ("sgmd", 1, 4e-7)} == rows
+    assert {
+        ("dmd2", 5, 4e-7),
+        ("dmd2", 1, 4e-7),
+        ("dmd2", 1, 2e-6),
+        ("tsg_fisher", 5, 4e-7),
+        ("sgmd", 1, 4e-7),
+    } == rows
     assert len(runs) == 7 * sweep.seeds and not {"ida", "dp_dmd"} & {r.method["name"] for r in runs}
     # 16 channels of 21 x 60 x 104, with 1.3 billion weights: the shape that the published models have
     with outlines():
@@ -220,7 +320,11 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
 def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     cells = "grid: {fake_score_updates: [1, 5], guidance_forwards: [sequential]}"
-    path.write_text(f"question: q\nbase: {{method: dmd2, frames: 5, height: 16, width: 16, teacher: {tiny_wan}}}\n{cells}\n")
+    path.write_text(
+        f"question: q\nbase: {{method: dmd2, frames: 5, height: 16, width: 16, teacher: {tiny_wan}}}\n{cells}\n"
+    )
     assert cost.main([str(path), "--memory", "--set", "batch_size=2"]) == 0
     out = capsys.readouterr().out
-    assert "5 frames of 16x16, batch 2 on 1 processes" in out and "dmd2 x1" in out and "dmd2 x5" in out
+    assert (
+        "5 frames of 16x16, batch 2 on 1 processes" in out and "dmd2 x1" in out and "dmd2 x5" in out
+    )

@@ -37,10 +37,24 @@ def smooth_net(seed: int):
 @pytest.fixture
 def setting():
     draws = Draws(3, 0, "student", range(B), torch.device("cpu"), torch.float64)
-    pairs = {"noise": draws.noise("z", SHAPE), "x0": draws.noise("y", SHAPE), "text": torch.zeros(B, 1, 1, dtype=torch.float64)}
-    batch = Batch(torch.zeros(B, 1, 1, dtype=torch.float64), draws, SHAPE, 2.0, 0.02, 0.98, {"ode_pairs": lambda _: pairs})
+    pairs = {
+        "noise": draws.noise("z", SHAPE),
+        "x0": draws.noise("y", SHAPE),
+        "text": torch.zeros(B, 1, 1, dtype=torch.float64),
+    }
+    batch = Batch(
+        torch.zeros(B, 1, 1, dtype=torch.float64),
+        draws,
+        SHAPE,
+        2.0,
+        0.02,
+        0.98,
+        {"ode_pairs": lambda _: pairs},
+    )
     x0 = draws.noise("x0", SHAPE).requires_grad_()
-    nets = Nets(student=smooth_net(0), fake_score=smooth_net(1), teacher=smooth_net(2), rollout=lambda _: x0)
+    nets = Nets(
+        student=smooth_net(0), fake_score=smooth_net(1), teacher=smooth_net(2), rollout=lambda _: x0
+    )
     return nets, batch, x0
 
 
@@ -48,14 +62,19 @@ def template(nets: Nets, batch: Batch, x0: Tensor, a, b, lam) -> Tensor:
     """(a D + J^T (b D + lam r)) / N at the batch's own draws; coefficients are functions of (sigma, n)."""
     sigma, noise = batch.sigma("renoise/sigma"), batch.noise("renoise/noise")
     x_t = add_noise(x0.detach(), noise, sigma)
-    x0_fake, x0_teacher = nets.fake_score(x_t, sigma, batch.text), nets.teacher(x_t, sigma, batch.text)
+    x0_fake, x0_teacher = (
+        nets.fake_score(x_t, sigma, batch.text),
+        nets.teacher(x_t, sigma, batch.text),
+    )
     gap, residual = x0_fake - x0_teacher, x0.detach() - x0_fake
     n = (x0.detach() - x0_teacher).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
     s = over(sigma, x0)
     cotangent = b(s, n) * gap + lam(s, n) * residual
     rows = []
     for i in range(B):
-        jacobian = torch.func.jacrev(lambda x, i=i: nets.fake_score(x[None], sigma[i : i + 1], batch.text)[0])(x_t[i])
+        jacobian = torch.func.jacrev(
+            lambda x, i=i: nets.fake_score(x[None], sigma[i : i + 1], batch.text)[0]
+        )(x_t[i])
         jacobian = (1 - sigma[i]) * jacobian.reshape(cotangent[i].numel(), -1)
         rows.append((jacobian.T @ cotangent[i].flatten()).reshape(SHAPE))
     return (a(s, n) * gap + torch.stack(rows)) / x0.numel()
@@ -69,7 +88,12 @@ ROWS = {
     "dmd2": (DMD2(), lambda s, n: 1 / n, zero, zero),
     "dmd": (DMD(), lambda s, n: 1 / n, zero, zero),
     "sgmd official": (SGMD(), zero, lambda s, n: 1 / (n + 1e-8), lambda s, n: 0.1 / s),
-    "sgmd paper": (SGMD("c_t", "x0", "x0"), zero, lambda s, n: (1 - s) ** 2 / s**4, lambda s, n: 0.1 + zero(s, n)),
+    "sgmd paper": (
+        SGMD("c_t", "x0", "x0"),
+        zero,
+        lambda s, n: (1 - s) ** 2 / s**4,
+        lambda s, n: 0.1 + zero(s, n),
+    ),
     "sgmd without residual": (SGMD(residual_weight=0.0), zero, lambda s, n: 1 / (n + 1e-8), zero),
 }
 
@@ -80,7 +104,9 @@ def test_the_gradient_at_x0_equals_the_template(row, setting):
     method, a, b, lam = ROWS[row]
     (gradient,) = torch.autograd.grad(method.student_loss(nets, batch).total, x0)
     assert gradient.dtype == torch.float64
-    torch.testing.assert_close(gradient, template(nets, batch, x0, a, b, lam), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        gradient, template(nets, batch, x0, a, b, lam), rtol=1e-12, atol=1e-15
+    )
 
 
 def test_the_template_itself_agrees_with_finite_differences_of_the_fisher_term(setting):
@@ -92,7 +118,11 @@ def test_the_template_itself_agrees_with_finite_differences_of_the_fisher_term(s
     n = (x0.detach() - teacher).abs().mean(dim=(1, 2, 3, 4), keepdim=True) + 1e-8
 
     def fisher(x: Tensor) -> Tensor:
-        return (0.5 * (nets.fake_score(add_noise(x, noise, sigma), sigma, batch.text) - teacher) ** 2 / n).mean()
+        return (
+            0.5
+            * (nets.fake_score(add_noise(x, noise, sigma), sigma, batch.text) - teacher) ** 2
+            / n
+        ).mean()
 
     (gradient,) = torch.autograd.grad(SGMD(residual_weight=0.0).student_loss(nets, batch).total, x0)
     step = 1e-6
@@ -108,7 +138,9 @@ def test_the_regression_of_dmd_reaches_the_student_with_its_weight(setting):
     nets, batch, x0 = setting
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     nets = dataclasses.replace(nets, student=lambda x, s, t: scale * x)
-    (slope,) = torch.autograd.grad(DMD(regression_weight=0.25).student_loss(nets, batch).total, scale)
+    (slope,) = torch.autograd.grad(
+        DMD(regression_weight=0.25).student_loss(nets, batch).total, scale
+    )
     z, y = (batch.extra("ode_pairs")[key] for key in ("noise", "x0"))
     torch.testing.assert_close(slope, 0.25 * ((z - y) * z).mean())
 
@@ -170,7 +202,10 @@ def test_approximate_r1_has_both_sides_of_its_gradient_in_features_that_are_trai
     """The derivative by a weight of the role is that of the stated loss, by finite differences."""
     draws = Draws(0, 0, "fake_score/0", range(B), torch.device("cpu"), torch.float64)
     batch = Batch(torch.zeros(B, 1, 1, dtype=torch.float64), draws, SHAPE, 1.0, 0.02, 0.98)
-    real, weight = draws.noise("real", SHAPE), torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    real, weight = (
+        draws.noise("real", SHAPE),
+        torch.tensor(1.3, dtype=torch.float64, requires_grad=True),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = Head(2).double()

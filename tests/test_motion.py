@@ -39,9 +39,15 @@ def test_normal_flow_reads_the_speed_of_shapes_within_its_stated_errors(sd, most
     fast = [a for a in shapes.all_attributes() if a.speed == "fast"][::6]
     true, read = [], []
     for speed in (0.25, 0.5, 1.0, 2.0):
-        frames = np.stack([shapes.render(a, i, speed / shapes.SPEEDS["fast"]) for i, a in enumerate(fast)])
+        frames = np.stack(
+            [shapes.render(a, i, speed / shapes.SPEEDS["fast"]) for i, a in enumerate(fast)]
+        )
         true += [speed] * len(frames)
-        read += motion(controls.noisy(frames, 0, sd) if sd else frames, normal_speed)[0].mean(1).tolist()
+        read += (
+            motion(controls.noisy(frames, 0, sd) if sd else frames, normal_speed)[0]
+            .mean(1)
+            .tolist()
+        )
     true, read = np.array(true), np.array(read)
     assert np.mean(abs(read - true) / true) < most
     assert np.corrcoef(true, read)[0, 1] > 0.98
@@ -51,13 +57,19 @@ def test_normal_flow_reads_the_speed_of_shapes_within_its_stated_errors(sd, most
 @pytest.mark.parametrize("size, radius", [(32, 4), (64, 4), (64, 8), (64, 16)])
 def test_what_a_body_reads_low_cancels_in_a_ratio(size, radius):
     """Discs read up to 72 % low; at half and double the speed they read half and double within a tenth."""
-    half, one, double = (motion(disc(size, size, radius, v, 0.4)[None], normal_speed)[0].mean() for v in (0.5, 1.0, 2.0))
+    half, one, double = (
+        motion(disc(size, size, radius, v, 0.4)[None], normal_speed)[0].mean()
+        for v in (0.5, 1.0, 2.0)
+    )
     assert one < 0.85
     assert half / one == pytest.approx(0.5, rel=0.1) and double / one == pytest.approx(2, rel=0.1)
 
 
 def test_the_readme_says_the_errors_of_the_calibration():
-    text, stored = (module.CALIBRATION.parent / "README.md").read_text(), json.loads(module.CALIBRATION.read_text())
+    text, stored = (
+        (module.CALIBRATION.parent / "README.md").read_text(),
+        json.loads(module.CALIBRATION.read_text()),
+    )
     small, limit, large = stored["normal-flow"], stored["normal-flow-64"], stored["farneback-half"]
     errors = small["moving_shapes"]["error_by_noise"]
     rows = {
@@ -71,14 +83,23 @@ def test_the_readme_says_the_errors_of_the_calibration():
         "discs of radius 30, 60 and 120, of 480x832 (Farneback)": large["discs_error"],
     }
     for name, error in rows.items():
-        assert f"| {name} | {100 * error['mean']:.0f} % | {100 * error['largest']:.0f} % |" in text, name
+        assert (
+            f"| {name} | {100 * error['mean']:.0f} % | {100 * error['largest']:.0f} % |" in text
+        ), name
 
 
 def test_a_still_clip_scores_zero_and_reads_under_its_floor():
     some = clips()
     still = dataclasses.replace(some, frames=controls.frozen(some.frames))
     scores = by_column(Motion().scores(still, {"teacher": some}))
-    for column in ("motion", "motion_mean", "flicker", "dynamic_degree", "motion_true", "motion_ratio"):
+    for column in (
+        "motion",
+        "motion_mean",
+        "flicker",
+        "dynamic_degree",
+        "motion_true",
+        "motion_ratio",
+    ):
         assert scores[column].value == pytest.approx(0, abs=1e-9), column
     assert scores["motion"].value < scores["motion_floor"].value < 0.1
 
@@ -92,7 +113,9 @@ def test_half_speed_halves_and_jitter_doubles_the_ratio():
         "backwards": controls.backwards(some.frames),
     }
     values = {
-        name: by_column(Motion().scores(dataclasses.replace(some, frames=f), {"teacher": some}))["motion_ratio"].value
+        name: by_column(Motion().scores(dataclasses.replace(some, frames=f), {"teacher": some}))[
+            "motion_ratio"
+        ].value
         for name, f in rows.items()
     }
     assert values["own"] == pytest.approx(1) and values["backwards"] == pytest.approx(1)
@@ -141,10 +164,17 @@ def test_dynamic_degree_counts_pairs_as_vbench_and_refuses_its_traps():
     some = clips(2)
     tops = np.array([[0.8, 0.8, 0, 0, 0, 0, 0], [0.8, 0.7, 0, 0, 0, 0, 0]])
     assert dynamic_degree(some, tops, normal_speed).tolist() == [1, 0]
-    assert dynamic_degree(dataclasses.replace(some, frames=some.frames[:, :2]), tops[:, :1], normal_speed) is None
+    assert (
+        dynamic_degree(
+            dataclasses.replace(some, frames=some.frames[:, :2]), tops[:, :1], normal_speed
+        )
+        is None
+    )
     seen = []
     twice = dataclasses.replace(some, fps=16)
-    dynamic_degree(twice, tops, lambda clip: seen.append(len(clip)) or torch.zeros(len(clip) - 1, 4, 4))
+    dynamic_degree(
+        twice, tops, lambda clip: seen.append(len(clip)) or torch.zeros(len(clip) - 1, 4, 4)
+    )
     assert seen == [4, 4]
     still = dataclasses.replace(some, frames=controls.frozen(some.frames)[:, :3])
     assert dynamic_degree(still, np.zeros((2, 2)), normal_speed).tolist() == [0, 0]
@@ -153,15 +183,25 @@ def test_dynamic_degree_counts_pairs_as_vbench_and_refuses_its_traps():
 def test_the_ratio_says_when_it_is_not_paired_and_refuses_a_still_teacher():
     some, other = clips(12), clips(12, 100)
     assert by_column(Motion().scores(some, {"teacher": some}))["motion_ratio"].warnings == ()
-    assert "seeds" in by_column(Motion().scores(some, {"teacher": other}))["motion_ratio"].warnings[0]
+    assert (
+        "seeds" in by_column(Motion().scores(some, {"teacher": other}))["motion_ratio"].warnings[0]
+    )
     foreign = dataclasses.replace(other, prompts=["x"] * 12)
-    assert "prompts" in by_column(Motion().scores(some, {"teacher": foreign}))["motion_ratio"].warnings[0]
+    assert (
+        "prompts"
+        in by_column(Motion().scores(some, {"teacher": foreign}))["motion_ratio"].warnings[0]
+    )
     nameless = dataclasses.replace(other, prompts=[""] * 12)
-    assert "no captions" in by_column(Motion().scores(nameless, {"teacher": nameless}))["motion_ratio"].warnings[0]
+    assert (
+        "no captions"
+        in by_column(Motion().scores(nameless, {"teacher": nameless}))["motion_ratio"].warnings[0]
+    )
     still = dataclasses.replace(other, frames=controls.frozen(other.frames))
     with pytest.raises(ValueError, match="does not move"):
         Motion().scores(some, {"teacher": still})
-    turned = dataclasses.replace(some, frames=some.frames[::-1].copy(), prompts=some.prompts[::-1], seeds=some.seeds[::-1])
+    turned = dataclasses.replace(
+        some, frames=some.frames[::-1].copy(), prompts=some.prompts[::-1], seeds=some.seeds[::-1]
+    )
     assert by_column(Motion().scores(turned, {"teacher": some}))["motion_ratio"].warnings == ()
     longer = dataclasses.replace(other, frames=other.frames[:, :6])
     with pytest.raises(ValueError, match="6 frames of 32x32, the clips have 8 frames"):
@@ -192,8 +232,13 @@ def test_the_stored_calibration_is_what_the_methods_read():
         again = module.calibration(normal_speed, (size, size))
         for kind in ("textures", "discs"):
             read = [row["top"] for row in stored[name][kind]]
-            assert read == pytest.approx([row["top"] for row in again[kind]], abs=2e-3), (name, kind)
-            assert stored[name][f"{kind}_error"] == module._error([row for row in stored[name][kind] if row["true"]])
+            assert read == pytest.approx([row["top"] for row in again[kind]], abs=2e-3), (
+                name,
+                kind,
+            )
+            assert stored[name][f"{kind}_error"] == module._error(
+                [row for row in stored[name][kind] if row["true"]]
+            )
     assert stored["normal-flow"]["moving_shapes"]["r"] >= 0.95
     assert 0.85 <= stored["normal-flow"]["moving_shapes"]["slope"] <= 1.15
     assert stored["normal-flow"]["still_under_noise"]["0.02"] < 0.3
@@ -206,7 +251,12 @@ def test_known_good_is_nearer_to_one_than_known_bad():
     noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)
     frames = [some.frames, clips(48, pace=0.5).frames, controls.frozen(some.frames), noise]
     away = [
-        abs(by_column(Motion().scores(dataclasses.replace(some, frames=f), {"teacher": reference}))["motion_ratio"].value - 1)
+        abs(
+            by_column(Motion().scores(dataclasses.replace(some, frames=f), {"teacher": reference}))[
+                "motion_ratio"
+            ].value
+            - 1
+        )
         for f in frames
     ]
     assert away[0] < 0.1 < away[1] < away[2] < away[3]
@@ -223,13 +273,17 @@ def test_the_spread_of_the_ratio_is_that_of_clips_of_both_resampled_together():
     drawn = rng.integers(0, 400, (4000, 400))
     together = (mine[drawn].mean(1) / theirs[drawn].mean(1)).std()
     assert each.std(ddof=1) / 20 == pytest.approx(together, rel=0.1)
-    assert (mine / theirs.mean()).std(ddof=1) / 20 > 4 * together, "what holding the teacher's mean would say"
+    assert (mine / theirs.mean()).std(ddof=1) / 20 > 4 * together, (
+        "what holding the teacher's mean would say"
+    )
 
 
 def test_the_ratio_pairs_clips_by_prompt_whatever_their_order():
     """The teacher's own clips in another order: a ratio of 1 without a spread."""
     some = clips()
     order = [3, 1, 0, 2, *range(4, 24)]
-    other = Clips(some.frames[order], [some.prompts[i] for i in order], [some.seeds[i] for i in order])
+    other = Clips(
+        some.frames[order], [some.prompts[i] for i in order], [some.seeds[i] for i in order]
+    )
     score = by_column(Motion().scores(other, {"teacher": some}))["motion_ratio"]
     assert score.value == pytest.approx(1) and np.std(score.per_clip) < 1e-6

@@ -22,9 +22,19 @@ from distill_bench.sample import sample
 from distill_bench.train import Trainer, train
 
 BASE = {
-    "student_updates": 2, "fake_score_updates": 2, "batch_size": 4, "nfe": 2, "frames": 5, "height": 16, "width": 16,
-    "checkpoint_every": 1, "log_every": 1, "trackers": [], "evaluations": 1, "protocol": {"clips": 2, "teacher_steps": 2},
-}  # fmt: skip
+    "student_updates": 2,
+    "fake_score_updates": 2,
+    "batch_size": 4,
+    "nfe": 2,
+    "frames": 5,
+    "height": 16,
+    "width": 16,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "trackers": [],
+    "evaluations": 1,
+    "protocol": {"clips": 2, "teacher_steps": 2},
+}
 ADAPTER = {"rank": 2, "alpha": 4.0, "targets": ["to_q", "to_v", "ffn.net.2"]}
 SHARED_GRAPH = {"name": "sgmd", "preset": "paper"}
 ON_FEATURES = {"name": "dmd2", "preset": "paper"}
@@ -75,7 +85,10 @@ def test_how_a_run_is_held_is_in_its_id_only_where_it_changes_the_numbers():
         ({"compile": True, "sharding": True}, "compile with sharding"),
         ({"compile": True, "method": SHARED_GRAPH}, "compile with reuse_rollout 'graph'"),
         ({"adapter": {}, "method": "ida"}, "adapter: ida averages weights"),
-        ({"adapter": {}, "teacher": "gaussian"}, "adapter needs a transformer: the teacher 'gaussian' is none"),
+        (
+            {"adapter": {}, "teacher": "gaussian"},
+            "adapter needs a transformer: the teacher 'gaussian' is none",
+        ),
         ({"sharding": True, "method": SHARED_GRAPH}, "sharding with reuse_rollout 'graph'"),
     ],
 )
@@ -88,7 +101,9 @@ def test_what_cannot_be_had_is_refused_in_one_line(fields, says):
 @pytest.mark.parametrize("method", ["dmd2", ON_FEATURES, SHARED_GRAPH, "sid"], ids=str)
 def test_gradient_checkpointing_changes_neither_numbers_nor_the_ledger(method, make_run):
     """The forwards that a backward makes again are the machine's, not the method's: a run costs the same by its ledger."""
-    plain, saving = (make_run(f"{on}", method=method, gradient_checkpointing=on) for on in (False, True))
+    plain, saving = (
+        make_run(f"{on}", method=method, gradient_checkpointing=on) for on in (False, True)
+    )
     cost, again = train(plain)["cost"], train(saving)["cost"]
     assert furthest(plain, saving) == 0
     assert cost == again
@@ -98,9 +113,16 @@ def test_gradient_checkpointing_runs_each_block_once_more_a_backward(make_run):
     """methods.md 1.12: +1F per network backward."""
     counted = {}
     for on in (False, True):
-        trainer, calls = Trainer(make_run(f"{on}", gradient_checkpointing=on, exit_step="last", guidance_scale=1.0)), []
+        trainer, calls = (
+            Trainer(
+                make_run(f"{on}", gradient_checkpointing=on, exit_step="last", guidance_scale=1.0)
+            ),
+            [],
+        )
         for role in ("student", "fake_score"):
-            getattr(trainer, role).blocks[0].register_forward_pre_hook(lambda *_, role=role, calls=calls: calls.append(role))
+            getattr(trainer, role).blocks[0].register_forward_pre_hook(
+                lambda *_, role=role, calls=calls: calls.append(role)
+            )
         trainer.update_student()
         trainer.update_fake_score(0, None)
         counted[on] = {role: calls.count(role) for role in ("student", "fake_score")}
@@ -111,7 +133,13 @@ def test_gradient_checkpointing_runs_each_block_once_more_a_backward(make_run):
 @pytest.mark.parametrize("method", ["dmd2", "sid", ON_FEATURES], ids=str)
 def test_sequential_guidance_and_an_offloaded_teacher_change_no_number(method, make_run):
     plain = make_run("plain", method=method, precision="float64")
-    other = make_run("other", method=method, precision="float64", guidance_forwards="sequential", teacher_offload=True)
+    other = make_run(
+        "other",
+        method=method,
+        precision="float64",
+        guidance_forwards="sequential",
+        teacher_offload=True,
+    )
     cost = train(plain)["cost"]
     assert train(other)["cost"] == cost
     assert furthest(plain, other) < 1e-9
@@ -123,16 +151,24 @@ def test_sequential_guidance_is_batched_guidance_in_float32(make_run):
     x_t, sigma = batch.noise("x"), batch.sigma("s")
     batched = trainer.nets.teacher(x_t, sigma, batch.text)
     trainer.nets.teacher.batched = False
-    torch.testing.assert_close(trainer.nets.teacher(x_t, sigma, batch.text), batched, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        trainer.nets.teacher(x_t, sigma, batch.text), batched, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_the_blocks_of_an_offloaded_teacher_are_on_the_device_one_at_a_time(tiny_wan):
     """With checkpointing a block's copy is gone after its forward and comes again in the backward."""
-    x, sigma, text = torch.randn(1, 4, 2, 2, 2, requires_grad=True), torch.tensor([0.5]), torch.randn(1, 8, 16)
+    x, sigma, text = (
+        torch.randn(1, 4, 2, 2, 2, requires_grad=True),
+        torch.tensor([0.5]),
+        torch.randn(1, 8, 16),
+    )
 
     def gradient(net: nn.Module) -> torch.Tensor:
         net.enable_gradient_checkpointing(checkpointed)
-        return torch.autograd.grad(Denoiser(net, "teacher", Ledger(1))(x, sigma, text).square().sum(), x)[0]
+        return torch.autograd.grad(
+            Denoiser(net, "teacher", Ledger(1))(x, sigma, text).square().sum(), x
+        )[0]
 
     plain, net = (load_transformer(tiny_wan).requires_grad_(False) for _ in range(2))
     net = offloaded(net, torch.device("cpu"))
@@ -150,13 +186,17 @@ def test_the_blocks_of_an_offloaded_teacher_are_on_the_device_one_at_a_time(tiny
     torch.testing.assert_close(gradient(net), gradient(plain), rtol=1e-5, atol=1e-6)
     assert len(net.blocks) > 1 and most == 1
     fetched = Streamed(nn.Linear(2, 2), torch.device("meta"))
-    assert fetched(torch.zeros(1, 2, device="meta")).device.type == "meta" and fetched.block.weight.device.type == "cpu"
+    assert (
+        fetched(torch.zeros(1, 2, device="meta")).device.type == "meta"
+        and fetched.block.weight.device.type == "cpu"
+    )
 
 
 def test_compiled_blocks_change_the_rounding_alone(make_run):
     """Of a method whose discriminator stops a forward half-way; compiled once for all roles, so one method is enough."""
     plain, compiled = (
-        make_run(str(on), method=ON_FEATURES, compile=on, student_updates=1, fake_score_updates=1) for on in (False, True)
+        make_run(str(on), method=ON_FEATURES, compile=on, student_updates=1, fake_score_updates=1)
+        for on in (False, True)
     )
     assert train(plain)["cost"] == train(compiled)["cost"]
     assert 0 < furthest(plain, compiled) < 1e-5
@@ -166,13 +206,25 @@ def test_compiled_blocks_change_the_rounding_alone(make_run):
 
 
 def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run):
-    run = make_run("low", precision="bfloat16", weights="bfloat16", student_lr=1e-6, fake_score_lr=1e-6, student_updates=1)
+    run = make_run(
+        "low",
+        precision="bfloat16",
+        weights="bfloat16",
+        student_lr=1e-6,
+        fake_score_lr=1e-6,
+        student_updates=1,
+    )
     trainer = Trainer(run)
     started = {
-        role: {k: p.detach().clone() for k, p in trainer.trained[role].named_parameters()} for role in ("student", "fake_score")
+        role: {k: p.detach().clone() for k, p in trainer.trained[role].named_parameters()}
+        for role in ("student", "fake_score")
     }
     net = dict(trainer.student.named_parameters())
-    assert net["blocks.0.attn1.to_q.weight"].dtype == net["blocks.0.ffn.net.2.weight"].dtype == torch.bfloat16
+    assert (
+        net["blocks.0.attn1.to_q.weight"].dtype
+        == net["blocks.0.ffn.net.2.weight"].dtype
+        == torch.bfloat16
+    )
     assert net["blocks.0.norm2.weight"].dtype == net["scale_shift_table"].dtype == torch.float32
     assert trainer.nets.unguided_teacher.net.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     train(run)
@@ -190,7 +242,11 @@ def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run
     [
         {"method": "sgmd", "reuse_rollout": True},
         {"method": {"name": "sgmd", "preset": "paper"}},
-        {"method": {"name": "sgmd", "preset": "paper"}, "gradient_checkpointing": True, "accumulation": 2},
+        {
+            "method": {"name": "sgmd", "preset": "paper"},
+            "gradient_checkpointing": True,
+            "accumulation": 2,
+        },
     ],
 )
 def test_bfloat16_weights_train_as_autocast_does_to_its_precision(fields, make_run):
@@ -204,7 +260,12 @@ def test_bfloat16_weights_train_as_autocast_does_to_its_precision(fields, make_r
 
 
 def test_a_run_in_bfloat16_resumes_in_the_same_bits(make_run):
-    fields = {"precision": "bfloat16", "weights": "bfloat16", "gradient_checkpointing": True, "accumulation": 2}
+    fields = {
+        "precision": "bfloat16",
+        "weights": "bfloat16",
+        "gradient_checkpointing": True,
+        "accumulation": 2,
+    }
     whole, parts = make_run("whole", **fields), make_run("parts", **fields)
     train(whole)
     assert train(parts, stop=lambda: True)["status"] == "stopped"
@@ -216,7 +277,9 @@ def test_a_hook_that_moves_weights_moves_the_masters(make_run):
     run = make_run("ida", method="ida", precision="bfloat16", weights="bfloat16")
     trainer = Trainer(run)
     trainer.update_student()
-    student, fake_score = (dict(trainer.trained[role].named_parameters()) for role in ("student", "fake_score"))
+    student, fake_score = (
+        dict(trainer.trained[role].named_parameters()) for role in ("student", "fake_score")
+    )
     expected = {k: torch.lerp(p, student[k], 0.03) for k, p in fake_score.items()}
     trainer.after_student_update()
     net = dict(trainer.fake_score.named_parameters())
@@ -236,7 +299,14 @@ def test_all_roles_share_one_base_and_train_their_own_adapters_alone(make_run):
     expected = 2 * (4 * 2 * (24 + 24) + 2 * (32 + 24))
     for role in ("student", "fake_score"):
         assert sum(p.numel() for p in trainer.roles[role].parameters()) == expected
-        assert sum(p.numel() for group in trainer.optimisers[role].param_groups for p in group["params"]) == expected
+        assert (
+            sum(
+                p.numel()
+                for group in trainer.optimisers[role].param_groups
+                for p in group["params"]
+            )
+            == expected
+        )
 
 
 def test_the_teacher_is_the_base_whatever_the_adapters_are(make_run, tiny_wan):
@@ -254,7 +324,9 @@ def test_the_teacher_is_the_base_whatever_the_adapters_are(make_run, tiny_wan):
         activate(trainer.student.net, ["student"])
         merged = merge(trainer.student.net)
         assert "lora" not in " ".join(merged.state_dict())
-        torch.testing.assert_close(Denoiser(merged, "student", Ledger(1))(*inputs), student, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            Denoiser(merged, "student", Ledger(1))(*inputs), student, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -289,27 +361,40 @@ def test_checkpointing_runs_a_block_again_with_the_adapter_that_it_had(method, m
 def test_the_samples_are_of_the_adapted_student(make_run, tiny_wan):
     import numpy as np
 
-    run = make_run("lora", adapter=ADAPTER, student_lr=0.05, student_updates=4, ema=None, evaluations=2)
+    run = make_run(
+        "lora", adapter=ADAPTER, student_lr=0.05, student_updates=4, ema=None, evaluations=2
+    )
     train(run)
     first, last = (np.load(folder / "clips.npy") for folder in sample(run))
     assert (first != last).any()
     net = load_transformer(tiny_wan)
-    checkpoint.load_student(checkpoint.students(run)[4], net, resolve(yaml.safe_load((run / "run.yaml").read_text())).adapter)
+    checkpoint.load_student(
+        checkpoint.students(run)[4],
+        net,
+        resolve(yaml.safe_load((run / "run.yaml").read_text())).adapter,
+    )
     trainer = Trainer(run)
     trainer.resume()
     batch = trainer._batch("student", 0)
     inputs = batch.noise("x"), batch.sigma("s"), batch.text
     with torch.no_grad():
-        assert torch.equal(Denoiser(net, "student", Ledger(1))(*inputs), trainer.nets.student(*inputs))
+        assert torch.equal(
+            Denoiser(net, "student", Ledger(1))(*inputs), trainer.nets.student(*inputs)
+        )
 
 
 def test_unknown_targets_name_those_that_there_are(make_run):
-    with pytest.raises(ConfigError, match="adapter.targets query: no layer is called so; linear layers end in: .*to_q"):
+    with pytest.raises(
+        ConfigError,
+        match="adapter.targets query: no layer is called so; linear layers end in: .*to_q",
+    ):
         Trainer(make_run("lora", adapter={"targets": ["query"]}))
 
 
 @pytest.mark.parametrize("method", ["sgmd", ON_FEATURES, "f_distill", "consistency"], ids=str)
 def test_methods_conform_with_adapters(method, tmp_path_factory):
-    runs = testing.Runs(method, tmp_path_factory.getbasetemp() / "adapters", f"{method}", {"adapter": ADAPTER})
+    runs = testing.Runs(
+        method, tmp_path_factory.getbasetemp() / "adapters", f"{method}", {"adapter": ADAPTER}
+    )
     for check in (c for c in testing.CHECKS if c is not testing.check_presets):
         check(runs)

@@ -11,7 +11,10 @@ from distill_bench.models import Guided
 def test_predictions_survive_a_round_trip():
     x0, e = torch.randn(2, 3, 2, 4, 4, 4, dtype=torch.float64)
     sigma = torch.tensor([0.02, 0.5, 0.98], dtype=torch.float64)[:3]
-    x0, e = x0.reshape(2, -1)[:, :48].reshape(3, 2, 2, 2, 4), e.reshape(2, -1)[:, :48].reshape(3, 2, 2, 2, 4)
+    x0, e = (
+        x0.reshape(2, -1)[:, :48].reshape(3, 2, 2, 2, 4),
+        e.reshape(2, -1)[:, :48].reshape(3, 2, 2, 2, 4),
+    )
     x_t = noise.add_noise(x0, e, sigma)
     torch.testing.assert_close(noise.x0_to_velocity(x0, x_t, sigma), e - x0)
     torch.testing.assert_close(noise.velocity_to_x0(e - x0, x_t, sigma), x0)
@@ -23,7 +26,9 @@ def test_predictions_survive_a_round_trip():
     [(5, [1, 0.9375, 0.83333, 0.625]), (8, [1, 0.96, 0.88889, 0.72727]), (1, [1, 0.75, 0.5, 0.25])],
 )
 def test_student_levels_are_the_published_ones(shift, expected):
-    torch.testing.assert_close(noise.student_sigmas(4, shift), torch.tensor(expected), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        noise.student_sigmas(4, shift), torch.tensor(expected), rtol=1e-4, atol=0
+    )
 
 
 def test_teacher_levels_run_from_noise_to_clean():
@@ -35,7 +40,12 @@ def test_guidance_one_is_none_and_two_extrapolates():
     def net(x_t, sigma, text):
         return x_t * text[:, 0, 0].reshape(-1, 1, 1, 1, 1)
 
-    x, sigma, text, null = torch.randn(2, 3, 1, 1, 1), torch.ones(2), torch.full((2, 1, 1), 3.0), torch.ones(1, 1, 1)
+    x, sigma, text, null = (
+        torch.randn(2, 3, 1, 1, 1),
+        torch.ones(2),
+        torch.full((2, 1, 1), 3.0),
+        torch.ones(1, 1, 1),
+    )
     torch.testing.assert_close(Guided(net, null, 1.0)(x, sigma, text), net(x, sigma, text))
     torch.testing.assert_close(Guided(net, null, 2.0)(x, sigma, text), (1 + 2 * (3 - 1)) * x)
 

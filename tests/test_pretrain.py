@@ -15,7 +15,14 @@ from distill_bench import pretrain, shapes
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.teacher import EMBEDDED
 
-QUALITY = {"colour": 0.5, "shape": 0.5, "direction": 0.5, "speed": 0.5, "all": 0.5, "motion_over_data": 1.0}
+QUALITY = {
+    "colour": 0.5,
+    "shape": 0.5,
+    "direction": 0.5,
+    "speed": 0.5,
+    "all": 0.5,
+    "motion_over_data": 1.0,
+}
 CPU = torch.device("cpu")
 
 
@@ -23,12 +30,28 @@ class TinyTeacher(pretrain.Teacher):
     def __init__(self, vocabulary: int) -> None:
         torch.nn.Module.__init__(self)
         self.text_encoder = UMT5EncoderModel(
-            UMT5Config(vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0)
+            UMT5Config(
+                vocab_size=vocabulary,
+                d_model=16,
+                d_kv=8,
+                d_ff=16,
+                num_layers=1,
+                num_heads=2,
+                dropout_rate=0.0,
+            )
         )
         self.transformer = WanTransformer3DModel(
-            patch_size=(2, 2, 2), num_attention_heads=1, attention_head_dim=12, in_channels=4, out_channels=4,
-            text_dim=16, freq_dim=16, ffn_dim=16, num_layers=1, rope_max_seq_len=16,
-        )  # fmt: skip
+            patch_size=(2, 2, 2),
+            num_attention_heads=1,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=16,
+            num_layers=1,
+            rope_max_seq_len=16,
+        )
 
 
 @pytest.fixture
@@ -38,10 +61,26 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(folder: Path, steps: int) -> None:
-    pretrain.main([
-        "--out", str(folder / "mini"), "--work", str(folder / "work"), "--clips", "12", "--autoencoder-steps", "2",
-        "--steps", str(steps), "--batch", "2", "--every", "1000", "--threads", "1",
-    ])  # fmt: skip
+    pretrain.main(
+        [
+            "--out",
+            str(folder / "mini"),
+            "--work",
+            str(folder / "work"),
+            "--clips",
+            "12",
+            "--autoencoder-steps",
+            "2",
+            "--steps",
+            str(steps),
+            "--batch",
+            "2",
+            "--every",
+            "1000",
+            "--threads",
+            "1",
+        ]
+    )
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -51,7 +90,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     train(tmp_path / "whole", 253)
     set_lr = pretrain._set_lr
 
@@ -110,7 +151,10 @@ def test_the_autoencoder_keeps_its_statistics_and_shapes(tmp_path: Path):
     vae.latents_mean.copy_(torch.arange(4.0))
     vae.latents_std.copy_(torch.arange(4.0) + 1)
     vae.save_pretrained(tmp_path)
-    again, video = FrameAutoencoder.from_pretrained(tmp_path).eval(), torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    again, video = (
+        FrameAutoencoder.from_pretrained(tmp_path).eval(),
+        torch.rand(2, 3, 5, 32, 32) * 2 - 1,
+    )
     with torch.no_grad():
         latents = again.encode(video)
         assert latents.shape == (2, 4, 5, 8, 8)
@@ -122,7 +166,9 @@ def test_the_autoencoder_keeps_its_statistics_and_shapes(tmp_path: Path):
 
 @pytest.mark.skipif(not EMBEDDED["mini-wan"].is_dir(), reason="mini-wan is not trained here")
 def test_the_shipped_autoencoder_keeps_every_attribute():
-    vae = FrameAutoencoder.from_pretrained(EMBEDDED["mini-wan"] / "vae", torch_dtype=torch.float32).eval()
+    vae = FrameAutoencoder.from_pretrained(
+        EMBEDDED["mini-wan"] / "vae", torch_dtype=torch.float32
+    ).eval()
     attributes = shapes.all_attributes()[::3]
     clips = np.stack([shapes.render(a, 9_000 + i) for i, a in enumerate(attributes)])
     quality = pretrain.oracle_accuracy(pretrain.reconstruct(vae, clips, CPU), attributes)
@@ -134,7 +180,9 @@ def test_the_shipped_autoencoder_keeps_every_attribute():
 def test_the_encoders_are_trained_by_the_same_command_and_know_what_they_have_seen(tmp_path):
     from distill_bench import encoders
 
-    assert pretrain.main(["--encoders", "--out", str(tmp_path), "--steps", "3", "--clips", "12"]) == 0
+    assert (
+        pretrain.main(["--encoders", "--out", str(tmp_path), "--steps", "3", "--clips", "12"]) == 0
+    )
     nets = {
         encoders.CLASSIFIER: encoders.Classifier,
         encoders.FRAME_CLIP: encoders.frame_clip,
@@ -143,5 +191,9 @@ def test_the_encoders_are_trained_by_the_same_command_and_know_what_they_have_se
     for name, make in nets.items():
         _, digest, seen = encoders.load_encoder(make(), name, tmp_path)
         card = json.loads((tmp_path / f"{name}.json").read_text())
-        assert card["sha256"] == digest and card["command"].endswith("--encoders --steps 3 --clips 12 --seed 0")
-        assert seen == {encoders.clip_digest(clip) for clip in encoders.rendered(12, encoders.TRAIN_KEYS)[0]}
+        assert card["sha256"] == digest and card["command"].endswith(
+            "--encoders --steps 3 --clips 12 --seed 0"
+        )
+        assert seen == {
+            encoders.clip_digest(clip) for clip in encoders.rendered(12, encoders.TRAIN_KEYS)[0]
+        }

@@ -25,7 +25,9 @@ def block(language: str, beginning: str) -> str:
 def test_the_method_of_the_readme_has_the_gradient_that_it_says(tmp_path):
     (tmp_path / "my_method.py").write_text(block("python", "# my_method.py"))
     method = find_method(f"{tmp_path}/my_method.py:MyMethod")(scale=2.0)
-    x0, noise = torch.randn(2, 2, 3, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0, noise = torch.randn(
+        2, 2, 3, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     sigma = torch.tensor([0.3, 0.7], dtype=torch.float64)
     found = student_gradient(method, x0, noise, sigma, lambda x, s, t: 0.5 * x, lambda x, s, t: -x)
     x_t = (1 - sigma.reshape(2, 1, 1, 1, 1)) * x0 + sigma.reshape(2, 1, 1, 1, 1) * noise
@@ -49,7 +51,9 @@ def test_the_plan_at_size_is_the_one_that_is_printed(capsys, monkeypatch):
     assert set(shown.split("\n...")[1].split("\n")) - {""} <= set(printed)
 
 
-@pytest.mark.parametrize("path", re.findall(r"`((?:distill_bench|methods|eval|sweeps|results|tests)/[\w./]+)`", README))
+@pytest.mark.parametrize(
+    "path", re.findall(r"`((?:distill_bench|methods|eval|sweeps|results|tests)/[\w./]+)`", README)
+)
 def test_every_path_of_the_readme_is_there(path):
     if not path.startswith("results/quick/report.html"):
         assert (ROOT / path).exists()
@@ -61,5 +65,10 @@ def test_every_module_of_the_readme_is_a_command():
 
 
 def test_the_table_of_the_readme_is_that_of_the_quick_sweep():
-    table = (ROOT / "results" / "quick" / "table.md").read_text().split("## At the end of training")[1].split("\n\n")[1]
+    table = (
+        (ROOT / "results" / "quick" / "table.md")
+        .read_text()
+        .split("## At the end of training")[1]
+        .split("\n\n")[1]
+    )
     assert table.startswith("| method |") and table in README

@@ -29,12 +29,23 @@ from distill_bench.sample import sample
 from distill_bench.testing import tiny_pipeline
 from distill_bench.train import Trainer, train
 
-SIZES = {"wan21": (5, 16, 16)} | {name: size for name, (_, *size) in pipelines.TINY.items() if name != "cogvideox-2b"}
+SIZES = {"wan21": (5, 16, 16)} | {
+    name: size for name, (_, *size) in pipelines.TINY.items() if name != "cogvideox-2b"
+}
 STEPPING = {"dmd2": "renoise", "sgmd": "ode"}
 BASE = {
-    "student_updates": 2, "fake_score_updates": 1, "batch_size": 2, "nfe": 3, "shift": 3.0, "checkpoint_every": 1, "log_every": 1,
-    "signals_every": None, "trackers": [], "evaluations": 1, "protocol": {"clips": 2, "teacher_steps": 2},
-}  # fmt: skip
+    "student_updates": 2,
+    "fake_score_updates": 1,
+    "batch_size": 2,
+    "nfe": 3,
+    "shift": 3.0,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "signals_every": None,
+    "trackers": [],
+    "evaluations": 1,
+    "protocol": {"clips": 2, "teacher_steps": 2},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,11 +69,17 @@ def make_run(teacher: Path, store: Path, name: str, **fields) -> Path:
     run = store / name
     run.mkdir(parents=True)
     size = {"teacher": str(teacher), "frames": frames, "height": height, "width": width}
-    (run / "run.yaml").write_text(yaml.safe_dump(resolve(BASE | size | fields).model_dump(mode="json")))
+    (run / "run.yaml").write_text(
+        yaml.safe_dump(resolve(BASE | size | fields).model_dump(mode="json"))
+    )
     return run
 
 
-@pytest.fixture(scope="module", params=[(teacher, method) for teacher in SIZES for method in STEPPING], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[(teacher, method) for teacher in SIZES for method in STEPPING],
+    ids="-".join,
+)
 def run(request, teachers, tmp_path_factory) -> Path:
     """Two updates of a method on a teacher: dmd2 with noise at every step, sgmd by Euler steps."""
     teacher, method = request.param
@@ -79,7 +96,9 @@ def student_of(run: Path) -> dict[str, torch.Tensor]:
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(run):
     config = load_run(run)
     teacher = Path(config.teacher)
-    parts = make_run(teacher, run.parent, "parts", method=config.method["name"], stepping=config.stepping)
+    parts = make_run(
+        teacher, run.parent, "parts", method=config.method["name"], stepping=config.stepping
+    )
     assert [train(parts, stop=lambda: True)["status"] for _ in range(2)] == ["stopped", "done"]
     a, b, begun = student_of(run), student_of(parts), load_transformer(teacher).state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
@@ -92,11 +111,15 @@ def test_its_clips_are_scored_and_are_videos_at_the_teachers_rate(run):
     assert frames.shape == (2, config.frames, 3, config.height, config.width)
     (line,) = [line for line in evaluate(clips, {}, ["motion"]) if line["column"] == "motion"]
     assert np.isfinite(line["value"])
-    rate = {"wan21": 16, "wan22": 24, "cogvideox": 8, "cogvideox-1.5": 16, "ltx": 25}[Path(config.teacher).name]
+    rate = {"wan21": 16, "wan22": 24, "cogvideox": 8, "cogvideox-1.5": 16, "ltx": 25}[
+        Path(config.teacher).name
+    ]
     assert load_clips(clips).fps == rate
     video, seen = read_clip(clips / "videos" / "000001.mp4")
     assert seen == rate and video.shape == frames[1].shape
-    assert np.corrcoef(video.mean(1).ravel(), frames[1].mean(1).ravel())[0, 1] > 0.8, "noise, compressed"
+    assert np.corrcoef(video.mean(1).ravel(), frames[1].mean(1).ravel())[0, 1] > 0.8, (
+        "noise, compressed"
+    )
 
 
 def opened(folder: Path) -> diffusers.DiffusionPipeline:
@@ -119,14 +142,29 @@ def of_pipeline(latents: torch.Tensor, teacher: str, shape: tuple[int, ...]) -> 
     return latents.transpose(1, 2) if "cog" in teacher else latents
 
 
-def called(pipe: diffusers.DiffusionPipeline, teacher: str, prompt: str, output: str, size: tuple | None = None, **options):
+def called(
+    pipe: diffusers.DiffusionPipeline,
+    teacher: str,
+    prompt: str,
+    output: str,
+    size: tuple | None = None,
+    **options,
+):
     """What an exported pipeline gives for one prompt."""
     frames, height, width = size or SIZES[teacher]
     length = {"wan21": 8, "wan22": 512, "ltx": 128}.get(teacher, 12)
     return pipe(
-        prompt, num_inference_steps=3, guidance_scale=1.0, num_frames=frames, height=height, width=width,
-        max_sequence_length=length, output_type=output, return_dict=False, **options,
-    )[0]  # fmt: skip
+        prompt,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        num_frames=frames,
+        height=height,
+        width=width,
+        max_sequence_length=length,
+        output_type=output,
+        return_dict=False,
+        **options,
+    )[0]
 
 
 def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
@@ -151,7 +189,9 @@ def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
     with torch.no_grad():
         text = mine.encode_text(PROMPTS[:1])
         sigmas = student_sigmas(config.nfe, config.shift)
-        expected = rollout(Denoiser(net, "student", Ledger(1)), noises, sigmas, text, config.stepping)
+        expected = rollout(
+            Denoiser(net, "student", Ledger(1)), noises, sigmas, text, config.stepping
+        )
     assert torch.equal(out, expected)
 
 
@@ -163,7 +203,9 @@ def test_the_exported_pipeline_gives_the_runs_own_samples(run, tmp_path):
     for prompt, seed, clip in zip(clips.prompts, clips.seeds, clips.frames, strict=True):
         with export.harness_draws(pipe, seed) as draws:
             frames = called(pipe, teacher, prompt, "np", generator=draws)[0]
-        np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clip.transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(
+            np.round(frames * 255).astype(np.uint8), clip.transpose(0, 2, 3, 1)
+        )
 
 
 def snippet_of(folder: Path) -> str:
@@ -175,24 +217,42 @@ def snippet_of(folder: Path) -> str:
 def test_the_cards_snippet_runs_in_a_fresh_interpreter(run, tmp_path):
     """The class of its scheduler is none that diffusers imports itself."""
     code = snippet_of(export.export(run, tmp_path / "student"))
-    path = os.pathsep.join([str(Path(export.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(Path(export.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     video, rate = read_clip(tmp_path / "clip.mp4")
     assert rate == 8 and video.shape == (9, 3, 32, 32)
 
 
-LARGE = {"wan21": (5, 16, 272), "cogvideox": (9, 64, 64), "ltx": (25, 64, 64)}  # more than a tile, of pixels or of frames
+LARGE = {
+    "wan21": (5, 16, 272),
+    "cogvideox": (9, 64, 64),
+    "ltx": (25, 64, 64),
+}  # more than a tile, of pixels or of frames
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_clips_of_the_exported_pipeline_are_those_of_the_run(name, teachers, tmp_path):
     """It tiles where the snippet tells it to, as the harness does."""
     size = dict(zip(("frames", "height", "width"), LARGE[name], strict=True))
-    run = make_run(teachers / name, tmp_path / "store", "run", method="dmd2", stepping="ode", student_updates=1, **size)
+    run = make_run(
+        teachers / name,
+        tmp_path / "store",
+        "run",
+        method="dmd2",
+        stepping="ode",
+        student_updates=1,
+        **size,
+    )
     train(run)
     clips = load_clips(sample(run)[-1])
     setup = snippet_of(export.export(run, tmp_path / "student")).split("frames = pipe(")[0]
@@ -207,31 +267,49 @@ def test_large_clips_of_the_exported_pipeline_are_those_of_the_run(name, teacher
 @pytest.mark.parametrize("run", [("wan21", "dmd2")], indirect=True, ids="-".join)
 def test_a_revision_of_the_teacher_is_an_argument_of_its_own(run, tmp_path):
     config = load_run(run)
-    architecture, scheduler = architecture_of(Path(config.teacher)), {"scheduler": ["diffusers", "S"]}
+    architecture, scheduler = (
+        architecture_of(Path(config.teacher)),
+        {"scheduler": ["diffusers", "S"]},
+    )
     config = config.model_copy(update={"teacher": "owner/name@v1.0"})
     call = export.snippet(config, architecture, "student", scheduler, lora=True)
     said = export.card(run, config, 2, "student", call)
-    assert "\nbase_model: owner/name\n" in said and '.from_pretrained("owner/name", revision="v1.0")' in said
+    assert (
+        "\nbase_model: owner/name\n" in said
+        and '.from_pretrained("owner/name", revision="v1.0")' in said
+    )
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_an_adapter_leaves_as_a_lora_file_or_added_to_the_weights(name, teachers, tmp_path):
     """Both pipelines give the frames of the run's own adapter, to the rounding of a product; alpha is not the rank."""
     run = make_run(
-        teachers / name, tmp_path / "store", "run",
-        method="dmd2", stepping="ode", adapter={"rank": 2, "alpha": 6.0}, student_lr=0.05,
-    )  # fmt: skip
+        teachers / name,
+        tmp_path / "store",
+        "run",
+        method="dmd2",
+        stepping="ode",
+        adapter={"rank": 2, "alpha": 6.0},
+        student_lr=0.05,
+    )
     train(run)
     merged = opened(export.export(run, tmp_path / "merged"))
     lora = export.export(run, tmp_path / "lora", lora=True)
-    assert sorted(path.name for path in lora.iterdir()) == ["README.md", "pytorch_lora_weights.safetensors", "scheduler"]
+    assert sorted(path.name for path in lora.iterdir()) == [
+        "README.md",
+        "pytorch_lora_weights.safetensors",
+        "scheduler",
+    ]
     said = (lora / "README.md").read_text()
     assert f'from_pretrained("{name}")' in said and 'pipe.load_lora_weights("lora")' in said
     loaded = opened(teachers / name)
     loaded.scheduler = type(merged.scheduler).from_pretrained(lora, subfolder="scheduler")
     before = called(loaded, name, PROMPTS[0], "latent", generator=torch.Generator().manual_seed(0))
     loaded.load_lora_weights(lora)
-    a, b = (called(pipe, name, PROMPTS[0], "latent", generator=torch.Generator().manual_seed(0)) for pipe in (merged, loaded))
+    a, b = (
+        called(pipe, name, PROMPTS[0], "latent", generator=torch.Generator().manual_seed(0))
+        for pipe in (merged, loaded)
+    )
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert (a - before).abs().max() > 1e-2, "the adapter does something"
 
@@ -239,7 +317,11 @@ def test_an_adapter_leaves_as_a_lora_file_or_added_to_the_weights(name, teachers
 def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
     """Student and fake score begin from the small folder, the ledger weighs the teacher, and the small one leaves."""
     small = Path(shutil.copytree(teachers / "wan21", tmp_path / "small"))
-    config = dict(load_transformer(small).config) | {"num_layers": 1, "num_attention_heads": 1, "ffn_dim": 16}
+    config = dict(load_transformer(small).config) | {
+        "num_layers": 1,
+        "num_attention_heads": 1,
+        "ffn_dim": 16,
+    }
     diffusers.WanTransformer3DModel.from_config(config).save_pretrained(small / "transformer")
     run = make_run(teachers / "wan21", tmp_path / "store", "run", method="dmd2", student=str(small))
     trainer = Trainer(run)
@@ -250,17 +332,23 @@ def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
     assert pipe.transformer.config.num_layers == 1
     with export.harness_draws(pipe, clips.seeds[0]) as draws:
         frames = called(pipe, "wan21", clips.prompts[0], "np", generator=draws)[0]
-    np.testing.assert_array_equal(np.round(frames * 255).astype(np.uint8), clips.frames[0].transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(
+        np.round(frames * 255).astype(np.uint8), clips.frames[0].transpose(0, 2, 3, 1)
+    )
 
 
-@pytest.mark.parametrize("run", [("wan21", "dmd2"), ("cogvideox", "sgmd")], indirect=True, ids="-".join)
+@pytest.mark.parametrize(
+    "run", [("wan21", "dmd2"), ("cogvideox", "sgmd")], indirect=True, ids="-".join
+)
 def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run, tmp_path, capsys):
     out = tmp_path / "student"
     scores = evaluate(sample(run)[-1], {}, ["motion"])
     assert export.main([str(run), str(out), "--dtype", "bfloat16"]) == 0
     weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
     kept = {"float32"} if Path(load_run(run).teacher).name.startswith("wan") else set()
-    assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {"bfloat16"} | kept, "some stay in float32"
+    assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {"bfloat16"} | kept, (
+        "some stay in float32"
+    )
     said = (out / "README.md").read_text()
     rows = [f"| {line['title']} | {line['value']:.4g} |" for line in scores]
     config, call = load_run(run), "num_inference_steps=3, guidance_scale=1.0"
@@ -269,7 +357,10 @@ def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
     size = {key: getattr(config, key) for key in ("teacher", "frames", "height", "width")}
     again = resolve(BASE | size | {"method": "dmd2", "student": str(out)})
-    assert again.student_hash and load_transformer(out).architecture.unlike(load_transformer(out).architecture) is None
+    assert (
+        again.student_hash
+        and load_transformer(out).architecture.unlike(load_transformer(out).architecture) is None
+    )
     capsys.readouterr()
     for folder, options, wrong in (
         (out, [], "is there and not empty"),
@@ -277,7 +368,11 @@ def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run,
     ):
         with pytest.raises(SystemExit) as ended:
             export.main([str(run), str(folder), *options])
-        assert ended.value.code == 2 and wrong in (line := capsys.readouterr().err) and line.count("\n") == 1
+        assert (
+            ended.value.code == 2
+            and wrong in (line := capsys.readouterr().err)
+            and line.count("\n") == 1
+        )
     assert not (tmp_path / "new").exists()
 
 
@@ -287,9 +382,14 @@ def test_an_export_that_cannot_be_written_is_one_line_and_leaves_nothing(run, tm
     argv = [sys.executable, "-m", "distill_bench.export", str(run), str(tmp_path / "student")]
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *argv],
-        cwd=Path(export.__file__).parents[1], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and "File too large" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        cwd=Path(export.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (
+        done.returncode == 2 and "File too large" in done.stderr and done.stderr.count("\n") == 1
+    ), done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -301,7 +401,10 @@ def test_what_cannot_be_exported_is_one_line(teachers, tmp_path):
     path = list(checkpoint.students(run).values())[-1]
     weights = load_file(path)
     save_file({key: value for key, value in weights.items() if "ffn" not in key}, path)
-    with pytest.raises(ValueError, match="is not of this transformer: 8 weights differ by name, for instance blocks.0.ffn"):
+    with pytest.raises(
+        ValueError,
+        match="is not of this transformer: 8 weights differ by name, for instance blocks.0.ffn",
+    ):
         export.export(run, tmp_path / "out")
     (teachers / "wan21" / "extra.txt").write_text("something else")
     try:

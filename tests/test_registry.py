@@ -43,14 +43,21 @@ def test_every_file_in_the_folders_is_found_by_its_name():
     for folder, found, base in (("methods", methods(), Method), ("eval", evaluators(), Evaluator)):
         files = {p.stem for p in (root / folder).glob("*.py")} - {"__init__"}
         assert files and files <= found.keys()
-        assert all(issubclass(plugin, base) and plugin.__doc__ and plugin.paper for plugin in found.values())
+        assert all(
+            issubclass(plugin, base) and plugin.__doc__ and plugin.paper
+            for plugin in found.values()
+        )
 
 
 def test_a_method_behind_an_entry_point_is_found_and_listed(entry_point, capsys):
     assert find_method(entry_point).__name__ == "Mine" and entry_point in methods()
     assert main(["list"]) == 0
     assert "mine" in (out := capsys.readouterr().out) and "strength: float = 0.5" in out
-    for ranged in ("steps: int >= 1 = 32", "discriminator_lr: float > 0 | None = None", "feature_depth: float > 0, <= 1 = 0.5"):
+    for ranged in (
+        "steps: int >= 1 = 32",
+        "discriminator_lr: float > 0 | None = None",
+        "feature_depth: float > 0, <= 1 = 0.5",
+    ):
         assert ranged in out
     assert "FieldInfo" not in out and "Annotated" not in out
 
@@ -66,7 +73,10 @@ def test_a_method_in_a_file_of_ones_own_is_found(tmp_path):
         ("dmd22", "no method called 'dmd22' (did you mean 'dmd2'?)"),
         ("nowhere.py:Mine", "no plugin file nowhere.py"),
         ("nowhere:Mine", "cannot load the method nowhere"),
-        ("pathlib:Path", "'pathlib:Path' is no method: it must be a subclass of distill_bench.method.Method"),
+        (
+            "pathlib:Path",
+            "'pathlib:Path' is no method: it must be a subclass of distill_bench.method.Method",
+        ),
         ("pathlib:Nothing", "no class 'Nothing' in pathlib"),
     ],
 )
@@ -85,11 +95,19 @@ def test_the_command_line_names_its_commands(capsys):
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [("def (", "SyntaxError"), ("import nowhere_at_all", "ModuleNotFoundError"), ("1 / 0", "division by zero")],
+    [
+        ("def (", "SyntaxError"),
+        ("import nowhere_at_all", "ModuleNotFoundError"),
+        ("1 / 0", "division by zero"),
+    ],
 )
 def test_a_plugin_that_cannot_be_loaded_is_one_line_that_names_it(source, says, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(source)
     with pytest.raises(RegistryError) as error:
         find_method(f"{path}:Mine")
-    assert f"cannot load the method {path}" in str(error.value) and says in str(error.value) and "\n" not in str(error.value)
+    assert (
+        f"cannot load the method {path}" in str(error.value)
+        and says in str(error.value)
+        and "\n" not in str(error.value)
+    )

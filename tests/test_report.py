@@ -18,7 +18,16 @@ from distill_bench.gather import GatherError, data_files, read_sweep
 from distill_bench.report import html, main, reading, report, wall
 from distill_bench.results import Results, load
 from distill_bench.stats import Interval
-from distill_bench.tables import at_cost, budget, difference, equal_cost, show_interval, table, tables, tex
+from distill_bench.tables import (
+    at_cost,
+    budget,
+    difference,
+    equal_cost,
+    show_interval,
+    table,
+    tables,
+    tex,
+)
 
 
 def results_of(store: Path, folder: Path, **options) -> Results:
@@ -51,14 +60,32 @@ def test_every_run_and_reference_is_a_line_of_runs_csv(results, tmp_path):
     assert [line["method"] for line in lines] == ["data", "teacher"] + ["alpha"] * 6 + ["beta"] * 4
     assert [line["status"] for line in lines[-4:]] == ["done", "collapsed", "failed", "missing"]
     assert lines[-2]["reason"] == "ValueError: out of <luck>"
-    assert lines[0]["run_id"] == "reference-data" and lines[0]["distance"] == "1.0" and lines[0]["protocol"] == "p1"
-    assert lines[2]["distance"] == "10.0" and lines[2]["distance_extractor"] == "net-1" and lines[2]["commit"] == "abc123"
-    assert {"seed", "nfe", "train_seconds", "cost_forward_equivalents", "version", "fake_score_updates"} <= set(lines[0])
+    assert (
+        lines[0]["run_id"] == "reference-data"
+        and lines[0]["distance"] == "1.0"
+        and lines[0]["protocol"] == "p1"
+    )
+    assert (
+        lines[2]["distance"] == "10.0"
+        and lines[2]["distance_extractor"] == "net-1"
+        and lines[2]["commit"] == "abc123"
+    )
+    assert {
+        "seed",
+        "nfe",
+        "train_seconds",
+        "cost_forward_equivalents",
+        "version",
+        "fake_score_updates",
+    } <= set(lines[0])
 
 
 def test_checkpoints_know_what_they_cost(results):
     run = results.students[0].runs[0]
-    assert [(p["student_updates"], p["cost_forward_equivalents"], p["distance"]) for p in run.checkpoints] == [
+    assert [
+        (p["student_updates"], p["cost_forward_equivalents"], p["distance"])
+        for p in run.checkpoints
+    ] == [
         (10, 1000.0, 30.0),
         (20, 2000.0, 10.0),
     ]
@@ -68,7 +95,9 @@ def test_checkpoints_know_what_they_cost(results):
 
 def test_clips_keep_the_mean_of_the_score(results):
     run = results.students[0].runs[1]
-    assert len(run.values("speed")) == 3 and run.values("speed").mean() == pytest.approx(run.value("speed"), rel=1e-12)
+    assert len(run.values("speed")) == 3 and run.values("speed").mean() == pytest.approx(
+        run.value("speed"), rel=1e-12
+    )
     assert run.values("distance").tolist() == [11.1], "no value a clip"
 
 
@@ -95,17 +124,26 @@ def test_unlike_protocols_are_named_by_what_differs(tmp_path):
         (store / "references" / name).mkdir(parents=True)
         about = {"clips": clips, "fps": rate, "teacher_steps": 32}
         (store / "references" / name / "protocol.json").write_text(json.dumps(about))
-    with pytest.raises(GatherError, match=r"column: they differ in clips 144 and 256, fps 8.0 and 16.0; evaluate both alike"):
+    with pytest.raises(
+        GatherError,
+        match=r"column: they differ in clips 144 and 256, fps 8.0 and 16.0; evaluate both alike",
+    ):
         read_sweep("speed", store)
     (store / "references" / "beta" / "protocol.json").unlink()
-    with pytest.raises(GatherError, match=r"column: they differ in clips 144 and 256; evaluate both alike"):
+    with pytest.raises(
+        GatherError, match=r"column: they differ in clips 144 and 256; evaluate both alike"
+    ):
         read_sweep("speed", store)
 
 
 def test_a_score_made_again_replaces_the_older(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0)], references=())
     for path in store.glob("alpha-*/**/metrics.jsonl"):
-        path.write_text(path.read_text() + json.dumps(score("distance", 3.0, version=2, extractor="net-1")) + "\n")
+        path.write_text(
+            path.read_text()
+            + json.dumps(score("distance", 3.0, version=2, extractor="net-1"))
+            + "\n"
+        )
     assert results_of(store, tmp_path / "data").runs[0].value("distance") == 3.0
 
 
@@ -126,7 +164,9 @@ def test_unlike_code_is_said(tmp_path):
     path = next(store.glob("alpha-s1-*")) / "attempts" / "001" / "start.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code_fingerprint": "c2"}))
     results = results_of(store, tmp_path / "data")
-    assert results.about["notes"] == ["alpha ran with 2 versions of its code (c1 in 1 runs, c2 in 1 runs)"]
+    assert results.about["notes"] == [
+        "alpha ran with 2 versions of its code (c1 in 1 runs, c2 in 1 runs)"
+    ]
     assert "2 versions of its code" in tables(results)["table.md"]
 
 
@@ -137,8 +177,15 @@ def test_unlike_hardware_is_said(tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": kind}))
     results = results_of(store, tmp_path / "data")
     (note,) = results.about["notes"]
-    assert "2 kinds of hardware" in note and "model 1 in 1 runs" in note and "model 2 in 2 runs" in note
-    assert {run.line["hardware"] for run in results.runs} == {"Xeon family 6 model 1", "Xeon family 6 model 2"}
+    assert (
+        "2 kinds of hardware" in note
+        and "model 1 in 1 runs" in note
+        and "model 2 in 2 runs" in note
+    )
+    assert {run.line["hardware"] for run in results.runs} == {
+        "Xeon family 6 model 1",
+        "Xeon family 6 model 2",
+    }
 
 
 # --- rows ---
@@ -146,17 +193,25 @@ def test_unlike_hardware_is_said(tmp_path):
 
 def test_rows_are_means_over_seeds_and_count_what_was_lost(results):
     assert [row.label for row in results.rows] == [
-        "data", "teacher", "alpha fake_score_updates=1", "alpha fake_score_updates=5", "beta fake_score_updates=1",
-    ]  # fmt: skip
+        "data",
+        "teacher",
+        "alpha fake_score_updates=1",
+        "alpha fake_score_updates=5",
+        "beta fake_score_updates=1",
+    ]
     alpha, beta = results.students[0], results.students[2]
     assert results.interval(alpha, "distance").mean == pytest.approx(11.1) and alpha.count == "3"
     assert beta.count == "1/4 (1 collapsed, 1 failed, 1 missing)"
-    assert results.interval(beta, "distance").n == 1 and not np.isfinite(results.interval(beta, "distance").low)
+    assert results.interval(beta, "distance").n == 1 and not np.isfinite(
+        results.interval(beta, "distance").low
+    )
 
 
 def test_a_reference_has_the_interval_of_its_clips(results):
     teacher = results.references[1]
-    assert results.interval(teacher, "distance").half == pytest.approx(1.96 * 0.25), "the sd of its resampled clips"
+    assert results.interval(teacher, "distance").half == pytest.approx(1.96 * 0.25), (
+        "the sd of its resampled clips"
+    )
     assert results.interval(teacher, "speed").half > 0
 
 
@@ -171,14 +226,34 @@ def test_a_key_that_differs_without_being_an_axis_makes_rows_of_its_own(tmp_path
 def test_labels_say_what_tells_rows_apart_and_no_more(tmp_path):
     store = tmp_path / "runs"
     for cadence in (1, 5):
-        write_run(store, "alpha", 0, cadence, 1.0, method={"name": "alpha", "kind": "plain"}, reuse=False, lr=1e-4)
-        write_run(store, "alpha", 0, cadence, 1.0, method={"name": "alpha", "kind": "other"}, reuse=True, lr=1e-4)
+        write_run(
+            store,
+            "alpha",
+            0,
+            cadence,
+            1.0,
+            method={"name": "alpha", "kind": "plain"},
+            reuse=False,
+            lr=1e-4,
+        )
+        write_run(
+            store,
+            "alpha",
+            0,
+            cadence,
+            1.0,
+            method={"name": "alpha", "kind": "other"},
+            reuse=True,
+            lr=1e-4,
+        )
         write_run(store, "beta", 0, cadence, 1.0, reuse=False, lr=1e-4)
     write_run(store, "beta", 0, 1, 1.0, reuse=False, lr=5e-4)
     ids = sorted(path.name for path in store.iterdir())
     (store / "sweeps").mkdir()
     axes = {"method": [], "fake_score_updates": [1, 5], "method.kind": [], "reuse": [], "lr": []}
-    (store / "sweeps" / "speed.json").write_text(json.dumps({"question": "?", "run_ids": ids, "axes": axes}))
+    (store / "sweeps" / "speed.json").write_text(
+        json.dumps({"question": "?", "run_ids": ids, "axes": axes})
+    )
     labels = {row.series for row in results_of(store, tmp_path / "data").students}
     assert labels == {"alpha plain", "alpha other", "beta", "beta lr=0.0005"}
 
@@ -192,11 +267,17 @@ def best(results):
 
 
 def test_a_row_is_best_only_where_the_paired_interval_says_so(tmp_path):
-    clear = [("alpha", s, 1, 10.0 + s) for s in range(3)] + [("beta", s, 1, 20.0 + 1.1 * s) for s in range(3)]
+    clear = [("alpha", s, 1, 10.0 + s) for s in range(3)] + [
+        ("beta", s, 1, 20.0 + 1.1 * s) for s in range(3)
+    ]
     assert best(results_of(write_store(tmp_path / "clear", clear), tmp_path / "a")) == {"alpha"}
     lost = clear + [("alpha", 3, 1, None, "collapsed")]
-    assert not best(results_of(write_store(tmp_path / "lost", lost), tmp_path / "b")), "the survivors are no sample of all seeds"
-    vague = [("alpha", s, 1, 10.0 + 9 * s) for s in range(3)] + [("beta", s, 1, 20.0 - s) for s in range(3)]
+    assert not best(results_of(write_store(tmp_path / "lost", lost), tmp_path / "b")), (
+        "the survivors are no sample of all seeds"
+    )
+    vague = [("alpha", s, 1, 10.0 + 9 * s) for s in range(3)] + [
+        ("beta", s, 1, 20.0 - s) for s in range(3)
+    ]
     assert not best(results_of(write_store(tmp_path / "vague", vague), tmp_path / "c"))
 
 
@@ -211,25 +292,42 @@ def test_differences_pair_the_seeds(results):
 
 def test_every_pair_is_in_differences_csv_with_its_seeds(results, tmp_path):
     lines = list(csv.DictReader(tables(results)["differences.csv"].splitlines()))
-    assert [(line["column"], line["a"], line["b"]) for line in lines if line["column"] == "distance"] == [
+    assert [
+        (line["column"], line["a"], line["b"]) for line in lines if line["column"] == "distance"
+    ] == [
         ("distance", "alpha fake_score_updates=5", "alpha fake_score_updates=1"),
         ("distance", "beta fake_score_updates=1", "alpha fake_score_updates=1"),
         ("distance", "beta fake_score_updates=1", "alpha fake_score_updates=5"),
     ]
     assert [(line["seeds"], line["expected"]) for line in lines[:2]] == [("3", "3"), ("1", "3")]
-    assert lines[0]["favours"] == "alpha fake_score_updates=1" and lines[1]["favours"] == "" and lines[1]["low"] == ""
+    assert (
+        lines[0]["favours"] == "alpha fake_score_updates=1"
+        and lines[1]["favours"] == ""
+        and lines[1]["low"] == ""
+    )
 
 
 def test_every_p_says_which_comparisons_it_was_corrected_for(reported):
     folder = reported[0]
-    lines = [line for line in lines_of(folder / "differences.csv") if line["column"] == "detail" or line["column"] == "speed"]
+    lines = [
+        line
+        for line in lines_of(folder / "differences.csv")
+        if line["column"] == "detail" or line["column"] == "speed"
+    ]
     to_baseline = [line for line in lines if line["b"] == "alpha fake_score_updates=1"]
-    assert {line["comparisons_baseline"] for line in to_baseline} == {"1"}, "beta has one seed and no p"
+    assert {line["comparisons_baseline"] for line in to_baseline} == {"1"}, (
+        "beta has one seed and no p"
+    )
     assert all(line["p_holm_baseline"] == line["p"] for line in to_baseline)
-    assert {(line["comparisons"], line["p_holm_baseline"]) for line in lines if line not in to_baseline} == {("1", "")}
+    assert {
+        (line["comparisons"], line["p_holm_baseline"]) for line in lines if line not in to_baseline
+    } == {("1", "")}
     for name in ("table.md", "report.html"):
         text = (folder / name).read_text()
-        assert "p (Holm over 1)" in text and "p_holm and favours are after Holm over all pairs of one score, up to 3" in text
+        assert (
+            "p (Holm over 1)" in text
+            and "p_holm and favours are after Holm over all pairs of one score, up to 3" in text
+        )
         assert "all pairs of one score, is in equal_cost_differences.csv" in text
 
 
@@ -237,41 +335,75 @@ def test_equal_cost_differences_are_paired_by_seed_at_that_cost(tmp_path):
     """Student's t over the seeds, as scipy's paired test has it; the baseline is subtracted wherever it stands."""
     runs = [("alpha", s, c, 10.0 * c + s * s + c * s) for c in (1, 2) for s in range(4)]
     runs += [("beta", s, 1, 9.0 + (2.5 * s) % 2) for s in range(3)]
-    results = results_of(write_store(tmp_path, runs, baseline={"method": "alpha", "fake_score_updates": 2}), tmp_path / "data")
+    results = results_of(
+        write_store(tmp_path, runs, baseline={"method": "alpha", "fake_score_updates": 2}),
+        tmp_path / "data",
+    )
     files, cost = tables(results), budget(results)
-    lines = [line for line in csv.DictReader(files["equal_cost_differences.csv"].splitlines()) if line["column"] == "distance"]
+    lines = [
+        line
+        for line in csv.DictReader(files["equal_cost_differences.csv"].splitlines())
+        if line["column"] == "distance"
+    ]
     rows, held = {row.label: row for row in results.students}, results.baseline.label
     assert [(line["a"], line["b"]) for line in lines] == [
-        ("alpha fake_score_updates=1", held), ("beta fake_score_updates=1", "alpha fake_score_updates=1"),
+        ("alpha fake_score_updates=1", held),
+        ("beta fake_score_updates=1", "alpha fake_score_updates=1"),
         ("beta fake_score_updates=1", held),
-    ]  # fmt: skip
+    ]
     for line in lines:
         mine, theirs = (at_cost(rows[line[key]], "distance", cost) for key in ("a", "b"))
         common = [seed for seed in mine if seed in theirs]
         expected = ttest_rel([mine[seed] for seed in common], [theirs[seed] for seed in common])
         low, high = expected.confidence_interval(0.95)
         assert int(line["seeds"]) == len(common) and float(line["cost_forward_equivalents"]) == cost
-        assert [float(line[k]) for k in ("p", "low", "high")] == pytest.approx([expected.pvalue, low, high], rel=1e-4)
+        assert [float(line[k]) for k in ("p", "low", "high")] == pytest.approx(
+            [expected.pvalue, low, high], rel=1e-4
+        )
     ps = [float(line["p"]) for line in lines if line["b"] == held]
     adjusted = [float(line["p_holm_baseline"]) for line in lines if line["b"] == held]
     assert min(adjusted) == pytest.approx(2 * min(ps), rel=1e-4), "two rows against the baseline"
-    assert min(float(line["p_holm"]) for line in lines) == pytest.approx(3 * min(float(line["p"]) for line in lines), rel=1e-4)
-    interval = difference(results, results.main[0], rows["beta fake_score_updates=1"], results.baseline, cost).interval
+    assert min(float(line["p_holm"]) for line in lines) == pytest.approx(
+        3 * min(float(line["p"]) for line in lines), rel=1e-4
+    )
+    interval = difference(
+        results, results.main[0], rows["beta fake_score_updates=1"], results.baseline, cost
+    ).interval
     shown = files["table.md"].partition(f"## At equal cost: difference to {held}")[2]
     assert f"| beta | 1 | 3 | {show_interval(interval, sign='+')} |" in shown.replace("**", "")
 
 
 def test_the_baseline_is_the_one_that_was_named(store, tmp_path):
     assert results_of(store, tmp_path / "a").baseline.label == "alpha fake_score_updates=1"
-    named = results_of(store, tmp_path / "b", baseline={"method": "alpha", "fake_score_updates": "5"})
+    named = results_of(
+        store, tmp_path / "b", baseline={"method": "alpha", "fake_score_updates": "5"}
+    )
     assert named.baseline.label == "alpha fake_score_updates=5"
     assert "--baseline method=alpha,fake_score_updates=5" in named.about["provenance"]["command"]
 
 
 def test_an_unknown_baseline_is_an_error_of_one_line(store, tmp_path, capsys):
-    assert main(["speed", "--store", str(store), "--out", str(tmp_path / "out"), "--baseline", "method=gamma"]) == 2
+    assert (
+        main(
+            [
+                "speed",
+                "--store",
+                str(store),
+                "--out",
+                str(tmp_path / "out"),
+                "--baseline",
+                "method=gamma",
+            ]
+        )
+        == 2
+    )
     assert "no row is the baseline" in (told := capsys.readouterr().err) and told.count("\n") == 1
-    assert main(["speed", "--store", str(store), "--out", str(tmp_path / "out"), "--baseline", "gamma"]) == 2
+    assert (
+        main(
+            ["speed", "--store", str(store), "--out", str(tmp_path / "out"), "--baseline", "gamma"]
+        )
+        == 2
+    )
     assert "'gamma' is no KEY=VALUE" in capsys.readouterr().err
 
 
@@ -280,13 +412,19 @@ def test_the_equal_cost_table_is_at_the_largest_common_cost(results):
     assert budget(results) == 2000.0
     found = {row.label: [cell.text for cell in line] for row, line in equal_cost(results).lines}
     assert found["alpha fake_score_updates=1"][2:4] == ["3", "20.0"]
-    assert found["alpha fake_score_updates=5"][2:5] == ["0/3 (3 first evaluated at 3,000)", "—", "—"]
+    assert found["alpha fake_score_updates=5"][2:5] == [
+        "0/3 (3 first evaluated at 3,000)",
+        "—",
+        "—",
+    ]
     assert found["beta fake_score_updates=1"][2] == "1/4 (1 collapsed, 1 failed, 1 missing)"
 
 
 def test_a_budget_can_be_asked_for(store, tmp_path):
     results = results_of(store, tmp_path / "data", budget=1500.0)
-    assert list(at_cost(results.students[0], "distance", budget(results)).values()) == pytest.approx([20.0, 22.2, 24.4])
+    assert list(
+        at_cost(results.students[0], "distance", budget(results)).values()
+    ) == pytest.approx([20.0, 22.2, 24.4])
     assert "1,500 forward equivalents, as asked for" in tables(results)["table.md"]
 
 
@@ -319,11 +457,17 @@ def test_the_tables_agree(reported):
     for name in ("table.tex", "equal_cost.tex"):
         latex = (folder / name).read_text()
         for part in latex.split("\\begin{tabular}")[1:]:
-            columns, body = re.match(r"\{(\w+)\}", part)[1], part[part.index("\\toprule") : part.index("\\bottomrule")]
+            columns, body = (
+                re.match(r"\{(\w+)\}", part)[1],
+                part[part.index("\\toprule") : part.index("\\bottomrule")],
+            )
             for line in body.splitlines():
                 if line.endswith("\\\\") and not line.endswith("\\shortstack"):
                     assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
-        assert "fake\\_score\\_\\\\updates" in latex and "command: python -m distill_bench.report" in latex
+        assert (
+            "fake\\_score\\_\\\\updates" in latex
+            and "command: python -m distill_bench.report" in latex
+        )
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
@@ -340,14 +484,22 @@ def test_the_tex_compiles(reported, tmp_path):
 
 
 def test_the_caption_has_no_hashes_and_the_table_is_not_shrunk(tmp_path):
-    store = write_store(tmp_path, [(f"alpha{m}", s, c, 1.0 + s) for m in range(5) for c in range(5) for s in (0, 1)])
+    store = write_store(
+        tmp_path, [(f"alpha{m}", s, c, 1.0 + s) for m in range(5) for c in range(5) for s in (0, 1)]
+    )
     path = next(store.glob("alpha0-s1-*")) / "attempts" / "001" / "start.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code_fingerprint": "c2"}))
     latex = tables(results_of(store, tmp_path / "data"))["table.tex"]
-    assert all(line.startswith("%") for line in latex.splitlines() if "c2" in line) and "c2" in latex
-    assert "resizebox" not in latex and latex.startswith("% needs \\usepackage{booktabs} and nothing else")
+    assert (
+        all(line.startswith("%") for line in latex.splitlines() if "c2" in line) and "c2" in latex
+    )
+    assert "resizebox" not in latex and latex.startswith(
+        "% needs \\usepackage{booktabs} and nothing else"
+    )
     parts = re.findall(r"\\begin\{tabular\}\{(\w+)\}", latex)
-    assert len(parts) > 1 and all(columns.startswith("ll") for columns in parts), "every part names its rows"
+    assert len(parts) > 1 and all(columns.startswith("ll") for columns in parts), (
+        "every part names its rows"
+    )
     assert latex.count("\\begin{table}") == len(parts), "too many lines for one float"
 
 
@@ -365,15 +517,24 @@ def test_warnings_are_footnotes(tmp_path):
     write_lines(path, [first | {"warnings": ["too few clips to trust"]}, *rest])
     results = results_of(store, tmp_path / "data")
     page = html(results, read_sweep("speed", store), tmp_path / "data")
-    assert page.count("<sup>1</sup>") == 2 and "too few clips to trust" in page, "at the cell and below the table"
-    assert "| 2.00 [1] |" in tables(results)["table.md"] and "2.00$^{1}$" in tables(results)["table.tex"]
+    assert page.count("<sup>1</sup>") == 2 and "too few clips to trust" in page, (
+        "at the cell and below the table"
+    )
+    assert (
+        "| 2.00 [1] |" in tables(results)["table.md"]
+        and "2.00$^{1}$" in tables(results)["table.tex"]
+    )
 
 
 def test_the_page_stands_alone(reported):
     folder, store = reported
     text = (folder / "report.html").read_text()
     assert "Does a faster fake_score pay?" in text
-    outside = [url for url in re.findall(r"(?:src|href)=\"([^\"]*)\"", text) if not url.startswith(("data:", "#"))]
+    outside = [
+        url
+        for url in re.findall(r"(?:src|href)=\"([^\"]*)\"", text)
+        if not url.startswith(("data:", "#"))
+    ]
     assert outside == [] and "@import" not in text
     assert "http" not in re.sub(r"data:[^\"]*|http://www.w3.org/[\w/]*", "", text)
     assert "a blue square moves up &amp; 10% right" in text and "out of &lt;luck&gt;" in text
@@ -383,7 +544,9 @@ def test_the_page_stands_alone(reported):
     assert len(ids) == len(set(ids))
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 # Uses every control of the page, then leaves in the title how wide it is and what the controls did.
 USE = """<script>
 const all = selector => [...document.querySelectorAll(selector)];
@@ -402,20 +565,37 @@ document.title = ["USED", innerWidth, document.documentElement.scrollWidth, show
 def test_the_page_works_in_a_browser_without_an_error(reported, tmp_path, width):
     page = tmp_path / "page.html"
     page.write_text((reported[0] / "report.html").read_text().replace("</body>", f"{USE}</body>"))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=2000"]
-    options += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={width},900",
+        "--virtual-time-budget=2000",
+    ]
+    options += [
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
     title = re.search(r"<title>USED (\d+) (\d+) (\d) (\w+) (\d+)</title>", done.stdout)
     assert title, done.stderr[-2000:]
     assert int(title[2]) <= int(title[1]) == width, "the page scrolls sideways"
-    assert title.groups()[2:] == ("1", "Play", "4"), "one score's differences, a paused wall, the clips of the last training seed"
+    assert title.groups()[2:] == ("1", "Play", "4"), (
+        "one score's differences, a paused wall, the clips of the last training seed"
+    )
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium")
 def test_the_page_does_not_scroll_sideways_on_a_phone(reported, tmp_path):
     """In a frame as wide as a phone: no window is. A prompt of a real model is a sentence or two."""
-    page = (reported[0] / "report.html").read_text().replace(PROMPTS[0], 12 * "a long prompt of many words ")
+    page = (
+        (reported[0] / "report.html")
+        .read_text()
+        .replace(PROMPTS[0], 12 * "a long prompt of many words ")
+    )
     frame = f"<body><script>const page = {json.dumps(page).replace('</', '<' + chr(92) + '/')};</script>"
     frame += """<script>
     const frame = document.createElement("iframe");
@@ -424,7 +604,12 @@ def test_the_page_does_not_scroll_sideways_on_a_phone(reported, tmp_path):
     frame.onload = () => document.title = ["WIDTH", ...widths()].join(" ");
     </script>"""
     (tmp_path / "frame.html").write_text(frame)
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     options += ["--virtual-time-budget=2000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
     done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>WIDTH 390 (\d+)</title>", done.stdout)
@@ -433,25 +618,45 @@ def test_the_page_does_not_scroll_sideways_on_a_phone(reported, tmp_path):
 
 def test_the_page_says_no_more_than_the_intervals(results):
     told = reading(results)
-    assert told[0].startswith("Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row.")
-    assert "0 of 2 rows clearly better and 1 clearly worse than the baseline alpha fake_score_updates=1" in told[0]
-    assert told[-1] == "Rows that do not have all their runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
+    assert told[0].startswith(
+        "Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row."
+    )
+    assert (
+        "0 of 2 rows clearly better and 1 clearly worse than the baseline alpha fake_score_updates=1"
+        in told[0]
+    )
+    assert (
+        told[-1]
+        == "Rows that do not have all their runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
+    )
 
 
 def test_the_wall_shows_the_same_clips_and_leaves_others_out(store, tmp_path):
     write_clips(store / "references" / "data", 90, first_seed=100)
     found = read_sweep("speed", store)
-    made = wall(results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything})
+    made = wall(
+        results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything}
+    )
     labels = [label for label, _ in made.tiles]
     assert "data" not in labels and labels[0] == "teacher" and len(labels) == 4
-    assert [prompt for prompt, _ in made.prompts] == PROMPTS and made.seeds == ["0", "1", "2"] and made.frames == 4
+    assert (
+        [prompt for prompt, _ in made.prompts] == PROMPTS
+        and made.seeds == ["0", "1", "2"]
+        and made.frames == 4
+    )
     (teacher, alpha) = made.tiles[0][1], made.tiles[1][1]
-    assert made.tile(teacher, 1, "2") == made.tile(teacher, 1, "0") and len(teacher) == 3 and len(alpha) == 9
+    assert (
+        made.tile(teacher, 1, "2") == made.tile(teacher, 1, "0")
+        and len(teacher) == 3
+        and len(alpha) == 9
+    )
 
 
 def wall_of(store, tmp_path):
     found = read_sweep("speed", store)
-    return wall(results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything})
+    return wall(
+        results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything}
+    )
 
 
 def test_the_wall_never_drops_the_baseline_or_a_method(tmp_path, monkeypatch):
@@ -459,13 +664,20 @@ def test_the_wall_never_drops_the_baseline_or_a_method(tmp_path, monkeypatch):
     runs = [(m, s, c, 1.0 + c) for m in ("alpha", "beta") for c in range(1, 6) for s in (0, 1)]
     store = write_store(tmp_path, runs, baseline={"method": "beta", "fake_score_updates": 4})
     made = wall_of(store, tmp_path)
-    assert made.counts == {"row": (10, 10), "reference": (2, 2), "prompt": (3, 3), "training seed": (2, 2)}
+    assert made.counts == {
+        "row": (10, 10),
+        "reference": (2, 2),
+        "prompt": (3, 3),
+        "training seed": (2, 2),
+    }
     tile = max(len(data) for _, clips in made.tiles for data in clips.values())
 
     def shown(tiles):
         monkeypatch.setattr("distill_bench.report.WALL_BYTES", tiles * tile)
         made = wall_of(store, tmp_path)
-        return [made.counts[key][0] for key in ("row", "reference", "prompt", "training seed")], made
+        return [
+            made.counts[key][0] for key in ("row", "reference", "prompt", "training seed")
+        ], made
 
     assert shown(40)[0] == [10, 2, 3, 1], "prompts before training seeds"
     assert shown(13)[0] == [10, 2, 1, 1]
@@ -473,7 +685,11 @@ def test_the_wall_never_drops_the_baseline_or_a_method(tmp_path, monkeypatch):
     few, made = shown(5)
     assert few[0] < 6 and few[2:] == [1, 1]
     labels = {label for label, _ in made.tiles}
-    assert {"beta fake_score_updates=4", "alpha fake_score_updates=1", "beta fake_score_updates=1"} <= labels
+    assert {
+        "beta fake_score_updates=4",
+        "alpha fake_score_updates=1",
+        "beta fake_score_updates=1",
+    } <= labels
     page = html(load(tmp_path / "data"), read_sweep("speed", store), tmp_path / "data")
     assert f"{few[0]} of 10 rows, 1 of 2 references, 1 of 3 prompts, 1 of 2 training seeds" in page
 
@@ -483,14 +699,20 @@ def test_the_prompts_of_the_wall_go_from_the_most_to_the_least_motion(store, tmp
     for clip, step in enumerate((0, 5, 2)):
         frames[clip] += (step * np.arange(4, dtype=np.uint8))[:, None, None, None]
     np.save(store / "references" / "teacher" / "clips.npy", frames)
-    assert [prompt for prompt, _ in wall_of(store, tmp_path).prompts] == [PROMPTS[1], PROMPTS[2], PROMPTS[0]]
+    assert [prompt for prompt, _ in wall_of(store, tmp_path).prompts] == [
+        PROMPTS[1],
+        PROMPTS[2],
+        PROMPTS[0],
+    ]
 
 
 def test_a_clip_is_in_the_page_once(reported):
     text = (reported[0] / "report.html").read_text()
     shown = re.findall(r'data-key="0/0" src="(data:[^"]*)"', text)
     held = re.search(r'id="tiles">(.*?)</script>', text, re.S)[1]
-    assert len(shown) == 3 and not any('"0/0"' in tile for tile in held.split("}")), "three rows have runs of seed 0"
+    assert len(shown) == 3 and not any('"0/0"' in tile for tile in held.split("}")), (
+        "three rows have runs of seed 0"
+    )
 
 
 def test_a_row_that_differs_in_more_than_its_method_says_so(tmp_path):
@@ -499,13 +721,23 @@ def test_a_row_that_differs_in_more_than_its_method_says_so(tmp_path):
     cells = [("alpha", 0, 1, 4.0, False), ("alpha", 0, 5, 3.0, False), ("beta", 0, 1, 5.0, True)]
     ids = [write_run(store, *cell, "done", reuse_rollout=reuse) for *cell, reuse in cells]
     path = store / "sweeps" / "speed.json"
-    axes = {"method": ["alpha", "beta"], "fake_score_updates": [1, 5], "reuse_rollout": [False, True]}
+    axes = {
+        "method": ["alpha", "beta"],
+        "fake_score_updates": [1, 5],
+        "reuse_rollout": [False, True],
+    }
     path.write_text(json.dumps(json.loads(path.read_text()) | {"run_ids": ids, "axes": axes}))
     labels = [row.label for row in results_of(store, tmp_path / "data").students]
-    assert labels == ["alpha fake_score_updates=1", "alpha fake_score_updates=5", "beta reuse_rollout fake_score_updates=1"]
+    assert labels == [
+        "alpha fake_score_updates=1",
+        "alpha fake_score_updates=5",
+        "beta reuse_rollout fake_score_updates=1",
+    ]
 
 
-@pytest.mark.parametrize("called", ["wan2.1_1.3b", "sweeps/wan2.1_1.3b.yaml", "runs/sweeps/wan2.1_1.3b.json"])
+@pytest.mark.parametrize(
+    "called", ["wan2.1_1.3b", "sweeps/wan2.1_1.3b.yaml", "runs/sweeps/wan2.1_1.3b.json"]
+)
 def test_a_sweep_may_have_dots_in_its_name(called, store, tmp_path):
     (store / "sweeps" / "speed.json").rename(store / "sweeps" / "wan2.1_1.3b.json")
     found = read_sweep(called, store)
@@ -515,7 +747,9 @@ def test_a_sweep_may_have_dots_in_its_name(called, store, tmp_path):
 def test_a_second_report_has_the_same_bytes(reported, tmp_path):
     folder, store = reported
     again = report("speed", store, tmp_path / "results").parent
-    first, second = ({p.name: p.read_bytes() for p in each.rglob("*") if p.is_file()} for each in (folder, again))
+    first, second = (
+        {p.name: p.read_bytes() for p in each.rglob("*") if p.is_file()} for each in (folder, again)
+    )
     assert first == second and len(first) > 20
 
 
@@ -532,10 +766,14 @@ def test_no_reader_imports_torch():
 def test_nobody_wins_where_a_rival_lost_its_runs(tmp_path):
     """Nothing beats what is not there, and a row is not ahead of rows that may have been better."""
     runs = [
-        (method, seed, 1, value + value * seed / 100) for method, value in (("alpha", 1.0), ("beta", 5.0)) for seed in range(4)
+        (method, seed, 1, value + value * seed / 100)
+        for method, value in (("alpha", 1.0), ("beta", 5.0))
+        for seed in range(4)
     ]
     won = results_of(write_store(tmp_path / "whole", runs), tmp_path / "a")
-    lost = results_of(write_store(tmp_path / "lost", [*runs, ("gamma", 0, 1, None, None)]), tmp_path / "b")
+    lost = results_of(
+        write_store(tmp_path / "lost", [*runs, ("gamma", 0, 1, None, None)]), tmp_path / "b"
+    )
     assert "clearly ahead" in reading(won)[0] and "not clearly ahead" not in reading(won)[0]
     assert "not clearly ahead" in reading(lost)[0]
     assert any(cell.best for _, line in table(won, won.main).lines for cell in line)
@@ -547,9 +785,16 @@ def test_a_run_whose_folder_is_gone_is_missing_in_its_own_row(tmp_path):
     store = write_store(tmp_path, runs)
     path = store / "sweeps" / "speed.json"
     about = json.loads(path.read_text())
-    cadences = {run: yaml.safe_load((store / run / "run.yaml").read_text())["fake_score_updates"] for run in about["run_ids"]}
-    path.write_text(json.dumps(about | {"groups": {run: f"at {cadence}" for run, cadence in cadences.items()}}))
-    gone = next(run for run in about["run_ids"] if run.startswith("alpha-s1-") and cadences[run] == 5)
+    cadences = {
+        run: yaml.safe_load((store / run / "run.yaml").read_text())["fake_score_updates"]
+        for run in about["run_ids"]
+    }
+    path.write_text(
+        json.dumps(about | {"groups": {run: f"at {cadence}" for run, cadence in cadences.items()}})
+    )
+    gone = next(
+        run for run in about["run_ids"] if run.startswith("alpha-s1-") and cadences[run] == 5
+    )
     shutil.rmtree(store / gone)
     rows = results_of(store, tmp_path / "data").students
     assert [(row.at, row.count) for row in rows] == [("1", "3"), ("5", "2/3 (1 missing)")]
@@ -558,16 +803,26 @@ def test_a_run_whose_folder_is_gone_is_missing_in_its_own_row(tmp_path):
 def test_a_mean_over_fewer_seeds_than_its_row_says_so(tmp_path):
     store = write_store(tmp_path, [("alpha", seed, 1, 1.0 + seed / 10) for seed in range(3)])
     path = next(store.glob("alpha-s1-*")) / "metrics.jsonl"
-    write_lines(path, [line for line in map(json.loads, path.open()) if line["column"] != "distance"])
+    write_lines(
+        path, [line for line in map(json.loads, path.open()) if line["column"] != "distance"]
+    )
     results = results_of(store, tmp_path / "data")
-    assert "(2 of 3 seeds)" in (text := tables(results)["table.md"]) and text.count("of 3 seeds)") == 1
+    assert (
+        "(2 of 3 seeds)" in (text := tables(results)["table.md"]) and text.count("of 3 seeds)") == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--baseline", "method=nosuch"], "no row is the baseline.*method=alpha,fake_score_updates=5"),
-        (["--baseline", "method=alpha"], "is 2 rows: method=alpha,fake_score_updates=1; method=alpha,fake_score_updates=5"),
+        (
+            ["--baseline", "method=nosuch"],
+            "no row is the baseline.*method=alpha,fake_score_updates=5",
+        ),
+        (
+            ["--baseline", "method=alpha"],
+            "is 2 rows: method=alpha,fake_score_updates=1; method=alpha,fake_score_updates=5",
+        ),
         (["--budget", "nan"], "budget nan: a cost"),
         (["--budget", "-1"], "budget -1: a cost"),
     ],

@@ -32,29 +32,57 @@ def rows(tmp_path_factory):
 def test_every_row_has_the_prompts_and_its_seeds(rows):
     config, folders = rows
     assert set(folders) == {
-        "data", "data_other", "teacher", "teacher_other", "teacher_few", "untrained", "frozen", "shuffled", "noise",
-    }  # fmt: skip
+        "data",
+        "data_other",
+        "teacher",
+        "teacher_other",
+        "teacher_few",
+        "untrained",
+        "frozen",
+        "shuffled",
+        "noise",
+    }
     clips = {kind: load_clips(folder) for kind, folder in folders.items()}
     for kind, some in clips.items():
         assert some.frames.shape == (4, 8, 3, 32, 32), kind
         assert some.prompts == clips["teacher"].prompts
         start = 1004 if kind.endswith("_other") else 1000
         assert some.seeds == list(range(start, start + 4)), kind
-    assert len({some.digest for some in clips.values()}) == 8, "at 2 steps the few-step teacher is the teacher"
+    assert len({some.digest for some in clips.values()}) == 8, (
+        "at 2 steps the few-step teacher is the teacher"
+    )
     assert clips["teacher"].prompts[:2] == clips["teacher"].prompts[2:], "two clips a prompt"
 
 
-def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_protocol(rows, tmp_path):
+def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_protocol(
+    rows, tmp_path
+):
     config, folders = rows
     held = config.model_copy(update={"teacher_offload": True})
     sequential = config.model_copy(update={"guidance_forwards": "sequential"})
-    low = config.model_copy(update={"protocol": config.protocol.model_copy(update={"precision": "bfloat16"})})
-    assert protocol_hash(held) == protocol_hash(sequential) == protocol_hash(config) != protocol_hash(low)
+    low = config.model_copy(
+        update={"protocol": config.protocol.model_copy(update={"precision": "bfloat16"})}
+    )
+    assert (
+        protocol_hash(held)
+        == protocol_hash(sequential)
+        == protocol_hash(config)
+        != protocol_hash(low)
+    )
     for kind, folder in references(held, tmp_path / "held").items():
         assert load_clips(folder).digest == load_clips(folders[kind]).digest, kind
     made = references(sequential, tmp_path / "sequential")
-    for kind in ("teacher", "teacher_other", "untrained"):  # some processors round otherwise for half as many samples
-        assert np.abs(load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames).max() <= 1, kind
+    for kind in (
+        "teacher",
+        "teacher_other",
+        "untrained",
+    ):  # some processors round otherwise for half as many samples
+        assert (
+            np.abs(
+                load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames
+            ).max()
+            <= 1
+        ), kind
     made = references(low, tmp_path / "low")
     for kind in ("teacher", "teacher_other", "untrained"):
         apart = np.abs(load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames)
@@ -62,8 +90,12 @@ def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_pro
 
 
 def test_the_controls_are_the_teachers_clips_still_and_out_of_order(rows):
-    teacher, frozen, shuffled = (load_clips(rows[1][kind]).frames for kind in ("teacher", "frozen", "shuffled"))
-    assert (np.diff(frozen.astype(int), axis=1) == 0).all() and (frozen[:, 0] == teacher[:, 4]).all()
+    teacher, frozen, shuffled = (
+        load_clips(rows[1][kind]).frames for kind in ("teacher", "frozen", "shuffled")
+    )
+    assert (np.diff(frozen.astype(int), axis=1) == 0).all() and (
+        frozen[:, 0] == teacher[:, 4]
+    ).all()
     for mine, theirs in zip(shuffled, teacher, strict=True):
         assert not (mine == theirs).all()
         assert sorted(f.tobytes() for f in mine) == sorted(f.tobytes() for f in theirs)
@@ -78,58 +110,112 @@ def test_data_is_what_the_captions_say(rows):
 def test_the_protocol_lies_beside_the_rows_and_whatever_counts_changes_its_hash(rows):
     config, folders = rows
     root = folders["teacher"].parent
-    assert json.loads((root / "protocol.json").read_text()) == protocol(config) and root.name == protocol_hash(config)
-    for key, value in (("clips", 5), ("seed", 7), ("teacher_steps", 3), ("teacher_guidance", 2.0), ("fps", 16.0)):
-        changed = resolve({"method": "dmd2", "nfe": 2, "protocol": {"clips": 4, "teacher_steps": 2, key: value}})
+    assert json.loads((root / "protocol.json").read_text()) == protocol(
+        config
+    ) and root.name == protocol_hash(config)
+    for key, value in (
+        ("clips", 5),
+        ("seed", 7),
+        ("teacher_steps", 3),
+        ("teacher_guidance", 2.0),
+        ("fps", 16.0),
+    ):
+        changed = resolve(
+            {"method": "dmd2", "nfe": 2, "protocol": {"clips": 4, "teacher_steps": 2, key: value}}
+        )
         assert protocol_hash(changed) != root.name, key
-    assert protocol_hash(resolve({"method": "dmd", "nfe": 4, "protocol": {"clips": 4, "teacher_steps": 2}})) == root.name
+    assert (
+        protocol_hash(
+            resolve({"method": "dmd", "nfe": 4, "protocol": {"clips": 4, "teacher_steps": 2}})
+        )
+        == root.name
+    )
 
 
 def test_the_rate_of_the_protocol_is_on_the_rows_and_scales_the_motion_of_a_second(rows, tmp_path):
-    config = resolve({"method": "dmd2", "nfe": 2, "protocol": {"clips": 2, "teacher_steps": 1, "fps": 16.0}})
+    config = resolve(
+        {"method": "dmd2", "nfe": 2, "protocol": {"clips": 2, "teacher_steps": 1, "fps": 16.0}}
+    )
     fast = load_clips(references(config, tmp_path)["teacher"])
     assert load_clips(rows[1]["teacher"]).fps == 8 and fast.fps == 16
     slow = dataclasses.replace(fast, fps=8.0)
-    at = [{score.column: score.value for score in Motion().scores(each, {})} for each in (slow, fast)]
-    assert at[1]["motion_diagonals"] == pytest.approx(2 * at[0]["motion_diagonals"]) and at[1]["motion"] == at[0]["motion"]
+    at = [
+        {score.column: score.value for score in Motion().scores(each, {})} for each in (slow, fast)
+    ]
+    assert (
+        at[1]["motion_diagonals"] == pytest.approx(2 * at[0]["motion_diagonals"])
+        and at[1]["motion"] == at[0]["motion"]
+    )
 
 
 def test_ids_and_protocols_of_committed_results_hold():
     """A field that came later counts only away from its default: it makes no run anew, and takes no score out of its table."""
     lines = list(csv.DictReader((ROOT / "results" / "quick" / "runs.csv").open()))
     configs = load_sweep(ROOT / "sweeps" / "quick.yaml").expand()
-    assert {run_id(config) for config in configs} == {line["run_id"] for line in lines if line["status"] != "reference"}
+    assert {run_id(config) for config in configs} == {
+        line["run_id"] for line in lines if line["status"] != "reference"
+    }
     assert {protocol_hash(config) for config in configs} == {line["protocol"] for line in lines}
     later = resolve({"method": "dmd2", "protocol": {"fps": 16.0}})
-    assert run_id(later) != run_id(resolve({"method": "dmd2"})) == run_id(resolve({"method": "dmd2", "protocol": {"fps": 8.0}}))
+    assert (
+        run_id(later)
+        != run_id(resolve({"method": "dmd2"}))
+        == run_id(resolve({"method": "dmd2", "protocol": {"fps": 8.0}}))
+    )
 
 
 def test_corruptions_of_clips_do_what_they_say():
     frames, _ = controls.rendered(3, 0)
     assert (controls.backwards(controls.backwards(frames)) == frames).all()
-    assert controls.noisy(frames, 1).std() > frames.std() and (controls.noisy(frames, 1) == controls.noisy(frames, 1)).all()
-    assert np.abs(np.diff(controls.blurred(frames).astype(int))).mean() < np.abs(np.diff(frames.astype(int))).mean()
+    assert (
+        controls.noisy(frames, 1).std() > frames.std()
+        and (controls.noisy(frames, 1) == controls.noisy(frames, 1)).all()
+    )
+    assert (
+        np.abs(np.diff(controls.blurred(frames).astype(int))).mean()
+        < np.abs(np.diff(frames.astype(int))).mean()
+    )
     half, _ = controls.rendered(72, 0, pace=0.5)
     whole, _ = controls.rendered(72, 0)
-    assert shapes.centroid_speed(half).mean() == pytest.approx(shapes.centroid_speed(whole).mean() / 2, rel=0.02)
+    assert shapes.centroid_speed(half).mean() == pytest.approx(
+        shapes.centroid_speed(whole).mean() / 2, rel=0.02
+    )
     without, said = controls.rendered(72, 0, without="red")
-    assert "red" not in {a.colour for a in shapes.read(without)} and any(" red " in prompt for prompt in said)
+    assert "red" not in {a.colour for a in shapes.read(without)} and any(
+        " red " in prompt for prompt in said
+    )
 
 
 def test_what_cannot_be_sampled_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path)])
-    assert ended.value.code == 2 and "it has no run.yaml" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert (
+        ended.value.code == 2
+        and "it has no run.yaml" in (said := capsys.readouterr().err)
+        and said.count("\n") == 1
+    )
 
 
 @pytest.fixture
 def trained(tmp_path, tiny_wan):
     """A run of one update on the tiny pipeline, with 5 clips to sample, two at a time."""
-    config = resolve({
-        "method": "dmd2", "teacher": str(tiny_wan), "frames": 5, "height": 16, "width": 16, "nfe": 2, "student_updates": 1,
-        "fake_score_updates": 1, "batch_size": 2, "trackers": [], "evaluations": 1, "signals_every": None,
-        "protocol": {"clips": 5},
-    })  # fmt: skip
+    config = resolve(
+        {
+            "method": "dmd2",
+            "teacher": str(tiny_wan),
+            "frames": 5,
+            "height": 16,
+            "width": 16,
+            "nfe": 2,
+            "student_updates": 1,
+            "fake_score_updates": 1,
+            "batch_size": 2,
+            "trackers": [],
+            "evaluations": 1,
+            "signals_every": None,
+            "protocol": {"clips": 5},
+        }
+    )
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)
     (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -159,7 +245,9 @@ def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch
     assert sample(trained) == [folder] and made == [None, 2, 2, 1]
     assert (folder / "clips.npy").read_bytes() == whole
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
-    assert sorted(path.name for path in (folder / "videos").iterdir()) == [f"{i:06d}.mp4" for i in range(5)]
+    assert sorted(path.name for path in (folder / "videos").iterdir()) == [
+        f"{i:06d}.mp4" for i in range(5)
+    ]
 
 
 def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeypatch):
@@ -169,7 +257,9 @@ def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeyp
     whole = (folder / "clips.npy").read_bytes()
     shutil.rmtree(folder)
     decode, made = Pipeline.decode, []
-    monkeypatch.setattr(Pipeline, "decode", lambda self, latents: made.append(len(latents)) or decode(self, latents))
+    monkeypatch.setattr(
+        Pipeline, "decode", lambda self, latents: made.append(len(latents)) or decode(self, latents)
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, sizes in (("1", [2]), ("0", [2, 2, 1])):
         monkeypatch.setenv("RANK", rank)
@@ -191,4 +281,6 @@ def test_videos_are_what_the_frames_are(tmp_path):
     large = frames[0].repeat(4, -1).repeat(4, -2)
     assert write_video(tmp_path / "a.mp4", large, 12.5)
     back, rate = read_clip(tmp_path / "a.mp4")
-    assert rate == 12.5 and back.shape == large.shape and np.abs(back.astype(int) - large).mean() < 4
+    assert (
+        rate == 12.5 and back.shape == large.shape and np.abs(back.astype(int) - large).mean() < 4
+    )

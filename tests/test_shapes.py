@@ -45,8 +45,12 @@ def test_a_clip_depends_on_attributes_and_key_alone():
 
 
 def test_the_body_stays_in_frame(clips: np.ndarray):
-    border = np.concatenate([clips[..., 0, :], clips[..., -1, :], clips[..., 0], clips[..., -1]], -1)
-    assert border.max() <= 0.6 * 255  # half a pixel is left: the nose covers half of a border pixel at most
+    border = np.concatenate(
+        [clips[..., 0, :], clips[..., -1, :], clips[..., 0], clips[..., -1]], -1
+    )
+    assert (
+        border.max() <= 0.6 * 255
+    )  # half a pixel is left: the nose covers half of a border pixel at most
     assert np.ptp(border, axis=2).max() == 0  # and no colour reaches the border
 
 
@@ -59,10 +63,22 @@ def test_the_oracle_reads_what_was_rendered(clips: np.ndarray, noise: float):
 def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
     """Clips turned a quarter, played backwards or stopped read as such; an oracle that flatters would not."""
     order = list(shapes.DIRECTIONS)
-    turned = {"left": "down", "down": "right", "right": "up", "up": "left"}  # counter-clockwise, y grows downwards
-    body = [i for i, a in enumerate(EVERY) if a.shape != "triangle"]  # a turned triangle has its apex elsewhere
+    turned = {
+        "left": "down",
+        "down": "right",
+        "right": "up",
+        "up": "left",
+    }  # counter-clockwise, y grows downwards
+    body = [
+        i for i, a in enumerate(EVERY) if a.shape != "triangle"
+    ]  # a turned triangle has its apex elsewhere
     read = shapes.read(np.rot90(clips[body], axes=(-2, -1)).copy())
-    assert np.mean([r.direction == turned[EVERY[i].direction] for i, r in zip(body, read, strict=True)]) >= 0.99
+    assert (
+        np.mean(
+            [r.direction == turned[EVERY[i].direction] for i, r in zip(body, read, strict=True)]
+        )
+        >= 0.99
+    )
     moving = [i for i, a in enumerate(EVERY) if a.speed != "still"]
     opposite = dict(zip(order, [order[1], order[0], order[3], order[2]], strict=True))
     backwards = shapes.read(clips[moving][:, ::-1])
@@ -73,7 +89,10 @@ def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
 
 
 def test_speed_is_in_pixels_a_frame(clips: np.ndarray):
-    measured, speeds = shapes.centroid_speed(clips), np.array([shapes.SPEEDS[a.speed] for a in EVERY])
+    measured, speeds = (
+        shapes.centroid_speed(clips),
+        np.array([shapes.SPEEDS[a.speed] for a in EVERY]),
+    )
     assert np.abs(measured - speeds).max() < 0.25
     for speed in shapes.SPEEDS.values():
         assert measured[speeds == speed].mean() == pytest.approx(speed, abs=0.06)

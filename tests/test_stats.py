@@ -25,13 +25,24 @@ def test_the_interval_and_its_p_are_those_of_scipy():
     expected = scipy_stats.ttest_1samp(values, 0)
     interval = mean_interval(values)
     assert (interval.low, interval.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    assert interval.mean == pytest.approx(2.875) and interval.n == 4 and interval.p == pytest.approx(expected.pvalue)
+    assert (
+        interval.mean == pytest.approx(2.875)
+        and interval.n == 4
+        and interval.p == pytest.approx(expected.pvalue)
+    )
 
 
 def test_one_value_has_no_interval_and_excludes_nothing():
     interval = mean_interval([3.0])
-    assert interval.mean == 3 and np.isnan(interval.low) and np.isnan(interval.p) and not interval.excludes(0)
-    assert np.isnan(crossed_interval(np.array([[1.0, 2.0, 3.0]])).low), "clips do not stand in for seeds"
+    assert (
+        interval.mean == 3
+        and np.isnan(interval.low)
+        and np.isnan(interval.p)
+        and not interval.excludes(0)
+    )
+    assert np.isnan(crossed_interval(np.array([[1.0, 2.0, 3.0]])).low), (
+        "clips do not stand in for seeds"
+    )
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf"), 1.0]])
@@ -46,15 +57,24 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.935 < np.mean(covered) < 0.965
 
 
-@pytest.mark.parametrize("of_seeds, of_clips, of_both", [(1.0, 0.0, 0.5), (1.0, 3.0, 1.0), (0.05, 3.0, 1.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "of_seeds, of_clips, of_both",
+    [(1.0, 0.0, 0.5), (1.0, 3.0, 1.0), (0.05, 3.0, 1.0), (0.0, 0.0, 1.0)],
+)
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_bootstrap_over_seeds_and_clips_covers_the_truth(seeds, of_seeds, of_clips, of_both):
     """Crossed random effects around 5: whichever factor dominates, at least the stated share of intervals holds 5."""
     generator = np.random.default_rng(1)
     clips, covered = 40, []
     for _ in range(400):
-        effects = of_seeds * generator.normal(size=(seeds, 1)) + of_clips * generator.normal(size=(1, clips))
-        covered.append(not crossed_interval(5 + effects + of_both * generator.normal(size=(seeds, clips))).excludes(5))
+        effects = of_seeds * generator.normal(size=(seeds, 1)) + of_clips * generator.normal(
+            size=(1, clips)
+        )
+        covered.append(
+            not crossed_interval(
+                5 + effects + of_both * generator.normal(size=(seeds, clips))
+            ).excludes(5)
+        )
     assert np.mean(covered) > 0.925
 
 
@@ -131,12 +151,16 @@ def test_more_rivals_need_more_evidence():
 def test_holm_by_hand():
     """0.01 x 3, then 0.03 x 2, then 0.04 x 1 held up by the one before; nan is no test."""
     adjusted = holm([0.04, 0.01, float("nan"), 0.03])
-    assert adjusted[:2] + adjusted[3:] == pytest.approx([0.06, 0.03, 0.06]) and np.isnan(adjusted[2])
+    assert adjusted[:2] + adjusted[3:] == pytest.approx([0.06, 0.03, 0.06]) and np.isnan(
+        adjusted[2]
+    )
 
 
 def test_the_power_is_that_of_the_noncentral_t():
     critical = scipy_stats.t.ppf(0.975, 7)
-    assert power(8, 2.0, 1.5) == pytest.approx(scipy_stats.nct.sf(critical, 7, 1.5 / 2 * 8**0.5), abs=1e-3)
+    assert power(8, 2.0, 1.5) == pytest.approx(
+        scipy_stats.nct.sf(critical, 7, 1.5 / 2 * 8**0.5), abs=1e-3
+    )
 
 
 def test_the_power_is_what_simulation_finds():
@@ -153,7 +177,11 @@ def test_the_seeds_that_a_gap_of_15_needs(sd, seeds):
 
 def test_a_larger_difference_needs_no_more_seeds_and_none_needs_all():
     assert [seeds_needed(1.0, gap) for gap in (0.5, 1, 2, 4, 8, 16, 32)] == [34, 10, 5, 3, 3, 2, 2]
-    assert seeds_needed(1.0, 0.0) is None and seeds_needed(1e6, 1.0) is None and seeds_needed(0.0, 1.0) == 2
+    assert (
+        seeds_needed(1.0, 0.0) is None
+        and seeds_needed(1e6, 1.0) is None
+        and seeds_needed(0.0, 1.0) == 2
+    )
 
 
 def test_seeds_that_agree_by_chance_are_no_certainty():
@@ -162,4 +190,9 @@ def test_seeds_that_agree_by_chance_are_no_certainty():
         interval = mean_interval(values)
         assert np.isnan(interval.p) and not interval.excludes(0.0)
     assert mean_interval([0.0, 0.0, 0.0]).p == 1.0
-    assert clear_winner([{s: np.array([0.5]) for s in "abc"}, {s: np.array([0.75]) for s in "abc"}], "higher") is None
+    assert (
+        clear_winner(
+            [{s: np.array([0.5]) for s in "abc"}, {s: np.array([0.75]) for s in "abc"}], "higher"
+        )
+        is None
+    )

@@ -35,7 +35,10 @@ def attempt(run: Path, n: int, start: dict, end: dict | None = None, beat: float
 
 
 def result(run: Path, **more) -> None:
-    write_json(run / "result.json", {"run_id": run.name, "status": "done", "student_updates": 10, "train_seconds": 5.0} | more)
+    write_json(
+        run / "result.json",
+        {"run_id": run.name, "status": "done", "student_updates": 10, "train_seconds": 5.0} | more,
+    )
 
 
 LIVES = {
@@ -44,9 +47,15 @@ LIVES = {
     "running elsewhere": lambda run: attempt(run, 1, ELSEWHERE, beat=STALE_SECONDS / 2),
     "lost": lambda run: attempt(run, 1, GONE),
     "lost elsewhere": lambda run: attempt(run, 1, ELSEWHERE, beat=2 * STALE_SECONDS),
-    "stopped": lambda run: attempt(run, 1, GONE, {"status": "stopped", "signal": "SIGTERM", "student_updates": 3}),
-    "failed": lambda run: attempt(run, 1, GONE, {"status": "error", "kind": "cuda_oom", "error": "a\nOutOfMemoryError: b"}),
-    "failed outside": lambda run: write_json(run.parent / "errors" / f"{run.name}.json", {"error": "full", "kind": "disk_full"}),
+    "stopped": lambda run: attempt(
+        run, 1, GONE, {"status": "stopped", "signal": "SIGTERM", "student_updates": 3}
+    ),
+    "failed": lambda run: attempt(
+        run, 1, GONE, {"status": "error", "kind": "cuda_oom", "error": "a\nOutOfMemoryError: b"}
+    ),
+    "failed outside": lambda run: write_json(
+        run.parent / "errors" / f"{run.name}.json", {"error": "full", "kind": "disk_full"}
+    ),
     "done": lambda run: result(run),
     "collapsed": lambda run: result(run, status="collapsed", reason="NaN"),
     "lost, another's result": lambda run: (result(run, run_id="another"), attempt(run, 1, GONE)),
@@ -59,19 +68,33 @@ def test_the_state_of_each_moment(life, queued, tmp_path):
     run = tmp_path / "dmd2-s0-0"
     run.mkdir()
     LIVES[life](run)
-    queue = Queue({"7_0": "PENDING"}, {run.name: ["7_0"]}, {"7_0": tmp_path / "log"}) if queued else Queue()
+    queue = (
+        Queue({"7_0": "PENDING"}, {run.name: ["7_0"]}, {"7_0": tmp_path / "log"})
+        if queued
+        else Queue()
+    )
     (status,) = read_statuses(tmp_path, {run.name: Known("dmd2", 10)}, queue)
     word = life.replace(",", "").split()[0]
     waiting = {"missing": "queued", "lost": "requeued", "stopped": "preempted", "failed": "queued"}
     assert status.state == (waiting.get(word, word) if queued else word)
     if word == "failed" and not queued:
-        assert (status.kind, status.note) in [("cuda_oom", "OutOfMemoryError: b"), ("disk_full", "full")]
-    assert exit_code([status]) == (0 if word in ("done", "collapsed") else 4 if status.state == "failed" else 3)
+        assert (status.kind, status.note) in [
+            ("cuda_oom", "OutOfMemoryError: b"),
+            ("disk_full", "full"),
+        ]
+    assert exit_code([status]) == (
+        0 if word in ("done", "collapsed") else 4 if status.state == "failed" else 3
+    )
 
 
 def test_a_run_tells_its_progress_its_requeues_and_its_story(tmp_path):
     run = tmp_path / "dmd2-s0-0"
-    attempt(run, 1, GONE | {"job": "7_0"}, {"status": "stopped", "signal": "SIGUSR2", "student_updates": 2})
+    attempt(
+        run,
+        1,
+        GONE | {"job": "7_0"},
+        {"status": "stopped", "signal": "SIGUSR2", "student_updates": 2},
+    )
     attempt(run, 2, GONE | {"job": "7_0", "restart": 1})
     attempt(run, 3, HERE | {"job": "7_0", "restart": 2})
     lines = [{"student_updates": n, "seconds": 2.0 * n} for n in (1, 2, 3)]
@@ -81,7 +104,11 @@ def test_a_run_tells_its_progress_its_requeues_and_its_story(tmp_path):
     assert (status.state, status.attempts, status.requeues) == ("running", 3, 2)
     assert status.student_updates == 3 and status.rate == 0.5 and status.seconds_left == 14
     story = explain(tmp_path, run.name, {"method": "dmd2"}, Queue(), known)
-    assert "stopped SIGUSR2" in story and "no end recorded" in story and f"python -m distill_bench.job {run}" in story
+    assert (
+        "stopped SIGUSR2" in story
+        and "no end recorded" in story
+        and f"python -m distill_bench.job {run}" in story
+    )
 
 
 def test_a_requeued_job_takes_over_its_own_earlier_life_at_once(tmp_path, monkeypatch):
@@ -116,7 +143,9 @@ def test_the_status_of_a_thousand_runs_takes_under_two_seconds(sweep_file, tmp_p
     sweep = open_sweep(load_sweep(sweep_file), store, tmp_path / "results")
     sweep.write()
     manifest = read_json(manifest_path(store, "many"))
-    manifest["runs"] = {f"dmd2-s{i}-0": {"method": "dmd2", "student_updates": 10} for i in range(1000)}
+    manifest["runs"] = {
+        f"dmd2-s{i}-0": {"method": "dmd2", "student_updates": 10} for i in range(1000)
+    }
     monkeypatch.setattr(os, "fsync", lambda _: None)
     write_json(manifest_path(store, "many"), manifest)
     lives = [LIVES[name] for name in ("done", "done", "running", "failed", "lost", "stopped")]
@@ -124,7 +153,15 @@ def test_the_status_of_a_thousand_runs_takes_under_two_seconds(sweep_file, tmp_p
         (store / run).mkdir()
         lives[i % len(lives)](store / run)
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    argv = [sys.executable, "-m", "distill_bench.sweep", str(sweep_file), "--cluster=local", "--status", "--json"]
+    argv = [
+        sys.executable,
+        "-m",
+        "distill_bench.sweep",
+        str(sweep_file),
+        "--cluster=local",
+        "--status",
+        "--json",
+    ]
     done = subprocess.run([*argv, f"--store={store}"], cwd=ROOT, capture_output=True, text=True)
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     core = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -135,11 +172,19 @@ def test_the_status_of_a_thousand_runs_takes_under_two_seconds(sweep_file, tmp_p
 
 def test_profiles_move_a_sweep_between_clusters(sweep_file, tmp_path, monkeypatch):
     profiles = tmp_path / "clusters.yaml"
-    profiles.write_text("default: {hours: 2}\nlab: {partition: low, gpus: 1, sbatch: {exclude: n1}}\n")
+    profiles.write_text(
+        "default: {hours: 2}\nlab: {partition: low, gpus: 1, sbatch: {exclude: n1}}\n"
+    )
     monkeypatch.setenv("DISTILL_BENCH_CLUSTERS", str(profiles))
     assert load_sweep(sweep_file).cluster.hours == 2
     lab = load_sweep(sweep_file, {"cluster.profile": "lab", "cluster.cpus": 7}).cluster
-    assert (lab.partition, lab.gpus, lab.cpus, lab.hours, lab.sbatch) == ("low", 1, 7, 1, {"exclude": "n1"})
+    assert (lab.partition, lab.gpus, lab.cpus, lab.hours, lab.sbatch) == (
+        "low",
+        1,
+        7,
+        1,
+        {"exclude": "n1"},
+    )
     with pytest.raises(ConfigError, match="'moon' is not in .*; known: default, lab"):
         load_sweep(sweep_file, {"cluster.profile": "moon"})
     with pytest.raises(ConfigError, match="runs_per_job 2 needs nodes 1"):
@@ -147,7 +192,9 @@ def test_profiles_move_a_sweep_between_clusters(sweep_file, tmp_path, monkeypatc
 
 
 def test_results_of_other_code_are_set_aside_when_asked(sweep_file, tmp_path):
-    sweep = open_sweep(load_sweep(sweep_file, {"seeds": 2}), tmp_path / "runs", tmp_path / "results")
+    sweep = open_sweep(
+        load_sweep(sweep_file, {"seeds": 2}), tmp_path / "runs", tmp_path / "results"
+    )
     sweep.write()
     old, new = (sweep.store / run for run in sweep.runs)
     result(old, code_fingerprint="0123456789ab", references={})
@@ -155,15 +202,26 @@ def test_results_of_other_code_are_set_aside_when_asked(sweep_file, tmp_path):
     assert [s.stale for s in read_statuses(sweep.store, sweep.known, Queue())] == [True, False]
     assert Launch().chosen(sweep, Queue()) == []
     assert Launch(stale="rerun").chosen(sweep, Queue()) == [old.name]
-    assert (sweep.store / f"{old.name}.stale-1" / "result.json").is_file() and not (old / "result.json").exists()
+    assert (sweep.store / f"{old.name}.stale-1" / "result.json").is_file() and not (
+        old / "result.json"
+    ).exists()
 
 
 def test_status_is_of_the_prompts_as_they_are_now(sweep_file, tmp_path, capsys):
     """The manifest of a launch answers only while the files that the sweep names are as they were."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball moving left\n")
-    argv = [str(sweep_file), "--cluster=local", f"--store={tmp_path / 'runs'}", "--set", f"prompts={prompts}", "--status"]
-    sweep = open_sweep(load_sweep(sweep_file, {"prompts": str(prompts)}), tmp_path / "runs", tmp_path / "results")
+    argv = [
+        str(sweep_file),
+        "--cluster=local",
+        f"--store={tmp_path / 'runs'}",
+        "--set",
+        f"prompts={prompts}",
+        "--status",
+    ]
+    sweep = open_sweep(
+        load_sweep(sweep_file, {"prompts": str(prompts)}), tmp_path / "runs", tmp_path / "results"
+    )
     for run in sweep.runs:
         result(sweep.store / run)
     sweep.write()

@@ -23,29 +23,54 @@ from distill_bench.store import attempts, cancels, claim, end_of, once, state, w
 from distill_bench.sweep import Launch, _queue_again, cancel, main, open_sweep, run_local
 
 BASE = {
-    "student_updates": 2, "fake_score_updates": 1, "batch_size": 2, "nfe": 2, "frames": 5, "height": 16, "width": 16,
-    "checkpoint_every": 1, "trackers": [], "evaluations": 1,
+    "student_updates": 2,
+    "fake_score_updates": 1,
+    "batch_size": 2,
+    "nfe": 2,
+    "frames": 5,
+    "height": 16,
+    "width": 16,
+    "checkpoint_every": 1,
+    "trackers": [],
+    "evaluations": 1,
     "protocol": {"clips": 2, "teacher_steps": 2, "evaluators": ["motion"]},
-}  # fmt: skip
+}
 RUN = "dmd2-s0-0"
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00garbage\x80", b"[]", b"{}", b'{"status": "done"', b'{"status": 5, "jobs": []}']
+    "content",
+    [b"\xff\xfe\x00garbage\x80", b"[]", b"{}", b'{"status": "done"', b'{"status": 5, "jobs": []}'],
 )
 @pytest.mark.parametrize(
-    "name", ["result.json", "attempts/001/start.json", "attempts/001/exit.json", "../submissions/1.json", "../cancels/1.json"]
+    "name",
+    [
+        "result.json",
+        "attempts/001/start.json",
+        "attempts/001/exit.json",
+        "../submissions/1.json",
+        "../cancels/1.json",
+    ],
 )
-def test_a_record_that_says_nothing_is_set_aside_and_the_others_are_read(name, content, tmp_path, capsys):
+def test_a_record_that_says_nothing_is_set_aside_and_the_others_are_read(
+    name, content, tmp_path, capsys
+):
     run, other = tmp_path / RUN, tmp_path / "dmd2-s1-0"
     write_json(run / "attempts" / "001" / "start.json", {"host": "another", "pid": 1})
-    write_json(other / "result.json", {"run_id": other.name, "status": "done", "student_updates": 9, "train_seconds": 1.0})
+    write_json(
+        other / "result.json",
+        {"run_id": other.name, "status": "done", "student_updates": 9, "train_seconds": 1.0},
+    )
     path = (run / name).resolve()
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     (run / "attempts" / "001" / "heartbeat").touch()
     os.utime(run / "attempts" / "001" / "heartbeat", (0, 0))
-    found = read_statuses(tmp_path, {r.name: Known("dmd2", 9) for r in (run, other)}, read_queue(tmp_path, on_slurm=False))
+    found = read_statuses(
+        tmp_path,
+        {r.name: Known("dmd2", 9) for r in (run, other)},
+        read_queue(tmp_path, on_slurm=False),
+    )
     assert [s.state for s in found] == ["lost", "done"]
     if not (name.endswith("start.json") and content.startswith(b"{") and content.endswith(b"}")):
         assert path.with_name(f"{path.name}.corrupt").is_file() and not path.exists()
@@ -77,7 +102,9 @@ def fill(disk: Path) -> None:
             pass
 
 
-def test_a_run_on_a_full_disk_says_so_and_one_that_cannot_begin_does_not_look_alive(small_disk, sweep_file, capsys):
+def test_a_run_on_a_full_disk_says_so_and_one_that_cannot_begin_does_not_look_alive(
+    small_disk, sweep_file, capsys
+):
     run, late = small_disk / RUN, small_disk / "dmd2-s1-0"
     mine = claim(run, {})
     (late / "attempts").mkdir(parents=True)
@@ -86,10 +113,21 @@ def test_a_run_on_a_full_disk_says_so_and_one_that_cannot_begin_does_not_look_al
     with pytest.raises(OSError, match="No space left"):
         claim(late, {})
     queue = Queue(jobs={late.name: ["7_0"]}, logs={"7_0": small_disk / "log"})
-    first, second = read_statuses(small_disk, {r.name: Known("dmd2", 9) for r in (run, late)}, queue)
-    assert (first.state, first.kind, first.note) == ("failed", "disk_full", "OSError: No space left on device")
+    first, second = read_statuses(
+        small_disk, {r.name: Known("dmd2", 9) for r in (run, late)}, queue
+    )
+    assert (first.state, first.kind, first.note) == (
+        "failed",
+        "disk_full",
+        "OSError: No space left on device",
+    )
     assert (second.state, second.kind) == ("lost", "disk_full") and not attempts(late)
-    argv = [str(sweep_file), "--cluster=local", f"--store={small_disk}", f"--out={small_disk / 'results'}"]
+    argv = [
+        str(sweep_file),
+        "--cluster=local",
+        f"--store={small_disk}",
+        f"--out={small_disk / 'results'}",
+    ]
     assert main([*argv, "--dry-run"]) == 0 and main([*argv, "--status", "--only", "seed == 0"]) == 3
     assert main([*argv, "--cancel"]) == 0 and "a local sweep goes on" in capsys.readouterr().out
     assert main(argv) == 2 and "cannot write into" in capsys.readouterr().err
@@ -105,7 +143,12 @@ def sweep_file(tiny_wan: Path, tmp_path: Path) -> Path:
 
 def test_what_only_reads_does_not_ask_for_a_store_that_can_be_written(sweep_file, capsys):
     argv = [str(sweep_file), "--cluster=local", "--store=/proc/nowhere", "--out=/proc/nowhere"]
-    for more, code in ((["--dry-run"], 0), (["--status"], 3), (["--status", "--only", "seed == 0"], 3), (["--explain", "s0"], 0)):
+    for more, code in (
+        (["--dry-run"], 0),
+        (["--status"], 3),
+        (["--status", "--only", "seed == 0"], 3),
+        (["--explain", "s0"], 0),
+    ):
         assert main([*argv, *more]) == code
     assert main(argv) == 2 and "cannot write into /proc/nowhere" in capsys.readouterr().err
 
@@ -124,18 +167,24 @@ def test_cancel_ends_a_local_sweep_wherever_its_driver_is(sweep_file, tmp_path, 
     out = capsys.readouterr().out
     assert "start references" in out and "start dmd2" not in out
     assert not any(attempts(sweep.store / run) for run in sweep.runs)
-    assert set(cancels(sweep.store)[0]["runs"]) == set(sweep.runs) and not cancels(sweep.store, time.time())
+    assert set(cancels(sweep.store)[0]["runs"]) == set(sweep.runs) and not cancels(
+        sweep.store, time.time()
+    )
 
 
 def test_cancel_does_not_end_the_other_runs_of_a_job(tmp_path):
     queue = Queue({"7_0": "RUNNING"}, {"a-s0-0": ["7_0"], "a-s1-0": ["6_0", "7_0"]})
-    with pytest.raises(ConfigError, match=r"job 7_0 does a-s1-0 too \(runs_per_job\): choose all runs of a job"):
+    with pytest.raises(
+        ConfigError, match=r"job 7_0 does a-s1-0 too \(runs_per_job\): choose all runs of a job"
+    ):
         cancel(tmp_path, ["a-s0-0"], queue)
     assert not cancels(tmp_path), "nothing was done"
 
 
 def test_a_cancelled_job_is_called_so_without_accounting(tmp_path):
-    write_json(tmp_path / "submissions" / "1.json", {"jobs": {RUN: "7_0"}, "dependency": "afterany:6"})
+    write_json(
+        tmp_path / "submissions" / "1.json", {"jobs": {RUN: "7_0"}, "dependency": "afterany:6"}
+    )
     store.note_cancel(tmp_path, [RUN], ["7_0"])
     queue = read_queue(tmp_path, on_slurm=False)
     (status,) = read_statuses(tmp_path, {RUN: Known("dmd2", 9)}, queue)
@@ -144,13 +193,20 @@ def test_a_cancelled_job_is_called_so_without_accounting(tmp_path):
 
 def test_a_job_that_will_never_start_says_why(tmp_path):
     def note(reason: str) -> str:
-        queue = Queue({"7_0": "PENDING"}, {RUN: ["7_0"]}, {"7_0": tmp_path / "log"}, {"7_0": reason})
+        queue = Queue(
+            {"7_0": "PENDING"}, {RUN: ["7_0"]}, {"7_0": tmp_path / "log"}, {"7_0": reason}
+        )
         (status,) = read_statuses(tmp_path, {RUN: Known("dmd2", 9)}, queue)
         assert status.state == "queued"
         return status.note
 
     assert note("Priority") == note("Resources") == note("BeginTime") == ""
-    for reason in ("PartitionNodeLimit", "PartitionConfig", "QOSMaxWallDurationPerJobLimit", "launch failed requeued held"):
+    for reason in (
+        "PartitionNodeLimit",
+        "PartitionConfig",
+        "QOSMaxWallDurationPerJobLimit",
+        "launch failed requeued held",
+    ):
         assert note(reason) == f"SLURM will not start it: {reason}"
 
 
@@ -168,7 +224,9 @@ def test_an_attempt_that_was_taken_over_ends_quietly(make_run, monkeypatch):
     assert end_of(attempts(run)[0])["status"] == "superseded" and not (run / "result.json").exists()
     written = {path.name for path in (run / "attempts" / "001").iterdir()}
     assert "dmd2.py" in written, "the method's code, which may be in no commit"
-    assert (run / "checkpoints").stat().st_mode == next((run / "checkpoints").iterdir()).stat().st_mode
+    assert (run / "checkpoints").stat().st_mode == next(
+        (run / "checkpoints").iterdir()
+    ).stat().st_mode
 
 
 def test_a_lost_rank_is_no_failure_of_the_run(tmp_path):
@@ -180,14 +238,18 @@ def test_a_lost_rank_is_no_failure_of_the_run(tmp_path):
         assert (state(run, queued=True), state(run)) == (queued, alone)
 
 
-def test_only_lives_that_bring_nothing_end_a_run_that_is_stopped_again_and_again(make_run, monkeypatch):
+def test_only_lives_that_bring_nothing_end_a_run_that_is_stopped_again_and_again(
+    make_run, monkeypatch
+):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     run, stop = make_run("slow"), StopRequest()
     stop.signal = signal.SIGUSR2
     write_json(run / "train.json", {"status": "done"})
 
     def life(clips: int) -> int:
-        claim(run.parent / "references" / protocol_hash(load_run(run)), {}).close("stopped")  # it made nothing there
+        claim(run.parent / "references" / protocol_hash(load_run(run)), {}).close(
+            "stopped"
+        )  # it made nothing there
         (run / "samples").mkdir(exist_ok=True)
         (run / "samples" / f"{clips}.npy").write_bytes(b"clip")
         return _stopped(run, claim(run, {}), stop)
@@ -195,8 +257,13 @@ def test_only_lives_that_bring_nothing_end_a_run_that_is_stopped_again_and_again
     assert [life(clips) for clips in (1, 2, 3, 4, 4)] == [STOPPED] * 5
     assert life(4) == FAILED
     end = end_of(attempts(run)[-1])
-    assert end["kind"] == "timeout" and "in its evaluation, with nothing new: give it more time (cluster.hours)" in end["error"]
-    assert [slurm._stuck(run / "lives.jsonl", made) for made in (0, 1, 2, 2, 2)] == [False] * 4 + [True]
+    assert (
+        end["kind"] == "timeout"
+        and "in its evaluation, with nothing new: give it more time (cluster.hours)" in end["error"]
+    )
+    assert [slurm._stuck(run / "lives.jsonl", made) for made in (0, 1, 2, 2, 2)] == [False] * 4 + [
+        True
+    ]
 
 
 def test_whatever_a_run_goes_through_is_its_code(tmp_path, monkeypatch):
@@ -205,7 +272,13 @@ def test_whatever_a_run_goes_through_is_its_code(tmp_path, monkeypatch):
     assert {f"{name}.py" for name in provenance.APART} <= {path.name for path in root.iterdir()}
     monkeypatch.setattr(provenance, "ROOT", root)
     before = provenance.code_fingerprint("dmd2")
-    for name, counts in (("discriminator", True), ("config", True), ("masters", True), ("report", False), ("sweep", False)):
+    for name, counts in (
+        ("discriminator", True),
+        ("config", True),
+        ("masters", True),
+        ("report", False),
+        ("sweep", False),
+    ):
         text = (root / f"{name}.py").read_text()
         (root / f"{name}.py").write_text(text + "\nCHANGED = 1\n")
         assert (provenance.code_fingerprint("dmd2") != before) == counts, name
@@ -219,7 +292,10 @@ def test_whatever_a_run_goes_through_is_its_code(tmp_path, monkeypatch):
         ("lab:", "clusters.yaml: profile lab = None: a mapping of settings"),
         ("default: 3\nlab: {}", None),
         ("", "'lab' is not in .*clusters.yaml; known: none"),
-        ("lab", "clusters.yaml: profiles are a mapping of names to settings of a cluster; found str"),
+        (
+            "lab",
+            "clusters.yaml: profiles are a mapping of names to settings of a cluster; found str",
+        ),
         ("lab: {partitoin: low}", "clusters.yaml: profile lab: unknown key 'partitoin'"),
         ("lab: {gpus: many}", "clusters.yaml: profile lab: gpus = 'many'"),
     ],
@@ -232,7 +308,12 @@ def test_a_bad_file_of_profiles_is_named(profiles, says, sweep_file, tmp_path, m
 
 
 def test_a_watch_has_seconds_and_an_end(sweep_file, tmp_path, monkeypatch, capsys):
-    argv = [str(sweep_file), "--cluster=local", f"--store={tmp_path / 'runs'}", f"--out={tmp_path / 'results'}"]
+    argv = [
+        str(sweep_file),
+        "--cluster=local",
+        f"--store={tmp_path / 'runs'}",
+        f"--out={tmp_path / 'results'}",
+    ]
     for more, says in (
         (["--watch=0"], "--watch 0"),
         (["--watch=-1"], "--watch -1"),
@@ -246,14 +327,22 @@ def test_a_watch_has_seconds_and_an_end(sweep_file, tmp_path, monkeypatch, capsy
     assert main([*argv, "--watch=0.1"]) == 3, "nobody works on it"
     monkeypatch.setenv("PATH", "")
     before = Queue({"7_0": "RUNNING"})
-    assert _queue_again(tmp_path, True, before) is before and "squeue does not answer" in capsys.readouterr().err
+    assert (
+        _queue_again(tmp_path, True, before) is before
+        and "squeue does not answer" in capsys.readouterr().err
+    )
 
 
 def test_what_sbatch_says_is_passed_on_by_its_telling_lines():
-    unknown = "sbatch: unrecognized option '--foo=bar'\nTry \"sbatch --help\" for more information\n"
+    unknown = (
+        "sbatch: unrecognized option '--foo=bar'\nTry \"sbatch --help\" for more information\n"
+    )
     assert slurm._telling(unknown) == "unrecognized option '--foo=bar'"
     refused = "sbatch: error: Failed to validate job spec, --gpus < -N\nsbatch: error: Invalid generic resource\n"
-    assert slurm._telling(refused) == "Failed to validate job spec, --gpus < -N; Invalid generic resource"
+    assert (
+        slurm._telling(refused)
+        == "Failed to validate job spec, --gpus < -N; Invalid generic resource"
+    )
 
 
 def test_what_another_process_makes_is_waited_for_or_not(tmp_path):

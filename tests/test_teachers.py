@@ -51,7 +51,9 @@ def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
     import distill_bench.architectures as package
 
     (tmp_path / "more").mkdir()
-    code = "from distill_bench.architectures.wan import Wan\n\nclass Mine(Wan):\n    own_fps = 7.0\n"
+    code = (
+        "from distill_bench.architectures.wan import Wan\n\nclass Mine(Wan):\n    own_fps = 7.0\n"
+    )
     (tmp_path / "more" / "mine.py").write_text(code)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "more")])
     change(copy / "transformer", _class_name="MineTransformer3DModel")
@@ -66,7 +68,9 @@ def test_an_autoencoder_of_another_model_is_refused(copy):
 
 def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
     change(copy / "transformer", in_channels=36)
-    assert "takes latents of 36 channels and gives 4: it is no text-to-video model" in refused(teacher=str(copy))
+    assert "takes latents of 36 channels and gives 4: it is no text-to-video model" in refused(
+        teacher=str(copy)
+    )
     change(copy, boundary_ratio=0.875)
     assert "two transformers" in refused(teacher=str(copy))
 
@@ -74,7 +78,10 @@ def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        ({"frames": 1}, "frames 1 is too short for the teacher tiny-wan: a clip has two latents in time at least, here 5 frames"),
+        (
+            {"frames": 1},
+            "frames 1 is too short for the teacher tiny-wan: a clip has two latents in time at least, here 5 frames",
+        ),
         ({"frames": 7}, "frames 7 must be 1 more than a multiple of 4"),
         ({"height": 24}, "height 24 must be a multiple of 16"),
     ],
@@ -88,7 +95,9 @@ def test_missing_weights_are_not_drawn_at_random(copy):
     weights = load_file(path)
     weights.pop("blocks.0.ffn.net.2.weight")
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(TeacherError, match=r"transformer: 1 weights are missing .* blocks.0.ffn.net.2.weight"):
+    with pytest.raises(
+        TeacherError, match=r"transformer: 1 weights are missing .* blocks.0.ffn.net.2.weight"
+    ):
         load_transformer(copy)
     path.unlink()
     with pytest.raises(TeacherError, match=r"cannot load .*transformer") as caught:
@@ -98,7 +107,10 @@ def test_missing_weights_are_not_drawn_at_random(copy):
     weights = load_file(encoder)
     weights.pop("encoder.final_layer_norm.weight")
     save_file(weights, encoder, {"format": "pt"})
-    with pytest.raises(TeacherError, match=r"text_encoder: 1 weights are missing .* encoder.final_layer_norm.weight"):
+    with pytest.raises(
+        TeacherError,
+        match=r"text_encoder: 1 weights are missing .* encoder.final_layer_norm.weight",
+    ):
         load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
 
 
@@ -128,7 +140,10 @@ def test_what_says_how_the_parts_are_used_is_asked_for_before_a_job(name, said, 
     for file in path.iterdir() if path.is_dir() else [path]:
         file.unlink()
     for fields in ({"teacher": str(copy)}, {"teacher": str(tiny_wan), "student": str(copy)}):
-        assert f"teacher {copy} is no pipeline folder: {said}; download or copy the whole folder" in refused(**fields)
+        assert (
+            f"teacher {copy} is no pipeline folder: {said}; download or copy the whole folder"
+            in refused(**fields)
+        )
 
 
 def test_a_teacher_without_its_autoencoder_or_prompts_is_refused_before_a_job(copy):
@@ -140,7 +155,10 @@ def test_a_teacher_without_its_autoencoder_or_prompts_is_refused_before_a_job(co
 
 def test_a_config_that_asks_for_other_blocks_than_there_are_is_refused_before_a_job(copy):
     change(copy / "transformer", num_layers=3)
-    assert "transformer: its config.json asks for num_layers 3, its weights are of 2 blocks" in refused(teacher=str(copy))
+    assert (
+        "transformer: its config.json asks for num_layers 3, its weights are of 2 blocks"
+        in refused(teacher=str(copy))
+    )
 
 
 def test_cogvideox_has_positions_for_clips_of_its_training_alone(tmp_path):
@@ -162,7 +180,9 @@ def test_an_unknown_autoencoder_and_one_without_a_config_are_refused_before_a_jo
 
 
 @pytest.mark.parametrize("name", ["transformer/config.json", "vae/config.json", "model_index.json"])
-@pytest.mark.parametrize(("text", "said"), [('{"a": 1,', "line 1"), ("[]", "an object of keys and values; found list")])
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"a": 1,', "line 1"), ("[]", "an object of keys and values; found list")]
+)
 def test_a_config_that_is_no_json_is_named(name, text, said, copy):
     (copy / name).write_text(text)
     found = refused(teacher=str(copy))
@@ -172,11 +192,19 @@ def test_a_config_that_is_no_json_is_named(name, text, said, copy):
 def test_every_target_of_an_adapter_is_the_name_of_a_layer(tiny_wan):
     """peft passes over one that is not, where it finds another."""
     targets = {"method": "dmd2", "teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "to_w"]}}
-    assert "adapter.targets to_w: no layer is called so; linear layers end in: attn1.to_k, " in refused(**targets)
-    assert resolve(RUN | {"teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "ffn.net.2"]}}).adapter
+    assert (
+        "adapter.targets to_w: no layer is called so; linear layers end in: attn1.to_k, "
+        in refused(**targets)
+    )
+    assert resolve(
+        RUN | {"teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "ffn.net.2"]}}
+    ).adapter
 
 
-@pytest.mark.parametrize("name", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"],
+)
 def test_a_text_encoder_or_tokenizer_that_is_cut_short_is_one_line(name, copy):
     path = copy / name
     path.write_bytes(path.read_bytes()[:-8])
@@ -187,7 +215,10 @@ def test_a_text_encoder_or_tokenizer_that_is_cut_short_is_one_line(name, copy):
 
 def test_a_config_of_fewer_layers_than_its_weights_have_is_refused(copy):
     change(copy / "transformer", num_layers=1)
-    with pytest.raises(TeacherError, match=r"transformer: its config.json has no place for \d+ of its weights.* blocks.1."):
+    with pytest.raises(
+        TeacherError,
+        match=r"transformer: its config.json has no place for \d+ of its weights.* blocks.1.",
+    ):
         load_transformer(copy)
 
 
@@ -202,7 +233,9 @@ def test_what_has_changed_since_the_run_was_resolved_is_not_loaded(key, tiny_wan
         change(copy / "transformer", eps=1e-5)
     else:
         (copy / "prompts.txt").write_text("a blue circle\n")
-    with pytest.raises(TeacherError, match=f"{key} .* is not what the run was resolved with") as caught:
+    with pytest.raises(
+        TeacherError, match=f"{key} .* is not what the run was resolved with"
+    ) as caught:
         pipeline_of(config, torch.device("cpu"))
     assert "\n" not in str(caught.value)
 
@@ -212,10 +245,13 @@ def test_weights_of_another_shape_are_one_line(copy):
     with pytest.raises(TeacherError) as caught:
         load_pipeline(str(copy), torch.device("cpu"))
     said = str(caught.value)
-    assert said.startswith(f"cannot load {copy}/transformer: blocks.") and said.endswith("but got torch.Size([32])")
+    assert said.startswith(f"cannot load {copy}/transformer: blocks.") and said.endswith(
+        "but got torch.Size([32])"
+    )
     change(copy / "text_encoder", d_ff=77)
     with pytest.raises(
-        TeacherError, match=r"text_encoder: 3 weights are missing or of another shape, for instance encoder.block"
+        TeacherError,
+        match=r"text_encoder: 3 weights are missing or of another shape, for instance encoder.block",
     ):
         load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
 
@@ -227,15 +263,23 @@ def test_a_revision_is_found_in_the_hubs_cache_and_a_wrong_one_is_named(tiny_wan
     (repo / "refs" / "main").write_text(revision)
     offline = mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with offline, mock.patch.object(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path)):
-        assert teacher_folder("lab/tiny") == teacher_folder(f"lab/tiny@{revision}") == repo / "snapshots" / revision
-        with pytest.raises(TeacherError, match=r"no teacher 'lab/tiny@v2'.*is 'v2' a branch, tag or commit of it\?") as caught:
+        assert (
+            teacher_folder("lab/tiny")
+            == teacher_folder(f"lab/tiny@{revision}")
+            == repo / "snapshots" / revision
+        )
+        with pytest.raises(
+            TeacherError, match=r"no teacher 'lab/tiny@v2'.*is 'v2' a branch, tag or commit of it\?"
+        ) as caught:
             teacher_folder("lab/tiny@v2")
     assert "\n" not in str(caught.value)
 
 
 def test_a_student_takes_its_teachers_latents_and_texts(tiny_wan, copy):
     change(copy / "transformer", text_dim=32)
-    assert "student broken: texts of width: 32, the teacher tiny-wan has 16" in refused(teacher=str(tiny_wan), student=str(copy))
+    assert "student broken: texts of width: 32, the teacher tiny-wan has 16" in refused(
+        teacher=str(tiny_wan), student=str(copy)
+    )
     change(copy / "transformer", text_dim=16, in_channels=16, out_channels=16)
     assert "student broken: latents of channels: 16, the teacher tiny-wan has 4" in refused(
         teacher=str(tiny_wan), student=str(copy)
@@ -247,7 +291,10 @@ def test_a_student_takes_its_teachers_latents_and_texts(tiny_wan, copy):
 def test_a_student_counts_by_content_and_none_leaves_ids_as_they_were(tiny_wan, copy):
     """The id of a run without one is that of before there were students."""
     assert run_id(resolve({"method": "dmd2"})) == "dmd2-s0-5c88f7749f83"
-    plain, one = (resolve(RUN | {"teacher": str(tiny_wan), "student": student}) for student in (None, str(copy)))
+    plain, one = (
+        resolve(RUN | {"teacher": str(tiny_wan), "student": student})
+        for student in (None, str(copy))
+    )
     moved = Path(shutil.copytree(copy, copy.with_name("moved")))
     other = resolve(RUN | {"teacher": str(tiny_wan), "student": str(moved)})
     assert run_id(one) == run_id(other) != run_id(plain)
@@ -255,8 +302,14 @@ def test_a_student_counts_by_content_and_none_leaves_ids_as_they_were(tiny_wan, 
 
 def test_heads_on_features_of_another_width_are_refused(tiny_wan, copy):
     change(copy / "transformer", num_attention_heads=1)
-    gan = {"method": {"name": "dmd2", "gan": "fake_score"}, "teacher": str(tiny_wan), "student": str(copy)}
-    assert "has heads on features of width 24, the teacher's; the student's are of 12" in refused(**gan)
+    gan = {
+        "method": {"name": "dmd2", "gan": "fake_score"},
+        "teacher": str(tiny_wan),
+        "student": str(copy),
+    }
+    assert "has heads on features of width 24, the teacher's; the student's are of 12" in refused(
+        **gan
+    )
 
 
 def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_path, monkeypatch):
@@ -276,19 +329,37 @@ def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_pa
 def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path):
     """As the released CogVideoX and LTX-Video have theirs: the ids are those of sentencepiece, and </s>."""
     (tmp_path / "text").write_text(
-        "\n".join(["a red circle moving left", "a blue square moving right", "circle and square"] * 40)
+        "\n".join(
+            ["a red circle moving left", "a blue square moving right", "circle and square"] * 40
+        )
     )
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(folder / "spiece"), vocab_size=28, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        pad_piece="<pad>", minloglevel=2,
-    )  # fmt: skip
+        input=str(tmp_path / "text"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=28,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        minloglevel=2,
+    )
     (folder / "spiece.vocab").unlink()
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0,
-        "model_max_length": 226, "legacy": True,
-    }))  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "T5Tokenizer",
+                "eos_token": "</s>",
+                "pad_token": "<pad>",
+                "unk_token": "<unk>",
+                "extra_ids": 0,
+                "model_max_length": 226,
+                "legacy": True,
+            }
+        )
+    )
     reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
     found = transformers.AutoTokenizer.from_pretrained(folder)("a red square moving").input_ids
     assert found == [*reference.encode("a red square moving"), 1]

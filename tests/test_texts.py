@@ -20,9 +20,17 @@ from distill_bench.train import train
 
 PROMPTS = ["a red circle", "a blue square moving left", "a circle moving right"]
 RUN = {
-    "method": "dmd2", "student_updates": 1, "fake_score_updates": 1, "batch_size": 2, "nfe": 2, "frames": 5, "height": 16,
-    "width": 16, "trackers": [], "signals_every": None,
-}  # fmt: skip
+    "method": "dmd2",
+    "student_updates": 1,
+    "fake_score_updates": 1,
+    "batch_size": 2,
+    "nfe": 2,
+    "frames": 5,
+    "height": 16,
+    "width": 16,
+    "trackers": [],
+    "signals_every": None,
+}
 
 
 @pytest.fixture
@@ -35,7 +43,9 @@ def prompts(tmp_path) -> Path:
 @pytest.fixture
 def bare(tiny_wan, tmp_path) -> Path:
     """The tiny teacher without its text encoder."""
-    return Path(shutil.copytree(tiny_wan, tmp_path / "bare", ignore=shutil.ignore_patterns("text_encoder")))
+    return Path(
+        shutil.copytree(tiny_wan, tmp_path / "bare", ignore=shutil.ignore_patterns("text_encoder"))
+    )
 
 
 def run_of(teacher: Path, prompts: Path, store: Path, **fields) -> Path:
@@ -48,15 +58,23 @@ def run_of(teacher: Path, prompts: Path, store: Path, **fields) -> Path:
 
 def test_the_three_kinds_of_prompt_files(tmp_path, prompts):
     lines, listed = tmp_path / "p.jsonl", tmp_path / "VBench.json"
-    lines.write_text("".join(json.dumps({"prompt": p, "seed": i}) + "\n" for i, p in enumerate(PROMPTS)))
-    listed.write_text(json.dumps([{"prompt_en": p, "dimension": ["color"], "auxiliary_info": {}} for p in PROMPTS]))
+    lines.write_text(
+        "".join(json.dumps({"prompt": p, "seed": i}) + "\n" for i, p in enumerate(PROMPTS))
+    )
+    listed.write_text(
+        json.dumps(
+            [{"prompt_en": p, "dimension": ["color"], "auxiliary_info": {}} for p in PROMPTS]
+        )
+    )
     assert read_prompts(prompts) == read_prompts(lines) == read_prompts(listed) == PROMPTS
 
 
 def test_a_mark_of_utf_8_and_spaces_around_a_line_are_no_part_of_a_prompt(tiny_wan, tmp_path):
     """In the run's own file, which `embed` is given, and in the teacher's, which training reads."""
     teacher = Path(shutil.copytree(tiny_wan, tmp_path / "teacher"))
-    (teacher / "prompts.txt").write_text("".join(f" {prompt} \n" for prompt in PROMPTS), encoding="utf-8-sig")
+    (teacher / "prompts.txt").write_text(
+        "".join(f" {prompt} \n" for prompt in PROMPTS), encoding="utf-8-sig"
+    )
     assert read_prompts(teacher / "prompts.txt") == PROMPTS
     assert load_pipeline(str(teacher), torch.device("cpu")).prompts() == PROMPTS
 
@@ -66,7 +84,8 @@ def test_prompts_that_are_too_long_are_named(tiny_wan, tmp_path, capsys):
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
     said = capsys.readouterr().err
     assert (
-        "1 of 3 prompts have more than the 8 tokens that tiny-wan takes: their ends are cut, for instance 'a blue square" in said
+        "1 of 3 prompts have more than the 8 tokens that tiny-wan takes: their ends are cut, for instance 'a blue square"
+        in said
     )
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
     assert capsys.readouterr().err == ""
@@ -75,7 +94,10 @@ def test_prompts_that_are_too_long_are_named(tiny_wan, tmp_path, capsys):
 def test_a_line_ends_where_a_line_of_a_file_does(tmp_path):
     """What splits lines in print (U+2028, form feed) may be in a prompt."""
     odd = ["one\u2028and two", "three\x0cand four", "five\u0085six"]
-    for name, text in (("a.txt", "\r\n".join(odd)), ("a.jsonl", "\n".join(json.dumps(p, ensure_ascii=False) for p in odd))):
+    for name, text in (
+        ("a.txt", "\r\n".join(odd)),
+        ("a.jsonl", "\n".join(json.dumps(p, ensure_ascii=False) for p in odd)),
+    ):
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
         assert read_prompts(tmp_path / name) == odd
 
@@ -89,8 +111,16 @@ def test_a_line_ends_where_a_line_of_a_file_does(tmp_path):
         ("a.jsonl", "{", "line 1: no JSON"),
         ("a.json", '["x", 3]', "entry 2: "),
         ("a.json", '["x", " "]', "entry 2: prompt: String should have at least 1 character"),
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt": "\\ud800"}\n', "line 2: prompt: Input should be a valid string"),
-        ("a.json", '{"prompts": ["x"]}', "a list of strings or of {'prompt': TEXT} is allowed, found dict"),
+        (
+            "a.jsonl",
+            '{"prompt": "x"}\n{"prompt": "\\ud800"}\n',
+            "line 2: prompt: Input should be a valid string",
+        ),
+        (
+            "a.json",
+            '{"prompts": ["x"]}',
+            "a list of strings or of {'prompt': TEXT} is allowed, found dict",
+        ),
         ("a.json", "null", "is allowed, found null"),
         ("none.txt", None, "No such file"),
     ],
@@ -114,7 +144,11 @@ def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path
     fresh = load_pipeline(str(tiny_wan), torch.device("cpu"))
     stored = load_pipeline(str(tiny_wan), torch.device("cpu"), store=tmp_path)
     expected = fresh.encode_text([*PROMPTS, ""])
-    with mock.patch.object(models.TextPipeline, "text_pipeline", side_effect=AssertionError("the text encoder was loaded")):
+    with mock.patch.object(
+        models.TextPipeline,
+        "text_pipeline",
+        side_effect=AssertionError("the text encoder was loaded"),
+    ):
         torch.testing.assert_close(stored.encode_text([*PROMPTS, ""]), expected, rtol=0, atol=0)
         texts = stored.texts(PROMPTS)
         torch.testing.assert_close(torch.cat([*texts, texts.null_text]), expected, rtol=0, atol=0)
@@ -137,7 +171,10 @@ def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, 
         embedding.main([str(tiny_wan), str(prompts), "--store", str(tmp_path)])
     said = capsys.readouterr().err
     assert (
-        ended.value.code == 2 and f"embeddings {shard} cannot be read" in said and "remove it" in said and said.count("\n") == 1
+        ended.value.code == 2
+        and f"embeddings {shard} cannot be read" in said
+        and "remove it" in said
+        and said.count("\n") == 1
     )
     shard.unlink()
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == len(PROMPTS) + 1
@@ -164,17 +201,26 @@ def test_training_reads_embeddings_and_needs_no_text_encoder(tiny_wan, bare, pro
     assert train(run_of(bare, prompts, tmp_path))["status"] == "done"
 
 
-def test_a_prompt_without_an_embedding_is_one_line_that_says_how_to_make_it(tiny_wan, bare, prompts, tmp_path):
-    with pytest.raises(TeacherError, match=r"'a red circle' has no embedding \(4 of 4 have none\).*distill-bench embed TEACHER"):
+def test_a_prompt_without_an_embedding_is_one_line_that_says_how_to_make_it(
+    tiny_wan, bare, prompts, tmp_path
+):
+    with pytest.raises(
+        TeacherError,
+        match=r"'a red circle' has no embedding \(4 of 4 have none\).*distill-bench embed TEACHER",
+    ):
         train(run_of(bare, prompts, tmp_path))
     embedding.embed(str(tiny_wan), [prompts], tmp_path)
     prompts.write_text("a red circle\nright\n")
-    with pytest.raises(TeacherError, match=r"'right' has no embedding \(1 of 3 have none\)") as caught:
+    with pytest.raises(
+        TeacherError, match=r"'right' has no embedding \(1 of 3 have none\)"
+    ) as caught:
         train(run_of(bare, prompts, tmp_path))
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_gives_the_store_what_it_lacks_before_it_loads_a_network(tiny_wan, prompts, tmp_path, monkeypatch):
+def test_a_run_gives_the_store_what_it_lacks_before_it_loads_a_network(
+    tiny_wan, prompts, tmp_path, monkeypatch
+):
     folder, _ = embedding.embed(str(tiny_wan), [prompts], tmp_path)
     prompts.write_text("a red circle\nright\n")
     load, stored = models.load_transformer, []
@@ -191,10 +237,15 @@ def test_a_run_gives_the_store_what_it_lacks_before_it_loads_a_network(tiny_wan,
 def test_prompts_count_by_content(tiny_wan, prompts, tmp_path):
     lines = tmp_path / "p.jsonl"
     lines.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
-    ids = [run_id(resolve(RUN | {"teacher": str(tiny_wan), "prompts": p and str(p)})) for p in (prompts, lines, None)]
+    ids = [
+        run_id(resolve(RUN | {"teacher": str(tiny_wan), "prompts": p and str(p)}))
+        for p in (prompts, lines, None)
+    ]
     assert ids[0] == ids[1] != ids[2]
     assert "a gaussian teacher has prompts of its own" in str(
-        pytest.raises(ConfigError, resolve, {"method": "dmd2", "teacher": "gaussian", "prompts": str(prompts)}).value
+        pytest.raises(
+            ConfigError, resolve, {"method": "dmd2", "teacher": "gaussian", "prompts": str(prompts)}
+        ).value
     )
 
 

@@ -16,9 +16,18 @@ from distill_bench.sample import sample
 from distill_bench.train import Trainer, train
 
 BASE = {
-    "student_updates": 2, "fake_score_updates": 2, "batch_size": 4, "nfe": 2, "frames": 5, "height": 16, "width": 16,
-    "checkpoint_every": 1, "log_every": 1, "trackers": [], "protocol": {"clips": 2, "teacher_steps": 2},
-}  # fmt: skip
+    "student_updates": 2,
+    "fake_score_updates": 2,
+    "batch_size": 4,
+    "nfe": 2,
+    "frames": 5,
+    "height": 16,
+    "width": 16,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "trackers": [],
+    "protocol": {"clips": 2, "teacher_steps": 2},
+}
 
 
 def assert_same_bits(a: Path, b: Path) -> None:
@@ -29,7 +38,9 @@ def assert_same_bits(a: Path, b: Path) -> None:
 
 def test_a_training_by_hand_that_is_told_to_end_saves_first(make_run):
     run = make_run("told", student_updates=100_000, checkpoint_every=100_000, method="dmd2")
-    worker = subprocess.Popen([sys.executable, "-m", "distill_bench.train", str(run)], stdout=subprocess.PIPE, text=True)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distill_bench.train", str(run)], stdout=subprocess.PIPE, text=True
+    )
     assert worker.stdout.readline().startswith("student update ")
     worker.terminate()
     said = worker.communicate()[0].splitlines()[-1]
@@ -78,7 +89,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage, ma
 
 
 def test_accumulation_does_not_change_the_gradient(make_run):
-    whole, parts = make_run("whole", student_updates=1), make_run("parts", student_updates=1, accumulation=4)
+    whole, parts = (
+        make_run("whole", student_updates=1),
+        make_run("parts", student_updates=1, accumulation=4),
+    )
     train(whole)
     train(parts)
     first, second = weights(whole), weights(parts)
@@ -92,7 +106,12 @@ def test_accumulation_does_not_change_the_gradient(make_run):
 def test_the_ledger_equals_the_count_by_hand(fake_score_updates, accumulation, make_run):
     """methods.md 1.12 with R = nfe = 2 (exit at the last step) and a guided teacher: 2 forwards."""
     k, nfe = fake_score_updates, 2
-    common = {"student_updates": 1, "exit_step": "last", "fake_score_updates": k, "accumulation": accumulation}
+    common = {
+        "student_updates": 1,
+        "exit_step": "last",
+        "fake_score_updates": k,
+        "accumulation": accumulation,
+    }
     cost = train(make_run("dmd2", method="dmd2", **common))["cost"]
     assert cost == {
         "student": {"forward": nfe * (1 + k), "input_backward": 0, "full_backward": 1},
@@ -110,10 +129,15 @@ def test_the_ledger_equals_the_count_by_hand(fake_score_updates, accumulation, m
 
 def test_a_phase_trains_its_own_role_alone(make_run):
     trainer = Trainer(make_run("run", method="sgmd"))
-    before = {role: [p.detach().clone() for p in net.parameters()] for role, net in trainer.roles.items()}
+    before = {
+        role: [p.detach().clone() for p in net.parameters()] for role, net in trainer.roles.items()
+    }
 
     def moved(role: str) -> bool:
-        return any(not torch.equal(p, q) for p, q in zip(trainer.roles[role].parameters(), before[role], strict=True))
+        return any(
+            not torch.equal(p, q)
+            for p, q in zip(trainer.roles[role].parameters(), before[role], strict=True)
+        )
 
     trainer.update_student()
     assert moved("student") and not moved("fake_score")
@@ -135,5 +159,7 @@ def test_another_seed_is_another_run_and_the_same_seed_the_same(make_run):
     for run in (a, b, c):
         train(run)
     assert_same_bits(a, b)
-    assert any(not torch.equal(x, y) for x, y in zip(weights(a).values(), weights(c).values(), strict=True))
+    assert any(
+        not torch.equal(x, y) for x, y in zip(weights(a).values(), weights(c).values(), strict=True)
+    )
     shutil.rmtree(a)

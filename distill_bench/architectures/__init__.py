@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
 SUFFIX = "Transformer3DModel"
-OWN_AUTOENCODER = "FrameAutoencoder"  # `distill_bench.autoencoder`: it may stand in for any architecture's
+OWN_AUTOENCODER = (
+    "FrameAutoencoder"  # `distill_bench.autoencoder`: it may stand in for any architecture's
+)
 
 Call = Callable[..., Tensor]  # the network: its own arguments, without return_dict -> its output
 
@@ -36,7 +38,9 @@ class Architecture:
     TEXT_LENGTH: ClassVar[int] = 0  # tokens of a prompt, where the tokenizer does not say fewer
     TEXT_WIDTH: ClassVar[str] = ""  # key of the transformer's config
     LATENT_CHANNELS: ClassVar[str] = "latent_channels"  # key of the autoencoder's
-    FRAMEWISE: ClassVar[bool] = False  # the autoencoder decodes few frames at a time, but only where it is told to
+    FRAMEWISE: ClassVar[bool] = (
+        False  # the autoencoder decodes few frames at a time, but only where it is told to
+    )
 
     folder: Path | None = None
     transformer: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +49,9 @@ class Architecture:
 
     # ---- the network
 
-    def velocity(self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def velocity(
+        self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
         """The velocity (B, C, T, H, W) at x_t (B, C, T, H, W), sigma (B,) in (0, 1], text (B, L, D).
 
         `call` runs the network, whatever weights it is to run with; `net` is asked for its config alone.
@@ -94,7 +100,12 @@ class Architecture:
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of a clip."""
         temporal, spatial = self.strides()
-        return self.transformer["in_channels"], (frames - 1) // temporal + 1, height // spatial, width // spatial
+        return (
+            self.transformer["in_channels"],
+            (frames - 1) // temporal + 1,
+            height // spatial,
+            width // spatial,
+        )
 
     def mismatch(self) -> str | None:
         """Why the parts of the folder do not belong together, or None."""
@@ -113,7 +124,10 @@ class Architecture:
         if wrong is not None:
             return f"{name}: {wrong}"
         (temporal, spatial), patch = self.strides(), self.patch()
-        for key, size, multiple in (("height", height, spatial * patch[1]), ("width", width, spatial * patch[2])):
+        for key, size, multiple in (
+            ("height", height, spatial * patch[1]),
+            ("width", width, spatial * patch[2]),
+        ):
             if size % multiple:
                 return f"{key} {size} must be a multiple of {multiple} for {name}"
         n, rest = self.frames_rule()
@@ -128,10 +142,26 @@ class Architecture:
     def unlike(self, student: "Architecture") -> str | None:
         """Why the pipeline of another folder cannot be this teacher's student, or None."""
         for what, mine, its in (
-            ("a transformer", self.transformer["_class_name"], student.transformer.get("_class_name")),
-            ("latents of channels", self.transformer.get("in_channels"), student.transformer.get("in_channels")),
-            ("texts of width", self.transformer.get(self.TEXT_WIDTH), student.transformer.get(self.TEXT_WIDTH)),
-            ("one timestep a token", self.index.get("expand_timesteps", False), student.index.get("expand_timesteps", False)),
+            (
+                "a transformer",
+                self.transformer["_class_name"],
+                student.transformer.get("_class_name"),
+            ),
+            (
+                "latents of channels",
+                self.transformer.get("in_channels"),
+                student.transformer.get("in_channels"),
+            ),
+            (
+                "texts of width",
+                self.transformer.get(self.TEXT_WIDTH),
+                student.transformer.get(self.TEXT_WIDTH),
+            ),
+            (
+                "one timestep a token",
+                self.index.get("expand_timesteps", False),
+                student.index.get("expand_timesteps", False),
+            ),
         ):
             if mine != its:
                 return f"{what}: {its}, the teacher {self.folder.name} has {mine}"
@@ -145,7 +175,9 @@ class Architecture:
 
     def encode_text(self, pipeline: "DiffusionPipeline", prompts: list[str], length: int) -> Tensor:
         """Embeddings (B, L, D) of prompts by the pipeline's own text encoder; what it masks is zero."""
-        return pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)[0]
+        return pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=length
+        )[0]
 
     def at_size(self, vae: nn.Module) -> None:
         """Have an autoencoder take one clip at a time, and large frames in tiles: below their size no value changes."""
@@ -199,9 +231,13 @@ def architecture_of(folder: Path) -> Architecture:
             f"{', '.join(known())}; to add one, imitate distill_bench/architectures/wan.py"
         )
     module = importlib.import_module(f"{__name__}.{key}")
-    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    classes = [
+        c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__
+    ]
     (found,) = (c for c in classes if issubclass(c, Architecture))
-    return found(folder, transformer, read_config(folder / "vae"), read_config(folder, "model_index.json"))
+    return found(
+        folder, transformer, read_config(folder / "vae"), read_config(folder, "model_index.json")
+    )
 
 
 def architecture_called(net: nn.Module) -> Architecture:

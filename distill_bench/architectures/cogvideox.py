@@ -27,7 +27,9 @@ class CogVideoX(Architecture):
     TEXT_ENCODER: ClassVar[str] = "T5EncoderModel"
     TEXT_WIDTH: ClassVar[str] = "text_embed_dim"
 
-    def velocity(self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def velocity(
+        self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
         z = x_t / over(scale(sigma), x_t)
         predicted = call(
             z.transpose(1, 2),
@@ -36,7 +38,11 @@ class CogVideoX(Architecture):
             image_rotary_emb=self._rotary(net.config, x_t),
         )
         return velocity_of(
-            predicted.transpose(1, 2).to(x_t.dtype), x_t, sigma, self.sigmas, self.scheduler.get("prediction_type", "epsilon")
+            predicted.transpose(1, 2).to(x_t.dtype),
+            x_t,
+            sigma,
+            self.sigmas,
+            self.scheduler.get("prediction_type", "epsilon"),
         )
 
     def blocks(self, net: nn.Module) -> nn.ModuleList:
@@ -67,14 +73,18 @@ class CogVideoX(Architecture):
         return self.transformer.get("patch_size_t")
 
     def own_strides(self) -> tuple[int, int]:
-        return int(self.vae.get("temporal_compression_ratio", 4)), 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return int(self.vae.get("temporal_compression_ratio", 4)), 2 ** (
+            len(self.vae["block_out_channels"]) - 1
+        )
 
     def patch(self) -> tuple[int, int, int]:
         patch = self.transformer.get("patch_size", 2)
         return self._patch_t or 1, patch, patch
 
     def frames_rule(self) -> tuple[int, int]:
-        return 2 * self.strides()[0], 1  # its autoencoder decodes two latents at a time, after the first
+        return 2 * self.strides()[
+            0
+        ], 1  # its autoencoder decodes two latents at a time, after the first
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         channels, times, *size = super().latent_shape(frames, height, width)
@@ -85,16 +95,21 @@ class CogVideoX(Architecture):
         if kind not in ("v_prediction", "epsilon"):
             return f"its scheduler's prediction_type is {kind!r}; known: v_prediction, epsilon"
         if kind == "epsilon" and self.scheduler.get("rescale_betas_zero_snr"):
-            return (
-                "its network predicts epsilon where nothing but noise is left (rescale_betas_zero_snr): that says nothing of x0"
-            )
+            return "its network predicts epsilon where nothing but noise is left (rescale_betas_zero_snr): that says nothing of x0"
         return super().mismatch()
 
     def unfit(self, frames: int, height: int, width: int) -> str | None:
         why = super().unfit(frames, height, width)
-        if why is not None or not self._patch_t or not self.transformer.get("use_rotary_positional_embeddings"):
+        if (
+            why is not None
+            or not self._patch_t
+            or not self.transformer.get("use_rotary_positional_embeddings")
+        ):
             return why
-        for key, size in (("height", height), ("width", width)):  # its positions are a slice of those it was trained with
+        for key, size in (
+            ("height", height),
+            ("width", width),
+        ):  # its positions are a slice of those it was trained with
             most = self.transformer.get(f"sample_{key}", size) * self.strides()[1]
             if size > most:
                 return f"{key} {size}: {most} is the most that the teacher {self.folder.name} has positions for"
@@ -117,7 +132,13 @@ class CogVideoX(Architecture):
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode() * vae.config.scaling_factor
-        return torch.cat([latents[:, :, :1].expand(-1, -1, -latents.shape[2] % (self._patch_t or 1), -1, -1), latents], 2)
+        return torch.cat(
+            [
+                latents[:, :, :1].expand(-1, -1, -latents.shape[2] % (self._patch_t or 1), -1, -1),
+                latents,
+            ],
+            2,
+        )
 
     def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
         channels, times, *size = shape
@@ -152,7 +173,10 @@ def scale(sigma: Tensor) -> Tensor:
 
 def sigmas_of(alphas_cumprod: Tensor) -> Tensor:
     """The noise level of flow matching at each timestep, float64: b / (a + b)."""
-    a, b = alphas_cumprod.double().clamp(0, 1).sqrt(), (1 - alphas_cumprod.double()).clamp(0, 1).sqrt()
+    a, b = (
+        alphas_cumprod.double().clamp(0, 1).sqrt(),
+        (1 - alphas_cumprod.double()).clamp(0, 1).sqrt(),
+    )
     return b / (a + b)
 
 
@@ -174,13 +198,20 @@ def velocity_of(predicted: Tensor, x_t: Tensor, sigma: Tensor, sigmas: Tensor, k
 
 
 def _rotary(
-    head: int, grid: tuple[int, int], base: tuple[int, int], times: int, slices: bool, device: torch.device
+    head: int,
+    grid: tuple[int, int],
+    base: tuple[int, int],
+    times: int,
+    slices: bool,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the positions, as CogVideoXPipeline makes them: 1.0 crops a base grid, 1.5 slices it."""
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
     if slices:
-        return get_3d_rotary_pos_embed(head, None, grid, times, grid_type="slice", max_size=base, device=device)
+        return get_3d_rotary_pos_embed(
+            head, None, grid, times, grid_type="slice", max_size=base, device=device
+        )
     crops = get_resize_crop_region_for_grid(grid, base[1], base[0])
     return get_3d_rotary_pos_embed(head, crops, grid, times, device=device)

@@ -25,7 +25,9 @@ class LTXVideo(Architecture):
     TEXT_WIDTH: ClassVar[str] = "caption_channels"
     FRAMEWISE: ClassVar[bool] = True
 
-    def velocity(self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def velocity(
+        self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
         frames, height, width = x_t.shape[2:]
         temporal, spatial = self.strides()
         velocity = call(
@@ -49,23 +51,34 @@ class LTXVideo(Architecture):
 
     def own_strides(self) -> tuple[int, int]:
         scalings = 2 ** sum(self.vae.get("spatio_temporal_scaling", (True, True, True, False)))
-        temporal, spatial = (self.vae.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial"))
-        return temporal or self.vae.get("patch_size_t", 1) * scalings, spatial or self.vae.get("patch_size", 4) * scalings
+        temporal, spatial = (
+            self.vae.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial")
+        )
+        return temporal or self.vae.get("patch_size_t", 1) * scalings, spatial or self.vae.get(
+            "patch_size", 4
+        ) * scalings
 
     def patch(self) -> tuple[int, int, int]:
         return 1, 1, 1
 
     def mismatch(self) -> str | None:
-        if (self.transformer.get("patch_size", 1), self.transformer.get("patch_size_t", 1)) != (1, 1):
+        if (self.transformer.get("patch_size", 1), self.transformer.get("patch_size_t", 1)) != (
+            1,
+            1,
+        ):
             return "its transformer patches its latents, which no released LTX-Video does"
         return super().mismatch()
 
     def encode_text(self, pipeline: "DiffusionPipeline", prompts: list[str], length: int) -> Tensor:
-        embeddings, mask, *_ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
+        embeddings, mask, *_ = pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=length
+        )
         return embeddings * mask.unsqueeze(-1)
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        latents = latents * _over(vae.latents_std, latents) / vae.config.scaling_factor + _over(vae.latents_mean, latents)
+        latents = latents * _over(vae.latents_std, latents) / vae.config.scaling_factor + _over(
+            vae.latents_mean, latents
+        )
         timestep = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
         with torch.random.fork_rng(enabled=any(vae.config.decoder_inject_noise)):
             torch.manual_seed(0)  # some of its decoders add noise: always the same
@@ -73,7 +86,11 @@ class LTXVideo(Architecture):
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode()
-        return (latents - _over(vae.latents_mean, latents)) * vae.config.scaling_factor / _over(vae.latents_std, latents)
+        return (
+            (latents - _over(vae.latents_mean, latents))
+            * vae.config.scaling_factor
+            / _over(vae.latents_std, latents)
+        )
 
     def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
         if step == 0:  # the pipeline packs what it has drawn; its scheduler draws packed

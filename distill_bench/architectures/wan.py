@@ -21,11 +21,15 @@ class Wan(Architecture):
     TEXT_WIDTH: ClassVar[str] = "text_dim"
     LATENT_CHANNELS: ClassVar[str] = "z_dim"
 
-    def velocity(self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def velocity(
+        self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
         timestep = 1000 * sigma
         if self.index.get("expand_timesteps"):
             (_, _, frames, height, width), (_, vertical, horizontal) = x_t.shape, self.patch()
-            timestep = timestep[:, None].expand(-1, frames * -(-height // vertical) * -(-width // horizontal))
+            timestep = timestep[:, None].expand(
+                -1, frames * -(-height // vertical) * -(-width // horizontal)
+            )
         return call(x_t, timestep, text)
 
     @property
@@ -55,4 +59,7 @@ class Wan(Architecture):
 
 def _statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     values = vae.config.latents_mean, vae.config.latents_std
-    return tuple(torch.tensor(each, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1, 1) for each in values)
+    return tuple(
+        torch.tensor(each, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1, 1)
+        for each in values
+    )

@@ -33,7 +33,9 @@ from distill_bench.media import load_clips  # noqa: E402
 from distill_bench.registry import evaluators, find_evaluator  # noqa: E402
 
 
-def seconds(call: Callable[[], object], repeats: int = 7, clock: Callable[[], float] = time.process_time) -> float:
+def seconds(
+    call: Callable[[], object], repeats: int = 7, clock: Callable[[], float] = time.process_time
+) -> float:
     """The time of the quickest of some calls, by default the processor's."""
     times = []
     for _ in range(repeats):
@@ -47,7 +49,9 @@ def by_sqrtm(x: np.ndarray, y: np.ndarray) -> float:
     """The usual route: means, covariances and the square root of their product."""
     a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     root = scipy.linalg.sqrtm(a @ b)
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * np.trace(root.real))
+    return float(
+        ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * np.trace(root.real)
+    )
 
 
 def frechet_step(threads: str, largest: float, clock: Callable[[], float]) -> bool:
@@ -71,7 +75,10 @@ class Forwards:
 
     def __enter__(self) -> "Forwards":
         self.seconds, self.depth, self.began = 0.0, 0, 0.0
-        enter, leave = register_module_forward_pre_hook(self.enter), register_module_forward_hook(self.leave)
+        enter, leave = (
+            register_module_forward_pre_hook(self.enter),
+            register_module_forward_hook(self.leave),
+        )
         self.hooks = (enter, leave)
         return self
 
@@ -104,7 +111,9 @@ def extraction(count: int = 256) -> bool:
     kept = True
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "clips.npy", frames)
-        (Path(folder) / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (Path(folder) / "manifest.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
         for name, extract in EXTRACTIONS.items():
             extract(load_clips(Path(folder)))  # loads the network
             shares = []
@@ -114,7 +123,9 @@ def extraction(count: int = 256) -> bool:
                     whole = seconds(lambda extract=extract: extract(load_clips(Path(folder))), 1)
                 shares.append(forwards.seconds / whole)
             share = sorted(shares)[1]
-            print(f"{name}: {1e3 * whole / count:.1f} ms a clip, {100 * share:.0f} % in forward passes")
+            print(
+                f"{name}: {1e3 * whole / count:.1f} ms a clip, {100 * share:.0f} % in forward passes"
+            )
             kept &= share > 0.9
     return kept
 

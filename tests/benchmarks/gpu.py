@@ -28,12 +28,28 @@ from distill_bench.teacher import outlines, teacher_folder
 from distill_bench.testing import tiny_pipeline
 from distill_bench.train import Trainer
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}  # dense bfloat16, by the makers
-METHODS = {"dmd2": {"name": "dmd2", "preset": "video"}, "sgmd": {"name": "sgmd", "preset": "official"}}
+PEAKS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+}  # dense bfloat16, by the makers
+METHODS = {
+    "dmd2": {"name": "dmd2", "preset": "video"},
+    "sgmd": {"name": "sgmd", "preset": "official"},
+}
 REFERENCE = {
-    "precision": "bfloat16", "weights": "bfloat16", "gradient_checkpointing": True, "guidance_forwards": "sequential",
-    "batch_size": 1, "nfe": 4, "exit_step": "last", "trackers": [], "signals_every": None,
-}  # fmt: skip
+    "precision": "bfloat16",
+    "weights": "bfloat16",
+    "gradient_checkpointing": True,
+    "guidance_forwards": "sequential",
+    "batch_size": 1,
+    "nfe": 4,
+    "exit_step": "last",
+    "trackers": [],
+    "signals_every": None,
+}
 ROWS: dict[str, dict] = {
     "reference": {},
     "no checkpointing": {"gradient_checkpointing": False},
@@ -44,12 +60,23 @@ ROWS: dict[str, dict] = {
     "compiled blocks": {"compile": True},
 }
 SIZES = {
-    "wan-1.3b": {"teacher": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "frames": 81, "height": 480, "width": 832},
+    "wan-1.3b": {
+        "teacher": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "frames": 81,
+        "height": 480,
+        "width": 832,
+    },
     "tiny": {"frames": 5, "height": 16, "width": 16},
 }
 HEADINGS = (
-    "method", "setting", "student update, s", "fake-score update, s", "MFU", "peak, GiB", "predicted, GiB",
-)  # fmt: skip
+    "method",
+    "setting",
+    "student update, s",
+    "fake-score update, s",
+    "MFU",
+    "peak, GiB",
+    "predicted, GiB",
+)
 
 
 class Made(Outline):
@@ -79,9 +106,13 @@ class Measured(Trainer):
         with torch.device(self.wanted):
             found = outline(self.config)
         return Made(
-            found.folder, found.architecture, self.wanted,
-            transformer=found.transformer, vae=None, student_folder=found.student_folder,
-        )  # fmt: skip
+            found.folder,
+            found.architecture,
+            self.wanted,
+            transformer=found.transformer,
+            vae=None,
+            student_folder=found.student_folder,
+        )
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -92,13 +123,18 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int) -> dict[str, float | None]:
+def measure(
+    config: RunConfig, folder: Path, device: torch.device, rounds: int
+) -> dict[str, float | None]:
     """Seconds of both updates, FLOPs of both, and peak bytes, which nothing counts on a processor."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Measured(config, folder, device)
     took: dict[str, list[float]] = {"student": [], "fake_score": []}
-    updates = {"student": trainer.update_student, "fake_score": lambda: trainer.update_fake_score(0, None)}
+    updates = {
+        "student": trainer.update_student,
+        "fake_score": lambda: trainer.update_fake_score(0, None),
+    }
     flops = {}
     for number in range(rounds + 1):  # the first warms up
         for role, update in updates.items():
@@ -107,19 +143,34 @@ def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int) 
             if number:
                 took[role].append(spent)
             counts = trainer.ledger.counts.items()
-            flops[role] = sum(PASSES[k] * n * trainer.ledger.flops[r] for r, row in counts for k, n in row.items())
+            flops[role] = sum(
+                PASSES[k] * n * trainer.ledger.flops[r] for r, row in counts for k, n in row.items()
+            )
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {f"{role} s": statistics.median(times) for role, times in took.items()} | {
-        "flops": sum(flops.values()), "peak": peak
-    }  # fmt: skip
+        "flops": sum(flops.values()),
+        "peak": peak,
+    }
 
 
-def row(name: str, setting: str, config: RunConfig, folder: Path, device: torch.device, rounds: int, peak_flops: float | None):
+def row(
+    name: str,
+    setting: str,
+    config: RunConfig,
+    folder: Path,
+    device: torch.device,
+    rounds: int,
+    peak_flops: float | None,
+):
     """One line of the table."""
     needs = f"{predicted(config).peak / 2**30:.3g}"
     try:
         # a network's own `set_attention_backend` would stay for the rows that follow
-        with attention_backend("_native_math") if setting == "plain attention" else contextlib.nullcontext():
+        with (
+            attention_backend("_native_math")
+            if setting == "plain attention"
+            else contextlib.nullcontext()
+        ):
             found = measure(config, folder, device, rounds)
     except torch.OutOfMemoryError:
         return name, setting, "does not fit", "does not fit", "-", "-", needs
@@ -130,7 +181,15 @@ def row(name: str, setting: str, config: RunConfig, folder: Path, device: torch.
     spent = found["student s"] + found["fake_score s"]
     peak = "-" if found["peak"] is None else f"{found['peak'] / 2**30:.3g}"
     used = "-" if peak_flops is None else f"{found['flops'] / spent / peak_flops:.1%}"
-    return name, setting, f"{found['student s']:.3g}", f"{found['fake_score s']:.3g}", used, peak, needs
+    return (
+        name,
+        setting,
+        f"{found['student s']:.3g}",
+        f"{found['fake_score s']:.3g}",
+        used,
+        peak,
+        needs,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,8 +198,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=SIZES, default="wan-1.3b")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--skip", action="append", default=[], choices=ROWS, help="a setting to leave out")
-    parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16; default: by its name")
+    parser.add_argument(
+        "--skip", action="append", default=[], choices=ROWS, help="a setting to leave out"
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the device in bfloat16; default: by its name"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/bench_gpu.md"))
     options = parser.parse_args(argv)
     device = torch.device(options.device)
@@ -161,7 +224,9 @@ def main(argv: list[str] | None = None) -> int:
                 if setting not in options.skip:
                     config = resolve(REFERENCE | shape | {"method": fields} | changed)
                     folder = teacher_folder(config.teacher)
-                    lines.append(row(method, setting, config, folder, device, options.rounds, peak_flops))
+                    lines.append(
+                        row(method, setting, config, folder, device, options.rounds, peak_flops)
+                    )
                     print("  ".join(lines[-1]), flush=True)
     size = f"{shape['frames']} frames of {shape['height']}x{shape['width']}"
     table = [HEADINGS, ["---"] * len(HEADINGS), *lines]

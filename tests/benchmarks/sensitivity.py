@@ -49,7 +49,12 @@ MAY = {
     "fvd": {"one clip a prompt"},  # copies add bias; what they lack is the diversity's to see
     "fvd_random": TIME | {"one clip a prompt"},
     "motion_true": {"noise"},
-    "diversity_ratio": {"shuffled", "blur", "half speed", "noise"},  # less motion, softer pictures: nearer clips
+    "diversity_ratio": {
+        "shuffled",
+        "blur",
+        "half speed",
+        "noise",
+    },  # less motion, softer pictures: nearer clips
     "coverage": {"blur", "half speed", "shuffled", "one colour missing"},
     "contrast_ratio": {"one colour missing"},
     "saturation_ratio": {"one colour missing"},
@@ -84,7 +89,9 @@ def measure(count: int, cache: Path) -> dict[str, dict[str, float]]:
     values: dict[str, dict[str, float]] = {}
     for name, some in found.items():
         print(name, file=sys.stderr, flush=True)
-        applicable = [e for e in (made() for made in evaluators().values()) if e.reason_to_skip(some) is None]
+        applicable = [
+            e for e in (made() for made in evaluators().values()) if e.reason_to_skip(some) is None
+        ]
         for evaluator in applicable:
             for score in evaluator.scores(some, references):
                 values.setdefault(score.column, {})[name] = score.value
@@ -95,18 +102,29 @@ def moved(row: dict[str, float]) -> set[str]:
     """The sets whose value is away from the clean ones'."""
     null = np.array([value for name, value in row.items() if name.startswith("clean")])
     far = max(5 * null.std(ddof=1), 0.02 * max(abs(null.mean()), 1e-3))
-    return {name for name, value in row.items() if not name.startswith("clean") and abs(value - null.mean()) > far}
+    return {
+        name
+        for name, value in row.items()
+        if not name.startswith("clean") and abs(value - null.mean()) > far
+    }
 
 
 def table(values: dict[str, dict[str, float]], count: int) -> str:
     """Markdown: one line a score, one column a set, in bold what has moved."""
     names = [name for name in next(iter(values.values())) if not name.startswith("clean")]
-    lines = [f"| score ({count} clips) | clean | " + " | ".join(names) + " |", "|---|" + "---|" * (len(names) + 1)]
+    lines = [
+        f"| score ({count} clips) | clean | " + " | ".join(names) + " |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
     for column in MUST:
         row, away = values[column], moved(values[column])
         null = np.array([row[f"clean {i}"] for i in range(NULLS)])
         cells = [f"**{row[name]:.3g}**" if name in away else f"{row[name]:.3g}" for name in names]
-        lines.append(f"| `{column}` | {null.mean():.3g} ± {null.std(ddof=1):.1g} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| `{column}` | {null.mean():.3g} ± {null.std(ddof=1):.1g} | "
+            + " | ".join(cells)
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -116,7 +134,9 @@ def wrong(values: dict[str, dict[str, float]]) -> list[str]:
     for column, must in MUST.items():
         away = moved(values[column])
         found += [f"{column} does not see {name}" for name in sorted(must - away)]
-        found += [f"{column} is moved by {name}" for name in sorted(away - must - MAY.get(column, set()))]
+        found += [
+            f"{column} is moved by {name}" for name in sorted(away - must - MAY.get(column, set()))
+        ]
     return found
 
 

@@ -26,7 +26,14 @@ METHODS = {
     "sgmd shared": {"method": {"name": "sgmd", "preset": "shared"}},
     "tsg_fisher": {"method": "tsg_fisher", "fake_score_updates": 5},
 }
-BASE = {"nfe": 4, "exit_step": "last", "batch_size": 8, "trackers": [], "signals_every": None, "threads": 1}
+BASE = {
+    "nfe": 4,
+    "exit_step": "last",
+    "batch_size": 8,
+    "trackers": [],
+    "signals_every": None,
+    "threads": 1,
+}
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -81,7 +88,9 @@ def step(trainer: Trainer) -> None:
     samples = trainer.update_student()
     trainer.after_student_update()
     for index in range(trainer.config.fake_score_updates or 0):
-        trainer.update_fake_score(index, samples if trainer.config.reuse_rollout and index == 0 else None)
+        trainer.update_fake_score(
+            index, samples if trainer.config.reuse_rollout and index == 0 else None
+        )
     trainer.student_updates += 1
 
 
@@ -95,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, fields in METHODS.items():
         run = Path(tempfile.mkdtemp()) / "runs" / name.replace(" ", "-")
         run.mkdir(parents=True)
-        (run / "run.yaml").write_text(yaml.safe_dump(resolve(BASE | fields).model_dump(mode="json")))
+        (run / "run.yaml").write_text(
+            yaml.safe_dump(resolve(BASE | fields).model_dump(mode="json"))
+        )
         trainers[name] = Trainer(run)
     bare = passes(next(iter(trainers.values())))
     for work in bare.values():
@@ -115,12 +126,16 @@ def main(argv: list[str] | None = None) -> int:
         expected = sum(count * median[kind] for kind, count in needed(trainer).items())
         over = median[name] / expected - 1
         failed |= over > 0.10
-        print(f"{name:12} step {median[name]:.3f} s, its passes {expected:.3f} s, over by {over:+.1%}")
+        print(
+            f"{name:12} step {median[name]:.3f} s, its passes {expected:.3f} s, over by {over:+.1%}"
+        )
     cost = {name: priced(declared(trainer.config), {}) for name, trainer in trainers.items()}
     for one, other in itertools.combinations(trainers, 2):
         measured, counted = median[one] / median[other], cost[one] / cost[other]
         failed |= abs(measured / counted - 1) > 0.15
-        print(f"{one} to {other}: seconds {measured:.2f}, ledger {counted:.2f}, off by {measured / counted - 1:+.1%}")
+        print(
+            f"{one} to {other}: seconds {measured:.2f}, ledger {counted:.2f}, off by {measured / counted - 1:+.1%}"
+        )
     return int(failed)
 
 

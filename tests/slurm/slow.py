@@ -22,7 +22,11 @@ class Slow(Method):
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         time.sleep(float(os.environ.get("SLOW_SECONDS", 0)))
-        if self.broken and Path(self.broken).exists() and batch.draws.seed == int(Path(self.broken).read_text()):
+        if (
+            self.broken
+            and Path(self.broken).exists()
+            and batch.draws.seed == int(Path(self.broken).read_text())
+        ):
             raise RuntimeError("the method is broken")
         while self.held and batch.draws.student_update > 1 and Path(self.held).exists():
             time.sleep(0.1)

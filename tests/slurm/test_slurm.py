@@ -36,12 +36,28 @@ class Lab:
 
     def __init__(self, folder: Path, teacher: Path, base: dict, cluster: dict, **keys) -> None:
         base = {
-            "teacher": str(teacher), "student_updates": 10, "fake_score_updates": 1, "batch_size": 2, "nfe": 2, "frames": 5,
-            "height": 16, "width": 16, "checkpoint_every": 1, "log_every": 1, "trackers": [], "evaluations": 2, "threads": 1,
+            "teacher": str(teacher),
+            "student_updates": 10,
+            "fake_score_updates": 1,
+            "batch_size": 2,
+            "nfe": 2,
+            "frames": 5,
+            "height": 16,
+            "width": 16,
+            "checkpoint_every": 1,
+            "log_every": 1,
+            "trackers": [],
+            "evaluations": 2,
+            "threads": 1,
             "protocol": {"clips": 2, "teacher_steps": 2, "evaluators": ["motion"]},
-        } | base  # fmt: skip
+        } | base
         cluster = {"cpus": 1, "mem_gb": 1, "hours": 0.2, "signal_seconds": 30} | cluster
-        sweep = {"question": "Does it survive?", "base": base, "cluster": cluster, "grid": {"method": [f"{SLOW}:Slow"]}} | keys
+        sweep = {
+            "question": "Does it survive?",
+            "base": base,
+            "cluster": cluster,
+            "grid": {"method": [f"{SLOW}:Slow"]},
+        } | keys
         self.folder, self.store, self.known = folder, folder / "runs", {}
         folder.mkdir(parents=True)
         self.file = folder / "lab.yaml"
@@ -49,9 +65,18 @@ class Lab:
 
     def argv(self, *more: str, where: Path | None = None) -> list[str]:
         where = where or self.folder
-        return [str(self.file), "--store", str(where / "runs"), "--out", str(where / "results"), *more]
+        return [
+            str(self.file),
+            "--store",
+            str(where / "runs"),
+            "--out",
+            str(where / "results"),
+            *more,
+        ]
 
-    def start(self, *more: str, slow: float = 0.0, python: str = sys.executable) -> subprocess.Popen:
+    def start(
+        self, *more: str, slow: float = 0.0, python: str = sys.executable
+    ) -> subprocess.Popen:
         """The command, as a user would give it."""
         env = os.environ | {"SLOW_SECONDS": str(slow), "PYTHONPATH": str(ROOT)}
         log = (self.folder / f"driver-{time.monotonic_ns()}.txt").open("w")
@@ -63,10 +88,15 @@ class Lab:
         return self.start(*more, slow=slow).wait()
 
     def statuses(self) -> dict[str, Status]:
-        self.known = self.known or open_sweep(load_sweep(self.file), self.store, self.folder / "results").known
+        self.known = (
+            self.known
+            or open_sweep(load_sweep(self.file), self.store, self.folder / "results").known
+        )
         return {s.run: s for s in read_statuses(self.store, self.known, read_queue(self.store))}
 
-    def until(self, condition: Callable[[dict[str, Status]], bool], seconds: float = 300.0) -> dict[str, Status]:
+    def until(
+        self, condition: Callable[[dict[str, Status]], bool], seconds: float = 300.0
+    ) -> dict[str, Status]:
         """Wait for a condition on the statuses."""
         end = time.monotonic() + seconds
         while not condition(statuses := self.statuses()):
@@ -116,8 +146,12 @@ touch "$(dirname "$0")/ended"
 def often_requeued(tmp_path_factory: pytest.TempPathFactory):
     """A job that is requeued as often as one may be killed, and then killed."""
     folder = tmp_path_factory.mktemp("requeued")
-    executor = _executor(ClusterConfig(cpus=1, mem_gb=1, hours=0.2), folder, "distill-bench-test", 1)
-    job = executor.submit(helpers.CommandFunction(["bash", "-c", LIVES, str(folder / "lives.txt")])).job_id
+    executor = _executor(
+        ClusterConfig(cpus=1, mem_gb=1, hours=0.2), folder, "distill-bench-test", 1
+    )
+    job = executor.submit(
+        helpers.CommandFunction(["bash", "-c", LIVES, str(folder / "lives.txt")])
+    ).job_id
     yield folder
     subprocess.run(["scancel", job], check=True)
 
@@ -126,8 +160,16 @@ def often_requeued(tmp_path_factory: pytest.TempPathFactory):
 def timed(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory):
     """Two runs side by side in a job of two minutes that need much longer; they sleep while the other tests run."""
     cluster = {"runs_per_job": 2, "cpus": 1, "hours": 2 / 60, "signal_seconds": 30}
-    it = Lab(tmp_path_factory.mktemp("timed") / "lab", tiny_wan, {"student_updates": 200}, cluster, seeds=2)
-    assert it.go(slow=2.0) == 0  # an update ends well within the time that a cancelled job has to save
+    it = Lab(
+        tmp_path_factory.mktemp("timed") / "lab",
+        tiny_wan,
+        {"student_updates": 200},
+        cluster,
+        seeds=2,
+    )
+    assert (
+        it.go(slow=2.0) == 0
+    )  # an update ends well within the time that a cancelled job has to save
     yield it
     it.end()
 
@@ -142,10 +184,14 @@ def quiet(statuses: dict[str, Status]) -> bool:
 
 def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
     """Whether the runs train and have a checkpoint."""
-    return lambda statuses: all(statuses[run].state == "running" and statuses[run].student_updates > 1 for run in runs)
+    return lambda statuses: all(
+        statuses[run].state == "running" and statuses[run].student_updates > 1 for run in runs
+    )
 
 
-def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits(lab, tmp_path, request):
+def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits(
+    lab, tmp_path, request
+):
     """Two drivers at once, one killed; then requeue, SIGKILL, scancel, a lost node, preemption, and a run that raises."""
     broken, held = tmp_path / "broken", tmp_path / "held"
     broken.write_text("7")
@@ -154,7 +200,9 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits
     it = lab({"method": method}, {"partition": "low"}, grid={}, seeds=8)
     drivers = [it.start("--wait", slow=0.6), it.start(slow=0.6)]
     assert drivers[1].wait() == 0
-    statuses = it.until(lambda now: sum(moving(run)(now) for run in now) >= 5)  # other tests' jobs have the other CPUs
+    statuses = it.until(
+        lambda now: sum(moving(run)(now) for run in now) >= 5
+    )  # other tests' jobs have the other CPUs
     drivers[0].kill()
     victims = [run for run, s in statuses.items() if moving(run)(statuses)]
     jobs = {run: read_json(attempts(it.store / run)[-1] / "start.json")["job"] for run in victims}
@@ -166,53 +214,93 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits
     os.kill(it.pid(killed), signal.SIGKILL)
     command("scancel", jobs[cancelled])
     command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    operator = subprocess.Popen(["sh", "-c", BACK_IN_SERVICE], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    operator = subprocess.Popen(
+        ["sh", "-c", BACK_IN_SERVICE], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     request.addfinalizer(operator.kill)
-    it.until(lambda now: now[on_n2[0]].attempts >= 2 or now[on_n2[0]].state in ("requeued", "preempted"))
-    command("srun", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3", "true")  # preempts most
+    it.until(
+        lambda now: now[on_n2[0]].attempts >= 2 or now[on_n2[0]].state in ("requeued", "preempted")
+    )
+    command(
+        "srun", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3", "true"
+    )  # preempts most
     statuses = it.until(quiet)
     ends = [read_json(attempt / "exit.json") or {} for attempt in attempts(it.store / cancelled)]
-    assert any(end.get("signal") == "SIGTERM" for end in ends), "it saved; the other driver's job may have gone on with it"
-    assert (statuses[cancelled].state, statuses[cancelled].kind) in (("stopped", "cancelled"), ("done", None))
+    assert any(end.get("signal") == "SIGTERM" for end in ends), (
+        "it saved; the other driver's job may have gone on with it"
+    )
+    assert (statuses[cancelled].state, statuses[cancelled].kind) in (
+        ("stopped", "cancelled"),
+        ("done", None),
+    )
     (failed,) = [s for s in statuses.values() if s.state == "failed"]
-    assert failed.note == "RuntimeError: the method is broken" and "the method is broken" in Path(failed.log).read_text()
+    assert (
+        failed.note == "RuntimeError: the method is broken"
+        and "the method is broken" in Path(failed.log).read_text()
+    )
     assert all(statuses[run].attempts >= 2 for run in (requeued, killed, on_n2[0]))
-    assert len(attempts(it.store / failed.run)) == 1, "what failed for one driver is not tried by the other"
+    assert len(attempts(it.store / failed.run)) == 1, (
+        "what failed for one driver is not tried by the other"
+    )
     broken.unlink()
-    assert it.go("--wait") == 1, "the cancelled run goes on, the failed one waits for --retry-failed"
+    assert it.go("--wait") == 1, (
+        "the cancelled run goes on, the failed one waits for --retry-failed"
+    )
     assert it.go("--wait", "--retry-failed=cuda_oom") == 1
     assert it.go("--wait", "--retry-failed=exception") == 0
     assert_same_ends(it.store, it.reference())
     for run in statuses:
         ends = [read_json(attempt / "exit.json") for attempt in attempts(it.store / run)]
-        assert [end["status"] for end in ends if end and end["status"] == "done"] == ["done"], "done once"
+        assert [end["status"] for end in ends if end and end["status"] == "done"] == ["done"], (
+            "done once"
+        )
     assert (it.folder / "results" / "lab" / "table.csv").read_text().count("\n") > 2
 
 
 def test_a_run_over_many_processes_is_the_run_of_one(lab):
     """2 nodes x 1 task and 1 node x 2 tasks against one process, in float64; one rank is lost on the way."""
-    base = {"precision": "float64", "batch_size": 4, "student_updates": 8, "method": "sgmd", "ema": None, "exit_step": "last"}
+    base = {
+        "precision": "float64",
+        "batch_size": 4,
+        "student_updates": 8,
+        "method": "sgmd",
+        "ema": None,
+        "exit_step": "last",
+    }
     across, within = (lab(base, layout, grid={}) for layout in ({"nodes": 2}, {"tasks": 2}))
     drivers = [each.start("--wait") for each in (across, within)]
     reference = across.reference()
     (run,) = across.statuses()
     within.until(lambda now: now[run].student_updates >= 1)
     ranks = command("pgrep", "-f", f"submitit.core._submit {within.store}/slurm").split()
-    lost = next(int(pid) for pid in ranks if b"SLURM_PROCID=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    lost = next(
+        int(pid)
+        for pid in ranks
+        if b"SLURM_PROCID=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    )
     os.kill(lost, signal.SIGKILL)
     assert [driver.wait() for driver in drivers] == [0, 0]
     for store in (across.store, within.store):
         assert_close_ends(store / run, reference / run)
     assert across.statuses()[run].attempts == 1 and within.statuses()[run].requeues == 1
     end = read_json(attempts(within.store / run)[0] / "exit.json")
-    assert end is None or end["status"] == "lost", "the other rank's complaint is no failure of the run"
+    assert end is None or end["status"] == "lost", (
+        "the other rank's complaint is no failure of the run"
+    )
     start = read_json(attempts(across.store / run)[0] / "start.json")
-    assert start["slurm"]["SLURM_NNODES"] == "2" and start["slurm"]["SLURM_NTASKS"] == "2" and start["code_fingerprint"]
+    assert (
+        start["slurm"]["SLURM_NNODES"] == "2"
+        and start["slurm"]["SLURM_NTASKS"] == "2"
+        and start["code_fingerprint"]
+    )
 
 
 def assert_close_ends(a: Path, b: Path) -> None:
     """Curves, costs and weights within 1e-9."""
-    curves = [[json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()] for run in (a, b)]
+    curves = [
+        [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+        for run in (a, b)
+    ]
     assert len(curves[0]) == len(curves[1]) == 8
     for one, other in zip(*curves, strict=True):
         assert one.keys() == other.keys()
@@ -230,7 +318,9 @@ def test_each_thing_that_breaks_is_one_line_of_its_run_and_the_others_go_on(lab,
     code.parent.mkdir()
     shutil.copy(SLOW, code)
     it = lab(grid={"method": [f"{code}:Slow"]}, seeds=4)
-    full, unwritable, changed, sound = (runs := sorted(open_sweep(load_sweep(it.file), it.store, it.folder / "results").runs))
+    full, unwritable, changed, sound = (
+        runs := sorted(open_sweep(load_sweep(it.file), it.store, it.folder / "results").runs)
+    )
     for run in runs:
         (it.store / run).mkdir(parents=True)
     command("mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(it.store / full))
@@ -243,9 +333,18 @@ def test_each_thing_that_breaks_is_one_line_of_its_run_and_the_others_go_on(lab,
         code.write_text(code.read_text().replace("x0, scores.x0_fake", "x0, 2 * scores.x0_fake"))
         statuses = it.until(lambda now: quiet(now) and now[changed].attempts == 2)
         kinds = {run: (s.state, s.kind) for run, s in statuses.items()}
-        assert kinds[full] == ("failed", "disk_full") and "No space left on device" in statuses[full].note
-        assert kinds[unwritable] == ("failed", "read_only") and "cannot write" in statuses[unwritable].note
-        assert kinds[changed] == ("failed", "code_changed") and "--allow-changed-code" in statuses[changed].note
+        assert (
+            kinds[full] == ("failed", "disk_full")
+            and "No space left on device" in statuses[full].note
+        )
+        assert (
+            kinds[unwritable] == ("failed", "read_only")
+            and "cannot write" in statuses[unwritable].note
+        )
+        assert (
+            kinds[changed] == ("failed", "code_changed")
+            and "--allow-changed-code" in statuses[changed].note
+        )
         assert statuses[sound].state == "done"
     finally:
         for run in (full, unwritable):
@@ -262,9 +361,18 @@ def test_a_python_that_is_gone_is_said_and_the_run_started_again(lab, tmp_path):
     environment.symlink_to(sys.prefix)
     assert it.start(python=str(environment / "bin" / "python")).wait() == 0
     environment.unlink()
-    command("scontrol", "release", *[job for runs in read_queue(it.store).jobs.values() for job in runs], *prepare_jobs())
+    command(
+        "scontrol",
+        "release",
+        *[job for runs in read_queue(it.store).jobs.values() for job in runs],
+        *prepare_jobs(),
+    )
     (status,) = it.until(quiet).values()
-    assert status.state == "lost" and status.kind == "not_started" and "No such file or directory" in status.note
+    assert (
+        status.state == "lost"
+        and status.kind == "not_started"
+        and "No such file or directory" in status.note
+    )
     assert it.go("--wait", "--set", "cluster.sbatch={}") == 0
 
 
@@ -279,26 +387,55 @@ def test_two_hundred_runs_are_submitted_in_seconds_in_arrays_that_the_cluster_ta
     seconds = time.monotonic() - began
     print(f"200 runs expanded, hashed, checked and submitted in {seconds:.1f} s")
     queue = read_queue(it.store)
-    assert len(queue.states) >= 200 and len({job.partition("_")[0] for jobs in queue.jobs.values() for job in jobs}) > 1
-    assert it.go() == 0 and len(read_queue(it.store).states) == len(queue.states), "what is queued is not submitted again"
+    assert (
+        len(queue.states) >= 200
+        and len({job.partition("_")[0] for jobs in queue.jobs.values() for job in jobs}) > 1
+    )
+    assert it.go() == 0 and len(read_queue(it.store).states) == len(queue.states), (
+        "what is queued is not submitted again"
+    )
     (prepare,) = set(queue.first.values())
-    assert main(it.argv("--cancel", "--only", "seed == 0")) == 0 and prepare in prepare_jobs(), "the other runs need it"
+    assert main(it.argv("--cancel", "--only", "seed == 0")) == 0 and prepare in prepare_jobs(), (
+        "the other runs need it"
+    )
     assert main(it.argv("--cancel")) == 0 and prepare not in prepare_jobs()
     assert {(s.state, s.kind) for s in it.statuses().values()} == {("lost", "cancelled")}
     assert seconds < 10
 
 
 def test_what_a_cluster_block_becomes_and_what_sbatch_refuses(lab, capsys):
-    it = lab(cluster={"sbatch": {"hold": True}, "partition": "main,low", "nodes": 3, "cpus": 9, "hours": 200, "mem_gb": 9})
+    it = lab(
+        cluster={
+            "sbatch": {"hold": True},
+            "partition": "main,low",
+            "nodes": 3,
+            "cpus": 9,
+            "hours": 200,
+            "mem_gb": 9,
+        }
+    )
     assert main(it.argv()) == 0
     said = capsys.readouterr().out
     assert "submitted 1 runs" in said
-    assert all(text in said for text in ("200 h is over", "3 nodes are more", "1 x 9 CPUs are more", "9 GB are more"))
+    assert all(
+        text in said
+        for text in ("200 h is over", "3 nodes are more", "1 x 9 CPUs are more", "9 GB are more")
+    )
     assert cluster("main,low").preemptible and not cluster("main").preemptible
     with pytest.raises(SchedulerError, match="no partition 'moon'; known: main, low"):
         cluster("main,moon")
-    text = script(ClusterConfig(mem_gb=None, sbatch={"mem-per-cpu": 500, "requeue": False, "exclusive": False}), it.store)
-    assert "--mem-per-cpu=500" in text and "--no-requeue\n" in text and "False" not in text and "--mem=" not in text
+    text = script(
+        ClusterConfig(
+            mem_gb=None, sbatch={"mem-per-cpu": 500, "requeue": False, "exclusive": False}
+        ),
+        it.store,
+    )
+    assert (
+        "--mem-per-cpu=500" in text
+        and "--no-requeue\n" in text
+        and "False" not in text
+        and "--mem=" not in text
+    )
     (run,) = (it.store / run for run in it.statuses())
     assert main(it.argv("--cancel")) == 0
     before = prepare_jobs()
@@ -321,14 +458,26 @@ def test_a_time_limit_is_no_end_and_runs_can_share_a_job(timed):
 
     def on_from_there(status: Status) -> bool:
         lives = attempts(it.store / status.run)
-        return len(lives) > 1 and status.student_updates > (read_json(lives[0] / "exit.json") or {}).get("student_updates", 200)
+        return len(lives) > 1 and status.student_updates > (
+            read_json(lives[0] / "exit.json") or {}
+        ).get("student_updates", 200)
 
-    it.until(lambda now: all(s.requeues and s.state == "running" and on_from_there(s) for s in now.values()))
+    it.until(
+        lambda now: all(
+            s.requeues and s.state == "running" and on_from_there(s) for s in now.values()
+        )
+    )
     assert it.go("--cancel") == 0
     statuses = it.until(quiet)
-    assert {s.state for s in statuses.values()} == {"stopped"} and 0 < min(s.student_updates for s in statuses.values()) < 200
+    assert {s.state for s in statuses.values()} == {"stopped"} and 0 < min(
+        s.student_updates for s in statuses.values()
+    ) < 200
     for run in statuses:
         first = read_json(attempts(it.store / run)[0] / "exit.json")
-        assert first["status"] == "stopped" and first["signal"] == "SIGUSR2" and first["student_updates"] > 0
+        assert (
+            first["status"] == "stopped"
+            and first["signal"] == "SIGUSR2"
+            and first["student_updates"] > 0
+        )
     assert it.go("--wait") == 0
     assert_same_ends(it.store, it.reference())
