@@ -20,6 +20,8 @@ __version__ = "0.1.0"
 
 # In a checkout `methods/` and `eval/` lie beside this folder; installed, they are subpackages of it. Guarded: an unguarded
 # append would let `import distill_bench.pip` succeed from site-packages.
-_checkout = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent
+ASSETS = ROOT / "assets"
+_checkout = ROOT.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "methods").is_dir():
     __path__.append(str(_checkout))

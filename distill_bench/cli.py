@@ -8,19 +8,21 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from distill_bench import __version__
 
-COMMANDS = {
-    "sweep": "run a sweep file to its tables and report",
-    "embed": "encode prompt files once with a teacher's text encoder",
-    "train": "train one run folder",
-    "sample": "draw the clips of a trained run",
-    "evaluate": "score a folder of clips",
-    "report": "tables, figures and page of a sweep",
-    "plot": "figures of a sweep's results",
-    "compare": "differences of two runs' configs and scores",
-    "verify": "recompute the tables of a results folder",
-    "export": "write a run's student as a diffusers pipeline folder",
-    "cost": "network passes of a sweep by role, before anything runs",
-    "pretrain": "train the embedded teacher and the evaluators' networks",
+COMMANDS = {  # name: (module with its `main`, what it does)
+    "sweep": ("sweep.__main__", "run a sweep file to its tables and report"),
+    "embed": ("networks.embed", "encode prompt files once with a teacher's text encoder"),
+    "job": ("sweep.job", "do one run of a sweep, or prepare what runs share"),
+    "train": ("train.__main__", "train one run folder"),
+    "sample": ("sample.__main__", "draw the clips of a trained run"),
+    "evaluate": ("evaluate.__main__", "score a folder of clips"),
+    "report": ("report.__main__", "tables, figures and page of a sweep"),
+    "plot": ("report.plot", "figures of a sweep's results"),
+    "compare": ("report.compare", "differences of two runs' configs and scores"),
+    "verify": ("report.verify", "recompute the tables of a results folder"),
+    "export": ("export.__main__", "write a run's student as a diffusers pipeline folder"),
+    "cost": ("plan.command", "network passes of a sweep by role, before anything runs"),
+    "pretrain": ("pretrain.__main__", "train the embedded teacher and the evaluators' networks"),
+    "gaussian": ("domain.gaussian", "write another Gaussian teacher"),
 }
 
 
@@ -29,11 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(f"distill-bench {__version__}\n\nusage: distill-bench COMMAND [--help]\n")
-        for command, about in {
-            **COMMANDS,
-            "list": "methods and evaluators, with their fields",
-        }.items():
+        for command, (_, about) in COMMANDS.items():
             print(f"  {command:10} {about}")
+        print(f"  {'list':10} methods and evaluators, with their fields")
         return 0
     if name == "--version":
         print(__version__)
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return importlib.import_module(f"distill_bench.{name}").main(rest)
+    return importlib.import_module(f"distill_bench.{COMMANDS[name][0]}").main(rest)
 
 
 def show_plugins() -> int:

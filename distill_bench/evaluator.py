@@ -100,7 +100,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
-        """The scores of the clips against the rows of `distill_bench.sample.references` that there are.
+        """The scores of the clips against the rows of `distill_bench.sample.references.references` that there are.
 
         `teacher` has the same prompts and seeds, `teacher_other` the same prompts and other seeds, `data` and `data_other` are
         rendered or filmed. A reference is read from disk when it is first asked for.

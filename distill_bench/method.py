@@ -38,6 +38,9 @@ class Role(Protocol):
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """x0_hat (B, C, T, H, W)."""
 
+    def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """noise - x0 (B, C, T, H, W), of which the call makes x0_hat."""
+
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
         """Tokens (B, N, width) after the share `depth` of the blocks; the blocks behind are neither run nor paid for."""
 
@@ -177,7 +180,7 @@ class Method(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Extra data by name: `ode_pairs`, `real_latents` (see `distill_bench.extras`)."""
+        """Extra data by name: `ode_pairs`, `real_latents` (see `distill_bench.train.extras`)."""
         return frozenset()
 
     @abstractmethod

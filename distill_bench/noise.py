@@ -47,3 +47,34 @@ def student_sigmas(nfe: int, shift: float) -> Tensor:
 def teacher_sigmas(steps: int, shift: float) -> Tensor:
     """The teacher's noise levels for `steps` Euler steps, 1 to 0, (steps + 1,)."""
     return warp(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
+
+
+def scale(sigma: Tensor) -> Tensor:
+    """The scale between x_t and z: sqrt((1 - sigma)^2 + sigma^2)."""
+    return ((1 - sigma) ** 2 + sigma**2).sqrt()
+
+
+def sigmas_of(alphas_cumprod: Tensor) -> Tensor:
+    """The noise level of flow matching at each timestep, float64: b / (a + b)."""
+    a, b = (
+        alphas_cumprod.double().clamp(0, 1).sqrt(),
+        (1 - alphas_cumprod.double()).clamp(0, 1).sqrt(),
+    )
+    return b / (a + b)
+
+
+def timestep_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """The timestep (B,) of the network at sigma (B,): between two of its own linear in sigma, beyond the last ones those."""
+    table, at = sigmas.to(sigma.device), sigma.double()
+    above = torch.searchsorted(table, at).clamp(1, len(table) - 1)
+    share = (at - table[above - 1]) / (table[above] - table[above - 1])
+    return (above - 1 + share.clamp(0, 1)).to(sigma.dtype)
+
+
+def velocity_of(predicted: Tensor, x_t: Tensor, sigma: Tensor, sigmas: Tensor, kind: str) -> Tensor:
+    """noise - x0 by the network's prediction (B, C, T, H, W) at x_t; a level above its last one is taken for that."""
+    known = sigma.clamp(max=sigmas[-1].to(sigma))
+    a, b = (over(each / scale(known), x_t) for each in (1 - known, known))
+    z = x_t / over(scale(sigma), x_t)
+    x0 = a * z - b * predicted if kind == "v_prediction" else (z - b * predicted) / a
+    return (x_t - x0) / over(sigma, x_t)

@@ -1,19 +1,14 @@
 """Sampling: the student in its few steps (also inside training) and the teacher in its many."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from distill_bench.method import Denoise
+from distill_bench.method import Denoise, Role
 from distill_bench.noise import add_noise, over, x0_to_velocity
-
-if TYPE_CHECKING:
-    from distill_bench.models import Denoiser
 
 
 def rollout(
-    student: "Denoiser",
+    student: Role,
     noises: list[Tensor],
     sigmas: Tensor,
     text: Tensor,

@@ -15,8 +15,17 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from distill_bench.architectures.cogvideox import scale, sigmas_of, timestep_of, velocity_of
-from distill_bench.noise import add_noise, over, student_sigmas, velocity_to_x0, warp
+from distill_bench.noise import (
+    add_noise,
+    over,
+    scale,
+    sigmas_of,
+    student_sigmas,
+    timestep_of,
+    velocity_of,
+    velocity_to_x0,
+    warp,
+)
 
 
 def flow_matching(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from distill_bench import shapes
+from distill_bench.domain import shapes
 from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from distill_bench import shapes
+from distill_bench.domain import shapes
+from distill_bench.evaluate.clip_models import ClipModel, indomain_clip, open_clip_model
 from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
-from distill_bench.features import ClipModel, indomain_clip, open_clip_model
 
 MODEL = "DISTILL_BENCH_CLIP"
 BLIND = "averages single frames: blind to their order, a clip backwards scores the same"

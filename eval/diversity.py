@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import FEW, Clips, Evaluator, Score, mean_score, same_frames, unpaired
-from distill_bench.features import load_extractor
 
 NEIGHBOURS = 5
 GRID = 8  # cells a side to which frames are averaged: where things are, not what noise is on them

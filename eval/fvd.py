@@ -20,11 +20,11 @@ from scipy.linalg import LinAlgError, cholesky, eigh, svdvals
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-from distill_bench import controls
+from distill_bench.domain import controls
 from distill_bench.draws import generator
+from distill_bench.evaluate.extractors import Extractor, load_extractor
 from distill_bench.evaluator import FEW, Clips, Evaluator, Score, in_order_of, same_frames
-from distill_bench.features import Extractor, load_extractor
-from distill_bench.store import write_json
+from distill_bench.store.files import write_json
 
 EXTRACTOR = "DISTILL_BENCH_EXTRACTOR"
 DEFAULT, SECOND = "indomain-r2p1-cls", "random-r2p1"
@@ -49,7 +49,7 @@ class FVD(Evaluator):
 
     extractor: str = field(
         default_factory=lambda: os.environ.get(EXTRACTOR, DEFAULT)
-    )  # see distill_bench.features
+    )  # see distill_bench.evaluate.extractors
     resamples: Annotated[int, Field(ge=2)] = 100  # bootstrap resamples for the standard deviation
 
     def reason_to_skip(self, clips: Clips) -> str | None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
-from distill_bench import controls, shapes
+from distill_bench.domain import controls, shapes
+from distill_bench.evaluate.cache import batched, cached
 from distill_bench.evaluator import (
     Clips,
     Evaluator,
@@ -30,8 +31,7 @@ from distill_bench.evaluator import (
     same_frames,
     unpaired,
 )
-from distill_bench.features import batched, cached
-from distill_bench.store import first_line, sha256, write_json
+from distill_bench.store.files import first_line, sha256, write_json
 
 RAFT = "DISTILL_BENCH_RAFT"
 SMALL = 64  # pixels of the shorter side up to which normal flow is used

@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder of Wan's own classes and configuration keys with random weights: 5 frames of 16x16."""
-    from distill_bench.testing import tiny_pipeline
+    from distill_bench.testing.tiny import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("pipelines") / "tiny-wan"
     tiny_pipeline(folder)
@@ -23,7 +23,7 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_run(request: pytest.FixtureRequest, tiny_wan: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes the run folder of a config over the module's BASE, named by hand."""
-    from distill_bench.config import resolve
+    from distill_bench.config.resolve import resolve
 
     def make(name: str, **fields) -> Path:
         run = tmp_path / "runs" / name
@@ -42,7 +42,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A results folder as `report` writes it, and the store (written by hand) that it comes from: never change them."""
     from stores import RUNS, write_store
 
-    from distill_bench.report import report
+    from distill_bench.report.page import report
 
     folder = tmp_path_factory.mktemp("reported")
     store = write_store(folder, RUNS)

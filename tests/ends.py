@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from distill_bench import checkpoint
+from distill_bench.train import checkpoint
 
 
 def workers(driver: int) -> list[int]:

@@ -14,12 +14,12 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill_bench import train as training
-from distill_bench.sharding import local
-from distill_bench.store import write_json
+from distill_bench.networks.sharding import local
+from distill_bench.store.files import write_json
+from distill_bench.train import loop, trainer
 
 
-class Watched(training.Trainer):
+class Watched(trainer.Trainer):
     """Says what it holds."""
 
     def resume(self) -> None:
@@ -105,8 +105,8 @@ if __name__ == "__main__":
     # the end of a training destroys the process group, and ranks that meet again at once may miss each other: one for all runs
     with (
         mock.patch("torch.distributed.destroy_process_group"),
-        mock.patch.object(training, "Trainer", Watched),
+        mock.patch.object(loop, "Trainer", Watched),
     ):
         for argument in sys.argv[1:]:
             folder, _, stop = argument.partition(":")
-            training.train(Path(folder), stop=lambda stop=stop: bool(stop))
+            loop.train(Path(folder), stop=lambda stop=stop: bool(stop))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from distill_bench.checkpoint import write_tensors
+from distill_bench.train.checkpoint import write_tensors
 
 GROUPS = [  # of one size there is one: safetensors orders such by kind, which is of no use
     (torch.float64, torch.float32, torch.float16, torch.int8),

@@ -9,9 +9,10 @@ import pytest
 import torch
 from distill_bench.eval.clip_score import BLIND, CLIPScore
 
-from distill_bench import controls, encoders
+from distill_bench.domain import controls
+from distill_bench.evaluate import encoders
+from distill_bench.evaluate.clip_models import indomain_clip, open_clip_model
 from distill_bench.evaluator import Clips
-from distill_bench.features import indomain_clip, open_clip_model
 
 
 def clips(count: int = 72, first: int = 0) -> Clips:

@@ -3,7 +3,7 @@ import json
 import pytest
 from stores import score, write_lines, write_run
 
-from distill_bench.compare import (
+from distill_bench.report.compare import (
     CompareError,
     _difference,
     config_differences,
@@ -121,7 +121,9 @@ def test_a_run_is_found_by_the_beginning_of_its_id_if_it_is_one(store, capsys):
 @pytest.mark.parametrize("name", ["/no/such/run", "**", "/", ""])
 def test_what_is_no_run_is_one_line(name, store, capsys):
     assert main([name, "alpha", "--store", str(store)]) == 2
-    assert (said := capsys.readouterr().err).count("\n") == 1 and "distill_bench.compare: " in said
+    assert (said := capsys.readouterr().err).count(
+        "\n"
+    ) == 1 and "distill_bench.report.compare: " in said
 
 
 def test_clips_of_one_prompt_are_drawn_together():

@@ -7,22 +7,14 @@ from typing import ClassVar
 
 import pytest
 
-from distill_bench.config import (
-    ConfigError,
-    ProtocolConfig,
-    RunConfig,
-    evaluate_expression,
-    evaluated_updates,
-    group_id,
-    identity_of,
-    load_run,
-    load_sweep,
-    merge,
-    method_of,
-    parse_yaml,
-    resolve,
-    run_id,
-)
+from distill_bench.config.conditions import evaluate_expression
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import group_id, identity_of, run_id
+from distill_bench.config.loading import parse_yaml
+from distill_bench.config.overrides import merge
+from distill_bench.config.resolve import evaluated_updates, load_run, method_of, resolve
+from distill_bench.config.schema import ProtocolConfig, RunConfig
+from distill_bench.config.sweep_file import load_sweep
 from distill_bench.method import Batch, Depth, Loss, Method, Nets
 
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 import pytest
 from torch import nn
 
-from distill_bench import testing
 from distill_bench.method import (
     Batch,
     Cost,
@@ -23,7 +22,9 @@ from distill_bench.method import (
 )
 from distill_bench.noise import add_noise
 from distill_bench.registry import methods
-from distill_bench.train import train
+from distill_bench.testing import checks, ranks
+from distill_bench.testing.runs import Runs
+from distill_bench.train.loop import train
 
 VARIANTS = [
     *methods(),
@@ -49,7 +50,7 @@ def folder(tmp_path_factory):
     "method", VARIANTS, ids=lambda m: m if isinstance(m, str) else "-".join(map(str, m.values()))
 )
 def test_every_built_in_method_conforms(method, tmp_path):
-    testing.check_methods(method, folder=tmp_path, ranks=False)
+    checks.check_methods(method, folder=tmp_path, ranks=False)
 
 
 @pytest.mark.timeout(1800)  # above the check's own, which says which method it was
@@ -60,12 +61,12 @@ def test_two_ranks_end_where_one_does(folder):
         AssertionError,
         match=r":Broken, rank: check_two_ranks: two ranks, \S+ is off by (0\.000\d|\d\S*e-05)",
     ):
-        testing.check_two_ranks(*VARIANTS, *others, folder=folder)
+        ranks.check_two_ranks(*VARIANTS, *others, folder=folder)
 
 
 def test_two_ranks_that_hang_are_a_failure_of_the_method(tmp_path):
     with pytest.raises(AssertionError, match=r"^dmd2: check_two_ranks: not done after 0\.5 s"):
-        testing.check_two_ranks("dmd2", folder=tmp_path, timeout=0.5)
+        ranks.check_two_ranks("dmd2", folder=tmp_path, timeout=0.5)
 
 
 SAYS = {  # faults of the loss as a whole -> what is said of them
@@ -149,46 +150,46 @@ class Broken(Method):
 @pytest.mark.parametrize(
     ("fault", "check", "says"),
     [
-        ("cost", testing.check_cost, "the ledger counted"),
+        ("cost", checks.check_cost, "the ledger counted"),
         (
             "not detached",
-            testing.check_cost,
+            checks.check_cost,
             "of fake_score, the ledger counted .*'input_backward': 1.0",
         ),
-        ("leak", testing.check_routing, "the student's phase leaves a gradient on fake_score"),
+        ("leak", checks.check_routing, "the student's phase leaves a gradient on fake_score"),
         (
             "leak",
-            testing.check_detachment,
+            checks.check_detachment,
             "the student's loss has a graph to weights of fake_score",
         ),
         (
             "leak to the teacher",
-            testing.check_detachment,
+            checks.check_detachment,
             "the student's loss has a graph to weights of teacher",
         ),
-        ("routing", testing.check_cost, "the ledger counted"),
-        ("resume", testing.check_resume, "a run stopped after each update"),
+        ("routing", checks.check_cost, "the ledger counted"),
+        ("resume", checks.check_resume, "a run stopped after each update"),
         (
             "normaliser",
-            testing.check_detachment,
+            checks.check_detachment,
             "reaches the input of teacher, where its cost declares no backward",
         ),
         (
             "nan",
-            testing.check_routing,
+            checks.check_routing,
             r"Collapsed: the gradient of the student is nan \(not finite: student_loss, kl\)",
         ),
-        ("nan", testing.check_cost, "with the base: the gradient of the student is nan"),
+        ("nan", checks.check_cost, "with the base: the gradient of the student is nan"),
         (
             "no gradient",
-            testing.check_routing,
+            checks.check_routing,
             r"ValueError: .*Broken: the student loss \(kl\) has no gradient",
         ),
-        *((fault, testing.check_losses, says) for fault, says in SAYS.items()),
+        *((fault, checks.check_losses, says) for fault, says in SAYS.items()),
     ],
 )
 def test_a_fault_is_found(fault, check, says, folder):
-    runs = testing.Runs(
+    runs = Runs(
         {"name": f"{__file__}:Broken", "fault": fault}, folder, f"broken-{fault}-{check.__name__}"
     )
     with pytest.raises(
@@ -198,8 +199,8 @@ def test_a_fault_is_found(fault, check, says, folder):
 
 
 def test_a_method_may_make_no_samples_of_its_own_and_then_has_none_to_reuse(folder):
-    runs = testing.Runs({"name": f"{__file__}:Broken", "fault": "no samples"}, folder, "no-samples")
-    for check in (testing.check_losses, testing.check_cost):
+    runs = Runs({"name": f"{__file__}:Broken", "fault": "no samples"}, folder, "no-samples")
+    for check in (checks.check_losses, checks.check_cost):
         check(runs)
     with pytest.raises(
         ValueError,

@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 
-from distill_bench.config import resolve
-from distill_bench.cost import declared, main, priced
+from distill_bench.config.resolve import resolve
 from distill_bench.method import Batch, Loss, Method, Nets, renoise
-from distill_bench.train import Trainer
+from distill_bench.plan.command import main
+from distill_bench.plan.cost import declared, priced
+from distill_bench.train.trainer import Trainer
 
 BASE = {
     "teacher": "gaussian",

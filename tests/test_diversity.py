@@ -9,7 +9,7 @@ from distill_bench.eval.attributes import AttributeAccuracy, histogram_distance
 from distill_bench.eval.diversity import Diversity, recall_and_coverage, same_prompt_spread
 from distill_bench.eval.fidelity import Fidelity, statistics
 
-from distill_bench import controls, shapes
+from distill_bench.domain import controls, shapes
 from distill_bench.evaluator import Clips
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill_bench import controls
-from distill_bench.evaluate import conditions, evaluate, main
+from distill_bench.domain import controls
+from distill_bench.evaluate.__main__ import main
+from distill_bench.evaluate.extractors import load_extractor
+from distill_bench.evaluate.score import conditions, evaluate
 from distill_bench.evaluator import Clips, Evaluator, Score
-from distill_bench.features import load_extractor
-from distill_bench.media import frame_counts, load_clips, read_clip
-from distill_bench.store import differences, read_jsonl
+from distill_bench.sample.media import frame_counts, load_clips, read_clip
+from distill_bench.store.files import read_jsonl
+from distill_bench.store.nested import differences
 
 ROOT = Path(__file__).parent.parent
 
@@ -566,7 +568,7 @@ def mean():
 
 
 def test_clips_that_an_encoder_was_trained_on_are_refused(tmp_path):
-    from distill_bench.encoders import TRAIN_KEYS
+    from distill_bench.pretrain.fit_encoders import TRAIN_KEYS
 
     trained = write(tmp_path / "b", first=TRAIN_KEYS)
     for name, clips, references in (

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from distill_bench import extras, sample
-from distill_bench.config import resolve
+from distill_bench.config.resolve import resolve
 from distill_bench.draws import Draws
-from distill_bench.models import pipeline_of
-from distill_bench.networks import Streamed
+from distill_bench.networks import batching
+from distill_bench.networks.offload import Streamed
+from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.train import extras
 
 BASE = {
     "method": "dmd",
@@ -29,7 +30,7 @@ DRAWS = Draws(0, 0, "student", range(6), CPU, torch.float32)
 def few(monkeypatch):
     monkeypatch.setattr(extras, "ODE_PAIRS", 8)
     monkeypatch.setattr(extras, "ODE_STEPS", 2)
-    monkeypatch.setattr(sample, "BATCH", 2)
+    monkeypatch.setattr(batching, "BATCH", 2)
 
 
 @pytest.fixture

@@ -20,16 +20,14 @@ from distill_bench.eval.fvd import (
 )
 from torch import Tensor
 
-from distill_bench import controls, encoders
+from distill_bench.domain import controls
+from distill_bench.evaluate import encoders
+from distill_bench.evaluate.cache import batched, cached
+from distill_bench.evaluate.extractors import Extractor, i3d_input, load_extractor
 from distill_bench.evaluator import Clips, in_order_of
-from distill_bench.features import (
-    Extractor,
-    batched,
-    cached,
-    i3d_input,
-    load_extractor,
-    of_first_rank,
-)
+from distill_bench.networks.ranks import of_first_rank
+from distill_bench.pretrain import fit_encoders
+from distill_bench.store import files
 
 EXACT = 1e-9
 
@@ -293,7 +291,7 @@ def test_features_depend_on_neither_batch_nor_order_nor_cache(name, tmp_path, mo
     order = np.random.default_rng(0).permutation(24)
     shuffled = dataclasses.replace(some, frames=some.frames[order], cache=None)
     assert torch.allclose(extractor(shuffled), features[order], atol=1e-5)
-    monkeypatch.setattr("distill_bench.features.BATCH", 7)
+    monkeypatch.setattr("distill_bench.evaluate.cache.BATCH", 7)
     assert torch.allclose(batched(extractor.net, some.frames, name), features, atol=1e-5)
 
 
@@ -345,20 +343,20 @@ def test_a_torn_cache_is_made_again(tmp_path):
 def test_the_shipped_encoder_refuses_the_clips_that_it_was_trained_on():
     extractor = load_extractor(fvd.DEFAULT)
     with pytest.raises(ValueError, match="was trained on 4 of these clips"):
-        extractor(clips(4, encoders.TRAIN_KEYS))
+        extractor(clips(4, fit_encoders.TRAIN_KEYS))
 
 
 def test_the_shipped_networks_are_those_of_their_cards():
     for name in (encoders.CLASSIFIER, encoders.FRAME_CLIP, encoders.VIDEO_CLIP):
         card = json.loads((encoders.FOLDER / f"{name}.json").read_text())
-        assert encoders.sha256(encoders.FOLDER / f"{name}.safetensors") == card["sha256"]
+        assert files.sha256(encoders.FOLDER / f"{name}.safetensors") == card["sha256"]
     assert sum(p.stat().st_size for p in encoders.FOLDER.parent.rglob("*") if p.is_file()) < 8e6
 
 
 def test_the_shipped_classifier_names_everything_on_held_out_clips():
     net, _, _ = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER)
-    held_out, labels = encoders.rendered(216, encoders.HELD_OUT_KEYS + 10_000)
-    assert min(encoders.classifier_accuracy(net, held_out, labels).values()) > 0.98
+    held_out, labels = fit_encoders.rendered(216, encoders.HELD_OUT_KEYS + 10_000)
+    assert min(fit_encoders.classifier_accuracy(net, held_out, labels).values()) > 0.98
 
 
 def test_the_stored_self_test_is_of_the_shipped_extractors_and_passes():
@@ -413,7 +411,7 @@ def test_unknown_extractors_and_missing_weights_are_clear_errors(tmp_path):
 def test_an_extractor_of_ones_own_comes_by_path(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from distill_bench.features import Extractor\n"
+        "from distill_bench.evaluate.extractors import Extractor\n"
         "def make():\n    return Extractor('mine', 1, '1' * 64, 3, lambda x: x.float().mean((1, 3, 4)), 'none')\n"
     )
     some = clips()
@@ -574,7 +572,7 @@ def test_large_clips_go_through_a_network_a_few_at_a_time(monkeypatch):
         sizes.append(len(x))
         return x.float().mean((1, 3, 4))
 
-    monkeypatch.setattr("distill_bench.features.VALUES", 3 * some.frames[0].size)
+    monkeypatch.setattr("distill_bench.evaluate.cache.VALUES", 3 * some.frames[0].size)
     batched(net, some.frames, "some")
     assert sizes == [3, 3, 2]
 
@@ -671,7 +669,7 @@ def test_a_floor_of_rounding_is_refused(tmp_path):
     """Clips that differ where the extractor does not look."""
     path = tmp_path / "blind.py"
     path.write_text(
-        "from distill_bench.features import Extractor\n"
+        "from distill_bench.evaluate.extractors import Extractor\n"
         "def make():\n    return Extractor('blind', 1, '1' * 64, 3, lambda x: x[..., 1:].float().mean((1, 3, 4)), 'none')\n"
     )
     some, reference = clips(12), clips(12, 1000)

@@ -9,16 +9,21 @@ import yaml
 from distill_bench.eval.exact_divergence import fisher, kl, wasserstein
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from distill_bench.config import ConfigError, resolve, run_id
-from distill_bench.cost import Ledger
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import run_id
+from distill_bench.config.resolve import resolve
 from distill_bench.draws import Draws
-from distill_bench.evaluate import evaluate
-from distill_bench.models import Denoiser, Guided, load_pipeline
+from distill_bench.evaluate.score import evaluate
+from distill_bench.networks.denoiser import Denoiser, Guided
+from distill_bench.networks.ledger import Ledger
+from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
-from distill_bench.sample import sample
-from distill_bench.testing import Runs, check_optimiser_steps, check_resume
-from distill_bench.train import Trainer, train
+from distill_bench.sample.run import sample
+from distill_bench.testing.checks import check_optimiser_steps, check_resume
+from distill_bench.testing.runs import Runs
+from distill_bench.train.loop import train
+from distill_bench.train.trainer import Trainer
 
 BASE = {
     "teacher": "gaussian",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from distill_bench import local
-from distill_bench.local import Task, python, run_queue
-from distill_bench.stop import DRIVER, Stopped, StopRequest
+from distill_bench.store.stop import DRIVER, Stopped, StopRequest
+from distill_bench.sweep import workers as local
+from distill_bench.sweep.workers import Task, python, run_queue
 
 SHOW = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'], flush=True); time.sleep(0.3)"
 
@@ -84,7 +84,7 @@ def test_a_fork_is_a_process_of_its_own_with_the_libraries_and_none_of_our_code(
         if argument == "a":
             *said, ours = json.loads(task.log.read_text())
             assert said == [True, True, str(cores // jobs), ["a"], "__main__", not devices]
-            assert set(ours) <= {"distill_bench.local", "distill_bench.stop"}
+            assert set(ours) <= {"distill_bench.sweep.workers", "distill_bench.store.stop"}
     assert os.environ | {"CUDA_VISIBLE_DEVICES": ""} == before | {"CUDA_VISIBLE_DEVICES": ""}
 
 

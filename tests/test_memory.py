@@ -14,15 +14,19 @@ import yaml
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch.profiler import ProfilerActivity, profile
 
-from distill_bench import cost, memory, testing
-from distill_bench.config import load_sweep, resolve
-from distill_bench.memory import predicted, step_flops, too_large, too_large_to_sample
-from distill_bench.models import Pipeline, load_texts
-from distill_bench.networks import Streamed
+from distill_bench.config.resolve import resolve
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.networks.offload import Streamed
+from distill_bench.networks.pipeline import Pipeline
+from distill_bench.networks.text_pipeline import load_texts
+from distill_bench.plan import command, memory, outline, prediction, rehearsal
+from distill_bench.plan.memory import predicted, step_flops
+from distill_bench.plan.prediction import too_large, too_large_to_sample
 from distill_bench.registry import methods
-from distill_bench.sample import Sampler
-from distill_bench.teacher import is_outline, outlines, read_config, teacher_folder
-from distill_bench.train import Trainer
+from distill_bench.sample.sampler import Sampler
+from distill_bench.teachers.folder import is_outline, outlines, read_config, teacher_folder
+from distill_bench.testing import tiny
+from distill_bench.train.trainer import Trainer
 
 BASE = {
     "method": "dmd2",
@@ -57,7 +61,7 @@ SETTINGS = {
 def small_wan(tmp_path_factory) -> Path:
     """A pipeline whose transformer weighs more than all else: 6 blocks of width 96, 192 tokens of a clip."""
     folder = tmp_path_factory.mktemp("pipelines") / "small-wan"
-    testing.tiny_pipeline(folder)
+    tiny.tiny_pipeline(folder)
     WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
@@ -139,7 +143,7 @@ def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
         load_texts(config.teacher, torch.device("cpu")).encode_text(["a red circle"]),
     )
     assert found.activations["student"] > 0 and found.flops["student"] > 0
-    assert memory.outline(config).encode_text([""]).shape == text.shape
+    assert outline.outline(config).encode_text([""]).shape == text.shape
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "cogvideox"])
@@ -198,7 +202,7 @@ def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch)
         BASE | {"teacher": str(tmp_path / name), "frames": 33, "height": height, "width": width}
     )
     found = memory.sampling_peak(config)
-    monkeypatch.setattr(memory, "FEW_FRAMES", (0, 100))
+    monkeypatch.setattr(rehearsal, "FEW_FRAMES", (0, 100))
     assert found == pytest.approx(memory.sampling_peak(config), rel=0.1)
 
 
@@ -240,7 +244,7 @@ def test_every_method_is_rehearsed_without_its_data(method, tiny_wan):
 
 
 def test_what_each_setting_buys(small_wan):
-    def at(**fields) -> memory.Prediction:
+    def at(**fields) -> prediction.Prediction:
         return predicted(resolve(BASE | {"teacher": str(small_wan), "nfe": 1} | fields))
 
     plain = at()
@@ -283,7 +287,7 @@ def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wa
     assert too_large(found, found.peak, config) is None
     line = too_large(found, found.peak - 1, config)
     assert (
-        memory.gib(found.peak) in line
+        prediction.gib(found.peak) in line
         and "adapter: {rank: 32}" in line
         and "accumulation above 1" in line
     )
@@ -313,7 +317,7 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
     assert len(runs) == 7 * sweep.seeds and not {"ida", "dp_dmd"} & {r.method["name"] for r in runs}
     # 16 channels of 21 x 60 x 104, with 1.3 billion weights: the shape that the published models have
     with outlines():
-        net = memory.outline(runs[0], layers=(1, 1))
+        net = outline.outline(runs[0], layers=(1, 1))
     assert net.latent_shape(81, 480, 832) == (16, 21, 60, 104)
 
 
@@ -323,7 +327,7 @@ def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
     path.write_text(
         f"question: q\nbase: {{method: dmd2, frames: 5, height: 16, width: 16, teacher: {tiny_wan}}}\n{cells}\n"
     )
-    assert cost.main([str(path), "--memory", "--set", "batch_size=2"]) == 0
+    assert command.main([str(path), "--memory", "--set", "batch_size=2"]) == 0
     out = capsys.readouterr().out
     assert (
         "5 frames of 16x16, batch 2 on 1 processes" in out and "dmd2 x1" in out and "dmd2 x5" in out

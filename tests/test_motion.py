@@ -20,7 +20,7 @@ from distill_bench.eval.motion import (
     texture,
 )
 
-from distill_bench import controls, shapes
+from distill_bench.domain import controls, shapes
 from distill_bench.evaluator import Clips
 
 

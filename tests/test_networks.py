@@ -12,14 +12,21 @@ from ends import weights
 from safetensors.torch import load_file
 from torch import nn
 
-from distill_bench import checkpoint, testing
-from distill_bench.adapters import activate, merge
-from distill_bench.config import ConfigError, resolve, run_id
-from distill_bench.cost import Ledger
-from distill_bench.models import Denoiser, load_transformer
-from distill_bench.networks import Streamed, checkpointed, offloaded
-from distill_bench.sample import sample
-from distill_bench.train import Trainer, train
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import run_id
+from distill_bench.config.resolve import resolve
+from distill_bench.networks.adapters import activate, merge
+from distill_bench.networks.denoiser import Denoiser
+from distill_bench.networks.ledger import Ledger
+from distill_bench.networks.offload import Streamed, offloaded
+from distill_bench.networks.pipeline import load_transformer
+from distill_bench.networks.recompute import checkpointed
+from distill_bench.sample.run import sample
+from distill_bench.testing import checks, tiny
+from distill_bench.testing.runs import Runs
+from distill_bench.train import checkpoint
+from distill_bench.train.loop import train
+from distill_bench.train.trainer import Trainer
 
 BASE = {
     "student_updates": 2,
@@ -43,7 +50,7 @@ ON_FEATURES = {"name": "dmd2", "preset": "paper"}
 @pytest.fixture
 def make_run(make_run, tmp_path: Path):
     """Runs beside a folder of real clips."""
-    testing.tiny_clips(tmp_path / "clips")
+    tiny.tiny_clips(tmp_path / "clips")
     return functools.partial(make_run, data=str(tmp_path / "clips"))
 
 
@@ -393,8 +400,8 @@ def test_unknown_targets_name_those_that_there_are(make_run):
 
 @pytest.mark.parametrize("method", ["sgmd", ON_FEATURES, "f_distill", "consistency"], ids=str)
 def test_methods_conform_with_adapters(method, tmp_path_factory):
-    runs = testing.Runs(
+    runs = Runs(
         method, tmp_path_factory.getbasetemp() / "adapters", f"{method}", {"adapter": ADAPTER}
     )
-    for check in (c for c in testing.CHECKS if c is not testing.check_presets):
+    for check in (c for c in checks.CHECKS if c is not checks.check_presets):
         check(runs)

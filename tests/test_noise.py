@@ -5,7 +5,7 @@ import torch
 
 from distill_bench import noise
 from distill_bench.draws import Draws
-from distill_bench.models import Guided
+from distill_bench.networks.denoiser import Guided
 
 
 def test_predictions_survive_a_round_trip():

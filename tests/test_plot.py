@@ -4,8 +4,8 @@ import pytest
 from matplotlib import pyplot as plt
 from stores import RUNS, write_store
 
-from distill_bench.gather import DONE, REFERENCE, data_files, read_sweep
-from distill_bench.plot import (
+from distill_bench.report.gather import DONE, REFERENCE, data_files, read_sweep
+from distill_bench.report.plot import (
     PlotError,
     against,
     by_bin,
@@ -19,8 +19,8 @@ from distill_bench.plot import (
     points,
     score_by_axis,
 )
-from distill_bench.results import COST, Column, Results, Run, _rows, load
-from distill_bench.store import read_jsonl
+from distill_bench.report.results import COST, Column, Results, Run, _rows, load
+from distill_bench.store.files import read_jsonl
 
 RUNS_HERE = [*RUNS, ("beta", 0, 5, 9.0), ("beta", 1, 5, 9.5)]
 

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from distill_bench import pretrain, shapes
 from distill_bench.autoencoder import FrameAutoencoder
-from distill_bench.teacher import EMBEDDED
+from distill_bench.domain import shapes
+from distill_bench.pretrain import __main__ as command
+from distill_bench.pretrain import fit_teacher as pretrain
+from distill_bench.teachers.folder import EMBEDDED
 
 QUALITY = {
     "colour": 0.5,
@@ -61,7 +63,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(folder: Path, steps: int) -> None:
-    pretrain.main(
+    command.main(
         [
             "--out",
             str(folder / "mini"),
@@ -178,10 +180,12 @@ def test_the_shipped_autoencoder_keeps_every_attribute():
 
 
 def test_the_encoders_are_trained_by_the_same_command_and_know_what_they_have_seen(tmp_path):
-    from distill_bench import encoders
+    from distill_bench import evaluator
+    from distill_bench.evaluate import encoders
+    from distill_bench.pretrain import fit_encoders
 
     assert (
-        pretrain.main(["--encoders", "--out", str(tmp_path), "--steps", "3", "--clips", "12"]) == 0
+        command.main(["--encoders", "--out", str(tmp_path), "--steps", "3", "--clips", "12"]) == 0
     )
     nets = {
         encoders.CLASSIFIER: encoders.Classifier,
@@ -195,5 +199,6 @@ def test_the_encoders_are_trained_by_the_same_command_and_know_what_they_have_se
             "--encoders --steps 3 --clips 12 --seed 0"
         )
         assert seen == {
-            encoders.clip_digest(clip) for clip in encoders.rendered(12, encoders.TRAIN_KEYS)[0]
+            evaluator.clip_digest(clip)
+            for clip in fit_encoders.rendered(12, fit_encoders.TRAIN_KEYS)[0]
         }

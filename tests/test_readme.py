@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from distill_bench.cli import COMMANDS
-from distill_bench.config import load_sweep
+from distill_bench.config.sweep_file import load_sweep
 from distill_bench.registry import find_method
-from distill_bench.sweep import main
-from distill_bench.testing import student_gradient
+from distill_bench.sweep.__main__ import main
+from distill_bench.testing.gradient import student_gradient
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_the_plan_at_size_is_the_one_that_is_printed(capsys, monkeypatch):
     shown = block("console", "$ python -m distill_bench.sweep sweeps/wan2.1")
     command, *lines = shown.split("\n...")[0].splitlines()
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("distill_bench.sweep.console.width", 140)
+    monkeypatch.setattr("distill_bench.sweep.watch.console.width", 140)
     assert main([*shlex.split(command)[4:], "--cluster=local", "--store=nowhere"]) == 0
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert printed[: len(lines)] == lines

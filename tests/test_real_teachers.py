@@ -16,18 +16,22 @@ import yaml
 from pipelines import PROMPTS
 from safetensors.torch import load_file, save_file
 
-from distill_bench import checkpoint, export
-from distill_bench.architectures import architecture_of
-from distill_bench.config import load_run, resolve
-from distill_bench.cost import Ledger
-from distill_bench.evaluate import evaluate
-from distill_bench.media import load_clips, read_clip
-from distill_bench.models import Denoiser, load_pipeline, load_transformer
+from distill_bench.config.resolve import load_run, resolve
+from distill_bench.evaluate.score import evaluate
+from distill_bench.export import __main__ as export_main
+from distill_bench.export import card, harness_draws, pipeline
+from distill_bench.networks.denoiser import Denoiser
+from distill_bench.networks.ledger import Ledger
+from distill_bench.networks.pipeline import load_pipeline, load_transformer
 from distill_bench.noise import student_sigmas
 from distill_bench.rollout import rollout
-from distill_bench.sample import sample
-from distill_bench.testing import tiny_pipeline
-from distill_bench.train import Trainer, train
+from distill_bench.sample.media import load_clips, read_clip
+from distill_bench.sample.run import sample
+from distill_bench.teachers.architectures import architecture_of
+from distill_bench.testing.tiny import tiny_pipeline
+from distill_bench.train import checkpoint
+from distill_bench.train.loop import train
+from distill_bench.train.trainer import Trainer
 
 SIZES = {"wan21": (5, 16, 16)} | {
     name: size for name, (_, *size) in pipelines.TINY.items() if name != "cogvideox-2b"
@@ -51,7 +55,7 @@ BASE = {
 @pytest.fixture(scope="module", autouse=True)
 def one_by_one():
     """Clips are drawn one by one, as large ones are and a pipeline's here: some processors round otherwise for two at once."""
-    with mock.patch("distill_bench.sample.BATCH", 1):
+    with mock.patch("distill_bench.networks.batching.BATCH", 1):
         yield
 
 
@@ -174,7 +178,7 @@ def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
     """
     config = load_run(run)
     teacher = Path(config.teacher).name
-    pipe = opened(export.export(run, tmp_path / "student"))
+    pipe = opened(pipeline.export(run, tmp_path / "student"))
     mine = load_pipeline(config.teacher, torch.device("cpu"))
     shape = mine.latent_shape(*SIZES[teacher])
     first = torch.randn(1, *shape, generator=torch.Generator().manual_seed(4))
@@ -199,9 +203,9 @@ def test_the_exported_pipeline_gives_the_runs_own_samples(run, tmp_path):
     """diffusers' pipeline loads the folder and, given the harness's draws, ends in the frames of the run's samples: same bits."""
     config = load_run(run)
     teacher = Path(config.teacher).name
-    pipe, clips = opened(export.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
+    pipe, clips = opened(pipeline.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
     for prompt, seed, clip in zip(clips.prompts, clips.seeds, clips.frames, strict=True):
-        with export.harness_draws(pipe, seed) as draws:
+        with harness_draws(pipe, seed) as draws:
             frames = called(pipe, teacher, prompt, "np", generator=draws)[0]
         np.testing.assert_array_equal(
             np.round(frames * 255).astype(np.uint8), clip.transpose(0, 2, 3, 1)
@@ -216,9 +220,9 @@ def snippet_of(folder: Path) -> str:
 @pytest.mark.parametrize("run", [("cogvideox", "dmd2")], indirect=True, ids="-".join)
 def test_the_cards_snippet_runs_in_a_fresh_interpreter(run, tmp_path):
     """The class of its scheduler is none that diffusers imports itself."""
-    code = snippet_of(export.export(run, tmp_path / "student"))
+    code = snippet_of(pipeline.export(run, tmp_path / "student"))
     path = os.pathsep.join(
-        [str(Path(export.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [str(Path(pipeline.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -255,10 +259,10 @@ def test_large_clips_of_the_exported_pipeline_are_those_of_the_run(name, teacher
     )
     train(run)
     clips = load_clips(sample(run)[-1])
-    setup = snippet_of(export.export(run, tmp_path / "student")).split("frames = pipe(")[0]
+    setup = snippet_of(pipeline.export(run, tmp_path / "student")).split("frames = pipe(")[0]
     told: dict = {}
     exec(setup.replace('"student"', repr(str(tmp_path / "student"))), told)  # noqa: S102
-    with export.harness_draws(told["pipe"], clips.seeds[0]) as draws:
+    with harness_draws(told["pipe"], clips.seeds[0]) as draws:
         frames = called(told["pipe"], name, clips.prompts[0], "np", LARGE[name], generator=draws)[0]
     # a value halfway between two may be rounded to either: the pipeline and the harness scale in another order
     assert np.abs(frames * 255 - clips.frames[0].transpose(0, 2, 3, 1)).max() < 0.501
@@ -272,8 +276,8 @@ def test_a_revision_of_the_teacher_is_an_argument_of_its_own(run, tmp_path):
         {"scheduler": ["diffusers", "S"]},
     )
     config = config.model_copy(update={"teacher": "owner/name@v1.0"})
-    call = export.snippet(config, architecture, "student", scheduler, lora=True)
-    said = export.card(run, config, 2, "student", call)
+    call = card.snippet(config, architecture, "student", scheduler, lora=True)
+    said = card.card(run, config, 2, "student", call)
     assert (
         "\nbase_model: owner/name\n" in said
         and '.from_pretrained("owner/name", revision="v1.0")' in said
@@ -293,8 +297,8 @@ def test_an_adapter_leaves_as_a_lora_file_or_added_to_the_weights(name, teachers
         student_lr=0.05,
     )
     train(run)
-    merged = opened(export.export(run, tmp_path / "merged"))
-    lora = export.export(run, tmp_path / "lora", lora=True)
+    merged = opened(pipeline.export(run, tmp_path / "merged"))
+    lora = pipeline.export(run, tmp_path / "lora", lora=True)
     assert sorted(path.name for path in lora.iterdir()) == [
         "README.md",
         "pytorch_lora_weights.safetensors",
@@ -328,9 +332,9 @@ def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
     assert trainer.student.config.num_layers == trainer.fake_score.config.num_layers == 1
     assert trainer.ledger.weight("teacher") > 1.5 and trainer.ledger.weight("fake_score") == 1
     assert train(run)["status"] == "done"
-    pipe, clips = opened(export.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
+    pipe, clips = opened(pipeline.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
     assert pipe.transformer.config.num_layers == 1
-    with export.harness_draws(pipe, clips.seeds[0]) as draws:
+    with harness_draws(pipe, clips.seeds[0]) as draws:
         frames = called(pipe, "wan21", clips.prompts[0], "np", generator=draws)[0]
     np.testing.assert_array_equal(
         np.round(frames * 255).astype(np.uint8), clips.frames[0].transpose(0, 2, 3, 1)
@@ -343,7 +347,7 @@ def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
 def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run, tmp_path, capsys):
     out = tmp_path / "student"
     scores = evaluate(sample(run)[-1], {}, ["motion"])
-    assert export.main([str(run), str(out), "--dtype", "bfloat16"]) == 0
+    assert export_main.main([str(run), str(out), "--dtype", "bfloat16"]) == 0
     weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
     kept = {"float32"} if Path(load_run(run).teacher).name.startswith("wan") else set()
     assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {"bfloat16"} | kept, (
@@ -367,7 +371,7 @@ def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run,
         (tmp_path / "new", ["--updates", "7"], "kept no student at update 7; it did at 2"),
     ):
         with pytest.raises(SystemExit) as ended:
-            export.main([str(run), str(folder), *options])
+            export_main.main([str(run), str(folder), *options])
         assert (
             ended.value.code == 2
             and wrong in (line := capsys.readouterr().err)
@@ -382,7 +386,7 @@ def test_an_export_that_cannot_be_written_is_one_line_and_leaves_nothing(run, tm
     argv = [sys.executable, "-m", "distill_bench.export", str(run), str(tmp_path / "student")]
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *argv],
-        cwd=Path(export.__file__).parents[1],
+        cwd=Path(pipeline.__file__).parents[1],
         capture_output=True,
         text=True,
         check=False,
@@ -396,7 +400,7 @@ def test_an_export_that_cannot_be_written_is_one_line_and_leaves_nothing(run, tm
 def test_what_cannot_be_exported_is_one_line(teachers, tmp_path):
     run = make_run(teachers / "wan21", tmp_path, "untrained", method="dmd2")
     with pytest.raises(ValueError, match="has no student: train it first"):
-        export.export(run, tmp_path / "out")
+        pipeline.export(run, tmp_path / "out")
     train(run)
     path = list(checkpoint.students(run).values())[-1]
     weights = load_file(path)
@@ -405,11 +409,11 @@ def test_what_cannot_be_exported_is_one_line(teachers, tmp_path):
         ValueError,
         match="is not of this transformer: 8 weights differ by name, for instance blocks.0.ffn",
     ):
-        export.export(run, tmp_path / "out")
+        pipeline.export(run, tmp_path / "out")
     (teachers / "wan21" / "extra.txt").write_text("something else")
     try:
         with pytest.raises(ValueError, match="teacher .* is not what the run was resolved with"):
-            export.export(run, tmp_path / "out")
+            pipeline.export(run, tmp_path / "out")
     finally:
         (teachers / "wan21" / "extra.txt").unlink()
     assert not (tmp_path / "out").exists()

@@ -14,11 +14,12 @@ import yaml
 from scipy.stats import ttest_rel
 from stores import PROMPTS, RUNS, score, write_clips, write_lines, write_run, write_store
 
-from distill_bench.gather import GatherError, data_files, read_sweep
-from distill_bench.report import html, main, reading, report, wall
-from distill_bench.results import Results, load
-from distill_bench.stats import Interval
-from distill_bench.tables import (
+from distill_bench.report.__main__ import main
+from distill_bench.report.gather import GatherError, data_files, read_sweep
+from distill_bench.report.page import html, reading, report, wall
+from distill_bench.report.results import Results, load
+from distill_bench.report.stats import Interval
+from distill_bench.report.tables import (
     at_cost,
     budget,
     difference,
@@ -673,7 +674,7 @@ def test_the_wall_never_drops_the_baseline_or_a_method(tmp_path, monkeypatch):
     tile = max(len(data) for _, clips in made.tiles for data in clips.values())
 
     def shown(tiles):
-        monkeypatch.setattr("distill_bench.report.WALL_BYTES", tiles * tile)
+        monkeypatch.setattr("distill_bench.report.page.WALL_BYTES", tiles * tile)
         made = wall_of(store, tmp_path)
         return [
             made.counts[key][0] for key in ("row", "reference", "prompt", "training seed")

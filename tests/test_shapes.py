@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distill_bench import shapes
+from distill_bench.domain import shapes
 
 FIELDS = ("colour", "shape", "direction", "speed")
 EVERY = shapes.all_attributes()

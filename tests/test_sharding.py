@@ -12,11 +12,12 @@ import pytest
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
-from distill_bench import checkpoint, testing
-from distill_bench.config import load_run
-from distill_bench.memory import predicted
+from distill_bench.config.resolve import load_run
+from distill_bench.plan.memory import predicted
 from distill_bench.registry import methods
-from distill_bench.train import train
+from distill_bench.testing import tiny
+from distill_bench.train import checkpoint
+from distill_bench.train.loop import train
 
 ON_FEATURES = [
     {"name": "dmd2", "preset": "paper"},
@@ -52,7 +53,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     runs = {}
     for at, (name, method) in enumerate(METHODS.items()):
         for ranks in ("one", "two"):
-            runs[f"{ranks} {name}"] = testing.Runs(method, folder, f"{at}-{ranks}").make(
+            runs[f"{ranks} {name}"] = runs.Runs(method, folder, f"{at}-{ranks}").make(
                 **FIELDS, sharding=True
             )
     for teacher in OTHERS:
@@ -66,20 +67,20 @@ def trained(tmp_path_factory) -> dict[str, Path]:
             "width": width,
         }
         for ranks in ("one", "two"):
-            made = testing.Runs(ON_FEATURES[0], folder, f"{teacher}-{ranks}", fields)
+            made = runs.Runs(ON_FEATURES[0], folder, f"{teacher}-{ranks}", fields)
             runs[f"{ranks} {teacher}"] = made.make(
                 **FIELDS, sharding=True, teacher_offload=ranks == "two"
             )
     for name in ("whole", "two then one", "one then two"):
         fields = RESUMED | {"sharding": True}
-        runs[name] = testing.Runs(ON_FEATURES[0], folder, name.replace(" ", "-")).make(**fields)
+        runs[name] = runs.Runs(ON_FEATURES[0], folder, name.replace(" ", "-")).make(**fields)
     low = FIELDS | {"precision": "bfloat16", "weights": "bfloat16", "signals_every": None}
     for sharding in (True, False):
-        runs[f"low {sharding}"] = testing.Runs("sgmd", folder, f"low-{sharding}").make(
+        runs[f"low {sharding}"] = runs.Runs("sgmd", folder, f"low-{sharding}").make(
             **low, sharding=sharding
         )
     wide = folder / "wide"
-    testing.tiny_pipeline(wide)
+    tiny.tiny_pipeline(wide)
     WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
@@ -93,7 +94,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         rope_max_seq_len=32,
     ).save_pretrained(wide / "transformer")
     for name, fields in PEAKS.items():
-        made = testing.Runs("sgmd", folder, f"peak-{name}", {"teacher": str(wide)})
+        made = runs.Runs("sgmd", folder, f"peak-{name}", {"teacher": str(wide)})
         runs[f"peak {name}"] = made.make(
             **FIELDS | {"signals_every": None, "sharding": True} | fields
         )

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from ends import assert_same_ends, workers
 
-from distill_bench.store import attempts, read_json
-from distill_bench.sweep import main
+from distill_bench.store.claims import attempts
+from distill_bench.store.files import read_json
+from distill_bench.sweep.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 SLOW = ROOT / "tests" / "slurm" / "slow.py"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from distill_bench.stats import (
+from distill_bench.report.stats import (
     clear_winner,
     crossed_interval,
     holm,

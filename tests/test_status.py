@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from distill_bench.config import ConfigError, load_sweep
-from distill_bench.provenance import code_fingerprint, syntax_digest
-from distill_bench.scheduler import Queue
-from distill_bench.status import Known, exit_code, explain, read_statuses
-from distill_bench.store import STALE_SECONDS, claim, read_json, write_json
-from distill_bench.sweep import Launch, main, manifest_path, open_sweep
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.store.claims import STALE_SECONDS, claim
+from distill_bench.store.files import read_json, write_json
+from distill_bench.sweep.__main__ import main
+from distill_bench.sweep.launch import Launch
+from distill_bench.sweep.manifest import manifest_path, open_sweep
+from distill_bench.sweep.provenance import code_fingerprint, syntax_digest
+from distill_bench.sweep.queue import Queue
+from distill_bench.sweep.status import Known, exit_code, explain, read_statuses
 
 ROOT = Path(__file__).parent.parent
 HERE = {"host": socket.gethostname(), "pid": os.getpid(), "job": None, "restart": 0}
@@ -107,7 +111,7 @@ def test_a_run_tells_its_progress_its_requeues_and_its_story(tmp_path):
     assert (
         "stopped SIGUSR2" in story
         and "no end recorded" in story
-        and f"python -m distill_bench.job {run}" in story
+        and f"distill-bench job {run}" in story
     )
 
 

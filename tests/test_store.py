@@ -11,16 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from distill_bench import provenance, slurm, store
-from distill_bench.config import ConfigError, load_run, load_sweep
-from distill_bench.gather import GatherError, read_sweep
-from distill_bench.job import ELSEWHERE, FAILED, LOST_RANK, STOPPED, _stopped, execute
-from distill_bench.protocol import protocol_hash
-from distill_bench.scheduler import Queue, read_queue
-from distill_bench.status import Known, read_statuses
-from distill_bench.stop import StopRequest
-from distill_bench.store import attempts, cancels, claim, end_of, once, state, write_json
-from distill_bench.sweep import Launch, _queue_again, cancel, main, open_sweep, run_local
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.protocol import protocol_hash
+from distill_bench.config.resolve import load_run
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.report.gather import GatherError, read_sweep
+from distill_bench.store import claims, runs
+from distill_bench.store.claims import attempts, claim, end_of, once
+from distill_bench.store.files import write_json
+from distill_bench.store.runs import cancels, state
+from distill_bench.store.stop import StopRequest
+from distill_bench.sweep import provenance
+from distill_bench.sweep import submit as slurm
+from distill_bench.sweep.__main__ import _queue_again, main
+from distill_bench.sweep.cancel import cancel
+from distill_bench.sweep.job import ELSEWHERE, FAILED, LOST_RANK, STOPPED, _stopped, execute
+from distill_bench.sweep.launch import Launch, run_local
+from distill_bench.sweep.manifest import open_sweep
+from distill_bench.sweep.queue import Queue, read_queue
+from distill_bench.sweep.status import Known, read_statuses
 
 BASE = {
     "student_updates": 2,
@@ -185,7 +194,7 @@ def test_a_cancelled_job_is_called_so_without_accounting(tmp_path):
     write_json(
         tmp_path / "submissions" / "1.json", {"jobs": {RUN: "7_0"}, "dependency": "afterany:6"}
     )
-    store.note_cancel(tmp_path, [RUN], ["7_0"])
+    runs.note_cancel(tmp_path, [RUN], ["7_0"])
     queue = read_queue(tmp_path, on_slurm=False)
     (status,) = read_statuses(tmp_path, {RUN: Known("dmd2", 9)}, queue)
     assert (status.state, status.kind) == ("lost", "cancelled") and queue.first == {"7_0": "6"}
@@ -211,7 +220,7 @@ def test_a_job_that_will_never_start_says_why(tmp_path):
 
 
 def test_an_attempt_that_was_taken_over_ends_quietly(make_run, monkeypatch):
-    monkeypatch.setattr(store, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.01)
     run = make_run("taken", student_updates=5000)
 
     def take_over() -> None:
@@ -323,7 +332,7 @@ def test_a_watch_has_seconds_and_an_end(sweep_file, tmp_path, monkeypatch, capsy
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists(), "nothing was launched"
-    monkeypatch.setattr("distill_bench.sweep.QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("distill_bench.sweep.watch.QUIET_SECONDS", 0.1)
     assert main([*argv, "--watch=0.1"]) == 3, "nobody works on it"
     monkeypatch.setenv("PATH", "")
     before = Queue({"7_0": "RUNNING"})

@@ -12,19 +12,16 @@ from pathlib import Path
 import pytest
 from ends import assert_same_ends, workers
 
-from distill_bench import checkpoint
-from distill_bench.config import ClusterConfig, load_sweep, resolve
-from distill_bench.provenance import hardware
-from distill_bench.store import attempts, read_jsonl
-from distill_bench.sweep import (
-    Launch,
-    _place_in_queue,
-    main,
-    open_sweep,
-    run_debug,
-    run_local,
-    shares,
-)
+from distill_bench.config.resolve import resolve
+from distill_bench.config.schema import ClusterConfig
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.store.claims import attempts
+from distill_bench.store.files import read_jsonl
+from distill_bench.sweep.__main__ import main
+from distill_bench.sweep.launch import Launch, _place_in_queue, run_debug, run_local, shares
+from distill_bench.sweep.manifest import open_sweep
+from distill_bench.sweep.provenance import hardware
+from distill_bench.train import checkpoint
 
 ROOT = Path(__file__).parent.parent
 OWN = '''

@@ -13,10 +13,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from distill_bench import teacher
-from distill_bench.config import ConfigError, resolve, run_id
-from distill_bench.models import load_pipeline, load_texts, load_transformer, pipeline_of
-from distill_bench.teacher import TeacherError, teacher_folder
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import run_id
+from distill_bench.config.resolve import resolve
+from distill_bench.networks.pipeline import load_pipeline, load_transformer, pipeline_of
+from distill_bench.networks.text_pipeline import load_texts
+from distill_bench.teachers import folder
+from distill_bench.teachers.folder import TeacherError, teacher_folder
 
 RUN = {"method": "dmd2", "frames": 5, "height": 16, "width": 16}
 
@@ -48,12 +51,10 @@ def test_an_unknown_architecture_names_the_known_ones_and_the_file_to_imitate(co
 
 
 def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
-    import distill_bench.architectures as package
+    import distill_bench.teachers.architectures as package
 
     (tmp_path / "more").mkdir()
-    code = (
-        "from distill_bench.architectures.wan import Wan\n\nclass Mine(Wan):\n    own_fps = 7.0\n"
-    )
+    code = "from distill_bench.teachers.architectures.wan import Wan\n\nclass Mine(Wan):\n    own_fps = 7.0\n"
     (tmp_path / "more" / "mine.py").write_text(code)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "more")])
     change(copy / "transformer", _class_name="MineTransformer3DModel")
@@ -313,17 +314,17 @@ def test_heads_on_features_of_another_width_are_refused(tiny_wan, copy):
 
 
 def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_path, monkeypatch):
-    expected = teacher.content_hash(copy)
-    monkeypatch.setattr(teacher, "LARGE", 0)
+    expected = folder.content_hash(copy)
+    monkeypatch.setattr(folder, "LARGE", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    teacher._hash_of.cache_clear()
-    assert teacher.content_hash(copy) == expected
+    folder._hash_of.cache_clear()
+    assert folder.content_hash(copy) == expected
     (kept,) = (tmp_path / "cache" / "distill-bench" / "hashes").iterdir()
     kept.write_text("from-the-file")
-    teacher._hash_of.cache_clear()
-    assert teacher.content_hash(copy) == "from-the-file", "not read again"
+    folder._hash_of.cache_clear()
+    assert folder.content_hash(copy) == "from-the-file", "not read again"
     change(copy / "transformer", ffn_dim=64)
-    assert teacher.content_hash(copy) not in (expected, "from-the-file")
+    assert folder.content_hash(copy) not in (expected, "from-the-file")
 
 
 def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path):

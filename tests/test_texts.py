@@ -10,13 +10,16 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from distill_bench import embed as embedding
-from distill_bench import models
-from distill_bench.config import ConfigError, resolve, run_id
-from distill_bench.models import load_pipeline
-from distill_bench.teacher import TeacherError
-from distill_bench.texts import Embeddings, read_prompts
-from distill_bench.train import train
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import run_id
+from distill_bench.config.resolve import resolve
+from distill_bench.networks import embed as embedding
+from distill_bench.networks import pipeline, text_pipeline
+from distill_bench.networks.pipeline import load_pipeline
+from distill_bench.teachers import texts
+from distill_bench.teachers.folder import TeacherError
+from distill_bench.teachers.texts import Embeddings, read_prompts
+from distill_bench.train.loop import train
 
 PROMPTS = ["a red circle", "a blue square moving left", "a circle moving right"]
 RUN = {
@@ -145,7 +148,7 @@ def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path
     stored = load_pipeline(str(tiny_wan), torch.device("cpu"), store=tmp_path)
     expected = fresh.encode_text([*PROMPTS, ""])
     with mock.patch.object(
-        models.TextPipeline,
+        text_pipeline.TextPipeline,
         "text_pipeline",
         side_effect=AssertionError("the text encoder was loaded"),
     ):
@@ -181,18 +184,18 @@ def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, 
 
 
 def test_stopped_between_two_shards_it_goes_on(tiny_wan, prompts, tmp_path, monkeypatch):
-    write = models.write_shard
+    write = texts.write_shard
 
     def full_after_one(folder: Path, *shard) -> None:
         if list(folder.glob("*")):
             raise OSError("full")
         write(folder, *shard)
 
-    monkeypatch.setattr(models, "SHARD", 2)
-    monkeypatch.setattr(models, "write_shard", full_after_one)
+    monkeypatch.setattr(text_pipeline, "SHARD", 2)
+    monkeypatch.setattr(text_pipeline, "write_shard", full_after_one)
     with pytest.raises(OSError, match="full"):
         embedding.embed(str(tiny_wan), [prompts], tmp_path)
-    monkeypatch.setattr(models, "write_shard", write)
+    monkeypatch.setattr(text_pipeline, "write_shard", write)
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 2
 
 
@@ -223,13 +226,13 @@ def test_a_run_gives_the_store_what_it_lacks_before_it_loads_a_network(
 ):
     folder, _ = embedding.embed(str(tiny_wan), [prompts], tmp_path)
     prompts.write_text("a red circle\nright\n")
-    load, stored = models.load_transformer, []
+    load, stored = pipeline.load_transformer, []
 
     def later(of: Path):
         stored.append("right" in Embeddings(folder))
         return load(of)
 
-    monkeypatch.setattr(models, "load_transformer", later)
+    monkeypatch.setattr(pipeline, "load_transformer", later)
     assert train(run_of(tiny_wan, prompts, tmp_path))["status"] == "done"
     assert stored and all(stored) and len(list(folder.glob("*.safetensors"))) == 2
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from ends import weights
 
-from distill_bench import checkpoint
-from distill_bench.sample import sample
-from distill_bench.train import Trainer, train
+from distill_bench.sample.run import sample
+from distill_bench.train import checkpoint
+from distill_bench.train.loop import train
+from distill_bench.train.trainer import Trainer
 
 BASE = {
     "student_updates": 2,

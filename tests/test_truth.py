@@ -23,8 +23,8 @@ from distill_bench.methods.tsg_sim import TSGSIM
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from distill_bench.gaussian import velocity_of
-from distill_bench.testing import student_gradient
+from distill_bench.domain.gaussian import velocity_of
+from distill_bench.testing.gradient import student_gradient
 
 B, SHAPE = 4, (2, 2, 2, 2)
 D = 16

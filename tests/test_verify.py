@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_bench.verify import main, verify
+from distill_bench.report.verify import main, verify
 
 COMMITTED = sorted(
     path.parent for path in (Path(__file__).parent.parent / "results").glob("*/sweep.json")

@@ -27,10 +27,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from distill_bench import controls, features  # noqa: E402
+from distill_bench.domain import controls
+from distill_bench.evaluate import clip_models, extractors  # noqa: E402
 from distill_bench.evaluator import Clips  # noqa: E402
-from distill_bench.media import load_clips  # noqa: E402
 from distill_bench.registry import evaluators, find_evaluator  # noqa: E402
+from distill_bench.sample.media import load_clips  # noqa: E402
 
 
 def seconds(
@@ -97,10 +98,10 @@ class Forwards:
 
 # everything that a shipped network does for a score, from clips to features or cosines
 EXTRACTIONS: dict[str, Callable[[Clips], object]] = {
-    "indomain-r2p1-cls": lambda clips: features.load_extractor("indomain-r2p1-cls")(clips),
-    "random-r2p1": lambda clips: features.load_extractor("random-r2p1")(clips),
-    "frame CLIP": lambda clips: features.indomain_clip(False).similarities(clips),
-    "video CLIP": lambda clips: features.indomain_clip(True).similarities(clips),
+    "indomain-r2p1-cls": lambda clips: extractors.load_extractor("indomain-r2p1-cls")(clips),
+    "random-r2p1": lambda clips: extractors.load_extractor("random-r2p1")(clips),
+    "frame CLIP": lambda clips: clip_models.indomain_clip(False).similarities(clips),
+    "video CLIP": lambda clips: clip_models.indomain_clip(True).similarities(clips),
 }
 
 

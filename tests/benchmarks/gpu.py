@@ -20,13 +20,15 @@ import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor
 
-from distill_bench.config import RunConfig, resolve
-from distill_bench.cost import PASSES
-from distill_bench.memory import Outline, outline, predicted
-from distill_bench.models import Pipeline
-from distill_bench.teacher import outlines, teacher_folder
-from distill_bench.testing import tiny_pipeline
-from distill_bench.train import Trainer
+from distill_bench.config.resolve import resolve
+from distill_bench.config.schema import RunConfig
+from distill_bench.networks.ledger import PASSES
+from distill_bench.networks.pipeline import Pipeline
+from distill_bench.plan.memory import predicted
+from distill_bench.plan.outline import Outline, outline
+from distill_bench.teachers.folder import outlines, teacher_folder
+from distill_bench.testing.tiny import tiny_pipeline
+from distill_bench.train.trainer import Trainer
 
 PEAKS = {
     "H100": 989e12,

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from distill_bench import controls, shapes  # noqa: E402
+from distill_bench.domain import controls, shapes  # noqa: E402
 from distill_bench.evaluator import Clips  # noqa: E402
 from distill_bench.registry import evaluators  # noqa: E402
 

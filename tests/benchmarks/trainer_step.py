@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from distill_bench.config import resolve
-from distill_bench.cost import declared, priced
-from distill_bench.train import Trainer
+from distill_bench.config.resolve import resolve
+from distill_bench.plan.cost import declared, priced
+from distill_bench.train.trainer import Trainer
 
 METHODS = {
     "dmd2": {"method": "dmd2", "fake_score_updates": 5},

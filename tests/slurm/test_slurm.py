@@ -16,13 +16,17 @@ from ends import assert_same_ends
 from safetensors.torch import load_file
 from submitit import helpers
 
-from distill_bench import checkpoint
-from distill_bench.config import ClusterConfig, ConfigError, load_sweep
-from distill_bench.scheduler import SchedulerError, cluster, read_queue
-from distill_bench.slurm import KILLED_RETRIES, _executor, script, submit
-from distill_bench.status import Status, read_statuses
-from distill_bench.store import attempts, read_json
-from distill_bench.sweep import main, open_sweep
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.schema import ClusterConfig
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.store.claims import attempts
+from distill_bench.store.files import read_json
+from distill_bench.sweep.__main__ import main
+from distill_bench.sweep.manifest import open_sweep
+from distill_bench.sweep.queue import SchedulerError, cluster, read_queue
+from distill_bench.sweep.status import Status, read_statuses
+from distill_bench.sweep.submit import KILLED_RETRIES, _executor, script, submit
+from distill_bench.train import checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]

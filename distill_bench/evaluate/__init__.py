@@ -1,0 +1,1 @@
+"""Scores of clips, and the networks that extract features."""

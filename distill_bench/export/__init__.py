@@ -1,0 +1,6 @@
+"""A run's student as a diffusers pipeline folder."""
+
+from distill_bench.export.draws import harness_draws
+from distill_bench.export.pipeline import export
+
+__all__ = ["export", "harness_draws"]

@@ -1,0 +1,1 @@
+"""Networks as denoisers, and how a run holds them: precision, adapters, sharding, offload."""

@@ -1,0 +1,1 @@
+"""Predicted cost and memory of a sweep, before anything runs."""

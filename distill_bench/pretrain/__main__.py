@@ -1,0 +1,71 @@
+"""Train what ships: `distill-bench pretrain [--encoders]`."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from distill_bench import ASSETS
+from distill_bench.evaluate import encoders
+from distill_bench.pretrain.fit_encoders import train_encoders
+from distill_bench.pretrain.fit_teacher import (
+    encode,
+    render_clips,
+    train_autoencoder,
+    train_teacher,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: train what ships."""
+    parser = argparse.ArgumentParser(
+        prog="distill-bench pretrain", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--encoders", action="store_true", help="train the evaluators' networks instead"
+    )
+    parser.add_argument("--out", type=Path, help="default: where the package looks for it")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/pretrain"),
+        help="checkpoints; a rerun goes on from them",
+    )
+    parser.add_argument(
+        "--clips", type=int, help="rendered clips to train on; default 6480, 4320 for the encoders"
+    )
+    parser.add_argument("--autoencoder-steps", type=int, default=3000)
+    parser.add_argument(
+        "--steps", type=int, help="default 6000 for the teacher, 600 for each encoder"
+    )
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--every", type=int, default=500, help="steps between evaluations and exports"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None)
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.encoders:
+        train_encoders(
+            options.out or encoders.FOLDER,
+            options.steps or 600,
+            options.clips or 4320,
+            options.seed,
+        )
+        return 0
+    options.out = options.out or ASSETS / "mini-wan"
+    options.steps, options.clips = options.steps or 6000, options.clips or 6480
+    options.work.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    captions, clips = render_clips(options.clips)
+    vae = train_autoencoder(clips, options, device)
+    latents = encode(vae, clips, device)
+    train_teacher(vae, captions, latents, options, device)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

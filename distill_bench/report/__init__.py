@@ -1,0 +1,1 @@
+"""Tables, figures and the page of a sweep. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Clips of students and reference rows."""

@@ -1,0 +1,1 @@
+"""Run folders on disk: atomic files, claims, run states, stop requests. Imports no torch."""

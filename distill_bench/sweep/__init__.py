@@ -1,0 +1,1 @@
+"""Expand, launch and watch the runs of a sweep, locally or on SLURM."""

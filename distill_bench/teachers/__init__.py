@@ -1,0 +1,1 @@
+"""Teacher names, folders, content hashes and prompts. Loads no weights."""

@@ -1,0 +1,108 @@
+"""LTX-Video: flow matching on latents packed to tokens; T5 texts with an attention mask; positions in seconds.
+
+A masked row of a text is zero here, and the mask is read off that: it takes no part in attention either way.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from distill_bench.teachers.architectures import Architecture, Call
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+
+class LTXVideo(Architecture):
+    """LTX-Video by LTXPipeline's parts."""
+
+    PIPELINE: ClassVar[str] = "LTXPipeline"
+    AUTOENCODER: ClassVar[str] = "AutoencoderKLLTXVideo"
+    TEXT_ENCODER: ClassVar[str] = "T5EncoderModel"
+    TEXT_LENGTH: ClassVar[int] = 128
+    TEXT_WIDTH: ClassVar[str] = "caption_channels"
+    FRAMEWISE: ClassVar[bool] = True
+
+    def velocity(
+        self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
+        frames, height, width = x_t.shape[2:]
+        temporal, spatial = self.strides()
+        velocity = call(
+            x_t.flatten(2).transpose(1, 2),
+            text,
+            1000 * sigma,
+            (text != 0).any(-1),
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(temporal / self.own_fps, spatial, spatial),
+        )
+        return velocity.transpose(1, 2).unflatten(2, (frames, height, width))
+
+    def blocks(self, net: nn.Module) -> nn.ModuleList:
+        return net.transformer_blocks
+
+    @property
+    def own_fps(self) -> float:
+        return 25.0
+
+    def own_strides(self) -> tuple[int, int]:
+        scalings = 2 ** sum(self.vae.get("spatio_temporal_scaling", (True, True, True, False)))
+        temporal, spatial = (
+            self.vae.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial")
+        )
+        return temporal or self.vae.get("patch_size_t", 1) * scalings, spatial or self.vae.get(
+            "patch_size", 4
+        ) * scalings
+
+    def patch(self) -> tuple[int, int, int]:
+        return 1, 1, 1
+
+    def mismatch(self) -> str | None:
+        if (self.transformer.get("patch_size", 1), self.transformer.get("patch_size_t", 1)) != (
+            1,
+            1,
+        ):
+            return "its transformer patches its latents, which no released LTX-Video does"
+        return super().mismatch()
+
+    def encode_text(self, pipeline: "DiffusionPipeline", prompts: list[str], length: int) -> Tensor:
+        embeddings, mask, *_ = pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        return embeddings * mask.unsqueeze(-1)
+
+    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        latents = latents * _over(vae.latents_std, latents) / vae.config.scaling_factor + _over(
+            vae.latents_mean, latents
+        )
+        timestep = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
+        with torch.random.fork_rng(enabled=any(vae.config.decoder_inject_noise)):
+            torch.manual_seed(0)  # some of its decoders add noise: always the same
+            return vae.decode(latents, timestep).sample
+
+    def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
+        latents = vae.encode(video).latent_dist.mode()
+        return (
+            (latents - _over(vae.latents_mean, latents))
+            * vae.config.scaling_factor
+            / _over(vae.latents_std, latents)
+        )
+
+    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
+        if step == 0:  # the pipeline packs what it has drawn; its scheduler draws packed
+            return super().draw(shape, step, draws)
+        channels, *size = shape
+        return torch.randn(math.prod(size), channels, generator=draws).T.unflatten(1, size)
+
+    def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
+        from distill_bench.schedulers import flow_matching
+
+        return flow_matching(nfe, shift, stepping, spaced=True)
+
+
+def _over(statistic: Any, like: Tensor) -> Tensor:
+    return statistic.to(like.device, like.dtype).reshape(1, -1, 1, 1, 1)

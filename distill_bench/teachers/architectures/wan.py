@@ -1,0 +1,65 @@
+"""Wan2.1 and Wan2.2 text-to-video of one transformer: flow matching in their own convention; UMT5 texts, padded with zeros.
+
+Wan2.2-TI2V-5B (`expand_timesteps`) has a timestep for each token, and an autoencoder of stride 16 with 48 channels.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from distill_bench.teachers.architectures import Architecture, Call
+
+
+class Wan(Architecture):
+    """Wan by WanPipeline's parts."""
+
+    PIPELINE: ClassVar[str] = "WanPipeline"
+    AUTOENCODER: ClassVar[str] = "AutoencoderKLWan"
+    TEXT_ENCODER: ClassVar[str] = "UMT5EncoderModel"
+    TEXT_LENGTH: ClassVar[int] = 512
+    TEXT_WIDTH: ClassVar[str] = "text_dim"
+    LATENT_CHANNELS: ClassVar[str] = "z_dim"
+
+    def velocity(
+        self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
+        timestep = 1000 * sigma
+        if self.index.get("expand_timesteps"):
+            (_, _, frames, height, width), (_, vertical, horizontal) = x_t.shape, self.patch()
+            timestep = timestep[:, None].expand(
+                -1, frames * -(-height // vertical) * -(-width // horizontal)
+            )
+        return call(x_t, timestep, text)
+
+    @property
+    def own_fps(self) -> float:
+        return 24.0 if self.index.get("expand_timesteps") else 16.0
+
+    def own_strides(self) -> tuple[int, int]:
+        return self.vae.get("scale_factor_temporal", 4), self.vae.get("scale_factor_spatial", 8)
+
+    def patch(self) -> tuple[int, int, int]:
+        return tuple(self.transformer.get("patch_size", (1, 2, 2)))
+
+    def mismatch(self) -> str | None:
+        if self.index.get("boundary_ratio") is not None:
+            return "it has two transformers, one below a noise level: such a teacher is not supported, Wan2.1 and TI2V-5B are"
+        return super().mismatch()
+
+    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        mean, std = _statistics(vae, latents)
+        return vae.decode(latents / (1 / std) + mean).sample  # as WanPipeline rounds it
+
+    def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
+        latents = vae.encode(video).latent_dist.mode()
+        mean, std = _statistics(vae, latents)
+        return (latents - mean) / std
+
+
+def _statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    values = vae.config.latents_mean, vae.config.latents_std
+    return tuple(
+        torch.tensor(each, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1, 1)
+        for each in values
+    )

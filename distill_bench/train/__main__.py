@@ -1,0 +1,30 @@
+"""TODO: train.__main__."""
+
+import argparse
+from pathlib import Path
+
+from distill_bench.config.resolve import load_run
+from distill_bench.plan.memory import check_memory
+from distill_bench.store.stop import StopRequest
+from distill_bench.train.loop import train
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: train one run folder."""
+    parser = argparse.ArgumentParser(
+        prog="distill_bench.train", description=train.__doc__.splitlines()[0]
+    )
+    parser.add_argument("run", type=Path, help="a run folder with run.yaml")
+    options = parser.parse_args(argv)
+    try:
+        if not (options.run / "train.json").is_file():
+            check_memory(load_run(options.run))
+        summary = train(options.run, StopRequest().listen())
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"{summary['status']} after {summary['student_updates']} student updates")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
