@@ -21,7 +21,7 @@ soak: install  ## a hundred SIGKILLs at random moments, half an hour: results/so
 bench: install  ## a trainer step over its network passes, the evaluators' speed, the status of a thousand runs
 	$(BIN)/python tests/benchmarks/trainer_step.py
 	$(BIN)/python tests/benchmarks/evaluators.py
-	$(BIN)/python -m pytest -s tests/test_status.py -k thousand
+	$(BIN)/python -m pytest -s tests/sweep/test_status.py -k thousand
 
 bench-gpu: install  ## updates of dmd2 and sgmd at Wan2.1-1.3B's shape on one GPU, what each setting buys: results/bench_gpu.md
 	$(BIN)/python tests/benchmarks/gpu.py

@@ -21,7 +21,7 @@ from distill_bench.sample.media import frame_counts, load_clips, read_clip
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import differences
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def write(

@@ -23,7 +23,7 @@ from distill_bench.sweep.manifest import open_sweep
 from distill_bench.sweep.provenance import hardware
 from distill_bench.train import checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OWN = '''
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,7 +6,7 @@ import pytest
 from distill_bench.report.verify import main, verify
 
 COMMITTED = sorted(
-    path.parent for path in (Path(__file__).parent.parent / "results").glob("*/sweep.json")
+    path.parent for path in (Path(__file__).parents[2] / "results").glob("*/sweep.json")
 )
 
 

@@ -25,7 +25,7 @@ from distill_bench.sample.references import references
 from distill_bench.sample.run import sample
 from distill_bench.train.loop import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -301,7 +301,7 @@ def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wa
 
 
 def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
-    path = Path(__file__).parent.parent / "sweeps" / "wan2.1_1.3b_fake_score_freq.yaml"
+    path = Path(__file__).parents[2] / "sweeps" / "wan2.1_1.3b_fake_score_freq.yaml"
     with outlines():
         sweep = load_sweep(path)
         runs = sweep.expand()

@@ -20,7 +20,7 @@ from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json
 from distill_bench.sweep.__main__ import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SLOW = ROOT / "tests" / "slurm" / "slow.py"
 KILLS, LONGEST_PAUSE = 100, 8.0  # seconds; a worker takes about as long to come up and do a run
 

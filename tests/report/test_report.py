@@ -757,7 +757,7 @@ def test_a_second_report_has_the_same_bytes(reported, tmp_path):
 def test_no_reader_imports_torch():
     names = ["report", "plot", "compare", "verify"]
     code = f"import sys, {', '.join(f'distill_bench.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 

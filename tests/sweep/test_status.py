@@ -22,7 +22,7 @@ from distill_bench.sweep.provenance import code_fingerprint, syntax_digest
 from distill_bench.sweep.queue import Queue
 from distill_bench.sweep.status import Known, exit_code, explain, read_statuses
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HERE = {"host": socket.gethostname(), "pid": os.getpid(), "job": None, "restart": 0}
 GONE = HERE | {"pid": 2**22 + 1}  # above the largest process id
 ELSEWHERE = HERE | {"host": "another"}
