@@ -1,0 +1,345 @@
+"""Layout rules: short files, lines and folders; docstrings that start with the verb or the thing."""
+
+import ast
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODE = ("distill_bench", "methods", "eval", "tests")
+LINES = 399  # of a Python file
+COLUMNS = {".py": 100, ".md": 120}
+MODULES = 13  # of a folder, `__init__.py` and `__main__.py` not counted
+NOUN_CLAUSE = re.compile(r"(what|whether|where|who|why|how)\b", re.IGNORECASE)
+
+
+def texts() -> dict[str, str]:
+    """Path from the root -> text, of the code and of the Markdown that is written by hand."""
+    paths = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+    paths += [ROOT / "results" / "LOG.md", *ROOT.glob("*.md"), *ROOT.glob("*/README.md")]
+    paths += (ROOT / "distill_bench").rglob("README.md")
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(paths)}
+
+
+TEXTS = texts()
+# Files that do not keep the rules yet; the list only shrinks.
+BEING_REWRITTEN = {
+    "README.md",
+    "distill_bench/__init__.py",
+    "distill_bench/autoencoder.py",
+    "distill_bench/cli.py",
+    "distill_bench/config/checks.py",
+    "distill_bench/config/conditions.py",
+    "distill_bench/config/identity.py",
+    "distill_bench/config/overrides.py",
+    "distill_bench/config/protocol.py",
+    "distill_bench/config/resolve.py",
+    "distill_bench/config/schema.py",
+    "distill_bench/config/sweep_file.py",
+    "distill_bench/discriminator.py",
+    "distill_bench/domain/controls.py",
+    "distill_bench/domain/gaussian.py",
+    "distill_bench/domain/shapes.py",
+    "distill_bench/draws.py",
+    "distill_bench/evaluate/__main__.py",
+    "distill_bench/evaluate/cache.py",
+    "distill_bench/evaluate/clip_models.py",
+    "distill_bench/evaluate/encoders.py",
+    "distill_bench/evaluate/extractors.py",
+    "distill_bench/evaluate/score.py",
+    "distill_bench/evaluator.py",
+    "distill_bench/export/card.py",
+    "distill_bench/export/draws.py",
+    "distill_bench/export/pipeline.py",
+    "distill_bench/method.py",
+    "distill_bench/networks",
+    "distill_bench/networks/adapters.py",
+    "distill_bench/networks/batching.py",
+    "distill_bench/networks/denoiser.py",
+    "distill_bench/networks/embed.py",
+    "distill_bench/networks/hold.py",
+    "distill_bench/networks/loading.py",
+    "distill_bench/networks/masters.py",
+    "distill_bench/networks/offload.py",
+    "distill_bench/networks/pipeline.py",
+    "distill_bench/networks/ranks.py",
+    "distill_bench/networks/recompute.py",
+    "distill_bench/networks/sharding.py",
+    "distill_bench/networks/text_pipeline.py",
+    "distill_bench/noise.py",
+    "distill_bench/plan/command.py",
+    "distill_bench/plan/cost.py",
+    "distill_bench/plan/fake.py",
+    "distill_bench/plan/memory.py",
+    "distill_bench/plan/prediction.py",
+    "distill_bench/plan/rehearsal.py",
+    "distill_bench/pretrain/fit_encoders.py",
+    "distill_bench/pretrain/fit_teacher.py",
+    "distill_bench/registry.py",
+    "distill_bench/report/canvas.py",
+    "distill_bench/report/compare.py",
+    "distill_bench/report/gather.py",
+    "distill_bench/report/page.py",
+    "distill_bench/report/plot.py",
+    "distill_bench/report/results.py",
+    "distill_bench/report/stats.py",
+    "distill_bench/report/tables.py",
+    "distill_bench/report/verify.py",
+    "distill_bench/rollout.py",
+    "distill_bench/sample/folder.py",
+    "distill_bench/sample/media.py",
+    "distill_bench/sample/references.py",
+    "distill_bench/sample/run.py",
+    "distill_bench/sample/sampler.py",
+    "distill_bench/schedulers.py",
+    "distill_bench/store/claims.py",
+    "distill_bench/store/files.py",
+    "distill_bench/store/nested.py",
+    "distill_bench/store/runs.py",
+    "distill_bench/store/stop.py",
+    "distill_bench/sweep/__main__.py",
+    "distill_bench/sweep/cancel.py",
+    "distill_bench/sweep/job.py",
+    "distill_bench/sweep/launch.py",
+    "distill_bench/sweep/manifest.py",
+    "distill_bench/sweep/plan.py",
+    "distill_bench/sweep/provenance.py",
+    "distill_bench/sweep/queue.py",
+    "distill_bench/sweep/status.py",
+    "distill_bench/sweep/submit.py",
+    "distill_bench/sweep/watch.py",
+    "distill_bench/sweep/workers.py",
+    "distill_bench/teachers/architectures/__init__.py",
+    "distill_bench/teachers/architectures/cogvideox.py",
+    "distill_bench/teachers/architectures/ltxvideo.py",
+    "distill_bench/teachers/architectures/wan.py",
+    "distill_bench/teachers/checks.py",
+    "distill_bench/teachers/folder.py",
+    "distill_bench/teachers/texts.py",
+    "distill_bench/testing/__init__.py",
+    "distill_bench/testing/__main__.py",
+    "distill_bench/testing/checks.py",
+    "distill_bench/testing/gradient.py",
+    "distill_bench/testing/ranks.py",
+    "distill_bench/testing/runs.py",
+    "distill_bench/testing/tiny.py",
+    "distill_bench/train/checkpoint.py",
+    "distill_bench/train/extras.py",
+    "distill_bench/train/loop.py",
+    "distill_bench/train/signals.py",
+    "distill_bench/train/trainer.py",
+    "eval/README.md",
+    "eval/attributes.py",
+    "eval/clip_score.py",
+    "eval/diversity.py",
+    "eval/exact_divergence.py",
+    "eval/fidelity.py",
+    "eval/fvd.py",
+    "eval/motion.py",
+    "methods/README.md",
+    "methods/consistency.py",
+    "methods/decoupled_dmd.py",
+    "methods/dmd.py",
+    "methods/dmd2.py",
+    "methods/dp_dmd.py",
+    "methods/f_distill.py",
+    "methods/gradient_template.py",
+    "methods/ida.py",
+    "methods/sgmd.py",
+    "methods/sid.py",
+    "methods/tsg_fisher.py",
+    "methods/tsg_sim.py",
+    "results/LOG.md",
+    "results/README.md",
+    "tests/benchmarks/evaluators.py",
+    "tests/benchmarks/gpu.py",
+    "tests/benchmarks/sensitivity.py",
+    "tests/benchmarks/trainer_step.py",
+    "tests/config/test_config.py",
+    "tests/conftest.py",
+    "tests/domain/test_gaussian.py",
+    "tests/domain/test_shapes.py",
+    "tests/ends.py",
+    "tests/eval/test_clip_score.py",
+    "tests/eval/test_diversity.py",
+    "tests/eval/test_fvd.py",
+    "tests/eval/test_motion.py",
+    "tests/evaluate/test_evaluate.py",
+    "tests/export/test_real_teachers.py",
+    "tests/methods/test_methods.py",
+    "tests/methods/test_truth.py",
+    "tests/networks/sharded.py",
+    "tests/networks/test_networks.py",
+    "tests/networks/test_sharding.py",
+    "tests/pipelines.py",
+    "tests/plan/test_cost.py",
+    "tests/plan/test_memory.py",
+    "tests/pretrain/test_pretrain.py",
+    "tests/report/test_compare.py",
+    "tests/report/test_plot.py",
+    "tests/report/test_report.py",
+    "tests/report/test_stats.py",
+    "tests/report/test_verify.py",
+    "tests/sample/test_sample.py",
+    "tests/slurm/slow.py",
+    "tests/slurm/test_slurm.py",
+    "tests/store/test_store.py",
+    "tests/stores.py",
+    "tests/sweep/test_local.py",
+    "tests/sweep/test_soak.py",
+    "tests/sweep/test_status.py",
+    "tests/sweep/test_sweep.py",
+    "tests/teachers/test_architectures.py",
+    "tests/teachers/test_teachers.py",
+    "tests/teachers/test_texts.py",
+    "tests/test_layout.py",
+    "tests/test_readme.py",
+    "tests/test_schedulers.py",
+    "tests/testing/test_conformance.py",
+    "tests/train/test_extras.py",
+    "tests/train/test_train.py",
+}
+
+
+def outside_the_list(violations: list[str]) -> list[str]:
+    """Violations of files that have been rewritten."""
+    return [text for text in violations if re.split("[: ]", text)[0] not in BEING_REWRITTEN]
+
+
+def long_files(sources: Mapping[str, str]) -> list[str]:
+    """Python files over the limit of lines."""
+    counts = {path: len(text.splitlines()) for path, text in sources.items()}
+    return [
+        f"{path}: {count} lines"
+        for path, count in counts.items()
+        if path.endswith(".py") and count > LINES
+    ]
+
+
+def wide_lines(sources: Mapping[str, str]) -> list[str]:
+    """Lines over the limit of columns; rows of Markdown tables cannot be broken and are exempt."""
+    return [
+        f"{path}:{number}: {len(line)} columns"
+        for path, text in sources.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if len(line) > COLUMNS[Path(path).suffix]
+        if not (path.endswith(".md") and line.startswith("|"))
+    ]
+
+
+def full_folders(sources: Mapping[str, str]) -> list[str]:
+    """Folders with too many modules."""
+    counts = Counter(
+        str(Path(path).parent)
+        for path in sources
+        if path.endswith(".py") and not path.endswith(("/__init__.py", "/__main__.py"))
+    )
+    return [f"{path}: {count} modules" for path, count in counts.items() if count > MODULES]
+
+
+def noun_clauses(sources: Mapping[str, str]) -> list[str]:
+    """Docstrings whose first word is What, Whether, Where, Who, Why or How."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    docstrings = [
+        (path, ast.get_docstring(node) or "")
+        for path, text in sources.items()
+        if path.endswith(".py")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, documented)
+    ]
+    return [
+        f"{path}: {text.splitlines()[0]!r}" for path, text in docstrings if NOUN_CLAUSE.match(text)
+    ]
+
+
+def full_doors(sources: Mapping[str, str]) -> list[str]:
+    """`__init__.py` files with more than a docstring and re-exports listed in `__all__`."""
+    violations = []
+    for path, text in sources.items():
+        if not path.endswith("/__init__.py") or path == "distill_bench/__init__.py":
+            continue
+        docstring, *rest = ast.parse(text).body or [None]
+        reexports = [node for node in rest if isinstance(node, ast.ImportFrom)]
+        other = [node for node in rest if node not in reexports]
+        allowed = [f"__all__ = {sorted(alias.name for node in reexports for alias in node.names)}"]
+        if not (isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)):
+            violations.append(f"{path} has no docstring")
+        if [ast.unparse(node) for node in other] != (allowed if reexports else []):
+            violations.append(f"{path} holds more than a docstring and re-exports")
+    return violations
+
+
+def package_folders() -> set[str]:
+    """Names of the packages that the folders make, as a wheel installs them."""
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "distill_bench").rglob("*.py")}
+    names = {".".join(folder.parts) for folder in folders}
+    return names | {"distill_bench.methods", "distill_bench.eval"}
+
+
+def test_files_are_short():
+    assert outside_the_list(long_files(TEXTS)) == []
+
+
+def test_lines_are_narrow():
+    assert outside_the_list(wide_lines(TEXTS)) == []
+
+
+def test_folders_hold_about_a_dozen_modules():
+    assert outside_the_list(full_folders(TEXTS)) == []
+
+
+def test_docstrings_start_with_the_verb_or_the_thing():
+    assert outside_the_list(noun_clauses(TEXTS)) == []
+
+
+def test_an_init_file_holds_a_docstring_and_reexports():
+    assert outside_the_list(full_doors(TEXTS)) == []
+
+
+def test_a_wheel_has_every_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(package_folders())
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "text"),
+    [
+        (long_files, "eval/new.py", "x = 1\n" * (LINES + 1)),
+        (wide_lines, "eval/new.py", f'"""{"w" * 100}"""'),
+        (wide_lines, "eval/new.md", "w" * 121),
+        (noun_clauses, "eval/new.py", '"""What a score is."""'),
+        (noun_clauses, "eval/new.py", 'class A:\n    def f():\n        """Whether it is."""'),
+        (full_doors, "eval/sub/__init__.py", '"""A door."""\nx = 1'),
+        (full_doors, "eval/sub/__init__.py", '"""A door."""\nfrom eval.fvd import FVD'),
+        (full_doors, "eval/sub/__init__.py", ""),
+    ],
+)
+def test_a_planted_violation_is_found(check, path, text):
+    assert len(check({path: text})) == 1
+
+
+def test_a_planted_folder_of_too_many_modules_is_found():
+    planted = {f"eval/sub/new{i}.py": "" for i in range(MODULES + 1)}
+    assert full_folders(planted) == [f"eval/sub: {MODULES + 1} modules"]
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "text"),
+    [
+        (long_files, "eval/new.py", "x = 1\n" * LINES),
+        (wide_lines, "eval/new.py", f'"""{"w" * 94}"""'),
+        (wide_lines, "eval/new.md", "|" + "w" * 200),
+        (noun_clauses, "eval/new.py", '"""Whatever."""'),
+        (
+            full_doors,
+            "eval/sub/__init__.py",
+            '"""A door."""\nfrom eval.fvd import FVD\n__all__ = ["FVD"]',
+        ),
+    ],
+)
+def test_text_within_the_limits_passes(check, path, text):
+    assert check({path: text}) == []
