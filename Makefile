@@ -2,13 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slurm soak bench bench-gpu lint install
+.PHONY: sweep test test-fast test-slurm soak bench bench-gpu lint install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-fast: install  ## the tests to run while writing: 90 seconds on two cores
+	$(BIN)/python -m pytest -m "not slow"
 
 test-slurm: export SLURM_CONF := /var/lib/distill-bench-slurm/etc/slurm.conf
 test-slurm: install  ## sweeps on a real SLURM of two simulated nodes, brought up and taken down; needs root on Debian

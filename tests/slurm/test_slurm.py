@@ -28,7 +28,7 @@ from distill_bench.sweep.status import Status, read_statuses
 from distill_bench.sweep.submit import KILLED_RETRIES, _executor, script, submit
 from distill_bench.train import checkpoint
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 SLOW = Path(__file__).with_name("slow.py")
 # a lost node that comes back before what ran on it has ended is drained ("Duplicate jobid") until somebody resumes it

@@ -26,6 +26,7 @@ KILLS, LONGEST_PAUSE = 100, 8.0  # seconds; a worker takes about as long to come
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_a_hundred_kills_lose_nothing(tiny_wan: Path, tmp_path: Path, monkeypatch):
     rng, kills, round_number = random.Random(0), 0, 0
