@@ -22,7 +22,7 @@ COMMANDS = {  # name: (module with its `main`, what it does)
     "export": ("export.__main__", "write a run's student as a diffusers pipeline folder"),
     "cost": ("plan.command", "network passes of a sweep by role, before anything runs"),
     "pretrain": ("pretrain.__main__", "train the embedded teacher and the evaluators' networks"),
-    "gaussian": ("domain.gaussian", "write another Gaussian teacher"),
+    "gaussian": ("domain.gaussian_teacher", "write another Gaussian teacher"),
 }
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.registry import RegistryError, find_evaluator
-from distill_bench.teachers.folder import is_gaussian, weights_of
+from distill_bench.teachers.contents import weight_shapes
+from distill_bench.teachers.kinds import Teacher
 from distill_bench.teachers.texts import prompts_hash, read_prompts
 
 if TYPE_CHECKING:
@@ -27,16 +28,18 @@ def check_prompts(teacher: str, path: Path) -> None:
         raise ConfigError(str(error)) from error
 
 
-def hash_of_prompts(teacher: Path, prompts: Path) -> str:
-    if is_gaussian(teacher):
-        raise ConfigError(f"prompts {prompts}: a gaussian teacher has prompts of its own")
+def hash_of_prompts(teacher: Teacher, prompts: Path) -> str:
+    if not teacher.has_networks:
+        raise ConfigError(
+            f"prompts {prompts}: a {teacher.kind} teacher has prompts of its own; leave `prompts` out"
+        )
     try:
         return prompts_hash(prompts)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def check_held(config: RunConfig, folder: Path, method_class: "type[Method]") -> None:
+def check_held(config: RunConfig, teacher: Teacher, method_class: "type[Method]") -> None:
     """ConfigError for a way to hold the networks that the run cannot have."""
     if config.weights == "bfloat16" and config.precision != "bfloat16":
         raise ConfigError(
@@ -47,9 +50,9 @@ def check_held(config: RunConfig, folder: Path, method_class: "type[Method]") ->
         config.weights != "float32"
     )
     asked += ["protocol.precision"] * (config.protocol.precision != "float32")
-    if is_gaussian(folder) and asked:
+    if not teacher.has_networks and asked:
         raise ConfigError(f"{asked[0]} needs a transformer: the teacher {config.teacher!r} is none")
-    if is_gaussian(folder) and method_class.mixes_weights:
+    if not teacher.has_networks and method_class.mixes_weights:
         raise ConfigError(
             f"teacher {config.teacher!r}: {config.method['name']} averages weights of two roles, which are networks of two kinds "
             "there; name a transformer"
@@ -59,7 +62,7 @@ def check_held(config: RunConfig, folder: Path, method_class: "type[Method]") ->
             f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
         )
     if config.adapter:
-        check_targets(config.adapter, folder)
+        check_targets(config.adapter, teacher.folder)
     for key, other in (
         ("sharding", "adapter"),
         ("teacher_offload", "adapter"),
@@ -86,7 +89,7 @@ def check_held(config: RunConfig, folder: Path, method_class: "type[Method]") ->
 
 def check_targets(adapter: AdapterConfig, folder: Path) -> None:
     """ConfigError for the name of no layer: peft passes over it where there is another that it finds."""
-    shapes = weights_of(folder / "transformer").items()
+    shapes = weight_shapes(folder / "transformer").items()
     layers = [
         name.removesuffix(".weight")
         for name, shape in shapes

@@ -21,14 +21,9 @@ from distill_bench.config.loading import load_yaml
 from distill_bench.config.overrides import merge
 from distill_bench.config.schema import RunConfig, one_line, validate
 from distill_bench.registry import RegistryError, find_method
-from distill_bench.teachers.checks import check_parts, frames_a_second, unfit
-from distill_bench.teachers.folder import (
-    content_hash,
-    is_gaussian,
-    is_outline,
-    read_config,
-    teacher_folder,
-)
+from distill_bench.teachers.contents import content_hash, read_config
+from distill_bench.teachers.folder import is_outline
+from distill_bench.teachers.kinds import find_teacher
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
@@ -62,8 +57,9 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"method.name is {fields.get('name')!r}: it must name a method")
     try:
         method_class = find_method(fields["name"])
-        folder = teacher_folder(str(data.get("teacher", "mini-wan")))
-        fps = frames_a_second(folder)
+        teacher = find_teacher(str(data.get("teacher", "mini-wan")))
+        folder = teacher.folder
+        fps = teacher.fps
     except (RegistryError, ValueError) as error:
         raise ConfigError(str(error)) from error
     data = _with_preset(method_class, dict(data) | {"method": fields})
@@ -76,7 +72,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     student = _student(data)
     data["student_hash"] = "" if student is None else content_hash(student / "transformer")
     data["prompts_hash"] = (
-        "" if data.get("prompts") is None else hash_of_prompts(folder, Path(str(data["prompts"])))
+        "" if data.get("prompts") is None else hash_of_prompts(teacher, Path(str(data["prompts"])))
     )
     data["data_hash"] = "" if data.get("data") is None else clips_hash(Path(data["data"]))
     if not method_class.has_fake_score or data.get("fake_score") == "exact":
@@ -104,14 +100,18 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
             raise MissingPackage(
                 f"method {config.method} needs the package {package!r}: pip install {package}"
             )
-    if config.fake_score == "exact" and method_class.has_fake_score and not is_gaussian(folder):
+    if (
+        config.fake_score == "exact"
+        and method_class.has_fake_score
+        and not teacher.has_exact_fake_score
+    ):
         raise ConfigError(
             f"fake_score 'exact': teacher {config.teacher!r} has none in closed form; `teacher: gaussian` has"
         )
     check_named(config)
     try:
-        check_parts(folder, student)
-        why = unfit(folder, config.frames, config.height, config.width, student)
+        teacher.check_parts(student)
+        why = teacher.unfit(config.frames, config.height, config.width, student)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if why is not None:
@@ -131,7 +131,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(
             f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}"
         )
-    check_held(config, folder, method_class)
+    check_held(config, teacher, method_class)
     if (
         config.fake_score_updates is None
     ):  # what says how a fake score is trained is no part of a run that trains none
@@ -143,7 +143,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
 def _student(data: Mapping[str, Any]) -> Path | None:
     """The folder that a run's student begins from, where it is not the teacher's."""
     try:
-        return None if data.get("student") is None else teacher_folder(str(data["student"]))
+        return None if data.get("student") is None else find_teacher(str(data["student"])).folder
     except ValueError as error:
         raise ConfigError(f"student: {error}") from error
 

@@ -23,7 +23,9 @@ from distill_bench.networks.adapters import lora_config, merge
 from distill_bench.networks.masters import cast
 from distill_bench.networks.pipeline import check_content, load_transformer
 from distill_bench.teachers.architectures import architecture_of
-from distill_bench.teachers.folder import is_gaussian, read_config, teacher_folder
+from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.folder import teacher_folder
+from distill_bench.teachers.kinds import find_teacher
 from distill_bench.teachers.texts import has_text_encoder
 from distill_bench.train import checkpoint
 
@@ -63,9 +65,10 @@ def export(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty: name a new folder")
-    teacher = teacher_folder(config.teacher)
-    if is_gaussian(teacher):
-        raise ValueError(f"{run_dir} has a gaussian teacher: its student is no pipeline")
+    source = find_teacher(config.teacher)
+    if not source.has_networks:
+        raise ValueError(f"{run_dir} has a {source.kind} teacher: its student is no pipeline")
+    teacher = source.folder
     check_content(config)
     if not lora and not has_text_encoder(teacher):
         raise ValueError(

@@ -11,9 +11,9 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.networks.adapters import Adapted, add_adapter
 from distill_bench.networks.masters import Masters, cast
 from distill_bench.networks.offload import offloaded
-from distill_bench.networks.pipeline import Pipeline
 from distill_bench.networks.recompute import checkpointed
 from distill_bench.networks.sharding import shard
+from distill_bench.teachers.kinds import Pipeline
 
 
 @dataclass(frozen=True)

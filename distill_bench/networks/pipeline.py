@@ -4,6 +4,7 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 or by hub name; `mini-wan` is the one that ships with the package. Latent axes are always B, C, T, H, W.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +16,20 @@ from torch import Tensor, nn
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.config.schema import RunConfig
 from distill_bench.domain import shapes
-from distill_bench.domain.gaussian import GaussianPipeline
 from distill_bench.networks.denoiser import forward_flops
 from distill_bench.networks.loading import load_part
 from distill_bench.networks.text_pipeline import TextPipeline, load_texts
 from distill_bench.teachers.architectures import OWN_AUTOENCODER, Architecture, architecture_of
-from distill_bench.teachers.checks import autoencoder_of
-from distill_bench.teachers.folder import TeacherError, content_hash, is_gaussian, teacher_folder
+from distill_bench.teachers.contents import content_hash
+from distill_bench.teachers.diffusers_folder import autoencoder_class
+from distill_bench.teachers.folder import TeacherError, teacher_folder
+from distill_bench.teachers.kinds import Pipeline, find_teacher
 from distill_bench.teachers.texts import prompts_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline(TextPipeline):
-    """The parts of a diffusers pipeline folder that are needed to train and to sample."""
+class DiffusersPipeline(TextPipeline):
+    """A loaded diffusers pipeline folder (`distill_bench.teachers.kinds.Pipeline`)."""
 
     transformer: nn.Module
     vae: nn.Module | None
@@ -82,7 +84,7 @@ class Pipeline(TextPipeline):
             return self.vae.encode(video)
         return self.architecture.encode(self.vae, video)
 
-    def data(self, prompts: list[str], keys: list[int]) -> Tensor | None:
+    def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor | None:
         """Latents (B, C, T, H, W) of real clips for the prompts, where their domain can be rendered; else None."""
         try:
             attributes = [shapes.parse(prompt) for prompt in prompts]
@@ -96,17 +98,19 @@ class Pipeline(TextPipeline):
         """FLOPs of one forward of one sample, for the weight of a role in the ledger."""
         return forward_flops(net, latent_shape, text)
 
-    def exact_fake_score(self, *_: object) -> None:
-        """None: the student's density is not known in closed form."""
+    def exact_fake_score(
+        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int]
+    ) -> None:
+        """None: the student's density has no closed form."""
 
-    def facts(self, *_: object) -> dict[str, np.ndarray]:
-        """What is known exactly of the student's clips beside their frames: nothing."""
+    def facts(
+        self, student: nn.Module, sigmas: Tensor, stepping: str, guidance_scale: float
+    ) -> dict[str, np.ndarray]:
+        """Empty: nothing is known exactly about the student's samples."""
         return {}
 
 
-def pipeline_of(
-    config: RunConfig, device: torch.device, store: Path | None = None
-) -> Pipeline | GaussianPipeline:
+def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline:
     """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings.
 
     Raises:
@@ -114,7 +118,7 @@ def pipeline_of(
     """
     prompts = None if config.prompts is None else Path(config.prompts)
     check_content(config, prompts)
-    if store is not None and not is_gaussian(teacher_folder(config.teacher)):
+    if store is not None and find_teacher(config.teacher).has_networks:
         texts = load_texts(config.teacher, device, prompts, store)
         texts.texts(texts.prompts())  # a text encoder is gone before the first network comes
     return load_pipeline(config.teacher, device, config.student, prompts, store)
@@ -142,21 +146,22 @@ def load_pipeline(
     student: str | None = None,
     prompts: Path | None = None,
     store: Path | None = None,
-) -> Pipeline | GaussianPipeline:
+) -> Pipeline:
     """The teacher `name` in float32, frozen; its students begin from the folder `student`, where it is given.
 
     Its transformer is in host memory, for whoever runs it to place: it may be sharded, offloaded, or not needed at all.
     """
-    folder = teacher_folder(name)
-    if is_gaussian(folder):
-        return GaussianPipeline.load(folder, device)
+    teacher = find_teacher(name)
+    if not teacher.has_networks:
+        return teacher.load(device)
+    folder = teacher.folder
     architecture = architecture_of(folder)
     transformer = load_transformer(folder).eval().requires_grad_(False)
     vae = load_autoencoder(folder, architecture)
     if vae is not None:
         vae = vae.to(device).eval().requires_grad_(False)
     begin = teacher_folder(student) if student else folder
-    return Pipeline(
+    return DiffusersPipeline(
         folder,
         architecture,
         device,
@@ -186,7 +191,7 @@ def load_autoencoder(folder: Path, architecture: Architecture) -> nn.Module | No
     Raises:
         TeacherError: if it is another architecture's.
     """
-    name = autoencoder_of(architecture)
+    name = autoencoder_class(architecture)
     if name is None:
         return None
     if name == OWN_AUTOENCODER:

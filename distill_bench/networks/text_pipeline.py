@@ -16,7 +16,8 @@ from distill_bench.networks.loading import load_part, naming_folder
 from distill_bench.networks.ranks import place_of_launch
 from distill_bench.store.claims import once
 from distill_bench.teachers.architectures import Architecture, architecture_of
-from distill_bench.teachers.folder import TeacherError, is_gaussian, teacher_folder
+from distill_bench.teachers.folder import TeacherError
+from distill_bench.teachers.kinds import find_teacher
 from distill_bench.teachers.texts import (
     Embeddings,
     Texts,
@@ -166,7 +167,7 @@ def load_texts(
     Raises:
         TeacherError: if there is no such teacher, or its texts are no network's.
     """
-    folder = teacher_folder(name)
-    if is_gaussian(folder):
+    teacher = find_teacher(name)
+    if not teacher.has_networks:
         raise TeacherError(f"teacher {name!r} has no text encoder: it takes no embeddings")
-    return TextPipeline(folder, architecture_of(folder), device, store, prompts)
+    return TextPipeline(teacher.folder, architecture_of(teacher.folder), device, store, prompts)

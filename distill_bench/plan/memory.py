@@ -18,7 +18,8 @@ from distill_bench.plan.prediction import (
 )
 from distill_bench.plan.rehearsal import Rehearsal, RehearsedSampler
 from distill_bench.teachers.architectures import architecture_of
-from distill_bench.teachers.folder import TeacherError, is_gaussian, teacher_folder
+from distill_bench.teachers.folder import TeacherError, teacher_folder
+from distill_bench.teachers.kinds import find_teacher
 
 
 def predicted(config: RunConfig, processes: int = 1) -> Prediction:
@@ -27,8 +28,9 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     Raises:
         TeacherError: for a teacher that is no pipeline of networks.
     """
-    folder = teacher_folder(config.teacher)
-    if is_gaussian(folder):
+    teacher = find_teacher(config.teacher)
+    folder = teacher.folder
+    if not teacher.has_networks:
         raise TeacherError(
             f"teacher {config.teacher!r} has no networks whose memory could be asked for"
         )
@@ -92,7 +94,7 @@ def check_memory(config: RunConfig) -> None:
         ValueError: if training or sampling needs more than the GPU has.
     """
     _, world, device = place_of_launch()
-    if device.type != "cuda" or is_gaussian(teacher_folder(config.teacher)):
+    if device.type != "cuda" or not find_teacher(config.teacher).has_networks:
         return
     available = torch.cuda.get_device_properties(device).total_memory
     why = too_large(predicted(config, world), available, config)

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.config.schema import RunConfig
-from distill_bench.networks.pipeline import Pipeline
+from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.teachers.architectures import OWN_AUTOENCODER, architecture_of
-from distill_bench.teachers.folder import read_config, teacher_folder
+from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.folder import teacher_folder
 from distill_bench.teachers.texts import Texts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline(Pipeline):
+class Outline(DiffusersPipeline):
     """A pipeline without weights, from the configs in its folder."""
 
     layers: int | None = None  # of the student; None: as many as it has

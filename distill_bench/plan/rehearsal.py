@@ -21,12 +21,12 @@ from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss
 from distill_bench.networks.batching import drawn_together
 from distill_bench.networks.masters import Masters
-from distill_bench.networks.pipeline import Pipeline
 from distill_bench.plan.fake import FakeDraws, LiveBytes, device_bytes, held_back_bytes, total_bytes
 from distill_bench.plan.outline import outline
 from distill_bench.plan.prediction import MOMENTS, Prediction
 from distill_bench.sample.sampler import Latents, Sampler
 from distill_bench.teachers.architectures import architecture_called
+from distill_bench.teachers.kinds import Pipeline
 from distill_bench.train.extras import needs_of
 from distill_bench.train.trainer import Trainer, trained_in
 

@@ -26,11 +26,12 @@ from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.masters import cast
 from distill_bench.networks.offload import offloaded
-from distill_bench.networks.pipeline import Pipeline, pipeline_of
+from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.networks.ranks import place_of_launch
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.rollout import euler, rollout
 from distill_bench.sample.folder import ClipSource
+from distill_bench.teachers.kinds import Pipeline
 
 Latents = Callable[
     [list[Tensor], Tensor], Tensor

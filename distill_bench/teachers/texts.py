@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
 from distill_bench.store.files import write_bytes
-from distill_bench.teachers.folder import TeacherError, content_hash
+from distill_bench.teachers.contents import content_hash
+from distill_bench.teachers.folder import TeacherError
 
 if TYPE_CHECKING:
     import torch

@@ -19,11 +19,11 @@ from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.masters import cast
 from distill_bench.networks.offload import in_host_memory, offloaded
-from distill_bench.networks.pipeline import Pipeline
 from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
 from distill_bench.store.claims import once
 from distill_bench.store.files import read_jsonl, write_bytes
+from distill_bench.teachers.kinds import Pipeline
 from distill_bench.teachers.texts import Texts
 
 ODE_PAIRS, ODE_STEPS = 256, 24

@@ -27,11 +27,12 @@ from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.hold import build, in_dtype
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.masters import Masters
-from distill_bench.networks.pipeline import Pipeline, pipeline_of
+from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.networks.sharding import all_processes, clip_gradients, is_sharded, local, whole
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.store.files import append_jsonl, read_jsonl, write_bytes
+from distill_bench.teachers.kinds import Pipeline
 from distill_bench.train import checkpoint
 from distill_bench.train.extras import Provider, needs_of, providers
 from distill_bench.train.signals import SIGNAL_SAMPLES, signals

@@ -23,10 +23,10 @@ from torch import Tensor
 from distill_bench.config.resolve import resolve
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.ledger import PASSES
-from distill_bench.networks.pipeline import Pipeline
 from distill_bench.plan.memory import predicted
 from distill_bench.plan.outline import Outline, outline
 from distill_bench.teachers.folder import outlines, teacher_folder
+from distill_bench.teachers.kinds import Pipeline
 from distill_bench.testing.tiny import tiny_pipeline
 from distill_bench.train.trainer import Trainer
 

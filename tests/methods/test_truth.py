@@ -23,7 +23,7 @@ from distill_bench.methods.tsg_sim import TSGSIM
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from distill_bench.domain.gaussian import velocity_of
+from distill_bench.domain.gaussian import gaussian_velocity
 from distill_bench.testing.gradient import student_gradient
 
 B, SHAPE = 4, (2, 2, 2, 2)
@@ -376,7 +376,7 @@ class Gaussians:
     def denoiser(self, mean: Tensor, scale: Tensor):
         def predict(x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
             flat = x_t.flatten(1)
-            velocity = velocity_of(flat, sigma, mean.expand_as(flat), scale @ scale.T)
+            velocity = gaussian_velocity(flat, sigma, mean.expand_as(flat), scale @ scale.T)
             return (flat - sigma[:, None] * velocity).reshape(x_t.shape)
 
         return predict

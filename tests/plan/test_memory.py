@@ -17,14 +17,15 @@ from torch.profiler import ProfilerActivity, profile
 from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.networks.offload import Streamed
-from distill_bench.networks.pipeline import Pipeline
+from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.networks.text_pipeline import load_texts
 from distill_bench.plan import command, memory, outline, prediction, rehearsal
 from distill_bench.plan.memory import predicted, step_flops
 from distill_bench.plan.prediction import too_large, too_large_to_sample
 from distill_bench.registry import methods
 from distill_bench.sample.sampler import Sampler
-from distill_bench.teachers.folder import is_outline, outlines, read_config, teacher_folder
+from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.folder import is_outline, outlines, teacher_folder
 from distill_bench.testing import tiny
 from distill_bench.train.trainer import Trainer
 
@@ -171,7 +172,7 @@ def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(
     fields, small_wan, tmp_path, monkeypatch
 ):
     """Without the autoencoder, whose convolutions have buffers of their own on a processor."""
-    monkeypatch.setattr(Pipeline, "decode", lambda self, latents: latents)
+    monkeypatch.setattr(DiffusersPipeline, "decode", lambda self, latents: latents)
     config = resolve(BASE | {"teacher": str(small_wan), "protocol": {"clips": 8}} | fields)
     sampler = Sampler(config, tmp_path)
     nets = {"teacher": sampler._teacher.net, "student": sampler.placed(sampler.pipeline.student())}

@@ -17,7 +17,7 @@ from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.domain import controls, shapes
 from distill_bench.networks import batching
-from distill_bench.networks.pipeline import Pipeline
+from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.sample import folder as clip_folder
 from distill_bench.sample.__main__ import main
 from distill_bench.sample.media import load_clips, read_clip, write_video
@@ -235,7 +235,7 @@ def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch
     (folder,) = sample(trained)
     whole = (folder / "clips.npy").read_bytes()
     shutil.rmtree(folder)
-    decode, made = Pipeline.decode, []
+    decode, made = DiffusersPipeline.decode, []
 
     def dying(self, latents):
         if len(made) == 2:
@@ -243,7 +243,7 @@ def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch
         made.append(len(latents))
         return decode(self, latents)
 
-    monkeypatch.setattr(Pipeline, "decode", dying)
+    monkeypatch.setattr(DiffusersPipeline, "decode", dying)
     with pytest.raises(KeyboardInterrupt):
         sample(trained)
     assert not folder.exists() and made == [2, 2]
@@ -262,9 +262,11 @@ def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeyp
     (folder,) = sample(trained)
     whole = (folder / "clips.npy").read_bytes()
     shutil.rmtree(folder)
-    decode, made = Pipeline.decode, []
+    decode, made = DiffusersPipeline.decode, []
     monkeypatch.setattr(
-        Pipeline, "decode", lambda self, latents: made.append(len(latents)) or decode(self, latents)
+        DiffusersPipeline,
+        "decode",
+        lambda self, latents: made.append(len(latents)) or decode(self, latents),
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, sizes in (("1", [2]), ("0", [2, 2, 1])):

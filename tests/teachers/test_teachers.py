@@ -18,7 +18,7 @@ from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
 from distill_bench.networks.pipeline import load_pipeline, load_transformer, pipeline_of
 from distill_bench.networks.text_pipeline import load_texts
-from distill_bench.teachers import folder
+from distill_bench.teachers import contents
 from distill_bench.teachers.folder import TeacherError, teacher_folder
 
 RUN = {"method": "dmd2", "frames": 5, "height": 16, "width": 16}
@@ -131,8 +131,8 @@ def test_weights_that_are_not_there_or_cut_short_are_refused_before_a_job(part, 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("model_index.json", "its model_index.json is not there"),
-        ("scheduler/scheduler_config.json", "its scheduler/scheduler_config.json is not there"),
+        ("model_index.json", "its model_index.json is missing"),
+        ("scheduler/scheduler_config.json", "its scheduler/scheduler_config.json is missing"),
         ("tokenizer", "its tokenizer is empty"),
     ],
 )
@@ -156,9 +156,8 @@ def test_a_teacher_without_its_autoencoder_or_prompts_is_refused_before_a_job(co
 
 def test_a_config_that_asks_for_other_blocks_than_there_are_is_refused_before_a_job(copy):
     change(copy / "transformer", num_layers=3)
-    assert (
-        "transformer: its config.json asks for num_layers 3, its weights are of 2 blocks"
-        in refused(teacher=str(copy))
+    assert "transformer: num_layers is 3 in config.json, but the weights have 2 blocks" in refused(
+        teacher=str(copy)
     )
 
 
@@ -314,17 +313,17 @@ def test_heads_on_features_of_another_width_are_refused(tiny_wan, copy):
 
 
 def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_path, monkeypatch):
-    expected = folder.content_hash(copy)
-    monkeypatch.setattr(folder, "LARGE", 0)
+    expected = contents.content_hash(copy)
+    monkeypatch.setattr(contents, "LARGE", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder._hash_of.cache_clear()
-    assert folder.content_hash(copy) == expected
+    contents._hash_of.cache_clear()
+    assert contents.content_hash(copy) == expected
     (kept,) = (tmp_path / "cache" / "distill-bench" / "hashes").iterdir()
     kept.write_text("from-the-file")
-    folder._hash_of.cache_clear()
-    assert folder.content_hash(copy) == "from-the-file", "not read again"
+    contents._hash_of.cache_clear()
+    assert contents.content_hash(copy) == "from-the-file", "not read again"
     change(copy / "transformer", ffn_dim=64)
-    assert folder.content_hash(copy) not in (expected, "from-the-file")
+    assert contents.content_hash(copy) not in (expected, "from-the-file")
 
 
 def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path):

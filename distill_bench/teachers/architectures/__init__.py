@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill_bench.teachers.folder import TeacherError, read_config
+from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.folder import TeacherError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill_bench.noise import over, scale, sigmas_of, timestep_of, velocity_of
 from distill_bench.teachers.architectures import Architecture, Call
-from distill_bench.teachers.folder import read_config
+from distill_bench.teachers.contents import read_config
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin

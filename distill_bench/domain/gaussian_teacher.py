@@ -1,0 +1,226 @@
+"""The Gaussian teacher: a folder of mean, shifts and covariance that stands for a pipeline (`domain.gaussian`).
+
+distill-bench gaussian --out FOLDER --frames 4 --size 2    write another one, for `teacher: FOLDER`
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill_bench.domain.gaussian import (
+    ExactFakeScore,
+    GaussianBlock,
+    GaussianNet,
+    LinearBlock,
+    step_moments,
+)
+from distill_bench.draws import generator
+from distill_bench.teachers.folder import TeacherError
+from distill_bench.teachers.kinds import ClosedFormTeacher
+from distill_bench.teachers.texts import Texts
+
+MARKER = "gaussian.json"  # as in `distill_bench.teachers.kinds.CLOSED_FORM`
+MOMENTS = "gaussian.safetensors"
+PROMPTS = "prompts.txt"
+
+
+@dataclass(frozen=True)
+class GaussianTeacher(ClosedFormTeacher):
+    """The folder of a Gaussian teacher."""
+
+    kind: ClassVar[str] = "gaussian"
+
+    def load(self, device: torch.device) -> "GaussianPipeline":
+        """The teacher with its network in float32 on a device; its moments stay in float64 on the CPU."""
+        shape = tuple(json.loads((self.folder / MARKER).read_text())["latent_shape"])
+        moments = {name: value.double() for name, value in load_file(self.folder / MOMENTS).items()}
+        net = GaussianNet(GaussianBlock(**moments)).float().to(device).requires_grad_(False)
+        return GaussianPipeline(self.folder, device, shape, **moments, transformer=net)
+
+
+@dataclass(frozen=True)
+class GaussianPipeline:
+    """A loaded Gaussian teacher (`distill_bench.teachers.kinds.Pipeline`)."""
+
+    fps: ClassVar[float | None] = None
+
+    folder: Path
+    device: torch.device
+    shape: tuple[int, int, int, int]  # (C, T, H, W)
+    mean: Tensor  # (d,) with d = C T H W
+    shifts: Tensor  # (E, d)
+    covariance: Tensor  # (d, d)
+    transformer: nn.Module
+
+    def prompts(self) -> list[str]:
+        """Training prompts; prompt i selects row i of `shifts`."""
+        lines = (self.folder / PROMPTS).read_text().splitlines()
+        return [line for line in lines if line.strip()]
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """One-hot embeddings (B, 1, E) of prompts; the empty prompt is zero.
+
+        Raises:
+            ValueError: for a prompt that the teacher does not have.
+        """
+        known = self.prompts()
+        unknown = [prompt for prompt in prompts if prompt and prompt not in known]
+        if unknown:
+            raise ValueError(
+                f"the gaussian teacher has no prompt {unknown[0]!r}; it has: {', '.join(known)}"
+            )
+        rows = [[float(prompt == other) for other in known] for prompt in prompts]
+        return torch.tensor(rows, device=self.device)[:, None]
+
+    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
+        """Embeddings of prompts and of the null text."""
+        with_null = [*prompts, ""]
+        embedded = dict(zip(with_null, self.encode_text(with_null), strict=True))
+        return Texts(prompts, embedded, self.device, dtype)
+
+    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
+        """Noise (C, T, H, W) for one sampling step of one clip."""
+        return torch.randn(*shape, generator=draws)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the data, independent of the size asked for."""
+        return self.shape
+
+    def student(self) -> nn.Module:
+        """New trainable linear student, off the teacher by SPREAD."""
+        return self._new_net(LinearBlock)
+
+    def fake_score(self) -> nn.Module:
+        """New trainable copy of the teacher."""
+        return self._new_net(GaussianBlock)
+
+    def _new_net(self, block: type[nn.Module]) -> nn.Module:
+        return GaussianNet(block(self.mean, self.shifts, self.covariance)).float()
+
+    def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
+        """1 for every role: their networks are of one size."""
+        return 1.0
+
+    def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor:
+        """Latents (B, C, T, H, W) drawn from the data, one per prompt and key."""
+        noise = torch.stack(
+            [torch.randn(len(self.mean), generator=generator("gaussian", key)) for key in keys]
+        ).double()
+        mean = self.mean + self.encode_text(prompts)[:, 0].double().cpu() @ self.shifts
+        x0 = mean + noise @ torch.linalg.cholesky(self.covariance).T
+        return x0.float().reshape(-1, *self.shape).to(self.device)
+
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Refused: frames do not determine the latents.
+
+        Raises:
+            TeacherError: always.
+        """
+        raise TeacherError("a gaussian teacher cannot encode clips: it draws its own real latents")
+
+    def decode_video(self, latents: Tensor) -> Tensor:
+        """Grey video (B, 3, 2 T, 16 H, 16 W): a third of the mean over channels."""
+        grey = latents.mean(1, keepdim=True) / 3
+        for axis, times in ((-1, 16), (-2, 16), (-3, 2)):
+            grey = grey.repeat_interleave(times, axis)
+        return grey.expand(-1, 3, -1, -1, -1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames uint8 (B, 2 T, 3, 16 H, 16 W) of latents (B, C, T, H, W)."""
+        video = self.decode_video(latents).clamp(-1, 1)
+        return ((video + 1) * 127.5).round().to(torch.uint8).transpose(1, 2).cpu()
+
+    def exact_fake_score(
+        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int]
+    ) -> ExactFakeScore:
+        """The fake score of the student's own density."""
+        return ExactFakeScore(student, sigmas, stepping, exits)
+
+    @torch.no_grad()
+    def facts(
+        self, student: nn.Module, sigmas: Tensor, stepping: str, guidance_scale: float
+    ) -> dict[str, np.ndarray]:
+        """Exact moments per prompt of the student's samples, and of their target, the guided teacher.
+
+        Returns:
+            `mean` and `target_mean` (E, d); `covariance` and `target_covariance` (d, d).
+        """
+        text = self.encode_text(self.prompts())[:, 0].double().cpu()  # the null text is 0
+        block = LinearBlock(self.mean, self.shifts, self.covariance)
+        weights = student.blocks[0].state_dict()
+        block.load_state_dict({name: w.detach().cpu().double() for name, w in weights.items()})
+        mean, covariance = step_moments(block, sigmas.double().cpu(), stepping, text)[-1]
+        target_mean = self.mean + guidance_scale * text @ self.shifts
+        return {
+            "mean": mean.numpy(),
+            "covariance": covariance.numpy(),
+            "target_mean": target_mean.numpy(),
+            "target_covariance": self.covariance.numpy(),
+        }
+
+
+def write_gaussian_teacher(
+    out: Path, shape: tuple[int, int, int, int], prompts: int, condition: float, seed: int
+) -> None:
+    """Write a Gaussian teacher with random moments.
+
+    Args:
+        out: the new folder.
+        shape: latents, (C, T, H, W).
+        prompts: how many prompts it has.
+        condition: largest over smallest variance; the eigenvalues are log-spaced and have mean 1.
+        seed: of the random axes and means.
+    """
+    d = math.prod(shape)
+    draw = torch.Generator().manual_seed(seed)
+    axes, _ = torch.linalg.qr(torch.randn(d, d, generator=draw, dtype=torch.float64))
+    values = torch.logspace(0, -math.log10(condition), d, dtype=torch.float64)
+    covariance = axes @ torch.diag(values / values.mean()) @ axes.T
+    moments = {
+        "mean": 0.5 * torch.randn(d, generator=draw, dtype=torch.float64),
+        "shifts": 0.5 * torch.randn(prompts, d, generator=draw, dtype=torch.float64),
+        "covariance": (covariance + covariance.T) / 2,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(moments, out / MOMENTS)
+    about = {"latent_shape": list(shape), "condition": condition, "seed": seed}
+    (out / MARKER).write_text(json.dumps(about) + "\n")
+    (out / PROMPTS).write_text("".join(f"component {i}\n" for i in range(prompts)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: write a Gaussian teacher."""
+    parser = argparse.ArgumentParser(
+        prog="distill-bench gaussian", description="write a Gaussian teacher with random moments"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the new folder")
+    parser.add_argument("--frames", type=int, default=4, help="T of the latents")
+    parser.add_argument("--size", type=int, default=2, help="H and W of the latents")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument(
+        "--condition", type=float, default=20.0, help="largest over smallest variance"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    write_gaussian_teacher(
+        options.out,
+        (1, options.frames, options.size, options.size),
+        options.prompts,
+        options.condition,
+        options.seed,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

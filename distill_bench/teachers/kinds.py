@@ -1,0 +1,186 @@
+"""One Protocol for a teacher's folder and one for the loaded teacher, whatever kind of teacher it is.
+
+A folder that holds one of the marker files of `CLOSED_FORM` is read by the class named there. Every other folder must
+be a diffusers pipeline. To add a kind: write one module with a subclass of `ClosedFormTeacher` and a `Pipeline`, and
+name the class in `CLOSED_FORM`. Nothing else in the package asks for a kind; it asks for a capability of `Teacher`.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from distill_bench.teachers.diffusers_folder import DiffusersTeacher
+from distill_bench.teachers.folder import TeacherError, teacher_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from distill_bench.teachers.texts import Texts
+
+# Marker file -> "module:class". Classes are named, not imported: they need torch and lie in a higher layer.
+CLOSED_FORM = {"gaussian.json": "distill_bench.domain.gaussian_teacher:GaussianTeacher"}
+
+
+class Teacher(Protocol):
+    """A teacher's folder, with everything that a run may ask before anything is loaded."""
+
+    folder: Path
+    kind: ClassVar[str]  # for messages
+    # a transformer that can be adapted, sharded, offloaded and exported, and takes texts of any prompt
+    has_networks: ClassVar[bool]
+    has_exact_fake_score: ClassVar[bool]  # `fake_score: exact` is possible
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of the teacher's clips; None: unknown."""
+
+    def check_parts(self, student: Path | None = None) -> None:
+        """Check the files that a job would load, without loading them.
+
+        Args:
+            student: folder of the pipeline that the student starts from; None: the teacher's.
+
+        Raises:
+            TeacherError: if a file is missing, truncated or of an unknown model.
+        """
+
+    def unfit(
+        self, frames: int, height: int, width: int, student: Path | None = None
+    ) -> str | None:
+        """Reason why clips of this size, or this student, are impossible; None if both are possible.
+
+        Args:
+            frames: frames per clip.
+            height: pixels.
+            width: pixels.
+            student: folder of the pipeline that the student starts from; None: the teacher's.
+        """
+
+
+class Pipeline(Protocol):
+    """A loaded teacher: everything that training and sampling need from it.
+
+    Latents are (B, C, T, H, W), texts (B, L, D), frames uint8 (B, F, 3, Y, X).
+    """
+
+    folder: Path
+    device: "torch.device"
+    transformer: "nn.Module"  # the frozen teacher
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of the teacher's clips; None: unknown."""
+
+    def prompts(self) -> list[str]:
+        """Training prompts."""
+
+    def encode_text(self, prompts: list[str]) -> "Tensor":
+        """Embeddings (B, L, D) of prompts; the empty prompt gives the null text."""
+
+    def texts(self, prompts: list[str], dtype: "torch.dtype" = ...) -> "Texts":
+        """Embeddings of prompts, read one by one when they are used."""
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the latents of a clip."""
+
+    def draw(self, shape: tuple[int, ...], step: int, draws: "torch.Generator") -> "Tensor":
+        """Noise (C, T, H, W) for one sampling step of one clip."""
+
+    def student(self) -> "nn.Module":
+        """New trainable network, at the student's starting point."""
+
+    def fake_score(self) -> "nn.Module":
+        """New trainable network, at the fake score's starting point."""
+
+    def data(self, prompts: list[str], keys: Sequence[int]) -> "Tensor | None":
+        """Latents (B, C, T, H, W) of real clips, one per prompt and key; None: no such clips can be made."""
+
+    def encode(self, frames: "np.ndarray") -> "Tensor":
+        """Latents (B, C, T, H, W) of frames uint8 (B, F, 3, Y, X)."""
+
+    def decode_video(self, latents: "Tensor") -> "Tensor":
+        """Video (B, 3, F, Y, X), roughly in [-1, 1], of latents; differentiable."""
+
+    def decode(self, latents: "Tensor") -> "Tensor":
+        """Frames uint8 (B, F, 3, Y, X) of latents, on the CPU."""
+
+    def flops(self, net: "nn.Module", latent_shape: tuple[int, ...], text: "Tensor") -> float:
+        """FLOPs of one forward of one sample: the weight of a role in the ledger."""
+
+    def exact_fake_score(
+        self, student: "nn.Module", sigmas: "Tensor", stepping: str, exits: Sequence[int]
+    ) -> "Callable[[Tensor, Tensor, Tensor], Tensor] | None":
+        """Clean prediction (x_t, sigma, text) -> x0 of the student's own density, if it has a closed form; else None.
+
+        Args:
+            student: read at every call, so that the score follows its training.
+            sigmas: the student's noise levels, high to low.
+            stepping: `renoise` or `ode`.
+            exits: the steps at which training may end a rollout; their samples form a mixture.
+        """
+
+    def facts(
+        self, student: "nn.Module", sigmas: "Tensor", stepping: str, guidance_scale: float
+    ) -> "dict[str, np.ndarray]":
+        """Exact statistics of the student's samples, for evaluators; empty if none are known."""
+
+
+@dataclass(frozen=True)
+class ClosedFormTeacher:
+    """Base of teachers whose data and scores have a closed form: there is no transformer and no autoencoder."""
+
+    kind: ClassVar[str]
+    has_networks: ClassVar[bool] = False
+    has_exact_fake_score: ClassVar[bool] = True
+    fps: ClassVar[float | None] = None
+
+    folder: Path
+
+    def check_parts(self, student: Path | None = None) -> None:
+        """Nothing to check: `load` reads two small files."""
+
+    def unfit(
+        self, frames: int, height: int, width: int, student: Path | None = None
+    ) -> str | None:
+        """Refuse a student's folder; any size of clips is accepted, and has no effect."""
+        if student is None:
+            return None
+        return (
+            f"student {student}: a {self.kind} teacher makes its own student; leave `student` out"
+        )
+
+    def load(self, device: "torch.device") -> Pipeline:
+        """The teacher with its networks on a device."""
+        raise NotImplementedError
+
+
+def read_teacher(folder: Path) -> Teacher:
+    """The teacher in a folder.
+
+    Raises:
+        TeacherError: if the folder is of no known kind.
+    """
+    for marker, name in CLOSED_FORM.items():
+        if (folder / marker).is_file():
+            module, _, class_name = name.partition(":")
+            return getattr(importlib.import_module(module), class_name)(folder)
+    missing = [part for part in ("transformer", "tokenizer") if not (folder / part).is_dir()]
+    if missing:
+        raise TeacherError(
+            f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}; "
+            "download or copy the whole folder"
+        )
+    return DiffusersTeacher(folder)
+
+
+def find_teacher(name: str) -> Teacher:
+    """The teacher of a name (`teacher_folder`).
+
+    Raises:
+        TeacherError: if the name means no folder, or the folder is of no known kind.
+    """
+    return read_teacher(teacher_folder(name))
