@@ -10,6 +10,7 @@ from distill_bench import __version__
 
 COMMANDS = {  # name: (module with its `main`, what it does)
     "sweep": ("sweep.__main__", "run a sweep file to its tables and report"),
+    "download": ("teachers.hub", "download teachers from the Hugging Face hub"),
     "embed": ("networks.embed", "encode prompt files once with a teacher's text encoder"),
     "job": ("sweep.job", "do one run of a sweep, or prepare what runs share"),
     "train": ("train.__main__", "train one run folder"),

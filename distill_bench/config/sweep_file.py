@@ -94,6 +94,14 @@ class SweepConfig(StrictModel):
             ):
                 yield cell
 
+    def pipelines(self) -> tuple[list[str], list[str]]:
+        """Names of the teachers and of the students' pipelines that the cells use, for `teachers.hub.make_local`."""
+        cells = [merge(self.base, cell) for cell in self.cells()]
+        default = RunConfig.model_fields["teacher"].default
+        teachers = [str(cell.get("teacher", default)) for cell in cells]
+        students = [str(cell["student"]) for cell in cells if cell.get("student") is not None]
+        return teachers, students
+
     def presets(self) -> dict[str, str]:
         """Group of runs (`group_id`) -> the preset that its cell names: a reader calls it so; a run says only its fields."""
         merged = [merge(self.base, cell) for cell in self.cells()]

@@ -13,6 +13,7 @@ from pathlib import Path
 from distill_bench.networks.ranks import place_of_launch
 from distill_bench.networks.text_pipeline import load_texts
 from distill_bench.teachers.folder import TeacherError
+from distill_bench.teachers.hub import fetch
 from distill_bench.teachers.texts import has_text_encoder, read_prompts
 
 
@@ -26,6 +27,7 @@ def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
     prompts = list(
         dict.fromkeys(["", *(prompt for path in files for prompt in read_prompts(path))])
     )
+    fetch(teacher)
     pipeline = load_texts(teacher, device)
     if not has_text_encoder(pipeline.folder):
         raise TeacherError(

@@ -26,7 +26,8 @@ from distill_bench.sweep.plan import print_plan
 from distill_bench.sweep.queue import Queue, SchedulerError
 from distill_bench.sweep.status import ENDED, TO_LAUNCH, WAITING, Known, read_statuses
 from distill_bench.sweep.watch import QUIET_SECONDS, console, print_table, wait
-from distill_bench.teachers.folder import outlines
+from distill_bench.teachers.folder import TeacherError, outlines
+from distill_bench.teachers.hub import make_local
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         return _main(options)
-    except (ConfigError, RegistryError, SchedulerError) as error:
+    except (ConfigError, RegistryError, SchedulerError, TeacherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -170,6 +171,7 @@ def _main(options: argparse.Namespace) -> int:
                 )
             print_plan(chosen, read_statuses(chosen.store, chosen.known, queue), on_slurm)
         return 0
+    make_local(*config.pipelines())
     sweep = open_sweep(config, options.store, options.out)
     chosen = sweep.only(options.only)
     check_writable(options.store, options.out)

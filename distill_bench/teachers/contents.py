@@ -14,6 +14,8 @@ LARGE = 2**30  # bytes; the hash of a larger folder is cached on disk
 WEIGHTS = "diffusion_pytorch_model"  # stem of diffusers' weight files
 HASHED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
 
+HashedFiles = tuple[tuple[Path, int, int], ...]  # path, bytes, modification time in ns
+
 
 def read_config(folder: Path, name: str = "config.json") -> dict:
     """A JSON config of a part of a pipeline; empty if the file does not exist.
@@ -77,21 +79,38 @@ def content_hash(folder: Path) -> str:
     A teacher enters a run's id by this hash, not by its name. Hashes of large folders are cached in
     `~/.cache/distill-bench/hashes` until a file's size or modification time changes.
     """
+    return _hash_of(folder, _hashed_files(folder))
+
+
+def hash_is_slow(folder: Path) -> bool:
+    """True if `content_hash` has to read more than LARGE bytes, because no hash of these files is cached on disk."""
+    files = _hashed_files(folder)
+    return _is_large(files) and not _cached_hash(files).is_file()
+
+
+def _hashed_files(folder: Path) -> HashedFiles:
     stats = [
         (path, path.stat())
         for path in sorted(folder.rglob("*"))
         if path.suffix in HASHED_SUFFIXES and path.is_file()
     ]
-    return _hash_of(folder, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+def _is_large(files: HashedFiles) -> bool:
+    return sum(size for _, size, _ in files) > LARGE
+
+
+def _cached_hash(files: HashedFiles) -> Path:
+    key = hashlib.sha256(repr(files).encode()).hexdigest()[:32]
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return cache_home / "distill-bench" / "hashes" / key
 
 
 @cache
-def _hash_of(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    """`content_hash` of files given as (path, bytes, modification time)."""
-    key = hashlib.sha256(repr(files).encode()).hexdigest()[:32]
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    cached = cache_home / "distill-bench" / "hashes" / key
-    large = sum(size for _, size, _ in files) > LARGE
+def _hash_of(folder: Path, files: HashedFiles) -> str:
+    large = _is_large(files)
+    cached = _cached_hash(files)
     if large and cached.is_file():
         return cached.read_text()
     sha = hashlib.sha256()

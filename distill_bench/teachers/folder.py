@@ -1,81 +1,90 @@
-"""Which folder a teacher's name means, and what it counts as. Imports nothing heavy: the command line resolves runs with it."""
+"""Maps a teacher's name to a local folder, without the network and without heavy imports."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
 from distill_bench import ASSETS
-from distill_bench.store.files import first_line
 
 EMBEDDED = {name: ASSETS / name for name in ("mini-wan", "gaussian")}
 
-
-# configs of teachers whose weights do not ship: what their shapes decide can be said without the weights
+# Configs, without weights, of teachers that do not ship: enough to plan a sweep and to predict its memory.
 OUTLINES = {
     f"Wan-AI/Wan2.1-T2V-{size}-Diffusers": ASSETS / "outlines" / f"wan2.1-t2v-{size.lower()}"
     for size in ("1.3B", "14B")
 }
 
-
-_without_weights = ContextVar("without_weights", default=False)
+_outlines_allowed = ContextVar("outlines_allowed", default=False)
 
 
 class TeacherError(ValueError):
-    """A teacher that cannot be loaded; the message is one line."""
+    """A teacher that cannot be used; the message is one line."""
 
 
 @contextlib.contextmanager
 def outlines() -> Iterator[None]:
-    """Inside, a teacher of OUTLINES may stand without its weights, and nothing is downloaded for it.
+    """Let the configs in OUTLINES stand in for teachers of which no weights are cached, for planning.
 
-    For what asks for shapes alone. Ids of runs are then not those of the runs with weights: a teacher counts by content.
+    Ids of runs resolved inside differ from those of the runs with weights, because a teacher's content enters the id.
     """
-    token = _without_weights.set(True)
+    token = _outlines_allowed.set(True)
     try:
         yield
     finally:
-        _without_weights.reset(token)
+        _outlines_allowed.reset(token)
 
 
 def is_outline(folder: Path) -> bool:
-    """Whether the folder has configs and no weights."""
+    """True for a folder of OUTLINES, which holds configs and no weights."""
     return folder in OUTLINES.values()
 
 
 def teacher_folder(name: str) -> Path:
-    """The local folder of a teacher: embedded by name, a folder, or a hub name, `OWNER/NAME` or `OWNER/NAME@REVISION`.
+    """Local folder of a teacher.
 
-    From the hub it is downloaded to diffusers' cache, and found there without a network.
+    Args:
+        name: an embedded teacher, a path, or a hub name `OWNER/NAME` or `OWNER/NAME@REVISION`. A hub name is looked up in
+            the Hugging Face cache, which `distill_bench.teachers.hub.download` fills.
 
     Raises:
-        TeacherError: if there is none.
+        TeacherError: if there is no such folder.
     """
     folder = EMBEDDED.get(name, Path(name))
-    why, hint = (
-        "not a folder, not a name on the hub",
-        "make mini-wan with `distill-bench pretrain`",
+    if folder.is_dir():
+        return folder
+    if name in EMBEDDED:
+        raise TeacherError(f"teacher {name} is not built yet; run `distill-bench pretrain`")
+    repository, revision = split_hub_name(name)
+    if repository is None:
+        raise TeacherError(
+            f"no teacher {name!r}: not a folder, not a hub name OWNER/NAME; "
+            f"embedded: {', '.join(EMBEDDED)}"
+        )
+    snapshot = _cached_snapshot(repository, revision)
+    if snapshot is not None:
+        return snapshot
+    if _outlines_allowed.get() and repository in OUTLINES:
+        return OUTLINES[repository]
+    raise TeacherError(
+        f"no teacher {name!r}: not a folder, not in the Hugging Face cache; download it with "
+        f"`distill-bench download {name}`; embedded: {', '.join(EMBEDDED)}"
     )
-    if not folder.is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from diffusers import DiffusionPipeline, logging  # takes seconds
 
-        logging.set_verbosity_error()  # what it has to say is said below, in one line
-        owner_and_name, _, revision = name.partition("@")
-        local = _without_weights.get() and owner_and_name in OUTLINES
-        try:
-            folder = Path(
-                DiffusionPipeline.download(
-                    owner_and_name, revision=revision or None, local_files_only=local
-                )
-            )
-        except Exception as error:
-            if local:
-                return OUTLINES[owner_and_name]
-            said = re.split(r" \(|\. ", first_line(error))[0]
-            asked = f"; is {revision!r} a branch, tag or commit of it?" if revision else ""
-            why = f"not a folder, not from the hub ({type(error).__name__}: {said}{asked})"
-            hint = "name a folder, or download it where there is a network, without HF_HUB_OFFLINE"
-    if not folder.is_dir():
-        raise TeacherError(f"no teacher {name!r}: {why}; {hint}; embedded: {', '.join(EMBEDDED)}")
-    return folder
+
+def split_hub_name(name: str) -> tuple[str | None, str | None]:
+    """Repository and revision of a hub name; (None, None) for any other name, (repository, None) for the default branch."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return None, None
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
+
+
+def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download  # half a second, and few sweeps name the hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):  # ValueError: no possible name of a repository
+        return None
