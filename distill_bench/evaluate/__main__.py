@@ -1,7 +1,6 @@
 """TODO: evaluate.__main__."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 import yaml
 
 from distill_bench.evaluate.score import NEEDS, REFERENCES, evaluate
-from distill_bench.networks.ranks import rank_and_world
+from distill_bench.networks.ranks import group_ranks, ranks
 from distill_bench.registry import evaluators as all_evaluators
 
 
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, help="file of the lines; default: metrics.jsonl in the folder"
     )
     options = parser.parse_args(argv)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if ranks().world == 1:
         return _command(parser, options)
     torch.distributed.init_process_group("gloo")  # as torchrun starts it
     try:
@@ -59,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """What the command line asks for, on one of its ranks."""
+    here = group_ranks()
     names = (
         None
         if options.evaluators is None
@@ -80,10 +80,10 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         parser.exit(130, f"{parser.prog}: interrupted; what is scored is kept\n")
     except (ValueError, OSError) as error:
         who = (
-            f"{parser.prog}, rank {rank_and_world()[0]}" if rank_and_world()[0] else parser.prog
+            parser.prog if here.first else f"{parser.prog}, rank {here.rank}"
         )  # it may be that rank's alone
         parser.exit(2, f"{who}: {error}\n")
-    if rank_and_world()[0]:
+    if not here.first:
         return 0
     for line in lines:
         sd = "" if line["sd"] is None else f" (sd {line['sd']:.3g})"

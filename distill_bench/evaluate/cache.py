@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill_bench.evaluator import Clips
-from distill_bench.networks.ranks import of_first_rank, rank_and_world
+from distill_bench.networks.ranks import gather, group_ranks, on_first_rank
 from distill_bench.store.files import first_line, write_bytes
 
 # clips a forward, and values of frames, which cuts that of large clips; fixed, so that no bit depends on them nor on the ranks
@@ -38,13 +38,13 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
     Raises:
         ValueError: if the network gives another number of rows than clips.
     """
-    rank, ranks = rank_and_world()
+    here = group_ranks()
     size = max(1, min(BATCH, VALUES // frames[0].size))
     starts = range(0, len(frames), size)
     mine: dict[int, Tensor] = {}
-    console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or rank > 0)
+    console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or not here.first)
     with torch.no_grad():
-        for start in track(starts[rank::ranks], name, console=console, transient=True):
+        for start in track(starts[here.rank :: here.world], name, console=console, transient=True):
             part = torch.from_numpy(frames[start : start + size])
             try:
                 found = net(part).float().cpu()
@@ -61,11 +61,8 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
             if len(found) != len(part):
                 raise ValueError(f"{name} gave {len(found)} rows for {len(part)} clips")
             mine[start] = found
-    if ranks > 1:
-        everyone: list[dict[int, Tensor]] = [{} for _ in range(ranks)]
-        torch.distributed.all_gather_object(everyone, mine)
-        mine = {start: part for each in everyone for start, part in each.items()}
-    return torch.cat([mine[start] for start in starts])
+    features = {start: part for share in gather(mine) for start, part in share.items()}
+    return torch.cat([features[start] for start in starts])
 
 
 def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
@@ -79,11 +76,11 @@ def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
     about = {"key": key, "frames": clips.digest, "cache_version": str(CACHE_VERSION)}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = None if clips.cache is None else clips.cache / f"{name}.safetensors"
-    kept = of_first_rank(lambda: None if path is None else _kept(path, about))
+    kept = on_first_rank(lambda: None if path is None else _kept(path, about))
     if kept is not None:
         return kept
     made = make().contiguous()
-    if path is not None and not rank_and_world()[0]:
+    if path is not None and group_ranks().first:
         try:
             write_bytes(path, save({"features": made}, about | {"sha256": _sum(made)}))
         except OSError as error:  # a read-only folder of someone else's clips

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from distill_bench.evaluator import Clips, Evaluator, Score, same_frames
-from distill_bench.networks.ranks import of_first_rank, rank_and_world
+from distill_bench.networks.ranks import group_ranks, on_first_rank
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
 from distill_bench.sample.media import load_clips
@@ -82,8 +82,8 @@ def evaluate(
     for key in REFERENCES:
         if key in against:
             same_frames(clips, against[key], key)
-    _refuse_mixture(out, of_first_rank(lambda: _read(out)), names, protocol, under)
-    if (why := of_first_rank(lambda: unwritable(out.parent))) is not None:
+    _refuse_mixture(out, on_first_rank(lambda: _read(out)), names, protocol, under)
+    if (why := on_first_rank(lambda: unwritable(out.parent))) is not None:
         raise ValueError(f"cannot write {out}: {why}; name another file by --out")
     chosen = {}
     for name in names:
@@ -97,7 +97,7 @@ def evaluate(
             _say(f"{name} skipped: {reason}")
     for name, evaluator in chosen.items():
         key = _key(name, evaluator, protocol, under)
-        lines = of_first_rank(lambda: _read(out))
+        lines = on_first_rank(lambda: _read(out))
         if not any(key.items() <= line.items() for line in lines):
             new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
             if not new and evaluators is None:
@@ -105,8 +105,8 @@ def evaluate(
             kept = [line for line in lines if line.get("metric") != name]
             if new or kept != lines:
                 text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
-                of_first_rank(lambda text=text: write_bytes(out, text.encode()))
-    return of_first_rank(lambda: _read(out))
+                on_first_rank(lambda text=text: write_bytes(out, text.encode()))
+    return on_first_rank(lambda: _read(out))
 
 
 def _read(out: Path) -> list[dict]:
@@ -134,7 +134,7 @@ def _read(out: Path) -> list[dict]:
 
 
 def _say(text: str) -> None:
-    if not rank_and_world()[0]:
+    if group_ranks().first:
         print(text, flush=True)
 
 

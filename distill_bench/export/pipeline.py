@@ -20,8 +20,8 @@ from distill_bench.config.resolve import load_run
 from distill_bench.config.schema import AdapterConfig
 from distill_bench.export.card import card, snippet
 from distill_bench.networks.adapters import lora_config, merge
-from distill_bench.networks.masters import cast
 from distill_bench.networks.pipeline import check_content, load_transformer
+from distill_bench.networks.precision import cast
 from distill_bench.teachers.architectures import architecture_of
 from distill_bench.teachers.contents import read_config
 from distill_bench.teachers.folder import teacher_folder

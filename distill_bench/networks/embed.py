@@ -10,7 +10,7 @@ and what a file of prompts is.
 import argparse
 from pathlib import Path
 
-from distill_bench.networks.ranks import place_of_launch
+from distill_bench.networks.ranks import ranks
 from distill_bench.networks.text_pipeline import load_texts
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.hub import fetch
@@ -23,18 +23,18 @@ def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
     Raises:
         ValueError: for a file that has no prompts, or a teacher that has no text encoder.
     """
-    rank, ranks, device = place_of_launch()
+    here = ranks()
     prompts = list(
         dict.fromkeys(["", *(prompt for path in files for prompt in read_prompts(path))])
     )
     fetch(teacher)
-    pipeline = load_texts(teacher, device)
+    pipeline = load_texts(teacher, here.device)
     if not has_text_encoder(pipeline.folder):
         raise TeacherError(
             f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights"
         )
     made = pipeline.embed(
-        prompts[rank::ranks], store
+        prompts[here.rank :: here.world], store
     )  # a share of all: which are missing changes while others write
     return pipeline.embeddings(store), made
 

@@ -1,4 +1,7 @@
-"""TODO: networks.offload."""
+"""Keeps a frozen network's blocks in host memory and fetches each to the device for the time of its forward.
+
+diffusers' group offloading is not used: methods differentiate through the teacher, and it supports no backward.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,39 +11,42 @@ from distill_bench.teachers.architectures import architecture_called
 
 
 class Streamed(nn.Module):
-    """A block whose weights lie in host memory: each forward has a copy on the device, for as long as it or its graph lives."""
+    """A block whose weights lie in host memory. Each forward uses a copy on the device, freed with the forward's graph."""
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.block, self._device = block, device
-        if device.type == "cuda":
+        self.block = block
+        self._device = device
+        if device.type == "cuda":  # copies from pinned memory run beside the computation
             for parameter in block.parameters():
                 parameter.data = parameter.data.pin_memory()
 
-    def forward(self, *inputs: Tensor, **named: object) -> object:
-        held = [*self.block.named_parameters(), *self.block.named_buffers()]
-        there = {
-            name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in held
+    def forward(self, *inputs: Tensor, **options: object) -> object:
+        weights = [*self.block.named_parameters(), *self.block.named_buffers()]
+        copies = {
+            name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in weights
         }
-        return functional_call(self.block, there, inputs, named)
+        return functional_call(self.block, copies, inputs, options)
 
 
-def offloaded(net: nn.Module, device: torch.device) -> nn.Module:
-    """The frozen network with its blocks in host memory, where a forward fetches them one by one; the rest is on the device."""
+def place(net: nn.Module, device: torch.device, offload: bool = False) -> nn.Module:
+    """Move a network to the device, in place; with `offload` (frozen networks alone) its blocks stay in host memory."""
+    if not offload:
+        return net.to(device)
     blocks = architecture_called(net).blocks(net)
-    held = list(blocks)
-    for index in range(len(held)):
-        blocks[index] = nn.Identity()
+    in_host_memory = list(blocks)
+    for index in range(len(in_host_memory)):
+        blocks[index] = nn.Identity()  # so that net.to moves everything else
     net.to(device)
-    for index, block in enumerate(held):
+    for index, block in enumerate(in_host_memory):
         blocks[index] = Streamed(block, device)
     return net
 
 
-def in_host_memory(net: nn.Module) -> nn.Module:
-    """The network as it was loaded, whether it was on a device or `offloaded`."""
-    for part in list(net.modules()):
-        for name, child in part.named_children():
+def to_host_memory(net: nn.Module) -> nn.Module:
+    """Undo `place`: the whole network in host memory, with its own blocks."""
+    for module in list(net.modules()):
+        for name, child in module.named_children():
             if isinstance(child, Streamed):
-                setattr(part, name, child.block)
+                setattr(module, name, child.block)
     return net.to("cpu")

@@ -26,6 +26,10 @@ from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import Pipeline, find_teacher
 from distill_bench.teachers.texts import prompts_hash
 
+# Clips drawn in one batch, and a bound on the values of their frames, which makes batches of large clips smaller.
+CLIPS_PER_BATCH = 16
+VALUES_PER_BATCH = 2**26
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusersPipeline(TextPipeline):
@@ -108,6 +112,12 @@ class DiffusersPipeline(TextPipeline):
     ) -> dict[str, np.ndarray]:
         """Empty: nothing is known exactly about the student's samples."""
         return {}
+
+
+def clips_per_batch(config: RunConfig) -> int:
+    """Number of clips of a run's size that are drawn in one batch; the batch size is part of a clip's bits."""
+    values = 3 * config.frames * config.height * config.width
+    return max(1, min(CLIPS_PER_BATCH, VALUES_PER_BATCH // values))
 
 
 def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline:

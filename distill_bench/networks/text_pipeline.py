@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from distill_bench.networks.loading import load_part, naming_folder
-from distill_bench.networks.ranks import place_of_launch
+from distill_bench.networks.ranks import ranks
 from distill_bench.store.claims import once
 from distill_bench.teachers.architectures import Architecture, architecture_of
 from distill_bench.teachers.folder import TeacherError
@@ -93,9 +93,7 @@ class TextPipeline:
                     flush=True,
                 )
             shards = [missing[at : at + SHARD] for at in range(0, len(missing), SHARD)]
-            console = Console(
-                file=sys.stderr, quiet=not sys.stderr.isatty() or place_of_launch()[0] > 0
-            )
+            console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or not ranks().first)
             for shard in track(shards, "encoding prompts", console=console, transient=True):
                 write_shard(
                     folder, {prompt: encode(prompt).cpu() for prompt in shard}, self.folder.name

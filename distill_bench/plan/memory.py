@@ -6,7 +6,7 @@ import torch
 
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.ledger import PASSES
-from distill_bench.networks.ranks import place_of_launch
+from distill_bench.networks.ranks import ranks
 from distill_bench.plan.cost import declared
 from distill_bench.plan.fake import fake_tensors
 from distill_bench.plan.prediction import (
@@ -93,11 +93,11 @@ def check_memory(config: RunConfig) -> None:
     Raises:
         ValueError: if training or sampling needs more than the GPU has.
     """
-    _, world, device = place_of_launch()
-    if device.type != "cuda" or not find_teacher(config.teacher).has_networks:
+    here = ranks()
+    if here.device.type != "cuda" or not find_teacher(config.teacher).has_networks:
         return
-    available = torch.cuda.get_device_properties(device).total_memory
-    why = too_large(predicted(config, world), available, config)
+    available = torch.cuda.get_device_properties(here.device).total_memory
+    why = too_large(predicted(config, here.world), available, config)
     why = why or too_large_to_sample(sampling_peak(config), available, config)
     if why is not None:
         raise ValueError(why)

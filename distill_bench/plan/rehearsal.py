@@ -19,8 +19,8 @@ from torch import Tensor
 from distill_bench.config.schema import RunConfig
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss
-from distill_bench.networks.batching import drawn_together
-from distill_bench.networks.masters import Masters
+from distill_bench.networks.pipeline import clips_per_batch
+from distill_bench.networks.precision import Masters
 from distill_bench.plan.fake import FakeDraws, LiveBytes, device_bytes, held_back_bytes, total_bytes
 from distill_bench.plan.outline import outline
 from distill_bench.plan.prediction import MOMENTS, Prediction
@@ -166,7 +166,7 @@ class RehearsedSampler(Sampler):
         )
         self.pipeline = outline(config)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
-        self.seeds = list(range(min(drawn_together(config), config.protocol.clips)))
+        self.seeds = list(range(min(clips_per_batch(config), config.protocol.clips)))
         self.texts = self.pipeline.texts([""] * len(self.seeds))
 
     def peak(self) -> int:

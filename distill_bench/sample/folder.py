@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_bench.networks.ranks import place_of_launch
+from distill_bench.networks.ranks import ranks
 from distill_bench.sample.media import write_video
 
 PATIENCE = 60.0  # seconds without a clip of the other ranks before the first one makes theirs: or three times its own
@@ -38,14 +38,16 @@ def write_folder(
 
     Every rank makes its share, the first one puts them together; it makes the others' too where they do not come.
     """
-    parts, (rank, ranks, _) = folder.with_name(f".parts-{folder.name}"), place_of_launch()
-    firsts, began = list(range(0, len(prompts), row.together)), time.monotonic()
-    for first in firsts[rank::ranks]:
+    here = ranks()
+    parts = folder.with_name(f".parts-{folder.name}")
+    firsts = list(range(0, len(prompts), row.together))
+    began = time.monotonic()
+    for first in firsts[here.rank :: here.world]:
         _make_part(folder, parts, row, first, len(prompts), about["fps"])
-    if rank:
+    if not here.first:
         return
     seen, since = 0, time.monotonic()
-    patience = max(PATIENCE, 3 * (since - began) * ranks / len(firsts))
+    patience = max(PATIENCE, 3 * (since - began) * here.world / len(firsts))
     while missing := [first for first in firsts if not _part(parts, first).is_file()]:
         if len(missing) != seen:
             seen, since = len(missing), time.monotonic()

@@ -8,8 +8,8 @@ import numpy as np
 from distill_bench.config.protocol import protocol, protocol_hash, student_key
 from distill_bench.config.schema import RunConfig
 from distill_bench.domain import controls, shapes
-from distill_bench.networks.batching import BATCH
-from distill_bench.networks.ranks import place_of_launch
+from distill_bench.networks.pipeline import CLIPS_PER_BATCH
+from distill_bench.networks.ranks import ranks
 from distill_bench.sample.folder import ClipSource, write_folder
 from distill_bench.sample.sampler import Sampler
 from distill_bench.store.files import write_json
@@ -66,7 +66,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         folders.items(), key=lambda row: row[0] != "untrained"
     ):  # a device holds one network at a time
         if not (folder / "clips.npy").is_file():
-            if not place_of_launch()[0]:
+            if ranks().first:
                 print(f"reference {kind}: {n} clips", flush=True)
             row, seeds = rows[kind]()
             about = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
@@ -91,4 +91,4 @@ def _rendered(prompts: list[str], seeds: list[int]) -> ClipSource:
         pairs = zip(prompts[first:end], seeds[first:end], strict=True)
         return np.stack([shapes.render(shapes.parse(prompt), seed) for prompt, seed in pairs])
 
-    return ClipSource(frames, BATCH)
+    return ClipSource(frames, CLIPS_PER_BATCH)

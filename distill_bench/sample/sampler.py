@@ -21,13 +21,12 @@ from torch import Tensor
 
 from distill_bench.config.schema import RunConfig
 from distill_bench.draws import generator
-from distill_bench.networks.batching import drawn_together
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
-from distill_bench.networks.masters import cast
-from distill_bench.networks.offload import offloaded
-from distill_bench.networks.pipeline import pipeline_of
-from distill_bench.networks.ranks import place_of_launch
+from distill_bench.networks.offload import place
+from distill_bench.networks.pipeline import clips_per_batch, pipeline_of
+from distill_bench.networks.precision import cast
+from distill_bench.networks.ranks import ranks
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.rollout import euler, rollout
 from distill_bench.sample.folder import ClipSource
@@ -45,7 +44,7 @@ class Sampler:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, protocol = config, config.protocol
-        self.device = place_of_launch()[2]
+        self.device = ranks().device
         self.pipeline: Pipeline = pipeline_of(config, self.device, store)
         self.dtype = getattr(torch, protocol.precision)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
@@ -61,7 +60,7 @@ class Sampler:
         """The network where and in which precision it samples; with `offload` its blocks in host memory."""
         if self.dtype != torch.float32:
             cast(net, self.dtype)
-        return offloaded(net, self.device) if offload else net.to(self.device)
+        return place(net, self.device, offload)
 
     def student(self, net: torch.nn.Module) -> ClipSource:
         """Clips in the student's own steps, without guidance."""
@@ -112,7 +111,9 @@ class Sampler:
         def frames(first: int, end: int) -> np.ndarray:
             return self._drawn(seeds[first:end], range(first, end), latents).numpy()
 
-        return ClipSource(frames, drawn_together(self.config), videos=self.pipeline.fps is not None)
+        return ClipSource(
+            frames, clips_per_batch(self.config), videos=self.pipeline.fps is not None
+        )
 
     @torch.no_grad()
     def _drawn(self, seeds: list[int], which: Iterable[int], latents: Latents) -> Tensor:

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from distill_bench import __version__
 from distill_bench.config.errors import ConfigError
@@ -31,6 +29,7 @@ from distill_bench.config.resolve import load_run
 from distill_bench.config.schema import RunConfig
 from distill_bench.evaluate.score import REFERENCES, evaluate
 from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.networks.ranks import broadcast, connect, ranks
 from distill_bench.plan.memory import check_memory
 from distill_bench.registry import RegistryError, evaluators, find_evaluator, method_file
 from distill_bench.sample.references import references
@@ -65,17 +64,9 @@ def execute(
     raised. With several processes (WORLD_SIZE) the first claims, and samples and scores when all have trained.
     """
     stop = stop or StopRequest()
-    ranks = (
-        PartialState(cpu=not torch.cuda.is_available())
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1
-        else None
-    )
-    mine, code, attempt = None, None, None
-    if ranks is None or ranks.is_main_process:
-        mine, code = _begin(run_dir)
-        attempt = mine and mine.attempt
-    if ranks is not None:
-        code, attempt = broadcast_object_list([code, attempt])
+    here = connect()
+    mine, code = _begin(run_dir) if here.first else (None, FAILED)
+    attempt, code = broadcast((mine and mine.attempt, code))
     if attempt is None:
         return code
     try:
@@ -107,7 +98,7 @@ def execute(
         traceback.print_exc()
         said = {"error": f"{type(error).__name__}: {error}", "kind": kind_of(error)}
         # a rank that was killed is no failure of the run, though the others say so
-        status = "lost" if ranks is not None and LOST_RANK.search(said["error"]) else "error"
+        status = "lost" if here.world > 1 and LOST_RANK.search(said["error"]) else "error"
         try:
             end_attempt(attempt, status, **said) if mine is None else mine.close(status, **said)
         except OSError:
@@ -300,8 +291,7 @@ def prepare_extras(config: RunConfig, store: Path) -> None:
     """The extra data that a run needs, made by whoever comes first."""
     needs = needs_of(config)
     if needs:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        providers(needs, config, pipeline_of(config, device, store), store)
+        providers(needs, config, pipeline_of(config, ranks().device, store), store)
 
 
 def _version(name: str) -> Any:

@@ -14,11 +14,11 @@ from torch import Tensor
 from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
 from distill_bench.draws import Draws, generator
-from distill_bench.networks.batching import drawn_together
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
-from distill_bench.networks.masters import cast
-from distill_bench.networks.offload import in_host_memory, offloaded
+from distill_bench.networks.offload import place, to_host_memory
+from distill_bench.networks.pipeline import clips_per_batch
+from distill_bench.networks.precision import cast
 from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
 from distill_bench.store.claims import once
@@ -131,7 +131,7 @@ def _teacher_samples(
     prompts = pipeline.prompts()[:ODE_PAIRS]
     texts = pipeline.texts(prompts)
     which = [i % len(prompts) for i in range(ODE_PAIRS)]
-    together = drawn_together(config)
+    together = clips_per_batch(config)
 
     @functools.cache
     def teacher() -> Guided:
@@ -140,7 +140,7 @@ def _teacher_samples(
             if config.weights == "bfloat16"
             else pipeline.transformer
         )
-        net = offloaded(net, pipeline.device) if config.teacher_offload else net.to(pipeline.device)
+        net = place(net, pipeline.device, config.teacher_offload)
         denoiser = Denoiser(net, "teacher", Ledger(1), torch.bfloat16 if low else None)
         return Guided(
             denoiser, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched"
@@ -166,7 +166,7 @@ def _teacher_samples(
     files(wait=False)  # what nobody else is making
     made = [load_file(path) for path in files(wait=True)]
     if teacher.cache_info().currsize:
-        in_host_memory(pipeline.transformer)  # where whoever runs it next expects it
+        to_host_memory(pipeline.transformer)  # where whoever runs it next expects it
     return {name: torch.cat([part[name] for part in made]) for name in made[0]}, texts, which
 
 

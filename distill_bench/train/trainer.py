@@ -24,10 +24,10 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.draws import Draws, generator
 from distill_bench.method import Batch, Loss, Nets
 from distill_bench.networks.denoiser import Denoiser, Guided
-from distill_bench.networks.hold import build, in_dtype
 from distill_bench.networks.ledger import Ledger
-from distill_bench.networks.masters import Masters
 from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.networks.precision import Masters, in_precision
+from distill_bench.networks.roles import build_networks
 from distill_bench.networks.sharding import all_processes, clip_gradients, is_sharded, local, whole
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
@@ -85,7 +85,7 @@ class Trainer:
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
         sharded = config.sharding and world > 1  # one process has it all, and the same numbers
-        nets = build(config, pipeline, all_processes(device) if sharded else None)
+        nets = build_networks(config, pipeline, all_processes(device) if sharded else None)
         self.student, self.fake_score = nets.student, nets.fake_score
         trains_fake_score = self.fake_score is not None
         self.ema: dict[str, Tensor] = {}
@@ -113,7 +113,7 @@ class Trainer:
             fake_score = Denoiser(self.fake_score, "fake_score", self.ledger, autocast)
         elif config.fake_score == "exact":
             fake_score = self.exact_fake_score
-        self.modules = in_dtype(self._modules(teacher, null_text), config).to(device)
+        self.modules = in_precision(self._modules(teacher, null_text), config.precision).to(device)
         self.roles = {"student": self.student, "modules": self.modules}
         if trains_fake_score:
             self.roles["fake_score"] = self.fake_score

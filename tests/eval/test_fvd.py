@@ -25,7 +25,7 @@ from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached
 from distill_bench.evaluate.extractors import Extractor, i3d_input, load_extractor
 from distill_bench.evaluator import Clips, in_order_of
-from distill_bench.networks.ranks import of_first_rank
+from distill_bench.networks.ranks import on_first_rank
 from distill_bench.pretrain import fit_encoders
 from distill_bench.store import files
 
@@ -306,7 +306,7 @@ def _two_ranks(rank: int, folder: str) -> None:
     with pytest.raises(
         ValueError, match="the first rank's alone"
     ):  # and the other does not wait for it
-        of_first_rank(lambda: _raised("the first rank's alone"))
+        on_first_rank(lambda: _raised("the first rank's alone"))
     torch.distributed.destroy_process_group()
 
 

@@ -55,7 +55,7 @@ BASE = {
 @pytest.fixture(scope="module", autouse=True)
 def one_by_one():
     """Clips are drawn one by one, as large ones are and a pipeline's here: some processors round otherwise for two at once."""
-    with mock.patch("distill_bench.networks.batching.BATCH", 1):
+    with mock.patch("distill_bench.networks.pipeline.CLIPS_PER_BATCH", 1):
         yield
 
 

@@ -18,7 +18,7 @@ from distill_bench.config.resolve import resolve
 from distill_bench.networks.adapters import activate, merge
 from distill_bench.networks.denoiser import Denoiser
 from distill_bench.networks.ledger import Ledger
-from distill_bench.networks.offload import Streamed, offloaded
+from distill_bench.networks.offload import Streamed, place
 from distill_bench.networks.pipeline import load_transformer
 from distill_bench.networks.recompute import checkpointed
 from distill_bench.sample.run import sample
@@ -178,7 +178,7 @@ def test_the_blocks_of_an_offloaded_teacher_are_on_the_device_one_at_a_time(tiny
         )[0]
 
     plain, net = (load_transformer(tiny_wan).requires_grad_(False) for _ in range(2))
-    net = offloaded(net, torch.device("cpu"))
+    net = place(net, torch.device("cpu"), offload=True)
     copies, most = weakref.WeakSet(), 0
     for block in net.blocks:
         assert isinstance(block, Streamed)

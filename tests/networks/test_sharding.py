@@ -16,6 +16,7 @@ from distill_bench.config.resolve import load_run
 from distill_bench.plan.memory import predicted
 from distill_bench.registry import methods
 from distill_bench.testing import tiny
+from distill_bench.testing.runs import Runs
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
 
@@ -53,7 +54,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     runs = {}
     for at, (name, method) in enumerate(METHODS.items()):
         for ranks in ("one", "two"):
-            runs[f"{ranks} {name}"] = runs.Runs(method, folder, f"{at}-{ranks}").make(
+            runs[f"{ranks} {name}"] = Runs(method, folder, f"{at}-{ranks}").make(
                 **FIELDS, sharding=True
             )
     for teacher in OTHERS:
@@ -67,16 +68,16 @@ def trained(tmp_path_factory) -> dict[str, Path]:
             "width": width,
         }
         for ranks in ("one", "two"):
-            made = runs.Runs(ON_FEATURES[0], folder, f"{teacher}-{ranks}", fields)
+            made = Runs(ON_FEATURES[0], folder, f"{teacher}-{ranks}", fields)
             runs[f"{ranks} {teacher}"] = made.make(
                 **FIELDS, sharding=True, teacher_offload=ranks == "two"
             )
     for name in ("whole", "two then one", "one then two"):
         fields = RESUMED | {"sharding": True}
-        runs[name] = runs.Runs(ON_FEATURES[0], folder, name.replace(" ", "-")).make(**fields)
+        runs[name] = Runs(ON_FEATURES[0], folder, name.replace(" ", "-")).make(**fields)
     low = FIELDS | {"precision": "bfloat16", "weights": "bfloat16", "signals_every": None}
     for sharding in (True, False):
-        runs[f"low {sharding}"] = runs.Runs("sgmd", folder, f"low-{sharding}").make(
+        runs[f"low {sharding}"] = Runs("sgmd", folder, f"low-{sharding}").make(
             **low, sharding=sharding
         )
     wide = folder / "wide"
@@ -94,7 +95,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         rope_max_seq_len=32,
     ).save_pretrained(wide / "transformer")
     for name, fields in PEAKS.items():
-        made = runs.Runs("sgmd", folder, f"peak-{name}", {"teacher": str(wide)})
+        made = Runs("sgmd", folder, f"peak-{name}", {"teacher": str(wide)})
         runs[f"peak {name}"] = made.make(
             **FIELDS | {"signals_every": None, "sharding": True} | fields
         )

@@ -16,7 +16,7 @@ from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.domain import controls, shapes
-from distill_bench.networks import batching
+from distill_bench.networks import pipeline as pipelines
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.sample import folder as clip_folder
 from distill_bench.sample.__main__ import main
@@ -231,7 +231,7 @@ def trained(tmp_path, tiny_wan):
 
 def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch):
     """Killed in its third batch it makes that and the later ones, and the file has the bytes of one that was not."""
-    monkeypatch.setattr(batching, "BATCH", 2)
+    monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     (folder,) = sample(trained)
     whole = (folder / "clips.npy").read_bytes()
     shutil.rmtree(folder)
@@ -258,7 +258,7 @@ def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch
 
 def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeypatch):
     """As torchrun starts them: what the second rank made the first one does not, and no bit depends on them."""
-    monkeypatch.setattr(batching, "BATCH", 2)
+    monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     (folder,) = sample(trained)
     whole = (folder / "clips.npy").read_bytes()
     shutil.rmtree(folder)
@@ -277,7 +277,7 @@ def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeyp
 
 
 def test_the_first_rank_makes_what_another_does_not(trained, monkeypatch):
-    monkeypatch.setattr(batching, "BATCH", 2)
+    monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     monkeypatch.setattr(clip_folder, "PATIENCE", 0.1)
     monkeypatch.setenv("WORLD_SIZE", "3")
     (folder,) = sample(trained)

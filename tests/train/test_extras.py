@@ -8,7 +8,7 @@ import torch
 
 from distill_bench.config.resolve import resolve
 from distill_bench.draws import Draws
-from distill_bench.networks import batching
+from distill_bench.networks import pipeline as pipelines
 from distill_bench.networks.offload import Streamed
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.train import extras
@@ -30,7 +30,7 @@ DRAWS = Draws(0, 0, "student", range(6), CPU, torch.float32)
 def few(monkeypatch):
     monkeypatch.setattr(extras, "ODE_PAIRS", 8)
     monkeypatch.setattr(extras, "ODE_STEPS", 2)
-    monkeypatch.setattr(batching, "BATCH", 2)
+    monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Networks in bfloat16, and the float32 masters of what is trained: updates are too small for eight bits of mantissa."""
+"""Networks in float64 or bfloat16, and float32 master weights of what is trained in bfloat16.
+
+An update of 1e-6 is lost in the 8 bits of a bfloat16 mantissa: the optimiser steps float32 masters instead.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
+def in_precision(net: nn.Module, precision: str) -> nn.Module:
+    """Convert a network in place to a run's precision if it is above float32, in which networks are loaded."""
+    return net.double() if precision == "float64" else net
+
+
 def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network in a dtype, in place, but for what stays in float32."""
+    """Convert a network to a dtype in place, except for the weights that its class keeps in float32."""
     kept = kept_in_float32(net)
     for parameter in net.parameters():
         if parameter not in kept:
@@ -16,7 +24,7 @@ def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def kept_in_float32(net: nn.Module) -> set[nn.Parameter]:
-    """What a network's class keeps in float32 (norms, time embedding), as diffusers reads it."""
+    """Parameters that the network's class keeps in float32 (norms, time embedding): diffusers' `_keep_in_fp32_modules`."""
     modules = set(getattr(net, "_keep_in_fp32_modules", None) or ())
     return {
         parameter for name, parameter in net.named_parameters() if modules & set(name.split("."))
@@ -24,23 +32,26 @@ def kept_in_float32(net: nn.Module) -> set[nn.Parameter]:
 
 
 class Masters(nn.Module):
-    """The float32 masters of a network, under its names: for the optimiser, the average and the checkpoints.
+    """Float32 master weights of a bfloat16 network, by the network's parameter names.
 
-    Gradients of the network's own bfloat16 weights are added to their masters' in float32, and freed, as a backward makes them;
-    `publish` rounds the masters into the network. Weights that stay float32 are their own masters.
+    Optimiser, moving average and checkpoints see the masters. During a backward, each bfloat16 gradient is added to its
+    master's float32 gradient and freed; `publish` rounds the masters into the network. Parameters that stay in float32 are
+    their own masters.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        own = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+        float32 = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
         cast(net, torch.bfloat16)
-        self._net = (net,)  # no submodule: its parameters are not these
+        self._net = (
+            net,
+        )  # in a tuple, so that it is no submodule and its parameters are not listed
         self._masters: dict[str, Tensor] = {}
         for name, parameter in net.named_parameters():
             if parameter.dtype == torch.bfloat16:
-                self._masters[name] = own[name]
+                self._masters[name] = float32[name]
                 parameter.register_post_accumulate_grad_hook(
-                    lambda p, master=own[name]: _take_gradient(p, master)
+                    lambda p, master=float32[name]: _take_gradient(p, master)
                 )
             else:
                 self._masters[name] = parameter
@@ -49,19 +60,18 @@ class Masters(nn.Module):
         yield from self._masters.items()
 
     def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:
-        return self._net[0].state_dict() | {
-            name: master.detach() for name, master in self._masters.items()
-        }
+        masters = {name: master.detach() for name, master in self._masters.items()}
+        return self._net[0].state_dict() | masters
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], *_: object, **__: object) -> None:
-        self._net[0].load_state_dict(state)  # rounds
+        self._net[0].load_state_dict(state)  # rounds to bfloat16
         for name, master in self._masters.items():
             master.copy_(state[name])
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the network."""
+        """Copy updated masters into the bfloat16 network, rounded."""
         for name, parameter in self._net[0].named_parameters():
             if parameter is not self._masters[name]:
                 parameter.copy_(self._masters[name])

@@ -1,0 +1,118 @@
+"""Builds the networks of a run by role: their precision, and whether they are whole, sharded, offloaded or adapters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from distill_bench.config.schema import RunConfig
+from distill_bench.networks.adapters import Adapted, add_adapter
+from distill_bench.networks.offload import place
+from distill_bench.networks.precision import Masters, cast, in_precision
+from distill_bench.networks.recompute import checkpointed
+from distill_bench.networks.sharding import shard
+from distill_bench.teachers.kinds import Pipeline
+
+
+@dataclass(frozen=True)
+class RoleNetworks:
+    """The networks of a run by role."""
+
+    student: nn.Module
+    fake_score: nn.Module | None  # None: the run trains none
+    teacher: nn.Module  # frozen
+    # the student's moving average, where it is a network; None: a state that a forward lays over the student
+    target: nn.Module | None
+    # student and fake score as optimisers, average and checkpoints see them: the network itself or its float32 masters
+    trained: Mapping[str, nn.Module]
+
+
+def build_networks(
+    config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None
+) -> RoleNetworks:
+    """Build the networks of a run with the weights they begin from, placed on the pipeline's device.
+
+    A sharded or offloaded network is never whole on a device.
+
+    Args:
+        config: a resolved run.
+        pipeline: the run's pipeline, whose transformer is in host memory.
+        mesh: the ranks that share the weights of each role; None: every rank holds all weights.
+
+    Raises:
+        ConfigError: if no linear layer matches one of the adapter's targets.
+        ValueError: if the installed torch cannot shard the run's precision.
+    """
+    teacher = pipeline.transformer
+    if config.weights == "bfloat16":
+        teacher = cast(teacher, torch.bfloat16)
+    teacher = in_precision(teacher, config.precision)
+    if config.adapter is not None:
+        networks = _adapters_of_one_base(config, teacher.to(pipeline.device))
+    elif mesh is not None:
+        networks = _sharded(config, pipeline, teacher, mesh)
+    else:
+        networks = _whole(config, pipeline, teacher)
+    if config.gradient_checkpointing:
+        for net in (networks.student, networks.fake_score, networks.teacher):
+            if net is not None:
+                getattr(net, "net", net).enable_gradient_checkpointing(checkpointed)
+    return networks
+
+
+def _adapters_of_one_base(config: RunConfig, base: nn.Module) -> RoleNetworks:
+    roles = ["student", "target"]
+    if config.fake_score_updates is not None:
+        roles.append("fake_score")
+    views = {role: add_adapter(base, role, config.adapter, config.seed) for role in roles}
+    views["target"].load_state_dict(views["student"].state_dict())
+    return _by_role(views, teacher=Adapted(base, None))
+
+
+def _sharded(
+    config: RunConfig, pipeline: Pipeline, teacher: nn.Module, mesh: DeviceMesh
+) -> RoleNetworks:
+    """The roles sharded one after the other, so that host memory holds one whole network at a time."""
+    compute = torch.bfloat16 if config.weights == "bfloat16" else None
+    load = {"student": pipeline.student}
+    if config.ema is not None:
+        # gathered weights are shared by all forwards: an average cannot be laid over them
+        load["target"] = pipeline.student
+    if config.fake_score_updates is not None:
+        load["fake_score"] = pipeline.fake_score
+    teacher = shard(teacher, mesh, compute, config.teacher_offload)
+    nets = {
+        role: shard(in_precision(load_net(), config.precision), mesh, compute)
+        for role, load_net in load.items()
+    }
+    if "target" in nets:
+        nets["target"].requires_grad_(False)
+    return _by_role(nets, teacher)
+
+
+def _whole(config: RunConfig, pipeline: Pipeline, teacher: nn.Module) -> RoleNetworks:
+    device = pipeline.device
+    nets = {"student": in_precision(pipeline.student(), config.precision).to(device)}
+    if config.fake_score_updates is not None:
+        nets["fake_score"] = in_precision(pipeline.fake_score(), config.precision).to(device)
+    masters = None
+    if config.weights == "bfloat16":
+        masters = {role: Masters(net) for role, net in nets.items()}
+    return _by_role(nets, place(teacher, device, config.teacher_offload), masters)
+
+
+def _by_role(
+    nets: Mapping[str, nn.Module],
+    teacher: nn.Module,
+    masters: Mapping[str, nn.Module] | None = None,
+) -> RoleNetworks:
+    trained = masters or {role: net for role, net in nets.items() if role != "target"}
+    return RoleNetworks(
+        student=nets["student"],
+        fake_score=nets.get("fake_score"),
+        teacher=teacher,
+        target=nets.get("target"),
+        trained=trained,
+    )
