@@ -1,4 +1,4 @@
-"""Shared pieces of the tests: one thread, and a tiny pipeline of the real classes."""
+"""Fixtures of several folders: a tiny pipeline of Wan's real classes, its runs, and a reported sweep."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import TINY_RUN
+from stores import RUNS, write_store
+
+from distill_bench.config.resolve import resolve
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder of Wan's own classes and configuration keys with random weights: 5 frames of 16x16."""
-    from distill_bench.testing.tiny import tiny_pipeline
+    """Folder of a pipeline of Wan's own classes with random weights, for 5 frames of 16x16."""
+    from distill_bench.testing.tiny import tiny_pipeline  # takes seconds, and few tests need it
 
     folder = tmp_path_factory.mktemp("pipelines") / "tiny-wan"
     tiny_pipeline(folder)
@@ -21,16 +25,13 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_run(request: pytest.FixtureRequest, tiny_wan: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes the run folder of a config over the module's BASE, named by hand."""
-    from distill_bench.config.resolve import resolve
+def make_run(tiny_wan: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write the run folder `name`: the config `TINY_RUN` on `tiny_wan`, with other `fields`."""
 
     def make(name: str, **fields) -> Path:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
-        config = resolve(
-            request.module.BASE | {"teacher": str(tiny_wan), "method": "dmd2"} | fields
-        )
+        config = resolve(TINY_RUN | {"teacher": str(tiny_wan)} | fields)
         (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return run
 
@@ -39,10 +40,8 @@ def make_run(request: pytest.FixtureRequest, tiny_wan: Path, tmp_path: Path) -> 
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A results folder as `report` writes it, and the store (written by hand) that it comes from: never change them."""
-    from stores import RUNS, write_store
-
-    from distill_bench.report.page import report
+    """A results folder that `report` wrote, and its store, written by hand; tests only read them."""
+    from distill_bench.report.page import report  # takes seconds, and few tests need it
 
     folder = tmp_path_factory.mktemp("reported")
     store = write_store(folder, RUNS)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from pipelines import PROMPTS
+from runs import TINY_RUN
 from safetensors.torch import load_file, save_file
 
 from distill_bench.config.resolve import load_run, resolve
@@ -37,19 +38,8 @@ SIZES = {"wan21": (5, 16, 16)} | {
     name: size for name, (_, *size) in pipelines.TINY.items() if name != "cogvideox-2b"
 }
 STEPPING = {"dmd2": "renoise", "sgmd": "ode"}
-BASE = {
-    "student_updates": 2,
-    "fake_score_updates": 1,
-    "batch_size": 2,
-    "nfe": 3,
-    "shift": 3.0,
-    "checkpoint_every": 1,
-    "log_every": 1,
-    "signals_every": None,
-    "trackers": [],
-    "evaluations": 1,
-    "protocol": {"clips": 2, "teacher_steps": 2},
-}
+SMALL_RUN = TINY_RUN | {"fake_score_updates": 1, "batch_size": 2, "nfe": 3, "shift": 3.0}
+SMALL_RUN |= {"signals_every": None}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +64,7 @@ def make_run(teacher: Path, store: Path, name: str, **fields) -> Path:
     run.mkdir(parents=True)
     size = {"teacher": str(teacher), "frames": frames, "height": height, "width": width}
     (run / "run.yaml").write_text(
-        yaml.safe_dump(resolve(BASE | size | fields).model_dump(mode="json"))
+        yaml.safe_dump(resolve(SMALL_RUN | size | fields).model_dump(mode="json"))
     )
     return run
 
@@ -360,7 +350,7 @@ def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run,
         assert fact in said, fact
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
     size = {key: getattr(config, key) for key in ("teacher", "frames", "height", "width")}
-    again = resolve(BASE | size | {"method": "dmd2", "student": str(out)})
+    again = resolve(SMALL_RUN | size | {"method": "dmd2", "student": str(out)})
     assert (
         again.student_hash
         and load_transformer(out).architecture.unlike(load_transformer(out).architecture) is None

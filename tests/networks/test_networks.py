@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ends import weights
+from runs import weights
 from safetensors.torch import load_file
 from torch import nn
 
@@ -28,20 +28,6 @@ from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
 from distill_bench.train.trainer import Trainer
 
-BASE = {
-    "student_updates": 2,
-    "fake_score_updates": 2,
-    "batch_size": 4,
-    "nfe": 2,
-    "frames": 5,
-    "height": 16,
-    "width": 16,
-    "checkpoint_every": 1,
-    "log_every": 1,
-    "trackers": [],
-    "evaluations": 1,
-    "protocol": {"clips": 2, "teacher_steps": 2},
-}
 ADAPTER = {"rank": 2, "alpha": 4.0, "targets": ["to_q", "to_v", "ffn.net.2"]}
 SHARED_GRAPH = {"name": "sgmd", "preset": "paper"}
 ON_FEATURES = {"name": "dmd2", "preset": "paper"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ends import assert_same_ends
+from runs import assert_same_results
 from safetensors.torch import load_file
 from submitit import helpers
 
@@ -252,7 +252,7 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_and_in_the_same_bits
     )
     assert it.go("--wait", "--retry-failed=cuda_oom") == 1
     assert it.go("--wait", "--retry-failed=exception") == 0
-    assert_same_ends(it.store, it.reference())
+    assert_same_results(it.store, it.reference())
     for run in statuses:
         ends = [read_json(attempt / "exit.json") for attempt in attempts(it.store / run)]
         assert [end["status"] for end in ends if end and end["status"] == "done"] == ["done"], (
@@ -484,4 +484,4 @@ def test_a_time_limit_is_no_end_and_runs_can_share_a_job(timed):
             and first["student_updates"] > 0
         )
     assert it.go("--wait") == 0
-    assert_same_ends(it.store, it.reference())
+    assert_same_results(it.store, it.reference())

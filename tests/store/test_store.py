@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import TINY_RUN
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.protocol import protocol_hash
@@ -31,19 +32,6 @@ from distill_bench.sweep.manifest import open_sweep
 from distill_bench.sweep.queue import Queue, read_queue
 from distill_bench.sweep.status import Known, read_statuses
 
-BASE = {
-    "student_updates": 2,
-    "fake_score_updates": 1,
-    "batch_size": 2,
-    "nfe": 2,
-    "frames": 5,
-    "height": 16,
-    "width": 16,
-    "checkpoint_every": 1,
-    "trackers": [],
-    "evaluations": 1,
-    "protocol": {"clips": 2, "teacher_steps": 2, "evaluators": ["motion"]},
-}
 RUN = "dmd2-s0-0"
 
 
@@ -145,7 +133,7 @@ def test_a_run_on_a_full_disk_says_so_and_one_that_cannot_begin_does_not_look_al
 @pytest.fixture
 def sweep_file(tiny_wan: Path, tmp_path: Path) -> Path:
     path = tmp_path / "few.yaml"
-    base = BASE | {"teacher": str(tiny_wan), "method": "dmd2"}
+    base = TINY_RUN | {"teacher": str(tiny_wan)}
     path.write_text(json.dumps({"question": "Does it end?", "base": base, "seeds": 2}))
     return path
 
@@ -332,7 +320,7 @@ def test_a_watch_has_seconds_and_an_end(sweep_file, tmp_path, monkeypatch, capsy
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists(), "nothing was launched"
-    monkeypatch.setattr("distill_bench.sweep.watch.QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("distill_bench.sweep.__main__.QUIET_SECONDS", 0.1)
     assert main([*argv, "--watch=0.1"]) == 3, "nobody works on it"
     monkeypatch.setenv("PATH", "")
     before = Queue({"7_0": "RUNNING"})

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ends import assert_same_ends, workers
+from runs import assert_same_results, workers
 
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json
@@ -88,7 +88,7 @@ def test_a_hundred_kills_lose_nothing(tiny_wan: Path, tmp_path: Path, monkeypatc
                 killed[what] += 1
                 kills += 1
         store = where / "runs"
-        assert_same_ends(store, tmp_path / "undisturbed" / "runs")
+        assert_same_results(store, tmp_path / "undisturbed" / "runs")
         runs = [path.parent for path in store.glob("*-s*/result.json")]
         ends = [
             [(read_json(a / "exit.json") or {}).get("status", "killed") for a in attempts(run)]

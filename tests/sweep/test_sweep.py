@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ends import assert_same_ends, workers
+from runs import assert_same_results, workers
 
 from distill_bench.config.resolve import resolve
 from distill_bench.config.schema import ClusterConfig
@@ -169,7 +169,7 @@ def test_a_sweep_killed_and_started_again_ends_in_the_same_bits(sweep_yaml, tmp_
         (store / run.name / "result.json").exists() for run in store.glob("*-s*")
     )
     assert main(command(path, tmp_path / "killed", "--jobs", "2")) == 0
-    assert_same_ends(tmp_path / "whole" / "runs", tmp_path / "killed" / "runs")
+    assert_same_results(tmp_path / "whole" / "runs", tmp_path / "killed" / "runs")
 
 
 def test_a_run_that_fails_leaves_the_others_alone_and_can_be_tried_again(

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from runs import TINY_RUN
 
 from distill_bench.config.resolve import resolve
 from distill_bench.draws import Draws
@@ -13,15 +14,6 @@ from distill_bench.networks.offload import Streamed
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.train import extras
 
-BASE = {
-    "method": "dmd",
-    "batch_size": 2,
-    "nfe": 1,
-    "frames": 5,
-    "height": 16,
-    "width": 16,
-    "trackers": [],
-}
 CPU = torch.device("cpu")
 DRAWS = Draws(0, 0, "student", range(6), CPU, torch.float32)
 
@@ -41,7 +33,7 @@ def pairs(tiny_wan, monkeypatch):
     def made(
         store, meet=lambda: None, dies_at=None, **fields
     ) -> tuple[dict[str, torch.Tensor], int]:
-        config = resolve(BASE | {"teacher": str(tiny_wan)} | fields)
+        config = resolve(TINY_RUN | {"method": "dmd"} | {"teacher": str(tiny_wan)} | fields)
         before = len(calls)
 
         def counted(*inputs: object) -> torch.Tensor:
@@ -93,7 +85,9 @@ def test_an_offloaded_teacher_stays_offloaded_and_is_given_back_as_it_was(
     tiny_wan, tmp_path, monkeypatch
 ):
     """Its blocks are in host memory while it makes pairs, and the trainer may place the same network anew."""
-    config = resolve(BASE | {"teacher": str(tiny_wan), "teacher_offload": True})
+    config = resolve(
+        TINY_RUN | {"method": "dmd"} | {"teacher": str(tiny_wan), "teacher_offload": True}
+    )
     pipeline, sampler, streamed = pipeline_of(config, CPU, tmp_path), extras.euler, []
 
     def seen(teacher, *inputs):
@@ -109,7 +103,7 @@ def test_an_offloaded_teacher_stays_offloaded_and_is_given_back_as_it_was(
         streamed == [len(pipeline.transformer.blocks)] * 4
         and list(pipeline.transformer.state_dict()) == names
     )
-    whole = resolve(BASE | {"teacher": str(tiny_wan)})
+    whole = resolve(TINY_RUN | {"method": "dmd"} | {"teacher": str(tiny_wan)})
     placed = extras.ode_pairs(
         whole, pipeline_of(whole, CPU, tmp_path / "placed"), tmp_path / "placed"
     )(DRAWS)

@@ -4,37 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ends import weights
+from runs import assert_same_weights, weights
 
 from distill_bench.sample.run import sample
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
 from distill_bench.train.trainer import Trainer
-
-BASE = {
-    "student_updates": 2,
-    "fake_score_updates": 2,
-    "batch_size": 4,
-    "nfe": 2,
-    "frames": 5,
-    "height": 16,
-    "width": 16,
-    "checkpoint_every": 1,
-    "log_every": 1,
-    "trackers": [],
-    "protocol": {"clips": 2, "teacher_steps": 2},
-}
-
-
-def assert_same_bits(a: Path, b: Path) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 def test_a_training_by_hand_that_is_told_to_end_saves_first(make_run):
@@ -68,7 +47,7 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_bits(method, make_run):
     assert train(parts, stop=lambda: True)["status"] == "stopped"
     resumed = train(parts)
     assert resumed["status"] == "done"
-    assert_same_bits(whole, parts)
+    assert_same_weights(whole, parts)
     assert resumed["cost"] == json.loads((whole / "train.json").read_text())["cost"]
     assert len((parts / "train.jsonl").read_text().splitlines()) == 2
 
@@ -86,7 +65,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage, ma
     path.write_bytes({"truncated": data[:1000], "one bit": data, "no state": b"{"}[damage])
     train(torn)
     assert "set aside" in capsys.readouterr().err and newest.with_name("2.corrupt").is_dir()
-    assert_same_bits(whole, torn)
+    assert_same_weights(whole, torn)
 
 
 def test_accumulation_does_not_change_the_gradient(make_run):
@@ -159,7 +138,7 @@ def test_another_seed_is_another_run_and_the_same_seed_the_same(make_run):
     a, b, c = make_run("a"), make_run("b"), make_run("c", seed=1)
     for run in (a, b, c):
         train(run)
-    assert_same_bits(a, b)
+    assert_same_weights(a, b)
     assert any(
         not torch.equal(x, y) for x, y in zip(weights(a).values(), weights(c).values(), strict=True)
     )
