@@ -1,9 +1,11 @@
-"""Which corruption moves which score: writes the table of eval/README.md, and fails where one moves that should not, or stays.
+"""Sensitivity of the scores to corrupted clips: writes the table of eval/README.md.
 
     python tests/benchmarks/sensitivity.py [--clips 432]
 
-Clips are rendered, two or more a prompt; the reference ("teacher") are others of the same captions. A score has moved where it is
-further from the mean of clean sets than 5 of their standard deviations and than 2 % of its scale.
+Clips are rendered, two or more per prompt; the reference ("teacher") has other clips of the same
+captions. A score moves if its distance from the mean of clean sets is over 5 of their standard
+deviations and over 2 % of its scale. The command fails if a score moves that should not, or stays
+although it should move.
 """
 
 import argparse
@@ -16,16 +18,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from distill_bench.domain import controls, shapes  # noqa: E402
-from distill_bench.evaluator import Clips  # noqa: E402
-from distill_bench.registry import evaluators  # noqa: E402
+from distill_bench.domain import controls, shapes
+from distill_bench.evaluator import Clips
+from distill_bench.registry import evaluators
 
 README = Path(__file__).parents[2] / "eval" / "README.md"
 BEGIN, END = "<!-- sensitivity: begin -->", "<!-- sensitivity: end -->"
 NULLS = 4
 TIME = {"frozen", "half speed", "shuffled", "backwards"}
 PICTURE = {"noise", "blur"}
-# score -> the sets that must move it; those that may, but need not, are in MAY
+# Score -> sets of clips that must move it. MAY has the sets that may, but need not.
 MUST = {
     "fvd": TIME | PICTURE | {"one colour missing"},
     "fvd_random": {"frozen", "noise", "blur", "one colour missing"},
@@ -36,9 +38,9 @@ MUST = {
     "motion_ratio": {"frozen", "half speed", "shuffled", "noise", "blur"},
     "flicker": {"frozen", "half speed", "shuffled", "noise", "blur"},
     "motion_true": {"frozen", "half speed", "shuffled"},
-    "diversity_ratio": {"one clip a prompt"},
-    "copies": {"one clip a prompt"},
-    "coverage": {"frozen", "noise", "one clip a prompt"},
+    "diversity_ratio": {"one clip per prompt"},
+    "copies": {"one clip per prompt"},
+    "coverage": {"frozen", "noise", "one clip per prompt"},
     "saturation_ratio": {"noise"},
     "contrast_ratio": PICTURE,
     "sharpness_ratio": PICTURE,
@@ -46,115 +48,108 @@ MUST = {
     "attribute_histogram": {"frozen", "half speed", "shuffled", "blur", "one colour missing"},
 }
 MAY = {
-    "fvd": {"one clip a prompt"},  # copies add bias; what they lack is the diversity's to see
-    "fvd_random": TIME | {"one clip a prompt"},
+    "fvd": {"one clip per prompt"},  # copies add bias; the diversity scores see what they lack
+    "fvd_random": TIME | {"one clip per prompt"},
     "motion_true": {"noise"},
-    "diversity_ratio": {
-        "shuffled",
-        "blur",
-        "half speed",
-        "noise",
-    },  # less motion, softer pictures: nearer clips
+    # less motion or softer pictures bring clips nearer to each other
+    "diversity_ratio": {"shuffled", "blur", "half speed", "noise"},
     "coverage": {"blur", "half speed", "shuffled", "one colour missing"},
     "contrast_ratio": {"one colour missing"},
     "saturation_ratio": {"one colour missing"},
     "attribute_histogram": {"backwards"},
-    "motion_ratio": {"one colour missing"},  # the flow of a colour depends on its contrast
+    "motion_ratio": {"one colour missing"},  # optical flow depends on a colour's contrast
     "flicker": {"one colour missing"},
 }
 
 
 def sets(count: int, cache: Path) -> tuple[dict[str, Clips], dict[str, Clips]]:
-    """The sets to score by name, clean ones first, and the references; what networks make of them is kept in `cache`."""
+    """Sets of clips by name, clean ones first, and the references; `cache` keeps features."""
 
-    def clips(first: int, **how) -> Clips:
-        frames, prompts = controls.rendered(count, first, **how)
+    def clips(first: int, **options) -> Clips:
+        frames, prompts = controls.rendered(count, first, **options)
         return Clips(frames, prompts, list(range(first, first + count)), cache=cache)
 
     clean = clips(0)
-    found = {f"clean {i}": clips((2 + i) * count) for i in range(NULLS)}
-    found["half speed"] = clips(0, pace=0.5)
+    by_name = {f"clean {i}": clips((2 + i) * count) for i in range(NULLS)}
+    by_name["half speed"] = clips(0, pace=0.5)
     for name, corrupt in controls.CORRUPTIONS.items():
-        found[name] = Clips(corrupt(clean.frames, 0), clean.prompts, clean.seeds, cache=cache)
-    found["one colour missing"] = clips(0, without="red")
+        by_name[name] = Clips(corrupt(clean.frames, 0), clean.prompts, clean.seeds, cache=cache)
+    by_name["one colour missing"] = clips(0, without="red")
     first = {prompt: i for i, prompt in reversed(list(enumerate(clean.prompts)))}
     copied = clean.frames[[first[prompt] for prompt in clean.prompts]]
-    found["one clip a prompt"] = Clips(copied, clean.prompts, clean.seeds, cache=cache)
-    return found, {"teacher": clips(count), "teacher_other": clips((2 + NULLS) * count)}
+    by_name["one clip per prompt"] = Clips(copied, clean.prompts, clean.seeds, cache=cache)
+    return by_name, {"teacher": clips(count), "teacher_other": clips((2 + NULLS) * count)}
 
 
 def measure(count: int, cache: Path) -> dict[str, dict[str, float]]:
-    """Column -> set -> value."""
-    found, references = sets(count, cache)
+    """Scores as column -> set -> value."""
+    by_name, references = sets(count, cache)
     values: dict[str, dict[str, float]] = {}
-    for name, some in found.items():
+    for name, clips in by_name.items():
         print(name, file=sys.stderr, flush=True)
-        applicable = [
-            e for e in (made() for made in evaluators().values()) if e.reason_to_skip(some) is None
-        ]
-        for evaluator in applicable:
-            for score in evaluator.scores(some, references):
+        for evaluator_class in evaluators().values():
+            evaluator = evaluator_class()
+            if evaluator.reason_to_skip(clips) is not None:
+                continue
+            for score in evaluator.scores(clips, references):
                 values.setdefault(score.column, {})[name] = score.value
     return values
 
 
 def moved(row: dict[str, float]) -> set[str]:
-    """The sets whose value is away from the clean ones'."""
-    null = np.array([value for name, value in row.items() if name.startswith("clean")])
-    far = max(5 * null.std(ddof=1), 0.02 * max(abs(null.mean()), 1e-3))
+    """Sets whose value differs from that of the clean sets."""
+    clean = np.array([value for name, value in row.items() if name.startswith("clean")])
+    threshold = max(5 * clean.std(ddof=1), 0.02 * max(abs(clean.mean()), 1e-3))
     return {
         name
         for name, value in row.items()
-        if not name.startswith("clean") and abs(value - null.mean()) > far
+        if not name.startswith("clean") and abs(value - clean.mean()) > threshold
     }
 
 
 def table(values: dict[str, dict[str, float]], count: int) -> str:
-    """Markdown: one line a score, one column a set, in bold what has moved."""
+    """Markdown table: one line per score, one column per set, values that moved in bold."""
     names = [name for name in next(iter(values.values())) if not name.startswith("clean")]
     lines = [
         f"| score ({count} clips) | clean | " + " | ".join(names) + " |",
         "|---|" + "---|" * (len(names) + 1),
     ]
     for column in MUST:
-        row, away = values[column], moved(values[column])
-        null = np.array([row[f"clean {i}"] for i in range(NULLS)])
-        cells = [f"**{row[name]:.3g}**" if name in away else f"{row[name]:.3g}" for name in names]
-        lines.append(
-            f"| `{column}` | {null.mean():.3g} ± {null.std(ddof=1):.1g} | "
-            + " | ".join(cells)
-            + " |"
-        )
+        row = values[column]
+        bold = moved(row)
+        clean = np.array([row[f"clean {i}"] for i in range(NULLS)])
+        cells = [f"`{column}`", f"{clean.mean():.3g} ± {clean.std(ddof=1):.1g}"]
+        cells += [f"**{row[name]:.3g}**" if name in bold else f"{row[name]:.3g}" for name in names]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def wrong(values: dict[str, dict[str, float]]) -> list[str]:
-    """What should have moved and did not, or moved and should not."""
-    found = []
+def unexpected(values: dict[str, dict[str, float]]) -> list[str]:
+    """Scores that a set moves and should not, or does not move and should."""
+    problems = []
     for column, must in MUST.items():
-        away = moved(values[column])
-        found += [f"{column} does not see {name}" for name in sorted(must - away)]
-        found += [
-            f"{column} is moved by {name}" for name in sorted(away - must - MAY.get(column, set()))
-        ]
-    return found
+        sets_that_move = moved(values[column])
+        may = MAY.get(column, set())
+        problems += [f"{column} does not see {name}" for name in sorted(must - sets_that_move)]
+        problems += [f"{column} is moved by {name}" for name in sorted(sets_that_move - must - may)]
+    return problems
 
 
 def main() -> int:
-    """Measure, write the table, and say what is not as it should be."""
+    """Measure, write the table, and print unexpected scores; returns 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=432)
     count, least = parser.parse_args().clips, 2 * len(shapes.all_attributes())
     if count < least:
-        parser.error(f"--clips {count}: at least {least}, two of every caption")
+        parser.error(f"--clips {count}: needs at least {least}, two per caption")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
         values = measure(count, Path(cache))
     text = README.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     README.write_text(f"{before}{BEGIN}\n{table(values, count)}\n{END}{after}")
-    problems = wrong(values)
-    print("\n".join(problems) or "every corruption moves what it should, and nothing else")
+    problems = unexpected(values)
+    print("\n".join(problems) or "every corruption moves the scores that it should, and no others")
     return int(bool(problems))
 
 

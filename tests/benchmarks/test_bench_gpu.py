@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import gpu  # noqa: E402
+import gpu
 
 
 def test_the_benchmark_ends_with_its_table(tmp_path, capsys):
