@@ -1,4 +1,4 @@
-"""The contract of an evaluator: what a file in `eval/` implements, and what it is given and gives."""
+"""The contract of an evaluator: the base class of `eval/*.py`, its clips and its scores."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -10,58 +10,59 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-FEW = 256  # clips below which a distance of distributions is mostly bias
+FEW_CLIPS = 256  # with fewer clips, a distance between distributions is mostly bias
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips with the prompts and seeds that made them; a prompt is "" where nobody knows it."""
+    """Clips of one size and frame rate, with the prompt and seed of each. An unknown prompt is "".
+
+    Raises:
+        ValueError: if the frames are not uint8 (N, T, 3, H, W) with N, T >= 2 and H, W >= 4, or if
+            there is not one prompt and one seed per clip.
+    """
 
     frames: np.ndarray  # uint8 (N, T, 3, H, W), 0..255
     prompts: list[str]
     seeds: list[int]
     fps: float = 8.0
-    facts: Mapping[str, np.ndarray] = field(
-        default_factory=dict
-    )  # what is known exactly of their distribution, facts.npz
-    cache: Path | None = None  # folder for what networks make of these clips
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)  # facts.npz: exact moments
+    cache: Path | None = None  # folder for the features of these clips
 
     def __post_init__(self) -> None:
-        f = self.frames
-        if f.dtype != np.uint8:
+        shape = self.frames.shape
+        if self.frames.dtype != np.uint8:
             raise ValueError(
-                f"clips must be uint8 in 0..255; found {f.dtype}: a range of floats cannot be told for sure"
+                f"clips are {self.frames.dtype}; they must be uint8 in 0..255, "
+                "because the range of floats is ambiguous"
             )
-        if f.ndim != 5 or f.shape[2] != 3:
-            raise ValueError(f"clips must be (N, T, 3, H, W); found {f.shape}")
-        if not len(f) == len(self.prompts) == len(self.seeds):
+        if len(shape) != 5 or shape[2] != 3:
+            raise ValueError(f"clips must be (N, T, 3, H, W); found {shape}")
+        if not shape[0] == len(self.prompts) == len(self.seeds):
             raise ValueError(
-                f"{len(f)} clips with {len(self.prompts)} prompts and {len(self.seeds)} seeds"
+                f"{shape[0]} clips with {len(self.prompts)} prompts and {len(self.seeds)} seeds; "
+                "each clip needs one of both"
             )
-        if len(f) < 2:
-            raise ValueError(f"{len(f)} clips are too few to score: at least 2 are needed")
-        if f.shape[1] < 2:
-            raise ValueError(
-                f"clips of {f.shape[1]} frame are no video: at least 2 frames are needed"
-            )
-        if min(f.shape[3:]) < 4:
-            raise ValueError(
-                f"frames of {f.shape[3]}x{f.shape[4]} are no pictures: at least 4x4 are needed"
-            )
+        if shape[0] < 2:
+            raise ValueError(f"too few clips to score: {shape[0]}; at least 2 are needed")
+        if shape[1] < 2:
+            raise ValueError(f"clips have {shape[1]} frame; at least 2 are needed")
+        if min(shape[3:]) < 4:
+            raise ValueError(f"frames are {shape[3]}x{shape[4]}; at least 4x4 pixels are needed")
 
     @cached_property
     def digests(self) -> tuple[int, ...]:
         """`clip_digest` of each clip."""
-        return tuple(clip_digest(each) for each in self.frames)
+        return tuple(clip_digest(clip) for clip in self.frames)
 
     @cached_property
     def digest(self) -> str:
-        """What these frames are, whatever their captions (16 digits)."""
+        """16 hex digits that identify the frames, independent of prompts and seeds."""
         return hashlib.sha256(repr((self.frames.shape, self.digests)).encode()).hexdigest()[:16]
 
     @property
     def copies(self) -> int:
-        """How many clips are byte for byte another one."""
+        """Number of clips that repeat an earlier clip byte for byte."""
         return len(self.digests) - len(set(self.digests))
 
 
@@ -72,83 +73,110 @@ def clip_digest(frames: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a row of clips; `column` is where it stands in runs.csv."""
+    """One number for a set of clips. `column` is its name in metrics.jsonl and runs.csv."""
 
     column: str
     value: float
     title: str
     unit: str = ""
-    better: Literal["lower", "higher", "one"] | None = None  # "one": the nearer to 1
-    headline: bool = False  # stands in the table and the figures
-    per_clip: tuple[float, ...] | None = None
-    sd: float | None = None  # of sampling clips, where it is not that of a mean
-    extractor: str | None = None  # network or method and digest of its weights
-    note: str | None = None  # what a reader must know of the column
-    warnings: tuple[str, ...] = ()  # what makes this one value doubtful
+    better: Literal["lower", "higher", "one"] | None = None  # "one": closer to 1
+    headline: bool = False  # shown in tables and figures
+    per_clip: tuple[float, ...] | None = None  # (N,), where the value is their mean
+    sd: float | None = None  # sampling error over clips, where it is not that of a mean
+    extractor: str | None = None  # network or method, with the digest of its weights
+    note: str | None = None  # a caveat on the column
+    warnings: tuple[str, ...] = ()  # reasons to doubt this value
 
 
 @dataclass(frozen=True)
 class Evaluator(ABC):
-    """A metric. Subclasses are final frozen dataclasses, one a file."""
+    """A metric. Subclasses are final frozen dataclasses, one per file; their fields are settings.
 
-    paper: ClassVar[str]
-    version: ClassVar[int]  # raise it when the value changes for the same clips
+    Must define: `paper`, `version` and `scores`. May define: fields with defaults, which a user
+    sets by `--set NAME.FIELD=VALUE`, and `reason_to_skip`. A complete evaluator:
+
+        @dataclass(frozen=True)
+        class Brightness(Evaluator):
+            paper: ClassVar[str] = "none"
+            version: ClassVar[int] = 1
+
+            def scores(self, clips, references):
+                brightness = clips.frames.mean((1, 2, 3, 4))  # one value per clip
+                return [mean_score("brightness", brightness, "brightness")]
+
+    Save it as eval/brightness.py, or pass `--evaluators path/to/file.py:Brightness`.
+    """
+
+    paper: ClassVar[str]  # arXiv number or another source of the metric
+    version: ClassVar[int]  # raise it when the values change for the same clips
 
     def reason_to_skip(self, clips: Clips) -> str | None:
-        """Why these clips cannot be scored, or None."""
+        """Reason why these clips cannot be scored, or None; asked before any score is computed."""
         return None
 
     @abstractmethod
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
-        """The scores of the clips against the rows of `distill_bench.sample.references.references` that there are.
+        """Score the clips. Return no score if a needed reference is absent.
 
-        `teacher` has the same prompts and seeds, `teacher_other` the same prompts and other seeds, `data` and `data_other` are
-        rendered or filmed. A reference is read from disk when it is first asked for.
+        Args:
+            references: reference clips by kind; any may be absent. `teacher` has the prompts and
+                seeds of the clips, `teacher_other` their prompts and other seeds, `data` and
+                `data_other` are real clips. A reference is read from disk on first access.
+
+        Raises:
+            ValueError: if the clips or a reference are unfit; the message is shown to the user.
         """
 
 
-def same_frames(clips: Clips, reference: Clips, key: str) -> None:
-    """ValueError where clips and a reference differ in frames, size or rate."""
+def require_same_frames(clips: Clips, reference: Clips, kind: str) -> None:
+    """Raise ValueError if clips and the reference `kind` differ in frame count, size or rate."""
     if reference.frames.shape[1:] != clips.frames.shape[1:]:
-        found, expected = (
-            f"{t} frames of {h}x{w}"
-            for t, _, h, w in (reference.frames.shape[1:], clips.frames.shape[1:])
-        )
+        sizes = [
+            f"{frames} frames of {height}x{width}"
+            for frames, _, height, width in (reference.frames.shape[1:], clips.frames.shape[1:])
+        ]
         raise ValueError(
-            f"the {key} reference has {found}, the clips have {expected}: they must be alike"
+            f"the {kind} reference has {sizes[0]}, the clips have {sizes[1]}; they must agree"
         )
-    if abs(reference.fps - clips.fps) > 0.1 * clips.fps:  # a gif rounds its times
+    if abs(reference.fps - clips.fps) > 0.1 * clips.fps:  # gif files round their frame times
         raise ValueError(
-            f"the {key} reference plays at {reference.fps:g} frames a second, the clips at {clips.fps:g}: they must be alike "
-            "(fps in manifest.jsonl says so where a file does not)"
+            f"the {kind} reference plays at {reference.fps:g} frames per second, the clips at "
+            f"{clips.fps:g}; they must agree (if a file states a wrong rate, give fps in "
+            "manifest.jsonl)"
         )
 
 
-def in_order_of(reference: Clips, clips: Clips) -> list[int] | None:
-    """Indices that bring clips into the reference's order by prompt and seed; None where the prompts are not known to be its own.
+def order_to_match(reference: Clips, clips: Clips) -> list[int] | None:
+    """Indices that reorder `clips` to match `reference` by (prompt, seed).
 
-    Sets have no order, pairs have: clips that stand in the reference's already, as the harness's do, stay as they are.
+    None if the prompts are unknown or differ. Clips are paired by their rank in sorted order, so
+    clips in the order of the reference stay in place even if the seeds differ.
     """
     if not all(clips.prompts) or sorted(clips.prompts) != sorted(reference.prompts):
         return None
-    keys = [list(zip(each.prompts, each.seeds, strict=True)) for each in (reference, clips)]
-    theirs, mine = (sorted(range(len(key)), key=key.__getitem__) for key in keys)
-    return [i for _, i in sorted(zip(theirs, mine, strict=True))]
+    sorted_reference, sorted_clips = (
+        sorted(range(len(keys)), key=keys.__getitem__)
+        for keys in (_prompts_and_seeds(reference), _prompts_and_seeds(clips))
+    )
+    return [index for _, index in sorted(zip(sorted_reference, sorted_clips, strict=True))]
 
 
-def unpaired(clips: Clips, reference: Clips) -> tuple[str, ...]:
-    """A warning for ratios of means where the clips are not of the reference's prompts and seeds, in whatever order."""
+def pairing_warnings(clips: Clips, reference: Clips) -> tuple[str, ...]:
+    """Warnings for a ratio of means between sets that differ in prompts or seeds, in any order."""
     if not all(clips.prompts):
-        return ("the clips have no captions: whether the ratio is paired is not known",)
+        return ("the clips have no captions: it is unknown whether the ratio is paired",)
     if sorted(clips.prompts) != sorted(reference.prompts):
         return ("the prompts are not the reference's: the ratio is not paired",)
-    mine, theirs = (
-        sorted(zip(each.prompts, each.seeds, strict=True)) for each in (clips, reference)
-    )
-    return ("the seeds are not the reference's",) if mine != theirs else ()
+    if sorted(_prompts_and_seeds(clips)) != sorted(_prompts_and_seeds(reference)):
+        return ("the seeds are not the reference's",)
+    return ()
 
 
-def mean_score(column: str, values: np.ndarray, title: str, **more) -> Score:
-    """The mean of one value a clip as a Score."""
+def _prompts_and_seeds(clips: Clips) -> list[tuple[str, int]]:
+    return list(zip(clips.prompts, clips.seeds, strict=True))
+
+
+def mean_score(column: str, values: np.ndarray, title: str, **fields) -> Score:
+    """Score of the mean of `values`, one per clip (N,); `fields` are further fields of `Score`."""
     values = np.asarray(values, np.float64)
-    return Score(column, float(values.mean()), title, per_clip=tuple(values.tolist()), **more)
+    return Score(column, float(values.mean()), title, per_clip=tuple(values.tolist()), **fields)

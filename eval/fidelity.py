@@ -1,4 +1,4 @@
-"""Fidelity of the picture: saturation, contrast and sharpness against the teacher's clips, where guidance shows first."""
+"""Saturation, contrast and sharpness of the frames against those of the teacher's clips."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,59 +6,58 @@ from typing import ClassVar
 
 import numpy as np
 
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score, same_frames, unpaired
+from distill_bench.evaluator import (
+    Clips,
+    Evaluator,
+    Score,
+    mean_score,
+    pairing_warnings,
+    require_same_frames,
+)
 
 
 @dataclass(frozen=True)
 class Fidelity(Evaluator):
-    """Colourfulness, contrast and sharpness of the frames over the teacher's; 1 is right.
+    """Saturation, contrast and sharpness of the frames, and over the teacher's; 1 is right.
 
-    Distribution matching with much guidance drives saturation and contrast up, a collapsing student loses or explodes both,
-    and regression blurs. Plain statistics of pixels: no network to mistrust.
+    Distribution matching with strong guidance raises saturation and contrast, a collapsing student
+    loses or inflates both, and regression blurs. These are pixel statistics: no network is
+    involved.
     """
 
     paper: ClassVar[str] = "arXiv:2404.04465"
     version: ClassVar[int] = 1
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
-        mine = statistics(clips.frames)
-        result = [
-            mean_score(name, values, title, unit="of 255")
-            for (name, title), values in zip(TITLES, mine, strict=True)
+        statistics = frame_statistics(clips.frames)
+        scores = [
+            mean_score(name, values, name, unit="of 255") for name, values in statistics.items()
         ]
-        if "teacher" in references:
-            teacher = references["teacher"]
-            same_frames(clips, teacher, "teacher")
-            for (name, title), values, theirs in zip(
-                TITLES, mine, statistics(teacher.frames), strict=True
-            ):
-                if not theirs.mean() > 0:
-                    raise ValueError(
-                        f"the {name} of the teacher reference is 0: there is no ratio to it"
-                    )
-                about = {"better": "one", "warnings": unpaired(clips, teacher)}
-                result.append(
-                    mean_score(
-                        f"{name}_ratio", values / theirs.mean(), f"{title} / teacher's", **about
-                    )
-                )
-        return result
+        if "teacher" not in references:
+            return scores
+        teacher = references["teacher"]
+        require_same_frames(clips, teacher, "teacher")
+        warnings = pairing_warnings(clips, teacher)
+        for name, teacher_values in frame_statistics(teacher.frames).items():
+            if not teacher_values.mean() > 0:
+                raise ValueError(f"the {name} of the teacher reference is 0: no ratio to it exists")
+            ratio = statistics[name] / teacher_values.mean()
+            title = f"{name} / teacher's"
+            scores.append(
+                mean_score(f"{name}_ratio", ratio, title, better="one", warnings=warnings)
+            )
+        return scores
 
 
-TITLES = (("saturation", "saturation"), ("contrast", "contrast"), ("sharpness", "sharpness"))
+def frame_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of clips uint8 (N, T, 3, H, W), each (N,), in units of 255.
 
-
-def statistics(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of clips (N, T, 3, H, W) uint8, (N,) each, of 255.
-
-    Mean of largest minus smallest channel; standard deviation of the brightness over the pixels of a frame; mean absolute
-    Laplacian of the brightness.
+    saturation: mean of the largest minus the smallest channel. contrast: standard deviation of the
+    brightness over the pixels of a frame. sharpness: mean absolute Laplacian of the brightness.
     """
-    found = []
-    for each in frames:
-        clip = each.astype(
-            np.float32
-        )  # one at a time: all of a folder would take four times its memory
+    rows = []
+    for clip in frames:  # one at a time: float32 takes four times the memory of uint8
+        clip = clip.astype(np.float32)
         grey = clip.mean(1)
         laplacian = (
             4 * grey[:, 1:-1, 1:-1]
@@ -68,6 +67,6 @@ def statistics(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             - grey[:, 1:-1, 2:]
         )
         saturation = (clip.max(1) - clip.min(1)).mean()
-        found.append((saturation, grey.std((1, 2)).mean(), np.abs(laplacian).mean()))
-    saturation, contrast, sharpness = np.array(found, np.float64).T
-    return saturation, contrast, sharpness
+        rows.append((saturation, grey.std((1, 2)).mean(), np.abs(laplacian).mean()))
+    saturation, contrast, sharpness = np.array(rows, np.float64).T
+    return {"saturation": saturation, "contrast": contrast, "sharpness": sharpness}

@@ -18,14 +18,15 @@ from distill_bench.evaluator import Clips
 from distill_bench.networks.ranks import gather, group_ranks, on_first_rank
 from distill_bench.store.files import first_line, write_bytes
 
-# clips a forward, and values of frames, which cuts that of large clips; fixed, so that no bit depends on them nor on the ranks
+# clips a forward, and values of frames, which cuts that of large clips; fixed, so that no bit
+# depends on them nor on the ranks
 BATCH, VALUES = 32, 2**26
 
 
 CACHE_VERSION = 2  # of the code between frames and features that no id names
 
 
-def refuse_seen(seen: frozenset[int], clips: Clips, name: str, why: str) -> None:
+def refuse_training_clips(seen: frozenset[int], clips: Clips, name: str, why: str) -> None:
     """ValueError for clips that a network was trained on."""
     known = len(seen.intersection(clips.digests))
     if known:

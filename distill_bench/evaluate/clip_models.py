@@ -1,4 +1,4 @@
-"""TODO: evaluate.clip_models."""
+"""CLIP models for the CLIP score: the two that ship with the package, and any of open_clip."""
 
 import hashlib
 import logging
@@ -11,44 +11,46 @@ import torch
 from torch import Tensor, nn
 
 from distill_bench.evaluate import encoders
-from distill_bench.evaluate.cache import batched, cached, refuse_seen
+from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
 from distill_bench.evaluator import Clips
 from distill_bench.store.files import first_line, sha256
 
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A frozen CLIP; `embed` and `embed_text` give unit vectors."""
+    """A frozen CLIP of frames or, if `whole`, of clips. Embeddings are unit vectors."""
 
     id: str
-    embed: Callable[
-        [Tensor], Tensor
-    ]  # uint8 frames (B, 3, H, W), or clips (B, T, 3, H, W) where `whole` -> (B, d)
+    embed: Callable[[Tensor], Tensor]  # uint8 (B, 3, H, W), or (B, T, 3, H, W) if whole -> (B, d)
     embed_text: Callable[[Tensor], Tensor]  # tokens (B, L) -> (B, d)
-    tokenize: Callable[[list[str]], Tensor]
-    whole: bool = False  # sees clips, not single frames
-    seen: frozenset[int] = frozenset()  # digests of the clips that it was trained on
+    tokenize: Callable[[list[str]], Tensor]  # -> (B, L)
+    whole: bool = False
+    seen: frozenset[int] = frozenset()  # digests of its training clips
 
     def similarities(self, clips: Clips) -> tuple[Tensor, Tensor]:
-        """100 times the cosine of every clip with every distinct caption, (N, captions), frames averaged; each clip's caption.
+        """100 times the cosine of every clip with every distinct caption, and each clip's caption.
 
-        Captions of equal tokens are one: a model that drops words is not asked to tell what it cannot read.
+        Captions with equal tokens count as one, so a model that drops words is not asked to tell
+        them apart.
+
+        Returns:
+            Cosines (N, captions), averaged over frames, and the index (N,) of each clip's caption.
 
         Raises:
-            ValueError: if the clips were in its training, or its cosines are no numbers.
+            ValueError: if the model was trained on one of the clips, or its cosines are not finite.
         """
-        refuse_seen(self.seen, clips, self.id, "their scores mean nothing")
-        kinds, kind = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
+        refuse_training_clips(self.seen, clips, self.id, "their scores mean nothing")
+        captions, own = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
         with torch.no_grad():
-            text = self.embed_text(kinds).float()
-        image = cached(
-            f"{self.id}-embedding", clips, lambda: batched(self._embedded, clips.frames, self.id)
-        )
-        cosine = 100 * (image @ text.T)
-        cosine = cosine if self.whole else cosine.mean(1)
-        if not cosine.isfinite().all():
+            text = self.embed_text(captions).float()
+        key = f"{self.id}-embedding"
+        image = cached(key, clips, lambda: batched(self._embedded, clips.frames, self.id))
+        cosines = 100 * (image @ text.T)
+        if not self.whole:
+            cosines = cosines.mean(1)
+        if not cosines.isfinite().all():
             raise ValueError(f"{self.id} gave cosines that are not finite")
-        return cosine, kind
+        return cosines, own
 
     def _embedded(self, frames: Tensor) -> Tensor:
         if self.whole:
@@ -58,15 +60,11 @@ class ClipModel:
 
 @cache
 def indomain_clip(whole: bool) -> ClipModel:
-    """The shipped CLIP of single frames, which ignores words that no frame shows, or of whole clips."""
-    name, words = (
-        (encoders.VIDEO_CLIP, encoders.CLIP_WORDS)
-        if whole
-        else (encoders.FRAME_CLIP, encoders.FRAME_WORDS)
-    )
-    model, digest, seen = encoders.load_encoder(
-        encoders.video_clip() if whole else encoders.frame_clip(), name
-    )
+    """Shipped CLIP of whole clips, or of single frames, which ignores words that no frame shows."""
+    name, words, make = encoders.FRAME_CLIP, encoders.FRAME_WORDS, encoders.frame_clip
+    if whole:
+        name, words, make = encoders.VIDEO_CLIP, encoders.CLIP_WORDS, encoders.video_clip
+    model, digest, seen = encoders.load_encoder(make(), name)
 
     def embed(images: Tensor) -> Tensor:
         x = encoders.scaled(images)
@@ -84,63 +82,65 @@ def indomain_clip(whole: bool) -> ClipModel:
 
 @cache
 def open_clip_model(spec: str) -> ClipModel:
-    """A CLIP of open_clip: `local-dir:/folder`, `MODEL:TAG` or `MODEL:/weights/file`; without weights it is an error.
+    """CLIP of open_clip: `local-dir:/folder`, `MODEL:TAG` or `MODEL:/weights/file`.
 
-    Weights by file come with no metadata: OpenAI's need a `-quickgelu` model.
+    A weights file carries no configuration: OpenAI's weights need a `-quickgelu` model.
+
+    Raises:
+        ValueError: if the model or its weights cannot be loaded; a random model never scores.
     """
-    import open_clip
-
     name, _, weights = spec.partition(":")
-    logging.disable(logging.ERROR)  # what open_clip has to say is said below, in one line
+    logging.disable(logging.ERROR)  # open_clip logs what the error below says
     try:
-        if name == "local-dir":
-            folder = Path(weights)
-            files = sorted(
-                p
-                for p in folder.glob("open_clip_*")
-                if p.suffix in {".safetensors", ".bin", ".pt", ".pth"}
-            )
-            if not (folder / "open_clip_config.json").is_file() or not files:
-                raise ValueError("it needs open_clip_config.json and open_clip_model.safetensors")
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                spec, require_pretrained=True
-            )
-            tokenizer = open_clip.get_tokenizer(spec)
-            digest = hashlib.sha256(
-                (_state_digest(model) + sha256(folder / "open_clip_config.json")).encode()
-            ).hexdigest()
-        else:
-            if not weights:
-                raise ValueError(
-                    "weights are missing: write MODEL:TAG, MODEL:/weights/file or local-dir:/folder"
-                )
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=weights, require_pretrained=True
-            )
-            tokenizer = open_clip.get_tokenizer(name)
-            digest = _state_digest(model)
-    except (
-        Exception
-    ) as error:  # torch answers a file that is none of its own with errors of many kinds
+        load = _load_folder if name == "local-dir" else _load_named
+        model, preprocess, tokenizer, digest = load(name, weights)
+    except Exception as error:  # torch raises many kinds of error for a foreign file
         raise ValueError(f"no CLIP at {spec!r}: {first_line(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
     model.eval().requires_grad_(False)
 
     def embed(frames: Tensor) -> Tensor:
-        from torchvision.transforms.functional import to_pil_image
+        from torchvision.transforms.functional import to_pil_image  # slow to import
 
-        return model.encode_image(
-            torch.stack([preprocess(to_pil_image(f)) for f in frames]), normalize=True
-        )
+        images = torch.stack([preprocess(to_pil_image(frame)) for frame in frames])
+        return model.encode_image(images, normalize=True)
 
     label = Path(weights).name if name == "local-dir" else f"{name}-{Path(weights).stem}"
     return ClipModel(
         f"open_clip-{label}#{digest[:8]}",
         embed,
-        lambda t: model.encode_text(t, normalize=True),
+        lambda tokens: model.encode_text(tokens, normalize=True),
         tokenizer,
     )
+
+
+def _load_folder(name: str, weights: str) -> tuple[nn.Module, Callable, Callable, str]:
+    import open_clip  # slow to import
+
+    folder = Path(weights)
+    config = folder / "open_clip_config.json"
+    suffixes = {".safetensors", ".bin", ".pt", ".pth"}
+    has_weights = any(path.suffix in suffixes for path in folder.glob("open_clip_*"))
+    if not config.is_file() or not has_weights:
+        raise ValueError("it needs open_clip_config.json and open_clip_model.safetensors")
+    spec = f"{name}:{weights}"
+    model, _, preprocess = open_clip.create_model_and_transforms(spec, require_pretrained=True)
+    digest = hashlib.sha256((_state_digest(model) + sha256(config)).encode()).hexdigest()
+    return model, preprocess, open_clip.get_tokenizer(spec), digest
+
+
+def _load_named(name: str, weights: str) -> tuple[nn.Module, Callable, Callable, str]:
+    import open_clip  # slow to import
+
+    if not weights:
+        raise ValueError(
+            "weights are missing; write MODEL:TAG, MODEL:/weights/file or local-dir:/folder"
+        )
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        name, pretrained=weights, require_pretrained=True
+    )
+    return model, preprocess, open_clip.get_tokenizer(name), _state_digest(model)
 
 
 def _state_digest(model: nn.Module) -> str:

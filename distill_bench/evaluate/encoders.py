@@ -1,11 +1,8 @@
-"""The shipped networks that look at clips of the embedded domain, and their training: minutes on one core.
+"""Networks shipped for the embedded domain: a clip classifier, a CLIP of frames, a CLIP of clips.
 
-    distill-bench pretrain --encoders
-
-trains a (2+1)D classifier, whose penultimate layer is a feature, and two CLIPs of open_clip's own class: of single frames and of
-whole clips. Weights are float16 safetensors with a card; with them lie the digests of every clip that they have seen, so that
-none of those is taken for a reference. Reversed clips with the motion's own direction as label are half of what the networks of
-clips see: without them they would read the direction off the nose, which a single frame shows.
+`distill-bench pretrain --encoders` trains them in minutes on one core (`pretrain/fit_encoders.py`).
+Their files are float16 safetensors, each with a card, and hold the digests of all training clips,
+so that a training clip is never scored or used as a reference.
 """
 
 import re
@@ -21,35 +18,30 @@ from distill_bench.domain import shapes
 from distill_bench.store.files import sha256
 
 FOLDER = ASSETS / "features"
+CLASSIFIER = "indomain-r2p1-cls"
+FRAME_CLIP = "indomain-frameclip"
+VIDEO_CLIP = "indomain-videoclip"
 
+DIM = 32  # features of the classifier; a protocol's 256 clips are more than 5 per feature
+CONTEXT = 12  # tokens per caption
 
-CLASSIFIER, FRAME_CLIP, VIDEO_CLIP = "indomain-r2p1-cls", "indomain-frameclip", "indomain-videoclip"
-
-
-DIM = 32  # of the classifier's feature: 5 d is below the 256 clips of a protocol
-
-
-HEADS = {
+HEADS = {  # classes of each head of the classifier
     "colour": list(shapes.COLOURS),
     "shape": list(shapes.SHAPES),
     "speed": list(shapes.SPEEDS),
-    "heading": list(shapes.DIRECTIONS),  # where the nose is
-    "course": [*shapes.DIRECTIONS, "none"],  # where the body goes
+    "heading": list(shapes.DIRECTIONS),  # direction of the nose
+    "course": [*shapes.DIRECTIONS, "none"],  # direction of the motion
 }
-
-
 CLIP_WORDS = sorted({word for a in shapes.all_attributes() for word in shapes.caption(a).split()})
-
-
-# what one frame can show: captions that differ in other words (the speed) are one caption to a frame
+# words that one frame can show; captions that differ in other words (speed) are equal for a frame
 FRAME_WORDS = [*shapes.COLOURS, *shapes.SHAPES, *shapes.DIRECTIONS]
 
 
-CONTEXT = 12  # tokens of a caption
-
-
 class R2P1(nn.Module):
-    """(2+1)D convolutions (Tran et al., 2018) and a linear layer on their mean: (B, 3, T, H, W) in [-1, 1] -> (B, dim)."""
+    """(2+1)D convolutions (Tran et al., 2018) and a linear layer on their mean over T, H and W.
+
+    (B, 3, T, H, W) in [-1, 1] -> (B, dim).
+    """
 
     def __init__(
         self,
@@ -62,37 +54,32 @@ class R2P1(nn.Module):
         before = 3
         for width in widths:
             size = 5 if before == 3 else 3
-            layers += [
-                nn.Conv3d(before, width, (1, size, size), (1, 2, 2), (0, size // 2, size // 2)),
-                norm(width),
-                nn.ReLU(),
-            ]
-            layers += [
-                nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)),
-                norm(width),
-                nn.ReLU(),
-            ]
+            padding = (0, size // 2, size // 2)
+            spatial = nn.Conv3d(before, width, (1, size, size), (1, 2, 2), padding)
+            temporal = nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0))
+            layers += [spatial, norm(width), nn.ReLU(), temporal, norm(width), nn.ReLU()]
             before = width
-        self.body, self.out = nn.Sequential(*layers), nn.Linear(before, dim)
+        self.body = nn.Sequential(*layers)
+        self.out = nn.Linear(before, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.body(x).mean((2, 3, 4)))
 
 
 class Classifier(nn.Module):
-    """What a clip shows, from features (B, DIM): one linear head an attribute."""
+    """Attributes of a clip: one linear head per attribute on features (B, DIM)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.features = R2P1(DIM)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(DIM, len(values)) for name, values in HEADS.items()}
+            {name: nn.Linear(DIM, len(classes)) for name, classes in HEADS.items()}
         )
         self.register_buffer("mean", torch.zeros(DIM))
         self.register_buffer("std", torch.ones(DIM))
 
     def standard_features(self, x: Tensor) -> Tensor:
-        """Features of mean 0 and standard deviation 1 over the training clips: no dimension outweighs the others."""
+        """Features standardised over the training clips, so that no dimension dominates."""
         return (self.features(x) - self.mean) / self.std
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -101,37 +88,49 @@ class Classifier(nn.Module):
 
 
 class FrameTower(nn.Module):
-    """The visual tower of the frame CLIP: frames (B, 3, 32, 32) in [-1, 1] -> (B, dim)."""
+    """Visual tower of the frame CLIP: frames (B, 3, 32, 32) in [-1, 1] -> (B, dim)."""
 
     def __init__(self, dim: int, widths: tuple[int, ...] = (24, 48, 64, 96)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
         for i, width in enumerate(widths):
+            stride = 1 if i == 0 else 2
             layers += [
-                nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1),
+                nn.Conv2d(before, width, 3, stride, 1),
                 nn.GroupNorm(8, width),
                 nn.ReLU(),
             ]
             before = width
-        self.body, self.out = nn.Sequential(*layers), nn.Linear(before, dim)
+        self.body = nn.Sequential(*layers)
+        self.out = nn.Linear(before, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.body(x).mean((2, 3)))
 
 
-def clip_of(tower: Callable[[int], nn.Module], words: list[str]) -> nn.Module:
-    """open_clip's own CLIP with a vocabulary of a few words and a small visual tower, untrained."""
-    import open_clip
+def frame_clip() -> nn.Module:
+    """Untrained CLIP of single frames."""
+    return _small_clip(FrameTower, FRAME_WORDS)
+
+
+def video_clip() -> nn.Module:
+    """Untrained CLIP of whole clips."""
+    return _small_clip(R2P1, CLIP_WORDS)
+
+
+def _small_clip(tower: Callable[[int], nn.Module], words: list[str]) -> nn.Module:
+    """open_clip's own CLIP class with a small vocabulary and visual tower."""
+    import open_clip  # slow to import
 
     dim = 64
-    vision = {
+    placeholder = {  # replaced by the tower
         "layers": 1,
         "width": 64,
         "head_width": 64,
         "patch_size": 16,
         "image_size": 32,
-    }  # replaced by the tower
+    }
     text = {
         "context_length": CONTEXT,
         "vocab_size": len(words) + 2,
@@ -139,48 +138,36 @@ def clip_of(tower: Callable[[int], nn.Module], words: list[str]) -> nn.Module:
         "heads": 2,
         "layers": 2,
     }
-    model = open_clip.CLIP(embed_dim=dim, vision_cfg=vision, text_cfg=text)
+    model = open_clip.CLIP(embed_dim=dim, vision_cfg=placeholder, text_cfg=text)
     model.visual = tower(dim)
     return model
 
 
-def frame_clip() -> nn.Module:
-    """The CLIP of single frames, untrained."""
-    return clip_of(FrameTower, FRAME_WORDS)
-
-
-def video_clip() -> nn.Module:
-    """The CLIP of whole clips, untrained."""
-    return clip_of(R2P1, CLIP_WORDS)
-
-
 def tokenize(prompts: list[str], words: list[str]) -> Tensor:
-    """Tokens (B, CONTEXT) of the known words, closed by the largest id, where open_clip pools."""
+    """Tokens (B, CONTEXT) of the known words, ending in the largest id, where open_clip pools."""
+    index = {word: i + 1 for i, word in enumerate(words)}
     tokens = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for row, prompt in zip(tokens, prompts, strict=True):
-        ids = [words.index(w) + 1 for w in re.findall(r"[a-z]+", prompt.lower()) if w in words][
-            : CONTEXT - 1
-        ]
-        row[: len(ids) + 1] = torch.tensor([*ids, len(words) + 1])
+        ids = [index[word] for word in re.findall(r"[a-z]+", prompt.lower()) if word in index]
+        ids = [*ids[: CONTEXT - 1], len(words) + 1]
+        row[: len(ids)] = torch.tensor(ids)
     return tokens
 
 
 def scaled(frames: Tensor) -> Tensor:
-    """uint8 to float in [-1, 1]."""
+    """Convert uint8 frames to float32 in [-1, 1]."""
     if frames.dtype != torch.uint8:
-        raise ValueError(f"clips must be uint8 in 0..255; found {frames.dtype}")
-    return (
-        frames.float().div_(127.5).sub_(1)
-    )  # in place: as long as a clip is moved about no network runs
+        raise ValueError(f"clips are {frames.dtype}; they must be uint8 in 0..255")
+    return frames.float().div_(127.5).sub_(1)  # in place: copies of clips are slow
 
 
 def load_encoder(
     net: nn.Module, name: str, folder: Path = FOLDER
 ) -> tuple[nn.Module, str, frozenset[int]]:
-    """`net` with the shipped weights, their sha256, and the digests of the clips that it was trained on."""
+    """Load weights into `net`; return it with the file's sha256 and its training clips' digests."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
-        raise ValueError(f"no weights at {path}: train them with distill-bench pretrain --encoders")
+        raise ValueError(f"no weights at {path}; train them by distill-bench pretrain --encoders")
     state = load_file(path)
     seen = frozenset(state.pop("trained_on").tolist())
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from distill_bench.evaluator import Clips, Evaluator, Score, same_frames
+from distill_bench.evaluator import Clips, Evaluator, Score, require_same_frames
 from distill_bench.networks.ranks import group_ranks, on_first_rank
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
@@ -81,7 +81,7 @@ def evaluate(
     # all that can be known to be wrong is said before the first of them works for hours
     for key in REFERENCES:
         if key in against:
-            same_frames(clips, against[key], key)
+            require_same_frames(clips, against[key], key)
     _refuse_mixture(out, on_first_rank(lambda: _read(out)), names, protocol, under)
     if (why := on_first_rank(lambda: unwritable(out.parent))) is not None:
         raise ValueError(f"cannot write {out}: {why}; name another file by --out")

@@ -10,9 +10,9 @@ import torch
 from distill_bench.eval.clip_score import BLIND, CLIPScore
 
 from distill_bench.domain import controls
-from distill_bench.evaluate import encoders
 from distill_bench.evaluate.clip_models import indomain_clip, open_clip_model
 from distill_bench.evaluator import Clips
+from distill_bench.pretrain import fit_encoders
 
 
 def clips(count: int = 72, first: int = 0) -> Clips:
@@ -25,7 +25,7 @@ def scores(some: Clips, **settings) -> dict[str, object]:
 
 
 def test_every_caption_is_retrieved_on_held_out_clips():
-    found = scores(clips(108, encoders.HELD_OUT_KEYS + 20_000))
+    found = scores(clips(108, fit_encoders.HELD_OUT_KEYS + 20_000))
     assert found["clip_r1"].value > 0.99 and found["clip_video_r1"].value > 0.99
     assert found["clip_score"].value > 90 and found["clip_video"].value > 90
     assert found["clip_score"].headline and not found["clip_video"].headline

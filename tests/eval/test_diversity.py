@@ -7,7 +7,7 @@ import pytest
 import torch
 from distill_bench.eval.attributes import AttributeAccuracy, histogram_distance
 from distill_bench.eval.diversity import Diversity, recall_and_coverage, same_prompt_spread
-from distill_bench.eval.fidelity import Fidelity, statistics
+from distill_bench.eval.fidelity import Fidelity, frame_statistics
 
 from distill_bench.domain import controls, shapes
 from distill_bench.evaluator import Clips
@@ -116,7 +116,7 @@ def test_saturation_contrast_and_sharpness_are_those_of_a_pattern():
     """Vertical stripes of black and red: the largest less the smallest channel is 255 on half of the pixels."""
     stripes = np.zeros((2, 2, 3, 8, 8), np.uint8)
     stripes[:, :, 0, :, ::2] = 255
-    saturation, contrast, sharpness = statistics(stripes)
+    saturation, contrast, sharpness = frame_statistics(stripes).values()
     assert saturation.tolist() == [127.5, 127.5]
     assert contrast == pytest.approx([42.5, 42.5])
     assert sharpness == pytest.approx([170, 170])

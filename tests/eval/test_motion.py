@@ -2,26 +2,22 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from distill_bench.eval import motion as module
-from distill_bench.eval.motion import (
-    Motion,
-    disc,
-    dynamic_degree,
-    farneback_speed,
-    motion,
-    noise_floor,
-    normal_speed,
-    raft_speed,
-    ratio_by_clip,
-    texture,
-)
+from distill_bench.eval import motion as motion_module
+from distill_bench.eval.motion import Motion, dynamic_degree, motion, noise_floor, ratio_by_clip
 
 from distill_bench.domain import controls, shapes
+from distill_bench.evaluate.optical_flow import farneback_speed, normal_speed, raft_speed
 from distill_bench.evaluator import Clips
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import calibration  # noqa: E402
+from calibration import disc, texture  # noqa: E402
 
 
 def clips(count: int = 24, first: int = 0, pace: float = 1.0) -> Clips:
@@ -29,47 +25,44 @@ def clips(count: int = 24, first: int = 0, pace: float = 1.0) -> Clips:
     return Clips(frames, prompts, list(range(first, first + count)))
 
 
-def by_column(scores) -> dict[str, object]:
-    return {score.column: score for score in scores}
+def by_column(sample: Clips, teacher: Clips | None = None) -> dict[str, object]:
+    references = {} if teacher is None else {"teacher": teacher}
+    return {score.column: score for score in Motion().scores(sample, references)}
 
 
-@pytest.mark.parametrize("sd, most", [(0.0, 0.09), (0.02, 0.09), (0.05, 0.14)])
-def test_normal_flow_reads_the_speed_of_shapes_within_its_stated_errors(sd, most):
-    """Mean absolute percentage error of the fastest 5 % on flat shapes of 32x32, clean and under noise."""
+@pytest.mark.parametrize("sd, largest", [(0.0, 0.09), (0.02, 0.09), (0.05, 0.14)])
+def test_normal_flow_reads_the_speed_of_shapes_within_its_stated_errors(sd, largest):
+    """Mean absolute relative error of the fastest 5 % on 32x32 shapes, clean and under noise."""
     fast = [a for a in shapes.all_attributes() if a.speed == "fast"][::6]
     true, read = [], []
     for speed in (0.25, 0.5, 1.0, 2.0):
         frames = np.stack(
             [shapes.render(a, i, speed / shapes.SPEEDS["fast"]) for i, a in enumerate(fast)]
         )
+        if sd:
+            frames = controls.noisy(frames, 0, sd)
         true += [speed] * len(frames)
-        read += (
-            motion(controls.noisy(frames, 0, sd) if sd else frames, normal_speed)[0]
-            .mean(1)
-            .tolist()
-        )
+        read += motion(frames, normal_speed)[0].mean(1).tolist()
     true, read = np.array(true), np.array(read)
-    assert np.mean(abs(read - true) / true) < most
+    assert np.mean(abs(read - true) / true) < largest
     assert np.corrcoef(true, read)[0, 1] > 0.98
     assert 0.85 < (true * read).sum() / (true**2).sum() < 1.15
 
 
 @pytest.mark.parametrize("size, radius", [(32, 4), (64, 4), (64, 8), (64, 16)])
-def test_what_a_body_reads_low_cancels_in_a_ratio(size, radius):
-    """Discs read up to 72 % low; at half and double the speed they read half and double within a tenth."""
+def test_the_low_reading_of_small_bodies_cancels_in_a_ratio(size, radius):
+    """Discs read up to 72 % low. At half and double speed they read half and double within 10 %."""
     half, one, double = (
-        motion(disc(size, size, radius, v, 0.4)[None], normal_speed)[0].mean()
-        for v in (0.5, 1.0, 2.0)
+        motion(disc(size, size, radius, speed, 0.4)[None], normal_speed)[0].mean()
+        for speed in (0.5, 1.0, 2.0)
     )
     assert one < 0.85
     assert half / one == pytest.approx(0.5, rel=0.1) and double / one == pytest.approx(2, rel=0.1)
 
 
-def test_the_readme_says_the_errors_of_the_calibration():
-    text, stored = (
-        (module.CALIBRATION.parent / "README.md").read_text(),
-        json.loads(module.CALIBRATION.read_text()),
-    )
+def test_the_readme_states_the_errors_of_the_calibration():
+    text = (calibration.FLOW_FILE.parent / "README.md").read_text()
+    stored = json.loads(calibration.FLOW_FILE.read_text())
     small, limit, large = stored["normal-flow"], stored["normal-flow-64"], stored["farneback-half"]
     errors = small["moving_shapes"]["error_by_noise"]
     rows = {
@@ -83,15 +76,32 @@ def test_the_readme_says_the_errors_of_the_calibration():
         "discs of radius 30, 60 and 120, of 480x832 (Farneback)": large["discs_error"],
     }
     for name, error in rows.items():
-        assert (
-            f"| {name} | {100 * error['mean']:.0f} % | {100 * error['largest']:.0f} % |" in text
-        ), name
+        mean, largest = 100 * error["mean"], 100 * error["largest"]
+        assert f"| {name} | {mean:.0f} % | {largest:.0f} % |" in text, name
 
 
-def test_a_still_clip_scores_zero_and_reads_under_its_floor():
-    some = clips()
-    still = dataclasses.replace(some, frames=controls.frozen(some.frames))
-    scores = by_column(Motion().scores(still, {"teacher": some}))
+def test_the_stored_calibration_is_reproducible():
+    stored = json.loads(calibration.FLOW_FILE.read_text())
+    shape_rows = stored["normal-flow"]["moving_shapes"]
+    assert shape_rows == calibration.shape_calibration(normal_speed)
+    for name, size in (("normal-flow", 32), ("normal-flow-64", 64)):
+        again = calibration.flow_calibration(normal_speed, (size, size))
+        for kind in ("textures", "discs"):
+            read = [row["top"] for row in stored[name][kind]]
+            expected = [row["top"] for row in again[kind]]
+            assert read == pytest.approx(expected, abs=2e-3), (name, kind)
+            moving = [row for row in stored[name][kind] if row["true"]]
+            assert stored[name][f"{kind}_error"] == calibration.relative_error(moving)
+    assert shape_rows["r"] >= 0.95 and 0.85 <= shape_rows["slope"] <= 1.15
+    assert stored["normal-flow"]["still_under_noise"]["0.02"] < 0.3
+    for row in stored["farneback-half"]["textures"]:
+        assert row["mean"] == pytest.approx(row["true"], rel=0.02, abs=0.02)
+
+
+def test_a_still_clip_scores_zero_and_reads_under_its_noise_floor():
+    moving = clips()
+    still = dataclasses.replace(moving, frames=controls.frozen(moving.frames))
+    scores = by_column(still, moving)
     for column in (
         "motion",
         "motion_mean",
@@ -104,111 +114,114 @@ def test_a_still_clip_scores_zero_and_reads_under_its_floor():
     assert scores["motion"].value < scores["motion_floor"].value < 0.1
 
 
-def test_half_speed_halves_and_jitter_doubles_the_ratio():
-    some = clips(48)
-    rows = {
-        "own": some.frames,
+def test_half_speed_halves_the_ratio_and_shuffling_doubles_it():
+    teacher = clips(48)
+    frames = {
+        "same": teacher.frames,
         "half": clips(48, pace=0.5).frames,
-        "shuffled": controls.shuffled(some.frames),
-        "backwards": controls.backwards(some.frames),
+        "shuffled": controls.shuffled(teacher.frames),
+        "backwards": controls.backwards(teacher.frames),
     }
-    values = {
-        name: by_column(Motion().scores(dataclasses.replace(some, frames=f), {"teacher": some}))[
-            "motion_ratio"
-        ].value
-        for name, f in rows.items()
+    ratios = {
+        name: by_column(dataclasses.replace(teacher, frames=f), teacher)["motion_ratio"].value
+        for name, f in frames.items()
     }
-    assert values["own"] == pytest.approx(1) and values["backwards"] == pytest.approx(1)
-    assert values["half"] == pytest.approx(0.5, abs=0.03)
-    assert values["shuffled"] > 2
+    assert ratios["same"] == pytest.approx(1) and ratios["backwards"] == pytest.approx(1)
+    assert ratios["half"] == pytest.approx(0.5, abs=0.03)
+    assert ratios["shuffled"] > 2
 
 
 @pytest.mark.parametrize("shift", [(1.0, 0.0), (4.0, 2.0), (8.0, -4.0)])
-def test_farneback_reads_shifted_textures_within_two_percent(shift):
+def test_farneback_reads_shifted_textures_within_two_per_cent(shift):
     pytest.importorskip("cv2")
-    top, mean = (each.mean() for each in motion(texture(480, 832, shift, 2)[None], farneback_speed))
+    clip = texture(480, 832, shift, 2)
+    top, mean = (values.mean() for values in motion(clip[None], farneback_speed))
     true = float(np.hypot(*shift))
     assert mean == pytest.approx(true, rel=0.005)
     assert top == pytest.approx(true, rel=0.02)
 
 
 @pytest.mark.parametrize("method, error", [(normal_speed, 0.3), (farneback_speed, 0.02)])
-def test_an_integer_roll_of_a_texture_is_seen_and_a_still_one_is_not(method, error):
-    """Normal flow sees the motion along the gradient only: less than the whole on a texture."""
+def test_a_rolled_texture_is_seen_and_a_still_one_is_not(method, error):
+    """Normal flow sees only the motion along the gradient, which on a texture is not all of it."""
     still = np.repeat(texture(64, 96, (0, 0), 1), 3, 0)
     rolled = np.stack([np.roll(still[0], 2 * t, -1) for t in range(3)])
     assert motion(still[None], method)[0].max() < 0.03
     assert motion(rolled[None], method)[0].mean() == pytest.approx(2, rel=error)
 
 
-def test_the_method_goes_by_size_and_its_name_is_on_the_score():
-    small = by_column(Motion().scores(clips(), {}))
+def test_the_method_is_chosen_by_size_and_named_on_the_score():
+    small = by_column(clips())
     assert small["motion"].extractor == "normal-flow" and "motion_ratio" not in small
     assert small["dynamic_degree"].title == "dynamic degree[normal-flow]"
-    large = np.stack([texture(80, 80, (1.0, s / 4), 3, seed=s) for s in range(3)])
-    scores = by_column(Motion().scores(Clips(large, ["a"] * 3, [0, 1, 2]), {}))
-    assert scores["motion"].extractor == "farneback-half" and "motion_true" not in scores
-    diagonals = 100 * 8 / (80 * 2**0.5) * scores["motion"].value
-    assert scores["motion_diagonals"].value == pytest.approx(diagonals)
+    frames = np.stack([texture(80, 80, (1.0, s / 4), 3, seed=s) for s in range(3)])
+    large = by_column(Clips(frames, ["a"] * 3, [0, 1, 2]))
+    assert large["motion"].extractor == "farneback-half" and "motion_true" not in large
+    diagonals = 100 * 8 / (80 * 2**0.5) * large["motion"].value
+    assert large["motion_diagonals"].value == pytest.approx(diagonals)
 
 
-def test_missing_opencv_is_a_reason_with_what_to_install(monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+def test_without_opencv_large_clips_are_skipped_and_the_package_is_named(monkeypatch):
+    monkeypatch.setattr(motion_module.importlib.util, "find_spec", lambda name: None)
     large = Clips(np.stack([texture(80, 80, (1, 0), 3)] * 2), ["a"] * 2, [0, 1])
     assert "distill-bench[optical-flow]" in Motion().reason_to_skip(large)
     assert Motion().reason_to_skip(clips()) is None
 
 
-def test_dynamic_degree_counts_pairs_as_vbench_and_refuses_its_traps():
-    """8 frames at 8 a second: 2 pairs above 0.75 px make a clip of 32x32 dynamic; 16 a second are read at every second frame."""
-    some = clips(2)
-    tops = np.array([[0.8, 0.8, 0, 0, 0, 0, 0], [0.8, 0.7, 0, 0, 0, 0, 0]])
-    assert dynamic_degree(some, tops, normal_speed).tolist() == [1, 0]
-    assert (
-        dynamic_degree(
-            dataclasses.replace(some, frames=some.frames[:, :2]), tops[:, :1], normal_speed
-        )
-        is None
-    )
-    seen = []
-    twice = dataclasses.replace(some, fps=16)
-    dynamic_degree(
-        twice, tops, lambda clip: seen.append(len(clip)) or torch.zeros(len(clip) - 1, 4, 4)
-    )
-    assert seen == [4, 4]
-    still = dataclasses.replace(some, frames=controls.frozen(some.frames)[:, :3])
-    assert dynamic_degree(still, np.zeros((2, 2)), normal_speed).tolist() == [0, 0]
+def test_a_clip_is_dynamic_if_two_of_seven_pairs_are_above_the_threshold():
+    """8 frames at 8 per second: at 32x32 the threshold is 0.75 pixels."""
+    top = np.array([[0.8, 0.8, 0, 0, 0, 0, 0], [0.8, 0.7, 0, 0, 0, 0, 0]])
+    assert dynamic_degree(clips(2), top, normal_speed).tolist() == [1, 0]
 
 
-def test_the_ratio_says_when_it_is_not_paired_and_refuses_a_still_teacher():
-    some, other = clips(12), clips(12, 100)
-    assert by_column(Motion().scores(some, {"teacher": some}))["motion_ratio"].warnings == ()
-    assert (
-        "seeds" in by_column(Motion().scores(some, {"teacher": other}))["motion_ratio"].warnings[0]
-    )
+def test_the_dynamic_degree_reads_every_second_frame_at_16_per_second():
+    lengths = []
+
+    def speed(clip: np.ndarray) -> torch.Tensor:
+        lengths.append(len(clip))
+        return torch.zeros(len(clip) - 1, 4, 4)
+
+    dynamic_degree(dataclasses.replace(clips(2), fps=16), np.zeros((2, 7)), speed)
+    assert lengths == [4, 4]
+
+
+def test_short_clips_are_not_dynamic_by_default():
+    """VBench would require 0 pairs of them."""
+    sample = clips(2)
+    two_frames = dataclasses.replace(sample, frames=sample.frames[:, :2])
+    assert dynamic_degree(two_frames, np.full((2, 1), 0.8), normal_speed) is None
+    three_still = dataclasses.replace(sample, frames=controls.frozen(sample.frames)[:, :3])
+    assert dynamic_degree(three_still, np.zeros((2, 2)), normal_speed).tolist() == [0, 0]
+
+
+def test_an_unpaired_ratio_carries_a_warning():
+    sample, other = clips(12), clips(12, 100)
+    assert by_column(sample, sample)["motion_ratio"].warnings == ()
+    assert "seeds" in by_column(sample, other)["motion_ratio"].warnings[0]
     foreign = dataclasses.replace(other, prompts=["x"] * 12)
-    assert (
-        "prompts"
-        in by_column(Motion().scores(some, {"teacher": foreign}))["motion_ratio"].warnings[0]
+    assert "prompts" in by_column(sample, foreign)["motion_ratio"].warnings[0]
+    uncaptioned = dataclasses.replace(other, prompts=[""] * 12)
+    assert "no captions" in by_column(uncaptioned, uncaptioned)["motion_ratio"].warnings[0]
+    backwards = dataclasses.replace(
+        sample,
+        frames=sample.frames[::-1].copy(),
+        prompts=sample.prompts[::-1],
+        seeds=sample.seeds[::-1],
     )
-    nameless = dataclasses.replace(other, prompts=[""] * 12)
-    assert (
-        "no captions"
-        in by_column(Motion().scores(nameless, {"teacher": nameless}))["motion_ratio"].warnings[0]
-    )
+    assert by_column(backwards, sample)["motion_ratio"].warnings == ()
+
+
+def test_a_still_or_shorter_teacher_is_refused():
+    sample, other = clips(12), clips(12, 100)
     still = dataclasses.replace(other, frames=controls.frozen(other.frames))
     with pytest.raises(ValueError, match="does not move"):
-        Motion().scores(some, {"teacher": still})
-    turned = dataclasses.replace(
-        some, frames=some.frames[::-1].copy(), prompts=some.prompts[::-1], seeds=some.seeds[::-1]
-    )
-    assert by_column(Motion().scores(turned, {"teacher": some}))["motion_ratio"].warnings == ()
-    longer = dataclasses.replace(other, frames=other.frames[:, :6])
+        by_column(sample, still)
+    shorter = dataclasses.replace(other, frames=other.frames[:, :6])
     with pytest.raises(ValueError, match="6 frames of 32x32, the clips have 8 frames"):
-        Motion().scores(some, {"teacher": longer})
+        by_column(sample, shorter)
 
 
-def test_raft_comes_by_path_under_its_digest(tmp_path):
+def test_raft_is_loaded_by_path_and_named_with_its_digest(tmp_path):
     from torchvision.models.optical_flow import raft_small
 
     torch.manual_seed(0)
@@ -216,7 +229,7 @@ def test_raft_comes_by_path_under_its_digest(tmp_path):
     name, speed = raft_speed(tmp_path / "raft.pth")
     assert name.startswith("raft-small#")
     assert speed(texture(128, 136, (1, 0), 2)).shape == (1, 128, 136)
-    with pytest.raises(ValueError, match="128x128 or more; found 64x64"):
+    with pytest.raises(ValueError, match="frames are 64x64; RAFT needs 128x128 or more"):
         speed(texture(64, 64, (1, 0), 2))
     with pytest.raises(ValueError, match="no weights at"):
         raft_speed(tmp_path / "none.pth")
@@ -225,65 +238,46 @@ def test_raft_comes_by_path_under_its_digest(tmp_path):
         raft_speed(tmp_path / "other.pth")
 
 
-def test_the_stored_calibration_is_what_the_methods_read():
-    stored = json.loads(module.CALIBRATION.read_text())
-    assert stored["normal-flow"]["moving_shapes"] == module.shape_calibration(normal_speed)
-    for name, size in (("normal-flow", 32), ("normal-flow-64", 64)):
-        again = module.calibration(normal_speed, (size, size))
-        for kind in ("textures", "discs"):
-            read = [row["top"] for row in stored[name][kind]]
-            assert read == pytest.approx([row["top"] for row in again[kind]], abs=2e-3), (
-                name,
-                kind,
-            )
-            assert stored[name][f"{kind}_error"] == module._error(
-                [row for row in stored[name][kind] if row["true"]]
-            )
-    assert stored["normal-flow"]["moving_shapes"]["r"] >= 0.95
-    assert 0.85 <= stored["normal-flow"]["moving_shapes"]["slope"] <= 1.15
-    assert stored["normal-flow"]["still_under_noise"]["0.02"] < 0.3
-    for row in stored["farneback-half"]["textures"]:
-        assert row["mean"] == pytest.approx(row["true"], rel=0.02, abs=0.02)
-
-
 def test_known_good_is_nearer_to_one_than_known_bad():
-    some, reference = clips(48), clips(48, 1000)
-    noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)
-    frames = [some.frames, clips(48, pace=0.5).frames, controls.frozen(some.frames), noise]
-    away = [
-        abs(
-            by_column(Motion().scores(dataclasses.replace(some, frames=f), {"teacher": reference}))[
-                "motion_ratio"
-            ].value
-            - 1
-        )
-        for f in frames
+    sample, teacher = clips(48), clips(48, 1000)
+    noise = np.random.default_rng(0).integers(0, 256, sample.frames.shape, dtype=np.uint8)
+    worse_and_worse = [
+        sample.frames,
+        clips(48, pace=0.5).frames,
+        controls.frozen(sample.frames),
+        noise,
     ]
-    assert away[0] < 0.1 < away[1] < away[2] < away[3]
-    assert noise_floor(some, normal_speed) < 0.1
+    ratios = [
+        by_column(dataclasses.replace(sample, frames=frames), teacher)["motion_ratio"].value
+        for frames in worse_and_worse
+    ]
+    errors = [abs(ratio - 1) for ratio in ratios]
+    assert errors[0] < 0.1 < errors[1] < errors[2] < errors[3]
+    assert noise_floor(sample, normal_speed) < 0.1
 
 
-def test_the_spread_of_the_ratio_is_that_of_clips_of_both_resampled_together():
-    """How the speeds of prompts differ is in both means, and not in their ratio."""
+def test_the_spread_of_the_ratio_is_that_of_joint_resampling():
+    """How fast a prompt moves is in both means, and cancels in their ratio."""
     rng = np.random.default_rng(0)
-    theirs = rng.gamma(2.0, 1.0, 400)
-    mine = 1.2 * theirs + rng.normal(0, 0.2, 400)
-    each = ratio_by_clip(mine, theirs)
-    assert each.mean() == pytest.approx(mine.mean() / theirs.mean(), rel=1e-12)
+    teacher = rng.gamma(2.0, 1.0, 400)
+    student = 1.2 * teacher + rng.normal(0, 0.2, 400)
+    by_clip = ratio_by_clip(student, teacher)
+    assert by_clip.mean() == pytest.approx(student.mean() / teacher.mean(), rel=1e-12)
     drawn = rng.integers(0, 400, (4000, 400))
-    together = (mine[drawn].mean(1) / theirs[drawn].mean(1)).std()
-    assert each.std(ddof=1) / 20 == pytest.approx(together, rel=0.1)
-    assert (mine / theirs.mean()).std(ddof=1) / 20 > 4 * together, (
-        "what holding the teacher's mean would say"
-    )
+    joint_sd = (student[drawn].mean(1) / teacher[drawn].mean(1)).std()
+    assert by_clip.std(ddof=1) / 20 == pytest.approx(joint_sd, rel=0.1)
+    fixed_teacher_sd = (student / teacher.mean()).std(ddof=1) / 20
+    assert fixed_teacher_sd > 4 * joint_sd
 
 
-def test_the_ratio_pairs_clips_by_prompt_whatever_their_order():
-    """The teacher's own clips in another order: a ratio of 1 without a spread."""
-    some = clips()
+def test_the_ratio_pairs_clips_by_prompt_in_any_order():
+    """The teacher's own clips in another order have a ratio of 1 without spread."""
+    teacher = clips()
     order = [3, 1, 0, 2, *range(4, 24)]
-    other = Clips(
-        some.frames[order], [some.prompts[i] for i in order], [some.seeds[i] for i in order]
+    reordered = Clips(
+        teacher.frames[order],
+        [teacher.prompts[i] for i in order],
+        [teacher.seeds[i] for i in order],
     )
-    score = by_column(Motion().scores(other, {"teacher": some}))["motion_ratio"]
+    score = by_column(reordered, teacher)["motion_ratio"]
     assert score.value == pytest.approx(1) and np.std(score.per_clip) < 1e-6

@@ -557,13 +557,14 @@ def test_bad_commands_end_in_one_line_and_no_number(tmp_path, capsys, arguments,
 
 
 OWN = """
-from distill_bench.features import Extractor
+from distill_bench.evaluate.extractors import Extractor
 
 def wrong():
     return Extractor("wrong", 1, "0" * 64, 2, lambda frames: 1 / 0, "none")
 
 def mean():
-    return Extractor("mean", 1, "0" * 64, 2, lambda frames: 1.0 * frames.flatten(1).float()[:, 1000:1002], "none")
+    return Extractor("mean", 1, "0" * 64, 2, lambda frames: 1.0 * frames.flatten(1).float()[:,
+    1000:1002], "none")
 """
 
 
