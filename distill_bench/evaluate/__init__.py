@@ -1,1 +1,1 @@
-"""Scores of clips, and the networks that extract features."""
+"""Scores a folder of clips: the command, feature extractors, distances and optical flow."""

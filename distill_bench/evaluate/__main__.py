@@ -1,4 +1,4 @@
-"""TODO: evaluate.__main__."""
+"""Command line: `distill-bench evaluate FOLDER`, the same as `python -m distill_bench.evaluate`."""
 
 import argparse
 from pathlib import Path
@@ -11,121 +11,150 @@ from distill_bench.evaluate.score import NEEDS, REFERENCES, evaluate
 from distill_bench.networks.ranks import group_ranks, ranks
 from distill_bench.registry import evaluators as all_evaluators
 
+DESCRIPTION = """\
+Score a folder of clips and write one line per score to its metrics.jsonl.
+
+The folder holds mp4, mov, mkv, webm, gif, webp or npy files, one per clip, and optionally
+manifest.jsonl with one line per clip:
+
+  {"file": "a.mp4", "prompt": "a red circle moving left slowly", "seed": 0, "fps": 16}
+
+seed and fps are optional. Without a manifest the clips have no captions, and evaluators that need
+captions are skipped. Clips and references must have one frame count, size and frame rate."""
+
+EXAMPLES = """\
+examples:
+  distill-bench evaluate clips/                             every evaluator that applies
+  distill-bench evaluate clips/ --reference teacher_clips/  also distances and ratios to the teacher
+  distill-bench evaluate a/ --reference teacher=b/ --reference data=c/ --evaluators fvd,motion
+  distill-bench evaluate a/ --set fvd.extractor=i3d-k400-logits-400:/path/i3d_torchscript.pt
+  torchrun --nproc_per_node 4 -m distill_bench.evaluate a/  ranks share the forward passes
+
+`distill-bench list` shows evaluators and settings; eval/README.md explains the columns."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: score one folder of clips."""
+    """Score one folder of clips; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="distill_bench.evaluate", description=evaluate.__doc__.splitlines()[0]
+        prog="distill-bench evaluate",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "folder",
-        type=Path,
-        help="a folder of clips: clips.npy, or mp4, gif, webp, npy files and manifest.jsonl",
-    )
+    parser.add_argument("folder", type=Path, help="folder of clips")
     parser.add_argument(
         "--reference",
         action="append",
         default=[],
         metavar="[KIND=]FOLDER",
-        help="teacher=... (also without KIND=), data=...",
+        help=f"reference clips; KIND is one of {', '.join(REFERENCES)} (default: teacher); may be "
+        "given once per kind",
     )
     parser.add_argument(
-        "--evaluators", help="names with commas between; default: every one that applies"
+        "--evaluators",
+        metavar="NAME,NAME",
+        help="default: every evaluator that applies to the clips",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="EVALUATOR.FIELD=VALUE",
-        help="a setting of an evaluator",
+        help="a setting of an evaluator; may be repeated",
     )
     parser.add_argument(
         "--protocol",
-        help="protocol of the row; default: a digest of prompts, counts, sizes and references",
+        metavar="HASH",
+        help="protocol to record with the scores; default: a digest of prompts, seeds, counts, "
+        "size, rate and references",
     )
     parser.add_argument(
-        "--out", type=Path, help="file of the lines; default: metrics.jsonl in the folder"
+        "--out", type=Path, metavar="FILE", help="default: metrics.jsonl in the folder"
     )
     options = parser.parse_args(argv)
     if ranks().world == 1:
-        return _command(parser, options)
-    torch.distributed.init_process_group("gloo")  # as torchrun starts it
+        return _score(parser, options)
+    torch.distributed.init_process_group("gloo")  # launched by torchrun
     try:
-        return _command(parser, options)
+        return _score(parser, options)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    """What the command line asks for, on one of its ranks."""
+def _score(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Score the folder on this rank; rank 0 prints the scores."""
     here = group_ranks()
-    names = (
-        None
-        if options.evaluators is None
-        else [n.strip() for n in options.evaluators.split(",") if n.strip()]
-    )
     try:
-        if names == []:
-            raise ValueError(f"--evaluators names none; known: {', '.join(all_evaluators())}")
+        names = _names(options.evaluators)
+        settings = _settings(options.set, names or list(all_evaluators()))
         references = _references(options.reference)
-        settings = _settings(options.set)
-        if unknown := [key for key in settings if key not in (names or all_evaluators())]:
-            raise ValueError(
-                f"--set names {unknown[0]!r}, which is not among the evaluators: {', '.join(names or all_evaluators())}"
-            )
         lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
-        if mute := set(names or ()) - {line["metric"] for line in lines}:
-            raise ValueError(f"{min(mute)} {NEEDS}")
+        without_score = set(names or ()) - {line["metric"] for line in lines}
+        if without_score:
+            raise ValueError(f"{min(without_score)} {NEEDS}")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; what is scored is kept\n")
+        parser.exit(130, f"{parser.prog}: interrupted; scores so far are kept\n")
     except (ValueError, OSError) as error:
-        who = (
-            parser.prog if here.first else f"{parser.prog}, rank {here.rank}"
-        )  # it may be that rank's alone
-        parser.exit(2, f"{who}: {error}\n")
-    if not here.first:
-        return 0
+        rank = "" if here.first else f", rank {here.rank}"
+        parser.exit(2, f"{parser.prog}{rank}: {error}\n")
+    if here.first:
+        _print_scores(lines)
+    return 0
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"--evaluators names none; known: {', '.join(all_evaluators())}")
+    return names
+
+
+def _references(arguments: list[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for text in arguments:
+        kind, equals, path = text.partition("=")
+        if not equals or "/" in kind:  # no kind, or the = belongs to the path
+            kind, path = "teacher", text
+        if kind not in REFERENCES:
+            raise ValueError(
+                f"--reference {text}: no kind {kind!r}; known: {', '.join(REFERENCES)}"
+            )
+        if kind in folders:
+            raise ValueError(f"--reference gives {kind} twice: {folders[kind]} and {path}")
+        folders[kind] = Path(path)
+    return folders
+
+
+def _settings(arguments: list[str], names: list[str]) -> dict[str, dict[str, Any]]:
+    settings: dict[str, dict[str, Any]] = {}
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        name, dot, field = key.rpartition(".")
+        if not (equals and dot and name and field):
+            raise ValueError(f"--set takes EVALUATOR.FIELD=VALUE; found {text!r}")
+        if name not in names:
+            raise ValueError(
+                f"--set {text}: {name!r} is not among the evaluators: {', '.join(names)}"
+            )
+        try:
+            settings.setdefault(name, {})[field] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {text}: {value!r} is not a YAML value") from error
+    return settings
+
+
+def _print_scores(lines: list[dict]) -> None:
     for line in lines:
         sd = "" if line["sd"] is None else f" (sd {line['sd']:.3g})"
         unit = f" {line['unit']}" if line["unit"] else ""
         extractor = f" [{line['extractor']}]" if line["extractor"] else ""
-        print(
-            f"{line['column']:22} {line['value']:.4g}{sd}{unit}  {line['title']}, {line['n']} clips{extractor}"
-        )
-    for warning in dict.fromkeys(
-        f"{line['column']}: {warning}" for line in lines for warning in line["warnings"]
-    ):
+        value = f"{line['value']:.4g}{sd}{unit}"
+        print(f"{line['column']:22} {value}  {line['title']}, {line['n']} clips{extractor}")
+    warnings = [f"{line['column']}: {warning}" for line in lines for warning in line["warnings"]]
+    for warning in dict.fromkeys(warnings):
         print(f"warning: {warning}")
-    return 0
-
-
-def _references(given: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for text in given:
-        before, equals, after = text.partition("=")
-        key, path = (before, after) if equals else ("teacher", text)
-        if "/" in key:  # of a path that has a = in it
-            key, path = "teacher", text
-        if key not in REFERENCES:
-            raise ValueError(f"--reference {text}: no kind {key!r}; known: {', '.join(REFERENCES)}")
-        if key in found:
-            raise ValueError(f"--reference gives {key} twice: {found[key]} and {path}")
-        found[key] = Path(path)
-    return found
-
-
-def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for text in given:
-        where, equals, value = text.partition("=")
-        name, dot, field = where.rpartition(".")
-        if not (equals and dot and name and field):
-            raise ValueError(f"--set takes EVALUATOR.FIELD=VALUE; found {text!r}")
-        try:
-            found.setdefault(name, {})[field] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--set {text}: {value!r} is no YAML value") from error
-    return found
 
 
 if __name__ == "__main__":

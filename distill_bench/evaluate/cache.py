@@ -1,4 +1,4 @@
-"""TODO: evaluate.cache."""
+"""Run networks over clips, in batches shared by all ranks, and cache their outputs."""
 
 import hashlib
 import json
@@ -18,91 +18,96 @@ from distill_bench.evaluator import Clips
 from distill_bench.networks.ranks import gather, group_ranks, on_first_rank
 from distill_bench.store.files import first_line, write_bytes
 
-# clips a forward, and values of frames, which cuts that of large clips; fixed, so that no bit
-# depends on them nor on the ranks
-BATCH, VALUES = 32, 2**26
+# fixed, so that no bit of a feature depends on the machine or the number of ranks
+BATCH = 32  # clips per forward pass
+VALUES = 2**26  # pixel values per forward pass, which bounds the batch for large clips
+
+CACHE_VERSION = 2  # raise it when features change for a reason that no cache key names
 
 
-CACHE_VERSION = 2  # of the code between frames and features that no id names
-
-
-def refuse_training_clips(seen: frozenset[int], clips: Clips, name: str, why: str) -> None:
-    """ValueError for clips that a network was trained on."""
+def refuse_training_clips(seen: frozenset[int], clips: Clips, name: str, consequence: str) -> None:
+    """Raise ValueError if a network with these training clips was trained on one of the clips."""
     known = len(seen.intersection(clips.digests))
     if known:
-        raise ValueError(f"{name} was trained on {known} of these clips: {why}")
+        raise ValueError(f"{name} was trained on {known} of these clips: {consequence}")
 
 
 def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> Tensor:
-    """`net` on every clip, in batches of one size; under torch.distributed the ranks share the batches and all get all.
+    """Apply `net` to clips (N, T, 3, H, W) in fixed batches; every rank gets all N rows.
+
+    Collective under torch.distributed: each rank runs a share of the batches.
 
     Raises:
-        ValueError: if the network gives another number of rows than clips.
+        ValueError: if the network fails, or does not return one row per clip.
     """
     here = group_ranks()
     size = max(1, min(BATCH, VALUES // frames[0].size))
     starts = range(0, len(frames), size)
-    mine: dict[int, Tensor] = {}
+    share: dict[int, Tensor] = {}
     console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or not here.first)
     with torch.no_grad():
         for start in track(starts[here.rank :: here.world], name, console=console, transient=True):
-            part = torch.from_numpy(frames[start : start + size])
-            try:
-                found = net(part).float().cpu()
-            except (
-                ArithmeticError,
-                AssertionError,
-                AttributeError,
-                LookupError,
-                TypeError,
-            ) as error:  # a stranger's code
-                raise ValueError(
-                    f"{name} fails on these clips: {type(error).__name__}: {first_line(error)}"
-                ) from error
-            if len(found) != len(part):
-                raise ValueError(f"{name} gave {len(found)} rows for {len(part)} clips")
-            mine[start] = found
-    features = {start: part for share in gather(mine) for start, part in share.items()}
-    return torch.cat([features[start] for start in starts])
+            batch = torch.from_numpy(frames[start : start + size])
+            share[start] = _rows(net, batch, name)
+    rows = {start: part for part_of_rank in gather(share) for start, part in part_of_rank.items()}
+    return torch.cat([rows[start] for start in starts])
+
+
+def _rows(net: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
+    # a user's network may fail with any of these
+    failures = ArithmeticError, AssertionError, AttributeError, LookupError, TypeError
+    try:
+        rows = net(batch).float().cpu()
+    except failures as error:
+        raise ValueError(
+            f"{name} fails on these clips: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if len(rows) != len(batch):
+        raise ValueError(f"{name} gave {len(rows)} rows for {len(batch)} clips")
+    return rows
 
 
 def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives for these frames; kept in the clips' cache folder by the key and the digest of the frames.
+    """Return `make()`, or its cached result for this key and these frames.
 
-    What is torn or damaged there is made again.
+    Collective: rank 0 reads and writes `clips.cache`. Torn or damaged files are replaced.
 
     Raises:
-        ValueError: if a file there says that it was made from something else.
+        ValueError: if the cache file was made from other clips or under another key.
     """
-    about = {"key": key, "frames": clips.digest, "cache_version": str(CACHE_VERSION)}
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    identity = {"key": key, "frames": clips.digest, "cache_version": str(CACHE_VERSION)}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = None if clips.cache is None else clips.cache / f"{name}.safetensors"
-    kept = on_first_rank(lambda: None if path is None else _kept(path, about))
-    if kept is not None:
-        return kept
-    made = make().contiguous()
+    features = on_first_rank(lambda: None if path is None else _read(path, identity))
+    if features is not None:
+        return features
+    features = make().contiguous()
     if path is not None and group_ranks().first:
+        metadata = identity | {"sha256": _digest(features)}
         try:
-            write_bytes(path, save({"features": made}, about | {"sha256": _sum(made)}))
-        except OSError as error:  # a read-only folder of someone else's clips
-            print(f"features are not kept: {error}", file=sys.stderr)
-    return made
+            write_bytes(path, save({"features": features}, metadata))
+        except OSError as error:  # the folder may be read-only
+            print(f"features are not cached: {error}", file=sys.stderr)
+    return features
 
 
-def _kept(path: Path, about: dict[str, str]) -> Tensor | None:
+def _read(path: Path, identity: dict[str, str]) -> Tensor | None:
+    """Features of a cache file; None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            said, features = file.metadata() or {}, file.get_tensor("features")
-            if {**said, "sha256": ""} != {**about, "sha256": ""}:
-                raise ValueError(
-                    f"the cache {path} was made from other clips or another network: delete it"
-                )
-            return features if said.get("sha256") == _sum(features) else None
+            metadata = file.metadata() or {}
+            features = file.get_tensor("features")
     except SafetensorError:
         return None
+    digest = metadata.pop("sha256", "")
+    if metadata != identity:
+        raise ValueError(
+            f"the cache {path} was made from other clips or another network; delete it"
+        )
+    return features if digest == _digest(features) else None
 
 
-def _sum(features: Tensor) -> str:
+def _digest(features: Tensor) -> str:
     return hashlib.sha256(features.contiguous().numpy().tobytes()).hexdigest()

@@ -1,11 +1,7 @@
-"""Scores of a folder of clips: one line a score in metrics.jsonl, nothing computed twice.
+"""Score a folder of clips: one line per score in metrics.jsonl; nothing is computed twice.
 
-    python -m distill_bench.evaluate FOLDER --reference FOLDER --evaluators NAME,NAME
-    torchrun --nproc_per_node 4 -m distill_bench.evaluate ...
-
-FOLDER is one that `distill_bench.sample` wrote, or any folder of mp4, gif, webp or npy clips with captions in manifest.jsonl:
-see `distill_bench.sample.media`. An evaluator whose lines are there with its version, its settings and the protocol is left alone;
-older lines of it are replaced. What networks make of clips is kept in `.features` beside them.
+A line is kept if its evaluator, version, settings and protocol are unchanged; otherwise it is
+replaced. The folder is one that the harness sampled, or any folder that `sample/media.py` reads.
 """
 
 import hashlib
@@ -26,19 +22,23 @@ from distill_bench.sample.media import load_clips
 from distill_bench.store.files import unwritable, write_bytes
 from distill_bench.store.nested import differences
 
-NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"  # why an evaluator gives no score
+# reference rows that evaluators get; other rows of a table (controls, untrained student) differ
+# between runs of one protocol
+REFERENCES = ("teacher", "teacher_other", "data", "data_other")
+NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"
 
 
-class References(Mapping[str, Clips]):
-    """Reference rows by kind, each read from disk when it is first asked for."""
+class LazyReferences(Mapping[str, Clips]):
+    """Reference clips by kind, read from disk on first access."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        self._folders, self._loaded = dict(folders), {}
+        self._folders = dict(folders)
+        self._loaded: dict[str, Clips] = {}
 
-    def __getitem__(self, key: str) -> Clips:
-        if key not in self._loaded:
-            self._loaded[key] = load_clips(self._folders[key])
-        return self._loaded[key]
+    def __getitem__(self, kind: str) -> Clips:
+        if kind not in self._loaded:
+            self._loaded[kind] = load_clips(self._folders[kind])
+        return self._loaded[kind]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._folders)
@@ -46,8 +46,8 @@ class References(Mapping[str, Clips]):
     def __len__(self) -> int:
         return len(self._folders)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._folders
+    def __contains__(self, kind: object) -> bool:  # Mapping's own would load the clips
+        return kind in self._folders
 
 
 def evaluate(
@@ -56,68 +56,88 @@ def evaluate(
     evaluators: Sequence[str] | None = None,
     protocol: str | None = None,
     out: Path | None = None,
-    settings: Mapping[str, Mapping[str, Any]] = {},  # noqa: B006 - never changed
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict]:
-    """Score the clips of a folder and write the lines to `out`; the lines are also returned.
+    """Score the clips of a folder, write the lines to `out` and return them.
 
-    Under torch.distributed every rank calls this: they share the forwards, and the first one writes.
+    Collective under torch.distributed: the ranks share forward passes and rank 0 writes.
 
     Args:
-        references: folders of clips by what they are: see `Evaluator.scores`; `distill_bench.sample.references.references` makes them.
-        evaluators: names; None is every one that applies to the clips.
-        protocol: two rows compare only if theirs is one; None is a digest of `conditions`.
-        out: the metrics.jsonl, by default in the folder.
-        settings: fields of evaluators by name.
+        references: folders of reference clips by kind, see `Evaluator.scores`.
+        evaluators: names; None for every evaluator that applies to the clips.
+        protocol: hash of the protocol; only scores of one protocol compare. None for a digest of
+            `conditions`.
+        out: the metrics.jsonl; None for the one in the folder.
+        settings: fields of evaluators, by evaluator and field.
 
     Raises:
-        ValueError: if a named evaluator cannot score the clips, a score is not finite, or `out` holds other evaluators' scores
-            of another protocol.
+        ValueError: if a named evaluator cannot score the clips, a score is not finite, or `out` has
+            scores of other evaluators under another protocol.
     """
     out = out or folder / "metrics.jsonl"
-    clips, against = load_clips(folder), References(references)
-    under = conditions(clips, against)
+    clips, reference_clips = load_clips(folder), LazyReferences(references)
+    under = conditions(clips, reference_clips)
     protocol = protocol or _digest(under)
     names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
-    # all that can be known to be wrong is said before the first of them works for hours
-    for key in REFERENCES:
-        if key in against:
-            require_same_frames(clips, against[key], key)
-    _refuse_mixture(out, on_first_rank(lambda: _read(out)), names, protocol, under)
-    if (why := on_first_rank(lambda: unwritable(out.parent))) is not None:
-        raise ValueError(f"cannot write {out}: {why}; name another file by --out")
-    chosen = {}
+    # every check comes before the first evaluator, which may work for hours
+    for kind in REFERENCES:
+        if kind in reference_clips:
+            require_same_frames(clips, reference_clips[kind], kind)
+    _refuse_mixed_protocols(out, on_first_rank(lambda: _read(out)), names, protocol, under)
+    if (reason := on_first_rank(lambda: unwritable(out.parent))) is not None:
+        raise ValueError(f"cannot write {out}: {reason}; name another file by --out")
+    applicable: dict[str, Evaluator] = {}
     for name in names:
-        evaluator = _with_settings(name, settings.get(name, {}))
+        evaluator = _configured(name, (settings or {}).get(name, {}))
         reason = evaluator.reason_to_skip(clips)
         if reason is None:
-            chosen[name] = evaluator
+            applicable[name] = evaluator
         elif evaluators is not None:
             raise ValueError(f"{name} cannot score {folder}: {reason}")
         else:
-            _say(f"{name} skipped: {reason}")
-    for name, evaluator in chosen.items():
-        key = _key(name, evaluator, protocol, under)
+            _print(f"{name} skipped: {reason}")
+    for name, evaluator in applicable.items():
+        identity = _identity(name, evaluator, protocol, under)
         lines = on_first_rank(lambda: _read(out))
-        if not any(key.items() <= line.items() for line in lines):
-            new = [_line(key, score, clips) for score in evaluator.scores(clips, against)]
-            if not new and evaluators is None:
-                _say(f"{name} skipped: it {NEEDS}")
-            kept = [line for line in lines if line.get("metric") != name]
-            if new or kept != lines:
-                text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
-                on_first_rank(lambda text=text: write_bytes(out, text.encode()))
+        if any(identity.items() <= line.items() for line in lines):
+            continue
+        new = [_line(identity, s, clips) for s in evaluator.scores(clips, reference_clips)]
+        if not new and evaluators is None:
+            _print(f"{name} skipped: it {NEEDS}")
+        kept = [line for line in lines if line.get("metric") != name]
+        if new or kept != lines:
+            text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
+            on_first_rank(lambda text=text: write_bytes(out, text.encode()))
     return on_first_rank(lambda: _read(out))
 
 
+def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
+    """What two rows must share to be comparable: counts, size, rate, prompts, seeds, references."""
+    count, frames, _, height, width = clips.frames.shape
+    return {
+        "clips": count,
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "fps": clips.fps,
+        "prompts": _digest(clips.prompts),
+        "seeds": _digest(clips.seeds),
+        "references": {
+            kind: references[kind].digest[:8] for kind in sorted(references) if kind in REFERENCES
+        },
+    }
+
+
 def _read(out: Path) -> list[dict]:
-    """The lines of a metrics.jsonl, without one at its end that is torn (a crash in the midst of a write).
+    """Lines of a metrics.jsonl, without a torn last line, which a crash may leave.
 
     Raises:
-        ValueError: if it is another kind of file: it would be written over.
+        ValueError: if the file holds anything else, so that no other file is overwritten.
     """
     if not out.is_file():
         return []
-    found, texts = [], out.read_text(errors="replace").splitlines(keepends=True)
+    lines = []
+    texts = out.read_text(errors="replace").splitlines(keepends=True)
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
@@ -127,81 +147,79 @@ def _read(out: Path) -> list[dict]:
                 continue
         if not isinstance(line, dict):
             raise ValueError(
-                f"{out}, line {number} is no score: another file would be written over; name one by --out"
+                f"{out}, line {number} is not a score and would be overwritten; "
+                "name another file by --out"
             )
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if group_ranks().first:
         print(text, flush=True)
-
-
-def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
-    """What rows must share to be compared: prompts, counts, sizes, rate and references; seeds by their digest."""
-    n, frames, _, height, width = clips.frames.shape
-    found = {"clips": n, "frames": frames, "height": height, "width": width, "fps": clips.fps}
-    found |= {"prompts": _digest(clips.prompts), "seeds": _digest(clips.seeds)}
-    return found | {
-        "references": {
-            key: references[key].digest[:8] for key in sorted(references) if key in REFERENCES
-        }
-    }
-
-
-# the rows that evaluators are given; the other rows of a table (controls, the untrained student) differ between runs
-REFERENCES = ("teacher", "teacher_other", "data", "data_other")
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _refuse_mixture(
+def _refuse_mixed_protocols(
     out: Path, lines: list[dict], names: Sequence[str], protocol: str, under: Mapping[str, Any]
 ) -> None:
+    """Raise ValueError if a line that would stay in `out` has another protocol."""
     for line in lines:
         if line.get("metric") in names:
             continue
-        what = differences(line.get("conditions") or {}, under)
-        if what or line.get("protocol") != protocol:
-            what = what or "the teacher's sampling"
+        differing = differences(line.get("conditions") or {}, under)
+        if differing or line.get("protocol") != protocol:
+            differing = differing or "the teacher's sampling"
             raise ValueError(
-                f"{out} holds {line.get('column')} of protocol {line.get('protocol')}, these clips are of {protocol}; they "
-                f"differ in {what}; one row holds one protocol: delete the file, name another by --out, or score with every one"
+                f"{out} holds {line.get('column')} of protocol {line.get('protocol')}, these clips "
+                f"are of {protocol}; they differ in {differing}; delete the file, name another by "
+                "--out, or score with every evaluator"
             )
 
 
-def _with_settings(name: str, values: Mapping[str, Any]) -> Evaluator:
+def _configured(name: str, settings: Mapping[str, Any]) -> Evaluator:
+    """The named evaluator with these fields.
+
+    Raises:
+        ValueError: if it has no such field, or a value is of the wrong type or out of range.
+    """
     evaluator = find_evaluator(name)
-    known = [f.name for f in fields(evaluator)]
-    for key in values:
+    known = [field.name for field in fields(evaluator)]
+    for key in settings:
         if key not in known:
             raise ValueError(f"{name} has no setting {key!r}; it has: {', '.join(known) or 'none'}")
     try:
-        return TypeAdapter(evaluator).validate_python(dict(values))
+        return TypeAdapter(evaluator).validate_python(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(
-            f"{name}.{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
-        ) from error
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{name}.{key} = {first['input']!r}: {first['msg']}") from error
 
 
-def _key(name: str, evaluator: Evaluator, protocol: str, under: Mapping[str, Any]) -> dict:
-    """What makes a line still hold."""
-    settings = json.loads(json.dumps(asdict(evaluator), default=str))
-    key = {"metric": name, "version": evaluator.version, "protocol": protocol}
-    return key | {"settings": settings, "conditions": dict(under)}
+def _identity(
+    name: str, evaluator: Evaluator, protocol: str, under: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of a line that must be unchanged for it to stay valid."""
+    return {
+        "metric": name,
+        "version": evaluator.version,
+        "protocol": protocol,
+        "settings": json.loads(json.dumps(asdict(evaluator), default=str)),
+        "conditions": dict(under),
+    }
 
 
-def _line(key: dict, score: Score, clips: Clips) -> dict:
-    numbers = [score.value, *(score.per_clip or ()), *([] if score.sd is None else [score.sd])]
+def _line(identity: dict[str, Any], score: Score, clips: Clips) -> dict[str, Any]:
+    numbers = [score.value, *(score.per_clip or ())]
+    if score.sd is not None:
+        numbers.append(score.sd)
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{score.column} of the clips is not finite: {score.value}")
-    per_clip = None if score.per_clip is None else [round(float(v), 6) for v in score.per_clip]
-    return (
-        asdict(score)
-        | {"per_clip": per_clip, "warnings": list(score.warnings), "n": len(clips.frames)}
-        | key
-    )
+    line = asdict(score)
+    if score.per_clip is not None:
+        line["per_clip"] = [round(float(value), 6) for value in score.per_clip]
+    line["warnings"] = list(score.warnings)
+    return line | {"n": len(clips.frames)} | identity

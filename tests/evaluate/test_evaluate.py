@@ -398,11 +398,11 @@ def damaged_video(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, reason",
     [
-        (floats, "uint8 in 0..255; found float32"),
+        (floats, "clips are float32; they must be uint8 in 0..255"),
         (zero_to_one, "0..255, not 0..1"),
         (last_channel, r"must be \(N, T, 3, H, W\); found \(12, 8, 32, 32, 3\)"),
-        (one_clip, "1 clips are too few"),
-        (one_frame, "clips of 1 frame are no video"),
+        (one_clip, "too few clips to score: 1;"),
+        (one_frame, "clips have 1 frame; at least 2"),
         (cut_manifest, "lists 1 clips, clips.npy holds 12"),
         (no_prompts, "line 1: the line has no 'prompt'"),
         (emptied, "no clips in"),
@@ -435,9 +435,9 @@ def damaged_video(path: Path) -> None:
             many_in_one,
             r"\(12, 8, 3, 32, 32\): a clip is \(T, 3, H, W\), and many in one file are clips.npy",
         ),
-        (faster(16.0), "reference plays at 8 frames a second, the clips at 16"),
+        (faster(16.0), "reference plays at 8 frames per second, the clips at 16"),
         (faster(16.0, 8.0), "gives 8 and 16 frames a second"),
-        (no_pictures, "frames of 2x2 are no pictures"),
+        (no_pictures, "frames are 2x2; at least 4x4"),
         (few_frames, "the teacher reference has 8 frames of 32x32, the clips have 5 frames"),
         (scalar, r"clips.npy is \(\): clips.npy is \(N, T, 3, H, W\)"),
         (rate_in_words, "row.json: fps: Input should be a valid number"),
@@ -480,7 +480,7 @@ def test_bad_clips_end_in_one_line_and_no_number(tmp_path, capsys, spoil, reason
         (["--set", "fvd.resamples=many", "--evaluators", "fvd"], "fvd.resamples = 'many'"),
         (["--evaluators", ","], "--evaluators names none; known: attributes,"),
         (["--reference", "{b}", "--reference", "teacher={b}"], "--reference gives teacher twice"),
-        (["--set", "fvd.resamples={{", "--evaluators", "fvd"], "'{' is no YAML value"),
+        (["--set", "fvd.resamples={{", "--evaluators", "fvd"], "'{' is not a YAML value"),
         (
             ["--set", "fvd.resamples=1", "--evaluators", "fvd"],
             "fvd.resamples = 1: Input should be greater than or equal to 2",
@@ -585,7 +585,7 @@ def test_what_is_no_file_of_scores_is_not_written_over(tmp_path):
     for text in ("two lines\nof prose\n", "one line", "[1]\n", '{"metric": "motion"}\n{"torn\n'):
         (tmp_path / "notes").write_text(text)
         with pytest.raises(
-            ValueError, match="notes, line . is no score: another file would be written over"
+            ValueError, match="notes, line . is not a score and would be overwritten"
         ):
             evaluate(folder, {}, ["motion"], out=tmp_path / "notes")
         assert (tmp_path / "notes").read_text() == text
