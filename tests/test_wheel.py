@@ -32,10 +32,10 @@ def required_distributions(name: str) -> list[metadata.Distribution]:
         for line in metadata.requires(required) or []:
             requirement = Requirement(line)
             marker = requirement.marker
+            applies = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
             entry = (requirement.name, frozenset({"", *requirement.extras}))
-            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
-                if entry not in queue:
-                    queue.append(entry)
+            if applies and entry not in queue:
+                queue.append(entry)
     return [metadata.distribution(required) for required, _ in queue[1:]]
 
 
