@@ -1,4 +1,4 @@
-"""Tiny pipelines of diffusers' own classes with random weights, by the configuration keys of the released ones."""
+"""Tiny pipelines of diffusers' own classes: random weights, configuration keys of released models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,19 +14,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-WORDS = [
-    "<pad>",
-    "</s>",
-    "<unk>",
-    "a",
-    "red",
-    "blue",
-    "circle",
-    "square",
-    "moving",
-    "left",
-    "right",
-]
+from distill_bench.testing.tiny import tiny_pipeline
+
+WORDS = "<pad> </s> <unk> a red blue circle square moving left right".split()
 PROMPTS = ["a red circle moving left", "a blue square moving right"]
 TEXT = {
     "vocab_size": len(WORDS),
@@ -39,7 +29,7 @@ TEXT = {
 
 
 def tokenizer(length: int) -> PreTrainedTokenizerFast:
-    """One token a word and one at the end, as T5's has."""
+    """One token per word and an end token, like the tokenizer of T5; `length` is its longest text."""
     inner = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
     )
@@ -57,7 +47,7 @@ def tokenizer(length: int) -> PreTrainedTokenizerFast:
 
 
 def wan22() -> diffusers.DiffusionPipeline:
-    """Wan2.2-TI2V-5B: 48 channels, stride 16, a timestep a token."""
+    """Wan2.2-TI2V-5B: 48 channels, stride 16, one timestep per token."""
     vae = diffusers.AutoencoderKLWan(
         base_dim=8,
         decoder_base_dim=8,
@@ -101,7 +91,7 @@ def wan22() -> diffusers.DiffusionPipeline:
 
 
 def cogvideox(rotary: bool = True, patch_t: int | None = None) -> diffusers.DiffusionPipeline:
-    """CogVideoX-5b; without `rotary` 2b, with `patch_t` 1.5."""
+    """CogVideoX-5b; without `rotary` CogVideoX-2b, with `patch_t` CogVideoX1.5."""
     vae = diffusers.AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -199,19 +189,30 @@ def ltx() -> diffusers.DiffusionPipeline:
     )
 
 
-# name -> (what makes it, frames, height, width of a small clip)
-TINY: dict[str, tuple[Callable[[], diffusers.DiffusionPipeline], int, int, int]] = {
-    "wan22": (wan22, 5, 64, 64),
-    "cogvideox": (cogvideox, 9, 32, 32),
-    "cogvideox-2b": (lambda: cogvideox(rotary=False), 9, 32, 32),
-    "cogvideox-1.5": (lambda: cogvideox(patch_t=2), 9, 32, 32),
-    "ltx": (ltx, 9, 64, 64),
+# Frames, height and width of a small clip of each pipeline.
+SIZES: dict[str, tuple[int, int, int]] = {
+    "wan21": (5, 16, 16),
+    "wan22": (5, 64, 64),
+    "cogvideox": (9, 32, 32),
+    "cogvideox-2b": (9, 32, 32),
+    "cogvideox-1.5": (9, 32, 32),
+    "ltx": (9, 64, 64),
+}
+MAKERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
+    "wan22": wan22,
+    "cogvideox": cogvideox,
+    "cogvideox-2b": lambda: cogvideox(rotary=False),
+    "cogvideox-1.5": lambda: cogvideox(patch_t=2),
+    "ltx": ltx,
 }
 
 
 def save(name: str, folder: Path) -> None:
-    """Write a tiny pipeline with two prompts beside it."""
+    """Write the pipeline `name` with two prompts; "wan21" is the package's own tiny pipeline."""
+    if name == "wan21":
+        tiny_pipeline(folder)
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        TINY[name][0]().save_pretrained(folder)
+        MAKERS[name]().save_pretrained(folder)
     (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))

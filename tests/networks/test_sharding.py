@@ -59,7 +59,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
             )
     for teacher in OTHERS:
         pipelines.save(teacher, folder / teacher)
-        _, frames, height, width = pipelines.TINY[teacher]
+        frames, height, width = pipelines.SIZES[teacher]
         fields = {
             "teacher": str(folder / teacher),
             "data": None,

@@ -133,10 +133,10 @@ def small_cogvideox(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", pipelines.TINY)
+@pytest.mark.parametrize("name", pipelines.SIZES)
 def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
     pipelines.save(name, tmp_path / name)
-    _, frames, height, width = pipelines.TINY[name]
+    frames, height, width = pipelines.SIZES[name]
     fields = {"teacher": str(tmp_path / name), "frames": frames, "height": height, "width": width}
     config = resolve(BASE | fields)
     found, text = (
@@ -198,7 +198,7 @@ def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(
 @pytest.mark.parametrize("name", ["wan22", "cogvideox-2b", "ltx"])
 def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch):
     pipelines.save(name, tmp_path / name)
-    _, _, height, width = pipelines.TINY[name]
+    _, height, width = pipelines.SIZES[name]
     config = resolve(
         BASE | {"teacher": str(tmp_path / name), "frames": 33, "height": height, "width": width}
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pipelines
 import pytest
 import torch
-from pipelines import PROMPTS
+from pipelines import PROMPTS, SIZES
 
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
@@ -18,16 +18,14 @@ from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.noise import add_noise, scale, sigmas_of, timestep_of, velocity_of
 from distill_bench.rollout import euler
 from distill_bench.teachers.architectures import architecture_of, cogvideox
-from distill_bench.testing.tiny import tiny_pipeline
 
-SIZES = {"wan21": (5, 16, 16)} | {name: size for name, (_, *size) in pipelines.TINY.items()}
 STEPS, GUIDANCE = 4, 3.0
 
 
 @pytest.fixture(scope="module", params=SIZES)
 def folder(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / request.param
-    tiny_pipeline(path) if request.param == "wan21" else pipelines.save(request.param, path)
+    pipelines.save(request.param, path)
     return path
 
 
