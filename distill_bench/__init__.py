@@ -1,27 +1,48 @@
 """distill_bench: compares objectives that distil video diffusion models into few-step students.
 
-Where to look, in the order in which a run goes through it:
+The packages, in the order in which a run meets them:
 
-the line            sweep > train > sample > evaluate > report > plot, and job, which does one run of it
-contracts           method (an objective), evaluator (a metric); registry finds both, testing holds objectives against theirs
-the border          config (YAML, runs, their ids), cli, teacher (what a name means), protocol (what makes rows comparable)
-training            noise, draws (randomness), rollout, cost (the ledger), signals, extras, discriminator, checkpoint
-networks            models and architectures (diffusers), networks (how a run holds them: masters, adapters, sharding), texts and
-                    embed, memory (what a run will need), export and schedulers (students as pipelines)
-the embedded domain shapes (its clips), autoencoder, encoders, pretrain (trains what ships), gaussian (the teacher in closed form)
-clips               media (folders of them), features (networks that look at them), controls (clips wrong in a known way)
-running             store (a folder a run), local, slurm, scheduler, stop, status, provenance
-tables              gather (store to data files), results (rows), stats, tables, canvas (what figures share), compare, verify
+store          run folders on disk: atomic files, claims, states, stop requests; needs no torch
+teachers       the meaning of a teacher's name: folders, checks, texts, one file per architecture
+domain         the embedded domain: moving shapes, a closed-form Gaussian teacher, broken clips
+config         keys of a YAML, their checks, and the ids of runs
+networks       networks as denoisers: loading, precision, adapters, sharding, offload, cost
+train          the only training loop (loop.py) and its parts
+sample         clips of students and references
+evaluate       scores of clips, and the networks that evaluators look through
+plan           cost and memory of a run before it starts
+export         a student as a diffusers pipeline with a model card
+report         tables, figures and page of a sweep's results; needs no torch
+sweep          expands a grid, launches its runs (SLURM or this machine), watches them
+pretrain       trains the networks that ship with the package
+testing        conformance checks for methods, ours and yours
+
+The contracts and the mathematics, one file each:
+
+method         contract of an objective, and the pieces objectives share; objectives lie in methods/
+evaluator      contract of a metric; metrics lie in eval/
+registry       finds methods and evaluators by name
+noise          the noise convention: sigma, velocity, clean prediction
+draws          random numbers keyed by seed, update, purpose and sample
+rollout        sampling: the student's few steps, the teacher's many
+discriminator  heads and losses of GAN terms
+
+The rest:
+
+autoencoder    the autoencoder of the embedded teacher; its pipeline folder names this module
+schedulers     the noise scheduler of exported CogVideoX students; their folders name this module
+cli            distill-bench COMMAND
 """
 
 from pathlib import Path
 
 __version__ = "0.1.0"
 
-# In a checkout `methods/` and `eval/` lie beside this folder; installed, they are subpackages of it. Guarded: an unguarded
-# append would let `import distill_bench.pip` succeed from site-packages.
 ROOT = Path(__file__).resolve().parent
 ASSETS = ROOT / "assets"
+
+# A checkout keeps `methods/` and `eval/` beside this folder; an installed package has them inside.
+# The guard keeps site-packages off the path: otherwise `import distill_bench.pip` would succeed.
 _checkout = ROOT.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "methods").is_dir():
     __path__.append(str(_checkout))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from distill_bench.config.resolve import load_run
 from distill_bench.config.schema import AdapterConfig
 from distill_bench.export.card import card, snippet
-from distill_bench.networks.adapters import lora_config, merge
+from distill_bench.networks.adapters import lora_config, merge_adapter
 from distill_bench.networks.pipeline import check_content, load_transformer
 from distill_bench.networks.precision import cast
 from distill_bench.teachers.architectures import architecture_of
@@ -119,7 +119,7 @@ def export(
 def _load(path: Path, student: torch.nn.Module, adapter: AdapterConfig | None) -> None:
     if adapter is not None:
         checkpoint.load_student(path, student, adapter)
-        merge(student)
+        merge_adapter(student)
         return
     with safe_open(path, "pt") as file:
         unlike = set(file.keys()) ^ {name for name, _ in student.named_parameters()}

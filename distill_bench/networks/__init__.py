@@ -1,1 +1,4 @@
-"""Networks as denoisers, and how a run holds them: precision, adapters, sharding, offload."""
+"""Networks as denoisers of a role: loading, precision, adapters, sharding, offload, cost ledger.
+
+README.md in this folder covers running at size: memory, several GPUs, LoRA, bfloat16, exports.
+"""

@@ -1,7 +1,8 @@
-"""Low-rank adapters by peft: student and fake score as two adapters of one network, whose base alone is the teacher.
+"""Low-rank adapters (LoRA, peft): student and fake score as two adapters of the teacher.
 
-A role is a view of that network (`Adapted`) that makes its own adapter the active one before each forward. Names of its
-parameters are those of diffusers' LoRA files, without the adapter's name: `blocks.0.attn1.to_q.lora_A.weight`.
+A role is a view of that one network (`Adapted`), which activates its own adapter before each
+forward. Parameter names are those of diffusers' LoRA files, without the adapter's name:
+`blocks.0.attn1.to_q.lora_A.weight`.
 """
 
 import warnings
@@ -20,18 +21,24 @@ if TYPE_CHECKING:
 
 
 class Adapted(nn.Module):
-    """A role's view of a network with adapters: its parameters are those of the adapter `name`; None is the base alone."""
+    """A role's view of a network with adapters: its parameters are those of one adapter.
+
+    Args:
+        net: the network that all roles share.
+        name: of the role's adapter; None is the base without adapters.
+    """
 
     def __init__(self, net: nn.Module, name: str | None) -> None:
         super().__init__()
-        self.net, self.name = net, name
+        self.net = net
+        self.name = name
 
     def forward(self, *inputs: Tensor, **options: object) -> object:
         activate(self.net, [] if self.name is None else [self.name])
         return self.net(*inputs, **options)
 
     def __getattr__(self, name: str) -> Any:
-        """What a view has not of its own (`blocks`, `config`) is the network's."""
+        """Look up attributes that a view lacks (`blocks`, `config`) in the network."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -39,10 +46,12 @@ class Adapted(nn.Module):
 
     def named_parameters(self, *_: object, **__: object) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.net.named_parameters():
-            *parents, adapter, leaf = ["", *name.split(".")]
-            of_adapter = parents[-1:] != [] and parents[-1].startswith("lora_")
+            # a parameter of an adapter is called PATH.lora_A.ADAPTER.weight
+            path, _, leaf = name.rpartition(".")
+            module, _, adapter = path.rpartition(".")
+            of_adapter = module.rpartition(".")[2].startswith("lora_")
             if of_adapter and adapter == self.name:
-                yield ".".join([*parents[1:], leaf]), parameter
+                yield f"{module}.{leaf}", parameter
             elif not of_adapter and self.name is None:
                 yield name.replace(".base_layer.", "."), parameter
 
@@ -51,19 +60,25 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], *_: object, **__: object) -> None:
+        """Copy the weights of `state` into the adapter.
+
+        Raises:
+            ValueError: if `state` has other names than the adapter.
+        """
         parameters = dict(self.named_parameters())
         if parameters.keys() != state.keys():
-            unlike = sorted(parameters.keys() ^ state.keys())
+            unmatched = sorted(parameters.keys() ^ state.keys())
             raise ValueError(
-                f"the adapter {self.name} is of other layers than what is loaded: {unlike[0]}"
+                f"cannot load weights into adapter {self.name!r}: they belong to other layers; "
+                f"{len(unmatched)} names do not match, e.g. {unmatched[0]}"
             )
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
 
 
 def lora_config(adapter: AdapterConfig) -> "LoraConfig":
-    """What peft calls these settings."""
-    from peft import LoraConfig  # only here: it takes a second
+    """These settings as peft's configuration."""
+    from peft import LoraConfig  # here: it takes a second, and few runs have adapters
 
     return LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets)
@@ -71,53 +86,69 @@ def lora_config(adapter: AdapterConfig) -> "LoraConfig":
 
 
 def add_adapter(net: nn.Module, name: str, adapter: AdapterConfig, seed: int) -> Adapted:
-    """Give `net` one more adapter, B = 0 and A by the seed, with every other weight frozen.
+    """Add an adapter to `net`, in place, and freeze every other weight.
+
+    B is zero, so the network's output does not change; A is drawn by seed and name. The adapter is
+    float32 even where the network is bfloat16: it is small, and is its own master weights.
+
+    Args:
+        net: may have other adapters.
+        name: of the new adapter, which is the role's.
+        seed: of the run.
+
+    Returns:
+        The role's view of `net`.
 
     Raises:
-        ConfigError: if no linear layer of the network has one of the targets' names.
+        ConfigError: if no linear layer of the network matches a target.
     """
-    from peft import inject_adapter_in_model
+    from peft import inject_adapter_in_model  # here: see lora_config
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(generator(seed, "adapter", name).initial_seed())
-        warnings.filterwarnings(
-            "ignore", message="Already found a `peft_config` attribute"
-        )  # several, as wanted
+        # peft warns of a second adapter on one network, which is intended here
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         try:
             inject_adapter_in_model(lora_config(adapter), net, name)
         except ValueError as error:
-            linear = sorted(
-                {n.rpartition(".")[2] for n, m in net.named_modules() if isinstance(m, nn.Linear)}
-            )
-            message = f"adapter.targets {', '.join(adapter.targets)}: no layer is called so; linear layers end in: {', '.join(linear)}"
-            raise ConfigError(message) from error
+            linear = {
+                path.rpartition(".")[2]
+                for path, module in net.named_modules()
+                if isinstance(module, nn.Linear)
+            }
+            targets = ", ".join(map(repr, adapter.targets))
+            raise ConfigError(
+                f"adapter.targets: no linear layer matches {targets}; "
+                f"available suffixes: {', '.join(sorted(linear))}"
+            ) from error
     net.requires_grad_(False)
     view = Adapted(net, name)
-    for (
-        parameter
-    ) in view.parameters():  # the base may be bfloat16: adapters are small, and their own masters
-        parameter.data = parameter.data.to(
-            torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        )
+    for parameter in view.parameters():
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        parameter.data = parameter.data.to(dtype)
     return view
 
 
 def activate(net: nn.Module, adapters: list[str]) -> None:
-    """Make `adapters` the ones that a forward uses; peft's own `set_adapter` would also decide what is trained."""
+    """Make forwards of `net` use these adapters.
+
+    peft's own `set_adapter` is not used: it also changes which weights are trained.
+    """
     for layer in net.modules():
         if hasattr(layer, "_active_adapter"):
             layer._active_adapter = adapters
 
 
-def active(net: nn.Module) -> list[str]:
-    """The adapters that a forward of `net` uses now."""
-    return next(
-        (layer._active_adapter for layer in net.modules() if hasattr(layer, "_active_adapter")), []
-    )
+def active_adapters(net: nn.Module) -> list[str]:
+    """Names of the adapters that a forward of `net` uses now."""
+    for layer in net.modules():
+        if hasattr(layer, "_active_adapter"):
+            return layer._active_adapter
+    return []
 
 
-def merge(net: nn.Module) -> nn.Module:
-    """The network with its active adapters added to the weights, of plain layers again: what is exported."""
+def merge_adapter(net: nn.Module) -> nn.Module:
+    """Add the active adapters to the network's weights and restore its plain layers, in place."""
     for name, layer in list(net.named_modules()):
         if hasattr(layer, "_active_adapter"):
             layer.merge()

@@ -1,4 +1,4 @@
-"""TODO: networks.denoiser."""
+"""Wraps a role's network as a denoiser, (x_t, sigma, text) -> x0_hat; guidance; FLOPs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,15 @@ from distill_bench.teachers.architectures import Call, architecture_called
 
 
 class Denoiser:
-    """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat; counts its passes in the ledger.
+    """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat (`method.Role`).
 
-    With `weights` the network runs with those instead of its own (a moving average, without a second copy).
+    Args:
+        net: a transformer of a known architecture.
+        role: name under which the ledger counts passes.
+        ledger: counts every forward, and every backward when it runs.
+        autocast: dtype of the network's arithmetic; None: that of its weights.
+        weights: parameters by name to run the network with instead of its own. A moving average
+            is evaluated this way without a second copy of the network.
     """
 
     def __init__(
@@ -29,46 +35,52 @@ class Denoiser:
         autocast: torch.dtype | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.net, self.role, self.ledger, self.autocast, self.weights = (
-            net,
-            role,
-            ledger,
-            autocast,
-            weights,
-        )
+        self.net = net
+        self.role = role
+        self.ledger = ledger
+        self.autocast = autocast
+        self.weights = weights
         self.architecture = architecture_called(net)
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """x0_hat (B, C, T, H, W) of x_t (B, C, T, H, W) at sigma (B,) in (0, 1] with text (B, L, D)."""
+        """x0_hat (B, C, T, H, W) of x_t (B, C, T, H, W) at sigma (B,) in (0, 1], text (B, L, D)."""
         return velocity_to_x0(self.velocity(x_t, sigma, text), x_t, sigma)
 
     def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """noise - x0 (B, C, T, H, W), of which `__call__` makes x0_hat."""
+        """Prediction of noise - x0, (B, C, T, H, W); arguments as for the call."""
         return self._count(self._forward(x_t, sigma, text), len(x_t)).to(x_t.dtype)
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
-        """Tokens (B, N, width) after the share `depth` of the blocks; what lies behind is neither run nor counted."""
+        """Tokens (B, N, width) after the first blocks; the later blocks neither run nor count.
+
+        Args:
+            x_t: (B, C, T, H, W).
+            sigma: (B,), in (0, 1].
+            text: (B, L, D).
+            depth: share of the blocks that run, in [0, 1]; at least one does.
+        """
         blocks = self.architecture.blocks(self.net)
-        last, found = max(1, round(depth * len(blocks))), []
+        last = max(1, round(depth * len(blocks)))
+        tokens: list[Tensor] = []
 
-        def reached(_module: nn.Module, _inputs: tuple, output: Any) -> None:
-            found.append(self.architecture.tokens(output))
-            raise Reached(found[0])
+        def abort(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+            tokens.append(self.architecture.tokens(output))
+            raise Reached(tokens[0])
 
-        def call(*inputs: Any, **named: Any) -> Tensor:
-            self._call(*inputs, **named)
-            raise Reached(
-                found[0]
-            )  # a sharded network ends as if they were its output (`shard`), which is not to be converted
+        def call(*inputs: Any, **options: Any) -> Tensor:
+            self._call(*inputs, **options)
+            # A sharded network returns the tokens as its output (`shard`): stop before the
+            # architecture converts them to a velocity.
+            raise Reached(tokens[0])
 
-        handle = blocks[last - 1].register_forward_hook(reached)
+        handle = blocks[last - 1].register_forward_hook(abort)
         try:
             self._forward(x_t, sigma, text, call)
         except Reached:
             pass
         finally:
             handle.remove()
-        return self._count(found[0], len(x_t) * last / len(blocks)).to(x_t.dtype)
+        return self._count(tokens[0], len(x_t) * last / len(blocks)).to(x_t.dtype)
 
     def _forward(
         self, x_t: Tensor, sigma: Tensor, text: Tensor, call: Call | None = None
@@ -76,12 +88,11 @@ class Denoiser:
         with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
             return self.architecture.velocity(self.net, call or self._call, x_t, sigma, text)
 
-    def _call(self, *inputs: Any, **named: Any) -> Tensor:
-        if self.weights is not None:
-            return functional_call(
-                self.net, dict(self.weights), inputs, {**named, "return_dict": False}
-            )[0]
-        return self.net(*inputs, **named, return_dict=False)[0]
+    def _call(self, *inputs: Any, **options: Any) -> Tensor:
+        if self.weights is None:
+            return self.net(*inputs, **options, return_dict=False)[0]
+        options["return_dict"] = False
+        return functional_call(self.net, dict(self.weights), inputs, options)[0]
 
     def _count(self, output: Tensor, samples: float) -> Tensor:
         self.ledger.add(self.role, "forward", samples)
@@ -92,52 +103,66 @@ class Denoiser:
         return output
 
     def _kind_of_backward(self) -> str:
-        """Asked when a backward runs: of a graph that two phases share each takes its own part.
+        """Kind of the backward that runs now; two phases may share a graph and train other roles.
 
-        One that trains adapters alone computes no gradient of the base's weights, and costs what one to the input does.
+        With adapters a backward computes no gradient of the base's weights, so it costs about as
+        much as a backward to the input alone.
         """
-        trained = any(p.requires_grad for p in self.net.parameters()) and not isinstance(
-            self.net, Adapted
+        trained = any(p.requires_grad for p in self.net.parameters())
+        return (
+            "full_backward" if trained and not isinstance(self.net, Adapted) else "input_backward"
         )
-        return "full_backward" if trained else "input_backward"
 
 
 class Guided:
-    """Classifier-free guidance of a denoiser, uncond + guidance_scale * (cond - uncond); 1 is none.
+    """Classifier-free guidance of a denoiser: uncond + guidance_scale * (cond - uncond).
 
-    In one forward of both, or in two one after the other, which need half the memory.
+    Args:
+        denoiser: conditioned on a text.
+        null_text: text of the unconditional prediction, (1, L, D).
+        guidance_scale: 1 is no guidance, and costs one forward instead of two.
+        batched: run both predictions in one forward; False: one after the other, in half the
+            memory.
     """
 
     def __init__(
         self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float, batched: bool = True
     ) -> None:
-        self.denoiser, self.null_text, self.guidance_scale, self.batched = (
-            denoiser,
-            null_text,
-            guidance_scale,
-            batched,
-        )
+        self.denoiser = denoiser
+        self.null_text = null_text
+        self.guidance_scale = guidance_scale
+        self.batched = batched
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """Guided x0_hat (B, C, T, H, W); arguments as for a `Denoiser`."""
         if self.guidance_scale == 1:
             return self.denoiser(x_t, sigma, text)
         null_text = self.null_text.expand_as(text)
         if self.batched:
-            both = torch.cat([text, null_text])
-            cond, uncond = self.denoiser(
-                torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both
-            ).chunk(2)
+            both = self.denoiser(
+                torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([text, null_text])
+            )
+            cond, uncond = both.chunk(2)
         else:
-            cond, uncond = self.denoiser(x_t, sigma, text), self.denoiser(x_t, sigma, null_text)
+            cond = self.denoiser(x_t, sigma, text)
+            uncond = self.denoiser(x_t, sigma, null_text)
         return uncond + self.guidance_scale * (cond - uncond)
 
 
 def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
-    """FLOPs of one forward of one sample."""
+    """FLOPs of a forward over one sample, counted by running it.
+
+    Args:
+        net: a transformer of a known architecture.
+        latent_shape: (C, T, H, W).
+        text: (B, L, D); the first row is used, and its device and dtype.
+    """
     x = torch.zeros(1, *latent_shape, device=text.device, dtype=text.dtype)
     sigma = torch.full((1,), 0.5, device=text.device, dtype=text.dtype)
+
+    def call(*inputs: Any, **options: Any) -> Tensor:
+        return net(*inputs, **options, return_dict=False)[0]
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        architecture_called(net).velocity(
-            net, lambda *xs, **named: net(*xs, **named, return_dict=False)[0], x, sigma, text[:1]
-        )
+        architecture_called(net).velocity(net, call, x, sigma, text[:1])
     return float(counter.get_total_flops())

@@ -1,10 +1,11 @@
-"""Texts once: encodes prompt files with a teacher's own text encoder into the store, so that training never loads it.
+"""`distill-bench embed`: encodes prompts with a teacher's text encoder, once, into the store.
 
     distill-bench embed TEACHER PROMPTS... [--store runs]
-    torchrun --nproc_per_node 8 -m distill_bench.embed ...    every rank takes its share
+    torchrun --nproc_per_node 8 -m distill_bench.networks.embed ...    each rank encodes its share
 
-Prompts that are there are not encoded again, so that it goes on where it was stopped; `distill_bench.teachers.texts` says where they lie
-and what a file of prompts is.
+Training then reads embeddings and never loads the text encoder. The command resumes where it was
+stopped: prompts in the store are not encoded again. `distill_bench.teachers.texts` describes the
+folder of embeddings and the formats of prompt files.
 """
 
 import argparse
@@ -18,25 +19,29 @@ from distill_bench.teachers.texts import has_text_encoder, read_prompts
 
 
 def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
-    """Encode every prompt of the files, and the null text; returns the folder and how many this rank encoded.
+    """Encode this rank's share of all prompts in the files, and of the null text.
+
+    Returns:
+        The folder of the embeddings, and the number of prompts that this rank encoded.
 
     Raises:
-        ValueError: for a file that has no prompts, or a teacher that has no text encoder.
+        ValueError: if a file has no prompts, or the teacher has no text encoder.
     """
     here = ranks()
-    prompts = list(
-        dict.fromkeys(["", *(prompt for path in files for prompt in read_prompts(path))])
-    )
+    prompts = [""]
+    for path in files:
+        prompts += read_prompts(path)
+    prompts = list(dict.fromkeys(prompts))
     fetch(teacher)
     pipeline = load_texts(teacher, here.device)
     if not has_text_encoder(pipeline.folder):
         raise TeacherError(
-            f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights"
+            f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights; "
+            "use a folder that has them"
         )
-    made = pipeline.embed(
-        prompts[here.rank :: here.world], store
-    )  # a share of all: which are missing changes while others write
-    return pipeline.embeddings(store), made
+    # a share of all prompts, not of the missing ones: that set changes while other ranks write
+    encoded = pipeline.embed(prompts[here.rank :: here.world], store)
+    return pipeline.embeddings_folder(store), encoded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,17 +54,17 @@ def main(argv: list[str] | None = None) -> int:
         "prompts",
         type=Path,
         nargs="+",
-        help="text, one a line; .jsonl with `prompt`; .json lists, as VBench's",
+        help="text files with one prompt per line; .jsonl with `prompt`; .json lists as VBench's",
     )
     parser.add_argument(
-        "--store", type=Path, default=Path("runs"), help="where runs look for them; default: runs"
+        "--store", type=Path, default=Path("runs"), help="folder of the runs; default: runs"
     )
     options = parser.parse_args(argv)
     try:
-        folder, made = embed(options.teacher, options.prompts, options.store)
+        folder, encoded = embed(options.teacher, options.prompts, options.store)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    print(f"{made} prompts encoded into {folder}", flush=True)
+    print(f"{encoded} prompts encoded into {folder}", flush=True)
     return 0
 
 

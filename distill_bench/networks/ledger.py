@@ -1,7 +1,9 @@
-"""TODO: networks.ledger."""
+"""Counts the network passes of a run by role, and weighs them by FLOPs: the cost of a training."""
 
 from dataclasses import dataclass, field
 
+# Cost of a pass, in forwards of the same network. A full backward computes the gradients of the
+# input and of the weights; an input backward passes through a frozen network.
 PASSES = {"forward": 1.0, "input_backward": 1.0, "full_backward": 2.0}
 
 
@@ -9,26 +11,24 @@ PASSES = {"forward": 1.0, "input_backward": 1.0, "full_backward": 2.0}
 class Ledger:
     """Passes by role, in units of one global batch."""
 
-    batch_size: int
-    flops: dict[str, float] = field(
-        default_factory=dict
-    )  # role -> FLOPs of a forward of one sample; absent: as the student
-    counts: dict[str, dict[str, float]] = field(default_factory=dict)
-    enabled: bool = True
+    batch_size: int  # samples per global batch
+    flops: dict[str, float] = field(default_factory=dict)  # role -> FLOPs per sample of a forward
+    counts: dict[str, dict[str, float]] = field(default_factory=dict)  # role -> kind -> batches
+    enabled: bool = True  # False: passes are not part of the training, e.g. for signals
 
     def add(self, role: str, kind: str, samples: float) -> None:
-        """Count a pass of `kind` (see PASSES) of `role` over `samples` samples."""
+        """Count a pass of `kind` (a key of PASSES) of `role` over `samples` samples."""
         if self.enabled:
             row = self.counts.setdefault(role, dict.fromkeys(PASSES, 0.0))
             row[kind] += samples / self.batch_size
 
     def weight(self, role: str) -> float:
-        """FLOPs of the role's forward over those of the student's."""
+        """FLOPs of the role's forward divided by those of the student's; 1 for unknown roles."""
         student = self.flops.get("student", 1.0)
         return self.flops.get(role, student) / student
 
     def forward_equivalents(self) -> float:
-        """The whole cost so far."""
+        """Total cost so far, in student forwards over one global batch."""
         return sum(
             self.weight(role) * PASSES[kind] * count
             for role, row in self.counts.items()

@@ -1,4 +1,4 @@
-"""TODO: networks.loading."""
+"""Loads one part of a pipeline folder (transformer, autoencoder, text encoder), strictly."""
 
 import contextlib
 import sys
@@ -14,51 +14,57 @@ from torch import nn
 from distill_bench.store.files import first_line
 from distill_bench.teachers.folder import TeacherError
 
-if not sys.stderr.isatty():  # a job's log has lines, not bars
+if not sys.stderr.isatty():  # progress bars clutter the log of a job
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
 
 def load_part(
-    kind: type, folder: Path, dtype: torch.dtype = torch.float32, every: bool = False
+    part_class: type, folder: Path, dtype: torch.dtype = torch.float32, no_extra: bool = False
 ) -> nn.Module:
-    """A part of a pipeline with its weights, all of them.
+    """Load a part of a pipeline with all of its weights.
+
+    The libraries would only warn of missing weights, and draw them at random.
 
     Args:
-        every: whether each weight of the files must have its place; those of text encoders hold copies and decoders.
+        part_class: a model class of diffusers or transformers.
+        folder: the part's own folder, with config.json and weights.
+        dtype: of the loaded weights.
+        no_extra: also refuse weights that the model has no place for. Files of text encoders may
+            hold such weights: copies, and decoders.
 
     Raises:
-        TeacherError: if they cannot be read or some are missing: the libraries would draw them at random and warn.
+        TeacherError: if the files cannot be read, or weights are missing or of the wrong shape.
     """
-    # of the two libraries one raises what weight has another shape, the other advice
-    of_text = issubclass(kind, transformers.PreTrainedModel)
-    options = (
-        {"dtype": dtype, "ignore_mismatched_sizes": True} if of_text else {"torch_dtype": dtype}
-    )
+    if issubclass(part_class, transformers.PreTrainedModel):
+        # report a wrong shape like a missing weight, as diffusers does, instead of raising
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    else:
+        options = {"torch_dtype": dtype}
     with naming_folder(folder):
-        part, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+        part, info = part_class.from_pretrained(folder, output_loading_info=True, **options)
     wrong = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     if wrong:
         raise TeacherError(
-            f"{folder}: {len(wrong)} weights are missing or of another shape, for instance {wrong[0]}"
+            f"{folder}: {len(wrong)} weights are missing or of another shape, e.g. {wrong[0]}; "
+            "download the folder again"
         )
-    over = sorted(info["unexpected_keys"]) if every else []
-    if over:
+    extra = sorted(info["unexpected_keys"]) if no_extra else []
+    if extra:
         raise TeacherError(
-            f"{folder}: its config.json has no place for {len(over)} of its weights, for instance {over[0]}"
+            f"{folder}: its config.json has no place for {len(extra)} of its weights, e.g. "
+            f"{extra[0]}; config.json and weights must be of the same model"
         )
     return part
 
 
 @contextlib.contextmanager
 def naming_folder(folder: Path) -> Iterator[None]:
-    """What the libraries raise inside is a TeacherError of one line that names the folder."""
+    """Turn errors of diffusers and transformers into a TeacherError of one line with the folder."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        said = first_line(error).partition(". If you want to")[
-            0
-        ]  # behind it is advice on their arguments
-        raise TeacherError(
-            f"cannot load {folder}: {said.removeprefix('Cannot load  because ')}"
-        ) from error
+        # the libraries append advice on their own arguments
+        reason = first_line(error).partition(". If you want to")[0]
+        reason = reason.removeprefix("Cannot load  because ")
+        raise TeacherError(f"cannot load {folder}: {reason}") from error

@@ -1,6 +1,7 @@
-"""Keeps a frozen network's blocks in host memory and fetches each to the device for the time of its forward.
+"""Keeps the blocks of a frozen network in host memory; each is on the device during its forward.
 
-diffusers' group offloading is not used: methods differentiate through the teacher, and it supports no backward.
+diffusers' group offloading is not used: it does not support the backward through the teacher that
+several methods need.
 """
 
 import torch
@@ -11,7 +12,10 @@ from distill_bench.teachers.architectures import architecture_called
 
 
 class Streamed(nn.Module):
-    """A block whose weights lie in host memory. Each forward uses a copy on the device, freed with the forward's graph."""
+    """A block with its weights in host memory.
+
+    Each forward copies them to the device; the copy is freed with the graph of that forward.
+    """
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -30,7 +34,13 @@ class Streamed(nn.Module):
 
 
 def place(net: nn.Module, device: torch.device, offload: bool = False) -> nn.Module:
-    """Move a network to the device, in place; with `offload` (frozen networks alone) its blocks stay in host memory."""
+    """Move a network to the device, in place.
+
+    Args:
+        net: a transformer of a known architecture.
+        device: where the network runs.
+        offload: keep the blocks in host memory (`Streamed`); for frozen networks only.
+    """
     if not offload:
         return net.to(device)
     blocks = architecture_called(net).blocks(net)

@@ -1,7 +1,7 @@
-"""Pipelines and their networks: everything that knows diffusers lies here and in `architectures`, and ends in a `Denoiser`.
+"""Loads a teacher's pipeline, and the pipeline of a run.
 
-A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_encoder/`, `tokenizer/`, optional `vae/`), local
-or by hub name; `mini-wan` is the one that ships with the package. Latent axes are always B, C, T, H, W.
+A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_encoder/`,
+`tokenizer/`, optional `vae/`), local or by hub name, or has a closed form.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import Pipeline, find_teacher
 from distill_bench.teachers.texts import prompts_hash
 
-# Clips drawn in one batch, and a bound on the values of their frames, which makes batches of large clips smaller.
+# Clips drawn in one batch; fewer if their frames together have more values than the bound.
 CLIPS_PER_BATCH = 16
 VALUES_PER_BATCH = 2**26
 
@@ -35,15 +35,13 @@ VALUES_PER_BATCH = 2**26
 class DiffusersPipeline(TextPipeline):
     """A loaded diffusers pipeline folder (`distill_bench.teachers.kinds.Pipeline`)."""
 
-    transformer: nn.Module
-    vae: nn.Module | None
-    student_folder: (
-        Path  # of the pipeline whose transformer the student and the fake score begin from
-    )
+    transformer: nn.Module  # the frozen teacher, float32, in host memory
+    vae: nn.Module | None  # None: latents are pixels
+    student_folder: Path  # of the pipeline whose transformer student and fake score start from
 
     @property
     def fps(self) -> float | None:
-        """Frames a second of the teacher's clips, where it is known."""
+        """Frames per second of the teacher's clips; None: unknown."""
         return self.architecture.fps
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -51,19 +49,19 @@ class DiffusersPipeline(TextPipeline):
         return self.architecture.latent_shape(frames, height, width)
 
     def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
-        """Noise (C, T, H, W) for a step of one clip."""
+        """Noise (C, T, H, W) for one sampling step of one clip."""
         return self.architecture.draw(shape, step, draws)
 
     def student(self) -> nn.Module:
-        """A trainable float32 network, where the student begins: the teacher's, or that of the run's own folder."""
+        """A trainable float32 network at the student's starting point."""
         return load_transformer(self.student_folder)
 
     def fake_score(self) -> nn.Module:
-        """A trainable float32 network, where the fake score begins: as the student's."""
+        """A trainable float32 network at the fake score's starting point, the student's."""
         return load_transformer(self.student_folder)
 
     def decode_video(self, latents: Tensor) -> Tensor:
-        """Video (B, 3, T, H, W), about [-1, 1], of latents (B, C, T, H, W); differentiable."""
+        """Video (B, 3, F, Y, X), roughly in [-1, 1], of latents (B, C, T, H, W); differentiable."""
         if self.vae is None:
             return latents
         if isinstance(self.vae, FrameAutoencoder):
@@ -72,15 +70,14 @@ class DiffusersPipeline(TextPipeline):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Frames uint8 (B, T, 3, H, W) of latents (B, C, T, H, W)."""
-        frames = (
-            ((self.decode_video(latents).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        )
+        """Frames uint8 (B, F, 3, Y, X) of latents (B, C, T, H, W), on the CPU."""
+        video = self.decode_video(latents).float().clamp(-1, 1)
+        frames = ((video + 1) * 127.5).round().to(torch.uint8)
         return frames.transpose(1, 2).cpu()
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> Tensor:
-        """Latents (B, C, T, H, W) of frames uint8 (B, T, 3, H, W)."""
+        """Latents (B, C, T, H, W) of frames uint8 (B, F, 3, Y, X)."""
         video = torch.from_numpy(frames).to(self.device).float().transpose(1, 2) / 127.5 - 1
         if self.vae is None:
             return video
@@ -89,17 +86,16 @@ class DiffusersPipeline(TextPipeline):
         return self.architecture.encode(self.vae, video)
 
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor | None:
-        """Latents (B, C, T, H, W) of real clips for the prompts, where their domain can be rendered; else None."""
+        """Latents (B, C, T, H, W) of rendered clips; None if a prompt has an unknown form."""
         try:
             attributes = [shapes.parse(prompt) for prompt in prompts]
         except ValueError:
             return None
-        return self.encode(
-            np.stack([shapes.render(a, key) for a, key in zip(attributes, keys, strict=True)])
-        )
+        clips = [shapes.render(a, key) for a, key in zip(attributes, keys, strict=True)]
+        return self.encode(np.stack(clips))
 
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
-        """FLOPs of one forward of one sample, for the weight of a role in the ledger."""
+        """FLOPs of one forward of one sample: the weight of a role in the ledger."""
         return forward_flops(net, latent_shape, text)
 
     def exact_fake_score(
@@ -115,38 +111,52 @@ class DiffusersPipeline(TextPipeline):
 
 
 def clips_per_batch(config: RunConfig) -> int:
-    """Number of clips of a run's size that are drawn in one batch; the batch size is part of a clip's bits."""
+    """Number of clips of a run's size to draw in one batch; a clip's bits depend on it."""
     values = 3 * config.frames * config.height * config.width
     return max(1, min(CLIPS_PER_BATCH, VALUES_PER_BATCH // values))
 
 
 def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline:
-    """The pipeline of a run: its teacher, with what the run says of students and prompts, and the store's embeddings.
+    """The pipeline of a run, with the run's student and prompts.
+
+    With a store, missing embeddings are made first, so that the text encoder has left memory before
+    the first network is loaded.
+
+    Args:
+        config: a resolved run.
+        device: of the autoencoder and the texts.
+        store: folder of the runs, which holds the embeddings; None: encode in memory.
 
     Raises:
-        TeacherError: if one of them is not what it was when the run was resolved.
+        TeacherError: if a file of teacher, student or prompts has changed since the run was
+            resolved, or cannot be loaded.
     """
     prompts = None if config.prompts is None else Path(config.prompts)
     check_content(config, prompts)
     if store is not None and find_teacher(config.teacher).has_networks:
         texts = load_texts(config.teacher, device, prompts, store)
-        texts.texts(texts.prompts())  # a text encoder is gone before the first network comes
+        texts.texts(texts.prompts())
     return load_pipeline(config.teacher, device, config.student, prompts, store)
 
 
 def check_content(config: RunConfig, prompts: Path | None = None) -> None:
-    """TeacherError where teacher, student or prompts are not what they were when the run was resolved."""
-    found = {"teacher": content_hash(teacher_folder(config.teacher))}
+    """Compare the content of teacher, student and prompts with the hashes in the run's config.
+
+    Raises:
+        TeacherError: if one of them has changed since the run was resolved.
+    """
+    hashes = {"teacher": content_hash(teacher_folder(config.teacher))}
     if config.student is not None:
-        found["student"] = content_hash(teacher_folder(config.student) / "transformer")
+        hashes["student"] = content_hash(teacher_folder(config.student) / "transformer")
     if prompts is not None:
-        found["prompts"] = prompts_hash(prompts)
-    for key, content in found.items():
+        hashes["prompts"] = prompts_hash(prompts)
+    for key, content in hashes.items():
         recorded = getattr(config, f"{key}_hash")
         if recorded and content != recorded:
             raise TeacherError(
-                f"{key} {getattr(config, key)} is not what the run was resolved with: its content is {content}, run.yaml has "
-                f"{recorded}; put the files back, or start the sweep again, for a run of its own"
+                f"{key} {getattr(config, key)} is not what the run was resolved with: its content "
+                f"is {content}, run.yaml has {recorded}; restore the files, or start the sweep "
+                "again to make a new run"
             )
 
 
@@ -157,9 +167,20 @@ def load_pipeline(
     prompts: Path | None = None,
     store: Path | None = None,
 ) -> Pipeline:
-    """The teacher `name` in float32, frozen; its students begin from the folder `student`, where it is given.
+    """Load a teacher in float32, frozen.
 
-    Its transformer is in host memory, for whoever runs it to place: it may be sharded, offloaded, or not needed at all.
+    Its transformer stays in host memory: the caller may shard, offload or never use it.
+
+    Args:
+        name: of the teacher: a folder or hub name.
+        device: of the autoencoder and the texts.
+        student: name of the pipeline whose transformer the student starts from; None: the
+            teacher's.
+        prompts: file of training prompts; None: the folder's own.
+        store: where embeddings are kept; None: encode at every call.
+
+    Raises:
+        TeacherError: if a part is missing or cannot be loaded.
     """
     teacher = find_teacher(name)
     if not teacher.has_networks:
@@ -170,7 +191,6 @@ def load_pipeline(
     vae = load_autoencoder(folder, architecture)
     if vae is not None:
         vae = vae.to(device).eval().requires_grad_(False)
-    begin = teacher_folder(student) if student else folder
     return DiffusersPipeline(
         folder,
         architecture,
@@ -179,27 +199,28 @@ def load_pipeline(
         prompts,
         transformer=transformer,
         vae=vae,
-        student_folder=begin,
+        student_folder=teacher_folder(student) if student else folder,
     )
 
 
 def load_transformer(folder: Path) -> nn.Module:
-    """A trainable float32 copy of the pipeline's transformer, which knows the architecture that calls it."""
+    """A pipeline's transformer, trainable, in float32, with its `Architecture` as an attribute.
+
+    Raises:
+        TeacherError: if the folder's architecture is unknown or its weights do not fit it.
+    """
     architecture = architecture_of(folder)
-    net = load_part(
-        getattr(diffusers, architecture.transformer["_class_name"]),
-        folder / "transformer",
-        every=True,
-    ).eval()
+    network_class = getattr(diffusers, architecture.transformer["_class_name"])
+    net = load_part(network_class, folder / "transformer", no_extra=True).eval()
     net.architecture = architecture
     return net
 
 
 def load_autoencoder(folder: Path, architecture: Architecture) -> nn.Module | None:
-    """The pipeline's autoencoder in float32, set to take clips of any size; None where it has none.
+    """A pipeline's autoencoder in float32, set up for clips of any size; None if it has none.
 
     Raises:
-        TeacherError: if it is another architecture's.
+        TeacherError: if the autoencoder is not one that the architecture can call.
     """
     name = autoencoder_class(architecture)
     if name is None:

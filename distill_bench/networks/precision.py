@@ -1,6 +1,7 @@
 """Networks in float64 or bfloat16, and float32 master weights of what is trained in bfloat16.
 
-An update of 1e-6 is lost in the 8 bits of a bfloat16 mantissa: the optimiser steps float32 masters instead.
+An update of 1e-6 is lost in the 8 bits of a bfloat16 mantissa, so the optimiser steps float32
+masters.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 
 
 def in_precision(net: nn.Module, precision: str) -> nn.Module:
-    """Convert a network in place to a run's precision if it is above float32, in which networks are loaded."""
+    """Convert a float32 network in place to float64 if that is the run's precision."""
     return net.double() if precision == "float64" else net
 
 
 def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert a network to a dtype in place, except for the weights that its class keeps in float32."""
+    """Convert a network to a dtype in place, except the weights its class keeps in float32."""
     kept = kept_in_float32(net)
     for parameter in net.parameters():
         if parameter not in kept:
@@ -24,7 +25,10 @@ def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def kept_in_float32(net: nn.Module) -> set[nn.Parameter]:
-    """Parameters that the network's class keeps in float32 (norms, time embedding): diffusers' `_keep_in_fp32_modules`."""
+    """Parameters that the network's class keeps in float32, e.g. norms and the time embedding.
+
+    They are those of the modules in diffusers' `_keep_in_fp32_modules`.
+    """
     modules = set(getattr(net, "_keep_in_fp32_modules", None) or ())
     return {
         parameter for name, parameter in net.named_parameters() if modules & set(name.split("."))
@@ -34,9 +38,9 @@ def kept_in_float32(net: nn.Module) -> set[nn.Parameter]:
 class Masters(nn.Module):
     """Float32 master weights of a bfloat16 network, by the network's parameter names.
 
-    Optimiser, moving average and checkpoints see the masters. During a backward, each bfloat16 gradient is added to its
-    master's float32 gradient and freed; `publish` rounds the masters into the network. Parameters that stay in float32 are
-    their own masters.
+    Optimiser, moving average and checkpoints see the masters. During a backward, each bfloat16
+    gradient is added to its master's float32 gradient and freed. `publish` rounds the masters into
+    the network. Parameters that stay in float32 are their own masters.
     """
 
     def __init__(self, net: nn.Module) -> None:

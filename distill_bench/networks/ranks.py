@@ -1,7 +1,8 @@
-"""Rank, world size and device of this process, and the few exchanges between ranks that need no accelerator.
+"""Rank, world size and device of this process, and exchanges of objects between ranks.
 
-The launch and the process group are two different facts. Sampling shares clips through files and needs only the launch;
-scoring exchanges features and needs a process group. After training, the group is gone while the launch still has its ranks.
+`ranks()` are the processes of the launch; `group_ranks()` those that can exchange values. They
+differ: sampling shares clips through files and needs no process group, and training ends its group
+before rank 0 scores the clips alone.
 """
 
 import os
@@ -32,8 +33,9 @@ class Ranks:
 def ranks() -> Ranks:
     """The processes of this launch, from RANK, WORLD_SIZE and LOCAL_RANK; rank 0 of 1 without them.
 
-    torchrun, accelerate launch and the sweep's own workers (on this machine and under SLURM) set these variables. With more
-    local ranks than visible GPUs the ranks share the GPUs in turn, as accelerate has it.
+    torchrun, accelerate launch and the workers of a sweep (on this machine and under SLURM) set
+    these variables. If a process sees fewer GPUs than there are local ranks, the index wraps around
+    as in accelerate: SLURM may show each rank one GPU, its own.
     """
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -42,14 +44,14 @@ def ranks() -> Ranks:
 
 
 def connect() -> Ranks:
-    """Join the launch's processes in a process group, the one that accelerate's `Accelerator` will use; returns `ranks()`."""
+    """Join the launch's processes in the process group that accelerate uses; returns `ranks()`."""
     if ranks().world > 1:
         PartialState(cpu=not torch.cuda.is_available())
     return ranks()
 
 
 def group_ranks() -> Ranks:
-    """The processes that can exchange values now: those of the process group, or rank 0 of 1 where there is none."""
+    """The processes of the process group; rank 0 of 1 if there is no group."""
     device = ranks().device
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
@@ -57,7 +59,7 @@ def group_ranks() -> Ranks:
 
 
 def broadcast(value: T) -> T:
-    """Rank 0's value (any picklable object) on every rank of the process group; the others' arguments are ignored."""
+    """Rank 0's `value`, on every rank of the process group; any picklable object."""
     if group_ranks().world == 1:
         return value
     values = [value]
@@ -66,7 +68,7 @@ def broadcast(value: T) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """The values (picklable objects) of all ranks of the process group, in the order of their ranks."""
+    """The values of all ranks of the process group, in order of rank; any picklable objects."""
     world = group_ranks().world
     if world == 1:
         return [value]
@@ -76,10 +78,13 @@ def gather(value: T) -> list[T]:
 
 
 def on_first_rank(make: Callable[[], T]) -> T:
-    """Call `make` on rank 0 of the process group; return its value, or raise its ValueError or OSError, on every rank.
+    """Call `make` on rank 0 of the process group; return its value on every rank.
 
-    For decisions on which all ranks must agree: if each rank read the file itself, another job could write it between two
-    reads, and the ranks that went on would wait for the others forever.
+    For decisions on which all ranks must agree: if every rank read a file itself, another job could
+    write it between two reads, and ranks that went on would wait forever for the others.
+
+    Raises:
+        ValueError, OSError: on every rank, if `make` raised it on rank 0.
     """
     value, error = None, None
     if group_ranks().first:

@@ -1,46 +1,47 @@
-"""TODO: networks.recompute."""
+"""Activation checkpointing for blocks that several roles share."""
 
 import contextlib
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from distill_bench.networks.adapters import activate, active
+from distill_bench.networks.adapters import activate, active_adapters
 
 
 def checkpointed(block: nn.Module, *inputs: Tensor) -> Tensor:
-    """The block's output, of which a backward computes the inside again, as it was: roles may share the block.
+    """Run a block; its backward recomputes the activations, in the state of the original forward.
 
-    Between the forward and its backward another role's adapter may have become the active one, and another phase begun.
+    Between a forward and its backward, another role may have activated its adapter, and another
+    phase may have changed which weights are trained. The recomputation restores both.
     """
-    then = _AsItWas(block)
+    state = _BlockState(block)
     return checkpoint(
         block,
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (contextlib.nullcontext(), then),
+        context_fn=lambda: (contextlib.nullcontext(), state),
     )
 
 
-class _AsItWas:
-    """A context in which a block has the active adapters and trainable weights that it had when this was made."""
+class _BlockState:
+    """Context that restores a block's active adapters and trainable weights of its creation."""
 
     def __init__(self, block: nn.Module) -> None:
-        self.block, self.then = block, self._state(block)
+        self.block = block
+        self.original = self._read()
 
     def __enter__(self) -> None:
-        self.now = self._state(self.block)
-        self._restore(*self.then)
+        self.current = self._read()
+        self._write(*self.original)
 
     def __exit__(self, *_: object) -> None:
-        self._restore(*self.now)
+        self._write(*self.current)
 
-    @staticmethod
-    def _state(block: nn.Module) -> tuple[list[str], list[bool]]:
-        return active(block), [p.requires_grad for p in block.parameters()]
+    def _read(self) -> tuple[list[str], list[bool]]:
+        return active_adapters(self.block), [p.requires_grad for p in self.block.parameters()]
 
-    def _restore(self, adapters: list[str], flags: list[bool]) -> None:
+    def _write(self, adapters: list[str], requires_grad: list[bool]) -> None:
         activate(self.block, adapters)
-        for parameter, flag in zip(self.block.parameters(), flags, strict=True):
+        for parameter, flag in zip(self.block.parameters(), requires_grad, strict=True):
             parameter.requires_grad_(flag)

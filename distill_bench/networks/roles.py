@@ -1,4 +1,4 @@
-"""Builds the networks of a run by role: their precision, and whether they are whole, sharded, offloaded or adapters."""
+"""Builds the networks of a run by role: whole, sharded, offloaded, or adapters of one base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,16 +23,17 @@ class RoleNetworks:
     student: nn.Module
     fake_score: nn.Module | None  # None: the run trains none
     teacher: nn.Module  # frozen
-    # the student's moving average, where it is a network; None: a state that a forward lays over the student
+    # The student's moving average as a network of its own; None: the average is a set of weights
+    # that a forward lays over the student's.
     target: nn.Module | None
-    # student and fake score as optimisers, average and checkpoints see them: the network itself or its float32 masters
+    # Student and fake score for optimisers, average and checkpoints: networks or float32 masters.
     trained: Mapping[str, nn.Module]
 
 
 def build_networks(
     config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None
 ) -> RoleNetworks:
-    """Build the networks of a run with the weights they begin from, placed on the pipeline's device.
+    """Build the networks of a run with their initial weights, on the pipeline's device.
 
     A sharded or offloaded network is never whole on a device.
 
@@ -74,7 +75,7 @@ def _adapters_of_one_base(config: RunConfig, base: nn.Module) -> RoleNetworks:
 def _sharded(
     config: RunConfig, pipeline: Pipeline, teacher: nn.Module, mesh: DeviceMesh
 ) -> RoleNetworks:
-    """The roles sharded one after the other, so that host memory holds one whole network at a time."""
+    """Shard one role after the other: host memory holds one whole network at a time."""
     compute = torch.bfloat16 if config.weights == "bfloat16" else None
     load = {"student": pipeline.student}
     if config.ema is not None:

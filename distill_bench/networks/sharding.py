@@ -1,9 +1,13 @@
-"""Networks whose weights the processes of a run share (FSDP2), and tensors of which each process may hold a part.
+"""Shards networks over the ranks of a run (FSDP2); tensors of which a rank holds a part.
 
-FSDP averages gradients itself, in each backward. Weights are gathered by block for a forward or backward and dropped after it,
-the root's as well: what averages or saves weights between passes must find shards. Traps: a forward that a hook stops by an
-exception must still end as one (`Reached`); a moving average cannot be laid over gathered weights (it is a network of its own);
-of weights gathered in bfloat16 those that unsharded networks keep in float32 are to be named one by one.
+FSDP averages gradients over the ranks itself, in each backward. It gathers weights block by block
+for a forward or backward and frees them afterwards, the root's too, so code that averages or saves
+weights between passes always sees shards. Traps:
+
+- A forward that a hook aborts by an exception must still return normally (`Reached`).
+- A moving average cannot be laid over gathered weights; it is a network of its own.
+- With bfloat16 compute, parameters that must stay float32 have to be excluded one by one
+  (`param_dtype_override_fn`).
 """
 
 import warnings
@@ -25,15 +29,15 @@ from distill_bench.teachers.architectures import architecture_called
 
 
 class Reached(Exception):
-    """The block whose output was wanted has run: the forward behind it is not."""
+    """Raised by a hook once the block with the wanted output has run; it skips the later blocks."""
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
         self.tokens = tokens
 
 
-def all_processes(device: torch.device) -> DeviceMesh:
-    """One line of all processes of the run."""
+def all_ranks(device: torch.device) -> DeviceMesh:
+    """All ranks of the process group as a one-dimensional mesh."""
     return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
 
 
@@ -43,90 +47,97 @@ def shard(
     """Shard a network in place, block by block.
 
     Args:
-        compute: what weights are gathered and used in, but for those that stay in float32; None is as they are. The shards are as
-            they are: the masters of what is trained.
-        offload: shards lie in host memory between their uses.
+        net: a transformer; its shards keep its dtype, so they are the master weights.
+        mesh: ranks that share the weights.
+        compute: dtype in which weights are gathered and used, except for those that the network's
+            class keeps in float32; None: the dtype of the shards.
+        offload: keep the shards in host memory between their uses.
 
     Raises:
-        ValueError: for `compute` with a torch that would round what stays in float32.
+        ValueError: if `compute` is given and the installed torch would round the float32 weights.
     """
     forward = net.forward
 
-    def stoppable(*inputs: object, **options: object) -> object:
+    def abortable(*inputs: object, **options: object) -> object:
         try:
             return forward(*inputs, **options)
         except Reached as reached:
             return (reached.tokens,)
 
-    net.forward = (
-        stoppable  # inside FSDP's hooks: they see an output, and gather weights for its backward
-    )
-    warnings.filterwarnings(
-        "ignore", message="FSDP2-wrapped module .* returned a view tensor"
-    )  # nothing here is in place on it
-    precision = {
-        "param_dtype": compute,
-        "reduce_dtype": compute and torch.float32,
-        "cast_forward_inputs": False,
-    }
-    kept = kept_in_float32(net) if compute else set()
-    if kept:
-        if not hasattr(MixedPrecisionPolicy, "param_dtype_override_fn"):
-            raise ValueError(
-                f"sharding with weights: bfloat16 needs torch 2.15, here is {torch.__version__}"
-            )
-        precision["param_dtype_override_fn"] = lambda parameter: (
-            parameter.dtype if parameter in kept else None
-        )
-    policies = {
-        "mp_policy": MixedPrecisionPolicy(**precision),
-        "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
-        if offload
-        else OffloadPolicy(),
-    }
+    # Inside FSDP's hooks: they see a normal output, and gather the weights again for its backward.
+    net.forward = abortable
+    # A warning about in-place changes of views; nothing here changes an output in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    offload_policy = OffloadPolicy()
+    if offload:
+        offload_policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+    policies = {"mp_policy": _precision(net, compute), "offload_policy": offload_policy}
     for block in architecture_called(net).blocks(net):
         fully_shard(block, mesh=mesh, reshard_after_forward=True, **policies)
     return fully_shard(net, mesh=mesh, reshard_after_forward=True, **policies)
 
 
+def _precision(net: nn.Module, compute: torch.dtype | None) -> MixedPrecisionPolicy:
+    """Gather and use weights in `compute`, reduce gradients in float32."""
+    if compute is None:
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    options = {
+        "param_dtype": compute,
+        "reduce_dtype": torch.float32,
+        "cast_forward_inputs": False,
+    }
+    kept = kept_in_float32(net)
+    if kept:
+        if not hasattr(MixedPrecisionPolicy, "param_dtype_override_fn"):
+            raise ValueError(
+                f"sharding with weights: bfloat16 needs torch 2.15 or later, found "
+                f"{torch.__version__}: upgrade torch, or train with weights: float32"
+            )
+        options["param_dtype_override_fn"] = lambda parameter: (
+            parameter.dtype if parameter in kept else None
+        )
+    return MixedPrecisionPolicy(**options)
+
+
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of the tensor."""
+    """True if this rank holds only a part of the tensor."""
     return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor."""
+    """This rank's part of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, in host memory where it was sharded: then every process must ask for it."""
+    """The whole of a sharded tensor, in host memory; any other tensor unchanged.
+
+    A collective: if the tensor is sharded, every rank must call it.
+    """
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, sharded as `like` is."""
+    """Shard a whole tensor, which every rank has, in the way `like` is sharded."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
-def clip_gradients(parameters: Sequence[Tensor], largest: float) -> float:
-    """Scale the gradients down to a norm of `largest` together, and return what the norm was."""
-    sharded, replicated = (
-        [p for p in parameters if is_sharded(p)],
-        [p for p in parameters if not is_sharded(p)],
-    )
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
+    """Scale the gradients of all parameters together to a norm of at most `max_norm`, in place.
+
+    Returns:
+        Their norm before, over sharded and replicated parameters alike.
+    """
+    sharded = [p for p in parameters if is_sharded(p)]
+    replicated = [p for p in parameters if not is_sharded(p)]
     if not sharded:
-        return float(nn.utils.clip_grad_norm_(parameters, largest))
-    norms = [
-        whole(nn.utils.get_total_norm([p.grad for p in group]))
-        for group in (sharded, replicated)
-        if group
-    ]
-    norm = torch.stack([n.cpu().double() for n in norms]).norm()
-    for group in (sharded, replicated):
-        nn.utils.clip_grads_with_norm_(
-            group, largest, norm.to(local(parameters[0]).device, torch.float32)
-        )
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    groups = [group for group in (sharded, replicated) if group]
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in group])) for group in groups]
+    norm = torch.stack([norm.cpu().double() for norm in norms]).norm()
+    scale_by = norm.to(local(parameters[0]).device, torch.float32)
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, max_norm, scale_by)
     return float(norm)

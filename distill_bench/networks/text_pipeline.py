@@ -1,4 +1,4 @@
-"""TODO: networks.text_pipeline."""
+"""Prompts of a teacher and their embeddings, from the store or from its own text encoder."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -27,119 +27,134 @@ from distill_bench.teachers.texts import (
     write_shard,
 )
 
-SHARD = 128  # embeddings a file
+PROMPTS_PER_SHARD = 128
 
 
 @dataclass(frozen=True)
 class TextPipeline:
-    """The prompts and texts of a pipeline folder; its text encoder is loaded for a text that the store does not have."""
+    """Prompts and texts of a pipeline folder. The text encoder is loaded only for missing texts."""
 
     folder: Path
     architecture: Architecture
     device: torch.device
-    store: Path | None = None  # where embeddings are kept
+    store: Path | None = None  # where embeddings are kept; None: encode at every call
     prompts_file: Path | None = None  # instead of the folder's own prompts.txt
 
     def prompts(self) -> list[str]:
-        """The training prompts: those of the run's own file, else those beside the weights, one a line in `prompts.txt`."""
-        if self.prompts_file is not None:
-            return read_prompts(self.prompts_file)
-        path = self.folder / "prompts.txt"
-        if not path.is_file():
+        """Training prompts: those of the run's file, else those of the folder's `prompts.txt`.
+
+        Raises:
+            TeacherError: if there is neither.
+        """
+        path = self.prompts_file or self.folder / "prompts.txt"
+        if self.prompts_file is None and not path.is_file():
             raise TeacherError(
-                f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's key `prompts`"
+                f"teacher {self.folder} has no prompts.txt: name a file of prompts in the run's "
+                "key `prompts`"
             )
         return read_prompts(path)
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Text embeddings (B, L, D), as diffusers' pipeline makes them. The empty prompt is the null text."""
-        embedded = self._embedded(prompts)
-        return torch.stack([embedded[prompt] for prompt in prompts]).to(self.device)
+        """Embeddings (B, L, D) as diffusers' own pipeline makes them; "" gives the null text."""
+        embeddings = self._embeddings_of(prompts)
+        return torch.stack([embeddings[prompt] for prompt in prompts]).to(self.device)
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        """The texts of prompts, read one by one as they are asked for where there is a store."""
-        return Texts(prompts, self._embedded([*prompts, ""]), self.device, dtype)
+        """Texts of the prompts and the null text. With a store, each is read when it is used."""
+        return Texts(prompts, self._embeddings_of([*prompts, ""]), self.device, dtype)
 
     def embed(self, prompts: list[str], store: Path) -> int:
-        """Encode into a store those prompts that it does not have; returns how many these were.
+        """Encode the prompts that a store lacks, and write them into it.
+
+        Returns:
+            The number of prompts encoded.
 
         Raises:
-            TeacherError: for a prompt that has no embedding and cannot be given one.
+            TeacherError: if prompts are missing and the teacher has no text encoder.
         """
-        folder = self.embeddings(store)
-        there = () if folder is None else Embeddings(folder)
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in there]
-        if missing and not has_text_encoder(self.folder):
+        folder = self.embeddings_folder(store)
+        stored = () if folder is None else Embeddings(folder)
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in stored]
+        if not missing:
+            return 0
+        if not has_text_encoder(self.folder):
             raise TeacherError(
-                f"the prompt {missing[0]!r} has no embedding ({len(missing)} of {len(prompts)} have none) and the teacher "
-                f"{self.folder} no text encoder; where it has one: distill-bench embed TEACHER PROMPTS --store {store}"
+                f"the prompt {missing[0]!r} has no embedding ({len(missing)} of {len(prompts)} "
+                f"have none) and the teacher {self.folder} has no text encoder; on a machine "
+                f"where it has one, run: distill-bench embed TEACHER PROMPTS --store {store}"
             )
-        if missing:
-            pipeline = self.text_pipeline()
-            encode, length = (
-                self._encoder(pipeline),
-                self.architecture.text_length(pipeline.tokenizer),
-            )
-            cut = [
-                prompt
-                for prompt in missing
-                if len(pipeline.tokenizer(prompt, verbose=False).input_ids) > length
-            ]
-            if cut:
-                say = f"{len(cut)} of {len(missing)} prompts have more than the {length} tokens that {self.folder.name} takes"
-                print(
-                    f"{say}: their ends are cut, for instance {cut[0][:60]!r}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            shards = [missing[at : at + SHARD] for at in range(0, len(missing), SHARD)]
-            console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or not ranks().first)
-            for shard in track(shards, "encoding prompts", console=console, transient=True):
-                write_shard(
-                    folder, {prompt: encode(prompt).cpu() for prompt in shard}, self.folder.name
-                )
+        pipeline = self.text_encoder_pipeline()
+        self._warn_of_truncation(missing, pipeline)
+        encode = self._encoder(pipeline)
+        shards = [
+            missing[first : first + PROMPTS_PER_SHARD]
+            for first in range(0, len(missing), PROMPTS_PER_SHARD)
+        ]
+        console = Console(file=sys.stderr, quiet=not (sys.stderr.isatty() and ranks().first))
+        for shard in track(shards, "encoding prompts", console=console, transient=True):
+            encoded = {prompt: encode(prompt).cpu() for prompt in shard}
+            write_shard(folder, encoded, self.folder.name)
         return len(missing)
 
-    def _embedded(self, prompts: list[str]) -> Mapping[str, Tensor] | Embeddings:
-        """The embedding (L, D) of each prompt, out of the store, which is first given what it lacks, by one process for all."""
+    def _warn_of_truncation(
+        self, prompts: list[str], pipeline: diffusers.DiffusionPipeline
+    ) -> None:
+        limit = self.architecture.text_length(pipeline.tokenizer)
+        longer = [
+            prompt
+            for prompt in prompts
+            if len(pipeline.tokenizer(prompt, verbose=False).input_ids) > limit
+        ]
+        if longer:
+            print(
+                f"{len(longer)} of {len(prompts)} prompts are longer than the {limit} tokens that "
+                f"{self.folder.name} takes: their ends are cut, e.g. {longer[0][:60]!r}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _embeddings_of(self, prompts: list[str]) -> Mapping[str, Tensor] | Embeddings:
+        """Embedding (L, D) of each prompt; one process of a store encodes for all that wait."""
         if self.store is None:
-            encode = self._encoder(self.text_pipeline())
+            encode = self._encoder(self.text_encoder_pipeline())
             return {prompt: encode(prompt) for prompt in prompts}
 
-        def there() -> Embeddings | None:
-            folder = self.embeddings(self.store)
-            stored = None if folder is None else Embeddings(folder)
-            return (
-                stored
-                if stored is not None and all(prompt in stored for prompt in prompts)
-                else None
-            )
+        def complete() -> Embeddings | None:
+            folder = self.embeddings_folder(self.store)
+            if folder is None:
+                return None
+            stored = Embeddings(folder)
+            return stored if all(prompt in stored for prompt in prompts) else None
 
-        if (stored := there()) is None:
+        embeddings = complete()
+        if embeddings is None:
             once(
                 self.store / "embeddings",
-                lambda: there() is not None,
+                lambda: complete() is not None,
                 lambda: self.embed(prompts, self.store),
             )
-            stored = there()
-        return stored
+            embeddings = complete()
+        return embeddings
 
-    def embeddings(self, store: Path) -> Path | None:
-        """The folder of this pipeline's embeddings in a store: see `distill_bench.teachers.texts`."""
-        about = [
+    def embeddings_folder(self, store: Path) -> Path | None:
+        """This pipeline's folder of embeddings in a store; see `distill_bench.teachers.texts`."""
+        settings = [
             self.architecture.PIPELINE,
             self.architecture.TEXT_LENGTH,
             self.architecture.transformer.get("max_text_seq_length"),
         ]
-        return embeddings_folder(store, self.folder, about)
+        return embeddings_folder(store, self.folder, settings)
 
-    def text_pipeline(self) -> diffusers.DiffusionPipeline:
-        """diffusers' pipeline with its tokenizer and text encoder alone."""
+    def text_encoder_pipeline(self) -> diffusers.DiffusionPipeline:
+        """diffusers' pipeline with nothing but its tokenizer and text encoder.
+
+        Raises:
+            TeacherError: if one of the two cannot be loaded.
+        """
         with naming_folder(self.folder / "tokenizer"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-        encoder = load_part(
-            getattr(transformers, self.architecture.TEXT_ENCODER), self.folder / "text_encoder"
-        )
+        encoder_class = getattr(transformers, self.architecture.TEXT_ENCODER)
+        encoder = load_part(encoder_class, self.folder / "text_encoder")
         encoder = encoder.to(self.device).eval().requires_grad_(False)
         pipeline_class = getattr(diffusers, self.architecture.PIPELINE)
         return pipeline_class(
@@ -147,7 +162,10 @@ class TextPipeline:
         )
 
     def _encoder(self, pipeline: diffusers.DiffusionPipeline) -> Callable[[str], Tensor]:
-        """What makes the embedding (L, D) of a prompt: of each alone, so that company does not change its bits."""
+        """A function from a prompt to its float32 embedding (L, D).
+
+        It encodes one prompt per call: in a batch, rounding would depend on the other prompts.
+        """
         length = self.architecture.text_length(pipeline.tokenizer)
 
         @torch.no_grad()
@@ -160,10 +178,16 @@ class TextPipeline:
 def load_texts(
     name: str, device: torch.device, prompts: Path | None = None, store: Path | None = None
 ) -> TextPipeline:
-    """The texts of the teacher `name`, without its networks.
+    """The texts of a teacher, without its networks.
+
+    Args:
+        name: a pipeline folder or hub name.
+        device: of the embeddings.
+        prompts: file of training prompts; None: the folder's own.
+        store: where embeddings are kept; None: encode at every call.
 
     Raises:
-        TeacherError: if there is no such teacher, or its texts are no network's.
+        TeacherError: if there is no such teacher, or it takes no text embeddings.
     """
     teacher = find_teacher(name)
     if not teacher.has_networks:

@@ -28,7 +28,7 @@ from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.networks.precision import Masters, in_precision
 from distill_bench.networks.roles import build_networks
-from distill_bench.networks.sharding import all_processes, clip_gradients, is_sharded, local, whole
+from distill_bench.networks.sharding import all_ranks, clip_gradients, is_sharded, local, whole
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.store.files import append_jsonl, read_jsonl, write_bytes
@@ -85,7 +85,7 @@ class Trainer:
         self.method = method_of(config)
         self.sigmas = student_sigmas(config.nfe, config.shift).to(device, self.dtype)
         sharded = config.sharding and world > 1  # one process has it all, and the same numbers
-        nets = build_networks(config, pipeline, all_processes(device) if sharded else None)
+        nets = build_networks(config, pipeline, all_ranks(device) if sharded else None)
         self.student, self.fake_score = nets.student, nets.fake_score
         trains_fake_score = self.fake_score is not None
         self.ema: dict[str, Tensor] = {}

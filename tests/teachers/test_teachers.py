@@ -249,7 +249,7 @@ def test_weights_of_another_shape_are_one_line(copy):
     change(copy / "text_encoder", d_ff=77)
     with pytest.raises(
         TeacherError,
-        match=r"text_encoder: 3 weights are missing or of another shape, for instance encoder.block",
+        match=r"text_encoder: 3 weights are missing or of another shape, e.g. encoder.block",
     ):
         load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
 

@@ -87,7 +87,7 @@ def test_prompts_that_are_too_long_are_named(tiny_wan, tmp_path, capsys):
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
     said = capsys.readouterr().err
     assert (
-        "1 of 3 prompts have more than the 8 tokens that tiny-wan takes: their ends are cut, for instance 'a blue square"
+        "1 of 3 prompts are longer than the 8 tokens that tiny-wan takes: their ends are cut, e.g. 'a blue square"
         in said
     )
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
@@ -149,7 +149,7 @@ def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path
     expected = fresh.encode_text([*PROMPTS, ""])
     with mock.patch.object(
         text_pipeline.TextPipeline,
-        "text_pipeline",
+        "text_encoder_pipeline",
         side_effect=AssertionError("the text encoder was loaded"),
     ):
         torch.testing.assert_close(stored.encode_text([*PROMPTS, ""]), expected, rtol=0, atol=0)
@@ -191,7 +191,7 @@ def test_stopped_between_two_shards_it_goes_on(tiny_wan, prompts, tmp_path, monk
             raise OSError("full")
         write(folder, *shard)
 
-    monkeypatch.setattr(text_pipeline, "SHARD", 2)
+    monkeypatch.setattr(text_pipeline, "PROMPTS_PER_SHARD", 2)
     monkeypatch.setattr(text_pipeline, "write_shard", full_after_one)
     with pytest.raises(OSError, match="full"):
         embedding.embed(str(tiny_wan), [prompts], tmp_path)
