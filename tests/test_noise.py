@@ -1,4 +1,4 @@
-"""The noise convention, guidance and draws."""
+"""Noise convention, guidance and keyed draws."""
 
 import pytest
 import torch
@@ -7,18 +7,18 @@ from distill_bench import noise
 from distill_bench.draws import Draws
 from distill_bench.networks.denoiser import Guided
 
+CPU = torch.device("cpu")
 
-def test_predictions_survive_a_round_trip():
-    x0, e = torch.randn(2, 3, 2, 4, 4, 4, dtype=torch.float64)
-    sigma = torch.tensor([0.02, 0.5, 0.98], dtype=torch.float64)[:3]
-    x0, e = (
-        x0.reshape(2, -1)[:, :48].reshape(3, 2, 2, 2, 4),
-        e.reshape(2, -1)[:, :48].reshape(3, 2, 2, 2, 4),
-    )
-    x_t = noise.add_noise(x0, e, sigma)
-    torch.testing.assert_close(noise.x0_to_velocity(x0, x_t, sigma), e - x0)
-    torch.testing.assert_close(noise.velocity_to_x0(e - x0, x_t, sigma), x0)
-    torch.testing.assert_close(noise.x0_to_score(x0, x_t, sigma), -e / sigma.reshape(3, 1, 1, 1, 1))
+
+def test_clean_predictions_convert_to_velocity_and_score_and_back():
+    x0, gaussian = torch.randn(2, 3, 2, 2, 2, 4, dtype=torch.float64)
+    sigma = torch.tensor([0.02, 0.5, 0.98], dtype=torch.float64)
+    x_t = noise.add_noise(x0, gaussian, sigma)
+    velocity = gaussian - x0
+    score = -gaussian / noise.over(sigma, x0)
+    torch.testing.assert_close(noise.x0_to_velocity(x0, x_t, sigma), velocity)
+    torch.testing.assert_close(noise.velocity_to_x0(velocity, x_t, sigma), x0)
+    torch.testing.assert_close(noise.x0_to_score(x0, x_t, sigma), score)
 
 
 @pytest.mark.parametrize(
@@ -31,37 +31,39 @@ def test_student_levels_are_the_published_ones(shift, expected):
     )
 
 
-def test_teacher_levels_run_from_noise_to_clean():
+def test_teacher_levels_fall_from_one_to_zero():
     sigmas = noise.teacher_sigmas(8, 2.0)
     assert sigmas[0] == 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
 
 
-def test_guidance_one_is_none_and_two_extrapolates():
+def test_guidance_scale_one_is_no_guidance_and_two_extrapolates():
     def net(x_t, sigma, text):
         return x_t * text[:, 0, 0].reshape(-1, 1, 1, 1, 1)
 
-    x, sigma, text, null = (
-        torch.randn(2, 3, 1, 1, 1),
-        torch.ones(2),
-        torch.full((2, 1, 1), 3.0),
-        torch.ones(1, 1, 1),
-    )
-    torch.testing.assert_close(Guided(net, null, 1.0)(x, sigma, text), net(x, sigma, text))
-    torch.testing.assert_close(Guided(net, null, 2.0)(x, sigma, text), (1 + 2 * (3 - 1)) * x)
+    x_t, sigma = torch.randn(2, 3, 1, 1, 1), torch.ones(2)
+    text, null_text = torch.full((2, 1, 1), 3.0), torch.ones(1, 1, 1)
+    unguided = net(x_t, sigma, text)
+    extrapolated = (1 + 2 * (3 - 1)) * x_t
+    torch.testing.assert_close(Guided(net, null_text, 1.0)(x_t, sigma, text), unguided)
+    torch.testing.assert_close(Guided(net, null_text, 2.0)(x_t, sigma, text), extrapolated)
 
 
-def test_draws_depend_on_their_key_and_on_nothing_else():
-    whole = Draws(0, 5, "student", range(4), torch.device("cpu"))
-    part = Draws(0, 5, "student", [2], torch.device("cpu"))
+def test_draws_depend_on_seed_update_purpose_and_sample_index_alone():
+    whole = Draws(0, 5, "student", range(4), CPU)
+    part = Draws(0, 5, "student", [2], CPU)
     assert torch.equal(whole.noise("a", (3,))[2], part.noise("a", (3,))[0])
-    assert not torch.equal(whole.noise("a", (3,)), whole.noise("b", (3,)))
-    other = Draws(0, 6, "student", range(4), torch.device("cpu"))
-    assert not torch.equal(whole.noise("a", (3,)), other.noise("a", (3,)))
     assert whole.shared_integer("exit", 1000) == part.shared_integer("exit", 1000)
+    others = [
+        whole.noise("b", (3,)),
+        Draws(1, 5, "student", range(4), CPU).noise("a", (3,)),
+        Draws(0, 6, "student", range(4), CPU).noise("a", (3,)),
+        Draws(0, 5, "fake_score", range(4), CPU).noise("a", (3,)),
+    ]
+    assert not any(torch.equal(whole.noise("a", (3,)), other) for other in others)
 
 
-def test_score_levels_stay_in_their_range_and_follow_the_shift():
-    draws = Draws(0, 0, "student", range(4000), torch.device("cpu"))
-    sigma = draws.sigma("s", 5.0, 0.02, 0.98)
-    assert sigma.min() >= 0.02 and sigma.max() <= 0.98
-    assert abs(sigma.median() - 5 * 0.5 / (1 + 4 * 0.5)) < 0.02  # methods.md 1.0: median .833
+def test_drawn_noise_levels_stay_in_their_range_and_follow_the_shift():
+    sigma = Draws(0, 0, "student", range(4000), CPU).sigma("s", 5.0, 0.02, 0.98)
+    assert sigma.min() >= 0.02
+    assert sigma.max() <= 0.98
+    assert abs(sigma.median() - 5 * 0.5 / (1 + 4 * 0.5)) < 0.02  # the median 0.5, shifted
