@@ -1,7 +1,7 @@
 """Score a folder of clips: one line per score in metrics.jsonl; nothing is computed twice.
 
 A line is kept if its evaluator, version, settings and protocol are unchanged; otherwise it is
-replaced. The folder is one that the harness sampled, or any folder that `sample/media.py` reads.
+replaced. The folder is one that the harness sampled, or any folder that `sample/load_folder.py` reads.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from distill_bench.evaluator import Clips, Evaluator, Score, require_same_frames
 from distill_bench.networks.ranks import group_ranks, on_first_rank
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
-from distill_bench.sample.media import load_clips
+from distill_bench.sample.load_folder import load_clips
 from distill_bench.store.files import unwritable, write_bytes
 from distill_bench.store.nested import differences
 

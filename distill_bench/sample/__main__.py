@@ -1,4 +1,4 @@
-"""TODO: sample.__main__."""
+"""Command line: `python -m distill_bench.sample RUN`; ranks started by torchrun share the clips."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,11 @@ from distill_bench.sample.run import sample
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: sample one trained run folder."""
+    """Sample the students of a run folder and print the folders of clips; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="distill_bench.sample", description=sample.__doc__.splitlines()[0]
+        prog="distill_bench.sample", description="Sample the clips of a run's kept students."
     )
-    parser.add_argument("run", type=Path, help="a run folder with run.yaml and a checkpoint")
+    parser.add_argument("run", type=Path, help="run folder with run.yaml and a checkpoint")
     options = parser.parse_args(argv)
     try:
         print(*sample(options.run), sep="\n")

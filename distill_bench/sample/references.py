@@ -1,4 +1,4 @@
-"""TODO: sample.references."""
+"""Makes the reference rows of a protocol: the clips that every run's clips are compared with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,74 +8,104 @@ import numpy as np
 from distill_bench.config.protocol import protocol, protocol_hash, student_key
 from distill_bench.config.schema import RunConfig
 from distill_bench.domain import controls, shapes
-from distill_bench.networks.pipeline import CLIPS_PER_BATCH
 from distill_bench.networks.ranks import ranks
-from distill_bench.sample.folder import ClipSource, write_folder
 from distill_bench.sample.sampler import Sampler
+from distill_bench.sample.write_folder import ClipSource, write_folder
 from distill_bench.store.files import write_json
+
+RENDERED_BATCH = 16  # rendered clips per part
 
 
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
-    """The reference rows of a run's protocol, made where they are missing: kind -> folder.
+    """Folders of the reference rows by kind, sampled where they are missing.
 
-    `data` and `data_other` are rendered clips (only where the prompts are of the embedded domain), `teacher` and
-    `teacher_other` the teacher's many-step clips; "other" means other seeds, so that each pair is a floor. `teacher_few` is the
-    teacher's ODE at the student's step count, `untrained` the student before training. Three rows are wrong on purpose: `frozen`
-    and `shuffled` are the teacher's clips standing still and with their frames out of order, `noise` is uniform noise.
+    All kinds share the prompts of the protocol. `data` and `data_other` exist only if the prompts are
+    of the embedded domain.
     """
     root = store / "references" / protocol_hash(config)
-    few = student_key(config)
-    names = {
+    folders = {kind: root / name for kind, name in folder_names(config).items()}
+    if all(map(_is_written, folders.values())):
+        return folders
+    write_json(root / "protocol.json", protocol(config))
+    sampler = Sampler(config, store)
+    if not all(map(_in_domain, sampler.prompts)):
+        del folders["data"], folders["data_other"]
+    # the student first, so that a device holds one network at a time
+    for kind in sorted(folders, key=lambda kind: kind != "untrained"):
+        folder = folders[kind]
+        if _is_written(folder):
+            continue
+        if ranks().first:
+            print(f"reference {kind}: {config.protocol.clips} clips", flush=True)
+        source, seeds = _source(kind, sampler, folders["teacher"])
+        row = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
+        write_folder(folder, source, sampler.prompts, seeds, row)
+    return folders
+
+
+def folder_names(config: RunConfig) -> dict[str, str]:
+    """Kind of every reference row -> name of its folder, in the order of tables."""
+    return {
         "data": "data",
         "data_other": "data_other",
         "teacher": "teacher",
         "teacher_other": "teacher_other",
+        # these two depend on settings of the run beside the protocol
+        "teacher_few": f"teacher_few-nfe{config.nfe}",
+        "untrained": f"untrained-{student_key(config)}",
+        "frozen": "frozen",
+        "shuffled": "shuffled",
+        "noise": "noise",
     }
-    names |= {"teacher_few": f"teacher_few-nfe{config.nfe}", "untrained": f"untrained-{few}"}
-    names |= {kind: kind for kind in ("frozen", "shuffled", "noise")}
-    folders = {kind: root / name for kind, name in names.items()}
-    if all((folder / "clips.npy").is_file() for folder in folders.values()):
-        return folders
-    write_json(root / "protocol.json", protocol(config))
-    sampler = Sampler(config, store)
-    n = config.protocol.clips
-    other = [seed + n for seed in sampler.seeds]
-    if not all(map(_in_domain, sampler.prompts)):
-        del folders["data"], folders["data_other"]
+
+
+def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, list[int]]:
+    """Source and seeds of a reference row. `teacher` is the folder of the row that controls alter."""
+    config, prompts, seeds = sampler.config, sampler.prompts, sampler.seeds
+    other_seeds = [seed + len(seeds) for seed in seeds]
     steps = config.protocol.teacher_steps
-    whole = {
-        "frozen": lambda: controls.frozen(_clips_of(folders["teacher"])),
-        "shuffled": lambda: controls.shuffled(_clips_of(folders["teacher"]), config.protocol.seed),
-        "noise": sampler.noise,
-    }
-    rows: dict[str, Callable[[], tuple[ClipSource, list[int]]]] = {
-        "data": lambda: (_rendered(sampler.prompts, sampler.seeds), sampler.seeds),
-        "data_other": lambda: (_rendered(sampler.prompts, other), other),
-        "teacher": lambda: (sampler.teacher(steps, sampler.seeds), sampler.seeds),
-        "teacher_other": lambda: (sampler.teacher(steps, other), other),
-        "teacher_few": lambda: (sampler.teacher(config.nfe, sampler.seeds), sampler.seeds),
-        "untrained": lambda: (
-            sampler.student(sampler.placed(sampler.pipeline.student())),
-            sampler.seeds,
-        ),
-    } | {
-        kind: (lambda make=make: (ClipSource(lambda *_: make(), n), sampler.seeds))
-        for kind, make in whole.items()
-    }
-    for kind, folder in sorted(
-        folders.items(), key=lambda row: row[0] != "untrained"
-    ):  # a device holds one network at a time
-        if not (folder / "clips.npy").is_file():
-            if ranks().first:
-                print(f"reference {kind}: {n} clips", flush=True)
-            row, seeds = rows[kind]()
-            about = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
-            write_folder(folder, row, sampler.prompts, seeds, about)
-    return folders
+
+    def at_once(make: Callable[[], np.ndarray]) -> ClipSource:
+        return ClipSource(lambda first, end: make(), len(seeds))
+
+    match kind:
+        case "data":
+            return _rendered(prompts, seeds), seeds
+        case "data_other":
+            return _rendered(prompts, other_seeds), other_seeds
+        case "teacher":
+            return sampler.teacher(steps, seeds), seeds
+        case "teacher_other":
+            return sampler.teacher(steps, other_seeds), other_seeds
+        case "teacher_few":
+            return sampler.teacher(config.nfe, seeds), seeds
+        case "untrained":
+            return sampler.student(sampler.placed(sampler.pipeline.student())), seeds
+        case "frozen":
+            return at_once(lambda: controls.frozen(_frames(teacher))), seeds
+        case "shuffled":
+            return at_once(lambda: controls.shuffled(_frames(teacher), config.protocol.seed)), seeds
+        case "noise":
+            return at_once(sampler.noise), seeds
+    raise AssertionError(f"no source for the reference row {kind!r}")
 
 
-def _clips_of(folder: Path) -> np.ndarray:
+def _rendered(prompts: list[str], seeds: list[int]) -> ClipSource:
+    """Clips of the embedded domain, rendered from their captions."""
+
+    def frames(first: int, end: int) -> np.ndarray:
+        pairs = zip(prompts[first:end], seeds[first:end], strict=True)
+        return np.stack([shapes.render(shapes.parse(prompt), seed) for prompt, seed in pairs])
+
+    return ClipSource(frames, RENDERED_BATCH)
+
+
+def _frames(folder: Path) -> np.ndarray:
     return np.load(folder / "clips.npy", allow_pickle=False)
+
+
+def _is_written(folder: Path) -> bool:
+    return (folder / "clips.npy").is_file()
 
 
 def _in_domain(prompt: str) -> bool:
@@ -84,11 +114,3 @@ def _in_domain(prompt: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _rendered(prompts: list[str], seeds: list[int]) -> ClipSource:
-    def frames(first: int, end: int) -> np.ndarray:
-        pairs = zip(prompts[first:end], seeds[first:end], strict=True)
-        return np.stack([shapes.render(shapes.parse(prompt), seed) for prompt, seed in pairs])
-
-    return ClipSource(frames, CLIPS_PER_BATCH)

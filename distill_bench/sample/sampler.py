@@ -1,13 +1,15 @@
 """Clips of a run and of the rows that every table has beside it, from the same prompts and seeds.
 
-`sample(run_dir)` draws the student's clips; `references(config, store)` the rows to hold them against. A folder of clips is
-`clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index, prompt, seed) and `row.json` (kind, fps), and for a
-teacher with an autoencoder of its own `videos/*.mp4`; a folder that is there is done.
+`sample(run_dir)` draws the student's clips; `references(config, store)` the rows to hold them
+against. A folder of clips is `clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index,
+prompt, seed) and `row.json` (kind, fps), and for a teacher with an autoencoder of its own
+`videos/*.mp4`; a folder that is there is done.
 
     torchrun --nproc_per_node 8 -m distill_bench.sample RUN    ranks share the clips
 
-Clips are kept as they are made, in `.parts-<name>` beside the folder, so that a row goes on where it was stopped. What is drawn
-together is the same however often it is stopped and however many ranks there are, so that no bit depends on either.
+Clips are kept as they are made, in `.parts-<name>` beside the folder, so that a row goes on where
+it was stopped. What is drawn together is the same however often it is stopped and however many
+ranks there are, so that no bit depends on either.
 """
 
 import math
@@ -29,7 +31,7 @@ from distill_bench.networks.precision import cast
 from distill_bench.networks.ranks import ranks
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.rollout import euler, rollout
-from distill_bench.sample.folder import ClipSource
+from distill_bench.sample.write_folder import ClipSource
 from distill_bench.teachers.kinds import Pipeline
 
 Latents = Callable[

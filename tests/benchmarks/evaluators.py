@@ -40,7 +40,7 @@ from distill_bench.evaluate import clip_models, extractors
 from distill_bench.evaluate.distances import frechet_distance
 from distill_bench.evaluator import Clips
 from distill_bench.registry import evaluators
-from distill_bench.sample.media import load_clips
+from distill_bench.sample.load_folder import load_clips
 
 
 def seconds(

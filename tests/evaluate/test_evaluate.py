@@ -17,7 +17,8 @@ from distill_bench.evaluate.__main__ import main
 from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluate.score import conditions, evaluate
 from distill_bench.evaluator import Clips, Evaluator, Score
-from distill_bench.sample.media import frame_counts, load_clips, read_clip
+from distill_bench.sample.clip_files import frame_counts, read_clip
+from distill_bench.sample.load_folder import load_clips
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import differences
 
@@ -83,7 +84,8 @@ def test_a_file_of_any_kind_gives_its_frames_and_rate(tmp_path, suffix, error):
     """Lossless kinds to the bit; a gif has 256 colours and hundredths of a second, a video another colour space."""
     clip = controls.rendered(3, 4)[0][2]
     save_clip(tmp_path / f"clip{suffix}", clip)
-    frames, fps = read_clip(tmp_path / f"clip{suffix}")
+    read = read_clip(tmp_path / f"clip{suffix}")
+    frames, fps = read.frames, read.fps
     assert frames.shape == clip.shape and frames.dtype == np.uint8
     assert np.abs(frames.astype(int) - clip).mean() <= error / 4
     assert np.abs(frames.astype(int) - clip).max() <= 4 * error
@@ -410,7 +412,7 @@ def damaged_video(path: Path) -> None:
         (unreadable_video, "a.mp4 cannot be read"),
         (unreadable_gif, "a.gif cannot be read"),
         (missing_file, "no file .*none.npy"),
-        (unlike_sizes, "all clips of a folder must be alike"),
+        (unlike_sizes, "all clips of a folder must have one shape"),
         (dark_files, "0..255, not 0..1"),
         (torn_manifest, "manifest.jsonl, line 12: .*Invalid JSON"),
         (
@@ -433,16 +435,19 @@ def damaged_video(path: Path) -> None:
         (torn_facts, "facts.npz cannot be read"),
         (
             many_in_one,
-            r"\(12, 8, 3, 32, 32\): a clip is \(T, 3, H, W\), and many in one file are clips.npy",
+            r"\(12, 8, 3, 32, 32\); a clip is \(T, 3, H, W\), and several clips in one file are named clips.npy",
         ),
         (faster(16.0), "reference plays at 8 frames per second, the clips at 16"),
-        (faster(16.0, 8.0), "gives 8 and 16 frames a second"),
+        (
+            faster(16.0, 8.0),
+            "gives 8 and 16 frames per second; all clips of a folder must have one rate",
+        ),
         (no_pictures, "frames are 2x2; at least 4x4"),
         (few_frames, "the teacher reference has 8 frames of 32x32, the clips have 5 frames"),
-        (scalar, r"clips.npy is \(\): clips.npy is \(N, T, 3, H, W\)"),
+        (scalar, r"clips.npy is \(\); clips.npy must be \(N, T, 3, H, W\)"),
         (rate_in_words, "row.json: fps: Input should be a valid number"),
-        (no_row, "row.json is no JSON object"),
-        (other_axes, r"\(8, 32, 32, 3\): a clip is \(T, 3, H, W\); this looks like \(T, H, W, 3\)"),
+        (no_row, "row.json is not a JSON object"),
+        (other_axes, r"\(8, 32, 32, 3\); a clip is \(T, 3, H, W\); this looks like \(T, H, W, 3\)"),
         (
             foreign_manifest('{"file": "a.npy", "prompt": "a", "FPS": 24}'),
             "line 2: 'FPS' is written 'fps'",
@@ -704,5 +709,5 @@ def test_a_gif_of_jittered_times_keeps_its_frames(tmp_path):
         duration=[40, 40, 50, 40, 40, 50, 40, 40],
         loop=0,
     )
-    frames, fps = read_clip(tmp_path / "a.gif")
-    assert len(frames) == 8 and fps == pytest.approx(24, rel=0.03)
+    read = read_clip(tmp_path / "a.gif")
+    assert len(read.frames) == 8 and read.fps == pytest.approx(24, rel=0.03)

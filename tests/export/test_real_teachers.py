@@ -26,7 +26,8 @@ from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.pipeline import load_pipeline, load_transformer
 from distill_bench.noise import student_sigmas
 from distill_bench.rollout import rollout
-from distill_bench.sample.media import load_clips, read_clip
+from distill_bench.sample.clip_files import read_clip
+from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.run import sample
 from distill_bench.teachers.architectures import architecture_of
 from distill_bench.train import checkpoint
@@ -101,8 +102,9 @@ def test_its_clips_are_scored_and_are_videos_at_the_teachers_rate(run):
         Path(config.teacher).name
     ]
     assert load_clips(clips).fps == rate
-    video, seen = read_clip(clips / "videos" / "000001.mp4")
-    assert seen == rate and video.shape == frames[1].shape
+    written = read_clip(clips / "videos" / "000001.mp4")
+    video = written.frames
+    assert written.fps == rate and video.shape == frames[1].shape
     assert np.corrcoef(video.mean(1).ravel(), frames[1].mean(1).ravel())[0, 1] > 0.8, (
         "noise, compressed"
     )
@@ -215,8 +217,8 @@ def test_the_cards_snippet_runs_in_a_fresh_interpreter(run, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    video, rate = read_clip(tmp_path / "clip.mp4")
-    assert rate == 8 and video.shape == (9, 3, 32, 32)
+    written = read_clip(tmp_path / "clip.mp4")
+    assert written.fps == 8 and written.frames.shape == (9, 3, 32, 32)
 
 
 LARGE = {

@@ -18,9 +18,10 @@ from distill_bench.config.sweep_file import load_sweep
 from distill_bench.domain import controls, shapes
 from distill_bench.networks import pipeline as pipelines
 from distill_bench.networks.pipeline import DiffusersPipeline
-from distill_bench.sample import folder as clip_folder
+from distill_bench.sample import write_folder
 from distill_bench.sample.__main__ import main
-from distill_bench.sample.media import load_clips, read_clip, write_video
+from distill_bench.sample.clip_files import read_clip, write_video
+from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.references import references
 from distill_bench.sample.run import sample
 from distill_bench.train.loop import train
@@ -278,7 +279,7 @@ def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeyp
 
 def test_the_first_rank_makes_what_another_does_not(trained, monkeypatch):
     monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
-    monkeypatch.setattr(clip_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(write_folder, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setenv("WORLD_SIZE", "3")
     (folder,) = sample(trained)
     assert len(load_clips(folder).frames) == 5
@@ -288,7 +289,6 @@ def test_videos_are_what_the_frames_are(tmp_path):
     frames, _ = controls.rendered(1, 0)
     large = frames[0].repeat(4, -1).repeat(4, -2)
     assert write_video(tmp_path / "a.mp4", large, 12.5)
-    back, rate = read_clip(tmp_path / "a.mp4")
-    assert (
-        rate == 12.5 and back.shape == large.shape and np.abs(back.astype(int) - large).mean() < 4
-    )
+    read = read_clip(tmp_path / "a.mp4")
+    assert read.fps == 12.5 and read.frames.shape == large.shape
+    assert np.abs(read.frames.astype(int) - large).mean() < 4

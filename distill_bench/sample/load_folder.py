@@ -1,0 +1,239 @@
+"""Loads a folder of clips: one that the harness sampled, or any folder of clip files.
+
+A sampled folder holds `clips.npy` (uint8, (N, T, 3, H, W)) and `manifest.jsonl` with index, prompt
+and seed per clip. Any other folder holds one file per clip. Its `manifest.jsonl` is optional and
+names each file: {"file": "a.mp4", "prompt": "a red circle", "seed": 0, "fps": 16}, where seed and
+fps may be left out. Without a manifest the clips have no captions.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from rich.console import Console
+from rich.progress import track
+
+from distill_bench.evaluator import Clips
+from distill_bench.sample.clip_files import READERS, ClipFile, read_clip
+from distill_bench.store.files import read_json
+
+MANIFEST = "manifest.jsonl"
+CACHE = ".features"
+MAPPED_BYTES = 2**30  # a larger clips.npy stays on disk
+DEFAULT_FPS = 8.0  # if neither the manifest nor the file says
+Fps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SampledLine(BaseModel, strict=True):
+    """Line of the manifest of a sampled folder."""
+
+    index: int
+    prompt: str
+    seed: int
+    fps: Fps | None = None  # overrides row.json
+
+
+class FileLine(BaseModel, strict=True):
+    """Line of the manifest of a folder of clip files."""
+
+    file: str
+    prompt: str
+    seed: int | None = None
+    fps: Fps | None = None  # overrides the file
+
+
+Line = TypeVar("Line", SampledLine, FileLine)
+
+
+def load_clips(folder: Path) -> Clips:
+    """Load the clips of a folder.
+
+    Raises:
+        ValueError: if there are none, a file cannot be read, or clips differ in size or rate.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}")
+    try:
+        load = _load_sampled if (folder / "clips.npy").is_file() else _load_files
+        frames, prompts, seeds, fps = load(folder)
+        return Clips(frames, prompts, seeds, fps, _facts(folder / "facts.npz"), folder / CACHE)
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _load_sampled(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
+    lines = _manifest(folder, SampledLine)
+    if not lines:
+        raise ValueError(
+            f"no {MANIFEST} in {folder}; clips.npy needs one with index, prompt and seed per clip"
+        )
+    frames = _load_array(folder / "clips.npy")
+    if [line.index for line in lines] != list(range(len(frames))):
+        raise ValueError(
+            f"{folder / MANIFEST} lists {len(lines)} clips, clips.npy holds {len(frames)}; "
+            "index must count from 0"
+        )
+    row = read_json(folder / "row.json")
+    if row is None:
+        if (folder / "row.json").is_file():
+            raise ValueError(
+                f"{folder / 'row.json'} is not a JSON object; delete it to use fps of {MANIFEST}"
+            )
+        # with a row.json the harness decoded the clips, and a black student must be scored as one
+        _refuse_unscaled(frames)
+    try:
+        row_fps = TypeAdapter(Fps).validate_python((row or {}).get("fps", DEFAULT_FPS))
+    except ValidationError as error:
+        raise ValueError(f"{folder / 'row.json'}: fps: {error.errors()[0]['msg']}") from error
+    rates = {line.fps or row_fps for line in lines}
+    if len(rates) > 1:
+        raise ValueError(
+            f"{folder / MANIFEST} gives {min(rates):g} and {max(rates):g} frames per second; all "
+            "clips of a folder must have one rate"
+        )
+    prompts, seeds = [line.prompt for line in lines], [line.seed for line in lines]
+    return frames, prompts, seeds, float(rates.pop())
+
+
+def _load_array(path: Path) -> np.ndarray:
+    # copy-on-write: torch takes no read-only arrays
+    mmap_mode = "c" if path.stat().st_size > MAPPED_BYTES else None
+    try:
+        frames = np.load(path, allow_pickle=False, mmap_mode=mmap_mode)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if frames.ndim != 5:
+        raise ValueError(f"{path} is {frames.shape}; clips.npy must be (N, T, 3, H, W)")
+    return frames
+
+
+def _load_files(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
+    lines = _file_lines(folder)
+    paths = [folder / line.file for line in lines]
+    console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
+    reading = track(paths, f"reading {folder.name}", console=console, transient=True)
+    clips = [read_clip(path) for path in reading]
+    rates = [line.fps or clip.fps or DEFAULT_FPS for line, clip in zip(lines, clips, strict=True)]
+    clips, fps = _at_one_rate(paths, clips, rates)
+    frames = np.empty((len(clips), *clips[0].shape), np.uint8)
+    for index in reversed(range(len(clips))):  # frees each clip as it is copied
+        frames[index] = clips.pop()
+    if all(path.suffix.lower() == ".npy" for path in paths):  # other kinds are always 0..255
+        _refuse_unscaled(frames)
+    seeds = [index if line.seed is None else line.seed for index, line in enumerate(lines)]
+    return frames, [line.prompt for line in lines], seeds, fps
+
+
+def _file_lines(folder: Path) -> list[FileLine]:
+    """The manifest's lines, or one line without caption per clip file."""
+    files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in READERS)
+    lines = _manifest(folder, FileLine)
+    if not lines:
+        if not files:
+            raise ValueError(
+                f"no clips in {folder}; it needs clips.npy or files of {', '.join(READERS)}"
+            )
+        return [FileLine(file=name, prompt="") for name in files]
+    counts = Counter(folder / line.file for line in lines)
+    path, count = counts.most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{folder / MANIFEST} names {path.name} {count} times; name it once")
+    missing = [name for name in files if folder / name not in counts]
+    if missing:  # leaving it out silently would change every score
+        raise ValueError(
+            f"{folder / MANIFEST} does not name {missing[0]} ({len(missing)} such files); "
+            "add it or move it away"
+        )
+    return lines
+
+
+def _at_one_rate(
+    paths: list[Path], clips: list[ClipFile], rates: list[float]
+) -> tuple[list[np.ndarray], float]:
+    """Frames of every clip at one rate, and the rate.
+
+    The rate of files that state it exactly wins over rounded ones. Files that merge equal frames
+    are repeated to it: a still clip is stored as one frame, often without a duration.
+
+    Raises:
+        ValueError: if rates or shapes differ.
+    """
+    exact = [rate for rate, clip in zip(rates, clips, strict=True) if not clip.merged]
+    fps = max(exact or rates)
+    longest = max(len(clip.frames) for clip in clips)
+    result: list[np.ndarray] = []
+    for path, clip, rate in zip(paths, clips, rates, strict=True):
+        frames, repeats = clip.frames, round(fps / rate)
+        if clip.merged and (len(frames) == 1 or repeats > 1):
+            frames = frames.repeat(longest if len(frames) == 1 else repeats, 0)
+            rate = fps
+        if abs(rate - fps) > (0.1 * fps if clip.merged else 0.01):
+            raise ValueError(
+                f"{path} has {rate:g} frames per second, others {fps:g}; all clips of a folder "
+                f"must have one rate (if a file states a wrong one, give fps in {MANIFEST})"
+            )
+        result.append(frames)
+        if frames.shape != result[0].shape:
+            raise ValueError(
+                f"{path} is {frames.shape}, {paths[0]} is {result[0].shape}; all clips of a folder "
+                "must have one shape"
+            )
+    return result, fps
+
+
+def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
+    """Lines of the manifest, or none if there is no file.
+
+    Raises:
+        ValueError: for an invalid line: skipping it would silently drop a clip.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return []
+    try:
+        texts = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    lines = [
+        _line(f"{path}, line {number}", text, kind)
+        for number, text in enumerate(texts, 1)
+        if text.strip()
+    ]
+    if not lines:
+        raise ValueError(f"{path} is empty; it needs one line per clip")
+    return lines
+
+
+def _line(place: str, text: str, kind: type[Line]) -> Line:
+    try:
+        line = kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise ValueError(f"{place}: the line has no {key!r}") from error
+        raise ValueError(f"{place}: {key or text[:40]!r}: {first['msg']}") from error
+    for key in json.loads(text).keys() - kind.model_fields.keys():
+        if key.lower() in kind.model_fields:
+            raise ValueError(f"{place}: {key!r} is written {key.lower()!r}")
+    return line
+
+
+def _facts(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(np.load(path, allow_pickle=False)) if path.is_file() else {}
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _refuse_unscaled(frames: np.ndarray) -> None:
+    """Raise ValueError for floats in 0..1 cast to bytes, which leaves only 0 and 1."""
+    if frames.size and frames.max() <= 1:
+        raise ValueError("no value of the clips is above 1; they must be 0..255, not 0..1")
