@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-fast test-slurm soak bench bench-gpu lint install
+.PHONY: sweep test test-fast test-slurm soak bench bench-gpu lint types install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
@@ -29,8 +29,11 @@ bench: install  ## a trainer step over its network passes, the evaluators' speed
 bench-gpu: install  ## updates of dmd2 and sgmd at Wan2.1-1.3B's shape on one GPU, what each setting buys: results/bench_gpu.md
 	$(BIN)/python tests/benchmarks/gpu.py
 
-lint: install
+lint: install  ## ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: install  ## mypy on the public contracts
+	$(BIN)/python -m mypy
 
 install: $(VENV)/.installed
 
