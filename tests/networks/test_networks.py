@@ -381,7 +381,7 @@ def test_an_adapter_for_unknown_layers_is_refused_with_the_known_ones(tiny_wan):
     """`config` checks targets by the names in the weight files; a pipeline's outline has no weights."""
     message = "adapter.targets: no linear layer matches 'query'; available suffixes: .*to_q"
     with pytest.raises(ConfigError, match=message):
-        add_adapter(load_transformer(tiny_wan), "student", AdapterConfig(targets=["query"]), 0)
+        add_adapter(load_transformer(tiny_wan), "student", AdapterConfig(targets=("query",)), 0)
 
 
 @pytest.mark.parametrize("method", ["sgmd", ON_FEATURES, "f_distill", "consistency"], ids=str)
