@@ -1,17 +1,21 @@
 """The contract of an objective: what a file in `methods/` implements, and what it is given.
 
-A method is a frozen dataclass: its fields are its hyper-parameters. Everything that must be equal between methods to
-compare them (noise levels, rollout, guidance, learning rates, cadence) belongs to the run and reaches the method through
-`Nets` and `Batch`.
+A method is a frozen dataclass whose fields are its hyper-parameters. Settings that must be equal
+between methods to compare them (noise levels, rollout, guidance, learning rates, cadence) belong to
+the run; they reach the method through `Nets` and `Batch`.
 
-In the student's phase the fake score, the teacher and the method's modules are frozen: a backward through them reaches their
-*input* and computes no weight gradients. In the fake score's phase only the fake score and the method's modules can be trained.
+A student update has two phases. In the student's phase everything else is frozen: a backward
+through the fake score, the teacher or the method's modules reaches their input and computes no
+weight gradients. In the fake score's phase only the fake score and the method's modules are
+trained.
+
+Axes: B samples, C channels, T latent frames, H and W latent height and width; texts are (B, L, D).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
 import torch
 from pydantic import Field
@@ -20,77 +24,85 @@ from torch import Tensor, nn
 from distill_bench.draws import Draws
 from distill_bench.noise import add_noise, x0_to_velocity
 
-# ranges of a method's fields, said by their types: checked where a run is resolved, before anything runs
+# Types of a method's fields that state their range; it is checked when a run is resolved.
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Depth = Annotated[float, Field(gt=0, le=1)]  # of a network: a share of its blocks
+Depth = Annotated[float, Field(gt=0, le=1)]  # share of a network's blocks
 
-Denoise = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # (x_t (B,C,T,H,W), sigma (B,), text (B,L,D)) -> x0_hat (B,C,T,H,W)
+# (x_t (B, C, T, H, W), sigma (B,), text (B, L, D)) -> x0_hat (B, C, T, H, W)
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Role(Protocol):
-    """A role's network as clean prediction, with its hidden states for heads."""
+    """A role's network (student, fake score or teacher) as clean prediction.
+
+    Arguments of all three: x_t (B, C, T, H, W), sigma (B,) in (0, 1], text (B, L, D).
+    """
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """x0_hat (B, C, T, H, W)."""
+        """Clean prediction x0_hat, (B, C, T, H, W)."""
 
     def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """noise - x0 (B, C, T, H, W), of which the call makes x0_hat."""
+        """Prediction of noise - x0, (B, C, T, H, W), from which the call computes x0_hat."""
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
-        """Tokens (B, N, width) after the share `depth` of the blocks; the blocks behind are neither run nor paid for."""
+        """Tokens (B, N, width) after the share `depth` of the blocks; later blocks do not run."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a phase of a method returns.
+    """The result of one phase of a method, over one micro-batch."""
 
-    `terms` are scalars by name whose sum is differentiated; `x0` are the student's samples of this phase (B, C, T, H, W) with
-    their graph, which the fake score may reuse (`reuse_rollout`) and at which the terms are compared; None where the phase
-    made none. `logs` are further detached scalars for train.jsonl. `fake_score_terms` are the fake score's own loss on those
-    samples and draws, from the forward that the student's terms needed anyway (see `Method.shares_graph`).
-    """
-
+    # Scalars by name; their sum is differentiated.
     terms: Mapping[str, Tensor]
+    # The student's samples of this phase with their graph, (B, C, T, H, W); None: the phase made
+    # none. The fake score may reuse them (`reuse_rollout`), and signals compare the terms at them.
     x0: Tensor | None = None
+    # Further detached scalars for train.jsonl.
     logs: Mapping[str, Tensor] = field(default_factory=dict)
+    # The fake score's own loss on the same samples and draws, from the forward that the student's
+    # terms needed anyway; only of methods with `Method.shares_graph`.
     fake_score_terms: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
-        return sum(self.terms.values())
+        """Sum of the terms, a scalar."""
+        return cast(Tensor, sum(self.terms.values()))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and keyed draws of one phase on this process; one micro-batch."""
+    """Prompts and keyed draws of one phase, for this rank's share of one micro-batch."""
 
     text: Tensor  # (B, L, D)
     draws: Draws
     latent_shape: tuple[int, ...]  # (C, T, H, W)
-    score_shift: float
-    sigma_min: float
+    score_shift: float  # shift of the noise levels at which scores are compared
+    sigma_min: float  # their range
     sigma_max: float
+    # Extra data by name: a function that draws it for this batch.
     extras: Mapping[str, Callable[[Draws], dict[str, Tensor]]] = field(default_factory=dict)
 
     def noise(self, purpose: str) -> Tensor:
-        """Gaussian noise (B, C, T, H, W) of its own for each purpose."""
+        """Gaussian noise (B, C, T, H, W), independent for each purpose."""
         return self.draws.noise(purpose, self.latent_shape)
 
     def sigma(self, purpose: str) -> Tensor:
-        """Noise levels (B,) of the run's distribution of score comparisons, in [sigma_min, sigma_max]."""
+        """Noise levels (B,) for comparing scores, in [sigma_min, sigma_max]."""
         return self.draws.sigma(purpose, self.score_shift, self.sigma_min, self.sigma_max)
 
     def extra(self, need: str) -> dict[str, Tensor]:
-        """What the method's `needs` asked for, drawn for this batch: `x0` (B, C, T, H, W), `text`, for ODE pairs `noise`."""
+        """Extra data drawn for this batch: `x0` (B, C, T, H, W), its `text`, `noise` of ODE pairs.
+
+        Args:
+            need: a name in the method's `needs`.
+        """
         return self.extras[need](self.draws)
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
@@ -100,24 +112,23 @@ class Nets:
 
     student: Role
     fake_score: Role
-    teacher: Denoise  # guided by the run's guidance_scale
-    rollout: Callable[
-        [Batch], Tensor
-    ]  # the student's samples (B, C, T, H, W), differentiable at the exit step
-    exit_sigma: Callable[[Batch], Tensor] | None = None  # the noise level (B,) of that step
-    target: Denoise | None = (
-        None  # the student's moving average (the student itself where the run keeps none)
-    )
+    # Guided by the run's guidance_scale.
+    teacher: Denoise
+    # The student's samples (B, C, T, H, W), differentiable at the exit step.
+    rollout: Callable[[Batch], Tensor]
+    # Noise level (B,) of the exit step.
+    exit_sigma: Callable[[Batch], Tensor] | None = None
+    # The student's moving average; the student itself if the run keeps none.
+    target: Denoise | None = None
     unguided_teacher: Role | None = None
     null_text: Tensor | None = None  # (1, L, D)
-    guidance_scale: float = 1.0
-    decode: Denoise | None = (
-        None  # latents (B, C, T, H, W) -> video (B, 3, T', H', W') in [-1, 1], differentiable
-    )
-    modules: Mapping[str, nn.Module] = field(
-        default_factory=dict
-    )  # what the method's `modules` built
-    mean_over_ranks: Callable[[Tensor], Tensor] = _as_it_is  # of a tensor without a graph
+    guidance_scale: float = 1.0  # uncond + guidance_scale * (cond - uncond); 1 is no guidance
+    # Latents (B, C, T, H, W) -> video (B, 3, F, Y, X) in [-1, 1], differentiable.
+    decode: Callable[[Tensor], Tensor] | None = None
+    # The networks that the method's `modules` built.
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    # Mean over the ranks of a tensor without a graph.
+    mean_over_ranks: Callable[[Tensor], Tensor] = _unchanged
 
 
 @dataclass(frozen=True)
@@ -144,13 +155,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Preset:
-    """A published convention: what one could have written in a sweep's base, and where it stands.
+    """Settings of a published implementation, with their source.
 
-    `overrides` are dotted keys of a run: `method.field` for the method's own, else fields of the run such as
-    `fake_score_updates`. They are laid under whatever a sweep states itself.
+    A sweep's own keys win over a preset's.
     """
 
-    source: str  # repo@commit, path, or paper
+    source: str  # repo@commit, path; or paper
+    # Dotted keys of a run: `method.FIELD`, or fields of the run such as `fake_score_updates`.
     overrides: Mapping[str, Any]
 
 
@@ -163,19 +174,19 @@ class Method(ABC):
     """
 
     paper: ClassVar[str]
-    version: ClassVar[int] = 1  # part of a run's identity: raise it when the numbers change
+    # Part of a run's id: raise it when the numbers change.
+    version: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Preset]] = {}
-    has_fake_score: ClassVar[bool] = True  # without one no fake score is built, updated or paid for
-    mixes_weights: ClassVar[bool] = (
-        False  # after_student_update averages weights of roles: not with low-rank adapters
-    )
-    shares_graph: ClassVar[bool] = (
-        False  # student_loss gives `fake_score_terms` too: a run may say `reuse_rollout: graph`
-    )
+    # False: no fake score is built, updated or counted as cost.
+    has_fake_score: ClassVar[bool] = True
+    # True: after_student_update averages weights of roles, which low-rank adapters do not allow.
+    mixes_weights: ClassVar[bool] = False
+    # True: student_loss also gives `fake_score_terms`; a run may set `reuse_rollout: graph`.
+    shares_graph: ClassVar[bool] = False
 
     @property
     def packages(self) -> frozenset[str]:
-        """Packages by import name that this project does not install; checked before anything runs."""
+        """Import names of packages that this project does not install; checked before a run."""
         return frozenset()
 
     @property
@@ -185,22 +196,41 @@ class Method(ABC):
 
     @abstractmethod
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
-        """The loss of one student update."""
+        """Loss of the student's phase; its `x0` are the student's samples."""
 
     def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
-        """The loss of one fake-score update on detached student samples x0: denoising, unless the method differs."""
+        """Loss of one fake-score update; by default denoising of the student's samples.
+
+        Args:
+            nets: only the fake score and the modules are trained.
+            batch: with the prompts of the samples, and draws of this update.
+            x0: detached samples of the student, (B, C, T, H, W).
+        """
         return Loss({"denoise": velocity_loss(nets.fake_score, batch, x0)})
 
     def modules(self, feature_width: int) -> Mapping[str, nn.Module]:
-        """Networks (heads) and buffers of the method's own: trained in the fake score's phase, and checkpointed."""
+        """Networks and buffers of the method's own, e.g. heads; checkpointed with the run.
+
+        They are trained in the fake score's phase.
+
+        Args:
+            feature_width: width of the tokens that `Role.features` returns.
+        """
         return {}
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Modules with an optimiser of their own and its learning rate; the others share the fake score's."""
+        """Learning rates of modules with an optimiser of their own.
+
+        The other modules share the fake score's optimiser.
+        """
         return {}
 
-    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027 - a hook
-        """Called without gradients after each student update, with the networks by role."""
+    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
+        """Hook after each student update, without gradients; by default it does nothing.
+
+        Args:
+            networks: trained networks by role; their parameters may be changed in place.
+        """
 
     def cost(self) -> Cost:
         """The passes of each phase, by default those of a detached score difference and of denoising."""
@@ -212,35 +242,44 @@ class Method(ABC):
         return Cost(student, {"fake_score": Passes(1, full_backward=1)})
 
 
-# --- what objectives are made of ---
+# --- pieces that objectives share ---
 
 
 @dataclass(frozen=True)
 class Renoised:
-    """The student's samples noised again, and what both scores make of them."""
+    """The student's samples, noised again, with the clean predictions of both scores."""
 
-    x_t: Tensor
+    x_t: Tensor  # (B, C, T, H, W)
     sigma: Tensor  # (B,)
-    x0_fake: Tensor
-    x0_teacher: Tensor
+    x0_fake: Tensor  # (B, C, T, H, W), by the fake score
+    x0_teacher: Tensor  # (B, C, T, H, W), by the guided teacher
 
 
 def mean_per_sample(x: Tensor) -> Tensor:
-    """Mean over all axes but the batch, kept for broadcasting: (B, 1, 1, 1, 1)."""
+    """Mean over all axes but the first, kept for broadcasting: (B, ...) -> (B, 1, ...)."""
     return x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
 def dmd_normaliser(x0: Tensor, x0_teacher: Tensor) -> Tensor:
-    """n = mean |x0 - x0_teacher| per sample (Yin et al., 2023, eq. 8, in the form of the released codes), detached."""
+    """Mean |x0 - x0_teacher| per sample, detached, (B, 1, 1, 1, 1).
+
+    Yin et al., 2023, eq. 8, in the form of the released code.
+    """
     return mean_per_sample((x0 - x0_teacher).abs()).detach()
 
 
 def renoise(
     nets: Nets, batch: Batch, x0: Tensor, through_fake_score: bool, through_teacher: bool = False
 ) -> Renoised:
-    """Noise x0 again at a drawn level and ask the fake score and the teacher for their clean predictions.
+    """Noise x0 again at a drawn level, and predict it by the fake score and the teacher.
 
-    Where a prediction is not asked to keep its graph to x0, by the network's input, it is detached and costs no backward.
+    Args:
+        nets: the roles.
+        batch: draws the level and the noise, by the purposes `renoise/sigma` and `renoise/noise`.
+        x0: samples, (B, C, T, H, W).
+        through_fake_score: keep the graph from the fake score's prediction to x0. Without it the
+            prediction is detached and costs no backward.
+        through_teacher: likewise for the teacher's prediction.
     """
     sigma = batch.sigma("renoise/sigma")
     x_t = add_noise(x0, batch.noise("renoise/noise"), sigma)
@@ -252,34 +291,56 @@ def renoise(
 
 
 def toward(x0: Tensor, gradient: Tensor) -> Tensor:
-    """The surrogate whose gradient at x0 is `gradient` over the number of elements: |x0 - sg(x0 - gradient)|^2 / 2."""
+    """Scalar loss whose gradient at x0 is `gradient` divided by the number of elements.
+
+    It is the mean of |x0 - sg(x0 - gradient)|^2 / 2, where sg stops gradients.
+
+    Args:
+        x0: samples with their graph, (B, C, T, H, W).
+        gradient: (B, C, T, H, W).
+    """
     return 0.5 * (x0 - (x0 - gradient).detach()).square().mean()
 
 
 def reverse_kl(
     x0: Tensor, scores: Renoised, weight: Tensor | float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The reverse-KL term, weight * (x0_fake - x0_teacher) / n at x0, and its log.
+    """Reverse-KL term of distribution matching: gradient weight * (x0_fake - x0_teacher) / n at x0.
 
-    grad KL = E[w_t a_t (s_fake - s_teacher) dx0/dtheta] (Yin et al., 2023, eq. 7-8); in clean predictions the score difference
-    is (1 - sigma) / sigma^2 (x0_fake - x0_teacher), and the released codes weight it so that only 1/n is left.
+    grad KL = E[w_t a_t (s_fake - s_teacher) dx0/dtheta] (Yin et al., 2023, eq. 7-8). In clean
+    predictions the score difference is (1 - sigma) / sigma^2 (x0_fake - x0_teacher); the released
+    code weights it so that only 1 / n is left, with n the `dmd_normaliser`.
+
+    Args:
+        x0: samples with their graph, (B, C, T, H, W).
+        scores: predictions on the renoised x0.
+        weight: scalar, or per sample (B, 1, 1, 1, 1).
+
+    Returns:
+        The scalar term, and `score_gap` (mean absolute gradient) for the log.
     """
-    gradient = (
-        weight
-        * (scores.x0_fake - scores.x0_teacher).detach()
-        / dmd_normaliser(x0, scores.x0_teacher)
-    )
+    gap = weight * (scores.x0_fake - scores.x0_teacher).detach()
+    gradient = gap / dmd_normaliser(x0, scores.x0_teacher)
     return toward(x0, gradient), {"score_gap": gradient.abs().mean()}
 
 
 def velocity_loss(
     net: Denoise, batch: Batch, x0: Tensor, text: Tensor | None = None, purpose: str = "denoise"
 ) -> Tensor:
-    """Flow matching of `net` on detached samples x0 (B, C, T, H, W): mean of |velocity_hat - (noise - x0)|^2 / 2.
+    """Flow matching of `net` on samples: mean of |velocity_hat - (noise - x0)|^2 / 2, a scalar.
 
-    Lipman et al., 2022, conditional flow matching. In clean predictions the velocity error is (x0 - x0_hat) / sigma.
+    Lipman et al., 2022, conditional flow matching. In clean predictions the velocity error is
+    (x0 - x0_hat) / sigma.
+
+    Args:
+        net: the network that is trained.
+        batch: draws the noise and its level.
+        x0: detached samples, (B, C, T, H, W).
+        text: of the samples, (B, L, D); None: the batch's.
+        purpose: key of the draws, `{purpose}/sigma` and `{purpose}/noise`.
     """
-    sigma, noise = batch.sigma(f"{purpose}/sigma"), batch.noise(f"{purpose}/noise")
+    sigma = batch.sigma(f"{purpose}/sigma")
+    noise = batch.noise(f"{purpose}/noise")
     x_t = add_noise(x0, noise, sigma)
     velocity = x0_to_velocity(net(x_t, sigma, batch.text if text is None else text), x_t, sigma)
     return 0.5 * (velocity - (noise - x0)).square().mean()

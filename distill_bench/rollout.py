@@ -1,4 +1,4 @@
-"""Sampling: the student in its few steps (also inside training) and the teacher in its many."""
+"""Samples by a network: the student in its few steps (in training too), the teacher in its many."""
 
 import torch
 from torch import Tensor
@@ -17,15 +17,21 @@ def rollout(
 ) -> Tensor:
     """The student's clean prediction after len(noises) steps, (B, C, T, H, W).
 
-    Step i predicts x0 at sigmas[i]; `renoise` then adds fresh noise noises[i + 1] at sigmas[i + 1], `ode` takes an Euler step
-    to sigmas[i + 1] and leaves the later noises unused. Only the last step keeps its graph, and only with `graph`
-    (backward simulation: Yin et al., 2024, section 4.5). Both are what diffusers' flow-matching scheduler makes, to the bit.
+    Step i predicts x0 at sigmas[i]. `renoise` then adds the fresh noise noises[i + 1] at level
+    sigmas[i + 1]; `ode` takes an Euler step to sigmas[i + 1] and ignores the later noises. Both
+    give the bits of diffusers' flow-matching scheduler. Only the last step may keep its graph
+    (backward simulation: Yin et al., 2024, section 4.5).
 
     Args:
-        noises: one (B, C, T, H, W) a step; noises[0] is where sampling starts.
+        student: the network that is sampled.
+        noises: one (B, C, T, H, W) per step; sampling starts from noises[0].
         sigmas: the student's noise levels, high to low, at least len(noises).
+        text: (B, L, D).
+        stepping: `renoise` or `ode`.
+        graph: keep the graph of the last step.
     """
-    x_t, last = noises[0], len(noises) - 1
+    x_t = noises[0]
+    last = len(noises) - 1
     levels = [sigma.expand(len(x_t)) for sigma in sigmas[: last + 1]]
     with torch.no_grad():
         for step in range(last):
@@ -40,7 +46,14 @@ def rollout(
 
 @torch.no_grad()
 def euler(denoise: Denoise, noise: Tensor, sigmas: Tensor, text: Tensor) -> Tensor:
-    """The teacher's ODE by Euler steps from sigmas[0] to sigmas[-1] = 0, from noise (B, C, T, H, W)."""
+    """Samples (B, C, T, H, W) of the teacher's ODE by Euler steps.
+
+    Args:
+        denoise: the teacher, usually guided.
+        noise: where sampling starts, (B, C, T, H, W).
+        sigmas: noise levels from 1 to 0, (steps + 1,).
+        text: (B, L, D).
+    """
     x_t = noise
     for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
         sigma = high.expand(len(x_t))

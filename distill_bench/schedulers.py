@@ -18,12 +18,12 @@ from torch import Tensor
 from distill_bench.noise import (
     add_noise,
     over,
-    scale,
-    sigmas_of,
     student_sigmas,
-    timestep_of,
-    velocity_of,
     velocity_to_x0,
+    vp_scale,
+    vp_sigmas,
+    vp_timestep,
+    vp_velocity,
     warp,
 )
 
@@ -84,7 +84,7 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, trained: dict, shift: float = 1.0, stepping: str = "renoise") -> None:
-        self.table = sigmas_of(CogVideoXDDIMScheduler.from_config(trained).alphas_cumprod)
+        self.table = vp_sigmas(CogVideoXDDIMScheduler.from_config(trained).alphas_cumprod)
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
@@ -92,7 +92,7 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
         """The student's levels, and the network's timesteps at them."""
         levels = student_sigmas(num_inference_steps, self.config.shift)
         self.sigmas = torch.cat([levels, torch.zeros(1)]).to(device)
-        self.timesteps, self.x_t, self.taken = timestep_of(levels, self.table).to(device), None, 0
+        self.timesteps, self.x_t, self.taken = vp_timestep(levels, self.table).to(device), None, 0
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
         """The network takes z as it is."""
@@ -110,7 +110,7 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
         sigma, lower = (self.sigmas[self.taken + i].expand(len(sample)) for i in (0, 1))
         x_t = sample if self.x_t is None else self.x_t  # kept, for z has been rounded
         kind = self.config.trained.get("prediction_type", "epsilon")
-        velocity = velocity_of(model_output, x_t, sigma, self.table, kind)
+        velocity = vp_velocity(model_output, x_t, sigma, self.table, kind)
         x0 = velocity_to_x0(velocity, x_t, sigma)
         self.taken += 1
         if self.taken == len(self.timesteps):
@@ -122,4 +122,4 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
             self.x_t = add_noise(x0, noise, lower)
         else:
             self.x_t = x_t + over(lower - sigma, x_t) * velocity
-        return (self.x_t / over(scale(lower), x_t),)
+        return (self.x_t / over(vp_scale(lower), x_t),)

@@ -67,3 +67,33 @@ def test_drawn_noise_levels_stay_in_their_range_and_follow_the_shift():
     assert sigma.min() >= 0.02
     assert sigma.max() <= 0.98
     assert abs(sigma.median() - 5 * 0.5 / (1 + 4 * 0.5)) < 0.02  # the median 0.5, shifted
+
+
+@pytest.fixture
+def vp_table() -> torch.Tensor:
+    """Noise levels of a variance-preserving network with CogVideoX's scaled-linear schedule."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return noise.vp_sigmas(torch.cumprod(1 - betas, 0))
+
+
+def test_timesteps_of_a_variance_preserving_network_are_found_and_interpolated(vp_table):
+    assert (vp_table.diff() > 0).all()
+    for timestep in (0, 1, 500, 998, 999):
+        sigma = vp_table[timestep : timestep + 1].float()
+        assert float(noise.vp_timestep(sigma, vp_table)) == pytest.approx(timestep, abs=0.01)
+    between = (vp_table[300:301] + vp_table[301:302]) / 2
+    assert float(noise.vp_timestep(between, vp_table)) == pytest.approx(300.5)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_a_variance_preserving_output_converts_to_the_velocity_of_flow_matching(kind, vp_table):
+    """From known x0 and noise, at one of the network's own levels and between them."""
+    draws = torch.Generator().manual_seed(0)
+    x0, gaussian = torch.randn(2, 3, 1, 2, 2, 2, generator=draws, dtype=torch.float64)
+    sigma = torch.tensor([0.1, 0.5, float(vp_table[-1])], dtype=torch.float64)
+    a = noise.over((1 - sigma) / noise.vp_scale(sigma), x0)
+    b = noise.over(sigma / noise.vp_scale(sigma), x0)
+    output = a * gaussian - b * x0 if kind == "v_prediction" else gaussian
+    x_t = noise.add_noise(x0, gaussian, sigma)
+    velocity = noise.vp_velocity(output, x_t, sigma, vp_table, kind)
+    torch.testing.assert_close(velocity, gaussian - x0, rtol=0, atol=1e-9)

@@ -15,7 +15,6 @@ from pipelines import PROMPTS, SIZES
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.pipeline import load_pipeline
-from distill_bench.noise import add_noise, scale, sigmas_of, timestep_of, velocity_of
 from distill_bench.rollout import euler
 from distill_bench.teachers.architectures import architecture_of, cogvideox
 
@@ -125,28 +124,6 @@ def test_encoding_is_scaled_as_decoding_is(folder, mine):
         torch.testing.assert_close(
             seen[0], mine.vae.encode(video).latent_dist.mode(), rtol=1e-4, atol=1e-5
         )
-
-
-@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
-def test_a_variance_preserving_prediction_is_the_velocity_of_flow_matching(kind):
-    """From x0 and noise that are known, at the network's own levels and between them."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    sigmas = sigmas_of(torch.cumprod(1 - betas, 0))
-    assert (sigmas.diff() > 0).all()
-    for at in (0, 1, 500, 998, 999):
-        assert float(timestep_of(sigmas[at : at + 1].float(), sigmas)) == pytest.approx(
-            at, abs=0.01
-        )
-    between = timestep_of((sigmas[300:301] + sigmas[301:302]) / 2, sigmas)
-    assert float(between) == pytest.approx(300.5)
-    x0, noise = torch.randn(
-        2, 3, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    sigma = torch.tensor([0.1, 0.5, float(sigmas[-1])], dtype=torch.float64)
-    a, b = ((part / scale(sigma)).reshape(3, 1, 1, 1, 1) for part in (1 - sigma, sigma))
-    predicted = a * noise - b * x0 if kind == "v_prediction" else noise
-    found = velocity_of(predicted, add_noise(x0, noise, sigma), sigma, sigmas, kind)
-    torch.testing.assert_close(found, noise - x0, rtol=0, atol=1e-9)
 
 
 def test_features_are_the_tokens_of_the_video_after_a_share_of_the_blocks(mine):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill_bench.noise import over, scale, sigmas_of, timestep_of, velocity_of
+from distill_bench.noise import over, vp_scale, vp_sigmas, vp_timestep, vp_velocity
 from distill_bench.teachers.architectures import Architecture, Call
 from distill_bench.teachers.contents import read_config
 
@@ -30,14 +30,14 @@ class CogVideoX(Architecture):
     def velocity(
         self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
     ) -> Tensor:
-        z = x_t / over(scale(sigma), x_t)
+        z = x_t / over(vp_scale(sigma), x_t)
         predicted = call(
             z.transpose(1, 2),
             text,
-            timestep_of(sigma, self.sigmas),
+            vp_timestep(sigma, self.sigmas),
             image_rotary_emb=self._rotary(net.config, x_t),
         )
-        return velocity_of(
+        return vp_velocity(
             predicted.transpose(1, 2).to(x_t.dtype),
             x_t,
             sigma,
@@ -62,7 +62,7 @@ class CogVideoX(Architecture):
         """The noise level of flow matching at each timestep of the network, rising, (1000,), float64."""
         from diffusers import CogVideoXDDIMScheduler
 
-        return sigmas_of(CogVideoXDDIMScheduler.from_config(self.scheduler).alphas_cumprod)
+        return vp_sigmas(CogVideoXDDIMScheduler.from_config(self.scheduler).alphas_cumprod)
 
     @property
     def own_fps(self) -> float:
