@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module with its `main`, what it does)
     "export": ("export.__main__", "write a run's student as a diffusers pipeline folder"),
     "cost": ("plan.command", "network passes of a sweep by role, before anything runs"),
     "pretrain": ("pretrain.__main__", "train the embedded teacher and the evaluators' networks"),
+    "keys": ("config.reference", "reference of every YAML key as Markdown"),
     "gaussian": ("domain.gaussian_teacher", "write another Gaussian teacher"),
 }
 

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator
 from torch import Tensor
 
+from distill_bench.expressions import ExpressionError, evaluate_expression
 from distill_bench.method import (
     Batch,
     Cost,
@@ -135,7 +136,14 @@ class GradientTemplate(Method):
         )
 
 
-_OPERATORS = {
+def _number(constant: object) -> float:
+    if isinstance(constant, bool) or not isinstance(constant, int | float):
+        raise ExpressionError(f"{constant!r} is no number")
+    return float(constant)  # powers of integers have no bound
+
+
+GRAMMAR = {
+    ast.Constant: _number,
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -146,31 +154,21 @@ _OPERATORS = {
 
 
 def coefficient(expression: str, n: Tensor | float, sigma: Tensor | float) -> Tensor | float:
-    """The value of an expression in n, sigma, numbers, + - * / ** and brackets.
+    """Value of an expression in n, sigma, numbers, + - * / ** and brackets.
 
     Raises:
         ValueError: for anything else.
     """
+    values = {"n": n, "sigma": sigma}
 
-    def value(node: ast.AST) -> Tensor | float:
-        match node:
-            case ast.Expression():
-                return value(node.body)
-            case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-                return float(node.value)  # powers of integers have no bound
-            case ast.Name(id="n"):
-                return n
-            case ast.Name(id="sigma"):
-                return sigma
-            case ast.BinOp() if type(node.op) in _OPERATORS:
-                return _OPERATORS[type(node.op)](value(node.left), value(node.right))
-            case ast.UnaryOp(op=ast.USub()):
-                return -value(node.operand)
-        raise ValueError(
-            f"coefficient {expression!r} may hold n, sigma, numbers and + - * / ** ( ), not {ast.unparse(node)!r}"
-        )
+    def value_of(name: str) -> Tensor | float:
+        if name not in values:
+            raise ExpressionError(f"{name!r} is not allowed")
+        return values[name]
 
     try:
-        return value(ast.parse(expression, mode="eval"))
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"coefficient {expression!r} is no expression in n and sigma") from error
+        return evaluate_expression(expression, GRAMMAR, value_of)
+    except ExpressionError as error:
+        raise ValueError(
+            f"coefficient {expression!r} may hold n, sigma, numbers and + - * / ** ( ): {error}"
+        ) from error

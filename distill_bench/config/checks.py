@@ -1,23 +1,139 @@
-"""TODO: config.checks."""
+"""Checks that a run is possible, made when it is resolved: a job must not find out hours later."""
 
-import hashlib
+import importlib.util
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_bench.config.errors import ConfigError
+from distill_bench.config.errors import ConfigError, MissingPackage
 from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.registry import RegistryError, find_evaluator
-from distill_bench.teachers.contents import weight_shapes
+from distill_bench.teachers.contents import read_config, weight_shapes
+from distill_bench.teachers.folder import is_outline
 from distill_bench.teachers.kinds import Teacher
-from distill_bench.teachers.texts import prompts_hash, read_prompts
+from distill_bench.teachers.texts import read_prompts
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
 
+WIDTH = 8  # of features, to ask a method whether it has modules; any number would do
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run whose keys are valid one by one, with what they name."""
+
+    config: RunConfig
+    method: "Method"
+    teacher: Teacher
+    student: Path | None  # folder of another pipeline that the student starts from
+
+    @property
+    def method_name(self) -> str:
+        return self.config.method["name"]
+
+
+def check_run(run: Candidate) -> None:
+    """Check that a run's keys fit each other, its method, its teacher and the packages that are installed.
+
+    Raises:
+        ConfigError: for the first problem.
+        MissingPackage: if the method needs a package that is not installed.
+    """
+    check_fake_score(run)
+    check_packages(run)
+    check_plugins(run.config)
+    check_pipelines(run)
+    check_numbers(run.config)
+    check_memory_settings(run)
+
+
+def check_fake_score(run: Candidate) -> None:
+    """Check `fake_score`, its updates and `reuse_rollout` against the method and the teacher."""
+    config, method = run.config, run.method
+    if config.fake_score_updates is None:
+        if method.has_fake_score and config.fake_score == "trained":
+            raise ConfigError(
+                "fake_score_updates is null: give a number, or `fake_score: exact` if the teacher offers it"
+            )
+        if len(method.modules(WIDTH)):
+            raise ConfigError(
+                f"fake_score {config.fake_score!r}: {run.method_name} has modules of its own, which are trained in the "
+                "fake score's updates; write `fake_score: trained`"
+            )
+    if config.reuse_rollout == "graph" and not method.shares_graph:
+        raise ConfigError(
+            f"reuse_rollout 'graph': {run.method_name} needs a separate forward pass for the fake score; "
+            "allowed: true, false"
+        )
+    exact = config.fake_score == "exact" and method.has_fake_score
+    if exact and not run.teacher.has_exact_fake_score:
+        raise ConfigError(
+            f"fake_score 'exact': teacher {config.teacher!r} has no closed form; "
+            "write `fake_score: trained`, or `teacher: gaussian`"
+        )
+
+
+def check_packages(run: Candidate) -> None:
+    """Check that the optional packages of the method are installed."""
+    for package in sorted(run.method.packages):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackage(
+                f"method {run.method_name} needs the package {package!r}: pip install {package}"
+            )
+
+
+def check_plugins(config: RunConfig) -> None:
+    """Check that the evaluators and trackers exist and are installed."""
+    try:
+        for name in config.protocol.evaluators or ():
+            find_evaluator(name)
+    except RegistryError as error:
+        raise ConfigError(f"protocol.evaluators: {error}") from error
+    if set(config.trackers) <= {"tensorboard"}:
+        return
+    from accelerate.tracking import (  # takes seconds, and few runs need it
+        LOGGER_TYPE_TO_CLASS,
+        get_available_trackers,
+    )
+
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for name in config.trackers:
+        if name not in installed:
+            known = name in LOGGER_TYPE_TO_CLASS
+            problem = "is not installed" if known else "is no tracker of accelerate"
+            raise ConfigError(f"trackers: {name!r} {problem}; installed: {', '.join(installed)}")
+
+
+def check_pipelines(run: Candidate) -> None:
+    """Check the files of teacher and student, the size of the clips, and the prompts."""
+    config, teacher, student = run.config, run.teacher, run.student
+    try:
+        teacher.check_parts(student)
+        reason = teacher.unfit(config.frames, config.height, config.width, student)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if reason is not None:
+        raise ConfigError(reason)
+    if student is not None and len(run.method.modules(WIDTH)):
+        widths = [_feature_width(folder) for folder in (teacher.folder, student)]
+        if widths[0] != widths[1]:
+            raise ConfigError(
+                f"student {config.student}: {run.method_name} has heads on features of the teacher's width {widths[0]}, "
+                f"but the student's features have width {widths[1]}"
+            )
+    if config.prompts is None and not is_outline(teacher.folder):
+        check_prompts(config.teacher, teacher.folder / "prompts.txt")
+    if config.data is not None and not teacher.has_networks:
+        raise ConfigError(
+            f"data {config.data}: a {teacher.kind} teacher draws its own real latents; leave `data` out"
+        )
+
 
 def check_prompts(teacher: str, path: Path) -> None:
-    """ConfigError where a teacher has no prompts of its own."""
+    """Check the prompts that lie beside a teacher's weights."""
     if not path.is_file():
         raise ConfigError(
             f"teacher {teacher} has no prompts.txt: name a file of prompts in the key `prompts`"
@@ -28,110 +144,97 @@ def check_prompts(teacher: str, path: Path) -> None:
         raise ConfigError(str(error)) from error
 
 
-def hash_of_prompts(teacher: Teacher, prompts: Path) -> str:
-    if not teacher.has_networks:
+def check_numbers(config: RunConfig) -> None:
+    """Check keys whose numbers bound each other."""
+    if config.sigma_min >= config.sigma_max:
         raise ConfigError(
-            f"prompts {prompts}: a {teacher.kind} teacher has prompts of its own; leave `prompts` out"
+            f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}"
         )
-    try:
-        return prompts_hash(prompts)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    if config.batch_size % config.accumulation:
+        raise ConfigError(
+            f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}"
+        )
 
 
-def check_held(config: RunConfig, teacher: Teacher, method_class: "type[Method]") -> None:
-    """ConfigError for a way to hold the networks that the run cannot have."""
+def check_memory_settings(run: Candidate) -> None:
+    """Check the keys that say how networks are kept in memory and run."""
+    config, teacher = run.config, run.teacher
     if config.weights == "bfloat16" and config.precision != "bfloat16":
         raise ConfigError(
             f"weights 'bfloat16' needs precision 'bfloat16', not {config.precision!r}"
         )
-    held = ("adapter", "gradient_checkpointing", "sharding", "teacher_offload", "compile")
-    asked = [key for key in held if getattr(config, key)] + ["weights"] * (
-        config.weights != "float32"
-    )
-    asked += ["protocol.precision"] * (config.protocol.precision != "float32")
-    if not teacher.has_networks and asked:
-        raise ConfigError(f"{asked[0]} needs a transformer: the teacher {config.teacher!r} is none")
-    if not teacher.has_networks and method_class.mixes_weights:
+    needs_transformer = next(_needs_transformer(config), None)
+    if needs_transformer and not teacher.has_networks:
         raise ConfigError(
-            f"teacher {config.teacher!r}: {config.method['name']} averages weights of two roles, which are networks of two kinds "
-            "there; name a transformer"
+            f"{needs_transformer} needs a transformer, which the teacher {config.teacher!r} does not have; leave it out"
         )
-    if config.adapter and method_class.mixes_weights:
+    if run.method.mixes_weights and not teacher.has_networks:
         raise ConfigError(
-            f"adapter: {config.method['name']} averages weights of two roles, and products of factors do not average"
+            f"teacher {config.teacher!r}: {run.method_name} averages weights of two roles, but there the student and the "
+            "fake score are networks of two kinds; name a pipeline folder"
+        )
+    if run.method.mixes_weights and config.adapter:
+        raise ConfigError(
+            f"adapter: {run.method_name} averages weights of two roles, and low-rank factors cannot be averaged; "
+            "leave adapter out"
         )
     if config.adapter:
         check_targets(config.adapter, teacher.folder)
-    for key, other in (
-        ("sharding", "adapter"),
-        ("teacher_offload", "adapter"),
-        ("student", "adapter"),
+    graph = config.reuse_rollout == "graph"
+    compiled_once = "the blocks change between forwards and would be compiled again and again"
+    one_base = "all roles share one copy of the base weights"
+    for conflict, keys, reason in (
+        (config.sharding and config.adapter, "sharding with adapter", one_base),
+        (config.teacher_offload and config.adapter, "teacher_offload with adapter", one_base),
+        (config.student and config.adapter, "student with adapter", one_base),
+        (config.compile and config.adapter, "compile with adapter", compiled_once),
+        (config.compile and config.sharding, "compile with sharding", compiled_once),
+        (config.compile and config.teacher_offload, "compile with teacher_offload", compiled_once),
+        (
+            config.compile and graph,
+            "compile with reuse_rollout 'graph'",
+            "a compiled backward runs once per forward",
+        ),
+        (
+            config.sharding and graph,
+            "sharding with reuse_rollout 'graph'",
+            "shards are gathered for one phase at a time",
+        ),
     ):
-        if getattr(config, key) and getattr(config, other):
-            raise ConfigError(
-                f"{key} with {other}: one set of base weights serves all roles; leave {key} out"
-            )
-    for key in ("adapter", "sharding", "teacher_offload"):
-        if config.compile and getattr(config, key):
-            raise ConfigError(
-                f"compile with {key}: blocks that change between forwards would be compiled again; leave one out"
-            )
-    if config.compile and config.reuse_rollout == "graph":
-        raise ConfigError(
-            "compile with reuse_rollout 'graph': a compiled backward runs once for a forward; reuse_rollout true"
-        )
-    if config.sharding and config.reuse_rollout == "graph":
-        raise ConfigError(
-            "sharding with reuse_rollout 'graph': shards are gathered for one phase at a time; reuse_rollout true"
-        )
+        if conflict:
+            raise ConfigError(f"{keys}: {reason}; use one of the two")
 
 
-def check_targets(adapter: AdapterConfig, folder: Path) -> None:
-    """ConfigError for the name of no layer: peft passes over it where there is another that it finds."""
-    shapes = weight_shapes(folder / "transformer").items()
+def _needs_transformer(config: RunConfig) -> Iterator[str]:
+    for name in ("adapter", "gradient_checkpointing", "sharding", "teacher_offload", "compile"):
+        if getattr(config, name):
+            yield name
+    if config.weights != "float32":
+        yield "weights"
+    if config.protocol.precision != "float32":
+        yield "protocol.precision"
+
+
+def check_targets(adapter: AdapterConfig, teacher: Path) -> None:
+    """Check that each of an adapter's targets names a linear layer; peft ignores unknown ones if another one matches."""
     layers = [
         name.removesuffix(".weight")
-        for name, shape in shapes
+        for name, shape in weight_shapes(teacher / "transformer").items()
         if name.endswith(".weight") and len(shape) > 1
     ]
-    for target in adapter.targets if layers else ():
+    if not layers:  # an outline, or weights without headers
+        return
+    for target in adapter.targets:
         if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            ends = sorted(
-                {re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers}
-            )  # without the block
+            # names without the block's index
+            suffixes = sorted({re.sub(r"^\w+\.\d+\.", "", layer) for layer in layers})
             raise ConfigError(
-                f"adapter.targets {target}: no layer is called so; linear layers end in: {', '.join(ends)}"
+                f"adapter.targets: no linear layer matches {target!r}; "
+                f"available suffixes: {', '.join(suffixes)}"
             )
 
 
-def check_named(config: RunConfig) -> None:
-    """ConfigError for an evaluator or a tracker that is not there: a job would find out when its training is done, or never."""
-    try:
-        for name in config.protocol.evaluators or ():
-            find_evaluator(name)
-    except RegistryError as error:
-        raise ConfigError(f"protocol.evaluators: {error}") from error
-    if set(config.trackers) - {"tensorboard"}:
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-        here = [str(tracker) for tracker in get_available_trackers()]
-        for name in config.trackers:
-            if name not in here:
-                why = (
-                    "is not installed"
-                    if name in LOGGER_TYPE_TO_CLASS
-                    else "is none of accelerate's"
-                )
-                raise ConfigError(f"trackers: {name!r} {why}; here: {', '.join(here)}")
-
-
-def clips_hash(folder: Path) -> str:
-    """A digest of a folder of clips (12 digits)."""
-    files = [folder / "clips.npy", folder / "manifest.jsonl"]
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise ConfigError(f"data {folder} is no folder of clips: it lacks {', '.join(missing)}")
-    return hashlib.sha256(
-        b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
-    ).hexdigest()[:12]
+def _feature_width(pipeline: Path) -> int:
+    """Width of the tokens inside a pipeline's transformer."""
+    config = read_config(pipeline / "transformer")
+    return config["num_attention_heads"] * config["attention_head_dim"]

@@ -1,79 +1,69 @@
-"""TODO: config.conditions."""
+"""Conditions on runs, for `exclude` and `--only`: "method == 'a' and 1 < nfe <= 4"."""
 
 import ast
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.schema import RunConfig
+from distill_bench.expressions import ExpressionError, evaluate_expression, names_in
 
-_COMPARE = {
+
+def _unless_null(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """A comparison that is false if either side is null: a run without a value is neither above nor below one."""
+    return lambda left, right: left is not None and right is not None and compare(left, right)
+
+
+GRAMMAR = {
+    ast.Constant: lambda value: value,
+    ast.List: list,
+    ast.And: all,
+    ast.Or: any,
+    ast.Not: operator.not_,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
+    ast.Lt: _unless_null(operator.lt),
+    ast.LtE: _unless_null(operator.le),
+    ast.Gt: _unless_null(operator.gt),
+    ast.GtE: _unless_null(operator.ge),
+    ast.In: lambda element, values: element in values,
+    ast.NotIn: lambda element, values: element not in values,
 }
+ALLOWED = "allowed are keys of a run, literals, comparisons, in, and, or, not"
 
 
 def check_condition(text: str) -> None:
-    """ConfigError where an expression names a key that no run has: it would hold for none, and say nothing.
+    """Check the names of a condition.
 
-    What is wrong with its form is said when it is evaluated.
+    Raises:
+        ConfigError: for a key that no run has, with which the condition would silently never hold; or a syntax error.
     """
+    known = list(RunConfig.model_fields)
     try:
-        names = [
-            node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)
-        ]
-    except SyntaxError as error:
-        raise ConfigError(f"cannot evaluate {text!r}: {error.msg}") from error
-    for name in names:
-        if name not in RunConfig.model_fields:
-            raise ConfigError(
-                f"{text!r}: unknown key {name!r}{hint(name, list(RunConfig.model_fields))}"
-            )
+        unknown = [name for name in names_in(text) if name not in known]
+    except ExpressionError as error:
+        raise ConfigError(f"{error}; {ALLOWED}") from error
+    if unknown:
+        raise ConfigError(f"{text!r}: unknown key {unknown[0]!r}{hint(unknown[0], known)}")
 
 
-def evaluate_expression(text: str, data: Mapping[str, Any]) -> bool:
-    """A condition over dotted keys, literals, comparisons, `and`, `or`, `not`; nothing else is run."""
+def holds(text: str, data: Mapping[str, Any]) -> bool:
+    """Evaluate a condition on the keys of a run; `method` is the method's name, a key that is missing is null.
 
-    def value(node: ast.AST) -> Any:
-        match node:
-            case ast.Expression():
-                return value(node.body)
-            case ast.Constant():
-                return node.value
-            case ast.List() | ast.Tuple():
-                return [value(e) for e in node.elts]
-            case ast.Name():
-                found = data.get(node.id)
-                return (
-                    found.get("name") if node.id == "method" and isinstance(found, dict) else found
-                )
-            case ast.Attribute():
-                found = (
-                    data.get(node.value.id)
-                    if isinstance(node.value, ast.Name)
-                    else value(node.value)
-                )
-                return found.get(node.attr) if isinstance(found, dict) else None
-            case ast.BoolOp():
-                return (all if isinstance(node.op, ast.And) else any)(value(v) for v in node.values)
-            case ast.UnaryOp(op=ast.Not()):
-                return not value(node.operand)
-            case ast.Compare():
-                terms = [value(node.left), *(value(c) for c in node.comparators)]
-                pairs = zip(node.ops, terms[:-1], terms[1:], strict=True)
-                return all(_COMPARE[type(op)](a, b) for op, a, b in pairs)
-        raise ConfigError(
-            f"{text!r} may hold keys, literals, comparisons, and, or, not; not {type(node).__name__}"
-        )
+    Raises:
+        ConfigError: if the condition is malformed, or compares values of different types.
+    """
+
+    def value_of(name: str) -> Any:
+        value: Any = data
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value.get("name") if name == "method" and isinstance(value, Mapping) else value
 
     try:
-        return bool(value(ast.parse(text, mode="eval")))
-    except (SyntaxError, TypeError) as error:
-        raise ConfigError(f"cannot evaluate {text!r}: {error}") from error
+        return bool(evaluate_expression(text, GRAMMAR, value_of))
+    except ExpressionError as error:
+        raise ConfigError(f"{error}; {ALLOWED}") from error
+    except TypeError as error:
+        raise ConfigError(f"{text!r}: {error}") from error

@@ -1,6 +1,7 @@
-"""TODO: config.errors."""
+"""Errors of the configuration, one line each, and the suggestion that they end with."""
 
 import difflib
+from collections.abc import Sequence
 
 
 class ConfigError(ValueError):
@@ -8,9 +9,10 @@ class ConfigError(ValueError):
 
 
 class MissingPackage(ConfigError):
-    """A run that asks for a package which is not installed."""
+    """A run needs a package that is not installed."""
 
 
-def hint(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+def hint(name: str, known: Sequence[str]) -> str:
+    """End of a message about an unknown name: the closest known one, else all of them."""
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""TODO: config.identity."""
+"""A run's id and the keys that group runs: hashes of a resolved config."""
 
 import hashlib
 import json
@@ -9,63 +9,62 @@ from pydantic import BaseModel
 
 from distill_bench.config.schema import RunConfig
 
-SCHEMA_VERSION = 1  # part of every run's identity: raise it when the meaning of a field changes
+SCHEMA_VERSION = 1  # part of every run's id: raise it when the meaning of a key changes
 
-
-def method_label(name: str) -> str:
-    """A method's name as it stands in ids and tables: the file's or the class's own for `path/file.py:Class`."""
-    return name.rpartition(":")[2].lower() if ":" in name else name
+# keys without effect on the cost of a student update
+COST_FREE = frozenset({
+    "seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay", "grad_clip",
+    "protocol", "prompts_hash",
+})  # fmt: skip
 
 
 def run_id(config: RunConfig) -> str:
-    """`<method>-s<seed>-<hash>`: the hash is of the resolved config, never of its difference from defaults."""
-    return f"{method_label(config.method['name'])}-s{config.seed}-{digest(identity_of(config))}"
-
-
-def called(config: RunConfig, presets: Mapping[str, str]) -> str:
-    """What a reader calls a run's method: its name and, of `SweepConfig.presets`, its preset."""
-    return " ".join(filter(None, [config.method["name"], presets.get(group_id(config))]))
+    """`<method>-s<seed>-<hash>`; the hash covers the resolved config, defaults included."""
+    return f"{short_name(config.method['name'])}-s{config.seed}-{_digest(hashed_fields(config))}"
 
 
 def group_id(config: RunConfig) -> str:
-    """The identity without the seed: what a table aggregates over."""
-    return digest({k: v for k, v in identity_of(config).items() if k != "seed"})
-
-
-def identity_of(config: BaseModel) -> dict[str, Any]:
-    """The fields that count, nested models likewise."""
-    fields = {}
-    for name, field in type(config).model_fields.items():
-        value, about = getattr(config, name), field.json_schema_extra
-        if about["identity"] and not (about["came_later"] and value == field.default):
-            fields[name] = identity_of(value) if isinstance(value, BaseModel) else value
-    return fields
+    """Hash of the config without its seed: runs of one group are one row of a table."""
+    return _digest({k: v for k, v in hashed_fields(config).items() if k != "seed"})
 
 
 def cost_key(config: RunConfig) -> str:
-    """Runs that cost the same a student update: alike but for seed, length, prompts, optimiser and protocol."""
-    unlike = {
-        "seed",
-        "student_updates",
-        "student_lr",
-        "fake_score_lr",
-        "beta1",
-        "beta2",
-        "weight_decay",
-        "grad_clip",
-        "protocol",
-    }
-    unlike.add("prompts_hash")
-    return digest({key: value for key, value in identity_of(config).items() if key not in unlike})
+    """Hash shared by runs whose student updates cost the same."""
+    return _digest({k: v for k, v in hashed_fields(config).items() if k not in COST_FREE})
 
 
-def digest(value: Any) -> str:
+def hashed_fields(config: BaseModel) -> dict[str, Any]:
+    """The fields that enter a run's id, those of nested models included (`schema.key`)."""
+    fields = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        declared = field.json_schema_extra
+        if declared["in_id"] and not (declared["added"] and value == field.default):
+            fields[name] = hashed_fields(value) if isinstance(value, BaseModel) else value
+    return fields
+
+
+def short_name(method: str) -> str:
+    """A method's name in ids and tables; for `path/file.py:Class`, the class's name in lower case."""
+    return method.rpartition(":")[2].lower() if ":" in method else method
+
+
+def method_title(config: RunConfig, presets: Mapping[str, str]) -> str:
+    """Display name of a run's method: its name plus the preset of its cell, e.g. `dmd2 video`.
+
+    Args:
+        presets: group id -> preset, from `SweepConfig.presets`.
+    """
+    return " ".join(filter(None, [config.method["name"], presets.get(group_id(config))]))
+
+
+def _digest(value: Any) -> str:
     text = json.dumps([SCHEMA_VERSION, _canonical(value)], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _canonical(value: Any) -> Any:
-    """1.0 and 1 are equal, True and 1 are not, tuples are lists."""
+    """Give equal values one JSON text: integers become floats, tuples become lists; booleans stay apart from numbers."""
     if isinstance(value, dict):
         return {str(k): _canonical(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,10 +1,10 @@
-"""What makes two rows of a table comparable. Imports nothing heavy: the command line plans with it."""
+"""The protocol of a run: everything that two rows must share before their scores may stand in one table."""
 
 import hashlib
 import json
 from typing import Any
 
-from distill_bench.config.identity import identity_of
+from distill_bench.config.identity import hashed_fields
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.teachers.folder import is_outline, teacher_folder
 
@@ -12,30 +12,34 @@ PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls c
 
 
 def protocol(config: RunConfig) -> dict[str, Any]:
-    """What makes two rows comparable: prompts, seeds, counts, sizes, rate, the teacher and how it is sampled."""
-    found = config.protocol.model_dump(mode="json", exclude={"evaluators"})
+    """Prompts, seed, counts, sizes, frame rate, the teacher and its sampler."""
     folder = teacher_folder(config.teacher)
     if config.prompts is not None:
         prompts = config.prompts_hash[:8]
-    else:  # a dry run may be without the weights' folder
+    else:
+        # an outline, in a plan, has no prompts
         listed = b"" if is_outline(folder) else (folder / "prompts.txt").read_bytes()
         prompts = hashlib.sha256(listed).hexdigest()[:8]
-    found |= {
+    return {
+        **config.protocol.model_dump(mode="json", exclude={"evaluators"}),
         "teacher": config.teacher_hash,
         "prompts": prompts,
         "sampler": "euler",
         "version": PROTOCOL_VERSION,
+        "frames": config.frames,
+        "height": config.height,
+        "width": config.width,
+        "shift": config.shift,
     }
-    return found | {key: getattr(config, key) for key in ("frames", "height", "width", "shift")}
 
 
 def protocol_hash(config: RunConfig) -> str:
-    """Digest of what counts of `protocol` (8 digits)."""
-    later = ProtocolConfig.model_fields.keys() - identity_of(config.protocol).keys()
-    counted = {key: value for key, value in protocol(config).items() if key not in later}
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
+    """Hash (8 hex digits) of the protocol, without later keys that have their default (`schema.key`)."""
+    omitted = ProtocolConfig.model_fields.keys() - hashed_fields(config.protocol).keys()
+    hashed = {key: value for key, value in protocol(config).items() if key not in omitted}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def student_key(config: RunConfig) -> str:
-    """What the rows of untrained students differ by beside the protocol."""
+    """Name of the untrained student's row: beside the protocol, its clips depend on steps, stepping and weights."""
     return "-".join(filter(None, (f"nfe{config.nfe}", config.stepping, config.student_hash)))

@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from distill_bench.config.identity import called, group_id
-    from distill_bench.config.overrides import lookup, override
+    from distill_bench.config.identity import group_id, method_title
+    from distill_bench.config.overrides import parse_override, run_value
     from distill_bench.config.sweep_file import load_sweep
     from distill_bench.teachers.folder import outlines
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         if "student" not in sizes and sizes:
             raise ValueError("--size needs the student's size too: costs are in its forwards")
-        sweep = load_sweep(options.sweep, dict(override(text) for text in options.set))
+        sweep = load_sweep(options.sweep, dict(parse_override(text) for text in options.set))
         with outlines():
             runs, presets = {group_id(config): config for config in sweep.expand()}, sweep.presets()
             if options.memory:
@@ -96,9 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         total = priced(counts, sizes)
         first = first or total
         cells = [_passes(counts.get(role)) for role in roles]
-        swept = ["-" if (value := lookup(config, key)) is None else str(value) for key in axes]
+        swept = ["-" if (value := run_value(config, key)) is None else str(value) for key in axes]
         table.add_row(
-            called(config, presets), *swept, *cells, f"{total:.4g}", f"{total / first:.2f}"
+            method_title(config, presets), *swept, *cells, f"{total:.4g}", f"{total / first:.2f}"
         )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
@@ -122,7 +122,7 @@ def _print_memory(
     from rich.console import Console
     from rich.table import Table
 
-    from distill_bench.config.identity import called
+    from distill_bench.config.identity import method_title
     from distill_bench.config.protocol import protocol_hash, student_key
     from distill_bench.plan.memory import predicted, sampling_peak, step_flops
 
@@ -170,7 +170,7 @@ def _print_memory(
             f"{again / 1e15:.3g}",
         )
         updates = "" if config.fake_score_updates is None else f" x{config.fake_score_updates}"
-        lines.setdefault(cells, []).append(f"{called(config, presets)}{updates}")
+        lines.setdefault(cells, []).append(f"{method_title(config, presets)}{updates}")
     config = next(iter(runs.values()))
     title = f"{sweep.name}: {config.frames} frames of {config.height}x{config.width}, batch {config.batch_size}"
     table = Table(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.overrides import lookup, override
+from distill_bench.config.overrides import parse_override, run_value
 from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.registry import RegistryError
 from distill_bench.store.files import kind_of_write, read_record
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    overrides = dict(override(text) for text in options.set)
+    overrides = dict(parse_override(text) for text in options.set)
     if options.jobs is not None:
         if options.jobs < 1:
             raise ConfigError(f"--jobs {options.jobs}: at least 1")
@@ -236,7 +236,8 @@ def _tell(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> i
                 f"--explain {options.explain!r} is {len(found) or 'no'} runs of the sweep; known: {names}"
             )
         axes = {
-            key: lookup(sweep.runs[found[0]], key) for key in sweep.config.axes(sweep.runs.values())
+            key: run_value(sweep.runs[found[0]], key)
+            for key in sweep.config.axes(sweep.runs.values())
         }
         console.print(status.explain(store, found[0], axes, queue, runs[found[0]]), markup=False)
         return 0

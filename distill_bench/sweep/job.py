@@ -23,7 +23,7 @@ import torch
 
 from distill_bench import __version__
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.identity import cost_key, method_label
+from distill_bench.config.identity import cost_key, short_name
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import load_run
 from distill_bench.config.schema import RunConfig
@@ -224,7 +224,7 @@ def _result(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
             )
     return {
         "run_id": run_dir.name,
-        "method": method_label(config.method["name"]),
+        "method": short_name(config.method["name"]),
         "seed": config.seed,
         **summary,
         "evaluate_seconds": round(time.perf_counter() - began, 3),

@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import method_of
-from distill_bench.config.schema import ClusterConfig, RunConfig
+from distill_bench.config.schema import RunConfig
 from distill_bench.plan.cost import declared, priced
 from distill_bench.store.runs import cancels
 from distill_bench.sweep import queue as scheduler

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from distill_bench import ROOT
-from distill_bench.config.conditions import check_condition, evaluate_expression
+from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.protocol import protocol, protocol_hash
@@ -50,11 +50,7 @@ class OpenSweep:
         if condition is None:
             return self
         check_condition(condition)
-        kept = {
-            r: c
-            for r, c in self.runs.items()
-            if evaluate_expression(condition, c.model_dump(mode="json"))
-        }
+        kept = {r: c for r, c in self.runs.items() if holds(condition, c.model_dump(mode="json"))}
         if not kept:
             raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
         return dataclasses.replace(self, runs=kept)

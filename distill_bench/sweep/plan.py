@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from distill_bench.config.identity import called, cost_key
-from distill_bench.config.overrides import lookup
-from distill_bench.config.schema import ClusterConfig
+from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.identity import cost_key, method_title
+from distill_bench.config.overrides import run_value
 from distill_bench.store.runs import result_of
 from distill_bench.sweep import queue as scheduler
 from distill_bench.sweep import status
@@ -47,9 +47,15 @@ def print_plan(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) -> 
             if seconds is None
             else f"{status.duration(seconds)} (of {len(like)} like runs)"
         )
-        values = [_shown(lookup(config, key)) for key in axes]
+        values = [_shown(run_value(config, key)) for key in axes]
         table.add_row(
-            s.run, called(config, presets), *values, str(config.seed), str(s.of), s.state, estimate
+            s.run,
+            method_title(config, presets),
+            *values,
+            str(config.seed),
+            str(s.of),
+            s.state,
+            estimate,
         )
     console.print(table)
     console.print(f"{len(statuses)} runs ({status.counts(statuses)}), {known + unknown} to do")

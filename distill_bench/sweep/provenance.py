@@ -17,8 +17,8 @@ PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "
 # packages and modules whose code decides a run's numbers; everything else (commands, the store, tables, evaluators, which
 # have versions of their own) may change under a run
 NUMBERS = (
-    "autoencoder", "config", "discriminator", "domain", "draws", "method", "networks", "noise", "rollout", "sample",
-    "teachers", "train",
+    "autoencoder", "config", "discriminator", "domain", "draws", "expressions", "method", "networks", "noise", "rollout",
+    "sample", "teachers", "train",
 )  # fmt: skip
 
 
@@ -87,15 +87,15 @@ def _sources(name: str) -> list[Path]:
 
 @cache
 def syntax_digest(source: str) -> str:
-    """A digest of a module's syntax tree, docstrings dropped."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
+    """A digest of a module's syntax tree without docstrings, those of class attributes included."""
+    tree = _WithoutDocstrings().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        constant = node.value if isinstance(node.value, ast.Constant) else None
+        return None if constant is not None and isinstance(constant.value, str) else node
 
 
 def _git(*arguments: str) -> str | None:

@@ -17,8 +17,8 @@ import submitit
 from submitit.core import utils
 from submitit.helpers import TorchDistributedEnvironment, clean_env
 
+from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.schema import ClusterConfig
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import append_jsonl, read_json, read_jsonl, write_json
 from distill_bench.store.runs import file_of_call, state

@@ -64,7 +64,7 @@ def weight_shapes(part: Path) -> dict[str, tuple[int, ...]]:
 
 @cache
 def _shapes_in(path: Path, _size: int, _mtime_ns: int) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, safe_open  # only weights need it
 
     try:
         with safe_open(path, "np") as file:

@@ -81,7 +81,7 @@ def test_how_a_run_is_held_is_in_its_id_only_where_it_changes_the_numbers():
         ({"adapter": {}, "method": "ida"}, "adapter: ida averages weights"),
         (
             {"adapter": {}, "teacher": "gaussian"},
-            "adapter needs a transformer: the teacher 'gaussian' is none",
+            "adapter needs a transformer, which the teacher 'gaussian' does not have",
         ),
         ({"sharding": True, "method": SHARED_GRAPH}, "sharding with reuse_rollout 'graph'"),
     ],

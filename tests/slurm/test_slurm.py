@@ -16,8 +16,8 @@ from runs import assert_same_results
 from safetensors.torch import load_file
 from submitit import helpers
 
+from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.schema import ClusterConfig
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json

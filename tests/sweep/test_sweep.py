@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from runs import assert_same_results, workers
 
+from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.resolve import resolve
-from distill_bench.config.schema import ClusterConfig
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_jsonl

@@ -1,0 +1,75 @@
+"""Strict models for YAML, and their validation errors as one line."""
+
+import json
+import re
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill_bench.config.errors import ConfigError, hint
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class StrictModel(BaseModel):
+    """Frozen; refuses unknown keys, infinities and values of another type ("5" or 5.0 for an integer)."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the text below a field is its description
+    )
+
+
+def validate(model: type[BaseModel], data: Any, where: str) -> Any:
+    """Data of a YAML file as an instance of a model.
+
+    Args:
+        where: the file or part of it, for the message.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    try:
+        # JSON mode accepts lists for tuples, and stays strict otherwise
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ConfigError(one_line(error, where, model)) from error
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def one_line(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
+    """The first problem of a validation error: place, key, value and what is allowed."""
+    first = error.errors()[0]
+    path = first["loc"] or ("",)
+    if first["type"] == "extra_forbidden" and model is not None:
+        known = list(_model_at(model, path[:-1]).model_fields)
+        return f"{where}: unknown key {_dotted(path)!r}{hint(str(path[-1]), known)}"
+    messages = [first["msg"]]
+    if re.fullmatch(r"bool|int|float|str|literal\[.*\]", str(path[-1])):
+        # the key allows several types, and pydantic reports a problem with each: join them
+        path = path[:-1]
+        messages = [e["msg"] for e in error.errors() if e["loc"][:-1] == path]
+    alternatives = [message.removeprefix("Input should be ") for message in messages[1:]]
+    problem = " or ".join([messages[0], *alternatives])
+    problem = problem.removeprefix("Value error, ").replace("a valid boolean", "true or false")
+    if not _dotted(path):  # several keys together
+        return f"{where}: {problem}"
+    given = "" if first["type"] == "missing" else f" = {first['input']!r}"
+    return f"{where}: {_dotted(path)}{given}: {problem}"
+
+
+def _dotted(path: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model nested at a path of keys."""
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        candidates = (annotation, *get_args(annotation))
+        model = next(kind for kind in candidates if hasattr(kind, "model_fields"))
+    return model

@@ -1,0 +1,113 @@
+"""YAML as sweep files and run.yaml use it: types of YAML 1.2, one-line errors, and a round trip without loss."""
+
+import json
+
+import pytest
+import yaml
+
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.config.yaml_files import dump_yaml, load_yaml, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-6", 2e-6),
+        ("1e3", 1000.0),
+        ("1.5E-3", 0.0015),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("+3", 3),
+        ("-3", -3),
+        ("08", 8),
+        ("0o7", 7),
+        ("0x10", 16),
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("12:30", "12:30"),
+        ("2026-11-29", "2026-11-29"),
+        ("1e999", float("inf")),
+        ("'0.5'", "0.5"),
+    ],
+)
+def test_scalars_have_the_types_of_yaml_1_2(text, value):
+    parsed = parse_yaml(f"key: {text}")["key"]
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_merge_keys_are_read_and_own_keys_win(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        """
+defaults: &short {teacher: gaussian, student_updates: 4, nfe: 2}
+question: q?
+base:
+  <<: *short
+  nfe: 1
+grid: {method: [dmd2]}
+"""
+    )
+    (run,) = load_sweep(path).expand()
+    assert (run.teacher, run.student_updates, run.nfe) == ("gaussian", 4, 1)
+    several = parse_yaml("a: {<<: [{x: 1}, {x: 2, y: 3}], z: 4}")
+    assert several == {"a": {"x": 1, "y": 3, "z": 4}}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3", 'not YAML in line 3: found duplicate key "a"'),
+        ("question: [q", "not YAML in line 1: expected ',' or ']'"),
+        ("a: 1\nmethod: {{name}}", "not YAML in line 2: found unhashable key"),
+        ("a: {{name}}: 1", "not YAML in line 1: mapping values are not allowed here"),
+        ("? [a, b]\n: 1", "a key must be text or a number, not ('a', 'b')"),
+        ("a: *nowhere", "not YAML in line 1: found undefined alias 'nowhere'"),
+        ("a: !!python/object:os.system x", "not YAML in line 1: could not determine a constructor"),
+        ("a: 1\n---\nb: 2", "not YAML in line 2: but found another document"),
+        ("a: {<<: 3}", "not YAML in line 1: expected a mapping or list of mappings for merging"),
+        ("\ta: 1", "not YAML in line 1: found character '\\t'"),
+        ("a: \x07", "not YAML: special characters are not allowed"),
+        ("[" * 600, "not YAML: nested too deeply"),
+    ],
+)
+def test_an_error_is_one_line_with_its_line_number(text, says, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        parse_yaml(text)
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{path}: "):
+        load_yaml(path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"cannot read {tmp_path}/none.yaml: No such file"):
+        load_yaml(tmp_path / "none.yaml")
+    (tmp_path / "latin1.yaml").write_bytes("a: é".encode("latin-1"))
+    with pytest.raises(ConfigError, match=f"cannot read {tmp_path}/latin1.yaml: 'utf-8' codec"):
+        load_yaml(tmp_path / "latin1.yaml")
+
+
+TEXTS = ["0.5", "1e-1", "no", "0x10", "12:30", "2026-11-29", "null", "~", "", "true", " x", "a: b",
+         "# c", "é漢🐈", "a\nb\n", "\u2028 u", "\x85", "\x07", "'\"", "<<", "=", ".5e3", "%", "{{a}}",
+         "w " * 300]  # fmt: skip
+
+
+def test_what_is_written_is_read_back_unchanged_and_in_order():
+    data = {
+        "z": TEXTS,
+        "a": {"small": 1e-6, "large": 1e22, "zero": -0.0, "whole": 3.0, "count": 10**20},
+        "m": [None, True, [], {}],
+    }
+    text = dump_yaml(data)
+    assert json.dumps(parse_yaml(text)) == json.dumps(data)
+    assert text.isascii()
+
+
+def test_numbers_in_run_yaml_are_numbers_to_readers_of_yaml_1_1():
+    numbers = {"a": 1e-6, "b": 1e22, "c": 3.0, "d": 7, "e": 1.5e-7}
+    assert yaml.safe_load(dump_yaml(numbers)) == numbers
