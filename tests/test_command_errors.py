@@ -17,7 +17,7 @@ grid: {fake_score_updates: [1, 5]}
 
 @pytest.fixture
 def workplace(reported: tuple[Path, Path], tmp_path: Path, monkeypatch) -> Path:
-    """Current folder with sweep.yaml, an empty folder, an empty file, and a sweep with its results."""
+    """Current folder with a sweep file, an empty folder, an empty file, runs and their results."""
     results, store = reported
     shutil.copytree(results.parent, tmp_path / "results")
     shutil.copytree(store, tmp_path / "runs")
