@@ -16,7 +16,8 @@ from transformers import (
 
 from distill_bench.testing.tiny import tiny_pipeline
 
-WORDS = "<pad> </s> <unk> a red blue circle square moving left right".split()
+SPECIAL = ["<pad>", "</s>", "<unk>"]
+WORDS = [*SPECIAL, "a", "red", "blue", "circle", "square", "moving", "left", "right"]
 PROMPTS = ["a red circle moving left", "a blue square moving right"]
 TEXT = {
     "vocab_size": len(WORDS),

@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def block(language: str, beginning: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
     return next(b for b in blocks if b.startswith(beginning))
 
 

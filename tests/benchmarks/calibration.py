@@ -17,20 +17,20 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from distill_bench.eval.fvd import DEFAULT, SECOND  # noqa: E402
-from distill_bench.eval.motion import NOISE, motion  # noqa: E402
+from distill_bench.eval.fvd import DEFAULT, SECOND
+from distill_bench.eval.motion import NOISE, motion
 
-from distill_bench.domain import controls, shapes  # noqa: E402
-from distill_bench.evaluate.distances import frechet_distance  # noqa: E402
-from distill_bench.evaluate.extractors import Extractor, load_extractor  # noqa: E402
-from distill_bench.evaluate.optical_flow import (  # noqa: E402
+from distill_bench.domain import controls, shapes
+from distill_bench.evaluate.distances import frechet_distance
+from distill_bench.evaluate.extractors import Extractor, load_extractor
+from distill_bench.evaluate.optical_flow import (
     SMALL,
     Speed,
     farneback_speed,
     normal_speed,
 )
-from distill_bench.evaluator import Clips  # noqa: E402
-from distill_bench.store.files import write_json  # noqa: E402
+from distill_bench.evaluator import Clips
+from distill_bench.store.files import write_json
 
 EXTRACTORS_FILE = ROOT / "eval" / "fvd.json"
 FLOW_FILE = ROOT / "eval" / "motion.json"
