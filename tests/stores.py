@@ -1,10 +1,17 @@
-"""Stores written file by file, as the stages of a sweep leave them, for the tests of what reads them."""
+"""Stores and results written file by file, for the tests of what reads them."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import yaml
+
+from distill_bench.report.results import COSTS, Column
+from distill_bench.sample.roles import STUDENT
 
 PROMPTS = [
     "a red circle moves left",
@@ -13,8 +20,9 @@ PROMPTS = [
 ]
 
 
-def score(column, value, **other):
-    line = {
+def score(column, value, **fields):
+    """A line of metrics.jsonl."""
+    defaults = {
         "metric": column,
         "column": column,
         "value": value,
@@ -22,8 +30,6 @@ def score(column, value, **other):
         "sd": None,
         "n": 3,
         "version": 1,
-    }
-    line |= {
         "extractor": None,
         "protocol": "p1",
         "unit": "",
@@ -31,11 +37,11 @@ def score(column, value, **other):
         "title": column.title(),
         "headline": True,
     }
-    return line | other
+    return defaults | fields
 
 
 def scores(distance, seed=0):
-    """Lines of metrics.jsonl: a distance, a score with clips, a detail."""
+    """Lines of metrics.jsonl: a distance, a score with one value per clip, and a detail."""
     speed = [round(1 / distance + 0.1 * clip + 0.01 * seed, 6) for clip in range(3)]
     return [
         score("distance", distance, extractor="net-1", sd=0.25),
@@ -45,25 +51,27 @@ def scores(distance, seed=0):
 
 
 def write_lines(path, lines):
+    """Write a .jsonl file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_clips(folder, shade, first_seed=7):
+    """Write one clip per prompt, four frames of 8 x 8 pixels that brighten from `shade`."""
     folder.mkdir(parents=True, exist_ok=True)
-    frames = (
-        np.full((3, 4, 3, 8, 8), shade, np.uint8)
-        + np.arange(4, dtype=np.uint8)[:, None, None, None]
-    )
-    np.save(folder / "clips.npy", frames)
-    write_lines(
-        folder / "manifest.jsonl",
-        [{"index": i, "prompt": p, "seed": first_seed + i} for i, p in enumerate(PROMPTS)],
-    )
+    brighter = np.arange(4, dtype=np.uint8)[:, None, None, None]
+    np.save(folder / "clips.npy", np.full((3, 4, 3, 8, 8), shade, np.uint8) + brighter)
+    lines = [{"index": i, "prompt": p, "seed": first_seed + i} for i, p in enumerate(PROMPTS)]
+    write_lines(folder / "manifest.jsonl", lines)
 
 
 def write_run(store, method, seed, cadence, distance, status="done", /, **fields):
-    """A run's folder, evaluated after 10 and 20 updates; status None: it failed, "missing": it never started."""
+    """Write a run's folder, evaluated after 10 and 20 student updates; returns its id.
+
+    Args:
+        status: "done" or "collapsed"; None: the run failed; "missing": it never started.
+        fields: further fields of its config.
+    """
     run_id = f"{method}-s{seed}-{crc32(f'{method}{cadence}{fields}'.encode()):012x}"
     folder = store / run_id
     folder.mkdir(parents=True)
@@ -72,19 +80,17 @@ def write_run(store, method, seed, cadence, distance, status="done", /, **fields
         "seed": seed,
         "fake_score_updates": cadence,
         "nfe": 4,
-    } | fields
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config | fields))
     if status == "missing":
         return run_id
     attempt = folder / "attempts" / "001"
     attempt.mkdir(parents=True)
-    (attempt / "start.json").write_text(
-        json.dumps({"commit": "abc123", "host": "node1", "code_fingerprint": "c1"})
-    )
+    start = {"commit": "abc123", "host": "node1", "code_fingerprint": "c1"}
+    (attempt / "start.json").write_text(json.dumps(start))
     if status is None:
-        (attempt / "exit.json").write_text(
-            json.dumps({"status": "error", "error": "Traceback\nValueError: out of <luck>"})
-        )
+        end = {"status": "error", "error": "Traceback\nValueError: out of <luck>"}
+        (attempt / "exit.json").write_text(json.dumps(end))
         return run_id
     cost = 1000.0 * (1 + cadence)
     result = {
@@ -93,28 +99,18 @@ def write_run(store, method, seed, cadence, distance, status="done", /, **fields
         "seed": seed,
         "status": status,
         "student_updates": 20,
-    }
-    result |= {
         "fake_score_updates": cadence,
         "nfe": 4,
         "train_seconds": 10.0 + seed,
         "cost_forward_equivalents": cost,
+        "peak_memory_gib": 0.5,
+        "protocol": "p1",
+        "version": "0.1.0",
     }
-    result |= {"peak_memory_gib": 0.5, "protocol": "p1", "version": "0.1.0"}
     if status == "collapsed":
         result["reason"] = "the latents are constant at student update 15"
     (folder / "result.json").write_text(json.dumps(result))
-    lines = [
-        {
-            "student_updates": u,
-            "student_loss": 9.0 / u,
-            "seconds": u / 2,
-            "cost_forward_equivalents": cost * u / 20,
-        }
-        | {f"gap/{sigma}": sigma * u for sigma in (0.1, 0.5, 0.9)}
-        for u in (1, 10, 20)
-    ]
-    write_lines(folder / "train.jsonl", lines)
+    write_lines(folder / "train.jsonl", [_logged(updates, cost) for updates in (1, 10, 20)])
     write_lines(folder / "samples" / "10" / "metrics.jsonl", scores(3.0 * (distance or 10.0), seed))
     if status == "done":
         write_lines(folder / "metrics.jsonl", scores(distance, seed))
@@ -122,31 +118,74 @@ def write_run(store, method, seed, cadence, distance, status="done", /, **fields
     return run_id
 
 
+def _logged(updates, cost):
+    """A line of the training log of a run that costs `cost` in 20 updates."""
+    line = {
+        "student_updates": updates,
+        "student_loss": 9.0 / updates,
+        "seconds": updates / 2,
+        "cost_forward_equivalents": cost * updates / 20,
+    }
+    return line | {f"gap/{sigma}": sigma * updates for sigma in (0.1, 0.5, 0.9)}
+
+
 def write_store(tmp_path, runs, references=("data", "teacher"), **manifest):
-    """A store with a sweep called `speed`; `runs` are the arguments of write_run."""
+    """Write a store with a sweep called `speed`; `runs` are the arguments of write_run."""
     store = tmp_path / "runs"
-    ids = [write_run(store, *run) for run in runs]
-    kinds = {}
+    run_ids = [write_run(store, *run) for run in runs]
     for i, kind in enumerate(references):
-        write_clips(store / "references" / kind, 200)
-        write_lines(store / "references" / kind / "metrics.jsonl", scores(1.0 + i))
-        (store / "references" / kind / "row.json").write_text(
-            json.dumps({"kind": kind, "protocol": "p1"})
-        )
-        kinds[kind] = f"references/{kind}"
-    (store / "sweeps").mkdir(parents=True)
-    about = {
+        folder = store / "references" / kind
+        write_clips(folder, 200)
+        write_lines(folder / "metrics.jsonl", scores(1.0 + i))
+        (folder / "row.json").write_text(json.dumps({"kind": kind, "protocol": "p1"}))
+    axes = {"method": ["alpha", "beta"], "fake_score_updates": [1, 5], "seed": [0, 1, 2]}
+    sweep = {
         "name": "speed",
         "question": "Does a faster fake_score pay?",
-        "run_ids": ids,
-        "references": kinds,
+        "run_ids": run_ids,
+        "references": {kind: f"references/{kind}" for kind in references},
+        "axes": axes,
     }
-    about["axes"] = {"method": ["alpha", "beta"], "fake_score_updates": [1, 5], "seed": [0, 1, 2]}
-    (store / "sweeps" / "speed.json").write_text(json.dumps(about | manifest))
+    (store / "sweeps").mkdir(parents=True)
+    (store / "sweeps" / "speed.json").write_text(json.dumps(sweep | manifest))
     return store
 
 
-# alpha at two cadences, three seeds; beta with one run done, one collapsed, one failed and one that never started
+def write_results(
+    folder: Path,
+    columns: Sequence[Column],
+    swept: Sequence[str],
+    axis: str | None,
+    runs: Sequence[dict],
+    checkpoints: Sequence[dict] = (),
+    training: Sequence[dict] = (),
+) -> None:
+    """Write the data files of a results folder from lines; runs are students that are done unless they say otherwise."""
+    entries = [asdict(column) for column in columns]
+    manifest = {
+        "name": "s",
+        "question": "",
+        "swept": list(swept),
+        "axis": axis,
+        "baseline": None,
+        "budget": None,
+        "columns": [{"column": entry.pop("name")} | entry for entry in entries],
+        "prompts": None,
+        "notes": [],
+        "provenance": {"command": "python -m distill_bench.report s"},
+    }
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    defaults = {"role": STUDENT, "status": "done", "seed": None, "warnings": None, "reason": None}
+    defaults |= {key: None for key in [*swept, *(cost.name for cost in COSTS)]}
+    for name, lines in (
+        ("runs", [defaults | line for line in runs]),
+        ("checkpoints", checkpoints),
+        ("training", training),
+    ):
+        pd.DataFrame(list(lines), dtype=object).to_csv(folder / f"{name}.csv", index=False)
+
+
+# alpha at two cadences, three seeds; beta with one run done, one collapsed, one failed, one that never started
 RUNS = [("alpha", s, c, 10.0 * c + s + 0.1 * c * s) for c in (1, 5) for s in (0, 1, 2)]
 RUNS += [
     ("beta", 0, 1, 4.0),

@@ -1,1 +1,5 @@
-"""Tables, figures and the page of a sweep. Imports no torch."""
+"""Tables, figures and page of a sweep; results as data frames. Imports no torch."""
+
+from distill_bench.report.results import Results, ResultsError, load
+
+__all__ = ["Results", "ResultsError", "load"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill_bench.report.page import ReportError, report
-from distill_bench.report.results import ResultsError, mapping
+from distill_bench.report.results import ResultsError, parse_keys
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        baseline = mapping(options.baseline) if options.baseline else None
+        baseline = parse_keys(options.baseline) if options.baseline else None
         print(report(options.sweep, options.store, options.out, baseline, options.budget))
     except (ReportError, ResultsError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

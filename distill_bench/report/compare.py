@@ -1,8 +1,8 @@
-"""What two runs differ in: configs, code and scores, with paired intervals over clips where the clips are the same.
+"""Compare two runs: configs, code, and scores with paired intervals over clips.
 
     distill-bench compare RUN_A RUN_B [--store runs]
 
-Needs no torch. One run each says nothing of other training seeds: the intervals are over clips alone.
+The intervals are over clips alone: one run each says nothing about other training seeds. Needs no torch.
 """
 
 import argparse
@@ -18,158 +18,168 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_bench.config.schema import RunConfig
-from distill_bench.report.gather import GatherError, Source, number, read_run
+from distill_bench.report.read_store import (
+    COMPARABLE,
+    StoredRun,
+    StoreReadError,
+    finite,
+    read_run,
+    sample_folders,
+)
 from distill_bench.report.results import COSTS
 from distill_bench.report.stats import Interval, crossed_interval
 from distill_bench.report.tables import show_interval
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
 
+RECORDED = ("code_fingerprint", "commit", "version", "hardware", "protocol")  # beside the config
+
 
 class CompareError(ValueError):
-    """There is no such run; one line that says what was looked for."""
+    """No run, or several runs, have the given name; the message is one line."""
 
 
-def find_run(name: str, store: Path) -> Source:
-    """A run by its folder, or by its id or the beginning of it in the store.
+def find_run(name: str, store: Path) -> StoredRun:
+    """Read a run, named by its folder, by its id, or by the beginning of its id.
 
     Raises:
-        CompareError: if there is none, or several begin so.
+        CompareError: if no run or several runs match.
     """
     for folder in (Path(name), store / name):
         if (folder / "run.yaml").is_file():
             return read_run(folder.resolve())
-    found = sorted(
-        path.parent for path in store.glob("*/run.yaml") if path.parent.name.startswith(name)
-    )
-    if len(found) == 1:
-        return read_run(found[0])
-    told = (
-        f"could be {', '.join(path.name for path in found[:5])}"
-        if found
-        else f"is neither a run folder nor a run in {store}"
-    )
-    raise CompareError(f"{name!r} {told}")
+    folders = sorted(path.parent for path in store.glob("*/run.yaml"))
+    matches = [folder for folder in folders if folder.name.startswith(name)]
+    if len(matches) == 1:
+        return read_run(matches[0])
+    if matches:
+        candidates = ", ".join(folder.name for folder in matches[:5])
+        raise CompareError(f"{name!r} matches several runs: {candidates}")
+    raise CompareError(f"{name!r} is neither a run folder nor a run in {store}")
 
 
-def config_differences(a: Source, b: Source) -> list[tuple[str, Any, Any]]:
-    """Keys of the resolved configs, and of code and hardware, that differ; fields that came after a run have defaults."""
-    mine, theirs = ({"method": run.method} | flat(_with_defaults(run.config)) for run in (a, b))
-    for key in ("code_fingerprint", "commit", "version", "hardware", "protocol"):
-        mine[key], theirs[key] = a.known(key), b.known(key)
-    keys = dict.fromkeys([*mine, *theirs])
+def config_differences(a: StoredRun, b: StoredRun) -> list[tuple[str, Any, Any]]:
+    """Return the keys of config, code and hardware that differ, with both values.
+
+    A field that was added after a run has its default there.
+    """
+    fields_a, fields_b = _fields(a), _fields(b)
     return [
-        (key, mine.get(key), theirs.get(key))
-        for key in keys
-        if mine.get(key) != theirs.get(key) and key != "method.name"
+        (key, fields_a.get(key), fields_b.get(key))
+        for key in dict.fromkeys([*fields_a, *fields_b])
+        if fields_a.get(key) != fields_b.get(key) and key != "method.name"
     ]
 
 
+def _fields(run: StoredRun) -> dict[str, Any]:
+    fields = {"method": run.method} | flat(_with_defaults(run.config))
+    return fields | {key: run.known(key) for key in RECORDED}
+
+
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {
+    defaults = {
         key: field.get_default()
         for key, field in RunConfig.model_fields.items()
         if not field.is_required()
     }
-    protocol = fields["protocol"].model_dump(mode="json") | config.get("protocol", {})
-    return fields | dict(config) | {"protocol": protocol}
+    protocol = defaults["protocol"].model_dump(mode="json") | config.get("protocol", {})
+    return defaults | dict(config) | {"protocol": protocol}
 
 
-def score_differences(a: Source, b: Source) -> list[tuple[str, float | None, float | None, str]]:
-    """Name, both values and B - A of every score and cost, in words; why not, where the two do not compare."""
-    lines, names = [], _names(a.scores | b.scores)
-    drawn = _prompts(a)
-    prompts = [prompt for prompt, _ in drawn] if drawn == _prompts(b) else None
+def score_differences(
+    a: StoredRun, b: StoredRun
+) -> list[tuple[str, float | None, float | None, str]]:
+    """Return name, value of a, value of b, and b - a as text, of every score and cost.
+
+    The text says why if the two scores cannot be compared. Costs have the ratio b / a.
+    """
+    names = _names(a.scores | b.scores)
+    clips = _clips(a)
+    prompts = [prompt for prompt, _ in clips] if clips == _clips(b) else None
+    lines = []
     for column in dict.fromkeys([*a.scores, *b.scores]):
-        mine, theirs = a.scores.get(column, {}), b.scores.get(column, {})
-        values = number(mine.get("value")), number(theirs.get("value"))
-        unlike = [
-            key
-            for key in ("protocol", "version", "extractor")
-            if mine and theirs and mine.get(key) != theirs.get(key)
-        ]
-        if None in values:
-            told = "—"
+        score_a, score_b = a.scores.get(column, {}), b.scores.get(column, {})
+        value_a, value_b = finite(score_a.get("value")), finite(score_b.get("value"))
+        unlike = [key for key in COMPARABLE if score_a.get(key) != score_b.get(key)]
+        if value_a is None or value_b is None:
+            difference = "—"
         elif unlike:
-            told = f"not comparable: {unlike[0]} {mine.get(unlike[0])} and {theirs.get(unlike[0])}"
+            key = unlike[0]
+            difference = f"not comparable: {key} {score_a.get(key)} and {score_b.get(key)}"
         else:
-            told = show_interval(_difference(mine, theirs, prompts), sign="+")
-        lines.append((names[column], *values, told))
+            difference = show_interval(clip_difference(score_a, score_b, prompts), sign="+")
+        lines.append((names[column], value_a, value_b, difference))
     for cost in COSTS:
-        mine, theirs = (number(run.result.get(cost.column)) for run in (a, b))
-        told = f"{theirs / mine:.2f} x" if mine and theirs else "—"
-        lines.append((f"{cost.title} ({cost.unit})", mine, theirs, told))
+        cost_a, cost_b = finite(a.result.get(cost.name)), finite(b.result.get(cost.name))
+        ratio = f"{cost_b / cost_a:.2f} x" if cost_a and cost_b else "—"
+        lines.append((f"{cost.title} ({cost.unit})", cost_a, cost_b, ratio))
     return lines
 
 
 def _names(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Column -> title with unit, and with extractor or column where another column is called so too."""
+    """Name each column by title and unit; equal names get their extractor, then their column."""
     names = {}
     for column, score in scores.items():
         unit = score.get("unit")
         names[column] = (score.get("title") or column) + (f" ({unit})" if unit else "")
-    for more in (lambda column: scores[column].get("extractor"), lambda column: column):
+    extractors = {column: score.get("extractor") for column, score in scores.items()}
+    for details in (extractors, {column: column for column in scores}):
         counts = Counter(names.values())
-        names = {
-            c: f"{name} [{more(c)}]" if counts[name] > 1 and more(c) else name
-            for c, name in names.items()
-        }
+        for column, name in names.items():
+            if counts[name] > 1 and details[column]:
+                names[column] = f"{name} [{details[column]}]"
     return names
 
 
-def _difference(a: dict[str, Any], b: dict[str, Any], prompts: Sequence[str] | None) -> Interval:
-    """Over clips where both have the same, those of one prompt together."""
-    mine, theirs = a.get("per_clip") or [], b.get("per_clip") or []
-    if prompts and len(mine) == len(theirs) == len(prompts):
-        return crossed_interval(np.subtract(theirs, mine)[None], clusters=prompts, seeds_vary=False)
-    difference = b["value"] - a["value"]
-    return Interval(difference, np.nan, np.nan, 1)
+def clip_difference(
+    a: Mapping[str, Any], b: Mapping[str, Any], prompts: Sequence[str] | None
+) -> Interval:
+    """Return b - a of one score, with an interval over clips.
+
+    There is no interval if the score has no value per clip, or the clips differ.
+
+    Args:
+        prompts: one per clip, the same for both runs; clips of one prompt are resampled together. None: the clips differ.
+    """
+    clips_a, clips_b = a.get("per_clip") or [], b.get("per_clip") or []
+    if prompts and len(clips_a) == len(clips_b) == len(prompts):
+        differences = np.subtract(clips_b, clips_a)[None]
+        return crossed_interval(differences, clusters=prompts, seeds_vary=False)
+    return Interval(b["value"] - a["value"], np.nan, np.nan, 1)
 
 
-def _prompts(run: Source) -> list[tuple[str, int]]:
-    folders = sorted(
-        (p for p in (run.folder / "samples").glob("*") if p.name.isdigit()),
-        key=lambda p: int(p.name),
-    )
-    return (
-        [(line["prompt"], line["seed"]) for line in read_jsonl(folders[-1] / "manifest.jsonl")]
-        if folders
-        else []
-    )
+def _clips(run: StoredRun) -> list[tuple[str, int]]:
+    """Prompt and sampling seed of each of a run's last clips."""
+    folders = sample_folders(run.folder)
+    lines = read_jsonl(folders[-1] / "manifest.jsonl") if folders else []
+    return [(line["prompt"], line["seed"]) for line in lines]
 
 
-def show(a: Source, b: Source, console: Console) -> None:
-    """Print both tables."""
-    console.print(
-        f"A  {a.run_id}  {a.status}", f"B  {b.run_id}  {b.status}", sep="\n", highlight=False
-    )
-    configs = Table("config", "A", "B", title="What differs", title_justify="left")
-    for key, mine, theirs in config_differences(a, b):
-        configs.add_row(
-            key, *("—" if value in (None, "") else escape(str(value)) for value in (mine, theirs))
-        )
+def print_comparison(a: StoredRun, b: StoredRun, console: Console) -> None:
+    """Print both tables of differences."""
+    for letter, run in (("A", a), ("B", b)):
+        console.print(f"{letter}  {run.run_id}  {run.status}", highlight=False)
+    configs = Table("config", "A", "B", title="Differences", title_justify="left")
+    for key, *values in config_differences(a, b):
+        configs.add_row(key, *("—" if v in (None, "") else escape(str(v)) for v in values))
     console.print(configs if configs.rows else "The configs are the same.")
-    scores = Table(
-        "score", title="Scores (± over clips, on the same prompts and noise)", title_justify="left"
-    )
+    title = "Scores (± over clips, on the same prompts and noise)"
+    scores = Table("score", title=title, title_justify="left")
     for head in ("A", "B", "B - A"):
         scores.add_column(head, justify="right")
-    for title, mine, theirs, told in score_differences(a, b):
-        scores.add_row(
-            escape(title),
-            *("—" if value is None else f"{value:.4g}" for value in (mine, theirs)),
-            escape(told),
-        )
+    for name, value_a, value_b, difference in score_differences(a, b):
+        values = ("—" if value is None else f"{value:.4g}" for value in (value_a, value_b))
+        scores.add_row(escape(name), *values, escape(difference))
     console.print(scores)
-    for run, name in ((a, "A"), (b, "B")):
+    for letter, run in (("A", a), ("B", b)):
         if run.reason:
-            console.print(f"{name} {run.status}: {run.reason}", highlight=False, markup=False)
+            console.print(f"{letter} {run.status}: {run.reason}", highlight=False, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: print the differences of two runs."""
+    """Command line: print the differences between two runs."""
     parser = argparse.ArgumentParser(
-        prog="distill-bench compare", description="differences of two runs' configs and scores"
+        prog="distill-bench compare", description="differences between two runs"
     )
     parser.add_argument(
         "run", nargs=2, metavar="RUN", help="a run folder, or a run's id or the beginning of it"
@@ -178,10 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         a, b = (find_run(name, options.store) for name in options.run)
-    except (CompareError, GatherError) as error:
+    except (CompareError, StoreReadError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    show(a, b, Console(width=None if sys.stdout.isatty() else 120))
+    print_comparison(a, b, Console(width=None if sys.stdout.isatty() else 120))
     return 0
 
 

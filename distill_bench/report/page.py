@@ -6,7 +6,6 @@ Reads files only, so a laptop without torch rebuilds everything. Nothing here kn
 """
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -26,26 +25,33 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from distill_bench import ROOT, __version__
-from distill_bench.report.gather import GatherError, Source, Sweep, data_files, read_sweep, spread
-from distill_bench.report.results import COST, COSTS, Column, Results, ResultsError, Row, load
-from distill_bench.report.tables import (
-    CAPTION,
+from distill_bench.report.data_files import data_files, spread
+from distill_bench.report.differences import (
     GAPS,
     against_baseline,
     cost_ratio,
+    seeds_for_gaps,
+    verdict,
+)
+from distill_bench.report.digests import digests
+from distill_bench.report.formats import table_files
+from distill_bench.report.read_store import StoredRun, StoredSweep, StoreReadError, read_sweep
+from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
+from distill_bench.report.rows import Row
+from distill_bench.report.run_views import runs_of, student_runs
+from distill_bench.report.tables import (
+    CAPTION,
     differences_caption,
     equal_cost,
     equal_cost_caption,
     equal_cost_differences,
     equal_cost_differences_caption,
     holm_head,
-    seeds_for_gaps,
+    score_table,
     show_interval,
     show_p,
-    table,
-    tables,
-    verdict,
 )
+from distill_bench.sample.roles import TEACHER
 from distill_bench.store.files import read_json, read_jsonl, write_bytes
 from distill_bench.store.nested import flat
 
@@ -59,10 +65,6 @@ WALL_PROMPTS, WALL_SEEDS = 8, 3  # at most
 
 
 FEW_PROMPTS = 4  # more of these come before more training seeds
-
-
-# What nothing else in the folder holds: data from the runs, and the page with its figures and clips.
-GIVEN = ("sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv", "report.html")
 
 
 class ReportError(ValueError):
@@ -92,10 +94,10 @@ def report(
             results = load(Path(draft))
         if baseline and len(rows := results.matching(baseline)) > 1:
             raise ReportError(
-                f"the baseline {baseline} is {len(rows)} rows: {'; '.join(row.keys for row in rows)}"
+                f"the baseline {baseline} is {len(rows)} rows: {'; '.join(row.name for row in rows)}"
             )
-        files |= tables(results)
-    except (GatherError, ResultsError) as error:
+        files |= table_files(results)
+    except (StoreReadError, ResultsError) as error:
         raise ReportError(str(error)) from error
     folder = Path(out) / found.name
     for name, text in files.items():
@@ -104,18 +106,6 @@ def report(
     write_bytes(page, html(results, found, folder, _draw(folder)).encode())
     write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())
     return page
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each of GIVEN that is there, and of each figure."""
-    figures = sorted(
-        path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.*g")
-    )
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in [*GIVEN, *figures]
-        if (folder / name).is_file()
-    }
 
 
 def _draw(folder: Path) -> Callable[[], None]:
@@ -137,7 +127,7 @@ def _draw(folder: Path) -> Callable[[], None]:
 
 
 def html(
-    results: Results, found: Sweep, folder: Path, drawn: Callable[[], None] = lambda: None
+    results: Results, found: StoredSweep, folder: Path, drawn: Callable[[], None] = lambda: None
 ) -> str:
     """The whole report as one page without a single outside resource; `drawn` returns when the figures are there."""
     sources = {source.run_id: source for source in found.everything}
@@ -148,10 +138,14 @@ def html(
         .get_template("report.html.j2")
         .render(
             results=results,
+            runs=student_runs(results),
             parts=page_parts(results),
             figures=_figures(folder),
             wall=clips,
-            groups=[(row, [sources[run.run_id] for run in row.runs]) for row in results.students],
+            groups=[
+                (row, [sources[run_id] for run_id in row.runs["run_id"]])
+                for row in results.students
+            ],
             origin=origin,
             config=lambda source: yaml.safe_dump(source.config, sort_keys=False),
             costs=COSTS,
@@ -160,7 +154,7 @@ def html(
     )
 
 
-def origin(source: Source) -> str:
+def origin(source: StoredRun) -> str:
     """Code, machine and job of a run's newest attempt, without what is of the process or of its folders alone."""
     own = {"pid", "time", "restart", "command", "executable", "log"}
     known = {
@@ -186,15 +180,20 @@ def page_parts(results: Results) -> dict[str, str]:
     """Everything of the page that the data files say, as it stands there and as `verify` looks for it: name -> HTML."""
     template = _environment().get_template("table.html.j2").module
     others = [column for column in results.columns if not column.headline]
-    states = [run.status for run in results.runs]
-    hours = sum(run.value("train_seconds") or 0 for run in results.runs) / 3600
+    states = [run.status for run in student_runs(results)]
+    hours = sum(run.value("train_seconds") or 0 for run in student_runs(results)) / 3600
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     made = {
         "summary": template.summary(
-            results, counts, len({run.seed for run in results.runs}), hours, reading(results)
+            results,
+            student_runs(results),
+            counts,
+            len({run.seed for run in student_runs(results)}),
+            hours,
+            reading(results),
         ),
-        "table of scores": template.scores(table(results, results.main + COSTS)),
-        "notes": template.notes(CAPTION.format(bold="Bold"), results.footnotes),
+        "table of scores": template.scores(score_table(results, results.headline + COSTS)),
+        "notes": template.notes(CAPTION, results.footnotes),
         "table of equal cost": template.scores(equal_cost(results))
         + template.caption(equal_cost_caption(results)),
     }
@@ -207,14 +206,16 @@ def page_parts(results: Results) -> dict[str, str]:
         caption = template.caption(equal_cost_differences_caption(results))
         made["table of differences at equal cost"] = template.scores(apart) + caption
     if others:
-        made["table of details"] = template.scores(table(results, others))
+        made["table of details"] = template.scores(score_table(results, others))
     if baseline and len(results.students) > 1:
-        families = [(column, *_compared(results, column, baseline)) for column in results.main]
+        families = [(column, *_compared(results, column, baseline)) for column in results.headline]
         made["text on differences"] = template.about_differences(differences_caption(results))
         made["table of differences"] = template.differences(families, baseline)
     if needed:
         made["table of seeds needed"] = template.needed(needed, GAPS)
-    made |= {run.run_id: template.run(run, results.main, COSTS) for run in results.runs}
+    made |= {
+        run.run_id: template.run(run, results.headline, COSTS) for run in student_runs(results)
+    }
     return {name: str(text) for name, text in made.items()}
 
 
@@ -243,7 +244,7 @@ def _compared(results: Results, column: Column, baseline: Row) -> tuple[str, lis
             "favours": verdict(each, p),
             "better": verdict(each, p) == each.a.label,
             "needed": each.needed,
-            "cost": cost_ratio(each.a, baseline, COST),
+            "cost": cost_ratio(each.a, baseline),
         }
         for each, p in found
     ]
@@ -262,9 +263,9 @@ def _bar(low: float, mean: float, high: float, scale: float) -> tuple[str, str, 
 def reading(results: Results) -> list[str]:
     """What the table says in words, one sentence a headline score with a direction; no more than its intervals carry."""
     sentences, baseline = [], results.baseline
-    scored = table(results, results.main)
-    first = len(scored.heads) - len(results.main)
-    for i, column in enumerate(results.main):
+    scored = score_table(results, results.headline)
+    first = len(scored.heads) - len(results.headline)
+    for i, column in enumerate(results.headline):
         known = [
             (row, line[first + i])
             for row, line in scored.lines
@@ -342,7 +343,7 @@ class Wall:
         return clips.get(self.key(clips, prompt, seed))
 
 
-def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
+def wall(results: Results, sources: Mapping[str, StoredRun]) -> Wall | None:
     """The clips to embed, as many as WALL_BYTES hold; None where there are none.
 
     Every row and reference comes before more than one prompt, FEW_PROMPTS before more training seeds, these before further
@@ -351,7 +352,7 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
     loaded = []
     for row in results.rows:
         clips = {
-            run.seed: c for run in row.runs if run.scored and (c := _clips(sources[run.run_id]))
+            run.seed: c for run in runs_of(row) if run.scored and (c := _clips(sources[run.run_id]))
         }
         if clips:
             loaded.append((row, clips))
@@ -362,7 +363,7 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
     lines = manifests[0]
     # a reference with other seeds is not the same clip
     loaded = [(row, clips) for row, clips in loaded if _alike(next(iter(clips.values()))[1], lines)]
-    mover, moving = next((item for item in loaded if item[0].method == "teacher"), loaded[0])
+    mover, moving = next((item for item in loaded if item[0].role == TEACHER), loaded[0])
     places: dict[str, int] = {}
     for i, line in enumerate(lines):
         places.setdefault(line["prompt"], i)
@@ -407,7 +408,7 @@ def wall(results: Results, sources: Mapping[str, Source]) -> Wall | None:
         "row": (len(students), len(results.students)),
         "reference": (len(references), len(results.references)),
         "prompt": (count, len(ordered)),
-        "training seed": (len(seeds), len({run.seed for run in results.runs})),
+        "training seed": (len(seeds), len({run.seed for run in student_runs(results)})),
     }
     return Wall(
         prompts, seeds, shown.shape[1], shown.shape[1] / lines[0]["fps"], tiles, counts, mover.label
@@ -433,7 +434,7 @@ def _alike(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> bo
     ]
 
 
-def _clips(source: Source) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
+def _clips(source: StoredRun) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
     """The newest samples of a folder: frames (N, T, 3, H, W) mapped, not loaded, and the manifest's lines."""
     places = sorted(
         (p for p in (source.folder / "samples").glob("*") if p.name.isdigit()),

@@ -28,20 +28,13 @@ from matplotlib.lines import Line2D
 
 from distill_bench.report import canvas
 from distill_bench.report.canvas import COLOURS, DASHES, GROUND, MARKERS, QUIET, SIZE, STYLE
-from distill_bench.report.results import (
-    COST,
-    COSTS,
-    Column,
-    Results,
-    ResultsError,
-    Row,
-    load,
-    number,
-    say,
-    show,
-)
+from distill_bench.report.differences import against_baseline, verdict
+from distill_bench.report.labels import name_value, parse_number, show_value
+from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
+from distill_bench.report.rows import COST, Row
+from distill_bench.report.run_views import runs_of, student_runs
 from distill_bench.report.stats import Interval, mean_interval
-from distill_bench.report.tables import against_baseline, verdict
+from distill_bench.sample.roles import FLOOR
 from distill_bench.store.files import read_jsonl, write_bytes
 from distill_bench.store.runs import sweep_called
 
@@ -103,7 +96,7 @@ def _draw(folder: Path, first: int, step: int) -> list[tuple[int, dict]]:
 
 def drawings(results: Results) -> Iterator[Drawing]:
     """Every figure of a sweep."""
-    main, axis = results.main, results.axis
+    main, axis = results.headline, results.axis
     r = results
     titles = ", ".join(column.title for column in main)
     key = _key(results)
@@ -126,14 +119,14 @@ def drawings(results: Results) -> Iterator[Drawing]:
             [f"{c.title} against training cost at the end of training: {band}", *notes]
         )
         yield Drawing(
-            f"{c.column}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c)
+            f"{c.name}_against_cost", "pareto", about, lambda c=c: score_against_cost(r, c)
         )
     distance = next((c for c in main if c.better == "lower"), None)
     for c in main if distance else []:
         if c is not distance:
             about = f"{c.title} against {distance.title}: {band}; diamonds are references"
             yield Drawing(
-                f"{c.column}_against_{distance.column}",
+                f"{c.name}_against_{distance.name}",
                 "pareto",
                 about,
                 lambda c=c: trade_off(r, distance, c),
@@ -143,11 +136,11 @@ def drawings(results: Results) -> Iterator[Drawing]:
             about = f"{c.title} over {x.title.lower()}: mean of a row's runs, band: 95 % interval over seeds"
             about += (
                 "; a cross is a run that collapsed"
-                if any(run.status == "collapsed" for run in r.runs)
+                if any(run.status == "collapsed" for run in student_runs(r))
                 else ""
             )
             yield Drawing(
-                f"{c.column}_over_{name}", "curves", about, lambda c=c, x=x: curves(r, c, x), True
+                f"{c.name}_over_{name}", "curves", about, lambda c=c, x=x: curves(r, c, x), True
             )
     about = f"{titles}: {band} of every row; dots are runs, diamonds references"
     yield Drawing("every_row", "rows", about, lambda: every_row(r), True)
@@ -190,8 +183,8 @@ def overview(folder: Path | Results) -> Figure | None:
     """
     results = _load(folder)
     rows = [row for row in results.students if row.at]
-    places = sorted({row.at for row in rows}, key=lambda at: number(at) or 0.0)
-    columns = [c for c in results.main if any(results.interval(row, c.column) for row in rows)]
+    places = sorted({row.at for row in rows}, key=lambda at: parse_number(at) or 0.0)
+    columns = [c for c in results.headline if any(results.interval(row, c.name) for row in rows)]
     if not columns or len(places) < 2:
         return None
     key = _key(results)
@@ -203,8 +196,8 @@ def overview(folder: Path | Results) -> Figure | None:
         )
         for axes, column in zip(grid.flat, columns, strict=False):
             _dodged(axes, results, column, key, places)
-            axes.set_title(canvas.wrapped(column.wish, 42))
-            axes.set_xticks(range(len(places)), [show(at) for at in places])
+            axes.set_title(canvas.wrapped(column.axis_label, 42))
+            axes.set_xticks(range(len(places)), [show_value(at) for at in places])
             axes.set_xlim(-0.5, len(places) - 0.5)
             axes.grid(axis="x", visible=False)
         spare = list(grid.flat)[len(columns) :]
@@ -222,7 +215,7 @@ def _dodged(
     rows = [
         (row, interval)
         for row in results.students
-        if row.at and (interval := results.interval(row, column.column))
+        if row.at and (interval := results.interval(row, column.name))
     ]
     lines = list(dict.fromkeys(key.base.get(row.series, row.series) for row, _ in rows))
     step = min(0.8, 0.16 * len(lines)) / max(len(lines), 1)
@@ -236,7 +229,7 @@ def _dodged(
             places.index(row.at) + step * (slot - len(lines) / 2),
             key.looks[row.series]["color"],
         )
-        known = [float(values.mean()) for values in row.by_seed(column.column).values()]
+        known = [float(values.mean()) for values in row.by_seed(column.name).values()]
         axes.plot(
             np.full(len(known), at),
             known,
@@ -269,9 +262,9 @@ def _dodged(
 def _floor(axes: Axes, results: Results, column: Column) -> list[float]:
     """A line where the teacher is against its own clips of other seeds, below which no distance means anything."""
     values = [
-        row.runs[0].value(column.column)
+        next(runs_of(row)).value(column.name)
         for row in results.references
-        if row.label == "teacher_other" and row.done
+        if row.role == FLOOR and row.done
     ]
     floor = [value for value in values if value is not None and column.better == "lower"]
     for value in floor:
@@ -325,18 +318,19 @@ def points(results: Results, x: str, y: str, group: str) -> list[Point]:
     found = []
     for row in results.students:
         parts: dict[str, list] = {}
-        for run in row.runs:
-            label = row.series if group == "series" else show(run.line.get(group, ""))
-            parts.setdefault(label, []).append(run)
+        labels = {run.run_id: show_value(run.line.get(group, "")) for run in runs_of(row)}
+        for index, run_id in row.runs["run_id"].items():
+            label = row.series if group == "series" else labels[run_id]
+            parts.setdefault(label, []).append(index)
         for label, runs in parts.items():
-            part = dataclasses.replace(row, runs=tuple(runs))
+            part = dataclasses.replace(row, runs=row.runs.loc[runs])
             pair = results.interval(part, x), results.interval(part, y)
             if None not in pair:
                 found.append(
                     Point(
                         label,
                         row.series,
-                        "" if x == results.axis else show(row.at) if row.at else "",
+                        "" if x == results.axis else show_value(row.at) if row.at else "",
                         *pair,
                     )
                 )
@@ -357,7 +351,7 @@ def against(
     results = _load(folder)
     x, y = _column(results, x), _column(results, y)
     group = group if group == "series" else find_column(results, group)
-    found = points(results, x.column, y.column, group)
+    found = points(results, x.name, y.name, group)
     if not found:
         return None
     key = _key(results)
@@ -371,7 +365,7 @@ def against(
         handles, told, notes = [], set(), []
         for label, series in dict.fromkeys((point.group, point.series) for point in found):
             line = [point for point in found if (point.group, point.series) == (label, series)]
-            line.sort(key=lambda point: number(point.note) or point.x.mean)  # along the axis
+            line.sort(key=lambda point: parse_number(point.note) or point.x.mean)  # along the axis
             look = key.looks[series] | hues.get(label, {})
             axes.plot(
                 [p.x.mean for p in line],
@@ -394,7 +388,7 @@ def against(
                     Line2D([], [], **look, label=name if name.startswith(label) else label)
                 )
             told.add(label)
-        across = _across(axes, results, y, key) if x.column == results.axis else []
+        across = _across(axes, results, y, key) if x.name == results.axis else []
         ends = [end for p in found for end in (p.y.low, p.y.high)]
         canvas.view(axes.yaxis, [*(p.y.mean for p in found), *across], ends, _spread(y))
         spread = [point.x.mean for point in found]
@@ -405,7 +399,7 @@ def against(
             _spread(x),
         )
         canvas.annotate(axes, notes)
-        if x.column == results.axis and len(set(spread)) <= 8:
+        if x.name == results.axis and len(set(spread)) <= 8:
             axes.set_xticks(
                 sorted(set(spread)), [f"{value:g}" for value in sorted(set(spread))], minor=False
             )
@@ -423,8 +417,8 @@ def against(
                 [(p.y.mean, p.x.low, p.x.high, c) for p, c in zip(found, colours, strict=True)],
                 upright=False,
             )
-        axes.set_xlabel(canvas.wrapped(x.wish, 48))
-        axes.set_ylabel(canvas.wrapped(y.wish, 34))
+        axes.set_xlabel(canvas.wrapped(x.axis_label, 48))
+        axes.set_ylabel(canvas.wrapped(y.axis_label, 34))
         ends = f"at a line's ends: {results.axis}" if any(point.note for point in found) else ""
         figure.supxlabel("\n".join(filter(None, [ends, far])), fontsize=8, color=QUIET)
         if len(groups) > 1 or group == "series" or across:
@@ -440,7 +434,7 @@ def _across(axes: Axes, results: Results, y: Column, key: "Key") -> list[float]:
     """Draw the rows that have no place on the sweep's axis, each a line with its interval as a band; returns their means."""
     means = []
     for row in results.students:
-        interval = None if row.at else results.interval(row, y.column)
+        interval = None if row.at else results.interval(row, y.name)
         if interval is None:
             continue
         look = key.looks[row.series] | {"linestyle": DASHES[1], "markevery": [1], "clip_on": False}
@@ -471,7 +465,7 @@ def _references(axes: Axes, results: Results, x: Column, y: Column) -> str:
     ]
     far, lines, dots = [], [], []
     for row in results.references:
-        at = [row.runs[0].value(column.column) if row.done else None for column in (x, y)]
+        at = [next(runs_of(row)).value(column.name) if row.done else None for column in (x, y)]
         if at[1] is None:
             continue
         where = [
@@ -535,7 +529,7 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
     results = _load(folder)
     column, x = _column(results, column), _column(results, x)
     panels = _panels(results)
-    if not any(len(run.checkpoints) > 1 for run in results.runs):
+    if not any(len(run.checkpoints) > 1 for run in student_runs(results)):
         return None
     wide = min(2, len(panels))
     tall = -(-len(panels) // wide)
@@ -545,7 +539,7 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
         key, bands = _key(results), []
         for axes, (title, rows) in zip(grid.flat, panels, strict=False):
             for row in rows:
-                found = _curve(axes, row, column.column, x.column, key.looks[row.series])
+                found = _curve(axes, row, column.name, x.name, key.looks[row.series])
                 bands += [(axes, row, *found)] if found and row.series not in key.base else []
             axes.set_title(title)
         for axes in list(grid.flat)[len(panels) :]:
@@ -569,9 +563,10 @@ def curves(folder: Path | Results, column: Column | str, x: Column | str) -> Fig
             axes.fill_between(
                 places, low, high, color=key.looks[row.series]["color"], alpha=0.12, linewidth=0
             )
-        figure.supxlabel(x.wish, fontsize=STYLE["axes.labelsize"])
+        figure.supxlabel(x.axis_label, fontsize=STYLE["axes.labelsize"])
         figure.supylabel(
-            canvas.wrapped(column.wish, 28 if tall == 1 else 60), fontsize=STYLE["axes.labelsize"]
+            canvas.wrapped(column.axis_label, 28 if tall == 1 else 60),
+            fontsize=STYLE["axes.labelsize"],
         )
         canvas.legend(figure, key.entries)
     return figure
@@ -582,7 +577,7 @@ def _curve(
 ) -> tuple[list[float], list[Interval]] | None:
     """Draw the means of a row's runs; returns their places and intervals."""
     at: dict[float, list[tuple[float, float]]] = {}
-    for run in row.runs:
+    for run in runs_of(row):
         for point in run.checkpoints if run.scored else ():
             if x in point and column in point:
                 at.setdefault(point["student_updates"], []).append((point[x], point[column]))
@@ -591,7 +586,7 @@ def _curve(
     means = [mean_interval([value for _, value in pairs]) for pairs in whole.values()]
     if whole:
         axes.plot(places, [each.mean for each in means], **look, linewidth=1.2, markersize=4)
-    for run in row.runs:
+    for run in runs_of(row):
         known = [point for point in run.checkpoints if x in point and column in point]
         if run.status == "collapsed" and known:
             axes.plot(
@@ -609,7 +604,7 @@ def every_row(folder: Path | Results) -> Figure | None:
     """A panel a headline score: every row's mean with its 95 % interval, its runs as dots."""
     results = _load(folder)
     columns = [
-        c for c in results.main if any(results.interval(row, c.column) for row in results.rows)
+        c for c in results.headline if any(results.interval(row, c.name) for row in results.rows)
     ]
     if not columns:
         return None
@@ -621,7 +616,7 @@ def every_row(folder: Path | Results) -> Figure | None:
         for axes, column in zip(grid.flat, columns, strict=False):
             references, marks = [], []
             for place, row in enumerate(results.rows):
-                interval = results.interval(row, column.column)
+                interval = results.interval(row, column.name)
                 if interval is None:
                     axes.annotate(
                         "—",
@@ -636,7 +631,7 @@ def every_row(folder: Path | Results) -> Figure | None:
                     look = looks[row.series] | {"linestyle": "none"}
                     axes.plot(interval.mean, place, **look)
                     marks.append((place, interval.low, interval.high, look["color"]))
-                    known = [float(values.mean()) for values in row.by_seed(column.column).values()]
+                    known = [float(values.mean()) for values in row.by_seed(column.name).values()]
                     axes.plot(
                         known,
                         np.full(len(known), place + 0.3),
@@ -656,7 +651,7 @@ def every_row(folder: Path | Results) -> Figure | None:
             )
             _reference_dots(axes, references, bool(seen))
             canvas.intervals(axes, marks, upright=False)
-            axes.set_title(canvas.wrapped(column.wish, 26))
+            axes.set_title(canvas.wrapped(column.axis_label, 26))
             if axes.get_xscale() != "log":
                 axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(results.rows)), [_tick(row) for row in results.rows])
@@ -692,7 +687,9 @@ def differences(folder: Path | Results) -> Figure | None:
     """A panel a headline score: the paired difference of every row to the baseline with its interval."""
     results = _load(folder)
     baseline = results.baseline
-    families = {c: against_baseline(results, c, baseline) for c in results.main} if baseline else {}
+    families = (
+        {c: against_baseline(results, c, baseline) for c in results.headline} if baseline else {}
+    )
     families = {
         c: found for c, found in families.items() if any(each.interval for each, _ in found)
     }
@@ -726,7 +723,7 @@ def differences(folder: Path | Results) -> Figure | None:
                     capsize=2.5,
                     elinewidth=1,
                 )
-            axes.set_title(canvas.wrapped(column.wish, 26))
+            axes.set_title(canvas.wrapped(column.axis_label, 26))
             axes.locator_params("x", nbins=4)
             axes.set_yticks(range(len(others)), [_tick(row) for row in others])
         for axes in list(grid.flat)[len(families) :]:
@@ -743,26 +740,26 @@ def training(folder: Path | Results) -> Figure | None:
     results = _load(folder)
     count: dict[str, set[str]] = {}
     for row in results.students:
-        for key in {key for run in row.runs for line in run.training for key in line}:
+        for key in {key for run in runs_of(row) for line in run.training for key in line}:
             count.setdefault(key, set()).add(row.method)
-    clock = {UPDATES.column, COST, "seconds", "rate"}
+    clock = {UPDATES.name, COST, "seconds", "rate"}
     keys = sorted(
         (key for key in count if key not in clock and "/" not in key),
         key=lambda key: (-len(count[key]), key),
     )
     over_bins = [name for name in binned(results) if _numeric(_bins(results, name))]
-    return _panel_grid(results, [*over_bins, *keys][:MOST_KEYS], UPDATES.wish, _training_line)
+    return _panel_grid(results, [*over_bins, *keys][:MOST_KEYS], UPDATES.axis_label, _training_line)
 
 
 def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
     at: dict[float, list[float]] = {}
-    for run in row.runs:
+    for run in runs_of(row):
         for line in run.training:
             values = [
                 value for name, value in line.items() if name == key or name.startswith(f"{key}/")
             ]
             if values:
-                at.setdefault(line[UPDATES.column], []).append(float(np.mean(values)))
+                at.setdefault(line[UPDATES.name], []).append(float(np.mean(values)))
     every = sorted(
         updates for updates, values in at.items() if len(values) == max(map(len, at.values()))
     )
@@ -773,7 +770,9 @@ def _training_line(axes: Axes, row: Row, key: str, look: dict) -> None:
 
 def binned(results: Results) -> list[str]:
     """Names that are logged by bin, as `name/bin`."""
-    keys = {key for run in results.runs for line in run.training for key in line if "/" in key}
+    keys = {
+        key for run in student_runs(results) for line in run.training for key in line if "/" in key
+    }
     return sorted({key.partition("/")[0] for key in keys})
 
 
@@ -781,7 +780,7 @@ def _bins(results: Results, name: str) -> list[str]:
     """The keys of a name in the order of their bins."""
     keys = {
         key
-        for run in results.runs
+        for run in student_runs(results)
         for line in run.training
         for key in line
         if key.startswith(f"{name}/")
@@ -832,7 +831,7 @@ def _logs(row: Row, key: str) -> bool:
     """Whether a row's runs log a key, or it by bin."""
     return any(
         name == key or name.startswith(f"{key}/")
-        for run in row.runs
+        for run in runs_of(row)
         for line in run.training
         for name in line
     )
@@ -841,11 +840,11 @@ def _logs(row: Row, key: str) -> bool:
 def _late_mean(row: Row, key: str) -> float:
     """Mean over runs and the last third of their logs."""
     means = []
-    for run in row.runs:
+    for run in runs_of(row):
         values = [
             line[key]
             for line in run.training
-            if key in line and line[UPDATES.column] * 1.5 >= run.training[-1][UPDATES.column]
+            if key in line and line[UPDATES.name] * 1.5 >= run.training[-1][UPDATES.name]
         ]
         means += [float(np.mean(values))] if values else []
     return float(np.mean(means)) if means else nan
@@ -889,7 +888,7 @@ def _panel_grid(
 def _column(results: Results, name: Column | str) -> Column:
     if isinstance(name, Column):
         return name
-    known = {column.column: column for column in [*results.columns, *COSTS, UPDATES]}
+    known = {column.name: column for column in [*results.columns, *COSTS, UPDATES]}
     if name not in known and any(
         row.done for row in results.rows
     ):  # else runs.csv has no scores yet
@@ -934,7 +933,7 @@ def _key(results: Results) -> Key:
                 if k != results.axis and value != other.swept.get(k)
             ]
             setting = all(
-                number(row.swept[k]) is not None or row.swept[k] in ("True", "False")
+                parse_number(row.swept[k]) is not None or row.swept[k] in ("True", "False")
                 for k in differing
             )
             if other.method == row.method and other.series not in base and (setting or not row.at):
@@ -990,7 +989,7 @@ def _key(results: Results) -> Key:
     )
     keys = list(dict.fromkeys(k for k, _ in apart))
     said = (
-        say(*next(iter(apart)))
+        name_value(*next(iter(apart)))
         if len(apart) == 1
         else "another " + " or ".join(k.rpartition(".")[2] for k in keys)
     )
@@ -1009,9 +1008,13 @@ def _panels(results: Results) -> list[tuple[str, list[Row]]]:
     places: dict[str, list[Row]] = {}
     for row in results.students:
         places.setdefault(row.at, []).append(row)
-    ordered = sorted(places.items(), key=lambda item: number(item[0]) or 0.0)
+    ordered = sorted(places.items(), key=lambda item: parse_number(item[0]) or 0.0)
     return [
-        (say(results.axis or "", at) or (f"without {results.axis}" if results.axis else ""), rows)
+        (
+            name_value(results.axis or "", at)
+            or (f"without {results.axis}" if results.axis else ""),
+            rows,
+        )
         for at, rows in ordered
     ]
 
@@ -1028,7 +1031,7 @@ def _beside(results: Results) -> str:
 def _tick(row: Row) -> str:
     """A row's name where its place on the axis must not be cut off."""
     return (
-        f"{canvas.short(row.series, 34)}  {show(row.at)}"
+        f"{canvas.short(row.series, 34)}  {show_value(row.at)}"
         if row.at
         else canvas.short(row.series, 34)
     )
@@ -1043,8 +1046,8 @@ def find_column(results: Results, name: str) -> str:
     Raises:
         PlotError: if none or several are meant.
     """
-    known = list(results.rows[0].runs[0].line) if results.rows else []
-    headline = [column.column for column in results.main]
+    known = list(results.runs) if results.rows else []
+    headline = [column.name for column in results.headline]
     tests: list[Callable[[str], bool]] = [
         lambda c: c == name,
         lambda c: c in headline and c.startswith(name),

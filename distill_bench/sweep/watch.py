@@ -118,10 +118,10 @@ class Board:
 def print_table(sweep: OpenSweep) -> None:
     """The headline table."""
     from distill_bench.report.results import COSTS, load
-    from distill_bench.report.tables import table as score_table
+    from distill_bench.report.tables import score_table
 
     results = load(sweep.out / sweep.config.name)
-    found = score_table(results, results.main + COSTS[:1])
+    found = score_table(results, results.headline + COSTS[:1])
     table = Table(*found.heads, box=None, pad_edge=False)
     for _, line in found.lines:
         table.add_row(*(cell.text for cell in line))

@@ -5,7 +5,7 @@ from stores import score, write_lines, write_run
 
 from distill_bench.report.compare import (
     CompareError,
-    _difference,
+    clip_difference,
     config_differences,
     find_run,
     main,
@@ -112,7 +112,7 @@ def test_a_collapsed_run_is_compared_and_its_reason_said(store, capsys):
 
 def test_a_run_is_found_by_the_beginning_of_its_id_if_it_is_one(store, capsys):
     assert find_run("beta", store).method == "beta"
-    with pytest.raises(CompareError, match="could be alpha-s0-.*, alpha-s0-"):
+    with pytest.raises(CompareError, match="matches several runs: alpha-s0-.*, alpha-s0-"):
         find_run("alpha", store)
     assert main(["gamma", "beta", "--store", str(store)]) == 2
     assert "'gamma' is neither a run folder nor a run in" in capsys.readouterr().err
@@ -121,9 +121,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id_if_it_is_one(store, capsys):
 @pytest.mark.parametrize("name", ["/no/such/run", "**", "/", ""])
 def test_what_is_no_run_is_one_line(name, store, capsys):
     assert main([name, "alpha", "--store", str(store)]) == 2
-    assert (said := capsys.readouterr().err).count(
-        "\n"
-    ) == 1 and "distill_bench.report.compare: " in said
+    assert (said := capsys.readouterr().err).count("\n") == 1 and "distill-bench compare: " in said
 
 
 def test_clips_of_one_prompt_are_drawn_together():
@@ -133,8 +131,10 @@ def test_clips_of_one_prompt_are_drawn_together():
         {"value": 0.0, "per_clip": [0.0] * 8},
         {"value": 3.5, "per_clip": [v for v in each for _ in range(2)]},
     )
-    together = _difference(a, b, [f"prompt {i}" for i in range(4) for _ in range(2)])
+    together = clip_difference(a, b, [f"prompt {i}" for i in range(4) for _ in range(2)])
     half = {key: [0.0] * 4 if key == "per_clip" else 0.0 for key in a}
-    alone = _difference(half, {"value": 3.5, "per_clip": each}, [f"prompt {i}" for i in range(4)])
+    alone = clip_difference(
+        half, {"value": 3.5, "per_clip": each}, [f"prompt {i}" for i in range(4)]
+    )
     assert together.half == pytest.approx(alone.half, rel=1e-6)
-    assert together.half > 1.3 * _difference(a, b, [f"prompt {i}" for i in range(8)]).half
+    assert together.half > 1.3 * clip_difference(a, b, [f"prompt {i}" for i in range(8)]).half

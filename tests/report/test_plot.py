@@ -1,10 +1,11 @@
-from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from matplotlib import pyplot as plt
-from stores import RUNS, write_store
+from stores import RUNS, write_results, write_store
 
-from distill_bench.report.gather import DONE, REFERENCE, data_files, read_sweep
+from distill_bench.report.data_files import data_files
 from distill_bench.report.plot import (
     PlotError,
     against,
@@ -19,7 +20,10 @@ from distill_bench.report.plot import (
     points,
     score_by_axis,
 )
-from distill_bench.report.results import COST, Column, Results, Run, _rows, load
+from distill_bench.report.read_store import REFERENCE, read_sweep
+from distill_bench.report.results import Column, load
+from distill_bench.report.rows import COST
+from distill_bench.sample.roles import role_of
 from distill_bench.store.files import read_jsonl
 
 RUNS_HERE = [*RUNS, ("beta", 0, 5, 9.0), ("beta", 1, 5, 9.5)]
@@ -116,11 +120,11 @@ def test_what_is_logged_by_bin_is_drawn_by_bin(folder):
 def test_a_place_where_no_run_logs_a_quantity_has_no_panel(folder):
     path, places = (
         folder / "training.csv",
-        {run.run_id: run.line["fake_score_updates"] for run in load(folder).runs},
+        load(folder).runs.set_index("run_id")["fake_score_updates"],
     )
     head, *lines = path.read_text().splitlines(keepends=True)
     path.write_text(
-        "".join([head, *(line for line in lines if places[line.partition(",")[0]] == "1")])
+        "".join([head, *(line for line in lines if places[line.partition(",")[0]] == 1)])
     )
     figure = by_bin(folder, "gap")
     assert [axes.get_title() for axes in figure.axes] == ["fake_score_updates=1"]
@@ -202,54 +206,52 @@ def a_sweep(spread=0.1):
         ("alpha", "paper", 0.5, 25.0, 1),
         ("beta", "", 2.5, 0.7, 1),
     ]
-    runs = []
+    runs, checkpoints, training = [], [], []
     for method, preset, rate, level, k in rows:
         for seed in range(3):
+            run_id = f"r{len(runs)}"
             d, m = level * (1 + spread * (seed - 1)), 1.2 + 0.3 * (seed - 1)
-            line = {
-                "method": method,
-                "method.preset": preset,
-                "lr": rate,
-                "k": k,
-                "seed": seed,
-                "d": d,
-                "m": m,
-                COST: 100 * k + level,
-            }
-            points = tuple(
-                {"student_updates": u, COST: u * k, "d": 50 / u * d, "m": m} for u in (5, 10, 50)
-            )
-            logs = tuple(
-                {"student_updates": u, "gap/sigma_0.02-0.26": d, "gap/sigma_0.26-0.50": 2 * d}
-                for u in (5, 50)
-            )
-            line = {key: str(value) for key, value in line.items()} | {
-                "run_id": f"r{len(runs)}",
-                "status": DONE,
-            }
-            runs.append(Run(line, checkpoints=points, training=logs))
-    for name in ("teacher_other", *(f"a_reference_with_a_long_name-nfe{n}" for n in (1, 2, 4, 8))):
-        runs.append(
-            Run(
+            runs.append(
                 {
-                    "run_id": f"reference-{name}",
-                    "method": name,
-                    "status": REFERENCE,
-                    "d": "0.2",
-                    "m": "1.0",
+                    "run_id": run_id,
+                    "method": method,
+                    "method.preset": preset,
+                    "lr": rate,
+                    "k": k,
+                    "seed": seed,
+                    "d": d,
+                    "m": m,
+                    COST: 100 * k + level,
                 }
             )
+            checkpoints += [
+                {"run_id": run_id, "student_updates": u, COST: u * k, "d": 50 / u * d, "m": m}
+                for u in (5, 10, 50)
+            ]
+            training += [
+                {
+                    "run_id": run_id,
+                    "student_updates": u,
+                    "gap/sigma_0.02-0.26": d,
+                    "gap/sigma_0.26-0.50": 2 * d,
+                }
+                for u in (5, 50)
+            ]
+    for name in ("teacher_other", *(f"a_reference_with_a_long_name-nfe{n}" for n in (1, 2, 4, 8))):
+        runs.append(
+            {
+                "run_id": f"reference-{name}",
+                "method": name,
+                "role": role_of(name),
+                "status": REFERENCE,
+                "d": 0.2,
+                "m": 1.0,
+            }
         )
     swept = ["lr", "k", "method.preset"]
-    about = {
-        "name": "s",
-        "axis": "k",
-        "swept": swept,
-        "columns": [asdict(c) for c in SCORES],
-        "baseline": None,
-        "prompts": None,
-    }
-    return Results(about, _rows(runs, swept, "k"))
+    with TemporaryDirectory() as folder:
+        write_results(Path(folder), SCORES, swept, "k", runs, checkpoints, training)
+        return load(folder)
 
 
 def test_only_rows_of_one_series_are_joined_and_controls_are_hollow():

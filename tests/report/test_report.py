@@ -15,20 +15,15 @@ from scipy.stats import ttest_rel
 from stores import PROMPTS, RUNS, score, write_clips, write_lines, write_run, write_store
 
 from distill_bench.report.__main__ import main
-from distill_bench.report.gather import GatherError, data_files, read_sweep
+from distill_bench.report.data_files import data_files
+from distill_bench.report.differences import differences
+from distill_bench.report.formats import table_files
+from distill_bench.report.latex import escape_latex
 from distill_bench.report.page import html, reading, report, wall
+from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, load
 from distill_bench.report.stats import Interval
-from distill_bench.report.tables import (
-    at_cost,
-    budget,
-    difference,
-    equal_cost,
-    show_interval,
-    table,
-    tables,
-    tex,
-)
+from distill_bench.report.tables import budget, equal_cost, score_table, show_interval
 
 
 def results_of(store: Path, folder: Path, **options) -> Results:
@@ -81,25 +76,21 @@ def test_every_run_and_reference_is_a_line_of_runs_csv(results, tmp_path):
     } <= set(lines[0])
 
 
-def test_checkpoints_know_what_they_cost(results):
-    run = results.students[0].runs[0]
-    assert [
-        (p["student_updates"], p["cost_forward_equivalents"], p["distance"])
-        for p in run.checkpoints
-    ] == [
-        (10, 1000.0, 30.0),
-        (20, 2000.0, 10.0),
-    ]
-    assert run.at_cost("distance", 1500.0) == pytest.approx(20.0)
-    assert run.at_cost("distance", 900.0) is None and run.at_cost("distance", 2100.0) is None
+def test_scores_at_a_cost_are_interpolated_between_checkpoints(results):
+    row = results.students[0]
+    points = row.checkpoints[row.checkpoints["run_id"] == row.runs["run_id"].iloc[0]]
+    columns = ["student_updates", "cost_forward_equivalents", "distance"]
+    assert points[columns].to_numpy().tolist() == [[10, 1000, 30], [20, 2000, 10]]
+    assert row.at_cost("distance", 1500.0)[0] == pytest.approx(20.0)
+    assert row.at_cost("distance", 900.0) == row.at_cost("distance", 2100.0) == {}
 
 
-def test_clips_keep_the_mean_of_the_score(results):
-    run = results.students[0].runs[1]
-    assert len(run.values("speed")) == 3 and run.values("speed").mean() == pytest.approx(
-        run.value("speed"), rel=1e-12
-    )
-    assert run.values("distance").tolist() == [11.1], "no value a clip"
+def test_the_mean_over_clips_is_the_score(results):
+    row = results.students[0]
+    speed = row.by_seed("speed")[1]
+    assert len(speed) == 3
+    assert speed.mean() == pytest.approx(row.runs["speed"].iloc[1], rel=1e-12)
+    assert row.by_seed("distance")[1].tolist() == [11.1], "no value per clip"
 
 
 @pytest.mark.parametrize("key, value", [("protocol", "p2"), ("version", 2), ("extractor", "net-2")])
@@ -108,7 +99,7 @@ def test_unlike_scores_refuse_to_share_a_column(tmp_path, capsys, key, value):
     path = next(store.glob("beta-*")) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     write_lines(path, [line | {key: value} for line in lines])
-    with pytest.raises(GatherError, match=rf"alpha-s0-.*{key}.*beta-s0-.*{value}"):
+    with pytest.raises(StoreReadError, match=rf"alpha-s0-.*{key}.*beta-s0-.*{value}"):
         read_sweep("speed", store)
     assert main(["speed", "--store", str(store), "--out", str(tmp_path / "out")]) == 2
     assert "cannot share a column" in capsys.readouterr().err
@@ -126,13 +117,13 @@ def test_unlike_protocols_are_named_by_what_differs(tmp_path):
         about = {"clips": clips, "fps": rate, "teacher_steps": 32}
         (store / "references" / name / "protocol.json").write_text(json.dumps(about))
     with pytest.raises(
-        GatherError,
+        StoreReadError,
         match=r"column: they differ in clips 144 and 256, fps 8.0 and 16.0; evaluate both alike",
     ):
         read_sweep("speed", store)
     (store / "references" / "beta" / "protocol.json").unlink()
     with pytest.raises(
-        GatherError, match=r"column: they differ in clips 144 and 256; evaluate both alike"
+        StoreReadError, match=r"column: they differ in clips 144 and 256; evaluate both alike"
     ):
         read_sweep("speed", store)
 
@@ -145,18 +136,18 @@ def test_a_score_made_again_replaces_the_older(tmp_path):
             + json.dumps(score("distance", 3.0, version=2, extractor="net-1"))
             + "\n"
         )
-    assert results_of(store, tmp_path / "data").runs[0].value("distance") == 3.0
+    assert results_of(store, tmp_path / "data").runs["distance"].tolist() == [3.0]
 
 
 def test_an_unknown_sweep_names_the_known_ones(store):
-    with pytest.raises(GatherError, match="'sped'.*known: speed"):
+    with pytest.raises(StoreReadError, match="'sped'.*known: speed"):
         read_sweep("sped", store)
 
 
 def test_a_score_that_is_no_number_is_said(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("alpha", 1, 1, float("nan"))])
     results = results_of(store, tmp_path / "data")
-    assert re.search(r"alpha-s1-.*not finite.*: distance", results.about["notes"][0])
+    assert re.search(r"alpha-s1-.*not finite.*: distance", results.manifest["notes"][0])
     assert results.interval(results.students[0], "distance").n == 1
 
 
@@ -165,10 +156,10 @@ def test_unlike_code_is_said(tmp_path):
     path = next(store.glob("alpha-s1-*")) / "attempts" / "001" / "start.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code_fingerprint": "c2"}))
     results = results_of(store, tmp_path / "data")
-    assert results.about["notes"] == [
+    assert results.manifest["notes"] == [
         "alpha ran with 2 versions of its code (c1 in 1 runs, c2 in 1 runs)"
     ]
-    assert "2 versions of its code" in tables(results)["table.md"]
+    assert "2 versions of its code" in table_files(results)["table.md"]
 
 
 def test_unlike_hardware_is_said(tmp_path):
@@ -177,13 +168,13 @@ def test_unlike_hardware_is_said(tmp_path):
         kind = "Xeon family 6 model 1" if "beta-s1" in str(path) else "Xeon family 6 model 2"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": kind}))
     results = results_of(store, tmp_path / "data")
-    (note,) = results.about["notes"]
+    (note,) = results.manifest["notes"]
     assert (
         "2 kinds of hardware" in note
         and "model 1 in 1 runs" in note
         and "model 2 in 2 runs" in note
     )
-    assert {run.line["hardware"] for run in results.runs} == {
+    assert set(results.runs["hardware"]) - {""} == {
         "Xeon family 6 model 1",
         "Xeon family 6 model 2",
     }
@@ -221,7 +212,7 @@ def test_a_key_that_differs_without_being_an_axis_makes_rows_of_its_own(tmp_path
     path = next(store.glob("alpha-s1-*")) / "run.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"nfe": 8, "log_every": 3}))
     results = results_of(store, tmp_path / "data")
-    assert results.about["swept"] == ["fake_score_updates", "nfe"] and len(results.students) == 2
+    assert results.manifest["swept"] == ["fake_score_updates", "nfe"] and len(results.students) == 2
 
 
 def test_labels_say_what_tells_rows_apart_and_no_more(tmp_path):
@@ -263,7 +254,7 @@ def test_labels_say_what_tells_rows_apart_and_no_more(tmp_path):
 
 
 def best(results):
-    found = table(results, results.main)
+    found = score_table(results, results.headline)
     return {row.label for row, line in found.lines if line[3].best}
 
 
@@ -283,16 +274,15 @@ def test_a_row_is_best_only_where_the_paired_interval_says_so(tmp_path):
 
 
 def test_differences_pair_the_seeds(results):
-    column, (one, five, beta) = results.main[0], results.students
-    each = difference(results, column, five, one)
+    column, (one, five, beta) = results.headline[0], results.students
+    each, alone = differences(results, column, [(five, one), (beta, one)])
     assert each.seeds == 3 and each.interval.mean == pytest.approx(40.4) and each.favours is one
     assert each.needed == 2, "a difference of a hundred standard deviations"
-    alone = difference(results, column, beta, one)
     assert alone.seeds == 1 and not np.isfinite(alone.p), "one common seed shows nothing"
 
 
 def test_every_pair_is_in_differences_csv_with_its_seeds(results, tmp_path):
-    lines = list(csv.DictReader(tables(results)["differences.csv"].splitlines()))
+    lines = list(csv.DictReader(table_files(results)["differences.csv"].splitlines()))
     assert [
         (line["column"], line["a"], line["b"]) for line in lines if line["column"] == "distance"
     ] == [
@@ -327,9 +317,12 @@ def test_every_p_says_which_comparisons_it_was_corrected_for(reported):
         text = (folder / name).read_text()
         assert (
             "p (Holm over 1)" in text
-            and "p_holm and favours are after Holm over all pairs of one score, up to 3" in text
+            and "p_holm and favours are corrected over all pairs of one score, up to 3" in text
         )
-        assert "all pairs of one score, is in equal_cost_differences.csv" in text
+        assert (
+            "equal_cost_differences.csv has every pair, with p for these comparisons and for all pairs of one score"
+            in text
+        )
 
 
 def test_equal_cost_differences_are_paired_by_seed_at_that_cost(tmp_path):
@@ -340,7 +333,7 @@ def test_equal_cost_differences_are_paired_by_seed_at_that_cost(tmp_path):
         write_store(tmp_path, runs, baseline={"method": "alpha", "fake_score_updates": 2}),
         tmp_path / "data",
     )
-    files, cost = tables(results), budget(results)
+    files, cost = table_files(results), budget(results)
     lines = [
         line
         for line in csv.DictReader(files["equal_cost_differences.csv"].splitlines())
@@ -353,7 +346,7 @@ def test_equal_cost_differences_are_paired_by_seed_at_that_cost(tmp_path):
         ("beta fake_score_updates=1", held),
     ]
     for line in lines:
-        mine, theirs = (at_cost(rows[line[key]], "distance", cost) for key in ("a", "b"))
+        mine, theirs = (rows[line[key]].at_cost("distance", cost) for key in ("a", "b"))
         common = [seed for seed in mine if seed in theirs]
         expected = ttest_rel([mine[seed] for seed in common], [theirs[seed] for seed in common])
         low, high = expected.confidence_interval(0.95)
@@ -367,9 +360,8 @@ def test_equal_cost_differences_are_paired_by_seed_at_that_cost(tmp_path):
     assert min(float(line["p_holm"]) for line in lines) == pytest.approx(
         3 * min(float(line["p"]) for line in lines), rel=1e-4
     )
-    interval = difference(
-        results, results.main[0], rows["beta fake_score_updates=1"], results.baseline, cost
-    ).interval
+    pair = (rows["beta fake_score_updates=1"], results.baseline)
+    interval = differences(results, results.headline[0], [pair], cost)[0].interval
     shown = files["table.md"].partition(f"## At equal cost: difference to {held}")[2]
     assert f"| beta | 1 | 3 | {show_interval(interval, sign='+')} |" in shown.replace("**", "")
 
@@ -380,7 +372,7 @@ def test_the_baseline_is_the_one_that_was_named(store, tmp_path):
         store, tmp_path / "b", baseline={"method": "alpha", "fake_score_updates": "5"}
     )
     assert named.baseline.label == "alpha fake_score_updates=5"
-    assert "--baseline method=alpha,fake_score_updates=5" in named.about["provenance"]["command"]
+    assert "--baseline method=alpha,fake_score_updates=5" in named.manifest["provenance"]["command"]
 
 
 def test_an_unknown_baseline_is_an_error_of_one_line(store, tmp_path, capsys):
@@ -405,7 +397,7 @@ def test_an_unknown_baseline_is_an_error_of_one_line(store, tmp_path, capsys):
         )
         == 2
     )
-    assert "'gamma' is no KEY=VALUE" in capsys.readouterr().err
+    assert "'gamma' is not KEY=VALUE" in capsys.readouterr().err
 
 
 def test_the_equal_cost_table_is_at_the_largest_common_cost(results):
@@ -423,10 +415,10 @@ def test_the_equal_cost_table_is_at_the_largest_common_cost(results):
 
 def test_a_budget_can_be_asked_for(store, tmp_path):
     results = results_of(store, tmp_path / "data", budget=1500.0)
-    assert list(
-        at_cost(results.students[0], "distance", budget(results)).values()
-    ) == pytest.approx([20.0, 22.2, 24.4])
-    assert "1,500 forward equivalents, as asked for" in tables(results)["table.md"]
+    assert list(results.students[0].at_cost("distance", budget(results)).values()) == pytest.approx(
+        [20.0, 22.2, 24.4]
+    )
+    assert "1,500 forward equivalents, as requested" in table_files(results)["table.md"]
 
 
 @pytest.mark.parametrize(
@@ -490,13 +482,11 @@ def test_the_caption_has_no_hashes_and_the_table_is_not_shrunk(tmp_path):
     )
     path = next(store.glob("alpha0-s1-*")) / "attempts" / "001" / "start.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code_fingerprint": "c2"}))
-    latex = tables(results_of(store, tmp_path / "data"))["table.tex"]
+    latex = table_files(results_of(store, tmp_path / "data"))["table.tex"]
     assert (
         all(line.startswith("%") for line in latex.splitlines() if "c2" in line) and "c2" in latex
     )
-    assert "resizebox" not in latex and latex.startswith(
-        "% needs \\usepackage{booktabs} and nothing else"
-    )
+    assert "resizebox" not in latex and latex.startswith("% needs \\usepackage{booktabs}\n")
     parts = re.findall(r"\\begin\{tabular\}\{(\w+)\}", latex)
     assert len(parts) > 1 and all(columns.startswith("ll") for columns in parts), (
         "every part names its rows"
@@ -505,7 +495,7 @@ def test_the_caption_has_no_hashes_and_the_table_is_not_shrunk(tmp_path):
 
 
 def test_tex_escapes_what_latex_reads():
-    assert tex("50% of a_b & #1 ± 2") == r"50\% of a\_b \& \#1 $\pm$ 2"
+    assert escape_latex("50% of a_b & #1 ± 2") == r"50\% of a\_b \& \#1 $\pm$ 2"
 
 
 # --- the page ---
@@ -522,8 +512,8 @@ def test_warnings_are_footnotes(tmp_path):
         "at the cell and below the table"
     )
     assert (
-        "| 2.00 [1] |" in tables(results)["table.md"]
-        and "2.00$^{1}$" in tables(results)["table.tex"]
+        "| 2.00 [1] |" in table_files(results)["table.md"]
+        and "2.00$^{1}$" in table_files(results)["table.tex"]
     )
 
 
@@ -755,8 +745,8 @@ def test_a_second_report_has_the_same_bytes(reported, tmp_path):
 
 
 def test_no_reader_imports_torch():
-    names = ["report", "plot", "compare", "verify"]
-    code = f"import sys, {', '.join(f'distill_bench.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
+    names = ["page", "plot", "compare", "verify"]
+    code = f"import sys, {', '.join(f'distill_bench.report.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
@@ -777,8 +767,8 @@ def test_nobody_wins_where_a_rival_lost_its_runs(tmp_path):
     )
     assert "clearly ahead" in reading(won)[0] and "not clearly ahead" not in reading(won)[0]
     assert "not clearly ahead" in reading(lost)[0]
-    assert any(cell.best for _, line in table(won, won.main).lines for cell in line)
-    assert not any(cell.best for _, line in table(lost, lost.main).lines for cell in line)
+    assert any(cell.best for _, line in score_table(won, won.headline).lines for cell in line)
+    assert not any(cell.best for _, line in score_table(lost, lost.headline).lines for cell in line)
 
 
 def test_a_run_whose_folder_is_gone_is_missing_in_its_own_row(tmp_path):
@@ -809,7 +799,8 @@ def test_a_mean_over_fewer_seeds_than_its_row_says_so(tmp_path):
     )
     results = results_of(store, tmp_path / "data")
     assert (
-        "(2 of 3 seeds)" in (text := tables(results)["table.md"]) and text.count("of 3 seeds)") == 1
+        "(2 of 3 seeds)" in (text := table_files(results)["table.md"])
+        and text.count("of 3 seeds)") == 1
     )
 
 

@@ -16,7 +16,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import load_run
 from distill_bench.config.sweep_file import load_sweep
-from distill_bench.report.gather import GatherError, read_sweep
+from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.store import claims, runs
 from distill_bench.store.claims import attempts, claim, end_of, once
 from distill_bench.store.files import write_json
@@ -77,7 +77,7 @@ def test_a_record_that_says_nothing_is_set_aside_and_the_others_are_read(
 def test_a_manifest_that_says_nothing_is_none(tmp_path):
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "torn.json").write_bytes(b"\x80\x00")
-    with pytest.raises(GatherError, match="no sweep called 'torn'"):
+    with pytest.raises(StoreReadError, match="no sweep called 'torn'"):
         read_sweep("torn", tmp_path)
 
 

@@ -1,0 +1,136 @@
+"""Paired differences between rows: both were sampled on the same prompts, noise and training seeds."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan, sqrt
+
+import numpy as np
+
+from distill_bench.report.results import Column, Results
+from distill_bench.report.rows import COST, Row
+from distill_bench.report.stats import (
+    CONFIDENCE,
+    Interval,
+    crossed_interval,
+    holm,
+    losses,
+    paired,
+    seeds_needed,
+)
+
+GAPS = (0.05, 0.1, 0.25, 0.5)  # of the baseline's mean, in the table of seeds needed
+Scores = Mapping[Hashable, np.ndarray]  # training seed -> values
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Row a minus row b in one column, over the seeds that both have."""
+
+    column: Column
+    a: Row
+    b: Row
+    interval: Interval | None  # None without a common seed
+    p: float  # of no difference; of equal distance to 1 if 1 is best
+    favours: Row | None  # by sign alone; see `p`
+    sd: float  # of one seed's difference
+
+    @property
+    def seeds(self) -> int:
+        return self.interval.n if self.interval else 0
+
+    @property
+    def needed(self) -> int | None:
+        """Seeds that detect a difference of this size with 80 % power."""
+        return seeds_needed(self.sd, self.interval.mean) if self.interval else None
+
+
+def differences(
+    results: Results,
+    column: Column,
+    pairs: Sequence[tuple[Row, Row]],
+    cost: float | None = None,
+) -> list[Difference]:
+    """Return a minus b for each pair (a, b).
+
+    Args:
+        cost: compare at this training cost, forward equivalents; None: at the end of training.
+    """
+    scores: dict[Row, Scores] = {}
+    for row in dict.fromkeys(row for pair in pairs for row in pair):
+        if cost is None:
+            scores[row] = row.by_seed(column.name)
+        else:  # no clips between checkpoints: one value per seed
+            values = row.at_cost(column.name, cost)
+            scores[row] = {seed: np.array([value]) for seed, value in values.items()}
+    return [_difference(results, column, a, b, scores[a], scores[b]) for a, b in pairs]
+
+
+def _difference(
+    results: Results, column: Column, a: Row, b: Row, scores_a: Scores, scores_b: Scores
+) -> Difference:
+    if not scores_a.keys() & scores_b.keys():
+        return Difference(column, a, b, None, nan, None, nan)
+    values = paired(scores_a, scores_b)
+    lengths = {len(of_seed) for scores in (scores_a, scores_b) for of_seed in scores.values()}
+    clusters = results.clusters(lengths) if values.shape[1] > 1 else None
+    interval = crossed_interval(values, clusters=clusters)
+    sd = float(values.mean(1).std(ddof=1)) if len(values) > 1 else nan
+    if not column.better:
+        return Difference(column, a, b, interval, interval.p, None, sd)
+    loss = interval  # negative: a is better
+    if column.better == "one":
+        loss = crossed_interval(paired(losses(scores_a, "one"), losses(scores_b, "one")))
+    gain = loss.mean if column.better == "higher" else -loss.mean
+    favours = a if gain > 0 else b if gain < 0 else None
+    return Difference(column, a, b, interval, loss.p, favours, sd)
+
+
+def against_baseline(
+    results: Results, column: Column, baseline: Row, cost: float | None = None
+) -> list[tuple[Difference, float]]:
+    """Return every other student row minus the baseline, each with its p adjusted (Holm) for these comparisons."""
+    pairs = [(row, baseline) for row in results.students if row is not baseline]
+    family = differences(results, column, pairs, cost)
+    return list(zip(family, holm([difference.p for difference in family]), strict=True))
+
+
+def comparisons(family: Sequence[Difference]) -> int:
+    """Number of differences that have a p: what Holm corrects for."""
+    return sum(isfinite(difference.p) for difference in family)
+
+
+def verdict(difference: Difference, p: float) -> str:
+    """Label of the row that the evidence favours, "" for none."""
+    significant = p < 1 - CONFIDENCE
+    return difference.favours.label if difference.favours and significant else ""
+
+
+def cost_ratio(a: Row, b: Row) -> float | None:
+    """Training cost of row a divided by that of row b; None if either is unknown."""
+    means = []
+    for row in (a, b):
+        costs = [float(values.mean()) for values in row.by_seed(COST).values()]
+        means.append(np.mean(costs) if costs else nan)
+    return float(means[0] / means[1]) if isfinite(means[0]) and means[1] > 0 else None
+
+
+def spread_of_differences(results: Results, column: Column, baseline: Row) -> float | None:
+    """Standard deviation of one seed's difference to the baseline, pooled over rows."""
+    family = [difference for difference, _ in against_baseline(results, column, baseline)]
+    known = [difference for difference in family if isfinite(difference.sd)]
+    dof = sum(difference.seeds - 1 for difference in known)
+    squares = sum((difference.seeds - 1) * difference.sd**2 for difference in known)
+    return sqrt(squares / dof) if dof else None
+
+
+def seeds_for_gaps(results: Results) -> list[tuple[Column, float, float, list[int | None]]]:
+    """Per headline score: the baseline's mean, the pooled sd of differences, and the seeds that each of GAPS needs."""
+    baseline = results.baseline
+    lines = []
+    for column in results.headline if baseline else []:
+        interval = results.interval(baseline, column.name)
+        sd = spread_of_differences(results, column, baseline)
+        if interval and sd and interval.mean:
+            needed = [seeds_needed(sd, gap * interval.mean) for gap in GAPS]
+            lines.append((column, interval.mean, sd, needed))
+    return lines

@@ -1,0 +1,256 @@
+"""The table files of `results/<name>` as text: CSV for machines, Markdown and LaTeX for readers."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import pandas as pd
+
+from distill_bench.report.data_files import cells, csv_text
+from distill_bench.report.differences import (
+    GAPS,
+    against_baseline,
+    comparisons,
+    cost_ratio,
+    differences,
+    seeds_for_gaps,
+    verdict,
+)
+from distill_bench.report.latex import latex_table
+from distill_bench.report.results import COSTS, Column, Results
+from distill_bench.report.rows import COST, Row
+from distill_bench.report.stats import Interval, holm, mean_interval
+from distill_bench.report.tables import (
+    CAPTION,
+    Cell,
+    Table,
+    budget,
+    differences_caption,
+    equal_cost,
+    equal_cost_caption,
+    equal_cost_differences,
+    equal_cost_differences_caption,
+    footnotes_of,
+    holm_head,
+    score_table,
+    show_interval,
+    show_p,
+    winner,
+)
+from distill_bench.sample.roles import STUDENT
+
+PARTS = ("mean", "low", "high", "n")  # of an interval, in CSV files
+
+
+def table_files(results: Results) -> dict[str, str]:
+    """Return the text of each table file, by file name. It depends on the data files alone."""
+    scores = score_table(results, results.headline + COSTS)
+    at_cost = equal_cost(results)
+    caption = equal_cost_caption(results)
+    return {
+        "table.csv": csv_text(_score_frame(results)),
+        "equal_cost.csv": csv_text(_equal_cost_frame(results)),
+        "differences.csv": csv_text(_difference_frame(results)),
+        "equal_cost_differences.csv": csv_text(_equal_cost_difference_frame(results)),
+        "seeds_needed.csv": csv_text(_seeds_needed_frame(results)),
+        "table.md": _markdown(results, scores, at_cost),
+        "table.tex": latex_table(results, scores, "", CAPTION),
+        "equal_cost.tex": latex_table(results, at_cost, "-equal-cost", caption),
+    }
+
+
+# --- CSV ---
+
+
+def _score_frame(results: Results) -> pd.DataFrame:
+    """Mean and interval of every score and cost per row, with its runs by state."""
+    columns = results.columns + COSTS
+    states = results.runs.loc[results.runs["role"] == STUDENT, "status"]
+    states = list(dict.fromkeys(["done", "collapsed", "failed", *states]))
+    best = {column.name: winner(results, column) for column in columns}
+    lines = []
+    for row in results.rows:
+        counts = row.runs["status"].value_counts()
+        line = _identity(row) | {"reference": int(row.reference)}
+        line |= {state: counts.get(state, 0) for state in states} | {"done": row.done}
+        for column in columns:
+            line |= _interval_parts(column.name, results.interval(row, column.name))
+        line["clear_best"] = " ".join(name for name, top in best.items() if top is row)
+        lines.append(line)
+    header = ["label", "method", *results.swept, "reference", "expected", *states]
+    header += _part_names([column.name for column in columns])
+    return cells(lines, [*header, "clear_best"])
+
+
+def _equal_cost_frame(results: Results) -> pd.DataFrame:
+    """Mean and interval of every headline score per row at one training cost."""
+    cost = budget(results)
+    names = ["student_updates", *(column.name for column in results.headline)]
+    lines = []
+    for row in results.students if cost else []:
+        line = _identity(row) | {COST: _six_digits(cost)}
+        for name in names:
+            scores = row.at_cost(name, cost)
+            line |= _interval_parts(name, mean_interval(list(scores.values()))) if scores else {}
+        lines.append(line)
+    header = ["label", "method", *results.swept, COST, "expected"]
+    return cells(lines, header + _part_names(names))
+
+
+def _difference_frame(results: Results) -> pd.DataFrame:
+    """Every pair of student rows at the end of training."""
+    lines = _difference_lines(results, None)
+    return cells(lines, _difference_header("seeds_needed"))
+
+
+def _equal_cost_difference_frame(results: Results) -> pd.DataFrame:
+    """Every pair of student rows at one training cost."""
+    cost = budget(results)
+    lines = _difference_lines(results, cost) if cost is not None else []
+    return cells([line | {COST: _six_digits(cost)} for line in lines], _difference_header(COST))
+
+
+def _difference_header(last: str) -> list[str]:
+    header = "column a b seeds expected difference low high p p_holm favours comparisons"
+    return [*header.split(), "p_holm_baseline", "comparisons_baseline", last]
+
+
+def _difference_lines(results: Results, cost: float | None) -> list[dict[str, Any]]:
+    """Describe every pair of student rows; the baseline is always subtracted.
+
+    Holm's correction is per score, for two families of comparisons: `p_holm` and `favours` over all pairs (`comparisons` of
+    them), `p_holm_baseline` over the pairs with the baseline (`comparisons_baseline` of them), as in table.md and the page.
+    """
+    rows, baseline = results.students, results.baseline
+    pairs = [(b, a) if a is baseline else (a, b) for i, b in enumerate(rows) for a in rows[i + 1 :]]
+    lines = []
+    for column in results.headline:
+        family = differences(results, column, pairs, cost)
+        to_baseline = [difference for difference in family if difference.b is baseline]
+        p_baseline = iter(holm([difference.p for difference in to_baseline]))
+        adjusted = holm([difference.p for difference in family])
+        for difference, p in zip(family, adjusted, strict=True):
+            a, b, interval = difference.a, difference.b, difference.interval
+            line = {
+                "column": column.name,
+                "a": a.label,
+                "b": b.label,
+                "seeds": difference.seeds,
+                "expected": len(set(a.runs["seed"]) & set(b.runs["seed"])),
+                "p": _six_digits(difference.p),
+                "p_holm": _six_digits(p),
+                "favours": verdict(difference, p),
+                "comparisons": comparisons(family),
+                "seeds_needed": difference.needed,
+            }
+            if interval:
+                line["difference"] = _six_digits(interval.mean)
+                line["low"] = _six_digits(interval.low)
+                line["high"] = _six_digits(interval.high)
+            if b is baseline:
+                line["p_holm_baseline"] = _six_digits(next(p_baseline))
+                line["comparisons_baseline"] = comparisons(to_baseline)
+            lines.append(line)
+    return lines
+
+
+def _seeds_needed_frame(results: Results) -> pd.DataFrame:
+    """Seeds that a difference of each of GAPS needs, per headline score."""
+    gaps = [f"gap_{gap:.0%}".rstrip("%") for gap in GAPS]
+    lines = []
+    for column, mean, sd, needed in seeds_for_gaps(results):
+        line = {
+            "column": column.name,
+            "baseline": results.baseline.label,
+            "mean": _six_digits(mean),
+            "sd_of_differences": _six_digits(sd),
+        }
+        lines.append(line | dict(zip(gaps, needed, strict=True)))
+    return cells(lines, ["column", "baseline", "mean", "sd_of_differences", *gaps])
+
+
+def _identity(row: Row) -> dict[str, Any]:
+    """The cells that identify a row, and the number of its runs."""
+    return row.keys | {"label": row.label, "expected": len(row.runs)}
+
+
+def _part_names(columns: Sequence[str]) -> list[str]:
+    return [f"{column}_{part}" for column in columns for part in PARTS]
+
+
+def _interval_parts(column: str, interval: Interval | None) -> dict[str, Any]:
+    if interval is None:
+        return {}
+    return {
+        f"{column}_mean": _six_digits(interval.mean),
+        f"{column}_low": _six_digits(interval.low),
+        f"{column}_high": _six_digits(interval.high),
+        f"{column}_n": interval.n,
+    }
+
+
+def _six_digits(value: float) -> str:
+    """Format the digits that do not depend on the order of a sum, "" for nan."""
+    return f"{value:.6g}" if isfinite(value) else ""
+
+
+# --- Markdown ---
+
+
+def _markdown(results: Results, scores: Table, at_cost: Table) -> str:
+    parts = [results.question] if results.question else []
+    parts += ["## At the end of training", _markdown_table(scores), CAPTION]
+    parts += [f"[{number}] {text}." for number, text in footnotes_of(results, scores)]
+    parts += [f"Note: {note}." for note in results.manifest["notes"]]
+    parts += ["## At equal cost", _markdown_table(at_cost), equal_cost_caption(results)]
+    baseline, apart = results.baseline, equal_cost_differences(results)
+    if apart:
+        parts += [
+            f"## At equal cost: difference to {baseline.label}",
+            _markdown_table(apart),
+            equal_cost_differences_caption(results),
+        ]
+    if baseline and len(results.students) > 1:
+        for column in results.headline:
+            parts.append(f"## {column.heading}: difference to {baseline.label}")
+            parts.append(_markdown_differences(results, column, baseline))
+        parts.append(differences_caption(results))
+    provenance = results.manifest["provenance"].items()
+    parts.append(f"From {', '.join(f'{key} {value}' for key, value in provenance)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_differences(results: Results, column: Column, baseline: Row) -> str:
+    family = against_baseline(results, column, baseline)
+    lines = [["row", "seeds", "difference", holm_head(family), "favours", "cost"]]
+    for difference, p in family:
+        ratio = cost_ratio(difference.a, baseline)
+        lines.append(
+            [
+                difference.a.label,
+                str(difference.seeds),
+                show_interval(difference.interval, sign="+"),
+                show_p(p),
+                verdict(difference, p) or "neither",
+                f"{ratio:.2f} x" if ratio else "—",
+            ]
+        )
+    return _pipe_table(lines)
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.heads]
+    for _, line in table.lines:
+        lines.append([_markdown_cell(cell) for cell in line])
+    return _pipe_table(lines)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return text + "".join(f" [{mark}]" for mark in cell.marks)
+
+
+def _pipe_table(lines: Sequence[Sequence[str]]) -> str:
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    escaped.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

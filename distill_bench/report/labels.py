@@ -1,0 +1,106 @@
+"""Labels of rows: the method plus the swept values that tell its rows apart."""
+
+from math import isfinite
+
+import pandas as pd
+
+
+def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
+    """Label rows as briefly as possible.
+
+    Args:
+        keys: one line per row and nothing twice; the column `method`, then the swept keys, all as texts ("" for none).
+        axis: swept key on the x axis of the figures; it is left out of a series.
+
+    Returns:
+        Per row its series (the label without the row's place on the axis) and its label.
+    """
+    swept = [key for key in keys.columns if key != "method"]
+    rows_of = dict(list(keys.groupby("method", sort=False)))
+    distinctive = {method: _distinctive(rows, swept, axis) for method, rows in rows_of.items()}
+    common = _common_values(keys, swept, axis)
+    labels = []
+    for row in keys.to_dict("records"):
+        method = row["method"]
+        rows = rows_of[method]
+        # Most rows of the method have this value.
+        usual = {key for key in swept if (rows[key] == row[key]).sum() > len(rows) / 2}
+        words = [
+            name_value(key, row[key])
+            for key in distinctive[method]
+            if key not in usual or is_word(row[key])
+        ]
+        words += [name_value(key, row[key]) for key, value in common.items() if row[key] != value]
+        place = row[axis] if axis else ""
+        if axis and not place:  # nothing on the axis identifies the row: add its unusual words
+            words += [
+                row[key]
+                for key in swept
+                if key not in distinctive[method] and key not in usual and is_word(row[key])
+            ]
+        series = " ".join([method, *filter(None, words)])
+        labels.append((series, f"{series} {name_value(axis, place)}" if place else series))
+    return labels
+
+
+def _distinctive(rows: pd.DataFrame, swept: list[str], axis: str | None) -> list[str]:
+    """Return the fewest keys, the method's own first, that with the axis tell the method's rows apart."""
+    candidates = [key for key in swept if key != axis]
+    candidates.sort(key=lambda key: not key.startswith("method."))
+    chosen = [axis] if axis else []
+    count = len(rows[chosen].drop_duplicates()) if chosen else 1
+    for key in candidates:
+        more = len(rows[[*chosen, key]].drop_duplicates())
+        if more > count:
+            chosen.append(key)
+            count = more
+    return [key for key in chosen if key != axis]
+
+
+def _common_values(keys: pd.DataFrame, swept: list[str], axis: str | None) -> dict[str, str]:
+    """Return the most frequent value of each key that differs between methods but not within one.
+
+    These keys do not separate rows of one method, but must be shown: they mean that two methods differ in more than the
+    objective.
+    """
+    common = {}
+    for key in swept:
+        if key == axis or key.startswith("method."):
+            continue
+        constant_within = (keys.groupby("method")[key].nunique() == 1).all()
+        if constant_within and keys[key].nunique() > 1:
+            counts = keys[key].value_counts(sort=False)  # in order of appearance
+            common[key] = counts.idxmax()
+    return common
+
+
+def name_value(key: str, value: str) -> str:
+    """Format a swept value for a label: a word alone, a switch as its key, a number with its key."""
+    name = key.rpartition(".")[2]
+    if not value or is_word(value):
+        return value
+    if value == "True":
+        return name
+    if value == "False":
+        return f"no {name}"
+    return f"{name}={show_value(value)}"
+
+
+def is_word(value: str) -> bool:
+    """Return whether a swept value is neither a number, a switch nor empty."""
+    return parse_number(value) is None and value not in ("True", "False", "")
+
+
+def show_value(value: str) -> str:
+    """Format a swept value: numbers without trailing zeros, "—" for none."""
+    number = parse_number(value)
+    return (f"{number:g}" if number is not None else value) or "—"
+
+
+def parse_number(text: str) -> float | None:
+    """Return the finite number that a text spells, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None

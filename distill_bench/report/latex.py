@@ -1,0 +1,130 @@
+"""LaTeX tables with booktabs, one float per block of columns."""
+
+import re
+from collections.abc import Sequence
+
+from distill_bench.report.results import Results
+from distill_bench.report.tables import Cell, Table, footnotes_of, row_heads
+
+COLUMNS = 3  # per float, beside the columns that name the row: the text width of `article`
+HINTS = (
+    r"needs \usepackage{booktabs}",
+    r"each float fits the text width of article; on a wider page join the tabulars",
+)
+HEAD_LETTERS = 13  # per line of a column's head
+
+SYMBOLS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "—": "--",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "→": r"$\rightarrow$",
+    "²": "$^2$",
+    "³": "$^3$",
+    "°": r"$^\circ$",
+    "µ": r"$\mu$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+} | {symbol: "\\" + symbol for symbol in "&%$#_{}"}
+# In the order of Unicode; LaTeX has no macro for letters that look like Latin ones.
+SMALL_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma "
+    "sigma tau upsilon phi chi psi omega"
+)
+CAPITAL_GREEK = (
+    "A B Gamma Delta E Z H Theta I K Lambda M N Xi O Pi P ? Sigma T Upsilon Phi X Psi Omega"
+)
+for first, names in (("α", SMALL_GREEK), ("Α", CAPITAL_GREEK)):
+    for offset, name in enumerate(names.split()):
+        SYMBOLS[chr(ord(first) + offset)] = f"$\\{name}$" if len(name) > 1 else name
+
+
+def latex_table(results: Results, table: Table, label: str, caption: str) -> str:
+    """Format a table as LaTeX floats, at most COLUMNS scores in each.
+
+    Args:
+        label: added to `tab:<sweep's name>`, the label of the first float.
+        caption: plain text; it follows the sweep's question.
+    """
+    key = "tab:" + re.sub("[^A-Za-z0-9]+", "-", results.name) + label
+    notes = [f"{number}: {text}." for number, text in footnotes_of(results, table)]
+    text = " ".join([results.question, caption, *notes])
+    captions = [f"\\caption{{{escape_latex(text)}}}\n\\label{{{key}}}"]
+    names = len(row_heads(results))
+    floats = []
+    for start in range(names, len(table.heads), COLUMNS):
+        block = [*range(names), *range(start, min(start + COLUMNS, len(table.heads)))]
+        captions.append(rf"\caption{{Table~\ref{{{key}}}, continued.}}")
+        floats.append(
+            f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n"
+            f"{captions[len(floats)]}\n\\smallskip\n{_tabular(table, block, names)}\n\\end{{table}}\n"
+        )
+    provenance = [f"{key}: {value}" for key, value in results.manifest["provenance"].items()]
+    comments = [*HINTS, *provenance, *results.manifest["notes"]]
+    return "".join(f"% {' '.join(comment.split())}\n" for comment in comments) + "".join(floats)
+
+
+def _tabular(table: Table, block: Sequence[int], names: int) -> str:
+    """Format a block of columns; rows without a value there are left out (references have no costs)."""
+    body = []
+    references = False
+    for row, cells in table.lines:
+        texts = [_latex_cell(cells[i]) for i in block]
+        if all(text == "--" for text in texts[names:]):
+            continue
+        if references and not row.reference:
+            body.append(r"\midrule")
+        references = row.reference
+        body.append(rf"{' & '.join(texts)} \\")
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(block) - names)}}}",
+        r"\toprule",
+        rf"{' & '.join(_latex_head(table.heads[i]) for i in block)} \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines)
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = escape_latex(cell.text).replace(" $\\pm$ ", r"\,$\pm$\,")
+    text = rf"\textbf{{{text}}}" if cell.best else text
+    return text + (f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else "")
+
+
+def _latex_head(text: str) -> str:
+    """Break a column's head into lines, at spaces and after underscores."""
+    lines = [""]
+    for word in re.findall(r"[^\s_]*_|\S+", text):
+        glue = "" if not lines[-1] or lines[-1].endswith("_") else " "
+        if lines[-1] and len(lines[-1] + glue + word) > HEAD_LETTERS:
+            lines.append(word)
+        else:
+            lines[-1] += glue + word
+    escaped = r"\\".join(map(escape_latex, lines))
+    return escaped if len(lines) == 1 else rf"\shortstack{{{escaped}}}"
+
+
+def escape_latex(text: str) -> str:
+    """Write plain text as LaTeX in one paragraph; a character that pdflatex cannot set becomes `?`."""
+    return "".join(_symbol(character) for character in " ".join(text.split()))
+
+
+def _symbol(character: str) -> str:
+    if character in SYMBOLS:
+        return SYMBOLS[character]
+    latin = ord(character) < 0x180  # with accents
+    return character if latin or character in "–‘’“”…" else "?"

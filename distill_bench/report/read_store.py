@@ -1,0 +1,250 @@
+"""Reads what a store knows about a sweep: runs, references, scores, logs. Failed and missing runs are kept.
+
+The scores themselves say which metrics exist, what they are called and which direction is better.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_bench.sample.roles import STUDENT, role_of
+from distill_bench.store.claims import attempts
+from distill_bench.store.files import first_line, read_json, read_jsonl, read_record
+from distill_bench.store.nested import differences, flat
+from distill_bench.store.runs import result_of, state, sweep_called
+
+DONE, REFERENCE = "done", "reference"  # states with scores
+COMPARABLE = ("protocol", "version", "extractor")  # equal for all scores of a column
+
+
+class StoreReadError(ValueError):
+    """The store cannot be turned into results; the message is one line."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run or one reference row, as its folder describes it."""
+
+    run_id: str
+    method: str  # kind, of a reference
+    seed: int | None
+    status: str
+    folder: Path
+    role: str = STUDENT
+    reason: str = ""  # why there is no result, or why the run collapsed
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # by column
+    # student updates -> scores by column
+    checkpoints: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    training: list[dict[str, Any]] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    attempts: int = 0
+
+    def known(self, key: str) -> Any:
+        """Look a key up in the result, then in the newest attempt, then in the config."""
+        for place in (self.result, self.provenance, flat(self.config)):
+            if place.get(key) is not None:
+                return place[key]
+        return None
+
+
+@dataclass(frozen=True)
+class StoredSweep:
+    """A sweep's question, runs and references."""
+
+    name: str
+    question: str
+    axes: dict[str, list[Any]]
+    baseline: dict[str, Any] | None
+    runs: list[StoredRun]
+    references: list[StoredRun]
+
+    @property
+    def everything(self) -> list[StoredRun]:
+        return self.references + self.runs
+
+
+def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
+    """Read everything that the store knows about a sweep.
+
+    Raises:
+        StoreReadError: if there is no such sweep, or its scores cannot share columns.
+    """
+    name, store = sweep_called(sweep), Path(store)
+    path = store / "sweeps" / f"{name}.json"
+    manifest = read_record(path, run_ids=list)
+    if manifest is None:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise StoreReadError(f"no sweep called {name!r} in {path.parent}; known: {known}")
+    presets = manifest.get("presets", {})
+    runs = [read_run(store / run_id) for run_id in manifest["run_ids"]]
+    runs = [_with_preset(run, presets.get(run.run_id)) for run in runs]
+    runs = _with_configs(runs, manifest.get("groups", {}))
+    references = [
+        _read_reference(kind, store / folder)
+        for kind, folder in manifest.get("references", {}).items()
+    ]
+    stored = StoredSweep(
+        name=name,
+        question=manifest.get("question", ""),
+        axes=manifest.get("axes", {}),
+        baseline=manifest.get("baseline"),
+        runs=runs,
+        # A folder without scores means that no evaluator of the protocol applies to the row.
+        references=[row for row in references if row.scores or not row.folder.is_dir()],
+    )
+    _check_comparable(stored.runs + stored.references, store)
+    return stored
+
+
+def _with_preset(run: StoredRun, preset: str | None) -> StoredRun:
+    """Add the preset of the sweep's cell to the method's fields, after its name."""
+    if preset is None or not run.config:
+        return run
+    name, *fields = run.config["method"].items()
+    return replace(run, config=run.config | {"method": dict([name, ("preset", preset), *fields])})
+
+
+def _with_configs(runs: Sequence[StoredRun], groups: Mapping[str, str]) -> list[StoredRun]:
+    """Give runs whose folder was deleted the config of another seed of their row.
+
+    They then count as missing in that row. `groups` is run id -> name of its row.
+    """
+    known = {groups[run.run_id]: run.config for run in runs if run.config and run.run_id in groups}
+    completed = []
+    for run in runs:
+        config = known.get(groups.get(run.run_id, ""))
+        if not run.config and config is not None:
+            run = replace(run, config=config | {"seed": run.seed})
+        completed.append(run)
+    return completed
+
+
+def read_run(folder: Path) -> StoredRun:
+    """Read a run's folder, in whatever state the run is.
+
+    Raises:
+        StoreReadError: if its run.yaml is damaged.
+    """
+    match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", folder.name)
+    config = _read_config(folder / "run.yaml")
+    tried = attempts(folder)
+    result = result_of(folder) or {}
+    scores = _read_scores(folder)
+    checkpoints = {int(p.name): _read_scores(p) for p in sample_folders(folder)}
+    if scores and result:
+        checkpoints[result["student_updates"]] = scores
+    return StoredRun(
+        run_id=folder.name,
+        method=match[1] if match else config.get("method", {}).get("name", folder.name),
+        seed=config.get("seed", int(match[2]) if match else None),
+        status=state(folder),
+        folder=folder,
+        reason=_reason(result, tried),
+        config=config,
+        result=result,
+        scores=scores,
+        checkpoints={updates: of for updates, of in sorted(checkpoints.items()) if of},
+        training=[_numbers(line) for line in read_jsonl(folder / "train.jsonl")],
+        provenance=_read(tried[-1] / "start.json") if tried else {},
+        attempts=len(tried),
+    )
+
+
+def sample_folders(folder: Path) -> list[Path]:
+    """The folders of a run's clips, one per sampled student update, in that order."""
+    folders = [path for path in (folder / "samples").glob("*") if path.name.isdigit()]
+    return sorted(folders, key=lambda path: int(path.name))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise StoreReadError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def _reason(result: Mapping[str, Any], tried: Sequence[Path]) -> str:
+    """Return the last line of a run's error, or why it collapsed; "" for neither."""
+    text = result.get("reason")
+    if not result and tried:
+        text = _read(tried[-1] / "exit.json").get("error")
+    lines = str(text or "").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _read_reference(kind: str, folder: Path) -> StoredRun:
+    scores = _read_scores(folder)
+    return StoredRun(
+        run_id=f"reference-{kind}",
+        method=kind,
+        seed=None,
+        status=REFERENCE if scores else "missing",
+        folder=folder,
+        role=role_of(kind),
+        result=_read(folder / "row.json"),
+        scores=scores,
+    )
+
+
+def _read_scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read metrics.jsonl by column; of a column's lines the last is the newest evaluation."""
+    return {line["column"]: line for line in read_jsonl(folder / "metrics.jsonl")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) or {}
+
+
+def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """Keep the numbers of a line of the training log; nested ones are called `name/bin`."""
+    return {key: value for key, value in flat(line, "/").items() if finite(value) is not None}
+
+
+def finite(value: Any) -> float | None:
+    """Return a finite number as a float, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if isfinite(value) else None
+
+
+def _check_comparable(runs: Iterable[StoredRun], store: Path) -> None:
+    """Raise StoreReadError if a column's scores differ in protocol, version or extractor."""
+    first: dict[str, tuple[StoredRun, Mapping[str, Any]]] = {}
+    for run in runs:
+        for scores in (run.scores, *run.checkpoints.values()):
+            for column, score in scores.items():
+                other_run, other = first.setdefault(column, (run, score))
+                for key in COMPARABLE:
+                    if score.get(key) != other.get(key):
+                        details = (
+                            _protocol_details(other, score, store) if key == "protocol" else ""
+                        )
+                        raise StoreReadError(
+                            f"{column} of {other_run.run_id} ({key} {other.get(key)}) and of "
+                            f"{run.run_id} ({key} {score.get(key)}) cannot share a column"
+                            f"{details}; evaluate both alike"
+                        )
+
+
+def _protocol_details(a: Mapping[str, Any], b: Mapping[str, Any], store: Path) -> str:
+    """Name the fields in which two scores' protocols differ.
+
+    They are read beside the reference rows; where these are gone, the scores' conditions are compared.
+    """
+    hashes = [str(score.get("protocol")) for score in (a, b)]
+    protocols = [_read(store / "references" / digest / "protocol.json") for digest in hashes]
+    if not all(protocols):
+        protocols = [dict(score.get("conditions") or {}) for score in (a, b)]
+        for conditions in protocols:
+            conditions.pop("references", None)
+    fields = differences(*protocols)
+    return f": they differ in {fields}" if fields else ""

@@ -1,0 +1,178 @@
+"""Rows of a study: runs that differ in nothing but the training seed, or one reference."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from distill_bench.report.labels import label_rows, parse_number
+from distill_bench.report.read_store import DONE, REFERENCE
+from distill_bench.sample.roles import STUDENT
+
+SCORED = (DONE, REFERENCE)  # states of runs whose scores enter means
+COST = "cost_forward_equivalents"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """All runs of one configuration, or one reference."""
+
+    label: str
+    series: str  # the label without the row's place on the sweep's axis
+    at: str  # value on the sweep's axis, "" if the row has none
+    method: str  # kind, of a reference
+    role: str
+    swept: Mapping[str, str]  # key -> value, as written in runs.csv
+    runs: pd.DataFrame  # lines of runs.csv
+    checkpoints: pd.DataFrame  # lines of checkpoints.csv
+    training: pd.DataFrame  # lines of training.csv
+    clips: Mapping[tuple[str, str], np.ndarray]  # (run id, column) -> values (clips,)
+
+    @property
+    def reference(self) -> bool:
+        return self.role != STUDENT
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """Runs whose scores enter means."""
+        return self.runs[self.runs["status"].isin(SCORED)]
+
+    @property
+    def done(self) -> int:
+        return len(self.scored)
+
+    @property
+    def complete(self) -> bool:
+        return self.done == len(self.runs)
+
+    @property
+    def lost(self) -> str:
+        """Number of runs without a score by state, e.g. `1 failed, 2 missing`; "" if there are none."""
+        states = self.runs["status"][~self.runs["status"].isin(SCORED)]
+        counts = states.value_counts(sort=False)
+        return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+    @property
+    def count(self) -> str:
+        """`5` if all runs have scores, else e.g. `3/5 (1 failed, 1 missing)`."""
+        if self.reference:
+            return REFERENCE if self.done else f"reference ({self.runs['status'].iloc[0]})"
+        return str(self.done) if self.complete else f"{self.done}/{len(self.runs)} ({self.lost})"
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Method and swept values: what identifies the row."""
+        return {"method": self.method} | dict(self.swept)
+
+    @property
+    def name(self) -> str:
+        """The keys as `--baseline` takes them, e.g. `method=dmd2,fake_score_updates=5`."""
+        return ",".join(f"{key}={value}" for key, value in self.keys.items() if value)
+
+    def by_seed(self, column: str) -> dict[Hashable, np.ndarray]:
+        """Scores per training seed: one value per clip, (clips,), or one value, (1,).
+
+        The mean over clips is the score in runs.csv, which has more digits than clips.csv.
+        """
+        return self._by_seed.get(column, {})
+
+    @cached_property
+    def _by_seed(self) -> dict[str, dict[Hashable, np.ndarray]]:
+        scores: dict[str, dict[Hashable, np.ndarray]] = {}
+        scored = self.scored
+        for column in scored.select_dtypes("number").columns:
+            scores[column] = {}
+            lines = zip(scored["run_id"], scored["seed"], scored[column], strict=True)
+            for run_id, seed, value in lines:
+                if pd.notna(value) and np.isfinite(value):
+                    clips = self.clips.get((run_id, column))
+                    values = [value] if clips is None else clips - clips.mean() + value
+                    scores[column][seed] = np.array(values, dtype=float)
+        return scores
+
+    def at_cost(self, column: str, cost: float) -> dict[Hashable, float]:
+        """Scores per training seed at a training cost, interpolated between evaluated checkpoints.
+
+        Seeds without a checkpoint on either side of the cost are left out.
+        """
+        if column not in self.checkpoints:
+            return {}
+        scores = {}
+        known = self.checkpoints.dropna(subset=[COST, column])
+        points = dict(list(known.groupby("run_id", sort=False)))
+        for run_id, seed in zip(self.scored["run_id"], self.scored["seed"], strict=True):
+            if run_id in points:
+                costs = points[run_id][COST].to_numpy()
+                if costs[0] <= cost * (1 + 1e-6) and costs[-1] >= cost * (1 - 1e-6):
+                    scores[seed] = float(np.interp(cost, costs, points[run_id][column]))
+        return scores
+
+    def matches(self, keys: Mapping[str, Any]) -> bool:
+        """Return whether the row has these keys and values; numbers are compared as numbers."""
+        return all(_same(self.keys.get(key), str(value)) for key, value in keys.items())
+
+
+def _same(text: str | None, value: str) -> bool:
+    if text is None or text == value:
+        return text == value
+    number = parse_number(text)
+    return number is not None and number == parse_number(value)
+
+
+def group_rows(
+    runs: pd.DataFrame,
+    texts: pd.DataFrame,
+    swept: Sequence[str],
+    axis: str | None,
+    checkpoints: pd.DataFrame,
+    training: pd.DataFrame,
+    clips: Mapping[tuple[str, str], np.ndarray],
+) -> tuple[Row, ...]:
+    """Group runs into rows: references first, then one row per configuration in the sweep's order.
+
+    Args:
+        runs: runs.csv with numbers as numbers.
+        texts: the same lines with every cell as text, which tells `1e-4` from `0.0001`.
+        swept: keys that, with the method, identify a configuration.
+        axis: swept key on the x axis of the figures.
+    """
+    is_student = texts["role"] == STUDENT
+    names = texts.loc[is_student, ["method", *swept]]
+    groups = {_tuple(key): lines.index for key, lines in _grouped(names)}
+    labels = label_rows(pd.DataFrame(list(groups), columns=names.columns, dtype=str), axis)
+    rows = []
+    for index in texts.index[~is_student]:
+        kind = texts.at[index, "method"]
+        rows.append((pd.Index([index]), kind, kind, kind, {}))
+    for ((method, *values), index), (series, label) in zip(groups.items(), labels, strict=True):
+        rows.append((index, label, series, method, dict(zip(swept, values, strict=True))))
+    return tuple(
+        Row(
+            label=label,
+            series=series,
+            at=keys.get(axis or "", ""),
+            method=method,
+            role=texts.at[index[0], "role"],
+            swept=keys,
+            runs=runs.loc[index],
+            checkpoints=_of_runs(checkpoints, runs.loc[index, "run_id"]),
+            training=_of_runs(training, runs.loc[index, "run_id"]),
+            clips=clips,
+        )
+        for index, label, series, method, keys in rows
+    )
+
+
+def _grouped(names: pd.DataFrame):
+    return names.groupby(list(names.columns), sort=False)
+
+
+def _tuple(key: Any) -> tuple:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _of_runs(frame: pd.DataFrame, run_ids: pd.Series) -> pd.DataFrame:
+    return frame[frame["run_id"].isin(run_ids)]
