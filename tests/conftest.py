@@ -1,4 +1,4 @@
-"""Fixtures of several folders: a tiny pipeline of Wan's real classes, its runs, and a reported sweep."""
+"""Shared fixtures: a tiny pipeline of Wan's real classes, its runs, and a reported sweep."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ def make_run(tiny_wan: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A results folder that `report` wrote, and its store, written by hand; tests only read them."""
+    """Results folder that `report` wrote, and its hand-written store; tests only read them."""
     from distill_bench.report.page import report  # takes seconds, and few tests need it
 
     folder = tmp_path_factory.mktemp("reported")

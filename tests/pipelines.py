@@ -1,4 +1,4 @@
-"""Tiny pipelines of diffusers' own classes: random weights, configuration keys of released models."""
+"""Tiny pipelines of diffusers' own classes: random weights, the keys of released configs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ TEXT = {
 
 
 def tokenizer(length: int) -> PreTrainedTokenizerFast:
-    """One token per word and an end token, like the tokenizer of T5; `length` is its longest text."""
+    """One token per word and an end token, like T5's tokenizer; texts end at `length` tokens."""
     inner = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
     )
