@@ -180,6 +180,7 @@ def test_scores_do_not_depend_on_what_was_cached(tmp_path):
     assert fresh == kept
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)  # they take seconds; a rank that waits for the other is killed
 def test_two_ranks_give_every_score_and_value_of_one(tmp_path):
     """Two processes as torchrun starts them; 40 clips are two batches, so that both ranks have one."""

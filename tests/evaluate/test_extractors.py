@@ -54,6 +54,7 @@ def _two_ranks(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_bits_of_one(tmp_path):
     torch.multiprocessing.spawn(_two_ranks, (str(tmp_path),), nprocs=2)
     alone = load_extractor(encoders.CLASSIFIER)(clips(80))

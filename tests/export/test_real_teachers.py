@@ -34,6 +34,8 @@ from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
 from distill_bench.train.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SIZES = {name: size for name, size in pipelines.SIZES.items() if name != "cogvideox-2b"}
 STEPPING = {"dmd2": "renoise", "sgmd": "ode"}
 SMALL_RUN = TINY_RUN | {"fake_score_updates": 1, "batch_size": 2, "nfe": 3, "shift": 3.0}

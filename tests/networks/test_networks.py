@@ -92,6 +92,7 @@ def test_what_cannot_be_had_is_refused_in_one_line(fields, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd2", ON_FEATURES, SHARED_GRAPH, "sid"], ids=str)
 def test_gradient_checkpointing_changes_neither_numbers_nor_the_ledger(method, make_run):
     """The forwards that a backward makes again are the machine's, not the method's: a run costs the same by its ledger."""
@@ -124,6 +125,7 @@ def test_gradient_checkpointing_runs_each_block_once_more_a_backward(make_run):
     assert counted[True] == {"student": 5, "fake_score": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd2", "sid", ON_FEATURES], ids=str)
 def test_sequential_guidance_and_an_offloaded_teacher_change_no_number(method, make_run):
     plain = make_run("plain", method=method, precision="float64")
@@ -186,6 +188,7 @@ def test_the_blocks_of_an_offloaded_teacher_are_on_the_device_one_at_a_time(tiny
     )
 
 
+@pytest.mark.slow
 def test_compiled_blocks_change_the_rounding_alone(make_run):
     """Of a method whose discriminator stops a forward half-way; compiled once for all roles, so one method is enough."""
     plain, compiled = (
@@ -231,6 +234,7 @@ def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run
         assert moved.max() < 3e-6 and (moved > 0).float().mean() > 0.9, role
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -253,6 +257,7 @@ def test_bfloat16_weights_train_as_autocast_does_to_its_precision(fields, make_r
         assert other["x0_std"] == pytest.approx(one["x0_std"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_resumes_in_the_same_bits(make_run):
     fields = {
         "precision": "bfloat16",
@@ -323,6 +328,7 @@ def test_the_teacher_is_the_base_whatever_the_adapters_are(make_run, tiny_wan):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_run_of_adapters_saves_them_alone_and_resumes_in_the_same_bits(checkpointed, make_run):
     fields = {"adapter": ADAPTER, "gradient_checkpointing": checkpointed, "student_lr": 1e-2}
@@ -343,6 +349,7 @@ def test_a_run_of_adapters_saves_them_alone_and_resumes_in_the_same_bits(checkpo
     assert all(torch.equal(kept[k], saved[f"ema.{k}"]) for k in kept) and max(moved.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd2", ON_FEATURES, SHARED_GRAPH, "sid"], ids=str)
 def test_checkpointing_runs_a_block_again_with_the_adapter_that_it_had(method, make_run):
     fields = {"method": method, "adapter": ADAPTER, "student_lr": 1e-2, "fake_score_lr": 1e-2}
@@ -384,6 +391,7 @@ def test_an_adapter_for_unknown_layers_is_refused_with_the_known_ones(tiny_wan):
         add_adapter(load_transformer(tiny_wan), "student", AdapterConfig(targets=("query",)), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sgmd", ON_FEATURES, "f_distill", "consistency"], ids=str)
 def test_methods_conform_with_adapters(method, tmp_path_factory):
     runs = Runs(

@@ -20,6 +20,8 @@ from distill_bench.testing.runs import Runs
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 ON_FEATURES = [
     {"name": "dmd2", "preset": "paper"},
     {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0},

@@ -133,6 +133,7 @@ def small_cogvideox(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pipelines.SIZES)
 def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
     pipelines.save(name, tmp_path / name)
@@ -147,6 +148,7 @@ def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
     assert outline.outline(config).encode_text([""]).shape == text.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SETTINGS, "cogvideox"])
 def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox, tmp_path):
     run = tmp_path / "runs" / "run"
@@ -163,6 +165,7 @@ def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox
     assert found.peak + found.held_back == pytest.approx(held + most, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [{}, {"protocol": {"precision": "bfloat16", "clips": 8}}, {"teacher_offload": True}],
@@ -195,6 +198,7 @@ def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(
     assert memory.sampling_peak(config) == pytest.approx(max(needs), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wan22", "cogvideox-2b", "ltx"])
 def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch):
     pipelines.save(name, tmp_path / name)
@@ -207,6 +211,7 @@ def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch)
     assert found == pytest.approx(memory.sampling_peak(config), rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_large_teacher_is_predicted_from_few_blocks(small_wan, tmp_path):
     """As by all of its blocks, stage by stage: which one is the peak may change as there are more."""
     folders = {
@@ -225,6 +230,7 @@ def test_a_large_teacher_is_predicted_from_few_blocks(small_wan, tmp_path):
         assert found.stages[role] == pytest.approx(stages, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods())
 def test_every_method_is_rehearsed_without_its_data(method, tiny_wan):
     found = predicted(
@@ -244,6 +250,7 @@ def test_every_method_is_rehearsed_without_its_data(method, tiny_wan):
     assert ("fake_score" in found.weights) == (method != "consistency")
 
 
+@pytest.mark.slow
 def test_what_each_setting_buys(small_wan):
     def at(**fields) -> prediction.Prediction:
         return predicted(resolve(BASE | {"teacher": str(small_wan), "nfe": 1} | fields))

@@ -17,6 +17,8 @@ from distill_bench.pretrain import __main__ as command
 from distill_bench.pretrain import fit_teacher as pretrain
 from distill_bench.teachers.folder import EMBEDDED
 
+pytestmark = pytest.mark.slow
+
 QUALITY = {
     "colour": 0.5,
     "shape": 0.5,

@@ -551,6 +551,7 @@ document.title = ["USED", innerWidth, document.documentElement.scrollWidth, show
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no Chromium")
 @pytest.mark.parametrize("width", [500, 1280])  # no window is narrower without a screen
 def test_the_page_works_in_a_browser_without_an_error(reported, tmp_path, width):
@@ -579,6 +580,7 @@ def test_the_page_works_in_a_browser_without_an_error(reported, tmp_path, width)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no Chromium")
 def test_the_page_does_not_scroll_sideways_on_a_phone(reported, tmp_path):
     """In a frame as wide as a phone: no window is. A prompt of a real model is a sentence or two."""
@@ -735,6 +737,7 @@ def test_a_sweep_may_have_dots_in_its_name(called, store, tmp_path):
     assert found.name == "wan2.1_1.3b" and len(found.runs) == len(RUNS)
 
 
+@pytest.mark.slow
 def test_a_second_report_has_the_same_bytes(reported, tmp_path):
     folder, store = reported
     again = report("speed", store, tmp_path / "results").parent
@@ -804,6 +807,7 @@ def test_a_mean_over_fewer_seeds_than_its_row_says_so(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -10,6 +10,7 @@ COMMITTED = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_every_committed_table_follows_from_the_data_beside_it(folder):
     assert verify(folder) == []

@@ -61,6 +61,7 @@ def test_every_row_has_the_prompts_and_its_seeds(rows):
     assert clips["teacher"].prompts[:2] == clips["teacher"].prompts[2:], "two clips a prompt"
 
 
+@pytest.mark.slow
 def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_protocol(
     rows, tmp_path
 ):

@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("conformance")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", VARIANTS, ids=lambda m: m if isinstance(m, str) else "-".join(map(str, m.values()))
 )
@@ -53,6 +54,7 @@ def test_every_built_in_method_conforms(method, tmp_path):
     checks.check_methods(method, folder=tmp_path, ranks=False)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # above the check's own, which says which method it was
 def test_two_ranks_end_where_one_does(folder):
     """One launch for all: starting two processes takes longer than their work. All are compared in turn, and the last differs."""
@@ -64,6 +66,7 @@ def test_two_ranks_end_where_one_does(folder):
         ranks.check_two_ranks(*VARIANTS, *others, folder=folder)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_hang_are_a_failure_of_the_method(tmp_path):
     with pytest.raises(AssertionError, match=r"^dmd2: check_two_ranks: not done after 0\.5 s"):
         ranks.check_two_ranks("dmd2", folder=tmp_path, timeout=0.5)

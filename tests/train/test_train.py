@@ -16,6 +16,7 @@ from distill_bench.train.loop import train
 from distill_bench.train.trainer import Trainer
 
 
+@pytest.mark.slow
 def test_a_training_by_hand_that_is_told_to_end_saves_first(make_run):
     run = make_run("told", student_updates=100_000, checkpoint_every=100_000, method="dmd2")
     worker = subprocess.Popen(
@@ -40,6 +41,7 @@ def test_wan_trains_two_updates_and_samples(method, make_run):
     assert clips.shape == (2, 5, 3, 16, 16) and clips.dtype == np.uint8 and clips.std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd2", "sgmd"])
 def test_a_run_stopped_and_resumed_ends_in_the_same_bits(method, make_run):
     whole, parts = make_run("whole", method=method), make_run("parts", method=method)
@@ -52,6 +54,7 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_bits(method, make_run):
     assert len((parts / "train.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "no state"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage, make_run, capsys):
     whole, torn = make_run("whole", student_updates=3), make_run("torn", student_updates=3)
@@ -81,6 +84,7 @@ def test_accumulation_does_not_change_the_gradient(make_run):
     assert np.mean(close) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fake_score_updates", [1, 2, 5])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_ledger_equals_the_count_by_hand(fake_score_updates, accumulation, make_run):
