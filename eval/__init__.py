@@ -1,1 +1,1 @@
-"""One file an evaluator; the file name is the registry (`distill_bench.registry`)."""
+"""Evaluators, one per file; the file name is the evaluator's name (`distill_bench.registry`)."""

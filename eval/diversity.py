@@ -64,7 +64,7 @@ def spread_ratio(clips: Clips, spread: np.ndarray, teacher: Clips) -> list[Score
         return []
     if not teacher_spread.mean() > 0:
         raise ValueError(
-            "each prompt of the teacher reference has one clip, copied: there is no spread to compare"
+            "each prompt of the teacher reference has one clip, copied: there is no spread"
         )
     warnings = pairing_warnings(clips, teacher)
     if len(spread) < FEW_PROMPTS:

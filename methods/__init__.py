@@ -1,1 +1,1 @@
-"""One file an objective; the file name is the registry (`distill_bench.registry`)."""
+"""Objectives, one per file; the file name is the method's name (`distill_bench.registry`)."""

@@ -1,4 +1,4 @@
-"""Consistency distillation: no fake score, the student agrees with its own average one step of the teacher's ODE further."""
+"""Consistency distillation: the student matches its own average one teacher step later."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +22,17 @@ from distill_bench.noise import add_noise, over, warp, x0_to_velocity
 
 @dataclass(frozen=True)
 class Consistency(Method):
-    """d(student(x_s, s), sg target(x_r, r)) / (s - r), x_r one Euler step of the guided teacher from real data noised to s.
+    """Loss distance(student(x_s, s), sg target(x_r, r)) / (s - r); there is no fake score.
 
-    s and r are neighbours on a grid of `steps` levels with the run's score_shift, d is |.|^2 / 2 per element or pseudo-Huber,
-    sqrt(|.|^2 + c^2) - c per sample with c = 0.00054 sqrt(d) (Song et al., 2023; Song and Dhariwal, 2024; weight and
-    Euler step as FastGen@34f30e8, methods/consistency_model/CM.py). The target is the run's moving average (`ema`); at r = 0 it
-    is x_r itself: a clean prediction there is its input.
+    x_s is real data noised to level s, and x_r follows from it by one Euler step of the guided
+    teacher. s and r are neighbours on a grid of `steps` levels, warped by the run's score_shift.
+    The target is the run's moving average (`ema`); at r = 0 it returns x_r, its input.
+
+    Distances: `mse` is |.|^2 / 2 per element. `pseudo_huber` is sqrt(|.|^2 + c^2) - c per sample of
+    d elements, over d, with c = 0.00054 sqrt(d).
+
+    Song et al., 2023; Song and Dhariwal, 2024. Weight and Euler step as FastGen@34f30e8,
+    methods/consistency_model/CM.py.
     """
 
     paper: ClassVar[str] = "arXiv:2303.01469"
@@ -52,27 +57,25 @@ class Consistency(Method):
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         data = batch.extra("real_latents")
         real, text = data["x0"], data["text"]
-        step = (
-            (batch.draws.uniform("consistency/sigma") * self.steps)
-            .floor()
-            .clamp(max=self.steps - 1)
-        )
-        sigma, lower = (warp((step + up) / self.steps, batch.score_shift) for up in (1, 0))
-        x_t = add_noise(real, batch.noise("consistency/noise"), sigma)
+        level = (batch.draws.uniform("consistency/sigma") * self.steps).floor()
+        level = level.clamp(max=self.steps - 1)
+        s = warp((level + 1) / self.steps, batch.score_shift)
+        r = warp(level / self.steps, batch.score_shift)
+        x_s = add_noise(real, batch.noise("consistency/noise"), s)
         with torch.no_grad():
-            velocity = x0_to_velocity(nets.teacher(x_t, sigma, text), x_t, sigma)
-            target = nets.target(x_t + over(lower - sigma, x_t) * velocity, lower, text)
-        x0 = nets.student(x_t, sigma, text)
+            velocity = x0_to_velocity(nets.teacher(x_s, s, text), x_s, s)
+            x_r = x_s + over(r - s, x_s) * velocity
+            target = nets.target(x_r, r, text)
+        x0 = nets.student(x_s, s, text)
         error = (x0 - target).square()
         if self.distance == "mse":
             distance = 0.5 * mean_per_sample(error)
         else:
-            size = error[0].numel()
-            c = 0.00054 * size**0.5
-            distance = (
-                (error.sum(dim=tuple(range(1, error.ndim)), keepdim=True) + c**2).sqrt() - c
-            ) / size
-        return Loss({"consistency": (distance / over(sigma - lower, x0)).mean()}, x0)
+            d = error[0].numel()
+            c = 0.00054 * d**0.5
+            squared_norm = error.sum(dim=tuple(range(1, error.ndim)), keepdim=True)
+            distance = ((squared_norm + c**2).sqrt() - c) / d
+        return Loss({"consistency": (distance / over(s - r, x0)).mean()}, x0)
 
     def cost(self) -> Cost:
         return Cost(

@@ -1,4 +1,4 @@
-"""Decoupled DMD: the guided reverse-KL gradient split into matching and guidance, each at noise levels of its own."""
+"""Decoupled DMD: matching and guidance as two terms, each at noise levels of its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,14 +25,17 @@ from distill_bench.noise import add_noise
 class DecoupledDMD(Method):
     """The guided reverse-KL gradient in two terms, each at noise levels of its own.
 
-    With g the run's guidance_scale and x_c, x_u the teacher with and without the prompt, at x0:
+    With g the run's guidance_scale, and x_c and x_u the teacher with and without the prompt, the
+    gradient at x0 is the sum of
 
-    - `matching` (x0_fake - x_c) / n at the run's noise levels;
-    - `augmentation` -(g - 1) (x_c - x_u) / n at levels above the student's exit level t: sigma = t + (1 - t) u, at most
-      sigma_max.
+    - `matching`: (x0_fake - x_c) / n at the run's noise levels;
+    - `augmentation`: -(g - 1) (x_c - x_u) / n at levels above the student's exit level t,
+      sigma = t + (1 - t) u with u uniform, at most sigma_max.
 
-    n = mean |x0 - x_c| per sample at the term's own draw. At one draw they sum to DMD2's gradient but for n, which there is of
-    the guided prediction (arXiv:2511.22677, from notes; the normaliser of the second term is not in them).
+    n = mean |x0 - x_c| per sample, at each term's own draw. With one draw for both, the sum is
+    DMD2's gradient except for n, which DMD2 takes from the guided prediction.
+
+    arXiv:2511.22677, from third-party notes, which omit the normaliser of the second term.
     """
 
     paper: ClassVar[str] = "arXiv:2511.22677"
@@ -52,21 +55,19 @@ class DecoupledDMD(Method):
     def _matching(self, nets: Nets, batch: Batch, x0: Tensor) -> Tensor:
         sigma = batch.sigma("renoise/sigma")
         x_t = add_noise(x0, batch.noise("renoise/noise"), sigma)
-        prompted = nets.unguided_teacher(x_t, sigma, batch.text)
-        return (nets.fake_score(x_t, sigma, batch.text) - prompted) / dmd_normaliser(x0, prompted)
+        x_c = nets.unguided_teacher(x_t, sigma, batch.text)
+        return (nets.fake_score(x_t, sigma, batch.text) - x_c) / dmd_normaliser(x0, x_c)
 
     @torch.no_grad()
     def _augmentation(self, nets: Nets, batch: Batch, x0: Tensor) -> Tensor:
-        low = nets.exit_sigma(batch)
-        sigma = (low + (1 - low) * batch.draws.uniform("augmentation/sigma")).clamp(
-            max=batch.sigma_max
-        )
+        t = nets.exit_sigma(batch)
+        sigma = t + (1 - t) * batch.draws.uniform("augmentation/sigma")
+        sigma = sigma.clamp(max=batch.sigma_max)
         x_t = add_noise(x0, batch.noise("augmentation/noise"), sigma)
-        both = torch.cat([batch.text, nets.null_text.expand_as(batch.text)])
-        prompted, null = nets.unguided_teacher(
-            torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both
-        ).chunk(2)
-        return -(nets.guidance_scale - 1) * (prompted - null) / dmd_normaliser(x0, prompted)
+        texts = torch.cat([batch.text, nets.null_text.expand_as(batch.text)])
+        x_t, sigma = torch.cat([x_t, x_t]), torch.cat([sigma, sigma])
+        x_c, x_u = nets.unguided_teacher(x_t, sigma, texts).chunk(2)
+        return -(nets.guidance_scale - 1) * (x_c - x_u) / dmd_normaliser(x0, x_c)
 
     def cost(self) -> Cost:
         student = {

@@ -1,11 +1,13 @@
-"""DMD: the reverse-KL gradient plus regression on the teacher's ODE pairs, jointly."""
+"""DMD: the reverse-KL gradient plus regression on samples of the teacher's ODE."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from distill_bench.method import (
     Batch,
@@ -23,14 +25,17 @@ from distill_bench.method import (
 
 @dataclass(frozen=True)
 class DMD(Method):
-    """At x0 the gradient (x0_fake - x0_teacher) / n, n = mean |x0 - x0_teacher| per sample; plus regression.
+    """Gradient (x0_fake - x0_teacher) / n at x0, plus regression_weight * distance(student(z), y).
 
-    The regression is regression_weight * d(student(z), y), (z, y) noise and the clip that the guided teacher's ODE makes of it
-    (Yin et al., 2023, eq. 7-9); z is pure noise, sigma = 1, so it anchors the student's first step. d is
-    - `mse`: |student(z) - y|^2 / 2 in latents, as the ODE initialisation of the video codes (Self-Forcing@33593df,
-      model/ode_regression.py);
-    - `lpips`: the paper's, on decoded frames of [-1, 1] (Zhang et al., 2018, VGG); it needs `pip install lpips` and torchvision's
-      VGG weights in torch's cache, which nothing here downloads unasked.
+    n = mean |x0 - x0_teacher| per sample. z is noise at sigma = 1 and y the sample that the guided
+    teacher's ODE makes of it, so the regression anchors the student's first step (Yin et al., 2023,
+    eq. 7-9). Distances:
+
+    - `mse`: |.|^2 / 2 in latents, as the ODE initialisation of the video codes
+      (Self-Forcing@33593df, model/ode_regression.py);
+    - `lpips`: the paper's, on decoded frames in [-1, 1] (Zhang et al., 2018, VGG). Needs the
+    package
+      lpips and torchvision's VGG weights in torch's cache; nothing here downloads them.
     """
 
     paper: ClassVar[str] = "arXiv:2311.18828"
@@ -46,7 +51,7 @@ class DMD(Method):
             },
         ),
         "latent": Preset(
-            "as `paper`, where no LPIPS weights are at hand",
+            "as `paper`, without LPIPS weights",
             {
                 "method.regression_weight": 0.25,
                 "method.distance": "mse",
@@ -72,13 +77,12 @@ class DMD(Method):
         x0 = nets.rollout(batch)
         kl, logs = reverse_kl(x0, renoise(nets, batch, x0.detach(), through_fake_score=False))
         pairs = batch.extra("ode_pairs")
-        regressed = nets.student(
-            pairs["noise"], torch.ones_like(pairs["noise"][:, 0, 0, 0, 0]), pairs["text"]
-        )
+        z, y = pairs["noise"], pairs["x0"]
+        prediction = nets.student(z, z.new_ones(len(z)), pairs["text"])
         if self.distance == "mse":
-            distance = 0.5 * (regressed - pairs["x0"]).square().mean()
+            distance = 0.5 * (prediction - y).square().mean()
         else:
-            distance = lpips(nets.decode(regressed), nets.decode(pairs["x0"]).detach())
+            distance = lpips(nets.decode(prediction), nets.decode(y).detach())
         return Loss({"kl": kl, "regression": self.regression_weight * distance}, x0, logs)
 
     def cost(self) -> Cost:
@@ -92,18 +96,20 @@ class DMD(Method):
 
 
 def lpips(video: Tensor, target: Tensor) -> Tensor:
-    """Mean LPIPS over the frames of videos (B, 3, T, H, W) in [-1, 1]; frames below 64 pixels are enlarged for VGG."""
-    from lpips import LPIPS
+    """Mean LPIPS over the frames of videos (B, 3, T, H, W) in [-1, 1].
 
-    frames, wanted = (v.transpose(1, 2).flatten(0, 1) for v in (video, target))
+    Frames below 64 pixels are enlarged to 64x64 for VGG.
+    """
+    frames, target_frames = (v.transpose(1, 2).flatten(0, 1) for v in (video, target))
     if min(frames.shape[-2:]) < 64:
-        frames, wanted = (
-            torch.nn.functional.interpolate(v, size=(64, 64), mode="bilinear")
-            for v in (frames, wanted)
+        frames, target_frames = (
+            interpolate(v, size=(64, 64), mode="bilinear") for v in (frames, target_frames)
         )
-    if not _LPIPS:
-        _LPIPS.append(LPIPS(net="vgg", verbose=False).to(video.device).eval().requires_grad_(False))
-    return _LPIPS[0](frames, wanted).mean()
+    return _lpips_net(video.device)(frames, target_frames).mean()
 
 
-_LPIPS: list[torch.nn.Module] = []  # loaded once a process
+@cache
+def _lpips_net(device: torch.device) -> nn.Module:
+    from lpips import LPIPS  # optional
+
+    return LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""DMD2: the reverse-KL gradient with a fake score on a faster time scale, and the paper's GAN where it is asked for."""
+"""DMD2: the reverse-KL gradient with a fake score on a faster time scale, optionally with a GAN."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from distill_bench.method import (
     Passes,
     Positive,
     Preset,
+    Role,
     renoise,
     reverse_kl,
     velocity_loss,
@@ -33,22 +34,28 @@ from distill_bench.method import (
 
 @dataclass(frozen=True)
 class DMD2(Method):
-    """At x0 the gradient (x0_fake - x0_teacher) / n, plus gan_weight * softplus(-D) where there is a GAN.
+    """Gradient (x0_fake - x0_teacher) / n at x0, plus gan_weight * softplus(-D) if there is a GAN.
 
-    n = mean |x0 - x0_teacher| per sample; both predictions are detached, so no network's Jacobian enters (Yin et al.,
-    2024, eq. 2-3, and Yin et al., 2023, eq. 7-8). The two-time-scale rule is the run's `fake_score_updates`.
+    n = mean |x0 - x0_teacher| per sample. Both predictions are detached, so no Jacobian of a
+    network enters (Yin et al., 2024, eq. 2-3; Yin et al., 2023, eq. 7-8). The two-time-scale update
+    rule is the run's `fake_score_updates`.
 
-    D is a small head on the hidden states of noised samples, after the share `feature_depth` of the blocks of
-    - `fake_score` (the paper, section 4.3): head and fake score are one optimiser, and the discriminator's loss,
-      discriminator_weight * (softplus(D(x0)) + softplus(-D(real))), trains the fake score's blocks as well;
-    - `teacher` (FastGen@34f30e8, methods/distribution_matching/dmd2.py): the blocks are frozen, the head has an optimiser of its
-      own, and r1_weight may add APT's approximate R1.
+    D is a small head on the hidden states of noised samples, after the share `feature_depth` of the
+    blocks. Its loss is discriminator_weight * (softplus(D(x0)) + softplus(-D(real))). The blocks
+    are those of
+
+    - `fake_score` (the paper, section 4.3): head and fake score share an optimiser, and the loss of
+    D
+      also trains the blocks;
+    - `teacher` (FastGen@34f30e8, methods/distribution_matching/dmd2.py): the blocks are frozen, the
+      head has its own optimiser, and r1_weight adds APT's approximate R1.
     """
 
     paper: ClassVar[str] = "arXiv:2405.14867"
     presets: ClassVar[Mapping[str, Preset]] = {
         "video": Preset(
-            "Self-Forcing@33593df, model/dmd.py; CausVid@ca21150, causvid/dmd.py; LightX2V@f8aee98, trainers/dmd",
+            "Self-Forcing@33593df, model/dmd.py; CausVid@ca21150, causvid/dmd.py; "
+            "LightX2V@f8aee98, trainers/dmd",
             {"method.gan": "none", "fake_score_updates": 5},
         ),
         "paper": Preset(
@@ -77,9 +84,7 @@ class DMD2(Method):
     gan: Literal["none", "fake_score", "teacher"] = "none"
     gan_weight: NotNegative = 5e-3
     discriminator_weight: NotNegative = 1e-2
-    discriminator_lr: Positive | None = (
-        None  # of the head; None: it shares the fake score's optimiser
-    )
+    discriminator_lr: Positive | None = None  # None: the head shares the fake score's optimiser
     feature_depth: Depth = 0.5
     r1_weight: NotNegative = 0.0
     r1_std: Positive = 0.1
@@ -92,11 +97,9 @@ class DMD2(Method):
         return {} if self.gan == "none" else {"head": Head(feature_width)}
 
     def learning_rates(self) -> Mapping[str, float]:
-        return (
-            {}
-            if self.gan == "none" or self.discriminator_lr is None
-            else {"head": self.discriminator_lr}
-        )
+        if self.gan == "none" or self.discriminator_lr is None:
+            return {}
+        return {"head": self.discriminator_lr}
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
@@ -115,17 +118,8 @@ class DMD2(Method):
             real = self._logits(nets, batch, data["x0"], data["text"], "gan_real")
             terms["discriminator"] = self.discriminator_weight * discriminator_loss(fake, real)
             if self.r1_weight:
-                role, head = self._role(nets), nets.modules["head"]
-                r1 = approximate_r1(
-                    real,
-                    head,
-                    role,
-                    batch,
-                    data["x0"],
-                    data["text"],
-                    self.feature_depth,
-                    self.r1_std,
-                )
+                clean = batch, data["x0"], data["text"], self.feature_depth, self.r1_std
+                r1 = approximate_r1(real, nets.modules["head"], self._role(nets), *clean)
                 terms["r1"] = self.discriminator_weight * self.r1_weight * r1
         return Loss(terms)
 
@@ -146,12 +140,14 @@ class DMD2(Method):
             student[role], fake_score[role] = Passes(e, e), Passes(extra * e)
         return Cost(student, fake_score)
 
-    def _role(self, nets: Nets):
+    def _role(self, nets: Nets) -> Role:
+        """The network whose hidden states D reads."""
         return nets.fake_score if self.gan == "fake_score" else nets.unguided_teacher
 
     def _logits(self, nets: Nets, batch: Batch, x0: Tensor, text: Tensor, purpose: str) -> Tensor:
-        role = self._role(nets)
-        # frozen features of detached samples need no graph
+        # frozen blocks need no graph for detached samples
         with torch.set_grad_enabled(x0.requires_grad or self.gan == "fake_score"):
-            features = renoised_features(role, batch, x0, text, purpose, self.feature_depth)
+            features = renoised_features(
+                self._role(nets), batch, x0, text, purpose, self.feature_depth
+            )
         return nets.modules["head"](features)

@@ -1,4 +1,4 @@
-"""DP-DMD: the student's first step keeps the teacher's diversity, the later ones match distributions."""
+"""DP-DMD: the student's first step keeps the teacher's diversity, the rest match scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +25,15 @@ from distill_bench.rollout import euler
 
 @dataclass(frozen=True)
 class DPDMD(Method):
-    """The first step's velocity at noise z regressed to (z - x_a) / (1 - s_a); DMD2's gradient where the rollout ends later.
+    """DMD2's gradient if the rollout exits after its first step, plus a regression of that step.
 
-    x_a, at level s_a, is where `anchor` of the guided teacher's `teacher_steps` Euler steps from z end: the student's first
-    step then goes where the teacher's own trajectory of this noise goes. Loss diversity_weight * |velocity - target|^2 / 2
-    (DP-DMD, author's code and notes; LightX2V@f8aee98, trick `div_loss`: weight 0.05; 40 steps and anchor 10 in the DMD configs,
-    30 and 5 in SGMD's of 1.3B). The teacher must be an ODE; its levels have the run's score_shift.
+    Regression: diversity_weight * |velocity(z) - (z - x_a) / (1 - s_a)|^2 / 2, with velocity(z) the
+    student's at noise z. x_a, at level s_a, is reached from z by `anchor` of the guided teacher's
+    `teacher_steps` Euler steps, so the first step follows the teacher's own trajectory. The levels
+    of the teacher's steps have the run's score_shift.
+
+    DP-DMD, author's code and notes; LightX2V@f8aee98, trick `div_loss`: weight 0.05; 40 steps and
+    anchor 10 in its DMD configs, 30 and 5 in the 1.3B config of SGMD.
     """
 
     paper: ClassVar[str] = "DP-DMD (github.com/Multimedia-Analytics-Laboratory/dpdmd)"
@@ -60,19 +63,17 @@ class DPDMD(Method):
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
-        later = (nets.exit_sigma(batch) < 1).to(x0.dtype)
-        kl, logs = reverse_kl(
-            x0, renoise(nets, batch, x0.detach(), through_fake_score=False), over(later, x0)
-        )
+        after_first_step = (nets.exit_sigma(batch) < 1).to(x0.dtype)
+        scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
+        kl, logs = reverse_kl(x0, scores, over(after_first_step, x0))
         z = batch.noise("diversity/noise")
         sigmas = teacher_sigmas(self.teacher_steps, batch.score_shift).to(z)[: self.anchor + 1]
-        anchored = euler(nets.teacher, z, sigmas, batch.text)
-        one = torch.ones_like(later)
+        x_a, s_a = euler(nets.teacher, z, sigmas, batch.text), sigmas[-1]
+        one = torch.ones_like(after_first_step)
         velocity = x0_to_velocity(nets.student(z, one, batch.text), z, one)
-        error = velocity - (z - anchored) / (1 - sigmas[-1])
-        return Loss(
-            {"kl": kl, "diversity": self.diversity_weight * 0.5 * error.square().mean()}, x0, logs
-        )
+        error = velocity - (z - x_a) / (1 - s_a)
+        regression = self.diversity_weight * 0.5 * error.square().mean()
+        return Loss({"kl": kl, "diversity": regression}, x0, logs)
 
     def cost(self) -> Cost:
         student = {

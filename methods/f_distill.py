@@ -1,4 +1,4 @@
-"""f-distill: the reverse-KL gradient, each sample weighted by its density ratio as the divergence wants it."""
+"""f-distill: the reverse-KL gradient with samples weighted by their density ratio."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from distill_bench.discriminator import (
     Head,
@@ -33,7 +34,7 @@ from distill_bench.method import (
 )
 from distill_bench.noise import over
 
-# the weight h of each f-divergence as a function of r = p_data / p_student (Xu et al., 2025)
+# weight h of each f-divergence as a function of r = p_data / p_student (Xu et al., 2025)
 WEIGHTS = {
     "reverse_kl": torch.ones_like,
     "forward_kl": lambda r: r,
@@ -47,11 +48,14 @@ WEIGHTS = {
 
 @dataclass(frozen=True)
 class FDistill(Method):
-    """At x0 the gradient h(r) (x0_fake - x0_teacher) / n, plus gan_weight * softplus(-D), D a head on the teacher's features.
+    """Gradient h(r) (x0_fake - x0_teacher) / n at x0, plus gan_weight * softplus(-D).
 
-    r = exp(clip(D(x_t), -10, 10)), clipped to [ratio_low, ratio_high], over the moving average of the r of its noise level
-    (`bins` of sigma, kept in the checkpoint); h is `WEIGHTS[divergence]`, over its mean over the global batch (Xu et al., 2025;
-    FastGen@34f30e8, methods/distribution_matching/f_distill.py). D sees the x_t of the score comparison itself.
+    D is a head on the teacher's features of the x_t at which the scores are compared, and
+    n = mean |x0 - x0_teacher| per sample. The ratio r = exp(clip(D, -10, 10)) is clipped to
+    [ratio_low, ratio_high] and divided by its moving average at this noise level (`bins` of sigma,
+    kept in the checkpoint). h is `WEIGHTS[divergence]`, divided by its mean over the global batch.
+
+    Xu et al., 2025; FastGen@34f30e8, methods/distribution_matching/f_distill.py.
     """
 
     paper: ClassVar[str] = "arXiv:2502.15681"
@@ -73,15 +77,13 @@ class FDistill(Method):
     ] = "jensen_shannon"
     gan_weight: NotNegative = 1e-3
     discriminator_weight: NotNegative = 1.0
-    discriminator_lr: Positive | None = (
-        1e-4  # of the head; None: it shares the fake score's optimiser
-    )
+    discriminator_lr: Positive | None = 1e-4  # None: the head shares the fake score's optimiser
     feature_depth: Depth = 0.5
     r1_weight: NotNegative = 0.0
     r1_std: Positive = 0.1
     ratio_low: Positive = 0.1
     ratio_high: Positive = 20.0
-    ratio_average: Share = 0.9  # decay of the moving averages
+    ratio_average: Share = 0.9  # decay of the moving averages, per micro-batch
     bins: Count = 10
 
     def __post_init__(self) -> None:
@@ -105,44 +107,42 @@ class FDistill(Method):
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0, through_fake_score=False)
-        logits = nets.modules["head"](
-            nets.unguided_teacher.features(scores.x_t, scores.sigma, batch.text, self.feature_depth)
+        features = nets.unguided_teacher.features(
+            scores.x_t, scores.sigma, batch.text, self.feature_depth
         )
+        logits = nets.modules["head"](features)
         h = self.weight(nets, batch, logits.detach(), scores.sigma)
         kl, logs = reverse_kl(x0, scores, over(h, x0))
         terms = {"kl": kl, "gan": self.gan_weight * student_gan_loss(logits)}
         return Loss(terms, x0, logs | {"h_variance": h.square().mean() - 1})
 
     def weight(self, nets: Nets, batch: Batch, logits: Tensor, sigma: Tensor) -> Tensor:
-        """h (B,), of mean 1 over the global batch; moves the histogram on."""
+        """h (B,), with mean 1 over the global batch; updates the moving averages of the ratio."""
         ratio = logits.clamp(-10, 10).exp().clamp(self.ratio_low, self.ratio_high)
-        place = (sigma - batch.sigma_min) / (batch.sigma_max - batch.sigma_min) * self.bins
-        one_hot = torch.nn.functional.one_hot(
-            place.floor().long().clamp(0, self.bins - 1), self.bins
-        ).to(ratio.dtype)
-        count, total = nets.mean_over_ranks(torch.stack([one_hot.sum(0), one_hot.T @ ratio]))
-        average = nets.modules["histogram"].ratio
-        moved = torch.lerp(total / count.clamp(min=1e-6), average, self.ratio_average)
-        average.copy_(torch.where(count > 0, moved, average))
-        h = WEIGHTS[self.divergence](ratio / (one_hot @ average + 1e-6))
+        position = (sigma - batch.sigma_min) / (batch.sigma_max - batch.sigma_min) * self.bins
+        bins = one_hot(position.floor().long().clamp(0, self.bins - 1), self.bins).to(ratio.dtype)
+        count, total = nets.mean_over_ranks(torch.stack([bins.sum(0), bins.T @ ratio]))
+        average = nets.modules["histogram"].ratio  # per bin
+        updated = torch.lerp(total / count.clamp(min=1e-6), average, self.ratio_average)
+        average.copy_(torch.where(count > 0, updated, average))
+        h = WEIGHTS[self.divergence](ratio / (bins @ average + 1e-6))
         return h / (nets.mean_over_ranks(h.mean()) + 1e-6)
 
     def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
-        data, head, role = batch.extra("real_latents"), nets.modules["head"], nets.unguided_teacher
-        with torch.no_grad():  # the teacher is frozen, and so are its features
-            fake = renoised_features(role, batch, x0, batch.text, "gan", self.feature_depth)
-            real = renoised_features(
-                role, batch, data["x0"], data["text"], "gan_real", self.feature_depth
-            )
-        logit = head(real)
+        data = batch.extra("real_latents")
+        real, text, depth = data["x0"], data["text"], self.feature_depth
+        head, teacher = nets.modules["head"], nets.unguided_teacher
+        with torch.no_grad():  # the teacher's features are frozen
+            fake_features = renoised_features(teacher, batch, x0, batch.text, "gan", depth)
+            real_features = renoised_features(teacher, batch, real, text, "gan_real", depth)
+        real_logit = head(real_features)
+        discriminator = discriminator_loss(head(fake_features), real_logit)
         terms = {
             "denoise": velocity_loss(nets.fake_score, batch, x0),
-            "discriminator": self.discriminator_weight * discriminator_loss(head(fake), logit),
+            "discriminator": self.discriminator_weight * discriminator,
         }
         if self.r1_weight:
-            r1 = approximate_r1(
-                logit, head, role, batch, data["x0"], data["text"], self.feature_depth, self.r1_std
-            )
+            r1 = approximate_r1(real_logit, head, teacher, batch, real, text, depth, self.r1_std)
             terms["r1"] = self.discriminator_weight * self.r1_weight * r1
         return Loss(terms)
 

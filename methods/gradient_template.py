@@ -1,4 +1,4 @@
-"""The whole family as one line of YAML: the gradient at x0 is a D + J^T (b D + lam r)."""
+"""The whole family of gradients as one line of YAML: a D + J^T (b D + lam r) at x0."""
 
 import ast
 import math
@@ -26,13 +26,12 @@ from distill_bench.method import (
 )
 from distill_bench.noise import over
 
-PROBES = [
-    (n, sigma) for n in (0.37, 1.73) for sigma in (0.13, 0.57, 0.91)
-]  # where a coefficient must have a value
+# (n, sigma) at which every coefficient must be finite
+PROBES = [(n, sigma) for n in (0.37, 1.73) for sigma in (0.13, 0.57, 0.91)]
 
 
 def _written(value: object) -> object:
-    """A number of the YAML as the expression that it is."""
+    """Convert a number of the YAML to an expression."""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
@@ -41,10 +40,11 @@ Coefficient = Annotated[str, BeforeValidator(_written)]
 
 @dataclass(frozen=True)
 class GradientTemplate(Method):
-    """At x0: a D + J^T (b D + lam r), and J_T^T (lam (x0_teacher - x0) - b D) where the teacher is not stopped.
+    """Gradient a D + J^T (b D + lam r) at x0, with D = x0_fake - x0_teacher and r = x0 - x0_fake.
 
-    D = x0_fake - x0_teacher, r = x0 - x0_fake, J and J_T are (1 - sigma) times the Jacobians of the fake score and the teacher in
-    x_t; nothing else is differentiated. The coefficients are expressions in `n`, `sigma` and numbers:
+    If the teacher is not stopped, J_T^T (lam (x0_teacher - x0) - b D) is added. J and J_T are
+    (1 - sigma) times the Jacobians of the fake score and the teacher in x_t; nothing else is
+    differentiated. The coefficients are expressions in `n`, `sigma` and numbers:
 
         a      b                           lam        teacher_stop_gradient    is
         1/n    0                           0          true                     dmd2
@@ -52,7 +52,8 @@ class GradientTemplate(Method):
         0      1/n                         0.1/sigma  true                     sgmd, as released
         1/n    (1 - 2*1.2)/n               1/n        false                    sid at alpha 1.2
 
-    n = epsilon + mean |x0 - x0_teacher| per `sample` or over the `batch` (FastVideo's), or 1 (`none`).
+    n = epsilon + mean |x0 - x0_teacher| per `sample` or over the `batch` (FastVideo's), or
+    n = epsilon + 1 (`none`).
     """
 
     paper: ClassVar[str] = (
@@ -60,7 +61,7 @@ class GradientTemplate(Method):
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "fastvideo": Preset(
-            "FastVideo@2f3d407, train/methods/distribution_matching/dmd2.py: the normaliser of the whole batch",
+            "FastVideo@2f3d407, train/methods/distribution_matching/dmd2.py: normaliser over batch",
             {
                 "method.a": "1/n",
                 "method.normaliser": "batch",
@@ -69,7 +70,7 @@ class GradientTemplate(Method):
             },
         ),
         "fisher_with_teacher": Preset(
-            "the Fisher divergence as it is, the teacher differentiated",
+            "the Fisher divergence, differentiated through the teacher too",
             {"method.a": "0", "method.b": "1/n", "method.teacher_stop_gradient": False},
         ),
     }
@@ -90,28 +91,25 @@ class GradientTemplate(Method):
                 except ArithmeticError as error:
                     value = str(error)
                 if not isinstance(value, float) or not math.isfinite(value):
-                    expression = f"{name} {getattr(self, name)!r}"
                     raise ValueError(
-                        f"{expression} is no finite number at n = {n:g}, sigma = {sigma:g}: {value}"
+                        f"{name} {getattr(self, name)!r} is not a finite number "
+                        f"at n = {n:g}, sigma = {sigma:g}: {value}"
                     )
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         through_teacher = self._jacobian and not self.teacher_stop_gradient
         scores = renoise(nets, batch, x0, self._jacobian, through_teacher)
-        x0_fake, x0_teacher, clean = (
-            scores.x0_fake.detach(),
-            scores.x0_teacher.detach(),
-            x0.detach(),
-        )
+        x0_fake, x0_teacher = scores.x0_fake.detach(), scores.x0_teacher.detach()
+        clean = x0.detach()
         n = dmd_normaliser(clean, x0_teacher)
         if self.normaliser != "sample":
             n = nets.mean_over_ranks(n.mean()) if self.normaliser == "batch" else 1.0
         n = n + self.epsilon
         sigma = over(scores.sigma, x0)
-        a, b, lam = (coefficient(each, n, sigma) for each in (self.a, self.b, self.lam))
+        a, b, lam = (coefficient(text, n, sigma) for text in (self.a, self.b, self.lam))
         gap = x0_fake - x0_teacher
-        # each cotangent times what it pulls back through: no surrogate, no square
+        # each cotangent times the prediction that it is pulled back through
         terms = {"direct": (a * gap * x0).mean()}
         if self._jacobian:
             terms["fake_score"] = ((b * gap + lam * (clean - x0_fake)) * scores.x0_fake).mean()
@@ -129,10 +127,10 @@ class GradientTemplate(Method):
 
     @property
     def _jacobian(self) -> bool:
-        """Whether any network's Jacobian enters: where none does, none is paid for."""
+        """True if a Jacobian enters; otherwise no backward through the networks is needed."""
         return any(
-            ast.unparse(ast.parse(each, mode="eval")) not in ("0", "0.0")
-            for each in (self.b, self.lam)
+            ast.unparse(ast.parse(text, mode="eval")) not in ("0", "0.0")
+            for text in (self.b, self.lam)
         )
 
 

@@ -1,4 +1,4 @@
-"""IDA: DMD2's gradient, and a fake score that is pulled towards the student after each of the student's updates."""
+"""IDA: DMD2's gradient, with the fake score's weights pulled towards the student's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,13 @@ from distill_bench.method import Batch, Loss, Method, Nets, Preset, Share, renoi
 
 @dataclass(frozen=True)
 class IDA(Method):
-    """At x0 (x0_fake - x0_teacher) / n; after each student update fake_score <- keep fake_score + (1 - keep) student.
+    """Gradient (x0_fake - x0_teacher) / n at x0; n = mean |x0 - x0_teacher| per sample.
 
-    Implicit distribution alignment (SenseFlow, arXiv:2506.00523, section 3; keep 0.97 as LightX2V@f8aee98, trainers/dmd, trick
-    `ida`): the pull is the part of the fake score's lag that needs no rollout and no pass.
+    After each student update, weights move: fake_score <- keep * fake_score + (1 - keep) * student.
+    This reduces the fake score's lag without a rollout or a network pass.
+
+    Implicit distribution alignment: SenseFlow, arXiv:2506.00523, section 3; keep = 0.97 as
+    LightX2V@f8aee98, trainers/dmd, trick `ida`.
     """
 
     paper: ClassVar[str] = "arXiv:2506.00523"
@@ -34,13 +37,14 @@ class IDA(Method):
         return Loss({"kl": kl}, x0, logs)
 
     def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
-        student = dict(networks["student"].named_parameters())
-        fake_score = (
-            dict(networks["fake_score"].named_parameters()) if "fake_score" in networks else {}
+        student, fake_score = (
+            dict(networks[role].named_parameters()) if role in networks else {}
+            for role in ("student", "fake_score")
         )
         if {k: p.shape for k, p in student.items()} != {k: p.shape for k, p in fake_score.items()}:
             raise ValueError(
-                "ida averages the weights of student and fake score: they must be trained networks of one architecture"
+                "student and fake score have different weights; ida averages them, so both must be "
+                "trained networks of one architecture"
             )
         for name, parameter in fake_score.items():
             parameter.lerp_(student[name], 1 - self.keep)

@@ -1,4 +1,4 @@
-"""SGMD: score gradient matching, a Fisher term through the fake score's input and a residual that corrects its lag."""
+"""SGMD: a Fisher term through the fake score's input, and a residual that corrects its lag."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,28 +23,32 @@ from distill_bench.noise import add_noise, over
 
 @dataclass(frozen=True)
 class SGMD(Method):
-    """Fisher term minus residual_weight times the residual; both reach x0 only by the input of the fake score.
+    """Student's loss b |D|^2 / 2 - lambda |r|^2 / 2.
 
-    With D = x0_fake - x0_teacher, r = sg(x0) - x0_fake and J = (1 - sigma) dx0_fake/dx_t, the gradient at x0 is
-    J^T (b D + lambda r); the teacher and x0 in r are detached (arXiv:2605.30116, eq. 13, 21, 22, as third-party notes give them).
+    D = x0_fake - x0_teacher and r = sg(x0) - x0_fake. The teacher is detached, so x0 is reached
+    only through the fake score's input: with J = (1 - sigma) dx0_fake/dx_t, the gradient at x0 is
+    J^T (b D + lambda r). For an exact fake score E[r | x_t] = 0, so the residual only corrects the
+    fake score's lag.
 
-    - weighting: b is `inv_n`: 1/n, n = mean |x0 - x0_teacher| per sample + 1e-8; `c_t`: (1 - sigma)^2 / sigma^4, which spans ten
-      decades; `c_t_batchnorm`: c_t over its mean in the batch.
-    - residual_space: lambda is `x0`: residual_weight; `x0_over_sigma`: residual_weight / sigma.
-    - correction: the fake score minimises |r|^2 / 2 in `x0` space, times residual_weight, or in `velocity` space without a
-      weight.
+    - weighting, b: `inv_n` is 1 / (n + 1e-8), n = mean |x0 - x0_teacher| per sample; `c_t` is
+      (1 - sigma)^2 / sigma^4, which spans ten decades; `c_t_batchnorm` is c_t over its batch mean.
+    - residual_space, lambda: `x0` is residual_weight; `x0_over_sigma` is residual_weight / sigma.
+    - correction, the fake score's loss: `x0` is residual_weight |r|^2 / 2; `velocity` is
+      |r / sigma|^2 / 2.
 
-    The paper is c_t, x0, x0; the released code (LightX2V@f8aee98, trainers/sgmd.py) inv_n, x0_over_sigma, velocity.
-    With `reuse_rollout: graph` the fake score learns from the student's own x_t and the one forward made of it (the paper's
-    appendix B): both phases then have the same residual, with opposite signs.
-    With an exact fake score E[r | x_t] = 0: the residual only corrects the fake score's lag.
+    The paper has c_t, x0, x0; the released code (LightX2V@f8aee98, trainers/sgmd.py) has inv_n,
+    x0_over_sigma, velocity. With `reuse_rollout: graph` the fake score learns from the student's
+    own x_t and forward pass (the paper's appendix B), so both phases share one residual with
+    opposite signs.
+
+    arXiv:2605.30116, eq. 13, 21 and 22, from third-party notes.
     """
 
     paper: ClassVar[str] = "arXiv:2605.30116"
     shares_graph: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
-            "arXiv:2605.30116, eq. 13, 21, 22, appendix B (one graph for both), from third-party notes",
+            "arXiv:2605.30116, eq. 13, 21, 22, appendix B (one graph for both), from notes",
             {
                 "method.weighting": "c_t",
                 "method.residual_space": "x0",
@@ -87,41 +91,35 @@ class SGMD(Method):
         scores = renoise(nets, batch, x0, through_fake_score=True)
         sigma, n = over(scores.sigma, x0), dmd_normaliser(x0, scores.x0_teacher)
         if self.weighting == "inv_n":
-            fisher_weight = 1 / (n + 1e-8)
+            b = 1 / (n + 1e-8)
         else:
-            fisher_weight = (1 - sigma) ** 2 / sigma**4
+            b = (1 - sigma) ** 2 / sigma**4
             if self.weighting == "c_t_batchnorm":
-                fisher_weight = fisher_weight / nets.mean_over_ranks(fisher_weight.mean())
-        residual_weight = (
-            self.residual_weight / sigma
-            if self.residual_space == "x0_over_sigma"
-            else self.residual_weight
-        )
+                b = b / nets.mean_over_ranks(b.mean())
+        lam = self.residual_weight
+        if self.residual_space == "x0_over_sigma":
+            lam = self.residual_weight / sigma
         gap = scores.x0_fake - scores.x0_teacher
-        fisher = 0.5 * (fisher_weight * gap.square()).mean()
         r = x0.detach() - scores.x0_fake
-        residual = 0.5 * (residual_weight * r.square()).mean()
-        terms, logs = (
+        fisher = 0.5 * (b * gap.square()).mean()
+        residual = 0.5 * (lam * r.square()).mean()
+        return Loss(
             {"fisher": fisher, "residual": -residual},
+            x0,
             {"score_gap": (gap.abs() / n).mean()},
+            fake_score_terms={"denoise": self._denoise(r, sigma)},
         )
-        return Loss(terms, x0, logs, fake_score_terms={"denoise": self._denoise(r, sigma)})
 
     def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
         sigma = batch.sigma("denoise/sigma")
         x_t = add_noise(x0, batch.noise("denoise/noise"), sigma)
-        return Loss(
-            {
-                "denoise": self._denoise(
-                    x0 - nets.fake_score(x_t, sigma, batch.text), over(sigma, x0)
-                )
-            }
-        )
+        r = x0 - nets.fake_score(x_t, sigma, batch.text)
+        return Loss({"denoise": self._denoise(r, over(sigma, x0))})
 
     def _denoise(self, r: Tensor, sigma: Tensor) -> Tensor:
-        if self.correction == "velocity":  # (x0 - x0_fake) / sigma is the error of the velocity
+        if self.correction == "velocity":  # r / sigma is the error of the velocity
             return 0.5 * (r / sigma).square().mean()
-        # With a residual of weight 0 (an ablation) the fake score must still learn; under Adam the weight is a no-op.
+        # without the residual (weight 0) the fake score must still learn; Adam ignores the scale
         return 0.5 * (self.residual_weight or 1.0) * r.square().mean()
 
     def cost(self) -> Cost:

@@ -1,4 +1,4 @@
-"""SiD: score identity distillation, with the teacher differentiated."""
+"""SiD: score identity distillation, which also differentiates the teacher."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,18 @@ from distill_bench.method import (
 
 @dataclass(frozen=True)
 class SiD(Method):
-    """(T - F) . ((T - x0) - alpha (T - F)) / n, with T = x0_teacher, F = x0_fake and x0 all differentiated; n is detached.
+    """Loss (T - F) . ((T - x0) - alpha (T - F)) / n, with T = x0_teacher and F = x0_fake.
 
-    n = max(mean |x0 - T| per sample, 1e-5) (Zhou et al., 2024, algorithm 1; SiD@01fbb13, training/sid_loss.py:25-56; in
-    clean predictions as Self-Forcing@33593df, model/sid.py:83-145). At x0 the gradient is
-    (F - T)/n + J_F^T ((1 - 2 alpha)(F - T) + (x0 - F))/n + J_T^T ((T - x0) + (1 - 2 alpha)(T - F))/n, J = (1 - sigma) d/dx_t: the
-    guided teacher pays for two input backwards.
+    T, F and x0 are differentiated; n = max(mean |x0 - T| per sample, 1e-5) is not. With
+    J = (1 - sigma) d/dx_t, the gradient at x0 is
+
+        (F - T) / n + J_F^T ((1 - 2 alpha) (F - T) + (x0 - F)) / n
+                    + J_T^T ((1 - 2 alpha) (T - F) + (T - x0)) / n.
+
+    The guided teacher needs two input-only backwards.
+
+    Zhou et al., 2024, algorithm 1; SiD@01fbb13, training/sid_loss.py:25-56; in clean predictions as
+    Self-Forcing@33593df, model/sid.py:83-145.
     """
 
     paper: ClassVar[str] = "arXiv:2404.04057"

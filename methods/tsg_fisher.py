@@ -1,4 +1,4 @@
-"""TSG-Fisher: the Fisher divergence with the teacher stopped, through the fake score's input alone."""
+"""TSG-Fisher: the Fisher divergence, differentiated through the input of the fake score only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,17 @@ from distill_bench.noise import over
 
 @dataclass(frozen=True)
 class TSGFisher(Method):
-    """|x0_fake(x_t) - sg(x0_teacher(sg(x_t)))|^2 / 2 with weight b: at x0 the gradient J^T b (x0_fake - x0_teacher).
+    """Loss b |x0_fake(x_t) - sg(x0_teacher(x_t))|^2 / 2.
 
-    J = (1 - sigma) dx0_fake/dx_t. The weight is `c_t`: (1 - sigma)^2 / sigma^4, which makes it the squared difference of scores
-    and spans ten decades, or `inv_n`: 1 / (mean |x0 - x0_teacher| per sample + 1e-8). The fake score learns by denoising
-    (arXiv:2605.30116, the baseline; LightX2V@f8aee98, trainers/sgmd.py:23-35).
+    The gradient at x0 is J^T b (x0_fake - x0_teacher) with J = (1 - sigma) dx0_fake/dx_t. The fake
+    score learns by denoising. Weights b:
+
+    - `inv_n`: 1 / (mean |x0 - x0_teacher| per sample + 1e-8);
+    - `c_t`: (1 - sigma)^2 / sigma^4, which makes the loss the squared difference of scores and
+    spans
+      ten decades.
+
+    arXiv:2605.30116, a baseline; LightX2V@f8aee98, trainers/sgmd.py:23-35.
     """
 
     paper: ClassVar[str] = "arXiv:2605.30116"

@@ -1,4 +1,4 @@
-"""TSG-SIM: score implicit matching with the teacher stopped."""
+"""TSG-SIM: score implicit matching, without differentiating the teacher."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +19,13 @@ from distill_bench.method import (
 
 @dataclass(frozen=True)
 class TSGSIM(Method):
-    """SiD's loss with the teacher detached: (T - F) . ((T - x0) - alpha (T - F)) / n, T = sg(x0_teacher), F = x0_fake.
+    """SiD's loss (T - F) . ((T - x0) - alpha (T - F)) / n, with T = sg(x0_teacher) and F = x0_fake.
 
-    At x0 the gradient (F - T) / n + J^T ((1 - 2 alpha) (F - T) + (x0 - F)) / n, J = (1 - sigma) dF/dx_t,
-    n = max(mean |x0 - T| per sample, 1e-5). At alpha 1 it is score implicit matching with the squared distance (Luo et al.,
-    2024) up to its time weight (arXiv:2605.30116, the baseline, from third-party notes).
+    The gradient at x0 is (F - T) / n + J^T ((1 - 2 alpha) (F - T) + (x0 - F)) / n, with
+    J = (1 - sigma) dF/dx_t and n = max(mean |x0 - T| per sample, 1e-5).
+
+    At alpha = 1 this is score implicit matching with the squared distance (Luo et al., 2024) up to
+    its time weight. arXiv:2605.30116, a baseline, from third-party notes.
     """
 
     paper: ClassVar[str] = "arXiv:2605.30116"

@@ -6,6 +6,7 @@ per frame, (T - 1, h, w).
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def farneback_speed(clip: np.ndarray) -> Tensor:
     half = [cv2.resize(g, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for g in grey]
     flows = [
         cv2.calcOpticalFlowFarneback(first, second, None, 0.5, 4, 21, 5, 7, 1.5, 0)
-        for first, second in zip(half[:-1], half[1:], strict=True)
+        for first, second in pairwise(half)
     ]
     return 2 * torch.from_numpy(np.stack(flows)).norm(dim=-1)
 
@@ -108,7 +109,6 @@ def _raft(net: nn.Module, clip: np.ndarray) -> Tensor:
         raise ValueError(f"frames are {height}x{width}; RAFT needs 128x128 or more")
     # RAFT takes multiples of 8
     x = interpolate(x, (height // 8 * 8, width // 8 * 8), mode="bilinear", align_corners=False)
-    pairs = zip(x[:-1], x[1:], strict=True)
-    flow = torch.cat([net(a[None], b[None])[-1] for a, b in pairs])  # (T - 1, 2, H, W): x, y
+    flow = torch.cat([net(a[None], b[None])[-1] for a, b in pairwise(x)])  # (T - 1, 2, H, W): x, y
     scale = torch.tensor([width / x.shape[3], height / x.shape[2]]).reshape(1, 2, 1, 1)
     return (flow * scale).norm(dim=1)

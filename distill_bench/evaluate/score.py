@@ -1,7 +1,7 @@
 """Score a folder of clips: one line per score in metrics.jsonl; nothing is computed twice.
 
 A line is kept if its evaluator, version, settings and protocol are unchanged; otherwise it is
-replaced. The folder is one that the harness sampled, or any folder that `sample/load_folder.py` reads.
+replaced. `sample/load_folder.py` says which folders can be scored.
 """
 
 import hashlib

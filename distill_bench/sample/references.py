@@ -19,8 +19,8 @@ RENDERED_BATCH = 16  # rendered clips per part
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
     """Folders of the reference rows by kind, sampled where they are missing.
 
-    All kinds share the prompts of the protocol. `data` and `data_other` exist only if the prompts are
-    of the embedded domain.
+    All kinds share the prompts of the protocol. `data` and `data_other` exist only if the prompts
+    are of the embedded domain.
     """
     root = store / "references" / protocol_hash(config)
     folders = {kind: root / name for kind, name in folder_names(config).items()}
@@ -60,7 +60,7 @@ def folder_names(config: RunConfig) -> dict[str, str]:
 
 
 def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, list[int]]:
-    """Source and seeds of a reference row. `teacher` is the folder of the row that controls alter."""
+    """Source and seeds of a reference row; `teacher` is the folder that controls are made from."""
     config, prompts, seeds = sampler.config, sampler.prompts, sampler.seeds
     other_seeds = [seed + len(seeds) for seed in seeds]
     steps = config.protocol.teacher_steps

@@ -122,7 +122,7 @@ class Parts:
                 time.sleep(0.2)
 
     def assemble(self, out: Path) -> None:
-        """Write clips.npy batch by batch, as all clips may not fit in memory, and move the videos."""
+        """Write clips.npy batch by batch, as all may not fit in memory, and move the videos."""
         first_batch = np.load(self._path(0), mmap_mode="r")
         shape = (self.count, *first_batch.shape[1:])
         clips = np.lib.format.open_memmap(out / "clips.npy", mode="w+", dtype=np.uint8, shape=shape)

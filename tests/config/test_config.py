@@ -363,20 +363,20 @@ def test_numbers_and_booleans_are_those_of_yaml_1_2():
         ),
         (
             "question: q\nbase: {method: {name: gradient_template, a: 1/0}}",
-            "method: a '1/0' is no finite number at n = 0.37",
+            "method: a '1/0' is not a finite number at n = 0.37",
         ),
         (
             "question: q\nbase: {method: {name: gradient_template, b: 10**400*n}}",
-            "method: b '10**400*n' is no finite number",
+            "method: b '10**400*n' is not a finite number",
         ),
         (
             "question: q\nbase: {method: {name: gradient_template, b: 9**9**9**9}}",
-            "method: b '9**9**9**9' is no finite number",
+            "method: b '9**9**9**9' is not a finite number",
         ),
         ("question: q\nbase: {method: {name: gradient_template, b: 1e999}}", "method.b = inf"),
         (
             "question: q\nbase: {method: {name: gradient_template, lam: (-1)**0.5}}",
-            "method: lam '(-1)**0.5' is no finite number",
+            "method: lam '(-1)**0.5' is not a finite number",
         ),
         (
             "question: q\nbase: {method: {name: gradient_template, lam: 'True*n'}}",
