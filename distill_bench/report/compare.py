@@ -28,7 +28,7 @@ from distill_bench.report.read_store import (
 )
 from distill_bench.report.results import COSTS
 from distill_bench.report.stats import Interval, crossed_interval
-from distill_bench.report.tables import show_interval
+from distill_bench.report.tables.scores import show_interval
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
 

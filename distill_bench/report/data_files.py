@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from distill_bench.report.csv_files import cells, csv_text
 from distill_bench.report.read_store import DONE, StoredRun, StoredSweep, finite
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
@@ -88,23 +89,6 @@ def data_files(
         "checkpoints.csv": csv_text(_checkpoints(sweep, names)),
         "training.csv": csv_text(_training(sweep)),
     }
-
-
-def cells(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Arrange lines under these columns; lists and mappings become JSON, and integers stay integers beside empty cells."""
-    written = [
-        {
-            key: json.dumps(value) if isinstance(value, list | dict) else value
-            for key, value in line.items()
-        }
-        for line in lines
-    ]
-    return pd.DataFrame(written, columns=list(columns), dtype=object)
-
-
-def csv_text(frame: pd.DataFrame) -> str:
-    """Format a frame as CSV; None and NaN become empty cells."""
-    return frame.to_csv(index=False, lineterminator="\n")
 
 
 # --- sweep.json ---

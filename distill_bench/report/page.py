@@ -26,20 +26,20 @@ from PIL import Image
 
 from distill_bench import ROOT, __version__
 from distill_bench.report.data_files import data_files, spread
-from distill_bench.report.differences import (
+from distill_bench.report.digests import digests
+from distill_bench.report.read_store import StoredRun, StoredSweep, StoreReadError, read_sweep
+from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
+from distill_bench.report.rows import Row
+from distill_bench.report.run_views import runs_of, student_runs
+from distill_bench.report.tables.differences import (
     GAPS,
     against_baseline,
     cost_ratio,
     seeds_for_gaps,
     verdict,
 )
-from distill_bench.report.digests import digests
-from distill_bench.report.formats import table_files
-from distill_bench.report.read_store import StoredRun, StoredSweep, StoreReadError, read_sweep
-from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
-from distill_bench.report.rows import Row
-from distill_bench.report.run_views import runs_of, student_runs
-from distill_bench.report.tables import (
+from distill_bench.report.tables.files import table_files
+from distill_bench.report.tables.scores import (
     CAPTION,
     differences_caption,
     equal_cost,

@@ -28,12 +28,12 @@ from matplotlib.lines import Line2D
 
 from distill_bench.report import canvas
 from distill_bench.report.canvas import COLOURS, DASHES, GROUND, MARKERS, QUIET, SIZE, STYLE
-from distill_bench.report.differences import against_baseline, verdict
 from distill_bench.report.labels import name_value, parse_number, show_value
 from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
 from distill_bench.report.rows import COST, Row
 from distill_bench.report.run_views import runs_of, student_runs
 from distill_bench.report.stats import Interval, mean_interval
+from distill_bench.report.tables.differences import against_baseline, verdict
 from distill_bench.sample.roles import FLOOR
 from distill_bench.store.files import read_jsonl, write_bytes
 from distill_bench.store.runs import sweep_called

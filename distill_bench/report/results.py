@@ -4,18 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from distill_bench.report.csv_files import REWRITE, ResultsError, read_frame, read_texts
 from distill_bench.report.rows import COST, Row, group_rows
 from distill_bench.report.stats import Interval, crossed_interval, mean_interval
 from distill_bench.store.runs import sweep_called
 
-REWRITE = "`python -m distill_bench.report SWEEP` writes it again"
 MANIFEST = {  # keys of sweep.json
     "name",
     "question",
@@ -28,10 +27,6 @@ MANIFEST = {  # keys of sweep.json
     "notes",
     "provenance",
 }
-
-
-class ResultsError(ValueError):
-    """Results are missing or damaged; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -282,46 +277,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if missing:
         raise ResultsError(f"{path} has no {', '.join(sorted(missing))}; {REWRITE}")
     return manifest
-
-
-def read_frame(path: Path) -> pd.DataFrame:
-    """Read a CSV file with numbers as floats, switches as booleans and other cells as text.
-
-    Raises:
-        ResultsError: if the file is damaged.
-    """
-    frame = read_texts(path)
-    for name, column in frame.items():
-        cells = set(column) - {""}
-        if cells and cells <= {"True", "False"}:
-            frame[name] = column.map({"True": True, "False": False}).astype("boolean")
-            continue
-        try:
-            frame[name] = [float(cell) if cell else nan for cell in column]
-        except ValueError:
-            pass  # text
-    return frame
-
-
-def read_texts(path: Path) -> pd.DataFrame:
-    """Read a CSV file with every cell as text, "" if it is empty; an absent file is an empty frame.
-
-    Raises:
-        ResultsError: if a line lacks cells.
-    """
-    if not path.is_file():
-        return pd.DataFrame()
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # of the parser or of the encoding
-        raise ResultsError(f"{path} is cut off or damaged ({error}); {REWRITE}") from error
-    short = frame.index[frame.isna().any(axis="columns")]
-    if len(short) or not isinstance(frame.index, pd.RangeIndex):
-        line = short[0] + 2 if len(short) else 2
-        raise ResultsError(
-            f"{path}:{line} does not have one cell per column: it is cut off or damaged; {REWRITE}"
-        )
-    return frame
 
 
 def _require(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:

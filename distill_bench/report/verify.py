@@ -18,10 +18,10 @@ import numpy as np
 
 from distill_bench.report.data_files import data_files
 from distill_bench.report.digests import DATA, GIVEN, digests
-from distill_bench.report.formats import table_files
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, ResultsError, load
 from distill_bench.report.rows import Row
+from distill_bench.report.tables.files import table_files
 from distill_bench.store.files import read_json
 
 MOST = 20  # differences shown per file

@@ -118,7 +118,7 @@ class Board:
 def print_table(sweep: OpenSweep) -> None:
     """The headline table."""
     from distill_bench.report.results import COSTS, load
-    from distill_bench.report.tables import score_table
+    from distill_bench.report.tables.scores import score_table
 
     results = load(sweep.out / sweep.config.name)
     found = score_table(results, results.headline + COSTS[:1])

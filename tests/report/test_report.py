@@ -16,14 +16,14 @@ from stores import PROMPTS, RUNS, score, write_clips, write_lines, write_run, wr
 
 from distill_bench.report.__main__ import main
 from distill_bench.report.data_files import data_files
-from distill_bench.report.differences import differences
-from distill_bench.report.formats import table_files
-from distill_bench.report.latex import escape_latex
 from distill_bench.report.page import html, reading, report, wall
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, load
 from distill_bench.report.stats import Interval
-from distill_bench.report.tables import budget, equal_cost, score_table, show_interval
+from distill_bench.report.tables.differences import differences
+from distill_bench.report.tables.files import table_files
+from distill_bench.report.tables.latex import escape_latex
+from distill_bench.report.tables.scores import budget, equal_cost, score_table, show_interval
 
 
 def results_of(store: Path, folder: Path, **options) -> Results:

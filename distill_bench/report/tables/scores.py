@@ -6,15 +6,15 @@ from math import floor, isfinite, log10, nan
 
 import numpy as np
 
-from distill_bench.report.differences import (
-    Difference,
-    against_baseline,
-    comparisons,
-)
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import COST, SCORED, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
+from distill_bench.report.tables.differences import (
+    Difference,
+    against_baseline,
+    comparisons,
+)
 from distill_bench.sample.roles import STUDENT
 
 CAPTION = (

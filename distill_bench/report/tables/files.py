@@ -6,35 +6,25 @@ from typing import Any
 
 import pandas as pd
 
-from distill_bench.report.data_files import cells, csv_text
-from distill_bench.report.differences import (
+from distill_bench.report.csv_files import cells, csv_text
+from distill_bench.report.results import COSTS, Results
+from distill_bench.report.rows import COST, Row
+from distill_bench.report.stats import Interval, holm, mean_interval
+from distill_bench.report.tables.differences import (
     GAPS,
-    against_baseline,
     comparisons,
-    cost_ratio,
     differences,
     seeds_for_gaps,
     verdict,
 )
-from distill_bench.report.latex import latex_table
-from distill_bench.report.results import COSTS, Column, Results
-from distill_bench.report.rows import COST, Row
-from distill_bench.report.stats import Interval, holm, mean_interval
-from distill_bench.report.tables import (
+from distill_bench.report.tables.latex import latex_table
+from distill_bench.report.tables.markdown import markdown
+from distill_bench.report.tables.scores import (
     CAPTION,
-    Cell,
-    Table,
     budget,
-    differences_caption,
     equal_cost,
     equal_cost_caption,
-    equal_cost_differences,
-    equal_cost_differences_caption,
-    footnotes_of,
-    holm_head,
     score_table,
-    show_interval,
-    show_p,
     winner,
 )
 from distill_bench.sample.roles import STUDENT
@@ -53,7 +43,7 @@ def table_files(results: Results) -> dict[str, str]:
         "differences.csv": csv_text(_difference_frame(results)),
         "equal_cost_differences.csv": csv_text(_equal_cost_difference_frame(results)),
         "seeds_needed.csv": csv_text(_seeds_needed_frame(results)),
-        "table.md": _markdown(results, scores, at_cost),
+        "table.md": markdown(results, scores, at_cost),
         "table.tex": latex_table(results, scores, "", CAPTION),
         "equal_cost.tex": latex_table(results, at_cost, "-equal-cost", caption),
     }
@@ -192,65 +182,3 @@ def _interval_parts(column: str, interval: Interval | None) -> dict[str, Any]:
 def _six_digits(value: float) -> str:
     """Format the digits that do not depend on the order of a sum, "" for nan."""
     return f"{value:.6g}" if isfinite(value) else ""
-
-
-# --- Markdown ---
-
-
-def _markdown(results: Results, scores: Table, at_cost: Table) -> str:
-    parts = [results.question] if results.question else []
-    parts += ["## At the end of training", _markdown_table(scores), CAPTION]
-    parts += [f"[{number}] {text}." for number, text in footnotes_of(results, scores)]
-    parts += [f"Note: {note}." for note in results.manifest["notes"]]
-    parts += ["## At equal cost", _markdown_table(at_cost), equal_cost_caption(results)]
-    baseline, apart = results.baseline, equal_cost_differences(results)
-    if apart:
-        parts += [
-            f"## At equal cost: difference to {baseline.label}",
-            _markdown_table(apart),
-            equal_cost_differences_caption(results),
-        ]
-    if baseline and len(results.students) > 1:
-        for column in results.headline:
-            parts.append(f"## {column.heading}: difference to {baseline.label}")
-            parts.append(_markdown_differences(results, column, baseline))
-        parts.append(differences_caption(results))
-    provenance = results.manifest["provenance"].items()
-    parts.append(f"From {', '.join(f'{key} {value}' for key, value in provenance)}.")
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_differences(results: Results, column: Column, baseline: Row) -> str:
-    family = against_baseline(results, column, baseline)
-    lines = [["row", "seeds", "difference", holm_head(family), "favours", "cost"]]
-    for difference, p in family:
-        ratio = cost_ratio(difference.a, baseline)
-        lines.append(
-            [
-                difference.a.label,
-                str(difference.seeds),
-                show_interval(difference.interval, sign="+"),
-                show_p(p),
-                verdict(difference, p) or "neither",
-                f"{ratio:.2f} x" if ratio else "—",
-            ]
-        )
-    return _pipe_table(lines)
-
-
-def _markdown_table(table: Table) -> str:
-    lines = [table.heads]
-    for _, line in table.lines:
-        lines.append([_markdown_cell(cell) for cell in line])
-    return _pipe_table(lines)
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.best else cell.text
-    return text + "".join(f" [{mark}]" for mark in cell.marks)
-
-
-def _pipe_table(lines: Sequence[Sequence[str]]) -> str:
-    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
-    escaped.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

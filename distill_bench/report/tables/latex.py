@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from distill_bench.report.results import Results
-from distill_bench.report.tables import Cell, Table, footnotes_of, row_heads
+from distill_bench.report.tables.scores import Cell, Table, footnotes_of, row_heads
 
 COLUMNS = 3  # per float, beside the columns that name the row: the text width of `article`
 HINTS = (
