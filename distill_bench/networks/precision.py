@@ -4,7 +4,7 @@ An update of 1e-6 is lost in the 8 bits of a bfloat16 mantissa, so the optimiser
 masters.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,13 @@ class Masters(nn.Module):
         for name, parameter in self._net[0].named_parameters():
             if parameter is not self._masters[name]:
                 parameter.copy_(self._masters[name])
+
+
+def publish(trained: Iterable[nn.Module]) -> None:
+    """Copy updated float32 master weights into their bfloat16 networks; networks without masters are left alone."""
+    for net in trained:
+        if isinstance(net, Masters):
+            net.publish()
 
 
 def _take_gradient(parameter: Tensor, master: Tensor) -> None:

@@ -1,209 +1,152 @@
-"""What a run will need, before anything of it exists: peak memory by role and the step's FLOPs, from the teacher's configs alone.
+"""Rehearses a run's two phases on fake tensors, and counts the bytes that are alive at their worst moment.
 
-The trainer's own phases are rehearsed on fake tensors (shapes without data), and what is alive at their worst moment is counted:
-the method's code, the run's settings and the architecture decide, no formula of ours. `distill-bench cost SWEEP --memory`
-shows it; a training on a GPU that has less ends before its first step.
-
-Not counted: what `compile` saves, what a kernel holds inside, the allocator's rounding and fragments, the text encoder (gone by
-the first step), and the teacher's samples, where a method needs such data. Drawing a run's clips is rehearsed likewise:
-`sampling_peak`.
+The method's own code, the run's settings and the architecture decide; no formula of ours. Not counted: savings of
+`compile`, workspace inside kernels, rounding and fragments of the allocator, the text encoder (freed before the
+first step), and the teacher's samples of methods that need such data.
 """
 
-import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_bench.config.schema import RunConfig
 from distill_bench.draws import Draws
-from distill_bench.method import Batch, Loss
-from distill_bench.networks.pipeline import clips_per_batch
+from distill_bench.method import Loss
 from distill_bench.networks.precision import Masters
-from distill_bench.plan.fake import FakeDraws, LiveBytes, device_bytes, held_back_bytes, total_bytes
-from distill_bench.plan.outline import outline
+from distill_bench.plan.fake import FakeDraws, fake_tensors
+from distill_bench.plan.live_bytes import LiveBytes, device_bytes, offloaded_bytes, total_bytes
+from distill_bench.plan.outline import Outline, outline
 from distill_bench.plan.prediction import MOMENTS, Prediction
-from distill_bench.sample.sampler import Latents, Sampler
 from distill_bench.teachers.architectures import architecture_called
-from distill_bench.teachers.kinds import Pipeline
-from distill_bench.train.extras import needs_of
-from distill_bench.train.trainer import Trainer, trained_in
-
-FEW_FRAMES = (
-    3,
-    5,
-)  # latent ones; the first of a clip is one of its own kind, and CogVideoX decodes two at a time
+from distill_bench.train.assemble import assemble
+from distill_bench.train.inputs import Provider, needs_of
+from distill_bench.train.phase import Phase
+from distill_bench.train.processes import OneProcess
+from distill_bench.train.reuse import Samples
+from distill_bench.train.run import Run
 
 
-class Rehearsal(Trainer):
-    """A trainer on fake tensors: its phases run forwards and backwards, and no optimiser steps."""
+def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tuple[Prediction, int]:
+    """The prediction for networks of a given depth, and the unsharded bytes that FSDP would add to a phase.
 
-    def __init__(self, config: RunConfig, layers: tuple[int, int], processes: int) -> None:
-        self.layers, self.processes, self.live = layers, processes, LiveBytes()
-        self.stages: dict[str, tuple[int, ...]] = {}
-        super().__init__(Path("rehearsal"), config)
-
-    def _place(self) -> tuple[int, int, torch.device]:
-        return self.processes, 0, torch.device("cpu")
-
-    def _pipeline(self) -> Pipeline:
-        self.outline = outline(self.config, self.layers)
-        return self.outline
-
-    def _extras(self, pipeline: Pipeline) -> dict[str, Callable[[Draws], dict[str, Tensor]]]:
-        text = pipeline.encode_text([""])
-
-        def rows(draws: Draws) -> dict[str, Tensor]:
-            n = len(draws.indices)
-            x0, noise = (torch.empty(n, *self.latent_shape, dtype=self.dtype) for _ in range(2))
-            return {"x0": x0, "noise": noise, "text": text.expand(n, -1, -1).to(self.dtype)}
-
-        return dict.fromkeys(needs_of(self.config), rows)
-
-    def _batch_of(self, draws: Draws) -> Batch:
-        return super()._batch_of(
-            FakeDraws(**{f.name: getattr(draws, f.name) for f in dataclasses.fields(draws)})
-        )
-
-    def _exit_step(self, batch: Batch) -> int:
-        return 0  # the steps before the exit keep nothing
-
-    def _update(self, role: str, phase: str, loss_of: Callable[[Batch, int], Loss]) -> None:
-        count, self.live.peaks = self.ledger.add, [self.live.now]
-
-        def add(*passed: object) -> None:
-            self.live.mark()
-            count(*passed)
-
-        self.ledger.add = add
-        self._backward(role, phase, loss_of)
-        self.ledger.add, self.stages[role] = count, tuple(self.live.peaks)
-        for name, optimiser in self.optimisers.items():
-            if trained_in(role, name):
-                optimiser.zero_grad(set_to_none=True)
-
-    def prediction(self) -> Prediction:
-        """Run both phases and add up."""
-        config = self.config
-        with self.live:
-            samples = self.update_student()
-            if self.fake_score is not None:
-                self.update_fake_score(0, samples if config.reuse_rollout else None)
-            del samples
-        base = {"teacher": self.nets.unguided_teacher.net}
-        nets = {"student": self.student, "fake_score": self.fake_score} | base
-        weights = {role: device_bytes(net) for role, net in nets.items() if net is not None}
-        roles = {role: net for role, net in self.trained.items() if role != "modules"}
-        trained = {role: total_bytes(net.parameters()) for role, net in roles.items()}
-        masters = {
-            role: trained[role]
-            - total_bytes(
-                p for p in net.parameters() if any(p is q for q in nets[role].parameters())
-            )
-            if isinstance(net, Masters)
-            else 0
-            for role, net in roles.items()
-        }
-        heads = total_bytes(self.modules.parameters())
-        vae = self.outline.vae
-        other = (
-            total_bytes([self.texts.null_text])
-            + (0 if vae is None else total_bytes(vae.parameters()))
-            + (1 + MOMENTS) * heads
-        )
-        gradients = {
-            "student": trained["student"],
-            "fake_score": trained.get("fake_score", 0) + heads,
-        }
-        flops = {
-            role: self.ledger.flops.get(role, self.ledger.flops["student"])
-            for role in ("student", "fake_score", "teacher")
-        }
-        flops["target"] = flops["student"]
-        return Prediction(
-            weights=weights,
-            masters=masters,
-            gradients={role: gradients[role] for role in self.stages},
-            moments={role: MOMENTS * size for role, size in trained.items()},
-            ema=total_bytes(self.ema.values()),
-            other=other,
-            stages=self.stages,
-            flops=flops,
-            held_back=held_back_bytes(base["teacher"]),
-        )
-
-    def in_flight(self) -> int:
-        """Bytes of what FSDP has whole at once: of a role two blocks, one at work and the next, and of one that is trained the
-        gradients of one, and these again in float32 where they are reduced.
-        """
-        most = 0
-        for role, net in (("teacher", self.nets.unguided_teacher.net), *self.roles.items()):
-            if role == "modules":
-                continue
-            blocks = [list(block.parameters()) for block in architecture_called(net).blocks(net)]
-            inside = {parameter for block in blocks for parameter in block}
-            parts = [
-                *blocks,
-                [parameter for parameter in net.parameters() if parameter not in inside],
-            ]
-            size, wide = (
-                max(map(of, parts))
-                for of in (total_bytes, lambda part: sum(4 * p.numel() for p in part))
-            )
-            most = max(most, 2 * size if role == "teacher" else 3 * size + max(size, wide))
-        return most
-
-
-class RehearsedSampler(Sampler):
-    """A sampler on fake tensors: what it would draw together is drawn once, and what is alive meanwhile counted."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config, self.device, self.dtype = (
+    Args:
+        blocks: of the teacher, of the student.
+        processes: ranks that share the batch.
+    """
+    # the steps before the exit keep nothing: FakeDraws exits at the first
+    config = config.model_copy(update={"exit_step": "random"})
+    with fake_tensors():
+        pipeline = outline(config, blocks)
+        run = assemble(
             config,
-            torch.device("cpu"),
-            getattr(torch, config.protocol.precision),
+            pipeline,
+            OneProcess(torch.device("cpu"), processes),
+            _extras(config, pipeline),
+            draws=FakeDraws,
         )
-        self.pipeline = outline(config)
-        self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
-        self.seeds = list(range(min(clips_per_batch(config), config.protocol.clips)))
-        self.texts = self.pipeline.texts([""] * len(self.seeds))
+        return _prediction(run, pipeline, _stages(run)), _in_flight(run)
 
-    def peak(self) -> int:
-        """The most bytes at once on the device: of the student's rows or of the teacher's."""
-        vae, decoding = self.pipeline.vae, self._decoding()
-        beside = total_bytes([self.texts.null_text]) + (
-            0 if vae is None else total_bytes(vae.parameters())
-        )
-        student = self.placed(self.pipeline.student())
-        drawing = {student: self.student(student), self._teacher.net: self.teacher(1, self.seeds)}
-        return beside + max(
-            device_bytes(net) + max(passes, decoding) for net, passes in drawing.items()
-        )
 
-    def _clips(self, seeds: list[int], latents: Latents) -> int:
-        return self._most(lambda: latents(self._noises(seeds), self.texts.rows(range(len(seeds)))))
+def _extras(config: RunConfig, pipeline: Outline) -> dict[str, Provider]:
+    """Extra data of the right shape for each need of the run."""
+    text = pipeline.encode_text([""])
+    shape = pipeline.latent_shape(config.frames, config.height, config.width)
 
-    def _decoding(self) -> int:
-        """Of many latent frames by few: beyond these each needs as much more."""
-        channels, frames, *size = self.shape
+    def rows(draws: Draws) -> dict[str, Tensor]:
+        n = len(draws.indices)
+        x0 = torch.empty(n, *shape, dtype=draws.dtype)
+        return {
+            "x0": x0,
+            "noise": torch.empty_like(x0),
+            "text": text.expand(n, -1, -1).to(draws.dtype),
+        }
 
-        def at(some: int) -> int:
-            latents = torch.empty(len(self.seeds), channels, some, *size)
-            return self._most(lambda: self.pipeline.decode(latents))
+    return dict.fromkeys(needs_of(config), rows)
 
-        few, more = FEW_FRAMES
-        return (
-            at(frames)
-            if frames <= more
-            else at(few) + (at(more) - at(few)) * (frames - few) // (more - few)
-        )
 
-    @torch.no_grad()
-    def _most(self, do: Callable[[], object]) -> int:
-        with LiveBytes() as live:
-            do()
-        return max(live.peaks)
+def _stages(run: Run) -> dict[str, tuple[int, ...]]:
+    """The most live bytes of each stage (from one network pass to the next) of both phases, by phase."""
+    live = LiveBytes()
+    count = run.ledger.add
 
-    def _noise(self, seed: int, step: int) -> Tensor:
-        return torch.empty(*self.shape)
+    def add(*passed: object) -> None:
+        live.mark()
+        count(*passed)
+
+    def stages(phase: Phase, losses: Iterable[Loss]) -> tuple[int, ...]:
+        live.restart()
+        phase.backward(losses)
+        peaks = tuple(live.peaks)
+        phase.zero_grad()
+        return peaks
+
+    run.ledger.add = add
+    kept: list[Samples | None] = []
+    with live:
+        by_phase = {"student": stages(run.student, run.student_losses(kept))}
+        if run.fake_score is not None:
+            by_phase["fake_score"] = stages(run.fake_score, run.fake_score_losses(0, kept))
+    run.ledger.add = count
+    return by_phase
+
+
+def _prediction(run: Run, pipeline: Outline, stages: Mapping[str, tuple[int, ...]]) -> Prediction:
+    """Adds up what a run holds."""
+    teacher = run.nets.unguided_teacher.net
+    nets = {role: net for role, net in run.networks.items() if role != "modules"}
+    trained = {role: run.trained[role] for role in nets}
+    sizes = {role: total_bytes(net.parameters()) for role, net in trained.items()}
+    modules = total_bytes(run.networks["modules"].parameters())
+    vae = 0 if pipeline.vae is None else total_bytes(pipeline.vae.parameters())
+    gradients = {
+        "student": sizes["student"],
+        "fake_score": sizes.get("fake_score", 0) + modules,
+    }
+    flops = {
+        role: run.ledger.flops.get(role, run.ledger.flops["student"])
+        for role in ("student", "fake_score", "teacher", "target")
+    }
+    return Prediction(
+        weights={role: device_bytes(net) for role, net in {**nets, "teacher": teacher}.items()},
+        masters={role: _master_bytes(trained[role], net) for role, net in nets.items()},
+        gradients={role: gradients[role] for role in stages},
+        moments={role: MOMENTS * size for role, size in sizes.items()},
+        ema=total_bytes(run.average.weights.values()),
+        other=total_bytes([run.nets.null_text]) + vae + (1 + MOMENTS) * modules,
+        stages=stages,
+        flops=flops,
+        held_back=offloaded_bytes(teacher),
+    )
+
+
+def _master_bytes(trained: nn.Module, net: nn.Module) -> int:
+    """Bytes of the float32 masters beside a network; weights that are their own masters count nothing."""
+    if not isinstance(trained, Masters):
+        return 0
+    own = {id(parameter) for parameter in net.parameters()}
+    return total_bytes(parameter for parameter in trained.parameters() if id(parameter) not in own)
+
+
+def _in_flight(run: Run) -> int:
+    """Peak unsharded bytes under FSDP2.
+
+    Two gathered blocks (the current and the prefetched one) and, for a trained role, the gradients of one block
+    plus their float32 copy during the reduce-scatter.
+    """
+    most = 0
+    roles = {"teacher": run.nets.unguided_teacher.net, **run.networks}
+    del roles["modules"]
+    for role, net in roles.items():
+        blocks = [list(block.parameters()) for block in architecture_called(net).blocks(net)]
+        in_blocks = {parameter for block in blocks for parameter in block}
+        units = [*blocks, [p for p in net.parameters() if p not in in_blocks]]
+        size = _largest(total_bytes, units)
+        in_float32 = _largest(lambda unit: sum(4 * p.numel() for p in unit), units)
+        trained = size + max(size, in_float32)
+        most = max(most, 2 * size + (0 if role == "teacher" else trained))
+    return most
+
+
+def _largest(size: Callable[[list[Tensor]], int], units: list[list[Tensor]]) -> int:
+    return max(map(size, units))

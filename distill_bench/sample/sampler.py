@@ -13,7 +13,7 @@ ranks there are, so that no bit depends on either.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_bench.config.schema import RunConfig
+from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.draws import generator
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
@@ -42,20 +42,24 @@ Latents = Callable[
 class Sampler:
     """The prompts, seeds and starting noises of a protocol; every row begins from the same noise."""
 
-    def __init__(self, config: RunConfig, store: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        store: Path | None = None,
+        *,
+        pipeline: Pipeline | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> None:
+        """Load the run's pipeline and choose the protocol's prompts, unless they are given."""
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.config, protocol = config, config.protocol
-        self.device = ranks().device
-        self.pipeline: Pipeline = pipeline_of(config, self.device, store)
-        self.dtype = getattr(torch, protocol.precision)
+        self.config = config
+        self.pipeline = pipeline or pipeline_of(config, ranks().device, store)
+        self.device = self.pipeline.device
+        self.dtype = getattr(torch, config.protocol.precision)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
-        known = self.pipeline.prompts()
-        order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
-        # two clips a prompt: clips of one prompt must differ, and that is scored
-        distinct = min(len(known), math.ceil(protocol.clips / 2))
-        self.prompts = [known[order[i % distinct]] for i in range(protocol.clips)]
-        self.seeds = [protocol.seed + i for i in range(protocol.clips)]
+        self.prompts = list(prompts or protocol_prompts(self.pipeline.prompts(), config.protocol))
+        self.seeds = [config.protocol.seed + i for i in range(len(self.prompts))]
         self.texts = self.pipeline.texts(self.prompts)
 
     def placed(self, net: torch.nn.Module, offload: bool = False) -> torch.nn.Module:
@@ -66,13 +70,13 @@ class Sampler:
 
     def student(self, net: torch.nn.Module) -> ClipSource:
         """Clips in the student's own steps, without guidance."""
-        config = self.config
+        return self._clips(self.seeds, self.student_latents(net))
+
+    def student_latents(self, net: torch.nn.Module) -> Latents:
+        """The student's rollout from given noises."""
         denoiser = self._denoiser(net, "student")
-        sigmas = student_sigmas(config.nfe, config.shift).to(self.device)
-        return self._clips(
-            self.seeds,
-            lambda noises, text: rollout(denoiser, noises, sigmas, text, config.stepping),
-        )
+        sigmas = student_sigmas(self.config.nfe, self.config.shift).to(self.device)
+        return lambda noises, text: rollout(denoiser, noises, sigmas, text, self.config.stepping)
 
     def facts(self, net: torch.nn.Module) -> dict[str, np.ndarray]:
         """What the teacher's kind knows exactly of the student's distribution; for a network of unknown density nothing."""
@@ -83,18 +87,23 @@ class Sampler:
 
     def teacher(self, steps: int, seeds: list[int]) -> ClipSource:
         """Clips by `steps` Euler steps of the guided teacher."""
-        batched = self.config.guidance_forwards == "batched"
+        return self._clips(seeds, self.teacher_latents(steps))
+
+    def teacher_latents(self, steps: int) -> Latents:
+        """`steps` Euler steps of the guided teacher from the first of the given noises."""
         guided = Guided(
-            self._teacher, self.texts.null_text, self.config.protocol.teacher_guidance, batched
+            self._denoiser(self.teacher_net, "teacher"),
+            self.texts.null_text,
+            self.config.protocol.teacher_guidance,
+            self.config.guidance_forwards == "batched",
         )
         sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
-        return self._clips(seeds, lambda noises, text: euler(guided, noises[0], sigmas, text))
+        return lambda noises, text: euler(guided, noises[0], sigmas, text)
 
     @cached_property
-    def _teacher(self) -> Denoiser:
-        return self._denoiser(
-            self.placed(self.pipeline.transformer, self.config.teacher_offload), "teacher"
-        )
+    def teacher_net(self) -> torch.nn.Module:
+        """The teacher's network, placed to sample."""
+        return self.placed(self.pipeline.transformer, self.config.teacher_offload)
 
     def _denoiser(self, net: torch.nn.Module, role: str) -> Denoiser:
         return Denoiser(
@@ -131,3 +140,13 @@ class Sampler:
 
     def _noise(self, seed: int, step: int) -> Tensor:
         return self.pipeline.draw(self.shape, step, generator("sample", seed, step))
+
+
+def protocol_prompts(known: Sequence[str], protocol: ProtocolConfig) -> list[str]:
+    """The prompts that a protocol samples, in a random order of its seed: two clips per prompt.
+
+    Clips of one prompt must differ, and that is scored.
+    """
+    order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
+    distinct = min(len(known), math.ceil(protocol.clips / 2))
+    return [known[order[i % distinct]] for i in range(protocol.clips)]

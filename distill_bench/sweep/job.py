@@ -40,8 +40,9 @@ from distill_bench.store.runs import output_file, record_outside, result_of
 from distill_bench.store.stop import Stopped, StopRequest
 from distill_bench.sweep.provenance import code_fingerprint, dirty_diff, provenance
 from distill_bench.train import checkpoint
-from distill_bench.train.extras import needs_of, providers
-from distill_bench.train.loop import train
+from distill_bench.train.extras import providers
+from distill_bench.train.inputs import needs_of
+from distill_bench.train.loop import ended, train
 
 # How a worker process ends: its run has a result, was stopped in time to go on later, or is in other hands.
 DONE, STOPPED, ELSEWHERE, FAILED = 0, 3, 4, 1
@@ -72,7 +73,8 @@ def execute(
     try:
         if mine is not None:
             _record(mine.attempt, run_dir, allow_changed_code)
-        check_memory(load_run(run_dir))
+        if ended(run_dir) is None:
+            check_memory(load_run(run_dir))
         summary = train(run_dir, stop if mine is None else lambda: stop() or mine.taken_over)
         if mine is None:
             if summary["status"] != "stopped" and checkpoint.students(run_dir):

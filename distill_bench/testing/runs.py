@@ -1,4 +1,4 @@
-"""TODO: testing.runs."""
+"""Runs of one method on a tiny pipeline, and the frame of a conformance check."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,8 @@ import yaml
 from distill_bench.config.resolve import resolve
 from distill_bench.method import Method
 from distill_bench.testing.tiny import tiny_clips, tiny_pipeline
-from distill_bench.train.trainer import Trainer
+from distill_bench.train.run import Run
+from distill_bench.train.setup import build_from
 
 BASE = {
     "student_updates": 1,
@@ -31,63 +32,69 @@ BASE = {
 
 
 class Runs:
-    """Makes run folders of one method on a tiny pipeline in `folder`; all with `fields`, for instance an adapter."""
+    """Makes runs of one method on a tiny pipeline.
+
+    Args:
+        method: a name as in a sweep, a class, or a run's `method` with its fields.
+        folder: receives the pipeline, its clips and the run folders.
+        prefix: of the run folders; two `Runs` in one folder need different ones.
+        fields: of every run, for instance an adapter.
+    """
 
     def __init__(
         self,
         method: str | type[Method] | Mapping[str, Any],
         folder: Path,
         prefix: str = "0",
-        fields: Mapping[str, Any] = {},
-    ) -> None:  # noqa: B006 - never changed
+        fields: Mapping[str, Any] | None = None,
+    ) -> None:
         if isinstance(method, type):
             method = f"{method.__module__}:{method.__qualname__}"
         self.method = {"name": method} if isinstance(method, str) else dict(method)
-        self.folder, self.prefix, self.fields, self.made = folder, prefix, fields, 0
         self.name = ", ".join(str(value) for value in self.method.values())
+        self.folder = folder
+        self.prefix = prefix
+        self.fields = dict(fields or {})
+        self.made = 0
 
     def make(self, **fields: Any) -> Path:
-        """A run folder with the given fields over BASE."""
+        """A new run folder; `fields` override those of all runs, and these the tiny default."""
         teacher, data = self.folder / "tiny-wan", self.folder / "clips"
         if not teacher.is_dir():
             tiny_pipeline(teacher)
             tiny_clips(data)
         self.made += 1
-        run = self.folder / "runs" / f"conformance-{self.prefix}-{self.made}"
-        run.mkdir(parents=True)
-        config = resolve(
-            BASE
-            | {"teacher": str(teacher), "data": str(data), "method": self.method}
-            | dict(self.fields)
-            | fields
-        )
-        (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        return run
+        run_dir = self.folder / "runs" / f"conformance-{self.prefix}-{self.made}"
+        run_dir.mkdir(parents=True)
+        own = {"teacher": str(teacher), "data": str(data), "method": self.method}
+        config = resolve(BASE | own | self.fields | fields)
+        (run_dir / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        return run_dir
 
-    def trainer(self, **fields: Any) -> Trainer:
-        """The trainer of such a run."""
-        return Trainer(self.make(**fields))
+    def build(self, **fields: Any) -> Run:
+        """A new run, built and not yet trained."""
+        return build_from(self.make(**fields))
 
     @functools.cached_property
-    def untrained(self) -> Trainer:
-        """One that stays as it began, for checks that only look at losses."""
-        return self.trainer()
+    def untrained(self) -> Run:
+        """A run that nobody trains, for checks that only look at losses."""
+        return self.build()
 
 
 @contextmanager
 def named(method: str, check: str) -> Iterator[None]:
-    """Whatever goes wrong inside is an AssertionError that names the method and the check."""
+    """Turn any error inside into an AssertionError that names the method and the check."""
     try:
         yield
     except Exception as error:
-        said = str(error).strip() or "no message"
+        message = str(error).strip() or "no message"
         if not isinstance(error, AssertionError):
-            said = f"{type(error).__name__}: {said.splitlines()[0]}"
-        raise AssertionError(f"{method}: {check}: {said}") from error
+            message = f"{type(error).__name__}: {message.splitlines()[0]}"
+        raise AssertionError(f"{method}: {check}: {message}") from error
 
 
 def conformance(check: Callable[[Runs], None]) -> Callable[[Runs], None]:
-    "A conformance test, all of whose failures are `named`."
+    """Decorate a conformance check: its failures name the method and the check."""
 
     @functools.wraps(check)
     def checked(runs: Runs) -> None:

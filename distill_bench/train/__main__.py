@@ -1,4 +1,4 @@
-"""TODO: train.__main__."""
+"""`python -m distill_bench.train RUN_FOLDER`: train one run."""
 
 import argparse
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 from distill_bench.config.resolve import load_run
 from distill_bench.plan.memory import check_memory
 from distill_bench.store.stop import StopRequest
-from distill_bench.train.loop import train
+from distill_bench.train.loop import ended, train
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: train one run folder."""
+    """Train one run folder from the command line."""
     parser = argparse.ArgumentParser(
         prog="distill_bench.train", description=train.__doc__.splitlines()[0]
     )
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
     options = parser.parse_args(argv)
     try:
-        if not (options.run / "train.json").is_file():
+        if ended(options.run) is None:
             check_memory(load_run(options.run))
         summary = train(options.run, StopRequest().listen())
     except ValueError as error:

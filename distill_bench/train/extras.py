@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
 from distill_bench.draws import Draws, generator
 from distill_bench.networks.denoiser import Denoiser, Guided
@@ -25,21 +24,13 @@ from distill_bench.store.claims import once
 from distill_bench.store.files import read_jsonl, write_bytes
 from distill_bench.teachers.kinds import Pipeline
 from distill_bench.teachers.texts import Texts
+from distill_bench.train.inputs import Provider
 
 ODE_PAIRS, ODE_STEPS = 256, 24
 REAL_LATENTS, FIRST_KEY = (
     432,
     2_000_000,
 )  # keys of rendered clips that neither teacher nor evaluators have seen
-
-Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
-
-
-def needs_of(config: RunConfig) -> frozenset[str]:
-    """What a run needs: its method's own, and real latents where the student begins from them."""
-    return method_of(config).needs | (
-        {"real_latents"} if config.student_input == "real_data" else set()
-    )
 
 
 def providers(

@@ -1,57 +1,63 @@
-"""TODO: train.loop."""
+"""The only training loop: one student update, then `fake_score_updates` fake-score updates, until the end.
+
+`python -m distill_bench.train RUN_FOLDER` trains the run that RUN_FOLDER/run.yaml describes. The loop knows no
+method and no setting: `distill_bench.train.setup` turns both into the objects that it calls.
+"""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distill_bench.config.resolve import evaluated_updates
-from distill_bench.store.files import read_json, write_json
-from distill_bench.train.progress import Progress_
-from distill_bench.train.trainer import Collapsed, Trainer
+from distill_bench.config.resolve import load_run
+from distill_bench.store.files import read_json
+from distill_bench.train.phase import Collapsed
+from distill_bench.train.records import Records
+from distill_bench.train.run import Run
+from distill_bench.train.setup import build
 
 
 def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
-    """Train the run in `run_dir` to its end, or until `stop()` is true at the end of an update, and return its summary.
+    """Train a run from its newest checkpoint to its end, or until `stop()` is true after an update.
 
-    Writes train.jsonl, checkpoints/, students/ and train.json. The summary has `status` "done", "collapsed" (with `reason`) or
-    "stopped" (checkpointed; train again to go on).
+    Writes train.jsonl, checkpoints/, students/ and train.json, whose content is returned: cost, seconds, peak
+    memory and `status` "done", "collapsed" (with a `reason`) or "stopped" (train again to go on).
     """
-    summary = read_json(run_dir / "train.json")
-    if summary is not None and summary["status"] != "stopped":
+    summary = ended(run_dir)
+    if summary is not None:
         return summary
-    trainer = Trainer(run_dir)
-    trainer.resume()
-    config, status, reason = trainer.config, "done", None
-    evaluated = set(evaluated_updates(config))
-    try:
-        with Progress_(trainer.accelerator.is_main_process) as report:
-            while trainer.student_updates < config.student_updates:
-                began = time.perf_counter()
-                samples = trainer.update_student()
-                trainer.after_student_update()
-                for index in range(config.fake_score_updates or 0):
-                    trainer.update_fake_score(
-                        index, samples if config.reuse_rollout and index == 0 else None
-                    )
-                trainer.student_updates += 1
-                trainer.seconds += time.perf_counter() - began
+    run = build(load_run(run_dir), run_dir.parent)
+    records = Records(run, run_dir)
+    records.resume()
+    return finish(run, records, stop)
 
-                at_end = trainer.student_updates == config.student_updates
-                stopping = not at_end and trainer.any_rank(stop())
-                if at_end or trainer.student_updates % config.log_every == 0:
-                    report(trainer.log(), config.student_updates)
-                if trainer.student_updates in evaluated:
-                    trainer.save_student()
-                if at_end or stopping or trainer.student_updates % config.checkpoint_every == 0:
-                    trainer.save()
-                if stopping:
-                    status = "stopped"
-                    break
+
+def finish(run: Run, records: Records, stop: Callable[[], bool] = lambda: False) -> dict:
+    """Train a run that was built to its end, or until `stop()`; returns its summary."""
+    try:
+        with records:
+            while run.student_updates < run.config.student_updates:
+                began = time.perf_counter()
+                update(run)
+                run.seconds += time.perf_counter() - began
+                if records.write(stop):
+                    return records.end("stopped")
     except Collapsed as error:
-        status, reason = "collapsed", f"{error} at student update {trainer.student_updates}"
-        trainer.save()
-    summary = trainer.summary() | {"status": status, "reason": reason}
-    if trainer.accelerator.is_main_process:
-        write_json(run_dir / "train.json", summary)
-    trainer.accelerator.end_training()
-    return summary
+        records.save()
+        return records.end("collapsed", f"{error} at student update {run.student_updates}")
+    return records.end("done")
+
+
+def update(run: Run) -> None:
+    """One student update with its fake-score updates."""
+    kept = run.update_student()
+    run.after_student_update()
+    for index in range(run.fake_score_updates):
+        run.update_fake_score(index, kept)
+        kept = []  # the student's samples are reused once
+    run.student_updates += 1
+
+
+def ended(run_dir: Path) -> dict | None:
+    """The summary of a training that is done or collapsed; None if there is something left to train."""
+    summary = read_json(run_dir / "train.json")
+    return summary if summary is not None and summary["status"] != "stopped" else None

@@ -1,19 +1,19 @@
-"""Signals that say something about a training, which the losses of this family do not: under 1/n they are free of scale.
+"""Signals of a training that its losses do not show: with the 1/n normaliser those are free of scale.
 
-All on the same training prompts and the same noise, which no update sees, at every call, so that a curve shows the training
-and not the draws; on samples of the student's last step, as clips are made, so that runs of several seeds compare. Keys of
-train.jsonl:
+Every call uses the same training prompts and the same noise, which no update sees, so that a curve shows the
+training and not the draws. The samples are of the student's last step, as clips are made, so that seeds compare.
+Keys of train.jsonl:
 
-    x0_gradient_norm/<term>              root mean square over elements of the term's gradient at x0, times their number
+    x0_gradient_norm/<term>              root mean square of the term's gradient at x0, times the number of elements
     x0_gradient_cosine/<term>/<term>     between two terms' gradients at x0
-    score_gap/sigma_<low>-<high>         mean |x0_fake - x0_teacher| / n on these samples, by noise level
-    fake_score_error/sigma_<low>-<high>  mean (x0 - x0_fake)^2 on them: the posterior variance and the fake score's tracking lag
-    tracking_lag/sigma_<low>-<high>      mean (x0_exact - x0_fake)^2, the lag alone: where the teacher offers the exact fake score
+    score_gap/sigma_<low>-<high>         mean |x0_fake - x0_teacher| / n of the samples, by noise level
+    fake_score_error/sigma_<low>-<high>  mean (x0 - x0_fake)^2: posterior variance plus tracking lag of the fake score
+    tracking_lag/sigma_<low>-<high>      mean (x0_exact - x0_fake)^2, the lag alone, if the teacher offers x0_exact
 
-A term that does not pass x0 (a regression on another prediction of the student's) has no gradient there, and none of the first
-two.
+A term without a gradient at x0 (a regression on another prediction of the student) has neither of the first two.
 """
 
+import dataclasses
 from itertools import combinations
 
 import torch
@@ -21,69 +21,92 @@ from torch import Tensor
 
 from distill_bench.method import Batch, Denoise, Method, Nets, dmd_normaliser, mean_per_sample
 from distill_bench.noise import add_noise
+from distill_bench.train.run import Run
 
 SIGNAL_SAMPLES = 8
 SIGMA_BINS = 4
 
 
+def signals_of(run: Run) -> dict[str, float]:
+    """The signals of a run now; its clock, ledger and weights stay as they are."""
+    last_step = dataclasses.replace(
+        run.student_input.exit_step, steps=run.student_input.exit_step.steps[-1:]
+    )
+    student_input = dataclasses.replace(run.student_input, exit_step=last_step)
+    nets = dataclasses.replace(run.nets, rollout=student_input.samples, exit_sigma=last_step.sigma)
+    modules = run.networks["modules"]
+    state = {key: value.clone() for key, value in modules.state_dict().items()}
+    run.student.only_trainable()
+    run.ledger.enabled = False
+    try:
+        batch = run.batches.drawn(0, "signals", range(SIGNAL_SAMPLES))
+        return signals(run.method, nets, batch, run.exact_fake_score)
+    finally:
+        run.ledger.enabled = True
+        modules.load_state_dict(state)
+
+
 def signals(
     method: Method, nets: Nets, batch: Batch, exact: Denoise | None = None
 ) -> dict[str, float]:
-    """The signals of a method on a batch; the student's weights must be trainable, no gradient is left behind.
+    """The signals of a method on a batch; leaves no gradient behind.
 
-    `exact` is the fake score that would track the student perfectly, where it is known.
+    Args:
+        nets: with a student whose weights require gradients.
+        exact: the fake score in closed form, if it is known.
     """
     loss = method.student_loss(nets, batch)
     if loss.x0 is None:
         return {}
-    found = _gradients(loss.terms, loss.x0) if loss.x0.requires_grad else {}
-    return found | (
-        by_sigma(nets, batch, loss.x0.detach(), exact) if nets.fake_score is not None else {}
-    )
+    values = gradient_signals(loss.terms, loss.x0) if loss.x0.requires_grad else {}
+    if nets.fake_score is not None:
+        values |= score_signals(nets, batch, loss.x0.detach(), exact)
+    return values
 
 
-def _gradients(terms: dict[str, Tensor], x0: Tensor) -> dict[str, float]:
-    gradients = {
-        name: torch.autograd.grad(term, x0, retain_graph=True, allow_unused=True)[0]
-        for name, term in terms.items()
-        if term.requires_grad
+def gradient_signals(terms: dict[str, Tensor], x0: Tensor) -> dict[str, float]:
+    """Norms of the terms' gradients at x0 (B, C, T, H, W), and cosines between them."""
+    gradients = {}
+    for name, term in terms.items():
+        if term.requires_grad:
+            (gradient,) = torch.autograd.grad(term, x0, retain_graph=True, allow_unused=True)
+            if gradient is not None:
+                gradients[name] = gradient
+    values = {
+        f"x0_gradient_norm/{name}": float(gradient.norm()) * gradient.numel() ** 0.5
+        for name, gradient in gradients.items()
     }
-    gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-    found = {
-        f"x0_gradient_norm/{name}": float(g.norm()) * g.numel() ** 0.5
-        for name, g in gradients.items()
-    }
-    for (one, a), (other, b) in combinations(gradients.items(), 2):
-        found[f"x0_gradient_cosine/{one}/{other}"] = float(
-            torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)
-        )
-    return found
+    for (name, a), (other, b) in combinations(gradients.items(), 2):
+        cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+        values[f"x0_gradient_cosine/{name}/{other}"] = float(cosine)
+    return values
 
 
 @torch.no_grad()
-def by_sigma(
+def score_signals(
     nets: Nets, batch: Batch, x0: Tensor, exact: Denoise | None = None
 ) -> dict[str, float]:
-    """Score gap and the fake score's error on samples x0 (B, C, T, H, W), by noise level; sample i falls in bin i mod bins."""
+    """Score gap and error of the fake score on samples x0 (B, C, T, H, W), by noise level.
+
+    Sample i falls in bin i mod SIGMA_BINS.
+    """
     bins = torch.arange(len(x0), device=x0.device) % SIGMA_BINS
     width = (batch.sigma_max - batch.sigma_min) / SIGMA_BINS
     sigma = batch.sigma_min + width * (bins + batch.draws.uniform("signals/sigma"))
     x_t = add_noise(x0, batch.noise("signals/noise"), sigma)
-    x0_fake, x0_teacher = (
-        nets.fake_score(x_t, sigma, batch.text),
-        nets.teacher(x_t, sigma, batch.text),
-    )
-    values = {
+    x0_fake = nets.fake_score(x_t, sigma, batch.text)
+    x0_teacher = nets.teacher(x_t, sigma, batch.text)
+    by_sample = {
         "score_gap": mean_per_sample((x0_fake - x0_teacher).abs()) / dmd_normaliser(x0, x0_teacher),
         "fake_score_error": mean_per_sample((x0 - x0_fake).square()),
     }
     if exact is not None:
-        values["tracking_lag"] = mean_per_sample((exact(x_t, sigma, batch.text) - x0_fake).square())
-    found = {}
+        lag = exact(x_t, sigma, batch.text) - x0_fake
+        by_sample["tracking_lag"] = mean_per_sample(lag.square())
+    values = {}
     for i in range(SIGMA_BINS):
         low, high = batch.sigma_min + width * i, batch.sigma_min + width * (i + 1)
-        found |= {
-            f"{name}/sigma_{low:.2f}-{high:.2f}": float(v.flatten()[bins == i].mean())
-            for name, v in values.items()
-        }
-    return found
+        for name, value in by_sample.items():
+            mean = value.flatten()[bins == i].mean()
+            values[f"{name}/sigma_{low:.2f}-{high:.2f}"] = float(mean)
+    return values

@@ -1,9 +1,9 @@
-"""One student update and one fake-score update at size, and what each setting buys: `make bench-gpu`.
+"""Seconds and memory of both updates at size, and the gain of each setting: `make bench-gpu`.
 
-For the shape of Wan2.1-T2V-1.3B at 81 frames of 480x832, with random weights in bfloat16, one clip a batch, on one GPU: seconds
-(median of rounds), model FLOPs utilisation (the FLOPs that the ledger counts, over seconds and the device's peak; forwards that
-checkpointing runs again are none) and peak memory beside the predicted one. Every row differs from the first in one thing. What
-does not fit is a row that says so. `--device cpu --size tiny` runs the same in seconds, to see that it does.
+Uses the shape of Wan2.1-T2V-1.3B at 81 frames of 480x832, with random weights in bfloat16, one clip per batch, on one
+GPU. Prints seconds (median of rounds), model FLOPs utilisation (the ledger's FLOPs over seconds and the device's peak;
+forwards that checkpointing runs again do not count) and peak memory beside the predicted one. Each row differs from
+the first in one setting; a row that does not fit says so. `--device cpu --size tiny` tries the command in seconds.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,10 +26,10 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.networks.ledger import PASSES
 from distill_bench.plan.memory import predicted
 from distill_bench.plan.outline import Outline, outline
-from distill_bench.teachers.folder import outlines, teacher_folder
-from distill_bench.teachers.kinds import Pipeline
+from distill_bench.teachers.folder import outlines
 from distill_bench.testing.tiny import tiny_pipeline
-from distill_bench.train.trainer import Trainer
+from distill_bench.train.assemble import assemble
+from distill_bench.train.processes import OneProcess
 
 PEAKS = {
     "H100": 989e12,
@@ -81,8 +82,8 @@ HEADINGS = (
 )
 
 
-class Made(Outline):
-    """A pipeline of random weights: what a network has learnt changes no second and no byte."""
+class RandomPipeline(Outline):
+    """A pipeline of random weights and texts: values change neither seconds nor bytes."""
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         return torch.randn_like(super().encode_text(prompts)).to(self.device)
@@ -91,33 +92,22 @@ class Made(Outline):
         return ["one"]
 
 
-class Measured(Trainer):
-    """A trainer whose pipeline is made up."""
-
-    def __init__(self, config: RunConfig, folder: Path, device: torch.device) -> None:
-        self.folder, self.wanted = folder, device
-        super().__init__(Path(tempfile.mkdtemp()) / "run", config)
-
-    def _place(self) -> tuple[int, int, torch.device]:
-        return 1, 0, self.wanted
-
-    def _check_memory(self) -> None:
-        """What does not fit is to be seen here."""
-
-    def _pipeline(self) -> Pipeline:
-        with torch.device(self.wanted):
-            found = outline(self.config)
-        return Made(
-            found.folder,
-            found.architecture,
-            self.wanted,
-            transformer=found.transformer,
-            vae=None,
-            student_folder=found.student_folder,
-        )
+def random_pipeline(config: RunConfig, device: torch.device) -> RandomPipeline:
+    """The pipeline of a run without its autoencoder, with random weights on `device`."""
+    with torch.device(device):
+        shapes = outline(config)
+    return RandomPipeline(
+        shapes.folder,
+        shapes.architecture,
+        device,
+        transformer=shapes.transformer,
+        vae=None,
+        student_folder=shapes.student_folder,
+    )
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of a call, including the device's work."""
     began = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -125,71 +115,74 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def measure(
-    config: RunConfig, folder: Path, device: torch.device, rounds: int
-) -> dict[str, float | None]:
-    """Seconds of both updates, FLOPs of both, and peak bytes, which nothing counts on a processor."""
+@dataclass(frozen=True)
+class Measurement:
+    """Medians over rounds: seconds by phase, FLOPs of both phases, peak bytes (None on a CPU)."""
+
+    student_seconds: float
+    fake_score_seconds: float
+    flops: float
+    peak: int | None
+
+
+def measure(config: RunConfig, device: torch.device, rounds: int) -> Measurement:
+    """Measure the updates of a run."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trainer = Measured(config, folder, device)
-    took: dict[str, list[float]] = {"student": [], "fake_score": []}
-    updates = {
-        "student": trainer.update_student,
-        "fake_score": lambda: trainer.update_fake_score(0, None),
-    }
-    flops = {}
-    for number in range(rounds + 1):  # the first warms up
-        for role, update in updates.items():
-            trainer.ledger.counts.clear()
+    run = assemble(config, random_pipeline(config, device), OneProcess(device), extras={})
+    updates = {"student": run.update_student, "fake_score": lambda: run.update_fake_score(0)}
+    took: dict[str, list[float]] = {phase: [] for phase in updates}
+    flops: dict[str, float] = {}
+    for round_ in range(rounds + 1):  # the first warms up
+        for phase, update in updates.items():
+            run.ledger.counts.clear()
             spent = seconds(update, device)
-            if number:
-                took[role].append(spent)
-            counts = trainer.ledger.counts.items()
-            flops[role] = sum(
-                PASSES[k] * n * trainer.ledger.flops[r] for r, row in counts for k, n in row.items()
+            if round_:
+                took[phase].append(spent)
+            flops[phase] = sum(
+                PASSES[kind] * count * run.ledger.flops[role]
+                for role, row in run.ledger.counts.items()
+                for kind, count in row.items()
             )
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {f"{role} s": statistics.median(times) for role, times in took.items()} | {
-        "flops": sum(flops.values()),
-        "peak": peak,
-    }
+    return Measurement(
+        statistics.median(took["student"]),
+        statistics.median(took["fake_score"]),
+        sum(flops.values()),
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
 
 
 def row(
-    name: str,
+    method: str,
     setting: str,
     config: RunConfig,
-    folder: Path,
     device: torch.device,
     rounds: int,
     peak_flops: float | None,
-):
+) -> tuple[str, ...]:
     """One line of the table."""
     needs = f"{predicted(config).peak / 2**30:.3g}"
+    plain = setting == "plain attention"
+    # a network's own `set_attention_backend` would stay for the rows that follow
+    backend = attention_backend("_native_math") if plain else contextlib.nullcontext()
     try:
-        # a network's own `set_attention_backend` would stay for the rows that follow
-        with (
-            attention_backend("_native_math")
-            if setting == "plain attention"
-            else contextlib.nullcontext()
-        ):
-            found = measure(config, folder, device, rounds)
+        with backend:
+            measured = measure(config, device, rounds)
     except torch.OutOfMemoryError:
-        return name, setting, "does not fit", "does not fit", "-", "-", needs
+        return method, setting, "does not fit", "does not fit", "-", "-", needs
     finally:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    spent = found["student s"] + found["fake_score s"]
-    peak = "-" if found["peak"] is None else f"{found['peak'] / 2**30:.3g}"
-    used = "-" if peak_flops is None else f"{found['flops'] / spent / peak_flops:.1%}"
+    spent = measured.student_seconds + measured.fake_score_seconds
+    utilisation = "-" if peak_flops is None else f"{measured.flops / spent / peak_flops:.1%}"
     return (
-        name,
+        method,
         setting,
-        f"{found['student s']:.3g}",
-        f"{found['fake_score s']:.3g}",
-        used,
-        peak,
+        f"{measured.student_seconds:.3g}",
+        f"{measured.fake_score_seconds:.3g}",
+        utilisation,
+        "-" if measured.peak is None else f"{measured.peak / 2**30:.3g}",
         needs,
     )
 
@@ -225,10 +218,7 @@ def main(argv: list[str] | None = None) -> int:
             for setting, changed in ROWS.items():
                 if setting not in options.skip:
                     config = resolve(REFERENCE | shape | {"method": fields} | changed)
-                    folder = teacher_folder(config.teacher)
-                    lines.append(
-                        row(method, setting, config, folder, device, options.rounds, peak_flops)
-                    )
+                    lines.append(row(method, setting, config, device, options.rounds, peak_flops))
                     print("  ".join(lines[-1]), flush=True)
     size = f"{shape['frames']} frames of {shape['height']}x{shape['width']}"
     table = [HEADINGS, ["---"] * len(HEADINGS), *lines]

@@ -12,7 +12,6 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
-from distill_bench.draws import Draws
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
@@ -23,7 +22,8 @@ from distill_bench.sample.run import sample
 from distill_bench.testing.checks import check_optimiser_steps, check_resume
 from distill_bench.testing.runs import Runs
 from distill_bench.train.loop import train
-from distill_bench.train.trainer import Trainer
+from distill_bench.train.setup import build_from
+from distill_bench.train.signals import signals_of
 
 BASE = {
     "teacher": "gaussian",
@@ -207,11 +207,10 @@ def test_signals_are_logged_and_cost_nothing(tmp_path):
 
 def test_signals_are_of_the_last_step_whatever_exit_the_seed_would_draw(tmp_path):
     """At seed 4 the first of four steps would be drawn, where this method has no score term."""
-    trainer = Trainer(run_folder(tmp_path, "run", method="dp_dmd", nfe=4, seed=4))
-    assert (
-        trainer._exit_step(trainer._batch_of(Draws(4, 0, "signals", range(2), trainer.device))) == 0
-    )
-    assert trainer.signals()["x0_gradient_norm/kl"] > 0
+    run = build_from(run_folder(tmp_path, "run", method="dp_dmd", nfe=4, seed=4))
+    batch = run.batches.drawn(0, "signals", range(2))
+    assert run.student_input.exit_step.step(batch) == 0
+    assert signals_of(run)["x0_gradient_norm/kl"] > 0
 
 
 def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():
@@ -262,15 +261,14 @@ def test_a_preset_is_written_out_under_what_the_run_states():
 
 
 def test_input_only_and_full_backward_give_one_gradient_and_are_counted_apart(tmp_path):
-    trainer = Runs("dmd2", tmp_path).trainer()
-    net, ledger = Denoiser(trainer.fake_score, "fake_score", trainer.ledger), trainer.ledger
-    x_t = torch.randn(
-        2, *trainer.latent_shape, generator=torch.Generator().manual_seed(0)
-    ).requires_grad_()
-    sigma, text = torch.tensor([0.3, 0.8]), torch.cat([trainer.texts[0], trainer.texts[1]])
+    run = Runs("dmd2", tmp_path).build()
+    net, ledger = run.nets.fake_score, run.ledger
+    batch = run.batches.drawn(0, "student", range(2))
+    x_t = batch.noise("x").requires_grad_()
+    sigma, text = torch.tensor([0.3, 0.8]), batch.text
     gradients = []
     for weights in (False, True):
-        trainer.fake_score.requires_grad_(weights)
+        net.net.requires_grad_(weights)
         net(x_t, sigma, text).square().sum().backward()
         gradients.append(x_t.grad.clone())
         x_t.grad = None
@@ -283,36 +281,36 @@ def test_input_only_and_full_backward_give_one_gradient_and_are_counted_apart(tm
 
 
 def test_features_stop_at_their_block_and_cost_their_share(tmp_path):
-    trainer = Runs("dmd2", tmp_path).trainer()
-    net, x = trainer.nets.unguided_teacher, torch.randn(4, *trainer.latent_shape)
-    sigma, text = torch.full((4,), 0.5), trainer.texts[0].expand(4, -1, -1)
+    run = Runs("dmd2", tmp_path).build()
+    net, batch = run.nets.unguided_teacher, run.batch("student")
+    x, sigma, text = batch.noise("x"), torch.full((4,), 0.5), batch.text
     ran = []
     for i, block in enumerate(net.net.blocks):
         block.register_forward_hook(lambda *_, i=i: ran.append(i))
     tokens = net.features(x, sigma, text, 0.5)
     assert tokens.shape == (4, tokens.shape[1], 24) and ran == [0]
-    assert trainer.ledger.counts["teacher"]["forward"] == 0.5
+    assert run.ledger.counts["teacher"]["forward"] == 0.5
     whole = net(x, sigma, text)
     assert (
         whole.shape == x.shape
         and ran == [0, 0, 1]
-        and trainer.ledger.counts["teacher"]["forward"] == 1.5
+        and run.ledger.counts["teacher"]["forward"] == 1.5
     )
 
 
 def test_real_data_come_from_a_folder_and_count_by_content(tmp_path):
     runs = Runs("consistency", tmp_path)
-    trainer = runs.trainer()
-    batch = trainer._batch("student", 0)
+    run = runs.build()
+    batch = run.batch("student")
     data = batch.extra("real_latents")
-    assert data["x0"].shape == (4, *trainer.latent_shape) and torch.equal(
+    assert data["x0"].shape == (4, *batch.latent_shape) and torch.equal(
         data["x0"], batch.extra("real_latents")["x0"]
     )
-    assert trainer.config.data_hash != resolve({"method": "consistency"}).data_hash
+    assert run.config.data_hash != resolve({"method": "consistency"}).data_hash
     with pytest.raises(ConfigError, match=r"it lacks clips.npy, manifest.jsonl"):
         resolve({"method": "consistency", "data": str(tmp_path / "nowhere")})
     with pytest.raises(ValueError, match="render them at the run's frames"):
-        runs.trainer(frames=9)
+        runs.build(frames=9)
 
 
 @pytest.mark.parametrize("check", [check_resume, check_optimiser_steps])

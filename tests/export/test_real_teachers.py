@@ -32,7 +32,7 @@ from distill_bench.sample.run import sample
 from distill_bench.teachers.architectures import architecture_of
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
-from distill_bench.train.trainer import Trainer
+from distill_bench.train.setup import build_from
 
 pytestmark = pytest.mark.slow
 
@@ -314,9 +314,9 @@ def test_a_student_smaller_than_its_teacher(teachers, tmp_path):
     }
     diffusers.WanTransformer3DModel.from_config(config).save_pretrained(small / "transformer")
     run = make_run(teachers / "wan21", tmp_path / "store", "run", method="dmd2", student=str(small))
-    trainer = Trainer(run)
-    assert trainer.student.config.num_layers == trainer.fake_score.config.num_layers == 1
-    assert trainer.ledger.weight("teacher") > 1.5 and trainer.ledger.weight("fake_score") == 1
+    built = build_from(run)
+    assert all(built.networks[role].config.num_layers == 1 for role in ("student", "fake_score"))
+    assert built.ledger.weight("teacher") > 1.5 and built.ledger.weight("fake_score") == 1
     assert train(run)["status"] == "done"
     pipe, clips = opened(pipeline.export(run, tmp_path / "student")), load_clips(sample(run)[-1])
     assert pipe.transformer.config.num_layers == 1

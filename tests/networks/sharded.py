@@ -1,8 +1,9 @@
-"""What each of two processes does in test_sharding.py: trains the run folders given, `FOLDER:stop` for one update alone.
+"""Trains run folders in each of two processes for test_sharding.py; `FOLDER:stop` trains one update alone.
 
-Writes FOLDER/held.json: by role the share of its weights that this process (the first) held before it trained, and their bytes.
-Of a folder with peak in its name, peak.json: how many bytes more than between its updates it held at once in the second. The
-allocator maps what is large by itself (MALLOC_MMAP_THRESHOLD_) and counts it for all threads: collectives free buffers in others.
+Writes FOLDER/held.json: the share of each role's weights that rank 0 holds before training, and their bytes. For a
+folder with "peak" in its name, writes peak.json: bytes that the second update holds at its worst moment beyond those
+held between updates. The allocator maps large blocks one by one (MALLOC_MMAP_THRESHOLD_) and counts them for all
+threads: collectives free buffers in threads of their own.
 """
 
 import ctypes
@@ -16,48 +17,52 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill_bench.networks.sharding import local
 from distill_bench.store.files import write_json
-from distill_bench.train import loop, trainer
+from distill_bench.train.loop import finish, update
+from distill_bench.train.records import Records
+from distill_bench.train.run import Run
+from distill_bench.train.setup import build_from
 
 
-class Watched(trainer.Trainer):
-    """Says what it holds."""
+def train(run_dir: Path, stops: bool) -> None:
+    """Train a run folder; `stops` after one update."""
+    run = build_from(run_dir)
+    records = Records(run, run_dir)
+    records.resume()
+    held = weights_held(run)
+    if records.writes:
+        write_json(run_dir / "held.json", held)
+    if "peak" in run_dir.name:
+        update(run)
+        peak = peak_of_update(run)
+        if records.writes:
+            write_json(run_dir / "peak.json", peak)
+    finish(run, records, stop=lambda: stops)
 
-    def resume(self) -> None:
-        super().resume()
-        nets = {**self.trained, "teacher": self.nets.unguided_teacher.net}
-        held = {
-            role: sum(local(p).numel() for p in net.parameters())
-            / sum(p.numel() for p in net.parameters())
-            for role, net in nets.items()
-            if any(True for _ in net.parameters())
-        }
-        held |= {
-            "moving average": sum(local(v).numel() for v in self.ema.values())
-            / sum(v.numel() for v in self.ema.values())
-        }
-        size = {
-            role: sum(local(p).numel() * p.element_size() for p in net.parameters())
-            for role, net in nets.items()
-        }
-        if self.accelerator.is_main_process:
-            write_json(self.run_dir / "held.json", {"shares": held, "bytes": size})
 
-    def update_student(self) -> list:
-        self.watch = "peak" in self.run_dir.name and self.student_updates == 1
-        if not self.watch:
-            return super().update_student()
-        gc.collect()
-        self.before = mapped()
-        with Mapped() as self.most:
-            return super().update_student()
+def weights_held(run: Run) -> dict[str, dict[str, float]]:
+    """By role, the share of the weights that this process holds, and their bytes."""
+    nets = {**run.trained, "teacher": run.nets.unguided_teacher.net}
+    weights = {role: list(net.parameters()) for role, net in nets.items()}
+    shares = {role: share_held(tensors) for role, tensors in weights.items() if tensors}
+    shares["moving average"] = share_held(list(run.average.weights.values()))
+    sizes = {
+        role: sum(local(p).numel() * p.element_size() for p in tensors)
+        for role, tensors in weights.items()
+    }
+    return {"shares": shares, "bytes": sizes}
 
-    def update_fake_score(self, *inputs: object) -> None:
-        if not self.watch:
-            return super().update_fake_score(*inputs)
-        with self.most:
-            super().update_fake_score(*inputs)
-        if self.accelerator.is_main_process:
-            write_json(self.run_dir / "peak.json", self.most.bytes - self.before)
+
+def share_held(tensors: list[torch.Tensor]) -> float:
+    return sum(local(t).numel() for t in tensors) / sum(t.numel() for t in tensors)
+
+
+def peak_of_update(run: Run) -> int:
+    """Bytes that an update holds at its worst moment beyond those held before it."""
+    gc.collect()
+    before = mapped()
+    with Mapped() as most:
+        update(run)
+    return most.bytes - before
 
 
 class Mapped(TorchDispatchMode):
@@ -102,11 +107,9 @@ def mapped() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # the end of a training destroys the process group, and ranks that meet again at once may miss each other: one for all runs
-    with (
-        mock.patch("torch.distributed.destroy_process_group"),
-        mock.patch.object(loop, "Trainer", Watched),
-    ):
+    # The end of a training destroys the process group, and ranks that join a new one at once may miss each
+    # other: keep one group for all runs.
+    with mock.patch("torch.distributed.destroy_process_group"):
         for argument in sys.argv[1:]:
             folder, _, stop = argument.partition(":")
-            loop.train(Path(folder), stop=lambda stop=stop: bool(stop))
+            train(Path(folder), stops=bool(stop))

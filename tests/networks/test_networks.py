@@ -27,7 +27,8 @@ from distill_bench.testing import checks, tiny
 from distill_bench.testing.runs import Runs
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
-from distill_bench.train.trainer import Trainer
+from distill_bench.train.records import Records
+from distill_bench.train.setup import build_from
 
 ADAPTER = {"rank": 2, "alpha": 4.0, "targets": ["to_q", "to_v", "ffn.net.2"]}
 SHARED_GRAPH = {"name": "sgmd", "preset": "paper"}
@@ -109,17 +110,17 @@ def test_gradient_checkpointing_runs_each_block_once_more_a_backward(make_run):
     counted = {}
     for on in (False, True):
         trainer, calls = (
-            Trainer(
+            build_from(
                 make_run(f"{on}", gradient_checkpointing=on, exit_step="last", guidance_scale=1.0)
             ),
             [],
         )
         for role in ("student", "fake_score"):
-            getattr(trainer, role).blocks[0].register_forward_pre_hook(
+            trainer.networks[role].blocks[0].register_forward_pre_hook(
                 lambda *_, role=role, calls=calls: calls.append(role)
             )
         trainer.update_student()
-        trainer.update_fake_score(0, None)
+        trainer.update_fake_score(0)
         counted[on] = {role: calls.count(role) for role in ("student", "fake_score")}
     assert counted[False] == {"student": 4, "fake_score": 2}
     assert counted[True] == {"student": 5, "fake_score": 3}
@@ -142,8 +143,8 @@ def test_sequential_guidance_and_an_offloaded_teacher_change_no_number(method, m
 
 
 def test_sequential_guidance_is_batched_guidance_in_float32(make_run):
-    trainer = Trainer(make_run("run"))
-    batch = trainer._batch("student", 0)
+    trainer = build_from(make_run("run"))
+    batch = trainer.batch("student")
     x_t, sigma = batch.noise("x"), batch.sigma("s")
     batched = trainer.nets.teacher(x_t, sigma, batch.text)
     trainer.nets.teacher.batched = False
@@ -211,12 +212,12 @@ def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run
         fake_score_lr=1e-6,
         student_updates=1,
     )
-    trainer = Trainer(run)
+    trainer = build_from(run)
     started = {
         role: {k: p.detach().clone() for k, p in trainer.trained[role].named_parameters()}
         for role in ("student", "fake_score")
     }
-    net = dict(trainer.student.named_parameters())
+    net = dict(trainer.networks["student"].named_parameters())
     assert (
         net["blocks.0.attn1.to_q.weight"].dtype
         == net["blocks.0.ffn.net.2.weight"].dtype
@@ -274,14 +275,14 @@ def test_a_run_in_bfloat16_resumes_in_the_same_bits(make_run):
 
 def test_a_hook_that_moves_weights_moves_the_masters(make_run):
     run = make_run("ida", method="ida", precision="bfloat16", weights="bfloat16")
-    trainer = Trainer(run)
+    trainer = build_from(run)
     trainer.update_student()
     student, fake_score = (
         dict(trainer.trained[role].named_parameters()) for role in ("student", "fake_score")
     )
     expected = {k: torch.lerp(p, student[k], 0.03) for k, p in fake_score.items()}
     trainer.after_student_update()
-    net = dict(trainer.fake_score.named_parameters())
+    net = dict(trainer.networks["fake_score"].named_parameters())
     for name, value in expected.items():
         torch.testing.assert_close(fake_score[name], value)
         assert torch.equal(net[name], value.to(net[name].dtype))
@@ -291,13 +292,17 @@ def test_a_hook_that_moves_weights_moves_the_masters(make_run):
 
 
 def test_all_roles_share_one_base_and_train_their_own_adapters_alone(make_run):
-    trainer = Trainer(make_run("lora", adapter=ADAPTER, method="sgmd"))
-    nets = [trainer.student, trainer.fake_score, trainer.nets.unguided_teacher.net]
+    trainer = build_from(make_run("lora", adapter=ADAPTER, method="sgmd"))
+    nets = [
+        trainer.networks["student"],
+        trainer.networks["fake_score"],
+        trainer.nets.unguided_teacher.net,
+    ]
     assert len({id(net.net) for net in nets}) == 1
     # per block q and v of self- and cross-attention (24 x 24) and the second layer of the feed-forward (32 x 24), rank 2
     expected = 2 * (4 * 2 * (24 + 24) + 2 * (32 + 24))
     for role in ("student", "fake_score"):
-        assert sum(p.numel() for p in trainer.roles[role].parameters()) == expected
+        assert sum(p.numel() for p in trainer.networks[role].parameters()) == expected
         assert (
             sum(
                 p.numel()
@@ -309,19 +314,19 @@ def test_all_roles_share_one_base_and_train_their_own_adapters_alone(make_run):
 
 
 def test_the_teacher_is_the_base_whatever_the_adapters_are(make_run, tiny_wan):
-    trainer = Trainer(make_run("lora", adapter=ADAPTER, student_lr=0.1))
-    batch = trainer._batch("student", 0)
+    trainer = build_from(make_run("lora", adapter=ADAPTER, student_lr=0.1))
+    batch = trainer.batch("student")
     inputs = batch.noise("x"), batch.sigma("s"), batch.text
     for _ in range(2):
         trainer.update_student()
-        trainer.update_fake_score(0, None)
+        trainer.update_fake_score(0)
     with torch.no_grad():
         alone = Denoiser(load_transformer(tiny_wan), "teacher", Ledger(1))(*inputs)
         assert torch.equal(trainer.nets.unguided_teacher(*inputs), alone)
         student, fake_score = trainer.nets.student(*inputs), trainer.nets.fake_score(*inputs)
         assert not torch.allclose(student, alone) and not torch.allclose(student, fake_score)
-        activate(trainer.student.net, ["student"])
-        merged = merge_adapter(trainer.student.net)
+        activate(trainer.networks["student"].net, ["student"])
+        merged = merge_adapter(trainer.networks["student"].net)
         assert "lora" not in " ".join(merged.state_dict())
         torch.testing.assert_close(
             Denoiser(merged, "student", Ledger(1))(*inputs), student, rtol=1e-5, atol=1e-5
@@ -374,9 +379,9 @@ def test_the_samples_are_of_the_adapted_student(make_run, tiny_wan):
         net,
         resolve(yaml.safe_load((run / "run.yaml").read_text())).adapter,
     )
-    trainer = Trainer(run)
-    trainer.resume()
-    batch = trainer._batch("student", 0)
+    trainer = build_from(run)
+    Records(trainer, run).resume()
+    batch = trainer.batch("student")
     inputs = batch.noise("x"), batch.sigma("s"), batch.text
     with torch.no_grad():
         assert torch.equal(

@@ -6,13 +6,16 @@ from typing import ClassVar
 
 import pytest
 import torch
-import yaml
 
 from distill_bench.config.resolve import resolve
+from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss, Method, Nets, renoise
 from distill_bench.plan.command import main
 from distill_bench.plan.cost import declared, priced
-from distill_bench.train.trainer import Trainer
+from distill_bench.train import phase
+from distill_bench.train.inputs import exits
+from distill_bench.train.loop import update
+from distill_bench.train.setup import build
 
 BASE = {
     "teacher": "gaussian",
@@ -170,32 +173,36 @@ def test_the_table_comes_out_by_declaration(row):
 @pytest.mark.parametrize(
     "row", [row for row in TABLE if row not in ("dmd2 paper, one step", "f_distill")]
 )
-def test_the_table_comes_out_by_counting(row, tmp_path, monkeypatch):
+def test_the_table_comes_out_by_counting(row, tmp_path):
     """One update at each exit step in turn; features of a share of the blocks need blocks: the conformance tests count those."""
     fields, student, fake_score, teacher, *_ = TABLE[row]
-    counted = folded(counted_by_exit(fields, tmp_path, monkeypatch))
+    counted = folded(counted_by_exit(fields, tmp_path))
     assert counted == {"student": student, "fake_score": fake_score, "teacher": teacher}
 
 
-def counted_by_exit(fields: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+def counted_by_exit(fields: dict, store: Path) -> dict:
     """The ledger's counts of one update, as a mean over the exit steps."""
-    run = tmp_path / "runs" / "one"
-    run.mkdir(parents=True)
     config = resolve(BASE | fields)
-    (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    trainer = Trainer(run)
-    exits = trainer._exits()
-    for step in exits:
-        monkeypatch.setattr(trainer, "_exit_step", lambda _, step=step: step)
-        samples = trainer.update_student()
-        for index in range(config.fake_score_updates or 0):
-            trainer.update_fake_score(
-                index, samples if config.reuse_rollout and index == 0 else None
-            )
-    return {
-        role: {kind: n / len(exits) for kind, n in row.items()}
-        for role, row in trainer.ledger.counts.items()
-    }
+    steps = exits(config)
+    counts = {}
+    for step in range(len(steps)):
+        run = build(config, store, draws=exiting_at(step))
+        update(run)
+        for role, row in run.ledger.counts.items():
+            mean = counts.setdefault(role, dict.fromkeys(row, 0.0))
+            for kind, count in row.items():
+                mean[kind] += count / len(steps)
+    return counts
+
+
+def exiting_at(step: int) -> type[Draws]:
+    """Draws under which every rollout ends at `step`."""
+
+    class Exiting(Draws):
+        def shared_integer(self, purpose: str, high: int) -> int:
+            return step
+
+    return Exiting
 
 
 @dataclass(frozen=True)
@@ -216,13 +223,12 @@ def test_the_released_code_of_sgmd_pays_for_what_it_throws_away(tmp_path, monkey
     """18.0 where 14.0 are needed: the ledger of the passes which that code runs."""
     # it freezes nothing: its student's backward computes weight gradients of the fake score, which the next phase drops
     monkeypatch.setattr(
-        Trainer,
-        "_freeze_all_but",
-        lambda self, role: [net.requires_grad_(True) for net in self.roles.values()],
+        phase,
+        "only_trainable",
+        lambda networks, _: [net.requires_grad_(True) for net in networks.values()],
     )
-    counted = counted_by_exit(
-        {"method": f"{__name__}:SGMDAsReleased", "fake_score_updates": 1}, tmp_path, monkeypatch
-    )
+    fields = {"method": f"{__name__}:SGMDAsReleased", "fake_score_updates": 1}
+    counted = counted_by_exit(fields, tmp_path)
     assert folded(counted) == {"student": (5, 2), "fake_score": (3, 4), "teacher": (4, 0)}
     assert priced(counted, {}) == 18.0
     assert priced(counted, {"teacher": 14, "student": 1.3}) == pytest.approx(57.1, abs=0.06)

@@ -19,15 +19,16 @@ from distill_bench.config.sweep_file import load_sweep
 from distill_bench.networks.offload import Streamed
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.networks.text_pipeline import load_texts
-from distill_bench.plan import command, memory, outline, prediction, rehearsal
+from distill_bench.plan import command, memory, outline, prediction, sampling
 from distill_bench.plan.memory import predicted, step_flops
-from distill_bench.plan.prediction import too_large, too_large_to_sample
+from distill_bench.plan.too_large import gib, too_large, too_large_to_sample
 from distill_bench.registry import methods
 from distill_bench.sample.sampler import Sampler
 from distill_bench.teachers.contents import read_config
 from distill_bench.teachers.folder import is_outline, outlines, teacher_folder
 from distill_bench.testing import tiny
-from distill_bench.train.trainer import Trainer
+from distill_bench.train.loop import update
+from distill_bench.train.setup import build_from
 
 BASE = {
     "method": "dmd2",
@@ -93,16 +94,10 @@ def measured(run: Path, trace: Path) -> tuple[int, int]:
     The first by looking at every tensor, the second by what torch's profiler sees the allocator give and take.
     """
     before = sum(alive().values())
-    trainer = Trainer(run)
-
-    def update() -> None:
-        samples = trainer.update_student()
-        trainer.after_student_update()
-        trainer.update_fake_score(0, samples if trainer.config.reuse_rollout else None)
-
-    update()
+    built = build_from(run)
+    update(built)
     held = sum(alive().values()) - before
-    return held, most_allocated(update, trace)
+    return held, most_allocated(lambda: update(built), trace)
 
 
 def most_allocated(do: Callable[[], object], trace: Path) -> int:
@@ -178,7 +173,7 @@ def test_the_predicted_peak_of_drawing_clips_is_the_measured_one(
     monkeypatch.setattr(DiffusersPipeline, "decode", lambda self, latents: latents)
     config = resolve(BASE | {"teacher": str(small_wan), "protocol": {"clips": 8}} | fields)
     sampler = Sampler(config, tmp_path)
-    nets = {"teacher": sampler._teacher.net, "student": sampler.placed(sampler.pipeline.student())}
+    nets = {"teacher": sampler.teacher_net, "student": sampler.placed(sampler.pipeline.student())}
     rows = {
         "teacher": sampler.teacher(2, sampler.seeds),
         "student": sampler.student(nets["student"]),
@@ -207,7 +202,7 @@ def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch)
         BASE | {"teacher": str(tmp_path / name), "frames": 33, "height": height, "width": width}
     )
     found = memory.sampling_peak(config)
-    monkeypatch.setattr(rehearsal, "FEW_FRAMES", (0, 100))
+    monkeypatch.setattr(sampling, "FEW_FRAMES", (0, 100))
     assert found == pytest.approx(memory.sampling_peak(config), rel=0.1)
 
 
@@ -295,9 +290,7 @@ def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wa
     assert too_large(found, found.peak, config) is None
     line = too_large(found, found.peak - 1, config)
     assert (
-        prediction.gib(found.peak) in line
-        and "adapter: {rank: 32}" in line
-        and "accumulation above 1" in line
+        gib(found.peak) in line and "adapter: {rank: 32}" in line and "accumulation above 1" in line
     )
     assert "gradient_checkpointing" not in line and "\n" not in line
     line = too_large_to_sample(2**30, 2**29, config)

@@ -207,6 +207,6 @@ def test_a_method_may_make_no_samples_of_its_own_and_then_has_none_to_reuse(fold
         check(runs)
     with pytest.raises(
         ValueError,
-        match="Broken: its student's phase makes no samples to reuse: `reuse_rollout: false`",
+        match="Broken: the student's phase makes no samples to reuse; set `reuse_rollout: false`",
     ):
         train(runs.make(reuse_rollout=True))

@@ -13,7 +13,7 @@ from runs import assert_same_weights, weights
 from distill_bench.sample.run import sample
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
-from distill_bench.train.trainer import Trainer
+from distill_bench.train.setup import build_from
 
 
 @pytest.mark.slow
@@ -112,22 +112,21 @@ def test_the_ledger_equals_the_count_by_hand(fake_score_updates, accumulation, m
 
 
 def test_a_phase_trains_its_own_role_alone(make_run):
-    trainer = Trainer(make_run("run", method="sgmd"))
-    before = {
-        role: [p.detach().clone() for p in net.parameters()] for role, net in trainer.roles.items()
-    }
+    run = build_from(make_run("run", method="sgmd"))
+    nets = run.networks
+    before = {role: [p.detach().clone() for p in net.parameters()] for role, net in nets.items()}
 
     def moved(role: str) -> bool:
         return any(
             not torch.equal(p, q)
-            for p, q in zip(trainer.roles[role].parameters(), before[role], strict=True)
+            for p, q in zip(nets[role].parameters(), before[role], strict=True)
         )
 
-    trainer.update_student()
+    run.update_student()
     assert moved("student") and not moved("fake_score")
-    assert all(p.grad is None for p in trainer.fake_score.parameters())
-    before["student"] = [p.detach().clone() for p in trainer.student.parameters()]
-    trainer.update_fake_score(0, None)
+    assert all(p.grad is None for p in nets["fake_score"].parameters())
+    before["student"] = [p.detach().clone() for p in nets["student"].parameters()]
+    run.update_fake_score(0)
     assert moved("fake_score") and not moved("student")
 
 

@@ -1,0 +1,199 @@
+"""Conformance checks that look at a method's losses and their graphs, without a training."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_bench.method import Batch, Loss, Passes
+from distill_bench.registry import find_method
+from distill_bench.testing.runs import Runs, conformance
+from distill_bench.train.run import Run
+
+
+@conformance
+def check_losses(runs: Runs) -> None:
+    """Terms of both phases are finite scalars with a gradient; those of the student's samples pass `Loss.x0`.
+
+    A term on another prediction of the student (a regression) need not pass `Loss.x0`.
+    """
+    run = runs.untrained
+    rollouts: list[Tensor] = []
+
+    def rollout(batch: Batch) -> Tensor:
+        rollouts.append(run.nets.rollout(batch))
+        return rollouts[-1]
+
+    run.student.only_trainable()
+    batch = run.batch("student")
+    loss = run.method.student_loss(dataclasses.replace(run.nets, rollout=rollout), batch)
+    _check_terms("the student's", loss)
+    if loss.x0 is None:
+        assert not rollouts, (
+            "the student's phase makes a rollout, and Loss.x0 is None: give the samples"
+        )
+    else:
+        expected = (len(batch.text), *batch.latent_shape)
+        assert loss.x0.shape == expected, (
+            f"Loss.x0 is {tuple(loss.x0.shape)}, not samples of {expected}"
+        )
+        # samples that no term uses are for the fake score alone, and need no gradient
+        for_fake_score = rollouts and not _reaches(loss.total, rollouts)
+        assert _reaches(loss.total, [loss.x0]) or for_fake_score, (
+            "no term has a gradient at Loss.x0: give the samples that the terms are made of, "
+            "with their graph"
+        )
+    if run.fake_score is not None:
+        _check_terms("the fake score's", fake_score_loss(run))
+
+
+def _check_terms(phase: str, loss: Loss) -> None:
+    assert isinstance(loss, Loss), f"{phase} loss is a {type(loss).__name__}, not a Loss"
+    assert loss.terms, f"{phase} loss has no terms"
+    for name, term in loss.terms.items():
+        scalar = isinstance(term, Tensor) and term.ndim == 0
+        kind = getattr(term, "shape", type(term).__name__)
+        assert scalar, f"{phase} loss: term {name!r} is no scalar but {kind}"
+        assert term.isfinite(), f"{phase} loss: term {name!r} is {term.item()}"
+    assert loss.total.requires_grad, (
+        f"{phase} loss has no gradient: no term of {list(loss.terms)} has a graph"
+    )
+
+
+def fake_score_loss(run: Run) -> Loss:
+    """The fake score's loss on a rollout, with only its phase trainable."""
+    run.fake_score.only_trainable()
+    batch = run.batch("fake_score/0")
+    with torch.no_grad():
+        x0 = run.nets.rollout(batch)
+    return run.method.fake_score_loss(run.nets, batch, x0)
+
+
+def _reaches(value: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """True if a backward from `value` passes one of the tensors."""
+    tensors = [x for x in tensors if x.requires_grad]
+    if not tensors:
+        return False
+    gradients = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in gradients)
+
+
+@conformance
+def check_detachment(runs: Runs) -> None:
+    """A backward reaches frozen roles by their input alone, and only where the method's cost declares it.
+
+    Frozen weights are never part of a graph. A prediction left attached by mistake (the x0_teacher of a normaliser)
+    is found. A mistake outside of networks is not: a normaliser of an attached x0 changes nothing but the
+    objective, which `student_gradient` against the formula shows.
+    """
+    run = runs.untrained
+    run.student.only_trainable()
+    watched = {
+        role: Watched(network)
+        for role in ("fake_score", "teacher", "unguided_teacher")
+        if (network := getattr(run.nets, role)) is not None
+    }
+    nets = dataclasses.replace(run.nets, **watched)
+    loss = run.method.student_loss(nets, run.batch("student"))
+    _check_frozen(run, "the student's", loss, ("fake_score", "modules", "teacher"))
+    declared_passes = run.method.cost().student
+    for role, network in watched.items():
+        names = (role, "guidance") if role == "unguided_teacher" else (role,)
+        passes = [declared_passes.get(name, Passes()) for name in names]
+        assert any(p.input_backward or p.full_backward for p in passes) or not _reaches(
+            loss.total, network.predictions
+        ), (
+            f"the student's loss reaches the input of {role}, where its cost declares no backward: "
+            "detach what is made of the prediction (a normaliser, a target), or declare the backward"
+        )
+    if run.fake_score is not None:
+        _check_frozen(run, "the fake score's", fake_score_loss(run), ("student", "teacher"))
+
+
+def _check_frozen(run: Run, phase: str, loss: Loss, frozen: Iterable[str]) -> None:
+    """The loss has no graph to the weights of frozen roles."""
+    nets = run.networks | {"teacher": run.nets.unguided_teacher.net}
+    leaves = _leaves(loss.total)
+    for role in frozen:
+        weights = {id(p) for p in nets[role].parameters()} if role in nets else set()
+        assert not weights & leaves, f"{phase} loss has a graph to weights of {role}"
+
+
+class Watched:
+    """A role that records its predictions and features."""
+
+    def __init__(self, role: Any) -> None:
+        self.role = role
+        self.predictions: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.role, name)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        self.predictions.append(self.role(*inputs))
+        return self.predictions[-1]
+
+    def features(self, *inputs: Any) -> Tensor:
+        self.predictions.append(self.role.features(*inputs))
+        return self.predictions[-1]
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """Ids of the leaf tensors that a backward from `value` would reach."""
+    leaves: set[int] = set()
+    seen: set[Any] = set()
+    to_visit = [value.grad_fn]
+    while to_visit:
+        node = to_visit.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        to_visit += [parent for parent, _ in node.next_functions]
+    return leaves
+
+
+@conformance
+def check_shared_graph(runs: Runs) -> None:
+    """A graph shared by both phases moves the student as its own would, and the fake score by its own terms alone."""
+    if not find_method(runs.method["name"]).shares_graph:
+        return
+    fields = {"accumulation": 2, "grad_clip": 1e6}
+    sharing = runs.build(**fields, reuse_rollout="graph")
+    apart = runs.build(**fields, reuse_rollout=True)
+    fake_score = sharing.networks["fake_score"]
+    weights = list(fake_score.parameters())
+    expected = _gradients_of_own_terms(sharing, weights)
+    kept = sharing.update_student()
+    apart.update_student()
+    students = (run.networks["student"].parameters() for run in (sharing, apart))
+    for p, q in zip(*students, strict=True):
+        assert torch.equal(p, q), "a shared graph moves the student elsewhere"
+    gradients: list[Tensor | None] = []
+    sharing.optimisers["fake_score"].register_step_pre_hook(
+        lambda *_: gradients.extend(p.grad for p in weights)
+    )
+    sharing.update_fake_score(0, kept)
+    for weight, gradient, own in zip(weights, gradients, expected, strict=True):
+        same = (
+            gradient is None if own is None else torch.allclose(gradient, own, rtol=1e-4, atol=1e-7)
+        )
+        assert same, (
+            f"the fake score's gradient of a shared graph, {tuple(weight.shape)}, "
+            "is not that of its own terms"
+        )
+
+
+def _gradients_of_own_terms(run: Run, weights: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients at the fake score's weights of the fake-score terms in the student's losses."""
+    run.fake_score.only_trainable()
+    accumulation = run.config.accumulation
+    losses = [
+        run.method.student_loss(run.nets, run.batch("student", micro))
+        for micro in range(accumulation)
+    ]
+    total = sum(sum(loss.fake_score_terms.values()) for loss in losses) / accumulation
+    return torch.autograd.grad(total, weights, allow_unused=True)

@@ -1,0 +1,157 @@
+"""Conformance checks that update or train a run."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_bench.config.resolve import load_run, method_of
+from distill_bench.method import Loss, Method
+from distill_bench.plan.cost import declared
+from distill_bench.registry import find_method
+from distill_bench.testing.ranks import assert_same
+from distill_bench.testing.runs import Runs, conformance
+from distill_bench.train.loop import train
+from distill_bench.train.phase import Collapsed
+from distill_bench.train.run import Run
+from distill_bench.train.setup import build
+
+
+@conformance
+def check_routing(runs: Runs) -> None:
+    """A phase moves its own roles, leaves a gradient on none, and never touches the teacher."""
+    run = runs.build()
+    nets = run.networks | {"teacher": run.nets.unguided_teacher.net}
+
+    def moved(phase: str, update: Callable[[], Any]) -> set[str]:
+        before = {role: _weights(net) for role, net in nets.items()}
+        update()
+        for role, net in nets.items():
+            assert all(p.grad is None for p in net.parameters()), (
+                f"{phase} phase leaves a gradient on {role}"
+            )
+        return {role for role, net in nets.items() if not _same(_weights(net), before[role])}
+
+    roles = moved("the student's", run.update_student)
+    assert roles == {"student"}, f"the student's phase moved {sorted(roles)}"
+    if run.fake_score is not None:
+        own = {"fake_score"}
+        if list(run.networks["modules"].parameters()):
+            own.add("modules")
+        roles = moved("the fake score's", lambda: run.update_fake_score(0))
+        assert roles == own, f"the fake score's phase moved {sorted(roles)}, not {sorted(own)}"
+
+
+def _weights(*nets: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for net in nets for p in net.parameters()]
+
+
+def _same(weights: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(weights, others, strict=True))
+
+
+@conformance
+def check_cost(runs: Runs) -> None:
+    """The passes that the ledger counts are those that the method declares."""
+    run = runs.untrained
+    run.student.only_trainable()
+    makes_samples = run.method.student_loss(run.nets, run.batch("student")).x0 is not None
+    cases: list[dict[str, Any]] = [
+        {},
+        {"reuse_rollout": makes_samples, "accumulation": 2},
+        {"guidance_scale": 1.0, "fake_score_updates": 3},
+    ]
+    if find_method(runs.method["name"]).shares_graph:
+        cases.append({"reuse_rollout": "graph", "accumulation": 2})
+    for fields in cases:
+        case = f"with {fields or 'the base'}"
+        run_dir = runs.make(exit_step="last", **fields)
+        summary = train(run_dir)
+        assert summary["status"] == "done", f"{case}: {summary['reason']}"
+        counted, expected = summary["cost"], declared(load_run(run_dir))
+        for role in sorted({*counted, *expected}):
+            one, other = counted.get(role, {}), expected.get(role, {})
+            same = all(abs(one.get(kind, 0) - other.get(kind, 0)) < 1e-9 for kind in {*one, *other})
+            assert same, f"{case}: declares {other} of {role}, the ledger counted {one}"
+
+
+@conformance
+def check_optimiser_steps(runs: Runs) -> None:
+    """The student steps once per update, everything else once per fake-score update, at any accumulation."""
+    for accumulation in (1, 4):
+        run = runs.build(accumulation=accumulation)
+        for updates in (1, 3):
+            steps = Counter()
+            hooks = [
+                optimiser.register_step_post_hook(
+                    lambda *_, name=name, steps=steps: steps.update([name])
+                )
+                for name, optimiser in run.optimisers.items()
+            ]
+            run.update_student()
+            for index in range(updates if run.fake_score is not None else 0):
+                run.update_fake_score(index)
+            expected = {name: 1 if name == "student" else updates for name in run.optimisers}
+            assert steps == expected, (
+                f"optimiser steps {dict(steps)}, not {expected}, at accumulation {accumulation}"
+            )
+            for hook in hooks:
+                hook.remove()
+
+
+@conformance
+def check_resume(runs: Runs) -> None:
+    """A run that is stopped after every update and resumed ends in the bits of an uninterrupted one."""
+    whole, parts = runs.make(student_updates=3), runs.make(student_updates=3)
+    train(whole)
+    statuses = [train(parts, stop=lambda: True)["status"] for _ in range(3)]
+    assert statuses == ["stopped", "stopped", "done"], f"stopping after each update gave {statuses}"
+    assert_same("a run stopped after each update", whole, parts, 0.0)
+
+
+@conformance
+def check_guard(runs: Runs) -> None:
+    """A term of either phase that is NaN stops the run, is named, and leaves every weight as it was."""
+    updates = {"student_loss": Run.update_student}
+    if runs.untrained.fake_score is not None:
+        updates["fake_score_loss"] = lambda run: run.update_fake_score(0)
+    for loss, update in updates.items():
+        run_dir = runs.make()
+        config = load_run(run_dir)
+        method = Poisoned(method_of(config), loss)
+        run = build(config, run_dir.parent, method=method)
+        before = _weights(*run.networks.values())
+        try:
+            update(run)
+        except Collapsed as error:
+            message = f"the reason {str(error)!r} does not name the term {method.term!r}"
+            assert method.term in str(error), message
+        else:
+            raise AssertionError(f"a term of {loss} that is NaN was not noticed")
+        after = _weights(*run.networks.values())
+        assert _same(after, before), f"a term of {loss} that is NaN moved weights"
+
+
+class Poisoned:
+    """A method one of whose losses has NaN as its first term."""
+
+    def __init__(self, method: Method, loss: str) -> None:
+        self.method = method
+        self.loss = loss
+        self.term = ""
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.method, name)
+        if name != self.loss:
+            return attribute
+
+        def poisoned(*arguments: Any) -> Loss:
+            loss = attribute(*arguments)
+            self.term = next(iter(loss.terms))
+            terms = {**loss.terms, self.term: loss.terms[self.term] * float("nan")}
+            return dataclasses.replace(loss, terms=terms)
+
+        return poisoned

@@ -1,0 +1,127 @@
+"""The inputs of an update: prompts and draws of a micro-batch, and the student's samples.
+
+The student predicts either from its own rollout or from noised real data (`student_input`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill_bench.config.resolve import method_of
+from distill_bench.config.schema import RunConfig
+from distill_bench.draws import Draws
+from distill_bench.method import Batch, Denoise
+from distill_bench.noise import add_noise
+from distill_bench.rollout import rollout
+from distill_bench.teachers.texts import Texts
+from distill_bench.train.processes import Processes
+
+Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
+
+
+def needs_of(config: RunConfig) -> frozenset[str]:
+    """Extra data by name: the method's needs, and real latents if the student starts from them."""
+    needs = method_of(config).needs
+    return needs | {"real_latents"} if config.student_input == "real_data" else needs
+
+
+def exits(config: RunConfig) -> list[int]:
+    """The steps of a rollout at which it may end in training."""
+    return list(range(config.nfe)) if config.exit_step == "random" else [config.nfe - 1]
+
+
+@dataclass(frozen=True)
+class ExitStep:
+    """The step at which the rollout of a batch ends: the same on every rank and in every micro-batch."""
+
+    sigmas: Tensor  # noise levels of the student's steps, high to low
+    steps: Sequence[int]
+
+    def step(self, batch: Batch) -> int:
+        return self.steps[batch.draws.shared_integer("exit", len(self.steps))]
+
+    def sigma(self, batch: Batch) -> Tensor:
+        """The noise level (B,) of that step."""
+        return self.sigmas[self.step(batch)].expand(len(batch.text))
+
+
+@dataclass(frozen=True)
+class OwnRollout:
+    """`student_input: rollout`: the student's steps from noise to the exit step."""
+
+    student: Denoise
+    exit_step: ExitStep
+    stepping: str
+    texts: Texts
+
+    def text(self, draws: Draws) -> Tensor:
+        """Text embeddings (B, L, D) of the prompts that a batch draws."""
+        return self.texts.rows(draws.integers("prompt", len(self.texts)))
+
+    def samples(self, batch: Batch) -> Tensor:
+        """The student's samples (B, C, T, H, W), differentiable at the exit step."""
+        noises = [batch.noise(f"rollout/{step}") for step in range(self.exit_step.step(batch) + 1)]
+        return rollout(
+            self.student,
+            noises,
+            self.exit_step.sigmas,
+            batch.text,
+            self.stepping,
+            torch.is_grad_enabled(),
+        )
+
+
+@dataclass(frozen=True)
+class NoisedData:
+    """`student_input: real_data`: one prediction from real latents, noised to the level of the exit step."""
+
+    student: Denoise
+    exit_step: ExitStep
+    real_latents: Provider
+
+    def text(self, draws: Draws) -> Tensor:
+        return self.real_latents(draws)["text"]
+
+    def samples(self, batch: Batch) -> Tensor:
+        real = batch.extra("real_latents")["x0"]
+        sigma = self.exit_step.sigma(batch)
+        return self.student(add_noise(real, batch.noise("rollout/0"), sigma), sigma, batch.text)
+
+
+StudentInput = OwnRollout | NoisedData
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Makes the micro-batches of this rank; draws are keyed by the global sample index."""
+
+    config: RunConfig
+    processes: Processes
+    text: Callable[[Draws], Tensor]
+    latent_shape: tuple[int, ...]  # (C, T, H, W)
+    dtype: torch.dtype
+    extras: Mapping[str, Provider]
+    draws: type[Draws] = Draws
+
+    def batch(self, student_updates: int, phase: str, micro: int) -> Batch:
+        """Micro-batch `micro` of a phase ("student", "fake_score/0", ...)."""
+        share = self.config.batch_size // (self.processes.world * self.config.accumulation)
+        first = (micro * self.processes.world + self.processes.rank) * share
+        return self.drawn(student_updates, phase, range(first, first + share))
+
+    def drawn(self, student_updates: int, phase: str, indices: Sequence[int]) -> Batch:
+        """The batch of the given global sample indices."""
+        draws = self.draws(
+            self.config.seed, student_updates, phase, indices, self.processes.device, self.dtype
+        )
+        return Batch(
+            self.text(draws),
+            draws,
+            self.latent_shape,
+            self.config.score_shift,
+            self.config.sigma_min,
+            self.config.sigma_max,
+            self.extras,
+        )

@@ -1,0 +1,120 @@
+"""One phase of an update: the optimiser step of some roles while the others are frozen."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill_bench.config.schema import RunConfig
+from distill_bench.method import Loss
+from distill_bench.networks.precision import publish
+from distill_bench.networks.sharding import clip_gradients
+from distill_bench.train.processes import Processes
+from distill_bench.train.reuse import Backward
+
+# bounds of the standard deviation of the student's latents; data have unit variance
+COLLAPSED_STD, EXPLODED_STD = 0.02, 50.0
+
+Scalars = dict[str, Tensor | float]
+
+
+class Collapsed(RuntimeError):
+    """The run diverged: a data point, not a crash."""
+
+
+def only_trainable(roles: Mapping[str, nn.Module], trained: Iterable[str]) -> None:
+    """Freeze all roles but `trained`: a backward through a frozen role reaches its input alone."""
+    trained = set(trained)
+    for role, net in roles.items():
+        net.requires_grad_(role in trained)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Accumulates gradients over micro-batches, averages them over ranks, clips and steps.
+
+    Attributes:
+        name: "student" or "fake_score"; prefix of its loss in the log.
+        trains: the roles that the phase steps.
+        networks: every role of the run that some phase trains.
+        trained: the roles as optimisers see them: the networks or their float32 masters.
+        optimisers: of this phase.
+        differentiate: the backward of one micro-batch's loss.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    networks: Mapping[str, nn.Module]
+    trained: Mapping[str, nn.Module]
+    optimisers: Mapping[str, torch.optim.Optimizer]
+    differentiate: Backward
+    processes: Processes
+    config: RunConfig
+
+    def only_trainable(self) -> None:
+        """Freeze all roles but those of this phase."""
+        only_trainable(self.networks, self.trains)
+
+    def backward(self, losses: Iterable[Loss]) -> dict[str, Tensor]:
+        """Accumulate the gradients of the micro-batches; returns the means of what is logged.
+
+        Args:
+            losses: one per micro-batch, made lazily: each graph is freed before the next is built.
+        """
+        self.only_trainable()
+        accumulation = self.config.accumulation
+        scalars: dict[str, Tensor] = {}
+        for loss in losses:
+            total = loss.total
+            if not loss.terms or not total.requires_grad:
+                raise ValueError(
+                    f"{self.config.method['name']}: the {self.name} loss "
+                    f"({', '.join(loss.terms)}) has no gradient"
+                )
+            self.differentiate(total / accumulation)
+            logs = {f"{self.name}_loss": total, **loss.terms, **loss.logs}
+            if loss.x0 is not None:
+                x0 = loss.x0.detach().double()
+                logs |= {"x0_mean": x0.mean(), "x0_std": x0.square().mean()}
+            for name, value in logs.items():
+                scalars[name] = scalars.get(name, 0.0) + value.detach() / accumulation
+        return scalars
+
+    def step(self, losses: Iterable[Loss]) -> Scalars:
+        """One optimiser step on the losses of the micro-batches; returns what is logged.
+
+        Raises:
+            Collapsed: on every rank, if the samples degenerate or a gradient is not finite; no weight moves.
+        """
+        scalars: Scalars = self.processes.means(self.backward(losses))
+        if "x0_std" in scalars:
+            mean_square, mean = scalars["x0_std"], scalars.pop("x0_mean")
+            std = scalars["x0_std"] = (mean_square - mean**2).abs().sqrt()
+            if not COLLAPSED_STD < float(std) < EXPLODED_STD:
+                raise Collapsed(f"the student's samples have standard deviation {float(std):.3g}")
+        for name, optimiser in self.optimisers.items():
+            scalars[f"{name}_grad_norm"] = self._clipped(name, optimiser, scalars)
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        self.zero_grad()
+        publish(self.trained[role] for role in self.trains)
+        return scalars
+
+    def zero_grad(self) -> None:
+        """Free the gradients of the phase."""
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+
+    def _clipped(self, name: str, optimiser: torch.optim.Optimizer, scalars: Scalars) -> float:
+        """Average and clip the gradients of one optimiser; returns their norm before clipping."""
+        groups = (group["params"] for group in optimiser.param_groups)
+        parameters = [p for group in groups for p in group if p.grad is not None]
+        self.processes.average_gradients(parameters)
+        norm = clip_gradients(parameters, self.config.grad_clip)
+        if not math.isfinite(norm):
+            bad = [term for term, value in scalars.items() if not math.isfinite(value)]
+            named = f" (not finite: {', '.join(bad)})" if bad else ""
+            raise Collapsed(f"the gradient of the {name} is {norm}{named}")
+        return norm
