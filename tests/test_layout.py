@@ -123,8 +123,6 @@ BEING_REWRITTEN = {
     "distill_bench/train/loop.py",
     "distill_bench/train/signals.py",
     "distill_bench/train/trainer.py",
-    "eval/README.md",
-    "methods/README.md",
     "results/README.md",
     "tests/benchmarks/calibration.py",
     "tests/benchmarks/gpu.py",

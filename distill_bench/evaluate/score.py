@@ -112,7 +112,7 @@ def evaluate(
 
 
 def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
-    """What two rows must share to be comparable: counts, size, rate, prompts, seeds, references."""
+    """Conditions that two comparable rows share: counts, size, rate, prompts, seeds, references."""
     count, frames, _, height, width = clips.frames.shape
     return {
         "clips": count,
