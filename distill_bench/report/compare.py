@@ -2,7 +2,8 @@
 
     distill-bench compare RUN_A RUN_B [--store runs]
 
-The intervals are over clips alone: one run each says nothing about other training seeds. Needs no torch.
+The intervals are over clips alone: single runs say nothing about other training seeds. Needs no
+torch.
 """
 
 import argparse
@@ -139,7 +140,8 @@ def clip_difference(
     There is no interval if the score has no value per clip, or the clips differ.
 
     Args:
-        prompts: one per clip, the same for both runs; clips of one prompt are resampled together. None: the clips differ.
+        prompts: one per clip, the same for both runs; clips of one prompt are resampled together.
+            None: the clips differ.
     """
     clips_a, clips_b = a.get("per_clip") or [], b.get("per_clip") or []
     if prompts and len(clips_a) == len(clips_b) == len(prompts):

@@ -16,7 +16,10 @@ class ResultsError(ValueError):
 
 
 def cells(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Arrange lines under these columns; lists and mappings become JSON, and integers stay integers beside empty cells."""
+    """Arrange lines under these columns, as cells of a CSV file.
+
+    Lists and mappings become JSON. Integers stay integers beside empty cells.
+    """
     written = [
         {
             key: json.dumps(value) if isinstance(value, list | dict) else value

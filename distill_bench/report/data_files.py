@@ -61,8 +61,10 @@ def data_files(
     """Return the text of each data file, by file name.
 
     Args:
-        baseline: keys and values of the row that differences are taken to; None: the sweep's own, else its first row.
-        budget: training cost of the equal-cost table, forward equivalents; None: the largest that every finished run reaches.
+        baseline: keys and values of the row that differences are taken to; None: the sweep's own
+            baseline, else its first row.
+        budget: training cost of the equal-cost table, forward equivalents; None: the largest that
+            every finished run reaches.
     """
     swept = _swept_keys(sweep)
     columns = _columns(sweep.everything)
@@ -116,9 +118,9 @@ def _swept_keys(sweep: StoredSweep) -> list[str]:
 
 
 def _axis(sweep: StoredSweep, swept: Sequence[str]) -> str | None:
-    """The x axis of the figures: the numeric swept key with the most values within one method, else None.
+    """Return the x axis of the figures: the numeric swept key with most values within one method.
 
-    Fields of methods do not count. Of equals the first is taken.
+    Fields of methods are left out. Of equals the first is taken; None if no key has two values.
     """
 
     def most_values(key: str) -> int:
@@ -138,7 +140,7 @@ def _axis(sweep: StoredSweep, swept: Sequence[str]) -> str | None:
 
 
 def _columns(runs: Iterable[StoredRun]) -> list[dict[str, Any]]:
-    """Describe every score, those of checkpoints included (a run may have collapsed before its end)."""
+    """Describe every score, also those of checkpoints (a run may collapse before its end)."""
     columns: dict[str, dict[str, Any]] = {}
     for run in runs:
         for scores in (run.scores, *run.checkpoints.values()):
@@ -166,7 +168,7 @@ def _prompts(sweep: StoredSweep) -> list[int] | None:
 
 
 def _notes(runs: Sequence[StoredRun]) -> list[str]:
-    """Say what limits the trust in a mean: scores that are not finite, several versions of code, unlike hardware."""
+    """Return notes on scores that are not finite, several versions of code, and unlike hardware."""
     notes = []
     for run in runs:
         broken = [name for name, score in run.scores.items() if finite(score["value"]) is None]
@@ -183,13 +185,14 @@ def _notes(runs: Sequence[StoredRun]) -> list[str]:
     kinds, counts = _count_values(runs, "hardware")
     if kinds > 1:
         notes.append(
-            f"the runs used {kinds} kinds of hardware ({counts}): a seed gives other numbers on another kind"
+            f"the runs used {kinds} kinds of hardware ({counts}): "
+            "one seed gives different numbers on different hardware"
         )
     return notes
 
 
 def _count_values(runs: Iterable[StoredRun], key: str) -> tuple[int, str]:
-    """Count the values of a key in the runs with a result; returns their number and a description."""
+    """Count a key's values in the runs with a result; returns their number and a description."""
     counts = Counter(str(run.known(key)) for run in runs if run.result and run.known(key))
     return len(counts), ", ".join(f"{value} in {count} runs" for value, count in counts.items())
 
@@ -229,7 +232,7 @@ def _runs(sweep: StoredSweep, swept: Sequence[str], columns: Sequence[str]) -> p
 
 
 def _any_score(runs: Sequence[StoredRun], name: str, field: str) -> bool:
-    """Return whether any run's score has the field (a standard deviation of 0 counts, an empty text does not)."""
+    """Return True if any run's score has the field: 0 counts, an empty text does not."""
     return any(run.scores.get(name, {}).get(field) not in (None, "") for run in runs)
 
 
@@ -286,7 +289,7 @@ def _checkpoints(sweep: StoredSweep, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _clock_at(run: StoredRun, updates: int) -> dict[str, Any]:
-    """Cost and seconds at a student update: the result's at the end, else interpolated in the log."""
+    """Cost and seconds at a student update: from the result, else interpolated in the log."""
     result = run.result
     if updates == result.get("student_updates") and result.get("train_seconds") is not None:
         return {

@@ -9,7 +9,8 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
     """Label rows as briefly as possible.
 
     Args:
-        keys: one line per row and nothing twice; the column `method`, then the swept keys, all as texts ("" for none).
+        keys: one line per row, without duplicates. The first column is `method`, the others are the
+            swept keys; all cells are text, "" for none.
         axis: swept key on the x axis of the figures; it is left out of a series.
 
     Returns:
@@ -44,7 +45,10 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
 
 
 def _distinctive(rows: pd.DataFrame, swept: list[str], axis: str | None) -> list[str]:
-    """Return the fewest keys, the method's own first, that with the axis tell the method's rows apart."""
+    """Return the swept keys that, with the axis, tell a method's rows apart.
+
+    As few as possible are chosen, fields of the method before fields of the run.
+    """
     candidates = [key for key in swept if key != axis]
     candidates.sort(key=lambda key: not key.startswith("method."))
     chosen = [axis] if axis else []
@@ -60,8 +64,8 @@ def _distinctive(rows: pd.DataFrame, swept: list[str], axis: str | None) -> list
 def _common_values(keys: pd.DataFrame, swept: list[str], axis: str | None) -> dict[str, str]:
     """Return the most frequent value of each key that differs between methods but not within one.
 
-    These keys do not separate rows of one method, but must be shown: they mean that two methods differ in more than the
-    objective.
+    These keys do not separate rows of one method, but must be shown: they mean that two methods
+    differ in more than the objective.
     """
     common = {}
     for key in swept:
@@ -75,7 +79,7 @@ def _common_values(keys: pd.DataFrame, swept: list[str], axis: str | None) -> di
 
 
 def name_value(key: str, value: str) -> str:
-    """Format a swept value for a label: a word alone, a switch as its key, a number with its key."""
+    """Format a swept value: a word alone, a switch as its key, a number with its key."""
     name = key.rpartition(".")[2]
     if not value or is_word(value):
         return value
@@ -87,7 +91,7 @@ def name_value(key: str, value: str) -> str:
 
 
 def is_word(value: str) -> bool:
-    """Return whether a swept value is neither a number, a switch nor empty."""
+    """Return True for a swept value that is not a number, a switch or empty."""
     return parse_number(value) is None and value not in ("True", "False", "")
 
 

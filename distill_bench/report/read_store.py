@@ -1,6 +1,6 @@
-"""Reads what a store knows about a sweep: runs, references, scores, logs. Failed and missing runs are kept.
+"""Reads a sweep from the store: runs, references, scores, logs. Failed and missing runs are kept.
 
-The scores themselves say which metrics exist, what they are called and which direction is better.
+Names, units and directions of the metrics come from the scores.
 """
 
 import re
@@ -238,7 +238,8 @@ def _check_comparable(runs: Iterable[StoredRun], store: Path) -> None:
 def _protocol_details(a: Mapping[str, Any], b: Mapping[str, Any], store: Path) -> str:
     """Name the fields in which two scores' protocols differ.
 
-    They are read beside the reference rows; where these are gone, the scores' conditions are compared.
+    Protocols are stored beside the reference rows. If they are gone, the scores'
+    conditions are compared.
     """
     hashes = [str(score.get("protocol")) for score in (a, b)]
     protocols = [_read(store / "references" / digest / "protocol.json") for digest in hashes]

@@ -174,8 +174,8 @@ class Results:
     def interval(self, row: Row, column: str) -> Interval | None:
         """Mean and interval of a row's score or cost; None without a value.
 
-        Students: over seeds and clips, or over seeds if the score has no value per clip. References: over clips, or from
-        the standard deviation under resampling of clips.
+        Students: over seeds and clips, or over seeds if the score has no value per clip.
+        References: over clips, or from the standard deviation under resampling of clips.
         """
         scores = row.by_seed(column)
         if not scores:
@@ -197,7 +197,7 @@ class Results:
 
     @cached_property
     def footnotes(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Each distinct warning of the evaluators, with the (run id, column) pairs that it concerns."""
+        """Distinct warnings of the evaluators, each with its (run id, column) pairs."""
         places: dict[str, list[tuple[str, str]]] = {}
         for row in self.rows:
             warned = row.runs[row.runs["warnings"] != ""]

@@ -50,7 +50,7 @@ class Row:
 
     @property
     def lost(self) -> str:
-        """Number of runs without a score by state, e.g. `1 failed, 2 missing`; "" if there are none."""
+        """Runs without scores by state, e.g. `1 failed, 2 missing`; "" if there are none."""
         states = self.runs["status"][~self.runs["status"].isin(SCORED)]
         counts = states.value_counts(sort=False)
         return ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -111,7 +111,7 @@ class Row:
         return scores
 
     def matches(self, keys: Mapping[str, Any]) -> bool:
-        """Return whether the row has these keys and values; numbers are compared as numbers."""
+        """Return True if the row has these keys and values; numbers are compared as numbers."""
         return all(_same(self.keys.get(key), str(value)) for key, value in keys.items())
 
 

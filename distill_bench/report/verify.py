@@ -1,9 +1,10 @@
-"""Recompute the tables of results/NAME from its data files and name every difference; exit code 1 if there is one.
+"""Recompute the tables of results/NAME from its data files and name every difference.
 
     distill-bench verify results/NAME [--store runs]
 
-The data files, the figures and the page are compared with digests.json, their SHA-256 when the report was written. With
-`--store` the data files are recomputed from the runs, too.
+The exit code is 1 if there is a difference. Data files, figures and page are compared with
+digests.json, their SHA-256 when the report was written. With `--store` the data files are also
+recomputed from the runs.
 """
 
 import argparse
@@ -119,7 +120,10 @@ def _unlike_cells(name: str, text: str, expected: str) -> Iterator[str]:
             continue
         for column, cell, wanted_cell in zip_longest(header, line, wanted):
             if cell != wanted_cell:
-                yield f"{name}:{number}: {column} of {wanted[0]} is {cell!r}, the data give {wanted_cell!r}"
+                yield (
+                    f"{name}:{number}: {column} of {wanted[0]} is {cell!r}, "
+                    f"the data give {wanted_cell!r}"
+                )
 
 
 def _unlike_lines(name: str, text: str, expected: str) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Role of each reference row in the results. Imports no torch: reports read it, too."""
+"""Role of each reference row in the results. Imports no torch, since reports read it."""
 
 STUDENT = "student"  # role of a trained run
 TEACHER = "teacher"  # the clips that ratios divide by
-FLOOR = "floor"  # the teacher at other seeds: no distance to the teacher below this means anything
+FLOOR = "floor"  # the teacher at other seeds: the least distance to the teacher that means anything
 
 # Kind of a reference row, as `sample.references` makes it -> role.
 ROLES = {
@@ -12,7 +12,8 @@ ROLES = {
     "teacher_other": FLOOR,
     "teacher_few": "undistilled",  # the teacher at the student's number of steps
     "untrained": "undistilled",  # the student before training
-    "frozen": "control",  # controls are wrong on purpose: each evaluator must tell them apart
+    # wrong on purpose: evaluators must tell them from the teacher
+    "frozen": "control",
     "shuffled": "control",
     "noise": "control",
 }
@@ -20,5 +21,5 @@ OTHER = "reference"  # role of kinds that are not in ROLES
 
 
 def role_of(kind: str) -> str:
-    """Return the role of a kind of reference row."""
-    return ROLES.get(kind, OTHER)
+    """Return the role of a kind of reference row; suffixes (`teacher_few-nfe4`) are ignored."""
+    return ROLES.get(kind.partition("-")[0], OTHER)

@@ -1,4 +1,4 @@
-"""Paired differences between rows: both were sampled on the same prompts, noise and training seeds."""
+"""Paired differences between rows, which share prompts, noise and training seeds."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +88,10 @@ def _difference(
 def against_baseline(
     results: Results, column: Column, baseline: Row, cost: float | None = None
 ) -> list[tuple[Difference, float]]:
-    """Return every other student row minus the baseline, each with its p adjusted (Holm) for these comparisons."""
+    """Return every other student row minus the baseline, each with its p.
+
+    p is adjusted (Holm) for these comparisons.
+    """
     pairs = [(row, baseline) for row in results.students if row is not baseline]
     family = differences(results, column, pairs, cost)
     return list(zip(family, holm([difference.p for difference in family]), strict=True))
@@ -124,7 +127,11 @@ def spread_of_differences(results: Results, column: Column, baseline: Row) -> fl
 
 
 def seeds_for_gaps(results: Results) -> list[tuple[Column, float, float, list[int | None]]]:
-    """Per headline score: the baseline's mean, the pooled sd of differences, and the seeds that each of GAPS needs."""
+    """Return column, mean, sd and seeds of each headline score.
+
+    They are the baseline's mean, the pooled standard deviation of one seed's difference to it, and
+    the seeds that a difference of each of GAPS needs.
+    """
     baseline = results.baseline
     lines = []
     for column in results.headline if baseline else []:

@@ -108,8 +108,9 @@ def _difference_header(last: str) -> list[str]:
 def _difference_lines(results: Results, cost: float | None) -> list[dict[str, Any]]:
     """Describe every pair of student rows; the baseline is always subtracted.
 
-    Holm's correction is per score, for two families of comparisons: `p_holm` and `favours` over all pairs (`comparisons` of
-    them), `p_holm_baseline` over the pairs with the baseline (`comparisons_baseline` of them), as in table.md and the page.
+    Holm's correction is per score, for two families of comparisons: `p_holm` and `favours` are over
+    all pairs (`comparisons` of them), `p_holm_baseline` is over the pairs with the baseline
+    (`comparisons_baseline` of them), as in table.md and on the page.
     """
     rows, baseline = results.students, results.baseline
     pairs = [(b, a) if a is baseline else (a, b) for i, b in enumerate(rows) for a in rows[i + 1 :]]

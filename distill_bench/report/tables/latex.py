@@ -57,18 +57,19 @@ def latex_table(results: Results, table: Table, label: str, caption: str) -> str
         label: added to `tab:<sweep's name>`, the label of the first float.
         caption: plain text; it follows the sweep's question.
     """
-    key = "tab:" + re.sub("[^A-Za-z0-9]+", "-", results.name) + label
+    reference = "tab:" + re.sub("[^A-Za-z0-9]+", "-", results.name) + label
     notes = [f"{number}: {text}." for number, text in footnotes_of(results, table)]
     text = " ".join([results.question, caption, *notes])
-    captions = [f"\\caption{{{escape_latex(text)}}}\n\\label{{{key}}}"]
+    captions = [f"\\caption{{{escape_latex(text)}}}\n\\label{{{reference}}}"]
     names = len(row_heads(results))
     floats = []
     for start in range(names, len(table.heads), COLUMNS):
         block = [*range(names), *range(start, min(start + COLUMNS, len(table.heads)))]
-        captions.append(rf"\caption{{Table~\ref{{{key}}}, continued.}}")
+        captions.append(rf"\caption{{Table~\ref{{{reference}}}, continued.}}")
         floats.append(
             f"\\begin{{table}}\n\\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n"
-            f"{captions[len(floats)]}\n\\smallskip\n{_tabular(table, block, names)}\n\\end{{table}}\n"
+            f"{captions[len(floats)]}\n\\smallskip\n{_tabular(table, block, names)}\n"
+            "\\end{table}\n"
         )
     provenance = [f"{key}: {value}" for key, value in results.manifest["provenance"].items()]
     comments = [*HINTS, *provenance, *results.manifest["notes"]]
@@ -76,7 +77,7 @@ def latex_table(results: Results, table: Table, label: str, caption: str) -> str
 
 
 def _tabular(table: Table, block: Sequence[int], names: int) -> str:
-    """Format a block of columns; rows without a value there are left out (references have no costs)."""
+    """Format a block of columns, without rows that are empty there (references have no costs)."""
     body = []
     references = False
     for row, cells in table.lines:
@@ -119,7 +120,7 @@ def _latex_head(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Write plain text as LaTeX in one paragraph; a character that pdflatex cannot set becomes `?`."""
+    """Write plain text as one LaTeX paragraph; characters that pdflatex cannot set become `?`."""
     return "".join(_symbol(character) for character in " ".join(text.split()))
 
 

@@ -18,9 +18,10 @@ from distill_bench.report.tables.differences import (
 from distill_bench.sample.roles import STUDENT
 
 CAPTION = (
-    "Mean ± half of the 95 % interval. Intervals are a bootstrap over training seeds and clips if the score has one value per "
-    "clip, else Student's t over seeds; for references they are over clips. A row with one seed has no interval. Bold: the "
-    "paired differences to all other rows exclude 0 at 95 % together, and no row lost a run."
+    "Mean ± half of the 95 % interval. Intervals are a bootstrap over training seeds and clips if "
+    "the score has one value per clip, else Student's t over seeds; for references they are over "
+    "clips. A row with one seed has no interval. Bold: the paired differences to all other rows "
+    "exclude 0 at 95 % together, and no row lost a run."
 )
 
 
@@ -99,7 +100,10 @@ def footnotes_of(results: Results, table: Table) -> list[tuple[int, str]]:
 
 
 def show_interval(interval: Interval | None, separator: str = " ± ", sign: str = "") -> str:
-    """Format as `112.3 ± 4.0`: two significant digits of the half width; three digits of a mean without one."""
+    """Format as `112.3 ± 4.0`: the half width has two significant digits.
+
+    Without an interval the mean has three.
+    """
     if interval is None:
         return "—"
     # A set scored against itself: 0 up to rounding.
@@ -117,7 +121,10 @@ def show_interval(interval: Interval | None, separator: str = " ± ", sign: str 
 
 
 def budget(results: Results) -> float | None:
-    """Training cost of the equal-cost table: the requested one, else the largest that every finished run reaches."""
+    """Training cost of the equal-cost table, forward equivalents.
+
+    The requested one, else the largest that every finished run reaches; None without any.
+    """
     if results.manifest["budget"] is not None:
         return results.manifest["budget"]
     runs = results.runs
@@ -127,7 +134,7 @@ def budget(results: Results) -> float | None:
 
 
 def equal_cost(results: Results) -> Table:
-    """All student rows at one training cost: each run's score interpolated between its checkpoints."""
+    """Student rows at one training cost; scores are interpolated between checkpoints."""
     cost = budget(results)
     columns = results.headline
     heads = [*row_heads(results), "seeds", "student updates"]
@@ -176,8 +183,9 @@ def equal_cost_caption(results: Results) -> str:
     if results.manifest["budget"] is not None:
         origin = "as requested"
     return (
-        f"All rows at a training cost of {cost:,.6g} forward equivalents, {origin}. Each run's score is interpolated linearly "
-        "between its evaluated student updates. Mean ± half of the 95 % interval (Student's t over seeds)."
+        f"All rows at a training cost of {cost:,.6g} forward equivalents, {origin}. Each run's "
+        "score is interpolated linearly between its evaluated student updates. Mean ± half of the "
+        "95 % interval (Student's t over seeds)."
     )
 
 
@@ -217,19 +225,22 @@ def equal_cost_differences_caption(results: Results) -> str:
     low, high = min(counts), max(counts)
     count = str(low) if low == high else f"{low} to {high}"
     return (
-        f"Row minus {results.baseline.label} at {cost:,.6g} forward equivalents, paired by seed; Student's t over seeds. "
-        f"Bold: p is below 0.05 after Holm's correction over the rows of one score ({count} comparisons per score). "
-        "equal_cost_differences.csv has every pair, with p for these comparisons and for all pairs of one score."
+        f"Row minus {results.baseline.label} at {cost:,.6g} forward equivalents, paired by seed; "
+        "Student's t over seeds. Bold: p is below 0.05 after Holm's correction over the rows of "
+        f"one score ({count} comparisons per score). equal_cost_differences.csv has every pair, "
+        "with p for these comparisons and for all pairs of one score."
     )
 
 
 def differences_caption(results: Results) -> str:
     pairs = len(results.students) * (len(results.students) - 1) // 2
     return (
-        "Row minus baseline over the training seeds that both have, on the same prompts and noise. p is after Holm's "
-        "correction over the comparisons of one score with the baseline; the head of the column gives their number. A row is "
-        "favoured if p is below 0.05. differences.csv has every pair: its p_holm and favours are corrected over all pairs of "
-        f"one score, up to {pairs:,}, and so are stricter; its p_holm_baseline is the p shown here."
+        "Row minus baseline over the training seeds that both have, on the same prompts and noise. "
+        "p is after Holm's correction over the comparisons of one score with the baseline; the "
+        "head of the column gives their number. A row is favoured if p is below 0.05. "
+        "differences.csv has every pair: its p_holm and favours are corrected over all pairs of "
+        "one score, up to "
+        f"{pairs:,}, and so are stricter; its p_holm_baseline is the p shown here."
     )
 
 
