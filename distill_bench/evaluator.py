@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -68,7 +68,10 @@ class Clips:
 
 def clip_digest(frames: np.ndarray) -> int:
     """63 bits of the sha256 of one clip's bytes."""
-    return int.from_bytes(hashlib.sha256(np.ascontiguousarray(frames)).digest()[:8], "little") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(np.ascontiguousarray(frames).data).digest()[:8], "little")
+        >> 1
+    )
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _prompts_and_seeds(clips: Clips) -> list[tuple[str, int]]:
     return list(zip(clips.prompts, clips.seeds, strict=True))
 
 
-def mean_score(column: str, values: np.ndarray, title: str, **fields) -> Score:
+def mean_score(column: str, values: np.ndarray, title: str, **fields: Any) -> Score:
     """Score of the mean of `values`, one per clip (N,); `fields` are further fields of `Score`."""
     values = np.asarray(values, np.float64)
     return Score(column, float(values.mean()), title, per_clip=tuple(values.tolist()), **fields)

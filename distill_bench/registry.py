@@ -154,6 +154,7 @@ def _loaded(kind: str, where: str, load: Callable[[], Any]) -> Any:
 def _load_file(path: Path) -> ModuleType:
     name = f"distill_bench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None and spec.loader is not None  # the path ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:

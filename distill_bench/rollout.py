@@ -1,5 +1,7 @@
 """Samples by a network: the student in its few steps (in training too), the teacher in its many."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,7 @@ def euler(denoise: Denoise, noise: Tensor, sigmas: Tensor, text: Tensor) -> Tens
         text: (B, L, D).
     """
     x_t = noise
-    for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for high, low in itertools.pairwise(sigmas):
         sigma = high.expand(len(x_t))
         x0 = denoise(x_t, sigma, text)
         x_t = x_t + over(low.expand(len(x_t)) - sigma, x_t) * x0_to_velocity(x0, x_t, sigma)

@@ -63,7 +63,7 @@ class Denoiser:
         last = max(1, round(depth * len(blocks)))
         tokens: list[Tensor] = []
 
-        def abort(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+        def abort(_module: nn.Module, _inputs: Any, output: Any) -> None:
             tokens.append(self.architecture.tokens(output))
             raise Reached(tokens[0])
 
@@ -89,15 +89,17 @@ class Denoiser:
             return self.architecture.velocity(self.net, call or self._call, x_t, sigma, text)
 
     def _call(self, *inputs: Any, **options: Any) -> Tensor:
-        if self.weights is None:
-            return self.net(*inputs, **options, return_dict=False)[0]
         options["return_dict"] = False
-        return functional_call(self.net, dict(self.weights), inputs, options)[0]
+        if self.weights is None:
+            output: tuple[Tensor, ...] = self.net(*inputs, **options)
+        else:
+            output = functional_call(self.net, dict(self.weights), inputs, options)
+        return output[0]
 
     def _count(self, output: Tensor, samples: float) -> Tensor:
         self.ledger.add(self.role, "forward", samples)
         if output.requires_grad:
-            output.register_hook(
+            output.register_hook(  # type: ignore[no-untyped-call]
                 lambda _: self.ledger.add(self.role, self._kind_of_backward(), samples)
             )
         return output
@@ -161,7 +163,8 @@ def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -
     sigma = torch.full((1,), 0.5, device=text.device, dtype=text.dtype)
 
     def call(*inputs: Any, **options: Any) -> Tensor:
-        return net(*inputs, **options, return_dict=False)[0]
+        output: tuple[Tensor, ...] = net(*inputs, **options, return_dict=False)
+        return output[0]
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         architecture_called(net).velocity(net, call, x, sigma, text[:1])

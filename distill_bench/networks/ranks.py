@@ -8,7 +8,7 @@ before rank 0 scores the clips alone.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes that share a task."""
+    """One process among those that share a task."""
 
     rank: int  # 0 <= rank < world
     world: int  # number of processes
-    device: torch.device  # of this process
+    device: torch.device  # of the process
 
     @property
     def first(self) -> bool:
@@ -86,16 +86,16 @@ def on_first_rank(make: Callable[[], T]) -> T:
     Raises:
         ValueError, OSError: on every rank, if `make` raised it on rank 0.
     """
-    value, error = None, None
+    outcome: T | Exception | None = None
     if group_ranks().first:
         try:
-            value = make()
-        except (ValueError, OSError) as raised:
-            error = raised
-    value, error = broadcast((value, error))
-    if error is not None:
-        raise error
-    return value
+            outcome = make()
+        except (ValueError, OSError) as error:
+            outcome = error
+    outcome = broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return cast(T, outcome)
 
 
 def _variable(name: str, default: int) -> int:

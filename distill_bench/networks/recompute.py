@@ -15,13 +15,14 @@ def checkpointed(block: nn.Module, *inputs: Tensor) -> Tensor:
     phase may have changed which weights are trained. The recomputation restores both.
     """
     state = _BlockState(block)
-    return checkpoint(
+    output: Tensor = checkpoint(
         block,
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,
         context_fn=lambda: (contextlib.nullcontext(), state),
     )
+    return output
 
 
 class _BlockState:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from distill_bench.config.schema import RunConfig
+from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.networks.adapters import Adapted, add_adapter
 from distill_bench.networks.offload import place
 from distill_bench.networks.precision import Masters, cast, in_precision
@@ -51,7 +51,7 @@ def build_networks(
         teacher = cast(teacher, torch.bfloat16)
     teacher = in_precision(teacher, config.precision)
     if config.adapter is not None:
-        networks = _adapters_of_one_base(config, teacher.to(pipeline.device))
+        networks = _adapters_of_one_base(config, config.adapter, teacher.to(pipeline.device))
     elif mesh is not None:
         networks = _sharded(config, pipeline, teacher, mesh)
     else:
@@ -59,15 +59,17 @@ def build_networks(
     if config.gradient_checkpointing:
         for net in (networks.student, networks.fake_score, networks.teacher):
             if net is not None:
-                getattr(net, "net", net).enable_gradient_checkpointing(checkpointed)
+                getattr(net, "net", net).enable_gradient_checkpointing(checkpointed)  # type: ignore[operator]
     return networks
 
 
-def _adapters_of_one_base(config: RunConfig, base: nn.Module) -> RoleNetworks:
+def _adapters_of_one_base(
+    config: RunConfig, adapter: AdapterConfig, base: nn.Module
+) -> RoleNetworks:
     roles = ["student", "target"]
     if config.fake_score_updates is not None:
         roles.append("fake_score")
-    views = {role: add_adapter(base, role, config.adapter, config.seed) for role in roles}
+    views = {role: add_adapter(base, role, adapter, config.seed) for role in roles}
     views["target"].load_state_dict(views["student"].state_dict())
     return _by_role(views, teacher=Adapted(base, None))
 

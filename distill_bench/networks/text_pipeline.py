@@ -137,7 +137,7 @@ class TextPipeline:
         return embeddings
 
     def embeddings_folder(self, store: Path) -> Path | None:
-        """This pipeline's folder of embeddings in a store; see `distill_bench.teachers.texts`."""
+        """The pipeline's folder of embeddings in a store; see `distill_bench.teachers.texts`."""
         settings = [
             self.architecture.PIPELINE,
             self.architecture.TEXT_LENGTH,
