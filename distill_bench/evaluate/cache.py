@@ -16,7 +16,8 @@ from torch import Tensor
 
 from distill_bench.evaluator import Clips
 from distill_bench.networks.ranks import gather, group_ranks, on_first_rank
-from distill_bench.store.files import first_line, write_bytes
+from distill_bench.store.failures import first_line
+from distill_bench.store.files import write_bytes
 
 # fixed, so that no bit of a feature depends on the machine or the number of ranks
 BATCH = 32  # clips per forward pass

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
 from distill_bench.evaluator import Clips
-from distill_bench.store.files import first_line, sha256
+from distill_bench.store.failures import first_line
+from distill_bench.store.files import sha256
 
 
 @dataclass(frozen=True)

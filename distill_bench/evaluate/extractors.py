@@ -23,7 +23,8 @@ from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
 from distill_bench.evaluator import Clips
-from distill_bench.store.files import first_line, read_json, sha256
+from distill_bench.store.failures import first_line
+from distill_bench.store.files import read_json, sha256
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad
 
-from distill_bench.store.files import first_line, sha256
+from distill_bench.store.failures import first_line
+from distill_bench.store.files import sha256
 
 Speed = Callable[[np.ndarray], Tensor]
 SMALL = 64  # shorter side in pixels up to which normal flow is used

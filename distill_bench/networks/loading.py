@@ -11,7 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from distill_bench.store.files import first_line
+from distill_bench.store.failures import first_line
 from distill_bench.teachers.folder import TeacherError
 
 if not sys.stderr.isatty():  # progress bars clutter the log of a job

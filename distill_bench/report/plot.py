@@ -36,7 +36,7 @@ from distill_bench.report.stats import Interval, mean_interval
 from distill_bench.report.tables.differences import against_baseline, verdict
 from distill_bench.sample.roles import FLOOR
 from distill_bench.store.files import read_jsonl, write_bytes
-from distill_bench.store.runs import sweep_called
+from distill_bench.store.runs import sweep_name
 
 MOST_KEYS = 6  # of the training log in one figure
 UPDATES = Column("student_updates", "Student updates", "", None, False)
@@ -1102,7 +1102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.y is None and (options.x or options.group):
         parser.error("--x and --group draw one figure, of the column that --y names")
     folder = _folder(options.results)
-    folder = folder if folder.is_dir() else options.out / sweep_called(options.results)
+    folder = folder if folder.is_dir() else options.out / sweep_name(options.results)
     try:
         workers = min(4, os.cpu_count() or 1)
         pair = options.y and (options.x or "cost", options.y, options.group or "method")

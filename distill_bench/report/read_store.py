@@ -14,9 +14,10 @@ import yaml
 
 from distill_bench.sample.roles import STUDENT, role_of
 from distill_bench.store.claims import attempts
-from distill_bench.store.files import first_line, read_json, read_jsonl, read_record
+from distill_bench.store.failures import first_line
+from distill_bench.store.files import read_json, read_jsonl, read_record
 from distill_bench.store.nested import differences, flat
-from distill_bench.store.runs import result_of, state, sweep_called
+from distill_bench.store.runs import read_result, run_state, sweep_name
 
 DONE, REFERENCE = "done", "reference"  # states with scores
 COMPARABLE = ("protocol", "version", "extractor")  # equal for all scores of a column
@@ -76,7 +77,7 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
     Raises:
         StoreReadError: if there is no such sweep, or its scores cannot share columns.
     """
-    name, store = sweep_called(sweep), Path(store)
+    name, store = sweep_name(sweep), Path(store)
     path = store / "sweeps" / f"{name}.json"
     manifest = read_record(path, run_ids=list)
     if manifest is None:
@@ -135,7 +136,7 @@ def read_run(folder: Path) -> StoredRun:
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", folder.name)
     config = _read_config(folder / "run.yaml")
     tried = attempts(folder)
-    result = result_of(folder) or {}
+    result = read_result(folder) or {}
     scores = _read_scores(folder)
     checkpoints = {int(p.name): _read_scores(p) for p in sample_folders(folder)}
     if scores and result:
@@ -144,7 +145,7 @@ def read_run(folder: Path) -> StoredRun:
         run_id=folder.name,
         method=match[1] if match else config.get("method", {}).get("name", folder.name),
         seed=config.get("seed", int(match[2]) if match else None),
-        status=state(folder),
+        status=run_state(folder),
         folder=folder,
         reason=_reason(result, tried),
         config=config,

@@ -13,7 +13,7 @@ import pandas as pd
 from distill_bench.report.csv_files import REWRITE, ResultsError, read_frame, read_texts
 from distill_bench.report.rows import COST, Row, group_rows
 from distill_bench.report.stats import Interval, crossed_interval, mean_interval
-from distill_bench.store.runs import sweep_called
+from distill_bench.store.runs import sweep_name
 
 MANIFEST = {  # keys of sweep.json
     "name",
@@ -224,7 +224,7 @@ def load(results: str | Path) -> Results:
     """
     folder = Path(results)
     if not folder.is_dir():
-        folder = Path("results") / sweep_called(results)
+        folder = Path("results") / sweep_name(results)
     for name in ("sweep.json", "runs.csv"):  # the other files may be empty
         if not (folder / name).is_file():
             raise ResultsError(f"no {name} in {folder}; {REWRITE}")

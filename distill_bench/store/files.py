@@ -1,38 +1,20 @@
-"""The store: one folder a run, atomic writes, claims by mkdir, and a state that is a pure function of the folder.
-
-    runs/<run_id>/run.yaml               the resolved config, written once
-        attempts/001/                    making this folder is the claim; never deleted
-            start.json  heartbeat  exit.json
-        checkpoints/  samples/  train.jsonl  metrics.jsonl
-        result.json                      the only definition of "done"
-    submissions/  cancels/               one file a call
-
-One writer a file, no pickles, no database; a torn last line of a JSON-lines file is ignored, a record that says nothing is set
-aside. Where a run's own folder cannot be written (read-only), its error lies in errors/<run_id>.json until the run is claimed
-again.
-"""
+"""Atomic file writes, JSON records and JSON-lines files."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with whole_file(path) as file:
-        file.write(data)
-
-
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which is there whole or not at all: temporary file beside it, fsync, rename."""
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears complete or not at all: temporary file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -48,70 +30,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def unwritable(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, or it cannot be made; None where it can."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there) as probe:
-            probe.write(bytes(4096))
-    except OSError as error:
-        return error.strerror
-    return None
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` of indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file, or None where there is no file or no such thing in it."""
-    try:
-        return _mapping(path.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def _mapping(data: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(data)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_record(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:
-    """`read_json` of a file of the store; one that does not say what it must is set aside with a message, and is then absent."""
-    try:
-        found = _mapping(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    if found is not None and all(isinstance(found.get(key), kind) for key, kind in needs.items()):
-        return found
-    aside, where = path.with_name(f"{path.name}.corrupt"), "left where it is"
-    with contextlib.suppress(OSError):
-        path.rename(aside)
-        where = f"set aside as {aside.name}"
-    print(f"{path} cannot be read; {where}", file=sys.stderr, flush=True)
-    return None
+    """Write indented JSON atomically."""
+    write_bytes(path, _json_bytes(value))
 
 
 def write_once(path: Path, value: Any) -> bool:
-    """`write_json` for whoever comes first; False where the file is there."""
+    """Write indented JSON unless the file exists; returns whether this process wrote it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(_json_bytes(value))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.link(temporary, path)
+        os.link(temporary, path)  # unlike a rename, fails if the file exists
         return True
     except FileExistsError:
         return False
@@ -119,14 +58,63 @@ def write_once(path: Path, value: Any) -> bool:
         os.unlink(temporary)
 
 
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None if the file is missing or holds anything else."""
+    try:
+        return _mapping(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def read_record(path: Path, **required: type | tuple[type, ...]) -> dict[str, Any] | None:
+    """Read a JSON record; None, with a warning, if a required key is missing or mistyped."""
+    try:
+        record = _mapping(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    if record is not None and all(
+        isinstance(record.get(key), kind) for key, kind in required.items()
+    ):
+        return record
+    _warn_damaged(path)
+    return None
+
+
+def _mapping(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@cache  # once per process: --watch reads the same file every few seconds
+def _warn_damaged(path: Path) -> None:
+    print(f"{path} is damaged and treated as missing", file=sys.stderr, flush=True)
+
+
 def append_jsonl(path: Path, value: Any) -> None:
-    """Append one line; only one process may write a file."""
+    """Append one line to a JSON-lines file. Only one process may write to a file."""
     with path.open("a") as file:
         file.write(json.dumps(value) + "\n")
 
 
+def read_jsonl(path: Path) -> list[Any]:
+    """The values in a JSON-lines file, without lines torn by a crash; [] if there is no file."""
+    values = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                values.append(json.loads(line))
+    return values
+
+
 def last_lines(path: Path, size: int = 16384) -> list[str]:
-    """The lines at the end of a text file that say something, the last one first; none where there is no file."""
+    """Non-empty lines in the last `size` bytes of a text file, newest first; [] if missing."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
@@ -136,24 +124,18 @@ def last_lines(path: Path, size: int = 16384) -> list[str]:
     return [line.strip() for line in reversed(lines) if line.strip()]
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """The lines of a JSON-lines file; a torn line (a crash in the midst of a write) is left out."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-    return lines
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says in one line of 300 characters at most; its kind where it says nothing."""
-    said = str(error).strip().splitlines()
-    return said[0][:300] if said else type(error).__name__
-
-
-def kind_of_write(error: OSError) -> str:
-    """The kind of a failure to write, for `--retry-failed=KIND`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk_full"
-    return "read_only" if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else "exception"
+def unwritable(folder: Path) -> str | None:
+    """Reason why a folder cannot be created or written to; None if it can."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        return error.strerror
+    return None

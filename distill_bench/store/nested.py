@@ -1,11 +1,11 @@
-"""TODO: store.nested."""
+"""Nested mappings with dotted keys: flatten one, list the differences of two."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def flat(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as joined keys."""
+    """Flatten nested mappings; keys are joined by `separator`."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -15,9 +15,9 @@ def flat(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dic
     return result
 
 
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Where two nested mappings differ, for instance "clips 144 and 256, references.teacher 1a2b3c4d and 5e6f7a8b"."""
-    a, b = flat(mine), flat(theirs)
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Keys whose values differ, e.g. "clips 144 and 256, references.teacher 1a2b and 5e6f"."""
+    a, b = flat(first), flat(second)
     return ", ".join(
         f"{key} {a.get(key)} and {b.get(key)}"
         for key in dict.fromkeys([*a, *b])

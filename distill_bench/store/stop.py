@@ -1,32 +1,26 @@
-"""How a worker is asked to stop, and what it then owes the scheduler.
+"""Stop requests: signals set a flag, and training looks at it between updates.
 
-A handler only sets a flag; training looks at it between updates, saves and ends, and `obey` does the rest. Measured on SLURM:
+- SIGUSR2: the job's --signal; a time limit or a preemption is near.
+- SIGTERM: preemption without a warning, `scontrol requeue`, `scancel`, or `--cancel`.
+- SIGINT: Ctrl-C on this machine; a second one ends the process at once.
 
-- SIGUSR2 (the job's --signal: a time limit near, or a preemption): save, put the job back into the queue, wait to be killed.
-- SIGTERM (preemption without a signal, `scontrol requeue`, `scancel`): save, wait to be killed. SLURM alone knows whether the job
-  comes back; a job that exits by itself counts as failed and does not.
-- SIGINT (Ctrl-C on this machine): save and end; a second one ends at once.
-
-A worker whose driver is gone stops too: nobody would start the next one.
+A worker whose driver has ended stops as well: nobody would start the next run.
 """
 
 import contextlib
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 
-DRIVER = "DISTILL_BENCH_DRIVER"  # a worker's environment: the process that started it
-PATIENCE_SECONDS = 900.0  # for SLURM to kill a job that it has told to stop
+DRIVER = "DISTILL_BENCH_DRIVER"  # environment variable of a worker: pid of the driver
 
 
 class Stopped(BaseException):
-    """Asked to stop in a stage whose output is written whole or not at all: it begins again next time."""
+    """Raised if a stop is requested during an all-or-nothing stage, which restarts next time."""
 
 
 class StopRequest:
-    """True once the process was asked to stop."""
+    """Callable flag: True once this process was asked to stop."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -34,7 +28,7 @@ class StopRequest:
         self._driver = int(os.environ.get(DRIVER, 0))
 
     def listen(self) -> "StopRequest":
-        """Install the handlers. Do it first: imports take seconds, and SIGUSR2 kills a process that does not listen."""
+        """Install the handlers. Call it first: imports take seconds, and SIGUSR2 would kill."""
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
         return self
@@ -42,9 +36,8 @@ class StopRequest:
     def _ask(self, number: int, _: object) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if (
-            self.signal != signal.SIGUSR2
-        ):  # a SIGTERM that follows it changes nothing: the job goes back into the queue
+        # a SIGTERM after SIGUSR2 changes nothing: the job is requeued
+        if self.signal != signal.SIGUSR2:
             self.signal = signal.Signals(number)
         if self._at_once:
             raise Stopped
@@ -56,7 +49,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a request is not noted but raised, as `Stopped`."""
+        """Inside the context, raise `Stopped` on a request instead of setting the flag only."""
         self._at_once = True
         try:
             if self():
@@ -67,30 +60,8 @@ class StopRequest:
 
 
 def slurm_job() -> str | None:
-    """The id of the SLURM job that this process works in, as `squeue --array` shows it."""
+    """Id of this process's SLURM job, as `squeue --array` shows it; None outside SLURM."""
     env = os.environ
     if "SLURM_ARRAY_JOB_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     return env.get("SLURM_JOB_ID")
-
-
-def obey(stop: StopRequest, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """In a SLURM job that has saved: requeue it where that is ours to do, and wait to be killed.
-
-    Returns only where SLURM does not requeue (then the run stays stopped, and the sweep's next call starts it again).
-    """
-    if stop.signal != signal.SIGUSR2:
-        _sleep(patience_seconds)  # then nobody meant to kill the job: a signal by hand
-    if int(os.environ.get("SLURM_PROCID", 0)) == 0:
-        print(f"saved; {slurm_job()} goes back into the queue", flush=True)
-        done = subprocess.run(["scontrol", "requeue", slurm_job()], capture_output=True, text=True)
-        if done.returncode:
-            print(f"SLURM does not requeue {slurm_job()}: {done.stderr.strip()}", flush=True)
-            return
-    _sleep(patience_seconds)
-
-
-def _sleep(seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        time.sleep(left)

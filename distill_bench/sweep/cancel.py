@@ -1,4 +1,4 @@
-"""TODO: sweep.cancel."""
+"""The --cancel: ends the jobs and workers of runs; whatever is running saves first."""
 
 import contextlib
 import os
@@ -8,47 +8,62 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distill_bench.config.errors import ConfigError
-from distill_bench.store.claims import attempts, start_of
-from distill_bench.store.runs import note_cancel, state
-from distill_bench.sweep import queue as scheduler
-from distill_bench.sweep.queue import Queue
+from distill_bench.store.claims import attempts, read_start
+from distill_bench.store.runs import record_cancel, run_state
+from distill_bench.sweep.queue import Queue, scancel
 from distill_bench.sweep.status import ENDED
-from distill_bench.sweep.watch import console
+from distill_bench.sweep.watch import warn
 
 
-def cancel(store: Path, runs: Iterable[str], queue: Queue) -> int:
-    """Cancel the jobs of the runs and what was to be prepared for them alone, ask those that work on this machine to save and
-    stop, and tell the drivers of local sweeps to start them no more; returns how many jobs and processes were told.
+def cancel_runs(store: Path, runs: Iterable[str], queue: Queue) -> int:
+    """Cancel runs; returns the number of jobs and processes signalled.
+
+    Cancels their jobs and any prepare job only they need, signals local workers to save and stop,
+    and keeps local drivers from starting the runs again.
 
     Raises:
-        ConfigError: if a job has further runs: it would end them too.
+        ConfigError: if a job also does a run that is not to be cancelled.
     """
     runs = set(runs)
     jobs = {job for run in runs for job in queue.active(run)}
-    for run in queue.jobs.keys() - runs:
-        if (shared := jobs.intersection(queue.active(run))) and state(store / run) not in (
-            *ENDED,
-            "failed",
-        ):
-            raise ConfigError(
-                f"job {shared.pop()} does {run} too (runs_per_job): choose all runs of a job, or none of them"
-            )
-    waiting = {job: first for job, first in queue.first.items() if job in queue.states}
-    prepare = {waiting[job] for job in jobs & waiting.keys()} & queue.states.keys()
-    prepare -= {first for job, first in waiting.items() if job not in jobs}  # others need it
+    _check_alone(store, runs, jobs, queue)
+    prepare = _needed_only_by(jobs, queue)
     try:
-        note_cancel(store, runs, jobs)
+        record_cancel(store, runs, jobs)
     except OSError as error:
-        say = f"cannot write into {store} ({error.strerror}): a local sweep goes on with its other runs"
-        console.print(f"[yellow]warning[/yellow]: {say}")
+        warn(f"cannot write into {store} ({error.strerror}): local drivers start the next runs")
     if jobs:
-        scheduler.cancel(sorted(jobs | prepare))
-    stopped = len(jobs | prepare)
-    for run in runs:
-        start = start_of(attempts(store / run)[-1]) if attempts(store / run) else {}
-        here = start.get("host") == socket.gethostname() and start["job"] is None and start["pid"]
-        if here and state(store / run) == "running":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(start["pid"], signal.SIGTERM)
-                stopped += 1
-    return stopped
+        scancel(sorted(jobs | prepare))
+    return len(jobs | prepare) + sum(_stop_worker(store / run) for run in runs)
+
+
+def _check_alone(store: Path, runs: set[str], jobs: set[str], queue: Queue) -> None:
+    """Raise ConfigError if one of the jobs also does an unfinished run that is not in `runs`."""
+    for run in queue.jobs.keys() - runs:
+        shared = jobs.intersection(queue.active(run))
+        if shared and run_state(store / run) not in (*ENDED, "failed"):
+            raise ConfigError(
+                f"job {shared.pop()} also does {run} (cluster.runs_per_job): "
+                "select all runs of a job, or none of them"
+            )
+
+
+def _needed_only_by(jobs: set[str], queue: Queue) -> set[str]:
+    """Queued prepare jobs that only these jobs wait for."""
+    waiting = {job: first for job, first in queue.prepared_by.items() if job in queue.states}
+    needed = {waiting[job] for job in jobs & waiting.keys()} & queue.states.keys()
+    return needed - {first for job, first in waiting.items() if job not in jobs}
+
+
+def _stop_worker(run_dir: Path) -> bool:
+    """Tell a run's worker on this machine to save and stop; whether there was one."""
+    tried = attempts(run_dir)
+    if not tried or run_state(run_dir) != "running":
+        return False
+    start = read_start(tried[-1])
+    if start["host"] != socket.gethostname() or start["job"] is not None or not start["pid"]:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(start["pid"], signal.SIGTERM)
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""TODO: sweep.manifest."""
+"""A sweep expanded over a store: its runs by id, and the manifest that records them."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,16 +18,17 @@ from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
-from distill_bench.store.files import kind_of_write, unwritable, write_bytes, write_json
+from distill_bench.store.failures import failure_kind
+from distill_bench.store.files import read_record, unwritable, write_bytes, write_json
 from distill_bench.store.nested import differences
-from distill_bench.store.runs import record_outside, result_of, state
+from distill_bench.store.runs import read_result, record_error, run_state
 from distill_bench.sweep.queue import Queue
-from distill_bench.sweep.status import Known
+from distill_bench.sweep.status import ManifestEntry
 
 
 @dataclass(frozen=True)
 class OpenSweep:
-    """A sweep file laid over a store: its runs by id."""
+    """The runs of a sweep file in a store, by id."""
 
     config: SweepConfig
     runs: dict[str, RunConfig]
@@ -34,135 +36,159 @@ class OpenSweep:
     out: Path
 
     @property
-    def known(self) -> dict[str, Known]:
-        """What a status needs of each run."""
+    def entries(self) -> dict[str, ManifestEntry]:
+        """The runs as the manifest records them."""
         return {
-            run: Known(config.method["name"], config.student_updates)
+            run: ManifestEntry(config.method["name"], config.student_updates)
             for run, config in self.runs.items()
         }
 
-    def states(self, queue: Queue = Queue()) -> dict[str, str]:  # noqa: B008 - never changed
-        """Every run's state, from its folder and what is in the scheduler's queue."""
-        return {run: state(self.store / run, bool(queue.active(run))) for run in self.runs}
+    def states(self, queue: Queue = Queue()) -> dict[str, str]:  # noqa: B008 - immutable
+        """The state of every run."""
+        return {run: run_state(self.store / run, bool(queue.active(run))) for run in self.runs}
 
     def only(self, condition: str | None) -> "OpenSweep":
-        """The runs for which an expression over dotted keys holds."""
+        """The runs that satisfy a condition on dotted keys.
+
+        Raises:
+            ConfigError: if no run does.
+        """
         if condition is None:
             return self
         check_condition(condition)
-        kept = {r: c for r, c in self.runs.items() if holds(condition, c.model_dump(mode="json"))}
-        if not kept:
-            raise ConfigError(f"--only {condition!r}: no run of the sweep is like that")
-        return dataclasses.replace(self, runs=kept)
-
-    def write_runs(self) -> None:
-        """Write run.yaml into every run folder that lacks one."""
-        for run, config in self.runs.items():
-            path = self.store / run / "run.yaml"
-            if not path.is_file():
-                try:
-                    write_bytes(
-                        path,
-                        yaml.dump(
-                            config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False
-                        ).encode(),
-                    )
-                except OSError as error:  # this run's trouble alone
-                    record_outside(
-                        path.parent,
-                        error=f"cannot write into {path.parent}: {error.strerror}",
-                        kind=kind_of_write(error),
-                    )
+        selected = {
+            run: config
+            for run, config in self.runs.items()
+            if holds(condition, config.model_dump(mode="json"))
+        }
+        if not selected:
+            raise ConfigError(f"--only {condition!r}: no run of the sweep satisfies it")
+        return dataclasses.replace(self, runs=selected)
 
     def write(self) -> None:
-        """Write run.yaml into every run folder that lacks one, and the sweep's manifest."""
+        """Write run.yaml into every run folder that lacks it, and the sweep's manifest."""
         self.write_runs()
-        results = [result for run in self.runs if (result := result_of(self.store / run))]
-        found = dict.fromkeys(
-            pair for result in results for pair in result.get("references", {}).items()
-        )
         presets = self.config.presets()
-        kinds = Counter(
-            kind for kind, _ in found
-        )  # a sweep over the student's steps has rows of one kind for each
-        references = {
-            kind if kinds[kind] == 1 else Path(folder).name: folder for kind, folder in found
-        }
+        groups = {run: group_id(config) for run, config in self.runs.items()}
         manifest = {
             "name": self.config.name,
             "question": self.config.question,
             "baseline": self.config.baseline,
             "axes": self.config.axes(self.runs.values()),
-            "presets": {
-                run: presets[group]
-                for run, config in self.runs.items()
-                if (group := group_id(config)) in presets
-            },
+            "presets": {run: presets[group] for run, group in groups.items() if group in presets},
             "run_ids": list(self.runs),
-            "groups": {run: group_id(config) for run, config in self.runs.items()},
-            "references": references,
+            "groups": groups,
+            "references": self._references(),
             "spec": spec_digest(self.config),
-            "runs": {run: dataclasses.asdict(known) for run, known in self.known.items()},
+            "runs": {run: dataclasses.asdict(entry) for run, entry in self.entries.items()},
         }
         write_json(manifest_path(self.store, self.config.name), manifest)
+
+    def write_runs(self) -> None:
+        """Write run.yaml into every run folder that lacks it."""
+        for run, config in self.runs.items():
+            path = self.store / run / "run.yaml"
+            if path.is_file():
+                continue
+            text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+            try:
+                write_bytes(path, text.encode())
+            except OSError as error:  # concerns this run alone
+                message = f"cannot write into {path.parent}: {error.strerror}"
+                record_error(path.parent, message, failure_kind(error))
+
+    def _references(self) -> dict[str, str]:
+        """Reference rows that the results name: label -> folder in the store."""
+        results = [result for run in self.runs if (result := read_result(self.store / run))]
+        pairs = dict.fromkeys(
+            pair for result in results for pair in result.get("references", {}).items()
+        )
+        # a sweep over the student's steps has one row of a kind per number of steps
+        folders_of = Counter(kind for kind, _ in pairs)
+        return {
+            kind if folders_of[kind] == 1 else Path(folder).name: folder for kind, folder in pairs
+        }
 
 
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def manifest_path(store: Path, name: str) -> Path:
-    """Where a sweep says which runs are its own."""
-    return store / "sweeps" / f"{name}.json"
-
-
-def spec_digest(config: SweepConfig) -> str:
-    """What a sweep's run ids follow from, but for weights and clips: its file, files that it names, the code that resolves it."""
-    spec = config.model_dump(mode="json", exclude={"cluster"})
-    sources = [ROOT / "method.py"]
-    for folder in (ROOT / "config", ROOT.parent / "methods", ROOT / "methods"):
-        sources += sorted(folder.glob("*.py"))
-    sources += [
-        Path(text.partition(":")[0]) for text in _texts(spec) if len(text.encode()) < 256
-    ]  # prompts, methods by path
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
-    for path in sources:
-        if path.is_file():
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a tree of mappings and lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(each)
-
-
 def open_sweep(config: SweepConfig, store: Path, out: Path) -> OpenSweep:
-    """A sweep, expanded.
+    """Expand a sweep.
 
     Raises:
-        ConfigError: for a run that cannot be.
+        ConfigError: for a run that cannot be resolved, or runs whose scores could share no table.
     """
     runs = {run_id(run): run for run in config.expand()}
-    _refuse_protocols(config.name, runs.values())
+    _check_one_protocol(config.name, runs.values())
     return OpenSweep(config, runs, store, out)
 
 
-def check_writable(*folders: Path) -> None:
-    """ConfigError for a folder that cannot be written, or not be made: before anything is launched into it."""
-    for folder in folders:
-        if (why := unwritable(folder)) is not None:
-            raise ConfigError(f"cannot write into {folder}: {why}")
-
-
-def _refuse_protocols(name: str, runs: Iterable[RunConfig]) -> None:
-    """ConfigError for runs whose scores could share no table: better now than when all have been trained."""
+def _check_one_protocol(name: str, runs: Iterable[RunConfig]) -> None:
+    """Raise ConfigError if the runs have several protocols: their scores could share no table."""
     first, *others = {protocol_hash(run): protocol(run) for run in runs}.values()
     if others:
         raise ConfigError(
-            f"{name}: its runs are of {1 + len(others)} protocols, and scores of unlike ones share no table; the first two "
-            f"differ in {differences(first, others[0])}: make a sweep of each"
+            f"{name}: its runs have {1 + len(others)} protocols, and their scores share no table; "
+            f"the first two differ in {differences(first, others[0])}: write one sweep per protocol"
         )
+
+
+def check_writable(*folders: Path) -> None:
+    """Raise ConfigError for a folder that cannot be created or written to."""
+    for folder in folders:
+        if (reason := unwritable(folder)) is not None:
+            raise ConfigError(f"cannot write into {folder}: {reason}")
+
+
+def manifest_path(store: Path, name: str) -> Path:
+    """File that records which runs belong to a sweep."""
+    return store / "sweeps" / f"{name}.json"
+
+
+def recorded_entries(config: SweepConfig, store: Path) -> dict[str, ManifestEntry] | None:
+    """The runs in the sweep's manifest; None if its run ids may have changed since it was written.
+
+    Reading them takes milliseconds; expanding a sweep of a thousand runs takes seconds.
+    """
+    manifest = read_record(manifest_path(store, config.name), run_ids=list)
+    if manifest is None or manifest.get("spec") != spec_digest(config):
+        return None
+    return {run: ManifestEntry(**entry) for run, entry in manifest["runs"].items()}
+
+
+# code that turns a sweep file into run ids
+RESOLVING = ("config", "teachers", "registry.py", "method.py", "methods")
+
+
+def spec_digest(config: SweepConfig) -> str:
+    """Digest (12 digits) of what decides a sweep's run ids, except weights and clips.
+
+    Covers the sweep file, the files that it names (prompts, methods) and the code that resolves it.
+    """
+    spec = config.model_dump(mode="json", exclude={"cluster"})
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for path in [*_resolving_code(), *_named_files(spec)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _resolving_code() -> Iterator[Path]:
+    for name in RESOLVING:
+        path = ROOT / name
+        if not path.exists():  # in a checkout, methods/ lies beside the package
+            path = ROOT.parent / name
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def _named_files(spec: Any) -> Iterator[Path]:
+    """Files whose path is a value in a tree of mappings and lists, e.g. `path/to/file.py:Class`."""
+    if isinstance(spec, Mapping):
+        spec = list(spec.values())
+    if isinstance(spec, list):
+        for value in spec:
+            yield from _named_files(value)
+    elif isinstance(spec, str) and len(spec.encode()) < 256:
+        path = Path(spec.partition(":")[0])
+        if path.is_file():
+            yield path

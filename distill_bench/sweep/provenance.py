@@ -1,4 +1,4 @@
-"""Where a result comes from: code, packages, machine, job. Written into every attempt of every run."""
+"""Provenance of a result: code, packages, machine, job. Recorded in every attempt of every run."""
 
 import ast
 import hashlib
@@ -14,12 +14,43 @@ from distill_bench import ROOT, __version__
 from distill_bench.registry import method_file
 
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy", "submitit")
-# packages and modules whose code decides a run's numbers; everything else (commands, the store, tables, evaluators, which
-# have versions of their own) may change under a run
+SLURM_KEYS = {
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_JOB_ACCOUNT",
+    "SLURM_JOB_QOS",
+}
+
+# Packages and modules that a run's weights and clips pass through. Everything else may change under
+# a half-done run: what happens before run.yaml is written is in the run's id, and evaluators have
+# versions of their own.
 NUMBERS = (
-    "autoencoder", "config", "discriminator", "domain", "draws", "expressions", "method", "networks", "noise", "rollout",
-    "sample", "teachers", "train",
-)  # fmt: skip
+    "autoencoder",
+    "config/protocol",
+    "config/resolve",
+    "config/schema",
+    "discriminator",
+    "domain",
+    "draws",
+    "expressions",
+    "method",
+    "networks",
+    "noise",
+    "rollout",
+    "sample/references",
+    "sample/run",
+    "sample/sampler",
+    "sample/write_folder",
+    "teachers",
+    "train",
+)
 
 
 def provenance() -> dict:
@@ -42,52 +73,36 @@ def provenance() -> dict:
     }
 
 
-SLURM_KEYS = {
-    "SLURM_JOB_ID",
-    "SLURM_ARRAY_JOB_ID",
-    "SLURM_ARRAY_TASK_ID",
-    "SLURM_RESTART_COUNT",
-    "SLURM_JOB_PARTITION",
-    "SLURM_JOB_NODELIST",
-    "SLURM_NNODES",
-    "SLURM_NTASKS",
-    "SLURM_CPUS_PER_TASK",
-    "SLURM_JOB_ACCOUNT",
-    "SLURM_JOB_QOS",
-}
-
-
 def hardware() -> str:
-    """The kind of device that a run computes on: another kind rounds otherwise, and training makes much of that in some runs."""
+    """Name of the device that a run computes on; rounding differs between devices."""
     return ", ".join(dict.fromkeys(_gpus())) or _cpu()
 
 
 def dirty_diff() -> str:
-    """The uncommitted changes of the checkout, as a patch; empty for a clean or installed one."""
+    """Uncommitted changes of the checkout, as a patch; empty if it is clean or not a checkout."""
     return _git("diff", "HEAD", "--no-color") or ""
 
 
 def code_fingerprint(method: str) -> str:
-    """Digest (12 digits) of the syntax trees of a method's file and of the NUMBERS packages; comments, docstrings and layout
-    do not count."""
-    modules = sorted(path for name in NUMBERS for path in _sources(name))
-    files = [path for path in (method_file(method), *modules) if path is not None]
-    trees = [syntax_digest(path.read_text()) for path in files]
+    """Digest (12 digits) of a method's file and of the NUMBERS.
+
+    Comments, docstrings and layout do not count. Command lines (`__main__.py`) do not either.
+    """
+    files = [method_file(method), *sorted(path for name in NUMBERS for path in _sources(name))]
+    trees = [syntax_digest(path.read_text()) for path in files if path is not None]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:12]
 
 
 def _sources(name: str) -> list[Path]:
     """The files of a module or, recursively, of a package."""
-    return (
-        [ROOT / f"{name}.py"]
-        if (ROOT / f"{name}.py").is_file()
-        else list((ROOT / name).rglob("*.py"))
-    )
+    if (ROOT / name).is_dir():
+        return [path for path in (ROOT / name).rglob("*.py") if path.name != "__main__.py"]
+    return [ROOT / f"{name}.py"]
 
 
 @cache
 def syntax_digest(source: str) -> str:
-    """A digest of a module's syntax tree without docstrings, those of class attributes included."""
+    """Digest of a module's syntax tree without docstrings, those of class attributes included."""
     tree = _WithoutDocstrings().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -99,7 +114,7 @@ class _WithoutDocstrings(ast.NodeTransformer):
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git in the checkout that this package lies in; None where it lies in none."""
+    """Output of git in this package's checkout; None if it is not in a checkout or git fails."""
     if not (ROOT.parent / "pyproject.toml").is_file():
         return None
     try:
@@ -119,28 +134,21 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name with its numbers: virtual machines call unlike ones by one name."""
+    """The processor's name and its numbers; virtual machines give several models one name."""
     try:
         first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:
         return platform.processor() or platform.machine()
-    said = {
-        key.strip(): value.strip()
-        for key, _, value in (line.partition(":") for line in first.splitlines())
-    }
-    numbers = [
-        f"{key.removeprefix('cpu ')} {said[key]}"
-        for key in ("cpu family", "model", "stepping")
-        if key in said
-    ]
-    return " ".join([said.get("model name") or platform.machine(), *numbers])
+    pairs = (line.partition(":") for line in first.splitlines())
+    info = {key.strip(): value.strip() for key, _, value in pairs}
+    keys = [key for key in ("cpu family", "model", "stepping") if key in info]
+    numbers = [f"{key.removeprefix('cpu ')} {info[key]}" for key in keys]
+    return " ".join([info.get("model name") or platform.machine(), *numbers])
 
 
 def _gpus() -> list[str]:
-    import torch
+    import torch  # takes seconds, and --status needs only fingerprints
 
-    return (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

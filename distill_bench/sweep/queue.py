@@ -1,6 +1,7 @@
-"""What SLURM knows: which jobs are in its queue, how others ended, what the cluster offers. Reads and cancels, never submits.
+"""The SLURM queue: queued jobs, how jobs ended, what a partition offers (squeue, sacct, scontrol).
 
-Truth about a run is in its folder; this is for what no folder can know. Everything works without accounting.
+Reads and cancels jobs, never submits any. The truth about a run is in its folder; this module adds
+what no folder can know. Everything works without accounting.
 """
 
 import contextlib
@@ -12,11 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill_bench.config.cluster import ClusterConfig
 from distill_bench.store.files import read_record
-from distill_bench.store.runs import cancels
+from distill_bench.store.runs import read_cancels
 
-# how SLURM calls the end of a job -> the kind of a failure
-KINDS = {
+KIND_OF_END = {  # SLURM's final state of a job -> kind of failure shown by --status
     "TIMEOUT": "timeout",
     "NODE_FAIL": "node_fail",
     "OUT_OF_MEMORY": "host_oom",
@@ -25,18 +26,19 @@ KINDS = {
     "BOOT_FAIL": "node_fail",
     "DEADLINE": "timeout",
 }
-# reasons of a waiting job that do not end by themselves
-ENDLESS = re.compile(
-    r"Partition\w*(Limit|Down|Inactive|Config)|Invalid|NotAllowed|BadConstraints|NeverSatisfied|[Hh]eld|PerJob"
+# pending reasons that do not go away by themselves
+NEVER_STARTS = re.compile(
+    r"Partition\w*(Limit|Down|Inactive|Config)|Invalid|NotAllowed|BadConstraints|NeverSatisfied"
+    r"|[Hh]eld|PerJob"
 )
 
 
 class SchedulerError(RuntimeError):
-    """SLURM does not answer; the message is one line."""
+    """SLURM does not answer, or refuses a question; the message is one line."""
 
 
-def available() -> bool:
-    """Whether this machine submits to a cluster: `sbatch` is here and configured.
+def slurm_available() -> bool:
+    """Whether this machine can submit to a cluster: `sbatch` is installed and configured.
 
     Raises:
         SchedulerError: if it is, but the cluster does not answer.
@@ -46,9 +48,7 @@ def available() -> bool:
     try:
         _call("sinfo", "--noheader", "--format=%P")
     except SchedulerError as error:
-        if "configuration source" in str(
-            error
-        ):  # the programs are installed, no cluster is configured
+        if "configuration source" in str(error):  # programs without a configured cluster
             return False
         raise
     return True
@@ -56,27 +56,23 @@ def available() -> bool:
 
 @dataclass(frozen=True)
 class Queue:
-    """Jobs in SLURM's queue, and which runs were submitted as what."""
+    """The user's jobs in SLURM's queue, and the jobs that a store's runs were submitted as."""
 
-    states: dict[str, str] = field(
-        default_factory=dict
-    )  # job -> PENDING, RUNNING, ...; those that have ended are not here
+    states: dict[str, str] = field(default_factory=dict)  # queued job -> PENDING, RUNNING, ...
     jobs: dict[str, list[str]] = field(default_factory=dict)  # run -> its jobs, oldest first
     logs: dict[str, Path] = field(default_factory=dict)  # job -> its log
-    reasons: dict[str, str] = field(default_factory=dict)  # job -> why it waits
-    first: dict[str, str] = field(
-        default_factory=dict
-    )  # job -> the job that prepares what its runs share
-    cancelled: frozenset[str] = frozenset()  # jobs that this program was told to cancel
+    reasons: dict[str, str] = field(default_factory=dict)  # queued job -> why it is pending
+    prepared_by: dict[str, str] = field(default_factory=dict)  # job -> the job that it waits for
+    cancelled: frozenset[str] = frozenset()  # jobs named by a --cancel
 
     def active(self, run: str) -> list[str]:
         """The run's jobs that are in the queue."""
         return [job for job in self.jobs.get(run, []) if job in self.states]
 
-    def stuck(self, run: str) -> str | None:
-        """Why the run's jobs will never start, as SLURM says it; None where they will."""
+    def never_starts(self, run: str) -> str | None:
+        """SLURM's reason if none of the run's jobs can ever start, else None."""
         reasons = [self.reasons.get(job, "") for job in self.active(run)]
-        return next(iter(reasons)) if reasons and all(map(ENDLESS.search, reasons)) else None
+        return reasons[0] if reasons and all(map(NEVER_STARTS.search, reasons)) else None
 
     def log(self, run: str) -> Path | None:
         """The log of the run's newest job."""
@@ -85,69 +81,58 @@ class Queue:
 
 
 def read_queue(store: Path, on_slurm: bool = True) -> Queue:
-    """The queue of this user, by one call of squeue, and the submissions of a store.
+    """Read a store's submissions and, with one call of squeue, this user's queue.
 
     Raises:
-        SchedulerError: if squeue does not answer: then nothing is known, and nothing may be launched.
+        SchedulerError: if squeue does not answer; nothing may be launched then.
     """
     jobs: dict[str, list[str]] = {}
     logs: dict[str, Path] = {}
-    first: dict[str, str] = {}
+    prepared_by: dict[str, str] = {}
     for path in sorted((store / "submissions").glob("*.json")):
-        found = read_record(path, jobs=dict) or {"jobs": {}}
-        for run, job in found["jobs"].items():
+        submission = read_record(path, jobs=dict)
+        if submission is None:
+            continue
+        for run, job in submission["jobs"].items():
             jobs.setdefault(run, []).append(job)
             logs[job] = store / "slurm" / job.partition("_")[0] / f"{job}_0_log.out"
-            if "dependency" in found:
-                first[job] = found["dependency"].partition(":")[2]
-    told = frozenset(job for call in cancels(store) for job in call["jobs"])
-    lines = (
-        _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r").splitlines()
-        if on_slurm
-        else []
-    )
-    rows = [line.split("|", 2) for line in lines]
-    states, reasons = (
-        {job: state for job, state, _ in rows},
-        {job: reason for job, _, reason in rows},
-    )
-    return Queue(states, jobs, logs, reasons, first, told)
+            if "dependency" in submission:
+                prepared_by[job] = submission["dependency"].partition(":")[2]
+    states: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    if on_slurm:
+        listing = _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
+        for line in listing.splitlines():
+            job, states[job], reasons[job] = line.split("|", 2)
+    cancelled = frozenset(job for call in read_cancels(store) for job in call["jobs"])
+    return Queue(states, jobs, logs, reasons, prepared_by, cancelled)
 
 
-def ended_as(jobs: Iterable[str]) -> dict[str, str]:
-    """How jobs that have left the queue ended (TIMEOUT, CANCELLED, ...), as far as SLURM still remembers."""
+def final_states(jobs: Iterable[str]) -> dict[str, str]:
+    """Final states (TIMEOUT, CANCELLED, ...) of jobs that left the queue, if SLURM knows them."""
     ids = ",".join(sorted(set(jobs)))
     if not ids:
         return {}
-    ended: dict[str, str] = {}
-    for command in (
-        [
-            "sacct",
-            "--noheader",
-            "--parsable2",
-            "--allocations",
-            "--format=JobID,State",
-            f"--jobs={ids}",
-        ],
-        ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--jobs={ids}"],
-    ):
+    sacct = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
+    squeue = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T"]
+    states: dict[str, str] = {}
+    for command in (sacct, squeue):  # squeue remembers a job for minutes, accounting or not
         with contextlib.suppress(SchedulerError):
-            ended |= dict(
-                line.split("|", 1) for line in _call(*command).splitlines() if "|" in line
-            )
-    return {job: state.split()[0] for job, state in ended.items()}  # "CANCELLED by 0"
+            lines = _call(*command, f"--jobs={ids}").splitlines()
+            states |= dict(line.split("|", 1) for line in lines if "|" in line)
+    return {job: state.split()[0] for job, state in states.items()}  # "CANCELLED by 0"
 
 
-def cancel(jobs: Iterable[str]) -> None:
+def scancel(jobs: Iterable[str]) -> None:
     """Cancel jobs."""
     _call("scancel", *jobs)
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What a partition offers, from `scontrol show`."""
+class Partition:
+    """The limits of one partition, or the best of each limit over several."""
 
-    partition: str  # or several: a job starts in one of them
+    name: str  # as asked for, e.g. "a,b"
     nodes: int
     cpus: int  # of the largest node
     mem_gb: float  # of the largest node
@@ -159,56 +144,85 @@ class Cluster:
     preemption_signal: bool
     requeue: bool
 
+    def shortfalls(self, wanted: ClusterConfig) -> list[str]:
+        """What the partition cannot do for such jobs; some would be pending for ever."""
+        cpus = wanted.processes * wanted.cpus
+        memory = wanted.mem_gb or 0
+        too_long = self.max_hours is not None and wanted.hours > self.max_hours
+        unwarned = self.preemptible and not self.preemption_signal
+        return [
+            text
+            for text, applies in {
+                f"{wanted.hours:g} h is over the partition's {self.max_hours} h": too_long,
+                f"{wanted.nodes} nodes are more than the partition's {self.nodes}": (
+                    wanted.nodes > self.nodes
+                ),
+                f"{wanted.processes} x {wanted.cpus} CPUs are more than any node's {self.cpus}": (
+                    cpus > self.cpus
+                ),
+                f"{memory} GB are more than any node's {self.mem_gb:.3g}": memory > self.mem_gb,
+                f"{wanted.gpus} GPUs are more than any node's {self.gpus}": wanted.gpus > self.gpus,
+                "preemption sends no signal: a run must save within the partition's GraceTime": (
+                    unwarned
+                ),
+                "this cluster does not requeue jobs: run the same command after a preemption": (
+                    not self.requeue
+                ),
+                "no accounting: SLURM knows for a few minutes only how a lost job ended": (
+                    not self.accounting
+                ),
+            }.items()
+            if applies
+        ]
 
-def cluster(partition: str | None) -> Cluster:
-    """The facts about a partition, by default the default one; of several, "a,b", the best of each.
+
+def read_partition(partition: str | None) -> Partition:
+    """Read a partition's limits; None is the default partition, "a,b" the best of both.
 
     Raises:
         SchedulerError: if there is no such partition.
     """
     config = _fields(_call("scontrol", "show", "config"))
-    blocks = [
-        _fields(block)
-        for block in _call("scontrol", "--oneliner", "show", "partition").splitlines()
-    ]
-    known = {block["PartitionName"]: block for block in blocks}
-    name = partition or next(
-        (n for n, block in known.items() if block.get("Default") == "YES"), None
-    )
+    listing = _call("scontrol", "--oneliner", "show", "partition").splitlines()
+    known = {block["PartitionName"]: block for block in map(_fields, listing)}
+    default = next((n for n, block in known.items() if block.get("Default") == "YES"), None)
+    name = partition or default
     if not name:
-        raise SchedulerError("no default partition: name one")
-    if missing := [each for each in name.split(",") if each not in known]:
+        raise SchedulerError(f"no default partition; set cluster.partition: {', '.join(known)}")
+    if missing := [part for part in name.split(",") if part not in known]:
         raise SchedulerError(f"no partition {missing[0]!r}; known: {', '.join(known)}")
-    found = [known[each] for each in name.split(",")]
-    hours = [_hours(each.get("MaxTime", "UNLIMITED")) for each in found]
-    lines = _call(
+    blocks = [known[part] for part in name.split(",")]
+    hours = [_hours(block.get("MaxTime", "UNLIMITED")) for block in blocks]
+    mode = config.get("PreemptMode", "OFF")
+    preemptible = any(block.get("PreemptMode", mode) not in ("OFF", "GANG") for block in blocks)
+    listing = _call(
         "sinfo", "--noheader", "--Node", f"--partition={name}", "--format=%R|%c|%m|%G"
     ).splitlines()
-    nodes = [line.split("|", 3) for line in lines]
-    counts = Counter(node[0] for node in nodes)
-    limits = {each["PartitionName"]: each.get("MaxNodes", "UNLIMITED") for each in found}
-    return Cluster(
-        partition=name,
-        nodes=max(
-            (min(n, int(limits[p])) if limits[p].isdigit() else n for p, n in counts.items()),
-            default=0,
-        ),
+    nodes = [line.split("|", 3) for line in listing]
+    gpus = [re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres) for *_, gres in nodes]
+    return Partition(
+        name=name,
+        nodes=_most_nodes(blocks, Counter(node[0] for node in nodes)),
         cpus=max((int(cpus) for _, cpus, _, _ in nodes), default=0),
         mem_gb=max((int(mb) for _, _, mb, _ in nodes), default=0) / 1024,
-        gpus=max(
-            (int(n) for *_, gres in nodes for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres)),
-            default=0,
-        ),
+        gpus=max((int(count) for counts in gpus for count in counts), default=0),
         max_array=int(config.get("MaxArraySize", 1001)),
         max_hours=None if None in hours else max(hours),
         accounting="none" not in config.get("AccountingStorageType", "none"),
-        preemptible=any(
-            each.get("PreemptMode", config.get("PreemptMode", "OFF")) not in ("OFF", "GANG")
-            for each in found
-        ),
+        preemptible=preemptible,
         preemption_signal="preempt_send_user_signal" in config.get("SlurmctldParameters", ""),
         requeue=config.get("JobRequeue", "1") == "1",
     )
+
+
+def _most_nodes(blocks: list[dict[str, str]], nodes_of: Counter[str]) -> int:
+    """The most nodes that a job can have in any of some partitions."""
+    most = 0
+    for block in blocks:
+        nodes = nodes_of[block["PartitionName"]]
+        limit = block.get("MaxNodes", "UNLIMITED")
+        most = max(most, min(nodes, int(limit)) if limit.isdigit() else nodes)
+    return most
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -230,6 +244,6 @@ def _call(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SchedulerError(f"{command[0]} does not answer: {error}") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise SchedulerError(f"{command[0]}: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise SchedulerError(f"{command[0]}: {lines[-1]}")
     return done.stdout

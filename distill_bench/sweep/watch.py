@@ -1,76 +1,128 @@
-"""TODO: sweep.watch."""
+"""Terminal output while a sweep runs: --status and --watch, --wait, and the board of local runs."""
 
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from distill_bench.store.runs import record_outside
-from distill_bench.sweep import queue as scheduler
-from distill_bench.sweep import status
-from distill_bench.sweep import workers as local
+from distill_bench.store.runs import record_error
 from distill_bench.sweep.manifest import OpenSweep
-from distill_bench.sweep.queue import Queue, SchedulerError
-from distill_bench.sweep.status import ENDED, WAITING, read_statuses
+from distill_bench.sweep.queue import Queue, SchedulerError, read_queue
+from distill_bench.sweep.status import (
+    ENDED,
+    TO_LAUNCH,
+    WAITING,
+    ManifestEntry,
+    count_states,
+    exit_code,
+    read_statuses,
+    status_json,
+    status_table,
+)
+from distill_bench.sweep.workers import DONE, STOPPED, Task
 
-STOPPED = 3  # how a worker process ends that saved on request: `job.STOPPED`, without torch
+QUIET_SECONDS = 60.0  # --watch takes a local sweep for ended after so long without a running run
+
+# a log has no width of its own
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
-QUIET_SECONDS = 60.0  # without a running run, until --watch takes a local sweep for ended
+def warn(message: str) -> None:
+    """Print a warning."""
+    console.print(f"[yellow]warning[/yellow]: {message}")
 
 
-console = Console(
-    highlight=False, width=None if sys.stdout.isatty() else 200
-)  # a log has no width of its own
+def show_status(
+    store: Path,
+    entries: Mapping[str, ManifestEntry],
+    on_slurm: bool,
+    every: float | None = None,
+    as_json: bool = False,
+) -> int:
+    """Print the status of the runs, and with `every` again until no run is waiting or running.
+
+    Args:
+        every: seconds between two prints; None prints once.
+
+    Returns:
+        The exit code of --status.
+    """
+    queue = read_queue(store, on_slurm)
+    active = time.monotonic()
+    while True:
+        statuses = read_statuses(store, entries, queue)
+        if as_json:
+            print(status_json(statuses))
+        else:
+            console.print(status_table(statuses))
+            console.print(count_states(statuses))
+        states = {s.state for s in statuses}
+        if states & set(WAITING):
+            active = time.monotonic()
+        # a local driver takes seconds from one run to the next
+        patience = QUIET_SECONDS if states & set(TO_LAUNCH) and not on_slurm else 0
+        quiet = not states & set(WAITING) and time.monotonic() - active >= patience
+        if every is None or quiet:
+            return exit_code(statuses)
+        time.sleep(every)
+        queue = _queue_or(queue, store, on_slurm)
 
 
-def wait(sweep: OpenSweep, seconds: float = 5.0) -> None:
-    """Stay until no run is waiting or running; a live table in a terminal, a line at each change elsewhere."""
-    said = ""
+def _queue_or(previous: Queue, store: Path, on_slurm: bool) -> Queue:
+    """The queue, or the previous one while SLURM does not answer."""
+    try:
+        return read_queue(store, on_slurm)
+    except SchedulerError as error:
+        print(f"{time.strftime('%H:%M:%S')} {error}", file=sys.stderr, flush=True)
+        return previous
+
+
+def wait_for_jobs(sweep: OpenSweep, seconds: float = 5.0) -> None:
+    """Return when no run is waiting or running on SLURM.
+
+    Shows a live table in a terminal and prints one line per change elsewhere.
+    """
+    printed = ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             try:
-                statuses = read_statuses(
-                    sweep.store, sweep.known, scheduler.read_queue(sweep.store)
-                )
-            except SchedulerError as error:  # it comes back; the runs do not need this process
+                statuses = read_statuses(sweep.store, sweep.entries, read_queue(sweep.store))
+            except SchedulerError as error:  # the jobs go on without this process
                 console.print(f"{time.strftime('%H:%M:%S')} {error}; waiting", markup=False)
                 time.sleep(30)
                 continue
-            line = status.counts(statuses)
+            line = count_states(statuses)
             if console.is_terminal:
-                live.update(status.as_table(statuses), refresh=True)
-            elif line != said:
+                live.update(status_table(statuses), refresh=True)
+            elif line != printed:
                 console.print(f"{time.strftime('%H:%M:%S')} {line}")
-            said = line
+            printed = line
             if not any(s.state in WAITING for s in statuses):
                 return
             time.sleep(seconds)
 
 
-class Board:
-    """Progress of local runs: a rich bar in a terminal, a line at each start and end elsewhere."""
+class ProgressBoard:
+    """Progress of local runs: a bar in a terminal, one line at each start and end of a worker."""
 
     def __init__(self, sweep: OpenSweep, jobs: int, processes: int = 1) -> None:
-        self.sweep, self.bar = sweep, None
-        self.total = sum(config.student_updates for config in sweep.runs.values())
+        self.sweep = sweep
+        self.bar = None
         if console.is_terminal:
-            columns = (
-                TextColumn("student updates"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=console)
-            self.task = self.bar.add_task("runs", total=self.total)
-        each = f", each by {processes} processes" if processes > 1 else ""
-        console.print(f"{len(sweep.runs)} runs, {jobs} at once on this machine{each}")
+            columns = (TextColumn("student updates"), BarColumn(), MofNCompleteColumn())
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=console)
+            total = sum(config.student_updates for config in sweep.runs.values())
+            self.task = self.bar.add_task("runs", total=total)
+        together = f", {processes} processes per run" if processes > 1 else ""
+        console.print(f"{len(sweep.runs)} runs, {jobs} at once on this machine{together}")
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "ProgressBoard":
         if self.bar:
             self.bar.start()
         return self
@@ -79,45 +131,43 @@ class Board:
         if self.bar:
             self.bar.stop()
 
-    def __call__(self) -> None:
-        """Called now and then."""
+    def update(self) -> None:
+        """Move the bar to the student updates done so far."""
         if self.bar:
-            statuses = read_statuses(self.sweep.store, self.sweep.known, Queue())
-            self.bar.update(
-                self.task,
-                completed=sum(s.of if s.state in ENDED else s.student_updates for s in statuses),
-            )
+            statuses = read_statuses(self.sweep.store, self.sweep.entries, Queue())
+            done = sum(s.of if s.state in ENDED else s.student_updates for s in statuses)
+            self.bar.update(self.task, completed=done)
 
-    def changed(self, task: local.Task) -> None:
-        """A worker process started or ended."""
-        run, clock, store = task.name, time.strftime("%H:%M:%S"), self.sweep.store
-        if task.error is not None and run in self.sweep.runs:
-            record_outside(store / run, error=task.error, kind="not_started")
-        if task.code is None:
-            console.print(f"{clock} start {run}")
-        elif run not in self.sweep.runs:
-            ended = {0: "done", STOPPED: "stopped"}.get(
-                task.code, f"[red]failed[/red] (log: {task.log})"
-            )
-            console.print(f"{clock} {ended} {run}")
+    def changed(self, task: Task) -> None:
+        """Print that a worker started or ended."""
+        is_run = task.name in self.sweep.runs
+        if task.error is not None and is_run:
+            record_error(self.sweep.store / task.name, task.error, "not_started")
+        if task.exit_code is None:
+            line = f"start {task.name}"
+        elif is_run:
+            line = self._run_ended(task)
         else:
-            (s,) = read_statuses(store, {run: self.sweep.known[run]}, Queue())
-            ended = Counter(self.sweep.states().values())
-            why = (
-                f"one of its processes was killed by signal {-task.code}"
-                if task.processes > 1 and task.code < 0
-                else s.note
-            )
-            note = "" if s.state in ("done", "running") else f" ({why}; log: {s.log or task.log})"
-            count = ended["done"] + ended["collapsed"] + ended["failed"]
-            console.print(
-                f"{clock} {s.state} {run}{note} [{count}/{len(self.sweep.runs)}]", markup=False
-            )
+            names = {DONE: "done", STOPPED: "stopped"}
+            line = f"{names.get(task.exit_code, f'failed (log: {task.log})')} {task.name}"
+        console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
+
+    def _run_ended(self, task: Task) -> str:
+        """Line for a run whose worker ended: state, reason, log, number of ended runs."""
+        run = task.name
+        (s,) = read_statuses(self.sweep.store, {run: self.sweep.entries[run]}, Queue())
+        reason = s.note
+        if task.processes > 1 and task.exit_code < 0:
+            reason = f"one of its processes was killed by signal {-task.exit_code}"
+        note = "" if s.state in ("done", "running") else f" ({reason}; log: {s.log or task.log})"
+        states = Counter(self.sweep.states().values())
+        ended = states["done"] + states["collapsed"] + states["failed"]
+        return f"{s.state} {run}{note} [{ended}/{len(self.sweep.runs)}]"
 
 
 def print_table(sweep: OpenSweep) -> None:
-    """The headline table."""
-    from distill_bench.report.results import COSTS, load
+    """Print the headline table of the sweep's results."""
+    from distill_bench.report.results import COSTS, load  # numpy and more, for one table at the end
     from distill_bench.report.tables.scores import score_table
 
     results = load(sweep.out / sweep.config.name)

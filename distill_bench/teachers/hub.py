@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from distill_bench.store.files import first_line
+from distill_bench.store.failures import first_line
 from distill_bench.teachers.contents import content_hash, hash_is_slow
 from distill_bench.teachers.folder import TeacherError, split_hub_name, teacher_folder
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from distill_bench.config.schema import AdapterConfig
 from distill_bench.networks.sharding import shard_as, whole
-from distill_bench.store.files import read_json, whole_file, write_json
+from distill_bench.store.files import atomic_file, read_json, write_json
 
 KEPT = 2
 _DTYPES = {  # as safetensors calls them
@@ -73,7 +73,7 @@ def save(
     temporary.mkdir()
     try:
         for name, tensors in files.items():
-            with whole_file(temporary / name) as file:
+            with atomic_file(temporary / name) as file:
                 write_tensors(file, tensors)
         checksums = {path.name: _checksum(path) for path in temporary.iterdir()}
         write_json(temporary / "state.json", state | {"checksums": checksums})
@@ -194,7 +194,7 @@ def save_student(
     if not writes:
         write_tensors(None, weights)
         return
-    with whole_file(run_dir / "students" / f"{student_updates}.safetensors") as file:
+    with atomic_file(run_dir / "students" / f"{student_updates}.safetensors") as file:
         write_tensors(file, weights)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill_bench.config.resolve import load_run
-from distill_bench.store.files import read_json
+from distill_bench.store.files import read_record
 from distill_bench.train.phase import Collapsed
 from distill_bench.train.records import Records
 from distill_bench.train.run import Run
@@ -59,5 +59,5 @@ def update(run: Run) -> None:
 
 def ended(run_dir: Path) -> dict | None:
     """The summary of a training that is done or collapsed; None if there is something left to train."""
-    summary = read_json(run_dir / "train.json")
+    summary = read_record(run_dir / "train.json", status=str)
     return summary if summary is not None and summary["status"] != "stopped" else None

@@ -23,9 +23,9 @@ from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.manifest import open_sweep
-from distill_bench.sweep.queue import SchedulerError, cluster, read_queue
+from distill_bench.sweep.queue import SchedulerError, read_partition, read_queue
 from distill_bench.sweep.status import Status, read_statuses
-from distill_bench.sweep.submit import KILLED_RETRIES, _executor, script, submit
+from distill_bench.sweep.submit import KILLED_RETRIES, batch_script, make_executor, submit
 from distill_bench.train import checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -94,7 +94,7 @@ class Lab:
     def statuses(self) -> dict[str, Status]:
         self.known = (
             self.known
-            or open_sweep(load_sweep(self.file), self.store, self.folder / "results").known
+            or open_sweep(load_sweep(self.file), self.store, self.folder / "results").entries
         )
         return {s.run: s for s in read_statuses(self.store, self.known, read_queue(self.store))}
 
@@ -150,7 +150,7 @@ touch "$(dirname "$0")/ended"
 def often_requeued(tmp_path_factory: pytest.TempPathFactory):
     """A job that is requeued as often as one may be killed, and then killed."""
     folder = tmp_path_factory.mktemp("requeued")
-    executor = _executor(
+    executor = make_executor(
         ClusterConfig(cpus=1, mem_gb=1, hours=0.2), folder, "distill-bench-test", 1
     )
     job = executor.submit(
@@ -425,10 +425,10 @@ def test_what_a_cluster_block_becomes_and_what_sbatch_refuses(lab, capsys):
         text in said
         for text in ("200 h is over", "3 nodes are more", "1 x 9 CPUs are more", "9 GB are more")
     )
-    assert cluster("main,low").preemptible and not cluster("main").preemptible
+    assert read_partition("main,low").preemptible and not read_partition("main").preemptible
     with pytest.raises(SchedulerError, match="no partition 'moon'; known: main, low"):
-        cluster("main,moon")
-    text = script(
+        read_partition("main,moon")
+    text = batch_script(
         ClusterConfig(
             mem_gb=None, sbatch={"mem-per-cpu": 500, "requeue": False, "exclusive": False}
         ),

@@ -1,0 +1,44 @@
+"""Kinds of failure, and errors in one line."""
+
+import errno
+
+FAILURE_KINDS = (  # accepted by `--retry-failed=KIND`
+    "cuda_oom",
+    "host_oom",
+    "disk_full",
+    "read_only",
+    "timeout",
+    "code_changed",
+    "not_started",
+    "exception",
+)
+
+
+class CodeChanged(RuntimeError):
+    """The code differs from the code that the run began with."""
+
+
+def failure_kind(error: BaseException) -> str:
+    """The kind of a failure, one of FAILURE_KINDS."""
+    message = str(error)
+    # by name: importing torch takes seconds
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in message:
+        return "cuda_oom"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:
+        return "host_oom"
+    if isinstance(error, CodeChanged):
+        return "code_changed"
+    number = error.errno if isinstance(error, OSError) else None
+    # safetensors raises an error of its own, with the system's message in it
+    full = "No space left on device" in message or "Disk quota exceeded" in message
+    if full or number in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "read_only"
+    return "exception"
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, at most 300 characters; its type if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

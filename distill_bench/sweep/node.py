@@ -1,0 +1,138 @@
+"""The part of a SLURM job that runs on its node: does the runs, saves on a signal, requeues itself.
+
+Submitit imports these functions by name; they are given run folders only. Measured on SLURM:
+
+- After SIGUSR2 (the job's --signal: a time limit or a preemption is near), save, requeue the job
+  and wait to be killed.
+- After SIGTERM (preemption without a warning, `scontrol requeue`, `scancel`), save and wait to be
+  killed. SLURM decides whether the job comes back; a job that exits by itself counts as failed.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from submitit.helpers import TorchDistributedEnvironment
+
+from distill_bench.store.claims import attempts
+from distill_bench.store.files import append_jsonl, read_json, read_jsonl
+from distill_bench.store.runs import error_path, run_state
+from distill_bench.store.stop import Stopped, StopRequest, slurm_job
+from distill_bench.sweep.workers import (
+    CLAIMED_ELSEWHERE,
+    FAILED,
+    STOPPED,
+    Task,
+    python_command,
+    run_tasks,
+)
+
+PATIENCE_SECONDS = 900.0  # for SLURM to kill a job that it has told to stop
+
+
+def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> None:
+    """One job: one run with all its processes, or several runs side by side.
+
+    Args:
+        submitted: seconds since the epoch; a run that failed later is left to --retry-failed.
+    """
+    stop = StopRequest().listen()
+    processes = int(os.environ.get("SLURM_NTASKS", 1))
+    # with several ranks, rank 0 decides (job.execute)
+    left = [run for run in run_dirs if processes > 1 or _is_left(Path(run), submitted)]
+    if not left:
+        print("nothing to do: the runs are done or claimed by other processes", flush=True)
+        return
+    from distill_bench.sweep.job import execute  # takes seconds: after the handlers
+
+    if len(left) > 1:
+        codes = _side_by_side([Path(run) for run in left], stop, allow_changed_code)
+    else:
+        if processes > 1:
+            # its CUDA_VISIBLE_DEVICES would send two jobs of a node to the same GPU
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        codes = [execute(Path(left[0]), stop, allow_changed_code)]
+    if stop() and STOPPED in codes:
+        end_stopped_job(stop)
+    raise SystemExit(max((code for code in codes if code != CLAIMED_ELSEWHERE), default=0))
+
+
+def _is_left(run_dir: Path, submitted: float) -> bool:
+    """Whether this job should do the run: it has no end, and did not fail since `submitted`."""
+    state = run_state(run_dir)
+    if state == "failed":
+        records = [attempt / "exit.json" for attempt in attempts(run_dir)[-1:]]
+        records.append(error_path(run_dir))
+        return not any((read_json(path) or {}).get("time", 0) > submitted for path in records)
+    return state not in ("done", "collapsed", "running")
+
+
+def _side_by_side(
+    run_dirs: Sequence[Path], stop: StopRequest, allow_changed_code: bool
+) -> list[int]:
+    """Do each run in a process of its own, sharing cores and GPUs; returns their exit codes."""
+    flags = ["--allow-changed-code"] if allow_changed_code else []
+    tasks = []
+    for run_dir in run_dirs:
+        argv = python_command("distill_bench.sweep.job", str(run_dir), *flags)
+        tasks.append(Task(run_dir.name, argv, run_dir / "log.txt"))
+    run_tasks(tasks, len(tasks), stop=stop)
+    # stopped before it started, or before it had installed its handlers
+    early = {None, -signal.SIGTERM, -signal.SIGUSR2} if stop() else set()
+    codes = [STOPPED if task.exit_code in early else task.exit_code for task in tasks]
+    return [128 - code if code < 0 else code for code in codes]
+
+
+def prepare_shared(run_dirs: list[str]) -> None:
+    """The prepare job: make what these runs share with others."""
+    stop = StopRequest().listen()
+    from distill_bench.sweep.job import MORE_TIME, STOPS_WITHOUT_PROGRESS  # takes seconds
+    from distill_bench.sweep.prepare import bytes_in, prepare_run
+
+    store = Path(run_dirs[0]).parent
+    try:
+        with stop.at_once():
+            for run in run_dirs:
+                prepare_run(Path(run))
+    except Stopped:
+        lives = store / "slurm" / f"prepare-{slurm_job()}.jsonl"
+        made = bytes_in(store / "references", store / "extras")
+        if is_stuck(lives, made, STOPS_WITHOUT_PROGRESS):
+            message = f"stopped {STOPS_WITHOUT_PROGRESS} times without progress: {MORE_TIME}"
+            print(message, flush=True)
+            raise SystemExit(FAILED) from None  # the runs will make the artefacts, or fail
+        end_stopped_job(stop)
+        raise SystemExit(STOPPED) from None
+
+
+def is_stuck(lives: Path, made: int, limit: int) -> bool:
+    """Record the bytes made so far; True if they are the same at the last `limit` stops."""
+    append_jsonl(lives, made)
+    ends = read_jsonl(lives)[-limit:]
+    return len(ends) == limit and len(set(ends)) == 1
+
+
+def end_stopped_job(stop: StopRequest, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    """Requeue a saved job if the signal left that to it, and wait for SLURM to kill it.
+
+    Returns if SLURM refuses to requeue; the run stays stopped and the sweep's next call resumes it.
+    """
+    if stop.signal != signal.SIGUSR2:
+        _sleep(patience_seconds)  # longer only if somebody sent the signal by hand
+    if int(os.environ.get("SLURM_PROCID", 0)) == 0:
+        print(f"saved; {slurm_job()} goes back into the queue", flush=True)
+        done = subprocess.run(["scontrol", "requeue", slurm_job()], capture_output=True, text=True)
+        if done.returncode:
+            print(f"SLURM does not requeue {slurm_job()}: {done.stderr.strip()}", flush=True)
+            return
+    _sleep(patience_seconds)
+
+
+def _sleep(seconds: float) -> None:
+    """Sleep although signals arrive."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(left)

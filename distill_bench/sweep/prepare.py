@@ -1,0 +1,91 @@
+"""Artefacts that runs share: reference rows with scores, and the extra data of a method.
+
+Each is made once per store, by the process that comes first.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill_bench.config.protocol import protocol_hash, student_key
+from distill_bench.config.resolve import load_run
+from distill_bench.config.schema import RunConfig
+from distill_bench.evaluate.score import REFERENCES, evaluate
+from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.networks.ranks import ranks
+from distill_bench.registry import evaluators, find_evaluator
+from distill_bench.sample.references import references
+from distill_bench.store.claims import once
+from distill_bench.store.files import read_json, read_record, write_json
+from distill_bench.train.extras import providers
+from distill_bench.train.inputs import needs_of
+
+
+def prepare_run(run_dir: Path) -> None:
+    """Make what a run shares with others; does not wait for rows that another process is making."""
+    config = load_run(run_dir)
+    prepare_extras(config, run_dir.parent)
+    prepare_references(config, run_dir.parent, wait=False)
+
+
+def prepare_extras(config: RunConfig, store: Path) -> None:
+    """Make the extra data that a run's method declares."""
+    needs = needs_of(config)
+    if needs:
+        providers(needs, config, pipeline_of(config, ranks().device, store), store)
+
+
+def prepare_references(config: RunConfig, store: Path, wait: bool = True) -> dict[str, Path]:
+    """Make and score the reference rows of a run's protocol; returns kind -> folder.
+
+    A reference is never scored against itself. With `wait=False`, returns {} while another process
+    is making the rows.
+    """
+    root = store / "references" / protocol_hash(config)
+    marker = root / f"ready-{student_key(config)}.json"
+    names = config.protocol.evaluators
+    versions = {name: _version(name) for name in (evaluators() if names is None else names)}
+
+    def ready() -> bool:
+        record = read_record(marker, evaluators=dict, folders=dict)
+        return record is not None and record["evaluators"] == versions
+
+    def make() -> None:
+        began = time.perf_counter()
+        folders = references(config, store)
+        for kind, folder in folders.items():
+            against = {key: folders[key] for key in REFERENCES if key in folders and key != kind}
+            evaluate(folder, against, names, protocol_hash(config))
+        record = {
+            "evaluators": versions,
+            "folders": {kind: folder.name for kind, folder in folders.items()},
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        write_json(marker, record)
+
+    once(root, ready, make, wait)
+    if not wait and not ready():
+        return {}
+    return {kind: root / name for kind, name in read_json(marker)["folders"].items()}
+
+
+def _version(name: str) -> Any:
+    """Version and settings of an evaluator, as JSON."""
+    evaluator = find_evaluator(name)()
+    return json.loads(json.dumps([evaluator.version, asdict(evaluator)], default=str))
+
+
+def bytes_in(*folders: Path) -> int:
+    """Total size of the files in some folders, without attempts; grows with each artefact."""
+    size = 0
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if "attempts" in path.parts:
+                continue
+            try:
+                size += path.stat().st_size if path.is_file() else 0
+            except OSError:  # removed by another process
+                continue
+    return size

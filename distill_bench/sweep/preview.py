@@ -1,0 +1,113 @@
+"""The --dry-run: the runs with ids, states and estimated cost, and the job that SLURM would get."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from distill_bench.config.identity import cost_key, method_title
+from distill_bench.config.overrides import run_value
+from distill_bench.store.runs import read_result
+from distill_bench.sweep.manifest import OpenSweep
+from distill_bench.sweep.queue import read_partition
+from distill_bench.sweep.status import ENDED, Status, count_states, duration
+from distill_bench.sweep.watch import console, warn
+from distill_bench.teachers.folder import is_outline, teacher_folder
+
+
+def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) -> None:
+    """Print the runs, what varies between them, their cost, and what the cluster cannot do."""
+    estimates = _estimates(sweep, statuses)
+    _print_runs(sweep, statuses, estimates)
+    waiting = [s for s in statuses if s.state not in ENDED]
+    console.print(f"{len(statuses)} runs ({count_states(statuses)}), {len(waiting)} to do")
+    for teacher in dict.fromkeys(config.teacher for config in sweep.runs.values()):
+        if is_outline(teacher_folder(teacher)):
+            console.print(
+                f"{teacher}: weights not found, planned from its configs; run ids will change "
+                "once the weights are present"
+            )
+    cluster = sweep.config.cluster
+    if estimates:
+        total = sum(seconds for seconds, _ in estimates.values())
+        hours = total / 3600 * cluster.nodes * (cluster.gpus or 1) / cluster.runs_per_job
+        unit = "GPU-hours" if cluster.gpus else "process-hours"
+        console.print(
+            f"cost of {len(estimates)} of them, from similar runs: {hours:.3g} {unit}, "
+            f"one run at a time {duration(total)}"
+        )
+    if unknown := len(waiting) - len(estimates):
+        console.print(f"cost of {unknown} of them: unknown, no similar run is done yet")
+    if on_slurm:
+        _print_cluster(sweep)
+    elif cluster.partition or cluster.gpus or cluster.nodes > 1:
+        from distill_bench.sweep.submit import batch_script  # Submitit takes a second to import
+
+        console.print("\non SLURM each run would be a job like this:\n")
+        console.print(batch_script(cluster, sweep.store), markup=False, soft_wrap=True)
+
+
+def _estimates(sweep: OpenSweep, statuses: Sequence[Status]) -> dict[str, tuple[float, int]]:
+    """Run -> seconds left and number of similar finished runs, for runs that have any."""
+    history = _history(sweep.store)
+    estimates = {}
+    for s in statuses:
+        similar = history.get(cost_key(sweep.runs[s.run]), [])
+        if similar and s.state not in ENDED:
+            per_update, evaluation = map(statistics.median, zip(*similar, strict=True))
+            seconds = per_update * (s.of - s.student_updates) + evaluation
+            estimates[s.run] = seconds, len(similar)
+    return estimates
+
+
+def _history(store: Path) -> dict[str, list[tuple[float, float]]]:
+    """Seconds per student update and seconds of evaluation of finished runs, by `cost_key`."""
+    history: dict[str, list[tuple[float, float]]] = {}
+    for path in store.glob("*/result.json"):
+        result = read_result(path.parent) or {}
+        if result.get("student_updates") and {"cost_key", "evaluate_seconds"} <= result.keys():
+            per_update = result["train_seconds"] / result["student_updates"]
+            pair = (per_update, result["evaluate_seconds"])
+            history.setdefault(result["cost_key"], []).append(pair)
+    return history
+
+
+def _print_runs(
+    sweep: OpenSweep, statuses: Sequence[Status], estimates: dict[str, tuple[float, int]]
+) -> None:
+    axes = [key for key in sweep.config.axes(sweep.runs.values()) if key != "method"]
+    heads = ("run", "method", *axes, "seed", "updates", "state", "estimate")
+    table = Table(*heads, box=None, pad_edge=False)
+    presets = sweep.config.presets()
+    for s in statuses:
+        config = sweep.runs[s.run]
+        estimate = "" if s.state in ENDED else "unknown"
+        if s.run in estimates:
+            seconds, similar = estimates[s.run]
+            estimate = f"{duration(seconds)} (from {similar} similar runs)"
+        values = [_formatted(run_value(config, key)) for key in axes]
+        method, seed = method_title(config, presets), str(config.seed)
+        table.add_row(s.run, method, *values, seed, str(s.of), s.state, estimate)
+    console.print(table)
+
+
+def _formatted(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _print_cluster(sweep: OpenSweep) -> None:
+    """Print the batch script, and what this cluster cannot do for it."""
+    from distill_bench.sweep.submit import batch_script  # Submitit takes a second to import
+
+    wanted = sweep.config.cluster
+    partition = read_partition(wanted.partition)
+    console.print(
+        f"SLURM: partition {partition.name}, {wanted.nodes} nodes x {wanted.processes} processes "
+        f"x {wanted.cpus} CPUs, {wanted.gpus} GPUs per node, {wanted.hours:g} h, "
+        f"{wanted.runs_per_job} runs per job, {wanted.jobs or 16} jobs at once"
+    )
+    for shortfall in partition.shortfalls(wanted):
+        warn(shortfall)
+    console.print(batch_script(wanted, sweep.store), markup=False, soft_wrap=True)

@@ -1,0 +1,69 @@
+"""Files of the store: atomic writes, damaged records, torn lines."""
+
+import json
+
+import pytest
+
+from distill_bench.store.files import (
+    append_jsonl,
+    atomic_file,
+    last_lines,
+    read_jsonl,
+    read_record,
+    unwritable,
+    write_json,
+    write_once,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"status": "done"})
+    with pytest.raises(RuntimeError), atomic_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"status": "done"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_the_first_of_two_writers_writes(tmp_path):
+    path = tmp_path / "exit.json"
+    assert write_once(path, 1)
+    assert not write_once(path, 2)
+    assert json.loads(path.read_text()) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00garbage\x80", b"[]", b"{}", b'{"status": "done"', b'{"status": 5}'],
+)
+def test_a_damaged_record_counts_as_missing_and_is_named_once(content, tmp_path, capsys):
+    path = tmp_path / "exit.json"
+    path.write_bytes(content)
+    for _ in range(2):
+        assert read_record(path, status=str) is None
+    assert capsys.readouterr().err == f"{path} is damaged and treated as missing\n"
+    assert path.read_bytes() == content, "reading changes nothing"
+
+
+def test_a_missing_record_is_not_damaged(tmp_path, capsys):
+    assert read_record(tmp_path / "exit.json", status=str) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_torn_line_is_left_out(tmp_path):
+    path = tmp_path / "train.jsonl"
+    append_jsonl(path, {"a": 1})
+    append_jsonl(path, {"a": 2})
+    with path.open("a") as file:
+        file.write('{"a": 3')
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    assert last_lines(path) == ['{"a": 3', '{"a": 2}', '{"a": 1}']
+    assert last_lines(tmp_path / "none.txt") == []
+
+
+def test_a_folder_that_cannot_be_made_says_why(tmp_path):
+    assert unwritable(tmp_path / "new" / "folder") is None
+    assert not (tmp_path / "new").exists()
+    assert unwritable(tmp_path.__class__("/proc/nowhere")) is not None

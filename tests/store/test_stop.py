@@ -1,0 +1,47 @@
+"""Stop requests: signals, all-or-nothing stages, a driver that is gone."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from distill_bench.store.stop import DRIVER, Stopped, StopRequest
+
+
+@pytest.fixture
+def stop():
+    """A listening request; the handlers before it are restored."""
+    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield StopRequest().listen()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_signal_sets_the_flag_and_sigusr2_wins_over_sigterm(stop):
+    assert not stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop()
+    assert stop.signal == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGUSR2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == signal.SIGUSR2
+
+
+def test_a_request_ends_an_all_or_nothing_stage_and_a_second_ctrl_c_the_process(stop):
+    with pytest.raises(Stopped), stop.at_once():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    with pytest.raises(Stopped), stop.at_once():
+        pytest.fail("a stage begins after a stop request")
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_a_worker_whose_driver_is_gone_stops(monkeypatch):
+    monkeypatch.setenv(DRIVER, str(os.getppid()))
+    assert not StopRequest()()
+    monkeypatch.setenv(DRIVER, "1" if os.getppid() != 1 else "2")
+    assert StopRequest()()

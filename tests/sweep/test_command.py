@@ -1,0 +1,94 @@
+"""The command line: commands that only read, profiles."""
+
+from pathlib import Path
+
+import pytest
+
+from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.sweep.__main__ import main
+from distill_bench.sweep.queue import Queue
+from distill_bench.sweep.watch import _queue_or
+
+
+@pytest.fixture
+def argv(sweep_file: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a local sweep of two runs."""
+    store, out = tmp_path / "runs", tmp_path / "results"
+    return [str(sweep_file), "--cluster=local", f"--store={store}", f"--out={out}"]
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (["--dry-run"], 0),
+        (["--status"], 3),
+        (["--status", "--only", "seed == 0"], 3),
+        (["--json"], 3),
+        (["--explain", "s0"], 0),
+        ([], 2),
+    ],
+)
+def test_only_a_launch_needs_a_writable_store(more, code, sweep_file, capsys):
+    argv = [str(sweep_file), "--cluster=local", "--store=/proc/nowhere", "--out=/proc/nowhere"]
+    assert main([*argv, *more]) == code
+    assert ("cannot write into /proc/nowhere" in capsys.readouterr().err) == (code == 2)
+
+
+def test_watch_ends_when_nobody_works_on_a_local_sweep(argv, monkeypatch):
+    monkeypatch.setattr("distill_bench.sweep.watch.QUIET_SECONDS", 0.1)
+    assert main([*argv, "--watch=0.1"]) == 3
+
+
+def test_the_queue_stays_the_last_known_while_slurm_does_not_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    before = Queue({"7_0": "RUNNING"})
+    assert _queue_or(before, tmp_path, on_slurm=True) is before
+    assert "squeue does not answer" in capsys.readouterr().err
+
+
+# --- profiles ---
+
+
+@pytest.fixture
+def write_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write clusters.yaml."""
+    path = tmp_path / "clusters.yaml"
+    monkeypatch.setenv("DISTILL_BENCH_CLUSTERS", str(path))
+    return path.write_text
+
+
+def test_profiles_move_a_sweep_between_clusters(sweep_file, write_profiles):
+    write_profiles("default: {hours: 2}\nlab: {partition: low, gpus: 1, sbatch: {exclude: n1}}\n")
+    assert load_sweep(sweep_file).cluster.hours == 2
+    lab = load_sweep(sweep_file, {"cluster.profile": "lab", "cluster.cpus": 7}).cluster
+    expected = ClusterConfig(partition="low", gpus=1, cpus=7, hours=1, sbatch={"exclude": "n1"})
+    assert lab == expected
+    with pytest.raises(ConfigError, match="'moon' is not in .*; known: default, lab"):
+        load_sweep(sweep_file, {"cluster.profile": "moon"})
+    with pytest.raises(ConfigError, match="runs_per_job 2 needs nodes 1"):
+        load_sweep(sweep_file, {"cluster.runs_per_job": 2, "cluster.nodes": 2})
+
+
+@pytest.mark.parametrize(
+    ("profiles", "message"),
+    [
+        ("lab: main", "clusters.yaml: profile lab = 'main': a profile is a mapping of settings"),
+        ("lab:", "clusters.yaml: profile lab = None: a profile is a mapping"),
+        ("", "'lab' is not in .*clusters.yaml; known: none"),
+        ("lab", "clusters.yaml: profiles are a mapping of names to settings; found str"),
+        ("lab: {partitoin: low}", "clusters.yaml: profile lab: unknown key 'partitoin'"),
+        ("lab: {gpus: many}", "clusters.yaml: profile lab: gpus = 'many'"),
+    ],
+)
+def test_a_bad_profile_is_named_with_its_file(profiles, message, sweep_file, write_profiles):
+    write_profiles(profiles)
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(sweep_file, {"cluster.profile": "lab"})
+
+
+def test_a_bad_default_profile_concerns_every_sweep(sweep_file, write_profiles):
+    write_profiles("default: 3\nlab: {}")
+    with pytest.raises(ConfigError, match="profile default = 3: a profile is a mapping"):
+        load_sweep(sweep_file)

@@ -1,0 +1,81 @@
+"""One run in a worker: takeovers, lost ranks, stops without progress."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+from distill_bench.config.protocol import protocol_hash
+from distill_bench.config.resolve import load_run
+from distill_bench.store import claims
+from distill_bench.store.claims import attempts, read_exit, try_claim
+from distill_bench.store.files import write_json
+from distill_bench.store.runs import run_state
+from distill_bench.store.stop import StopRequest
+from distill_bench.sweep.job import LOST_RANK, _stopped, execute
+from distill_bench.sweep.node import is_stuck
+from distill_bench.sweep.workers import CLAIMED_ELSEWHERE, FAILED, STOPPED
+
+
+@pytest.mark.slow
+def test_an_attempt_that_was_taken_over_ends_without_a_result(make_run, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.01)
+    run = make_run("taken", student_updates=5000)
+
+    def take_over() -> None:
+        while not (run / "train.jsonl").is_file():
+            time.sleep(0.05)
+        (run / "attempts" / "002").mkdir()
+
+    threading.Thread(target=take_over, daemon=True).start()
+    assert execute(run) == CLAIMED_ELSEWHERE
+    first = attempts(run)[0]
+    assert read_exit(first)["status"] == "superseded"
+    assert not (run / "result.json").exists()
+    # the method's code, which may be in no commit
+    assert (first / "dmd2.py").is_file()
+    checkpoints = run / "checkpoints"
+    assert checkpoints.stat().st_mode == next(checkpoints.iterdir()).stat().st_mode
+
+
+def test_the_loss_of_a_rank_is_not_a_failure_of_the_run(tmp_path):
+    message = (
+        "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] "
+        "Connection closed by peer [127.0.0.1]:25089"
+    )
+    assert LOST_RANK.search(message)
+    assert not LOST_RANK.search("RuntimeError: the method is broken")
+    for status, queued, alone in (("lost", "requeued", "lost"), ("error", "queued", "failed")):
+        run = tmp_path / status
+        try_claim(run, {}).close(status, error=message)
+        assert run_state(run, queued=True) == queued
+        assert run_state(run) == alone
+
+
+def test_only_stops_without_progress_end_a_run(make_run, monkeypatch):
+    """A job that has too little time would be requeued for ever."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run, stop = make_run("slow"), StopRequest()
+    stop.signal = signal.SIGUSR2
+    write_json(run / "train.json", {"status": "done"})
+    (run / "samples").mkdir()
+    rows = run.parent / "references" / protocol_hash(load_run(run))
+
+    def stop_after(clips: int) -> int:
+        try_claim(rows, {}).close("stopped")  # an attempt alone is no progress
+        (run / "samples" / f"{clips}.npy").write_bytes(b"clip")
+        return _stopped(run, try_claim(run, {}), stop)
+
+    assert [stop_after(clips) for clips in (1, 2, 3, 4, 4)] == [STOPPED] * 5
+    assert stop_after(4) == FAILED
+    end = read_exit(attempts(run)[-1])
+    assert end["kind"] == "timeout"
+    assert end["error"].endswith(
+        "in its evaluation, without progress: give it more time (cluster.hours)"
+    )
+
+
+def test_a_prepare_job_is_stuck_after_three_stops_with_the_same_bytes(tmp_path):
+    made = (0, 1, 2, 2, 2)
+    assert [is_stuck(tmp_path / "lives.jsonl", size, 3) for size in made] == [False] * 4 + [True]
