@@ -82,7 +82,6 @@ BEING_REWRITTEN = {
     "distill_bench/report/tables.py",
     "distill_bench/report/verify.py",
     "distill_bench/rollout.py",
-    "distill_bench/sample/sampler.py",
     "distill_bench/schedulers.py",
     "distill_bench/store/claims.py",
     "distill_bench/store/files.py",

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import yaml
 
-from distill_bench.evaluate.score import NEEDS, REFERENCES, evaluate
+from distill_bench.evaluate.score import NEEDS, evaluate
 from distill_bench.networks.ranks import group_ranks, ranks
 from distill_bench.registry import evaluators as all_evaluators
+from distill_bench.sample.roles import COMPARED
 
 DESCRIPTION = """\
 Score a folder of clips and write one line per score to its metrics.jsonl.
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="[KIND=]FOLDER",
-        help=f"reference clips; KIND is one of {', '.join(REFERENCES)} (default: teacher); may be "
+        help=f"reference clips; KIND is one of {', '.join(COMPARED)} (default: teacher); may be "
         "given once per kind",
     )
     parser.add_argument(
@@ -117,10 +118,8 @@ def _references(arguments: list[str]) -> dict[str, Path]:
         kind, equals, path = text.partition("=")
         if not equals or "/" in kind:  # no kind, or the = belongs to the path
             kind, path = "teacher", text
-        if kind not in REFERENCES:
-            raise ValueError(
-                f"--reference {text}: no kind {kind!r}; known: {', '.join(REFERENCES)}"
-            )
+        if kind not in COMPARED:
+            raise ValueError(f"--reference {text}: no kind {kind!r}; known: {', '.join(COMPARED)}")
         if kind in folders:
             raise ValueError(f"--reference gives {kind} twice: {folders[kind]} and {path}")
         folders[kind] = Path(path)

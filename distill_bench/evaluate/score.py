@@ -19,12 +19,10 @@ from distill_bench.networks.ranks import group_ranks, on_first_rank
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
 from distill_bench.sample.load_folder import load_clips
+from distill_bench.sample.roles import COMPARED
 from distill_bench.store.files import unwritable, write_bytes
 from distill_bench.store.nested import differences
 
-# reference rows that evaluators get; other rows of a table (controls, untrained student) differ
-# between runs of one protocol
-REFERENCES = ("teacher", "teacher_other", "data", "data_other")
 NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"
 
 
@@ -80,7 +78,7 @@ def evaluate(
     protocol = protocol or _digest(under)
     names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
     # every check comes before the first evaluator, which may work for hours
-    for kind in REFERENCES:
+    for kind in COMPARED:
         if kind in reference_clips:
             require_same_frames(clips, reference_clips[kind], kind)
     _refuse_mixed_protocols(out, on_first_rank(lambda: _read(out)), names, protocol, under)
@@ -123,7 +121,7 @@ def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
         "prompts": _digest(clips.prompts),
         "seeds": _digest(clips.seeds),
         "references": {
-            kind: references[kind].digest[:8] for kind in sorted(references) if kind in REFERENCES
+            kind: references[kind].digest[:8] for kind in sorted(references) if kind in COMPARED
         },
     }
 

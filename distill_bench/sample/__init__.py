@@ -1,1 +1,1 @@
-"""Clips of students and reference rows."""
+"""Samples the clips of students and reference rows, and reads and writes folders of clips."""

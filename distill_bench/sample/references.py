@@ -17,10 +17,10 @@ RENDERED_BATCH = 16  # rendered clips per part
 
 
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
-    """Folders of the reference rows by kind, sampled where they are missing.
+    """Folders of the reference rows by kind (see `roles`), sampled where they are missing.
 
-    All kinds share the prompts of the protocol. `data` and `data_other` exist only if the prompts
-    are of the embedded domain.
+    All rows have the prompts of the protocol. `data` and `data_other` exist only if the prompts are
+    of the embedded domain.
     """
     root = store / "references" / protocol_hash(config)
     folders = {kind: root / name for kind, name in folder_names(config).items()}

@@ -1,25 +1,32 @@
-"""Role of each reference row in the results. Imports no torch, since reports read it."""
+"""Kinds of reference rows, what each is for, and its role in results.
+
+Imports no torch: reports read it, too. `sample/references.py` makes the rows.
+"""
 
 STUDENT = "student"  # role of a trained run
-TEACHER = "teacher"  # the clips that ratios divide by
-FLOOR = "floor"  # the teacher at other seeds: the least distance to the teacher that means anything
-
-# Kind of a reference row, as `sample.references` makes it -> role.
-ROLES = {
-    "data": "data",
-    "data_other": "data",
-    "teacher": TEACHER,
-    "teacher_other": FLOOR,
-    "teacher_few": "undistilled",  # the teacher at the student's number of steps
-    "untrained": "undistilled",  # the student before training
-    # wrong on purpose: evaluators must tell them from the teacher
-    "frozen": "control",
-    "shuffled": "control",
-    "noise": "control",
-}
+TEACHER = "teacher"  # the teacher's many-step clips; ratios divide by them
+FLOOR = "floor"  # the teacher at other seeds: its distance to the teacher is a perfect score
+DATA = "data"  # rendered clips, only if the prompts are of the embedded domain
+UNDISTILLED = "undistilled"  # without distillation: what a student has to beat
+CONTROL = "control"  # wrong on purpose: every evaluator must tell them apart
 OTHER = "reference"  # role of kinds that are not in ROLES
+
+ROLES = {  # kind of a reference row -> role
+    "data": DATA,  # the prompts, rendered
+    "data_other": DATA,  # the prompts at other seeds: the floor of distances to data
+    "teacher": TEACHER,  # same prompts and seeds as the students
+    "teacher_other": FLOOR,
+    "teacher_few": UNDISTILLED,  # the teacher at the student's number of steps
+    "untrained": UNDISTILLED,  # the student before training
+    "frozen": CONTROL,  # the teacher's clips, standing still
+    "shuffled": CONTROL,  # the teacher's clips with frames in random order
+    "noise": CONTROL,  # uniform noise
+}
+
+# kinds that evaluators get; the others differ between runs of one protocol or are wrong
+COMPARED = ("teacher", "teacher_other", "data", "data_other")
 
 
 def role_of(kind: str) -> str:
-    """Return the role of a kind of reference row; suffixes (`teacher_few-nfe4`) are ignored."""
+    """Role of a kind of reference row; suffixes (`teacher_few-nfe4`) are ignored."""
     return ROLES.get(kind.partition("-")[0], OTHER)

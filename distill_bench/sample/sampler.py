@@ -1,25 +1,13 @@
-"""Clips of a run and of the rows that every table has beside it, from the same prompts and seeds.
-
-`sample(run_dir)` draws the student's clips; `references(config, store)` the rows to hold them
-against. A folder of clips is `clips.npy` (uint8, (N, T, 3, H, W)) with `manifest.jsonl` (index,
-prompt, seed) and `row.json` (kind, fps), and for a teacher with an autoencoder of its own
-`videos/*.mp4`; a folder that is there is done.
-
-    torchrun --nproc_per_node 8 -m distill_bench.sample RUN    ranks share the clips
-
-Clips are kept as they are made, in `.parts-<name>` beside the folder, so that a row goes on where
-it was stopped. What is drawn together is the same however often it is stopped and however many
-ranks there are, so that no bit depends on either.
-"""
+"""Draws a student's and its teacher's clips from the same prompts, seeds and starting noise."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.draws import generator
@@ -34,13 +22,16 @@ from distill_bench.rollout import euler, rollout
 from distill_bench.sample.write_folder import ClipSource
 from distill_bench.teachers.kinds import Pipeline
 
-Latents = Callable[
-    [list[Tensor], Tensor], Tensor
-]  # of noises, one (B, C, T, H, W) a step, and text (B, L, D): (B, C, T, H, W)
+# (noise of each step, (B, C, T, H, W) each; text (B, L, D)) -> latents (B, C, T, H, W)
+Latents = Callable[[list[Tensor], Tensor], Tensor]
 
 
 class Sampler:
-    """The prompts, seeds and starting noises of a protocol; every row begins from the same noise."""
+    """Draws clips for the prompts and seeds of a protocol.
+
+    `student` and `teacher` give sources of decoded clips; `student_latents` and `teacher_latents`
+    draw latents from given noise.
+    """
 
     def __init__(
         self,
@@ -62,31 +53,34 @@ class Sampler:
         self.seeds = [config.protocol.seed + i for i in range(len(self.prompts))]
         self.texts = self.pipeline.texts(self.prompts)
 
-    def placed(self, net: torch.nn.Module, offload: bool = False) -> torch.nn.Module:
-        """The network where and in which precision it samples; with `offload` its blocks in host memory."""
+    def placed(self, net: nn.Module, offload: bool = False) -> nn.Module:
+        """Cast a network to the sampling precision and move it to the device.
+
+        Args:
+            offload: keep its blocks in host memory.
+        """
         if self.dtype != torch.float32:
             cast(net, self.dtype)
         return place(net, self.device, offload)
 
-    def student(self, net: torch.nn.Module) -> ClipSource:
-        """Clips in the student's own steps, without guidance."""
+    def student(self, net: nn.Module) -> ClipSource:
+        """Clips of a student's own steps, without guidance."""
         return self._clips(self.seeds, self.student_latents(net))
 
-    def student_latents(self, net: torch.nn.Module) -> Latents:
-        """The student's rollout from given noises."""
+    def student_latents(self, net: nn.Module) -> Latents:
+        """Rollout of a student from given noise."""
         denoiser = self._denoiser(net, "student")
         sigmas = student_sigmas(self.config.nfe, self.config.shift).to(self.device)
         return lambda noises, text: rollout(denoiser, noises, sigmas, text, self.config.stepping)
 
-    def facts(self, net: torch.nn.Module) -> dict[str, np.ndarray]:
-        """What the teacher's kind knows exactly of the student's distribution; for a network of unknown density nothing."""
+    def facts(self, net: nn.Module) -> dict[str, np.ndarray]:
+        """Exact moments of a student's distribution; empty unless the teacher is Gaussian."""
         sigmas = student_sigmas(self.config.nfe, self.config.shift)
-        return self.pipeline.facts(
-            net, sigmas, self.config.stepping, self.config.protocol.teacher_guidance
-        )
+        guidance = self.config.protocol.teacher_guidance
+        return self.pipeline.facts(net, sigmas, self.config.stepping, guidance)
 
     def teacher(self, steps: int, seeds: list[int]) -> ClipSource:
-        """Clips by `steps` Euler steps of the guided teacher."""
+        """Clips of `steps` Euler steps of the guided teacher."""
         return self._clips(seeds, self.teacher_latents(steps))
 
     def teacher_latents(self, steps: int) -> Latents:
@@ -101,38 +95,32 @@ class Sampler:
         return lambda noises, text: euler(guided, noises[0], sigmas, text)
 
     @cached_property
-    def teacher_net(self) -> torch.nn.Module:
-        """The teacher's network, placed to sample."""
+    def teacher_net(self) -> nn.Module:
+        """The teacher's network, placed for sampling."""
         return self.placed(self.pipeline.transformer, self.config.teacher_offload)
 
-    def _denoiser(self, net: torch.nn.Module, role: str) -> Denoiser:
-        return Denoiser(
-            net, role, Ledger(1), autocast=None if self.dtype == torch.float32 else self.dtype
-        )
-
     def noise(self) -> np.ndarray:
-        """Uniform noise frames (N, T, 3, H, W): the known-bad row."""
-        config, n = self.config, len(self.seeds)
+        """Uniform noise, uint8 (N, T, 3, H, W), for the row that every evaluator must reject."""
+        config = self.config
+        shape = (len(self.seeds), config.frames, 3, config.height, config.width)
         rng = np.random.default_rng(config.protocol.seed)
-        return rng.integers(
-            0, 256, (n, config.frames, 3, config.height, config.width), dtype=np.uint8
-        )
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+
+    def _denoiser(self, net: nn.Module, role: str) -> Denoiser:
+        autocast = None if self.dtype == torch.float32 else self.dtype
+        return Denoiser(net, role, Ledger(1), autocast=autocast)
 
     def _clips(self, seeds: list[int], latents: Latents) -> ClipSource:
+        @torch.no_grad()
         def frames(first: int, end: int) -> np.ndarray:
-            return self._drawn(seeds[first:end], range(first, end), latents).numpy()
+            noises, text = self._noises(seeds[first:end]), self.texts.rows(range(first, end))
+            return self.pipeline.decode(latents(noises, text)).numpy()
 
-        return ClipSource(
-            frames, clips_per_batch(self.config), videos=self.pipeline.fps is not None
-        )
-
-    @torch.no_grad()
-    def _drawn(self, seeds: list[int], which: Iterable[int], latents: Latents) -> Tensor:
-        """Frames uint8 (B, T, 3, H, W) of these prompts."""
-        return self.pipeline.decode(latents(self._noises(seeds), self.texts.rows(which)))
+        released = self.pipeline.fps is not None  # its clips are large enough to watch
+        return ClipSource(frames, clips_per_batch(self.config), videos=released)
 
     def _noises(self, seeds: list[int]) -> list[Tensor]:
-        """Noise (B, C, T, H, W) for each of the student's steps; the first is where a row begins."""
+        """Noise (B, C, T, H, W) of each of the student's steps; every row starts from the first."""
         return [
             torch.stack([self._noise(seed, step) for seed in seeds]).to(self.device)
             for step in range(self.config.nfe)
@@ -143,9 +131,9 @@ class Sampler:
 
 
 def protocol_prompts(known: Sequence[str], protocol: ProtocolConfig) -> list[str]:
-    """The prompts that a protocol samples, in a random order of its seed: two clips per prompt.
+    """Prompts of a protocol's clips, in random order by its seed; two clips per prompt.
 
-    Clips of one prompt must differ, and that is scored.
+    Diversity is scored between the clips of one prompt.
     """
     order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
     distinct = min(len(known), math.ceil(protocol.clips / 2))

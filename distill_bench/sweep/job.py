@@ -23,11 +23,12 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import cost_key, short_name
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import load_run
-from distill_bench.evaluate.score import REFERENCES, evaluate
+from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.ranks import broadcast, connect
 from distill_bench.plan.memory import check_memory
 from distill_bench.registry import RegistryError, method_file
 from distill_bench.sample.references import references
+from distill_bench.sample.roles import COMPARED
 from distill_bench.sample.run import sample
 from distill_bench.store.claims import (
     Claim,
@@ -190,7 +191,7 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     folders = prepare_references(config, run_dir.parent) if students else {}
     began = time.perf_counter()
     if students:
-        against = {kind: folders[kind] for kind in REFERENCES if kind in folders}
+        against = {kind: folders[kind] for kind in COMPARED if kind in folders}
         protocol, names = protocol_hash(config), config.protocol.evaluators
         for clips in sample(run_dir):
             at_end = int(clips.name) == summary["student_updates"] and summary["status"] == "done"

@@ -12,11 +12,12 @@ from typing import Any
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import load_run
 from distill_bench.config.schema import RunConfig
-from distill_bench.evaluate.score import REFERENCES, evaluate
+from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.networks.ranks import ranks
 from distill_bench.registry import evaluators, find_evaluator
 from distill_bench.sample.references import references
+from distill_bench.sample.roles import COMPARED
 from distill_bench.store.claims import once
 from distill_bench.store.files import read_json, read_record, write_json
 from distill_bench.train.extras import providers
@@ -56,7 +57,7 @@ def prepare_references(config: RunConfig, store: Path, wait: bool = True) -> dic
         began = time.perf_counter()
         folders = references(config, store)
         for kind, folder in folders.items():
-            against = {key: folders[key] for key in REFERENCES if key in folders and key != kind}
+            against = {key: folders[key] for key in COMPARED if key in folders and key != kind}
             evaluate(folder, against, names, protocol_hash(config))
         record = {
             "evaluators": versions,
