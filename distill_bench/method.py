@@ -144,9 +144,9 @@ class Passes:
 class Cost:
     """The passes of each phase by role, declared by the method and held against the ledger by `distill_bench.testing`.
 
-    Roles are student, fake_score, teacher (one guided prediction: two forwards where the run is guided), unguided_teacher and
-    target. `rollout` stands for the student's rollout, which the run prices; the trainer's own rollouts for the fake score
-    are not declared.
+    Roles are student, fake_score, teacher (one guided prediction: two forwards where the run is
+    guided), unguided_teacher and target. `rollout` stands for the student's rollout, which the run
+    prices; the trainer's own rollouts for the fake score are not declared.
     """
 
     student: Mapping[str, Passes]
@@ -167,10 +167,26 @@ class Preset:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A distillation objective. Subclasses are final: never override a sibling.
+    """A distillation objective. Subclasses are final frozen dataclasses, one per file.
 
-    Fields are hyper-parameters: their types are checked as those of a run are (`Count`, `Share` and any other of pydantic's say
-    ranges), and a ValueError of `__post_init__` is one line for the reader of the sweep.
+    Must define: `paper` and `student_loss`. May define: fields with defaults (hyper-parameters, and
+    axes of a sweep), `fake_score_loss`, `modules` with their `learning_rates`, `needs`,
+    `after_student_update`, `packages`, `presets` and the class attributes below. A complete method:
+
+        @dataclass(frozen=True)
+        class MyMethod(Method):
+            paper: ClassVar[str] = "none"
+            scale: float = 1.0
+
+            def student_loss(self, nets, batch):
+                x0 = nets.rollout(batch)
+                scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
+                gradient = self.scale * (scores.x0_fake - scores.x0_teacher)
+                return Loss({"kl": toward(x0, gradient)}, x0)
+
+    Save it as methods/my_method.py, or write `method: path/to/my_method.py:MyMethod` in the sweep.
+    Types of fields are checked when a run is resolved, with ranges as `Count` or `Share`. A
+    ValueError of `__post_init__` is reported as one line.
     """
 
     paper: ClassVar[str]
