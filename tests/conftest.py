@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from runs import TINY_RUN
 from stores import RUNS, write_store
 
 from distill_bench.config.resolve import resolve
+from distill_bench.config.yaml_files import dump_yaml
 
 torch.set_num_threads(1)
 
@@ -32,7 +32,7 @@ def make_run(tiny_wan: Path, tmp_path: Path) -> Callable[..., Path]:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         config = resolve(TINY_RUN | {"teacher": str(tiny_wan)} | fields)
-        (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        (run / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
         return run
 
     return make

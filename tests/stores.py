@@ -8,8 +8,8 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.report.results import COSTS, Column
 from distill_bench.sample.roles import STUDENT
 
@@ -81,7 +81,7 @@ def write_run(store, method, seed, cadence, distance, status="done", /, **fields
         "fake_score_updates": cadence,
         "nfe": 4,
     }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config | fields))
+    (folder / "run.yaml").write_text(dump_yaml(config | fields))
     if status == "missing":
         return run_id
     attempt = folder / "attempts" / "001"
@@ -176,7 +176,7 @@ def write_results(
     }
     (folder / "sweep.json").write_text(json.dumps(manifest))
     defaults = {"role": STUDENT, "status": "done", "seed": None, "warnings": None, "reason": None}
-    defaults |= {key: None for key in [*swept, *(cost.name for cost in COSTS)]}
+    defaults |= dict.fromkeys([*swept, *(cost.name for cost in COSTS)])
     for name, lines in (
         ("runs", [defaults | line for line in runs]),
         ("checkpoints", checkpoints),

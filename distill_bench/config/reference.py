@@ -60,10 +60,8 @@ def _plain_type(annotation: Any) -> str:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (list, tuple):
         return f"list of {type_text(get_args(annotation)[0])}"
-    if (
-        get_origin(annotation) is dict
-        or isinstance(annotation, type)
-        and issubclass(annotation, BaseModel)
+    if get_origin(annotation) is dict or (
+        isinstance(annotation, type) and issubclass(annotation, BaseModel)
     ):
         return "mapping"
     if annotation is str:

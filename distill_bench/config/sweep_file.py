@@ -126,7 +126,7 @@ class SweepConfig(StrictModel):
         return values
 
 
-def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:  # noqa: B006 - never changed
+def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     """The sweep file at a path.
 
     Args:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.evaluate.score import NEEDS, evaluate
 from distill_bench.networks.ranks import group_ranks, ranks
 from distill_bench.registry import evaluators as all_evaluators
@@ -138,8 +139,8 @@ def _settings(arguments: list[str], names: list[str]) -> dict[str, dict[str, Any
                 f"--set {text}: {name!r} is not among the evaluators: {', '.join(names)}"
             )
         try:
-            settings.setdefault(name, {})[field] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            settings.setdefault(name, {})[field] = parse_yaml(value)
+        except ConfigError as error:
             raise ValueError(f"--set {text}: {value!r} is not a YAML value") from error
     return settings
 

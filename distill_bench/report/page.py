@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from distill_bench import ROOT, __version__
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.report.data_files import data_files, spread
 from distill_bench.report.digests import digests
 from distill_bench.report.read_store import StoredRun, StoredSweep, StoreReadError, read_sweep
@@ -147,7 +147,7 @@ def html(
                 for row in results.students
             ],
             origin=origin,
-            config=lambda source: yaml.safe_dump(source.config, sort_keys=False),
+            config=lambda source: dump_yaml(source.config),
             costs=COSTS,
             version=__version__,
         )

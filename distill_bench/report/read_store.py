@@ -10,8 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.sample.roles import STUDENT, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
@@ -168,8 +167,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        return dict(parse_yaml(path.read_text()))
+    except (ValueError, TypeError) as error:
         raise StoreReadError(f"{path} is damaged: {first_line(error)}") from error
 
 

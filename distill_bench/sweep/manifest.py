@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distill_bench import ROOT
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError
@@ -18,6 +16,7 @@ from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.store.failures import failure_kind
 from distill_bench.store.files import read_record, unwritable, write_bytes, write_json
 from distill_bench.store.nested import differences
@@ -90,7 +89,7 @@ class OpenSweep:
             path = self.store / run / "run.yaml"
             if path.is_file():
                 continue
-            text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+            text = dump_yaml(config.model_dump(mode="json"))
             try:
                 write_bytes(path, text.encode())
             except OSError as error:  # concerns this run alone
@@ -108,9 +107,6 @@ class OpenSweep:
         return {
             kind if folders_of[kind] == 1 else Path(folder).name: folder for kind, folder in pairs
         }
-
-
-_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def open_sweep(config: SweepConfig, store: Path, out: Path) -> OpenSweep:

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distill_bench.config.errors import MissingPackage
 from distill_bench.config.resolve import resolve
+from distill_bench.config.yaml_files import dump_yaml, parse_yaml
 from distill_bench.method import Method
 from distill_bench.registry import find_method
 from distill_bench.testing.loss_checks import check_detachment, check_losses, check_shared_graph
@@ -39,7 +38,7 @@ def check_presets(runs: Runs) -> None:
         except MissingPackage:
             continue  # whoever resolves such a run is told
         assert "preset" not in config.method, f"preset {preset} is still a key of the method"
-        reread = resolve(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+        reread = resolve(parse_yaml(dump_yaml(config.model_dump(mode="json"))))
         assert reread == config, f"preset {preset} resolves differently from its own YAML"
 
 

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distill_bench.config.resolve import resolve
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.method import Method
 from distill_bench.testing.tiny import tiny_clips, tiny_pipeline
 from distill_bench.train.run import Run
@@ -68,7 +67,7 @@ class Runs:
         run_dir.mkdir(parents=True)
         own = {"teacher": str(teacher), "data": str(data), "method": self.method}
         config = resolve(BASE | own | self.fields | fields)
-        (run_dir / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        (run_dir / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
         return run_dir
 
     def build(self, **fields: Any) -> Run:

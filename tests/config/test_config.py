@@ -14,7 +14,7 @@ from distill_bench.config.overrides import apply_overrides
 from distill_bench.config.resolve import evaluated_updates, load_run, method_of, resolve
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.sweep_file import load_sweep
-from distill_bench.config.yaml_files import parse_yaml
+from distill_bench.config.yaml_files import dump_yaml, parse_yaml
 from distill_bench.method import Batch, Depth, Loss, Method, Nets
 
 
@@ -100,10 +100,9 @@ def test_clips_must_fit_the_strides_and_patches_of_the_teacher(tiny_wan):
 
 
 def test_a_resolved_run_survives_its_own_yaml(tmp_path):
-    import yaml
 
     config = resolve({"method": "sgmd", "student_lr": 3e-7})
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (tmp_path / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     assert load_run(tmp_path) == config and run_id(load_run(tmp_path)) == run_id(config)
 
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-import yaml
 from distill_bench.eval.exact_divergence import fisher, kl, wasserstein
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
@@ -159,7 +159,7 @@ def test_exact_divergences_equal_torchs_and_their_definitions():
 def run_folder(tmp_path, name: str, **fields):
     run = tmp_path / "runs" / name
     run.mkdir(parents=True)
-    (run / "run.yaml").write_text(yaml.safe_dump(resolve(BASE | fields).model_dump(mode="json")))
+    (run / "run.yaml").write_text(dump_yaml(resolve(BASE | fields).model_dump(mode="json")))
     return run
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pipelines
 import pytest
 import torch
-import yaml
 from pipelines import PROMPTS
 from runs import TINY_RUN
 from safetensors.torch import load_file, save_file
 
 from distill_bench.config.resolve import load_run, resolve
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.evaluate.score import evaluate
 from distill_bench.export import __main__ as export_main
 from distill_bench.export import card, harness_draws, pipeline
@@ -64,7 +64,7 @@ def make_run(teacher: Path, store: Path, name: str, **fields) -> Path:
     run.mkdir(parents=True)
     size = {"teacher": str(teacher), "frames": frames, "height": height, "width": width}
     (run / "run.yaml").write_text(
-        yaml.safe_dump(resolve(SMALL_RUN | size | fields).model_dump(mode="json"))
+        dump_yaml(resolve(SMALL_RUN | size | fields).model_dump(mode="json"))
     )
     return run
 
@@ -247,7 +247,7 @@ def test_large_clips_of_the_exported_pipeline_are_those_of_the_run(name, teacher
     clips = load_clips(sample(run)[-1])
     setup = snippet_of(pipeline.export(run, tmp_path / "student")).split("frames = pipe(")[0]
     told: dict = {}
-    exec(setup.replace('"student"', repr(str(tmp_path / "student"))), told)  # noqa: S102
+    exec(setup.replace('"student"', repr(str(tmp_path / "student"))), told)
     with harness_draws(told["pipe"], clips.seeds[0]) as draws:
         frames = called(told["pipe"], name, clips.prompts[0], "np", LARGE[name], generator=draws)[0]
     # a value halfway between two may be rounded to either: the pipeline and the harness scale in another order

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from runs import weights
 from safetensors.torch import load_file
 from torch import nn
@@ -16,6 +15,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
 from distill_bench.config.schema import AdapterConfig
+from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.networks.adapters import activate, add_adapter, merge_adapter
 from distill_bench.networks.denoiser import Denoiser
 from distill_bench.networks.ledger import Ledger
@@ -377,7 +377,7 @@ def test_the_samples_are_of_the_adapted_student(make_run, tiny_wan):
     checkpoint.load_student(
         checkpoint.students(run)[4],
         net,
-        resolve(yaml.safe_load((run / "run.yaml").read_text())).adapter,
+        resolve(parse_yaml((run / "run.yaml").read_text())).adapter,
     )
     trainer = build_from(run)
     Records(trainer, run).resume()

@@ -10,12 +10,12 @@ from pathlib import Path
 import pipelines
 import pytest
 import torch
-import yaml
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch.profiler import ProfilerActivity, profile
 
 from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.networks.offload import Streamed
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.networks.text_pipeline import load_texts
@@ -153,7 +153,7 @@ def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox
         | {"teacher": str(small_cogvideox if name == "cogvideox" else small_wan)}
         | SETTINGS.get(name, {})
     )
-    (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (run / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     found, (held, most) = predicted(config), measured(run, tmp_path / "trace.json")
     # on a processor an offloaded teacher lies in the same memory
     assert found.held + found.held_back == pytest.approx(held, rel=0.05)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from scipy.stats import ttest_rel
 from stores import PROMPTS, RUNS, score, write_clips, write_lines, write_run, write_store
 
+from distill_bench.config.yaml_files import dump_yaml, parse_yaml
 from distill_bench.report.__main__ import main
 from distill_bench.report.data_files import data_files
 from distill_bench.report.page import html, reading, report, wall
@@ -210,7 +210,7 @@ def test_a_reference_has_the_interval_of_its_clips(results):
 def test_a_key_that_differs_without_being_an_axis_makes_rows_of_its_own(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("alpha", 1, 1, 2.0)])
     path = next(store.glob("alpha-s1-*")) / "run.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"nfe": 8, "log_every": 3}))
+    path.write_text(dump_yaml(parse_yaml(path.read_text()) | {"nfe": 8, "log_every": 3}))
     results = results_of(store, tmp_path / "data")
     assert results.manifest["swept"] == ["fake_score_updates", "nfe"] and len(results.students) == 2
 
@@ -702,7 +702,7 @@ def test_the_prompts_of_the_wall_go_from_the_most_to_the_least_motion(store, tmp
 def test_a_clip_is_in_the_page_once(reported):
     text = (reported[0] / "report.html").read_text()
     shown = re.findall(r'data-key="0/0" src="(data:[^"]*)"', text)
-    held = re.search(r'id="tiles">(.*?)</script>', text, re.S)[1]
+    held = re.search(r'id="tiles">(.*?)</script>', text, re.DOTALL)[1]
     assert len(shown) == 3 and not any('"0/0"' in tile for tile in held.split("}")), (
         "three rows have runs of seed 0"
     )
@@ -780,7 +780,7 @@ def test_a_run_whose_folder_is_gone_is_missing_in_its_own_row(tmp_path):
     path = store / "sweeps" / "speed.json"
     about = json.loads(path.read_text())
     cadences = {
-        run: yaml.safe_load((store / run / "run.yaml").read_text())["fake_score_updates"]
+        run: parse_yaml((store / run / "run.yaml").read_text())["fake_score_updates"]
         for run in about["run_ids"]
     }
     path.write_text(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from distill_bench.eval.motion import Motion
 
 from distill_bench.config.identity import run_id
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.domain import controls, shapes
 from distill_bench.networks import pipeline as pipelines
 from distill_bench.networks.pipeline import DiffusersPipeline
@@ -226,7 +226,7 @@ def trained(tmp_path, tiny_wan):
     )
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)
-    (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (run / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     train(run)
     return run
 

@@ -7,12 +7,12 @@ from unittest import mock
 
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.networks import embed as embedding
 from distill_bench.networks import pipeline, text_pipeline
 from distill_bench.networks.pipeline import load_pipeline
@@ -55,7 +55,7 @@ def run_of(teacher: Path, prompts: Path, store: Path, **fields) -> Path:
     run = store / "run"
     run.mkdir(parents=True, exist_ok=True)
     config = resolve(RUN | {"teacher": str(teacher), "prompts": str(prompts)} | fields)
-    (run / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (run / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     return run
 
 
