@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("compare /no/such/run alpha", "'/no/such/run' is neither a run folder nor a run in"),
         ("compare '**' alpha", "'**' is neither a run folder nor a run in"),
         ("compare / alpha", "'/' is neither a run folder nor a run in"),
-        ("compare '' alpha", "could be"),
+        ("compare '' alpha", "matches several runs: alpha-s0-"),
         ("verify empty", "no sweep.json"),
         ("verify nowhere", "no sweep.json"),
     ],

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import gpu
 
 
+@pytest.mark.slow
 def test_the_benchmark_ends_with_its_table(tmp_path, capsys):
     out = tmp_path / "bench.md"
     skipped = [

@@ -60,6 +60,7 @@ def test_the_oracle_reads_what_was_rendered(clips: np.ndarray, noise: float):
     assert accuracy(disturbed.clip(0, 255).round().astype(np.uint8)).min() >= 0.99
 
 
+@pytest.mark.slow
 def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
     """Clips turned a quarter, played backwards or stopped read as such; an oracle that flatters would not."""
     order = list(shapes.DIRECTIONS)

@@ -52,6 +52,7 @@ def test_wrong_captions_score_near_chance_and_are_not_clamped():
     assert found["clip_r1"].value < 0.1 and found["clip_video_r1"].value < 0.1
 
 
+@pytest.mark.slow
 def test_known_good_is_above_known_bad():
     some = clips()
     noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)

@@ -64,6 +64,7 @@ def test_recall_and_coverage_of_points_on_a_line_are_counted_by_hand():
     assert recall_and_coverage(x, x, 1)[0].tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_recall_and_coverage_say_where_clips_are_few_or_not_as_many():
     few, many, teacher = clips(prompts=12), clips(prompts=128), clips(1000, prompts=128)
     for score in (scores(Diversity(), few, teacher)[column] for column in ("recall", "coverage")):
@@ -159,6 +160,7 @@ def test_attributes_are_right_on_data_wrong_on_other_captions_and_counted_in_a_h
     assert histogram_distance(["a", "a", "b", "b"], ["a", "a", "a", "c"]) == 0.5
 
 
+@pytest.mark.slow
 def test_known_good_is_above_known_bad():
     some, teacher = clips(), clips(1000)
     noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)

@@ -36,6 +36,7 @@ def extractor_file(path: Path, name: str, features: str, dim: int) -> str:
     return f"{path}:make"
 
 
+@pytest.mark.slow
 def test_the_stored_self_test_matches_the_shipped_extractors_and_is_reproducible():
     """Frozen clips above 5 times the null, half speed above 2, shuffled frames above 3."""
     stored = json.loads(calibration.EXTRACTORS_FILE.read_text())
@@ -49,6 +50,7 @@ def test_the_stored_self_test_matches_the_shipped_extractors_and_is_reproducible
         assert corruptions["shuffled"]["ratio"] > 3
 
 
+@pytest.mark.slow
 def test_known_good_is_nearer_than_known_bad():
     reference, other, good = clips(72, 1000), clips(72, 2000), clips(72)
     references = {"teacher": reference, "teacher_other": other, "data": other}

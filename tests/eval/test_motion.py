@@ -80,6 +80,7 @@ def test_the_readme_states_the_errors_of_the_calibration():
         assert f"| {name} | {mean:.0f} % | {largest:.0f} % |" in text, name
 
 
+@pytest.mark.slow
 def test_the_stored_calibration_is_reproducible():
     stored = json.loads(calibration.FLOW_FILE.read_text())
     shape_rows = stored["normal-flow"]["moving_shapes"]

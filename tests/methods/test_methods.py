@@ -166,6 +166,7 @@ def exact(x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
     return x_t * (1 - s) / ((1 - s) ** 2 + s**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "lam"),
     [

@@ -322,6 +322,7 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
     assert net.latent_shape(81, 480, 832) == (16, 21, 60, 104)
 
 
+@pytest.mark.slow
 def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     cells = "grid: {fake_score_updates: [1, 5], guidance_forwards: [sequential]}"

@@ -303,6 +303,7 @@ def test_bands_end_at_the_view_of_a_logarithmic_axis():
     plt.close(figure)
 
 
+@pytest.mark.slow
 def test_no_text_of_a_figure_is_cut_off_or_under_the_legend():
     for drawing in drawings(a_sweep()):
         figure = drawing.draw()

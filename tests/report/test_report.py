@@ -652,6 +652,7 @@ def wall_of(store, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_wall_never_drops_the_baseline_or_a_method(tmp_path, monkeypatch):
     """Prompts, training seeds and references go before rows, and the page says how many are shown."""
     runs = [(m, s, c, 1.0 + c) for m in ("alpha", "beta") for c in range(1, 6) for s in (0, 1)]

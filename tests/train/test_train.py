@@ -137,6 +137,7 @@ def test_a_diverged_run_is_recorded_as_collapsed(make_run):
     assert train(run) == json.loads((run / "train.json").read_text())  # not trained again
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run_and_the_same_seed_the_same(make_run):
     a, b, c = make_run("a"), make_run("b"), make_run("c", seed=1)
     for run in (a, b, c):
