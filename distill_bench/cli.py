@@ -17,7 +17,7 @@ COMMANDS = {  # name: (module with its `main`, what it does)
     "sample": ("sample.__main__", "draw the clips of a trained run"),
     "evaluate": ("evaluate.__main__", "score a folder of clips"),
     "report": ("report.__main__", "tables, figures and page of a sweep"),
-    "plot": ("report.plot", "figures of a sweep's results"),
+    "plot": ("report.figures.command", "figures of a sweep's results"),
     "compare": ("report.compare", "differences of two runs' configs and scores"),
     "verify": ("report.verify", "recompute the tables of a results folder"),
     "export": ("export.__main__", "write a run's student as a diffusers pipeline folder"),

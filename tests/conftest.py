@@ -41,7 +41,7 @@ def make_run(tiny_wan: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Results folder that `report` wrote, and its hand-written store; tests only read them."""
-    from distill_bench.report.page import report  # takes seconds, and few tests need it
+    from distill_bench.report.write import report  # takes seconds, and few tests need it
 
     folder = tmp_path_factory.mktemp("reported")
     store = write_store(folder, RUNS)

@@ -1,31 +1,40 @@
-"""TODO: report.__main__."""
+"""Command line of `report`: tables, figures and page of a sweep.
+
+    python -m distill_bench.report SWEEP [--baseline method=NAME,KEY=VALUE] [--budget COST]
+
+Reads files alone and needs no torch.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_bench.report.page import ReportError, report
 from distill_bench.report.results import ResultsError, parse_keys
+from distill_bench.report.write import ReportError, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: report one sweep."""
+    """Report one sweep; returns 0, or 2 if there is nothing to report."""
     parser = argparse.ArgumentParser(
-        prog="distill_bench.report", description="tables, figures and a page of a sweep"
+        prog="distill-bench report",
+        description="Write tables, figures and a page of a sweep's runs to results/SWEEP.",
     )
-    parser.add_argument("sweep", help="the sweep's YAML, or its name")
-    parser.add_argument("--store", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("sweep", help="name or YAML of the sweep")
+    parser.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of all results")
     parser.add_argument(
         "--baseline",
         metavar="KEY=VALUE,...",
-        help="row that differences are taken to; default: the sweep's first",
+        help="row to which differences are taken, e.g. method=dmd2,fake_score_updates=5; "
+        "default: the sweep's baseline, else its first row",
     )
     parser.add_argument(
         "--budget",
         type=float,
-        help="cost of the equal-cost table; default: the largest that all runs reach",
+        metavar="COST",
+        help="training cost of the equal-cost table, in forward equivalents; "
+        "default: the largest that every finished run reaches",
     )
     options = parser.parse_args(argv)
     try:

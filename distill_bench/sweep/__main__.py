@@ -297,7 +297,8 @@ def _launch(
 
 def _finish(sweep: OpenSweep, chosen: OpenSweep, launch: LaunchOptions, on_slurm: bool) -> int:
     """Report on the results, and list the runs without one."""
-    from distill_bench.report.page import ReportError, report  # matplotlib takes seconds
+    # pandas and the templates take a second to import, and few calls of `sweep` report.
+    from distill_bench.report.write import ReportError, report
 
     sweep.write()  # the reference rows are known now
     statuses = read_statuses(chosen.store, chosen.entries, read_queue(chosen.store, on_slurm))

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
-from stores import PROMPTS, RUNS, score, write_clips, write_lines, write_run, write_store
+from stores import RUNS, score, write_lines, write_run, write_store
 
 from distill_bench.config.yaml_files import dump_yaml, parse_yaml
 from distill_bench.report.__main__ import main
 from distill_bench.report.data_files import data_files
-from distill_bench.report.page import html, reading, report, wall
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, load
 from distill_bench.report.stats import Interval
@@ -24,6 +23,7 @@ from distill_bench.report.tables.differences import differences
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.tables.latex import escape_latex
 from distill_bench.report.tables.scores import budget, equal_cost, score_table, show_interval
+from distill_bench.report.write import report
 
 
 def results_of(store: Path, folder: Path, **options) -> Results:
@@ -498,215 +498,13 @@ def test_tex_escapes_what_latex_reads():
     assert escape_latex("50% of a_b & #1 ± 2") == r"50\% of a\_b \& \#1 $\pm$ 2"
 
 
-# --- the page ---
-
-
 def test_warnings_are_footnotes(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("beta", 0, 1, 2.0)])
     path = next(store.glob("beta-*")) / "metrics.jsonl"
     first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
     write_lines(path, [first | {"warnings": ["too few clips to trust"]}, *rest])
-    results = results_of(store, tmp_path / "data")
-    page = html(results, read_sweep("speed", store), tmp_path / "data")
-    assert page.count("<sup>1</sup>") == 2 and "too few clips to trust" in page, (
-        "at the cell and below the table"
-    )
-    assert (
-        "| 2.00 [1] |" in table_files(results)["table.md"]
-        and "2.00$^{1}$" in table_files(results)["table.tex"]
-    )
-
-
-def test_the_page_stands_alone(reported):
-    folder, store = reported
-    text = (folder / "report.html").read_text()
-    assert "Does a faster fake_score pay?" in text
-    outside = [
-        url
-        for url in re.findall(r"(?:src|href)=\"([^\"]*)\"", text)
-        if not url.startswith(("data:", "#"))
-    ]
-    assert outside == [] and "@import" not in text
-    assert "http" not in re.sub(r"data:[^\"]*|http://www.w3.org/[\w/]*", "", text)
-    assert "a blue square moves up &amp; 10% right" in text and "out of &lt;luck&gt;" in text
-    assert "1/4 (1 collapsed, 1 failed, 1 missing)" in text
-    assert all(run.name in text for run in store.glob("*-s*-*"))
-    ids = re.findall(r'\bid="([^"]*)"', text)
-    assert len(ids) == len(set(ids))
-
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-# Uses every control of the page, then leaves in the title how wide it is and what the controls did.
-USE = """<script>
-const all = selector => [...document.querySelectorAll(selector)];
-all("thead button").forEach(each => { each.click(); each.click(); });
-all("select").forEach(each => { each.value = each.options[each.options.length - 1].value; each.onchange(); });
-all("details").forEach(each => each.open = true);
-document.getElementById("play").click();
-const shown = all(".family:not([hidden])").length, clips = all(".clip img").filter(each => each.src).length;
-const said = document.getElementById("play").textContent;
-document.title = ["USED", innerWidth, document.documentElement.scrollWidth, shown, said, clips].join(" ");
-</script>"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium")
-@pytest.mark.parametrize("width", [500, 1280])  # no window is narrower without a screen
-def test_the_page_works_in_a_browser_without_an_error(reported, tmp_path, width):
-    page = tmp_path / "page.html"
-    page.write_text((reported[0] / "report.html").read_text().replace("</body>", f"{USE}</body>"))
-    options = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--window-size={width},900",
-        "--virtual-time-budget=2000",
-    ]
-    options += [
-        "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom",
-        page.as_uri(),
-    ]
-    done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
-    title = re.search(r"<title>USED (\d+) (\d+) (\d) (\w+) (\d+)</title>", done.stdout)
-    assert title, done.stderr[-2000:]
-    assert int(title[2]) <= int(title[1]) == width, "the page scrolls sideways"
-    assert title.groups()[2:] == ("1", "Play", "4"), (
-        "one score's differences, a paused wall, the clips of the last training seed"
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium")
-def test_the_page_does_not_scroll_sideways_on_a_phone(reported, tmp_path):
-    """In a frame as wide as a phone: no window is. A prompt of a real model is a sentence or two."""
-    page = (
-        (reported[0] / "report.html")
-        .read_text()
-        .replace(PROMPTS[0], 12 * "a long prompt of many words ")
-    )
-    frame = f"<body><script>const page = {json.dumps(page).replace('</', '<' + chr(92) + '/')};</script>"
-    frame += """<script>
-    const frame = document.createElement("iframe");
-    frame.width = 390; frame.style.border = 0; frame.srcdoc = page; document.body.append(frame);
-    const widths = () => [frame.contentWindow.innerWidth, frame.contentDocument.documentElement.scrollWidth];
-    frame.onload = () => document.title = ["WIDTH", ...widths()].join(" ");
-    </script>"""
-    (tmp_path / "frame.html").write_text(frame)
-    options = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    options += ["--virtual-time-budget=2000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
-    done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
-    title = re.search(r"<title>WIDTH 390 (\d+)</title>", done.stdout)
-    assert title and int(title[1]) <= 390, title
-
-
-def test_the_page_says_no_more_than_the_intervals(results):
-    told = reading(results)
-    assert told[0].startswith(
-        "Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other row."
-    )
-    assert (
-        "0 of 2 rows clearly better and 1 clearly worse than the baseline alpha fake_score_updates=1"
-        in told[0]
-    )
-    assert (
-        told[-1]
-        == "Rows that do not have all their runs: beta fake_score_updates=1 1/4 (1 collapsed, 1 failed, 1 missing)."
-    )
-
-
-def test_the_wall_shows_the_same_clips_and_leaves_others_out(store, tmp_path):
-    write_clips(store / "references" / "data", 90, first_seed=100)
-    found = read_sweep("speed", store)
-    made = wall(
-        results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything}
-    )
-    labels = [label for label, _ in made.tiles]
-    assert "data" not in labels and labels[0] == "teacher" and len(labels) == 4
-    assert (
-        [prompt for prompt, _ in made.prompts] == PROMPTS
-        and made.seeds == ["0", "1", "2"]
-        and made.frames == 4
-    )
-    (teacher, alpha) = made.tiles[0][1], made.tiles[1][1]
-    assert (
-        made.tile(teacher, 1, "2") == made.tile(teacher, 1, "0")
-        and len(teacher) == 3
-        and len(alpha) == 9
-    )
-
-
-def wall_of(store, tmp_path):
-    found = read_sweep("speed", store)
-    return wall(
-        results_of(store, tmp_path / "data"), {source.run_id: source for source in found.everything}
-    )
-
-
-@pytest.mark.slow
-def test_the_wall_never_drops_the_baseline_or_a_method(tmp_path, monkeypatch):
-    """Prompts, training seeds and references go before rows, and the page says how many are shown."""
-    runs = [(m, s, c, 1.0 + c) for m in ("alpha", "beta") for c in range(1, 6) for s in (0, 1)]
-    store = write_store(tmp_path, runs, baseline={"method": "beta", "fake_score_updates": 4})
-    made = wall_of(store, tmp_path)
-    assert made.counts == {
-        "row": (10, 10),
-        "reference": (2, 2),
-        "prompt": (3, 3),
-        "training seed": (2, 2),
-    }
-    tile = max(len(data) for _, clips in made.tiles for data in clips.values())
-
-    def shown(tiles):
-        monkeypatch.setattr("distill_bench.report.page.WALL_BYTES", tiles * tile)
-        made = wall_of(store, tmp_path)
-        return [
-            made.counts[key][0] for key in ("row", "reference", "prompt", "training seed")
-        ], made
-
-    assert shown(40)[0] == [10, 2, 3, 1], "prompts before training seeds"
-    assert shown(13)[0] == [10, 2, 1, 1]
-    assert shown(11)[0] == [10, 1, 1, 1], "the teacher stays"
-    few, made = shown(5)
-    assert few[0] < 6 and few[2:] == [1, 1]
-    labels = {label for label, _ in made.tiles}
-    assert {
-        "beta fake_score_updates=4",
-        "alpha fake_score_updates=1",
-        "beta fake_score_updates=1",
-    } <= labels
-    page = html(load(tmp_path / "data"), read_sweep("speed", store), tmp_path / "data")
-    assert f"{few[0]} of 10 rows, 1 of 2 references, 1 of 3 prompts, 1 of 2 training seeds" in page
-
-
-def test_the_prompts_of_the_wall_go_from_the_most_to_the_least_motion(store, tmp_path):
-    frames = np.full((3, 4, 3, 8, 8), 100, np.uint8)
-    for clip, step in enumerate((0, 5, 2)):
-        frames[clip] += (step * np.arange(4, dtype=np.uint8))[:, None, None, None]
-    np.save(store / "references" / "teacher" / "clips.npy", frames)
-    assert [prompt for prompt, _ in wall_of(store, tmp_path).prompts] == [
-        PROMPTS[1],
-        PROMPTS[2],
-        PROMPTS[0],
-    ]
-
-
-def test_a_clip_is_in_the_page_once(reported):
-    text = (reported[0] / "report.html").read_text()
-    shown = re.findall(r'data-key="0/0" src="(data:[^"]*)"', text)
-    held = re.search(r'id="tiles">(.*?)</script>', text, re.DOTALL)[1]
-    assert len(shown) == 3 and not any('"0/0"' in tile for tile in held.split("}")), (
-        "three rows have runs of seed 0"
-    )
+    files = table_files(results_of(store, tmp_path / "data"))
+    assert "| 2.00 [1] |" in files["table.md"] and "2.00$^{1}$" in files["table.tex"]
 
 
 def test_a_row_that_differs_in_more_than_its_method_says_so(tmp_path):
@@ -749,30 +547,13 @@ def test_a_second_report_has_the_same_bytes(reported, tmp_path):
 
 
 def test_no_reader_imports_torch():
-    names = ["page", "plot", "compare", "verify"]
+    names = ["write", "figures.command", "compare", "verify"]
     code = f"import sys, {', '.join(f'distill_bench.report.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
 # --- what is not there ---
-
-
-def test_nobody_wins_where_a_rival_lost_its_runs(tmp_path):
-    """Nothing beats what is not there, and a row is not ahead of rows that may have been better."""
-    runs = [
-        (method, seed, 1, value + value * seed / 100)
-        for method, value in (("alpha", 1.0), ("beta", 5.0))
-        for seed in range(4)
-    ]
-    won = results_of(write_store(tmp_path / "whole", runs), tmp_path / "a")
-    lost = results_of(
-        write_store(tmp_path / "lost", [*runs, ("gamma", 0, 1, None, None)]), tmp_path / "b"
-    )
-    assert "clearly ahead" in reading(won)[0] and "not clearly ahead" not in reading(won)[0]
-    assert "not clearly ahead" in reading(lost)[0]
-    assert any(cell.best for _, line in score_table(won, won.headline).lines for cell in line)
-    assert not any(cell.best for _, line in score_table(lost, lost.headline).lines for cell in line)
 
 
 def test_a_run_whose_folder_is_gone_is_missing_in_its_own_row(tmp_path):
@@ -818,7 +599,7 @@ def test_a_mean_over_fewer_seeds_than_its_row_says_so(tmp_path):
         ),
         (
             ["--baseline", "method=alpha"],
-            "is 2 rows: method=alpha,fake_score_updates=1; method=alpha,fake_score_updates=5",
+            "fits 2 rows: method=alpha,fake_score_updates=1; method=alpha,fake_score_updates=5",
         ),
         (["--budget", "nan"], "budget nan: a cost"),
         (["--budget", "-1"], "budget -1: a cost"),

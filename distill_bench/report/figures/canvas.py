@@ -1,0 +1,305 @@
+"""Drawing tools that know nothing of sweeps: style, limits, interval bars, legends, files.
+
+Figures are plain `matplotlib.figure.Figure` objects: without pyplot there is no window, no global
+list of open figures, and a second less to wait for the import.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
+from scour import scour
+
+from distill_bench.report.results import Column
+from distill_bench.store.files import write_bytes
+
+# The page replaces these four inks by its own for light and dark; see `page.INK`.
+TEXT, RULE, QUIET, GROUND = "#1b1f24", "#d5dae0", "#59636e", "#fefefe"
+# Okabe and Ito, 2008: distinguishable with any colour vision. Yellow is too pale for white.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", TEXT]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "h"]
+DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5))]
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": TEXT,
+    "axes.labelsize": 9.5,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "figure.facecolor": "none",
+    "figure.labelsize": 9.5,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "grid.color": RULE,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "path.simplify_threshold": 0.5,
+    "savefig.dpi": 100,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "distill_bench",
+    "text.color": TEXT,
+    "xtick.color": QUIET,
+    "xtick.labelcolor": TEXT,
+    "ytick.color": QUIET,
+    "ytick.labelcolor": TEXT,
+}
+SIZE = (4.8, 3.4)  # inches; legible unscaled on a phone
+SMALL = 8  # points, for notes
+
+
+# --- limits ---
+
+
+def set_limits(
+    axis: Axis, values: Sequence[float], ends: Sequence[float] = (), log_from: float = 30.0
+) -> None:
+    """Choose the scale and the limits of an axis.
+
+    The scale is logarithmic if all values are positive and span more than a factor of `log_from`.
+    The limits contain every value. They extend towards the ends of the intervals, but only so far
+    that one long interval does not flatten everything else.
+
+    Args:
+        values: to be shown in full; nothing happens if none of them is finite.
+        ends: of the intervals; may lie outside the limits in the end.
+    """
+    values = [value for value in values if isfinite(value)]
+    if not values:
+        return
+    if min(values) > 0 and max(values) / min(values) > log_from:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    logarithmic = axis.get_scale() == "log"
+    shown = scaled(axis, values)
+    reached = scaled(axis, [end for end in ends if isfinite(end)])
+    low, high = shown.min(), shown.max()
+    span = high - low or 0.1 * abs(low) or 1.0
+    room = 0.25 * span if logarithmic else span  # a lower end near 0 is far down on a log scale
+    least, most = low - room, high + room
+    if reached.size and not logarithmic:
+        # Intervals may be much longer than the means are apart: hold the middle half of the ends.
+        least = min(least, np.quantile(reached, 0.25))
+        most = max(most, np.quantile(reached, 0.75))
+    low = max(reached.min(initial=low), least)
+    high = min(reached.max(initial=high), most)
+    margin = 0.05 * (high - low) or span
+    _apply_limits(axis, low - margin, high + margin)
+
+
+def extend_limits(axis: Axis, values: Sequence[float]) -> None:
+    """Widen the limits of an axis until they contain `values`."""
+    low, high = scaled(axis, axis.get_view_interval())
+    fractions = [axis_fraction(axis, value) for value in values]
+    below = min([0.0, *(fraction - 0.05 for fraction in fractions)])
+    above = max([0.0, *(fraction - 0.95 for fraction in fractions)])
+    _apply_limits(axis, low + below * (high - low), high + above * (high - low))
+
+
+def _apply_limits(axis: Axis, low: float, high: float) -> None:
+    """Set limits that are given on the axis's scale, see `scaled`."""
+    limits = (low, high)
+    if axis.get_scale() == "log":
+        limits = (10**low, 10**high)
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 2.3 else (1.0,)))
+    axis.axes.set(**{f"{axis.axis_name}lim": limits})
+
+
+def scaled(axis: Axis, values: Any) -> np.ndarray:
+    """Return `values` on the axis's scale: their decimal logarithms if it is logarithmic."""
+    values = np.asarray(values, float)
+    if axis.get_scale() != "log":
+        return values
+    with np.errstate(divide="ignore"):
+        return np.log10(np.maximum(values, 0))
+
+
+def axis_fraction(axis: Axis, value: float) -> float:
+    """Position of a value along an axis: 0 at its lower end, 1 at its upper end."""
+    low, high = scaled(axis, axis.get_view_interval())
+    return float((scaled(axis, value) - low) / (high - low))
+
+
+def drawn_values(panels: Iterable[Axes]) -> list[float]:
+    """Every y value of the lines in the panels."""
+    return [
+        y for axes in panels for line in axes.lines for y in np.asarray(line.get_ydata(), float)
+    ]
+
+
+# --- marks ---
+
+
+def interval_bars(
+    axes: Axes,
+    at: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colours: Sequence[str],
+    upright: bool = True,
+) -> None:
+    """Draw intervals as thin lines, with an arrow head where the limits of the axes cut one off.
+
+    Call it after the limits are set. Intervals that are not finite are left out.
+    """
+    bottom, top = axes.get_ylim() if upright else axes.get_xlim()
+    lines = axes.vlines if upright else axes.hlines
+    heads = ((bottom, "v"), (top, "^")) if upright else ((bottom, "<"), (top, ">"))
+    for position, start, stop, colour in zip(at, low, high, colours, strict=True):
+        if not (isfinite(start) and isfinite(stop)):
+            continue
+        ends = np.clip([start, stop], bottom, top)
+        lines(position, *ends, colors=colour, linewidth=0.8, alpha=0.55, zorder=1)
+        for (limit, marker), cut in zip(heads, (start < bottom, stop > top), strict=True):
+            if cut:
+                place = (position, limit) if upright else (limit, position)
+                head = {"marker": marker, "markersize": 3.5, "alpha": 0.8, "zorder": 1}
+                axes.plot(*place, color=colour, clip_on=False, **head)
+
+
+def margin_labels(axes: Axes, labels: Sequence[tuple[float, str]]) -> None:
+    """Write labels for y values into the right margin, spread so that none covers another.
+
+    A thin line leads from each value to its label.
+    """
+    if not labels:
+        return
+    ordered = sorted((axis_fraction(axes.yaxis, y), text) for y, text in labels)
+    height = 72 * 0.7 * axes.figure.get_figheight() / axes.get_gridspec().nrows  # about, in points
+    gap = min(1.3 * SMALL / height, 1 / len(ordered))
+    places = [place for place, _ in ordered]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    places[-1] = min(places[-1], 1.0)
+    for i in reversed(range(len(places) - 1)):
+        places[i] = min(places[i], places[i + 1] - gap)
+    leader = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0}
+    leader["relpos"] = (0, 0.5)  # from the left of the label: across no other label
+    for (value, text), place in zip(ordered, places, strict=True):
+        axes.annotate(
+            text,
+            xy=(1, value),
+            xytext=(1.04, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            arrowprops=leader,
+            annotation_clip=False,
+            color=QUIET,
+            fontsize=SMALL,
+            va="center",
+        )
+
+
+# --- legends and text ---
+
+
+def legend(
+    figure: Figure, entries: Sequence[Line2D], spare: Axes | None = None, title: str | None = None
+) -> None:
+    """Put the legend into a spare panel, or above the panels in as many columns as fit.
+
+    The figure grows by the lines of the legend, so that no panel shrinks.
+    """
+    if spare:
+        spare.legend(handles=entries, loc="upper left", title=title)
+        return
+    width, height = figure.get_size_inches()
+    letters = [len(str(entry.get_label())) for entry in entries]
+
+    def fits(columns: int) -> bool:
+        widths = [0.65 + 0.063 * max(part) for part in np.array_split(letters, columns)]  # inches
+        return sum(widths) < width
+
+    columns = max(filter(fits, range(1, min(len(entries), 6) + 1)), default=1)
+    lines = -(-len(entries) // columns) + bool(title)
+    figure.set_size_inches(width, height + 0.2 * lines)
+    figure.legend(handles=entries, loc="outside upper left", ncols=columns, title=title)
+
+
+def panels_per_line(count: int) -> int:
+    """Number of panels side by side in a figure of `count` panels."""
+    return 2 if count in (2, 4) else min(count, 3)
+
+
+def shortened(label: str, most: int) -> str:
+    """Cut a label to at most `most` letters."""
+    return label if len(label) <= most else f"{label[: most - 1]}…"
+
+
+def brief(value: float) -> str:
+    """A number with three digits."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) > 1e-9 else "0"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Break a text into lines of at most `width` letters, if its words allow."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def titled(column: Column, width: int) -> str:
+    """Title of a column; its unit and direction get a line of their own if they do not fit."""
+    if len(column.axis_label) <= width:
+        return column.axis_label
+    note = column.axis_label.removeprefix(column.title).strip()
+    return "\n".join(filter(None, [wrapped(column.title, width), note]))
+
+
+# --- files ---
+
+
+def file_name(text: str) -> str:
+    """Turn a text into a file's name."""
+    return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
+
+
+@rc_context(STYLE)
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Write figures/name.svg (transparent, for the page) and figures/name.png (on white).
+
+    Both are small enough to be committed. Returns the path of the SVG.
+    """
+    target = Path(folder) / "figures" / name
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    write_bytes(target.with_suffix(".svg"), _small_svg(svg.getvalue()).encode())
+    figure.set_layout_engine("none")  # keep the layout that the SVG has
+    png, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", facecolor="white")
+    palette = Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=0)
+    palette.save(small, "PNG", optimize=True)
+    write_bytes(target.with_suffix(".png"), small.getvalue())
+    return target.with_suffix(".svg")
+
+
+def _small_svg(text: str) -> str:
+    """Shorten an SVG to about half without a visible change."""
+    options = scour.sanitizeOptions()
+    options.digits = 4
+    options.enable_viewboxing = True
+    options.indent_type = "none"
+    options.remove_metadata = options.strip_comments = True
+    options.strip_ids = options.shorten_ids = True
+    return scour.scourString(text, options)

@@ -1,0 +1,142 @@
+"""Draw the figures of results/NAME from its data files.
+
+    distill-bench plot results/NAME                                   every figure
+    distill-bench plot results/NAME --x cost --y fvd --group method   one pair of columns
+
+Figures go to results/NAME/figures as SVG and PNG. Needs no torch.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from distill_bench.report.figures import canvas
+from distill_bench.report.figures.drawings import Drawing, drawings
+from distill_bench.report.figures.pairs import against
+from distill_bench.report.figures.study import PlotError, find_column, opened
+from distill_bench.store.files import read_jsonl, write_bytes
+from distill_bench.store.runs import sweep_name
+
+MOST_WORKERS = 4
+
+
+def plot(folder: Path, workers: int = 1) -> list[Path]:
+    """Draw every figure, and list them in figures/index.jsonl in the order of the page.
+
+    Figures of an earlier report that is listed there are deleted first; others stay.
+
+    Args:
+        workers: processes that draw.
+
+    Returns:
+        Paths of the SVGs.
+
+    Raises:
+        PlotError: if `folder` holds no results.
+    """
+    opened(folder)  # fail before the old figures are deleted
+    index = folder / "figures" / "index.jsonl"
+    for line in read_jsonl(index):
+        for suffix in (".svg", ".png"):
+            index.with_name(line["name"] + suffix).unlink(missing_ok=True)
+    shares = [(folder, first, workers) for first in range(workers)]
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            drawn = list(pool.map(_draw_share, shares))
+    else:
+        drawn = [_draw_share(share) for share in shares]
+    lines = dict(sorted((place, line) for part in drawn for place, line in part.items()))
+    write_bytes(index, "".join(json.dumps(line) + "\n" for line in lines.values()).encode())
+    return [index.with_name(f"{line['name']}.svg") for line in lines.values()]
+
+
+def _draw_share(share: tuple[Path, int, int]) -> dict[int, dict]:
+    """Draw every `step`-th figure; returns its place among all and its line in the index."""
+    folder, first, step = share
+    lines = {}
+    for place, drawing in enumerate(drawings(opened(folder))):
+        figure = drawing.draw() if place % step == first else None
+        if figure is not None:
+            canvas.save(figure, folder, drawing.name)
+            lines[place] = _index_line(drawing)
+    return lines
+
+
+def _index_line(drawing: Drawing) -> dict:
+    return {
+        "name": drawing.name,
+        "section": drawing.section,
+        "caption": drawing.caption,
+        "wide": drawing.wide,
+    }
+
+
+def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
+    """Draw one column of runs.csv against another, named as `find_column` allows.
+
+    Returns:
+        Path of the SVG.
+
+    Raises:
+        PlotError: if there is no such column, or no finished run has numbers in both.
+    """
+    study = opened(folder)
+    x, y = (find_column(study.results, name) for name in (x, y))
+    if group != "series":
+        group = find_column(study.results, group)
+    figure = against(study, x, y, group)
+    if figure is None:
+        raise PlotError(f"columns {x} and {y}: no finished run has numbers in both")
+    return canvas.save(
+        figure, folder, "_".join(map(canvas.file_name, (y, "against", x, "by", group)))
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns 0, or 2 if nothing can be drawn."""
+    parser = argparse.ArgumentParser(
+        prog="distill-bench plot",
+        description="Draw the figures of a sweep's results: all of them, or one with --y.",
+    )
+    parser.add_argument(
+        "results", type=Path, help="results folder (with runs.csv), or the name or YAML of a sweep"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), help="folder that holds the results of sweeps"
+    )
+    parser.add_argument("--x", help="column on the x axis, with --y; default: training cost")
+    parser.add_argument(
+        "--y", help="draw only this column of runs.csv; a part of its name is enough"
+    )
+    parser.add_argument(
+        "--group", help="column whose values get a colour each, with --y; default: method"
+    )
+    options = parser.parse_args(argv)
+    if options.y is None and (options.x or options.group):
+        parser.error("--x and --group need --y")
+    folder = options.results
+    if folder.name == "runs.csv":
+        folder = folder.parent
+    if not folder.is_dir():
+        folder = options.out / sweep_name(options.results)
+    try:
+        if options.y:
+            paths = [draw_pair(folder, options.x or "cost", options.y, options.group or "method")]
+        else:
+            paths = plot(folder, min(MOST_WORKERS, os.cpu_count() or 1))
+    except PlotError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{parser.prog}: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(*paths, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

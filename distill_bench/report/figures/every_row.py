@@ -1,0 +1,150 @@
+"""Every row of the table as a line of a figure: scores, and differences to the baseline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from distill_bench.report.figures import canvas
+from distill_bench.report.figures.canvas import GROUND, QUIET, SMALL, STYLE
+from distill_bench.report.figures.marks import REACH, log_from
+from distill_bench.report.figures.study import Study, opened
+from distill_bench.report.labels import show_value
+from distill_bench.report.results import Column, Results
+from distill_bench.report.rows import Row
+from distill_bench.report.tables.differences import against_baseline, verdict
+
+REFERENCE = {"marker": "d", "color": QUIET, "linestyle": "none"}
+
+
+@rc_context(STYLE)
+def every_row(source: Path | Results | Study) -> Figure | None:
+    """Draw a panel per headline score: mean and interval of every row, its runs as dots below.
+
+    References are diamonds. One that lies far from the runs is a number at the border instead, so
+    that the runs keep the axis.
+    """
+    study = opened(source)
+    scores = {column: study.means(column.name) for column in study.results.headline}
+    scores = {column: rows for column, rows in scores.items() if rows.value.notna().any()}
+    if not scores:
+        return None
+    figure, panels = _panels(study.results.rows, len(scores), study.axis)
+    for axes, (column, rows) in zip(panels, scores.items(), strict=False):
+        _score_panel(axes, study, column, rows)
+    return figure
+
+
+def _score_panel(axes: Axes, study: Study, column: Column, rows: pd.DataFrame) -> None:
+    """Draw one score of `every_row`."""
+    rows = rows.assign(line=range(len(rows)))
+    _dash(axes, rows[rows.value.isna()].line)
+    rows = rows[rows.value.notna()]
+    students, references = rows[~rows.reference], rows[rows.reference]
+    runs = study.run_scores(column.name).merge(students[["label", "line", "series"]], on="label")
+    colours = [study.looks.colour(series) for series in runs.series]
+    axes.scatter(runs.score, runs.line + 0.3, c=colours, s=4, alpha=0.5, linewidths=0)
+    for row in students.itertuples():
+        style = study.looks.styles[row.series] | {"linestyle": "none"}
+        axes.plot(row.value, row.line, **style)
+    ends = [*students.low, *students.high]
+    canvas.set_limits(axes.xaxis, [*runs.score, *students.value], ends, log_from(column))
+    _draw_references(axes, references, bounded=not students.empty)
+    colours = [study.looks.colour(series) for series in students.series]
+    bars = (students.line, students.low, students.high, colours)
+    canvas.interval_bars(axes, *bars, upright=False)
+    axes.set_title(canvas.titled(column, 26))
+    if axes.get_xscale() != "log":
+        axes.locator_params("x", nbins=4)
+
+
+def _draw_references(axes: Axes, references: pd.DataFrame, bounded: bool) -> None:
+    """Draw the references of a panel; `bounded` means that runs have set its limits."""
+    reach = REACH[axes.get_xscale()]
+    fractions = references.value.map(lambda value: canvas.axis_fraction(axes.xaxis, value))
+    near = fractions.between(-reach, 1 + reach) | (not bounded)
+    if bounded:
+        canvas.extend_limits(axes.xaxis, list(references.value[near]))
+    axes.plot(references.value[near], references.line[near], **REFERENCE)
+    note = {"xycoords": ("axes fraction", "data"), "color": QUIET, "fontsize": SMALL}
+    for row in references[~near].itertuples():
+        number = canvas.brief(row.value)
+        if fractions[row.Index] > 1:
+            axes.annotate(f"{number} ▸", (0.98, row.line), ha="right", va="center", **note)
+        else:
+            axes.annotate(f"◂ {number}", (0.02, row.line), ha="left", va="center", **note)
+
+
+@rc_context(STYLE)
+def differences(source: Path | Results | Study) -> Figure | None:
+    """Draw a panel per headline score: the paired difference of every row to the baseline.
+
+    Markers are filled where p after Holm's correction is below 0.05.
+    """
+    study = opened(source)
+    baseline = study.results.baseline
+    if baseline is None:
+        return None
+    families = {
+        column: against_baseline(study.results, column, baseline)
+        for column in study.results.headline
+    }
+    families = {
+        column: family
+        for column, family in families.items()
+        if any(difference.interval for difference, _ in family)
+    }
+    if not families:
+        return None
+    others = [row for row in study.results.students if row is not baseline]
+    figure, panels = _panels(others, len(families), study.axis)
+    for axes, (column, family) in zip(panels, families.items(), strict=False):
+        axes.axvline(0, color=QUIET, linewidth=1)
+        _dash(axes, [i for i, (difference, _) in enumerate(family) if difference.interval is None])
+        for line, (difference, p) in enumerate(family):
+            interval = difference.interval
+            if interval is not None:
+                style = study.looks.styles[difference.a.series] | {"linestyle": "none"}
+                style["markerfacecolor"] = style["color"] if verdict(difference, p) else GROUND
+                half = interval.half if difference.seeds > 1 else 0
+                axes.errorbar(interval.mean, line, xerr=half, **style, capsize=2.5, elinewidth=1)
+        axes.set_title(canvas.titled(column, 26))
+        axes.locator_params("x", nbins=4)
+    figure.supxlabel(f"difference to {baseline.label}")
+    return figure
+
+
+def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Axes]]:
+    """Make `count` panels with a line per row; a series is named at its first row."""
+    wide = canvas.panels_per_line(count)
+    tall = -(-count // wide)
+    figure = Figure(figsize=(2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(rows))))
+    panels = list(figure.subplots(tall, wide, sharey=True, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    labels = [_line_label(row, before) for row, before in zip(rows, [None, *rows], strict=False)]
+    for axes in panels[:count]:
+        axes.set_yticks(range(len(rows)), labels)
+        axes.tick_params("y", length=0)
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    return figure, panels
+
+
+def _line_label(row: Row, before: Row | None) -> str:
+    """Series and place of a row; the place alone below a row of the same series."""
+    series = canvas.shortened(row.series, 34)
+    if not row.at:
+        return series
+    place = show_value(row.at).rjust(4, "\u2007")  # figure spaces: the places stand in a column
+    repeated = before is not None and before.series == row.series
+    return place if repeated else f"{series}  {place}"
+
+
+def _dash(axes: Axes, lines: Sequence[int]) -> None:
+    """Write a dash at the left border of lines without a value."""
+    for line in lines:
+        place = {"xycoords": ("axes fraction", "data")}
+        axes.annotate("—", (0.02, line), **place, color=QUIET, va="center")

@@ -1,0 +1,154 @@
+"""One column of runs.csv against another: scores against cost, scores against each other."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from distill_bench.report.figures import canvas
+from distill_bench.report.figures.canvas import COLOURS, QUIET, STYLE
+from distill_bench.report.figures.looks import marker_sizes
+from distill_bench.report.figures.marks import draw_references, log_from, mark_one, rows_across
+from distill_bench.report.figures.study import (
+    Study,
+    column_of,
+    find_column,
+    opened,
+)
+from distill_bench.report.labels import show_value
+from distill_bench.report.results import COSTS, Column, Results
+
+BESIDE = 0.012  # of the axis, between series with the same x values
+MOST_TICKS = 8
+WIDE = (5.4, 3.4)  # inches; the margin names references
+
+
+def score_by_axis(source: Path | Results | Study, score: Column | str) -> Figure | None:
+    """Draw a score against the axis of the sweep; None without an axis."""
+    study = opened(source)
+    return against(study, study.axis, score, "series") if study.axis else None
+
+
+def score_against_cost(source: Path | Results | Study, score: Column | str) -> Figure | None:
+    """Draw a score at the end of training against the cost of the training."""
+    return against(source, COSTS[0], score, "series")
+
+
+@rc_context(STYLE)
+def against(
+    source: Path | Results | Study, x: Column | str, y: Column | str, group: str = "method"
+) -> Figure | None:
+    """Draw one column of runs.csv against another: a marker per row, a colour per group.
+
+    Rows of one series are joined; their markers grow along the axis of the sweep. If x is that
+    axis, rows without a place on it are lines across. References are grey: markers where they
+    have both columns, lines where they have y alone.
+
+    Args:
+        group: column of runs.csv whose values get a colour each, or "series".
+
+    Returns:
+        None if no finished run has both columns.
+
+    Raises:
+        PlotError: if runs.csv has no such column.
+    """
+    study = opened(source)
+    x, y = column_of(study.results, x), column_of(study.results, y)
+    if group != "series":
+        group = find_column(study.results, group)
+    points = study.pairs(x.name, y.name, group)
+    if points.empty:
+        return None
+    on_axis = x.name == study.axis
+    points["colour"] = _colours(study, points, group)
+    figure = Figure(figsize=WIDE)
+    axes = figure.subplots()
+    across = rows_across(axes, study, y) if on_axis else []
+    x_ends = [*points.x_low, *points.x_high] if x.headline else []
+    canvas.set_limits(axes.xaxis, points.x, x_ends, log_from(x))
+    canvas.set_limits(
+        axes.yaxis, [*points.y, *across], [*points.y_low, *points.y_high], log_from(y)
+    )
+    if on_axis and points.x.nunique() <= MOST_TICKS:
+        ticks = sorted(points.x.unique())
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    if not (x.headline or on_axis):
+        points["x"] = _side_by_side(axes, points)
+    mark_one(axes, y)
+    reference_entries, far = draw_references(axes, study, x, y)
+    sizes = {} if on_axis else marker_sizes(study.places)
+    _draw_points(axes, study, points, sizes)
+    canvas.interval_bars(axes, points.x, points.y_low, points.y_high, points.colour)
+    if x.headline:
+        bars = (points.y, points.x_low, points.x_high, points.colour)
+        canvas.interval_bars(axes, *bars, upright=False)
+    axes.set_xlabel(canvas.titled(x, 48))
+    axes.set_ylabel(canvas.titled(y, 34))
+    notes = [_about_sizes(study) if len(sizes) > 1 else "", canvas.wrapped(far, 88)]
+    figure.supxlabel("\n".join(filter(None, notes)), fontsize=canvas.SMALL, color=QUIET)
+    entries = _entries(study, points, group, bool(across)) + reference_entries
+    if len(entries) > 1 or group == "series":
+        canvas.legend(figure, entries, title=group if group not in ("method", "series") else None)
+    return figure
+
+
+def _draw_points(axes: Axes, study: Study, points: pd.DataFrame, sizes: dict[str, float]) -> None:
+    """Draw the markers of every series, joined in the order of the axis."""
+    for (_, series), line in points.groupby(["group", "series"], sort=False):
+        order = [(*study.places, "").index(place) for place in line.place] if sizes else line.x
+        line = line.assign(order=order).sort_values("order")
+        style = study.looks.styles[series] | {"color": line.colour.iloc[0]}
+        axes.plot(line.x, line.y, **style | {"marker": ""})
+        axes.scatter(
+            line.x,
+            line.y,
+            s=[sizes.get(place, STYLE["lines.markersize"]) ** 2 for place in line.place],
+            marker=style["marker"],
+            edgecolors=style["color"],
+            facecolors=style.get("markerfacecolor", style["color"]),
+            zorder=2,
+        )
+
+
+def _side_by_side(axes: Axes, points: pd.DataFrame) -> pd.Series:
+    """Return x values that move series with the same x apart, so that all are seen."""
+    low, high = axes.get_xlim()
+    alike = points.groupby(points.x.round(6)).series
+    rank = alike.transform(lambda series: pd.factorize(series)[0])
+    middle = (alike.transform("nunique") - 1) / 2
+    return points.x + BESIDE * (high - low) * (rank - middle)
+
+
+def _colours(study: Study, points: pd.DataFrame, group: str) -> pd.Series:
+    """Colour of every point: of its series, or of its group where that is something else."""
+    own = points.series.map(study.looks.colour)
+    groups = list(dict.fromkeys(points.group))
+    first = own.groupby(points.group).first()
+    if group == "series":
+        return own
+    if first.nunique() == len(groups):
+        return points.group.map(first)
+    palette = {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(groups)}
+    return points.group.map(palette)
+
+
+def _entries(study: Study, points: pd.DataFrame, group: str, across: bool) -> list[Line2D]:
+    """Legend entries: of the series, or one per group."""
+    unplaced = study.looks.unplaced if across else []
+    if group == "series":
+        return study.looks.legend([*points.series, *unplaced])
+    entries = []
+    for value, line in points.groupby("group", sort=False):
+        style = study.looks.styles[line.series.iloc[0]] | {"color": line.colour.iloc[0]}
+        entries.append(Line2D([], [], **style, label=canvas.shortened(str(value), 44)))
+    return entries + study.looks.legend(unplaced)
+
+
+def _about_sizes(study: Study) -> str:
+    """Sentence on the marker sizes."""
+    return f"small to large markers: {study.axis} {', '.join(map(show_value, study.places))}"

@@ -1,0 +1,213 @@
+"""Results of a sweep as the frames that figures draw: means per row, scores per run, logs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import nan
+from pathlib import Path
+
+import pandas as pd
+
+from distill_bench.report.figures.looks import Looks, choose_looks
+from distill_bench.report.labels import name_value, parse_number, show_value
+from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
+from distill_bench.report.rows import Row
+from distill_bench.sample.roles import FLOOR
+
+UPDATES = Column("student_updates", "Student updates")
+
+
+class PlotError(ValueError):
+    """The data files cannot be drawn; the message is one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Results with the looks of their series."""
+
+    results: Results
+
+    @property
+    def axis(self) -> str:
+        """Key of the sweep's axis, "" without one."""
+        return self.results.axis or ""
+
+    @cached_property
+    def places(self) -> list[str]:
+        """Values of the axis, rising."""
+        places = {row.at for row in self.results.students if row.at}
+        return sorted(places, key=_place_order)
+
+    @cached_property
+    def looks(self) -> Looks:
+        """Looks of all series."""
+        counts: dict[str, int] = {}
+        for row in self.results.students:
+            counts[row.series] = counts.get(row.series, 0) + bool(row.at)
+        return choose_looks(counts)
+
+    @cached_property
+    def panels(self) -> dict[str, str]:
+        """Title of the panel of each place on the axis; "" is the place of rows without one."""
+        places = {row.at for row in self.results.students}
+        without = f"without {self.axis}" if self.axis else ""
+        return {
+            place: name_value(self.axis, place) or without
+            for place in sorted(places, key=_place_order)
+        }
+
+    def means(self, column: str) -> pd.DataFrame:
+        """Mean and interval of a column for every row; nan where there is none.
+
+        Columns: label, series, place, reference, value, low, high.
+        """
+        lines = []
+        for row in self.results.rows:
+            interval = self.results.interval(row, column)
+            ends = (interval.mean, interval.low, interval.high) if interval else (nan, nan, nan)
+            lines.append((row.label, row.series, row.at, row.reference, *ends))
+        names = ["label", "series", "place", "reference", "value", "low", "high"]
+        return pd.DataFrame(lines, columns=names)
+
+    def placed(self, column: str) -> pd.DataFrame:
+        """`means` of the students' rows that have a value and a place on the axis."""
+        rows = self.means(column)
+        return rows[~rows.reference & (rows.place != "") & rows.value.notna()]
+
+    def run_scores(self, column: str) -> pd.DataFrame:
+        """Score of every finished run: label, score."""
+        lines = [
+            (row.label, float(values.mean()))
+            for row in self.results.students
+            for values in row.by_seed(column).values()
+        ]
+        return pd.DataFrame(lines, columns=["label", "score"])
+
+    def floor(self, column: Column) -> float | None:
+        """Distance of the teacher to its own clips of other seeds; None for other scores."""
+        if column.better != "lower":
+            return None
+        floors = (_mean(row, column.name) for row in self.results.references if row.role == FLOOR)
+        return next((floor for floor in floors if floor == floor), None)
+
+    def pairs(self, x: str, y: str, group: str) -> pd.DataFrame:
+        """Mean and interval of two columns for every row that has both.
+
+        Columns: group, series, place, x, x_low, x_high, y, y_low, y_high.
+
+        Args:
+            group: column of runs.csv whose values split the rows, or "series".
+        """
+        lines = []
+        for row in self.results.students:
+            for value, part in _split(row, group):
+                intervals = [self.results.interval(part, column) for column in (x, y)]
+                if None not in intervals:
+                    ends = [end for i in intervals for end in (i.mean, i.low, i.high)]
+                    lines.append((value, row.series, row.at, *ends))
+        names = ["group", "series", "place", "x", "x_low", "x_high", "y", "y_low", "y_high"]
+        return pd.DataFrame(lines, columns=names)
+
+    def references(self, x: str, y: str) -> pd.DataFrame:
+        """References with a value in y: label, role, x, y; x is nan where it has none."""
+        lines = [
+            (row.label, row.role, _mean(row, x), _mean(row, y)) for row in self.results.references
+        ]
+        frame = pd.DataFrame(lines, columns=["label", "role", "x", "y"])
+        return frame[frame.y.notna()]
+
+    def checkpoints(self, x: str, y: str) -> pd.DataFrame:
+        """Two columns at every evaluation of a run.
+
+        Columns: series, place, finished (number of finished runs of the row), run_id, status,
+        student_updates, x, y.
+        """
+        frames = []
+        for row in self.results.students:
+            points = row.checkpoints
+            if {x, y} <= set(points):
+                points = points.merge(row.runs[["run_id", "status"]], on="run_id")
+                points = points.assign(x=points[x], y=points[y]).dropna(subset=["x", "y"])
+                frames.append(points.assign(series=row.series, place=row.at, finished=row.done))
+        names = ["series", "place", "finished", "run_id", "status", UPDATES.name, "x", "y"]
+        return pd.concat(frames)[names] if frames else pd.DataFrame(columns=names)
+
+    @cached_property
+    def logs(self) -> pd.DataFrame:
+        """Training logs of all students: training.csv with method, series and place."""
+        frames = [
+            row.training.assign(method=row.method, series=row.series, place=row.at)
+            for row in self.results.students
+        ]
+        return pd.concat(frames, ignore_index=True).dropna(axis="columns", how="all")
+
+
+def opened(source: Path | Results | Study) -> Study:
+    """Open a results folder, or its runs.csv.
+
+    Raises:
+        PlotError: if it is not a folder of results.
+    """
+    if isinstance(source, Study):
+        return source
+    if isinstance(source, Results):
+        return Study(source)
+    try:
+        return Study(load(source.parent if source.name == "runs.csv" else source))
+    except ResultsError as error:
+        raise PlotError(str(error)) from error
+
+
+def find_column(results: Results, name: str) -> str:
+    """Find a column of runs.csv by its name, or by a beginning or a part that fits no other.
+
+    Headline scores take precedence.
+
+    Raises:
+        PlotError: if no column fits, or several do.
+    """
+    known = list(results.runs.columns)
+    headline = [column.name for column in results.headline]
+    candidates = (
+        [column for column in known if column == name],
+        [column for column in headline if column.startswith(name)],
+        [c for c in known if c.startswith(name) or c.rpartition(".")[2] == name],
+        [column for column in known if name in column],
+    )
+    for fitting in candidates:
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise PlotError(
+                f"column {name!r} is ambiguous: it fits {', '.join(fitting)}; give a longer part"
+            )
+    raise PlotError(f"no column called {name!r} in runs.csv; known: {', '.join(known)}")
+
+
+def column_of(results: Results, name: Column | str) -> Column:
+    """The column that a name means, with its title and direction; see `find_column`."""
+    if isinstance(name, Column):
+        return name
+    known = {column.name: column for column in [*results.columns, *COSTS, UPDATES]}
+    if name not in known and any(row.done for row in results.rows):
+        name = find_column(results, name)  # before a run is finished, runs.csv has no scores
+    title = name.rpartition(".")[2].replace("_", " ")
+    return known.get(name) or Column(name, title, "", None, False)
+
+
+def _place_order(place: str) -> float:
+    return parse_number(place) or 0.0
+
+
+def _mean(row: Row, column: str) -> float:
+    """Score of a reference; nan without one."""
+    return next((float(values.mean()) for values in row.by_seed(column).values()), nan)
+
+
+def _split(row: Row, group: str) -> Iterator[tuple[str, Row]]:
+    """Split the runs of a row by the values of a column."""
+    if group == "series":
+        yield row.series, row
+    else:
+        for value, runs in row.runs.groupby(group, sort=False, dropna=False):
+            yield show_value("" if pd.isna(value) else str(value)), replace(row, runs=runs)

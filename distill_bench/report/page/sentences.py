@@ -1,0 +1,54 @@
+"""Findings of a study in words, none stronger than the intervals in the tables."""
+
+from math import isfinite
+
+from distill_bench.report.results import Column, Results
+from distill_bench.report.tables.differences import against_baseline, verdict
+from distill_bench.report.tables.scores import score_table
+
+BEST = {"lower": "Lowest", "higher": "Highest", "one": "Nearest to 1"}
+
+
+def findings(results: Results) -> list[str]:
+    """Write one sentence or two per headline score that has a direction."""
+    table = score_table(results, results.headline)
+    first = len(table.heads) - len(results.headline)
+    sentences = []
+    for place, column in enumerate(results.headline, first):
+        rows = [
+            (row, cells[place])
+            for row, cells in table.lines
+            if not row.reference and isfinite(cells[place].key)
+        ]
+        if column.better and len(rows) > 1:
+            row, cell = min(rows, key=lambda pair: _distance(column, pair[1].key))
+            clearly = "clearly ahead" if cell.best else "not clearly ahead"
+            sentences.append(
+                f"{BEST[column.better]} in {column.title}: {row.label} with {cell.text}, {clearly} "
+                f"of every other row. {_against_baseline(results, column)}"
+            )
+    incomplete = [f"{row.label} {row.count}" for row in results.students if not row.complete]
+    if incomplete:
+        sentences.append(f"Rows that do not have all their runs: {'; '.join(incomplete)}.")
+    return sentences
+
+
+def _distance(column: Column, value: float) -> float:
+    """Distance of a score from the best; smaller is better."""
+    return {"lower": value, "higher": -value, "one": abs(value - 1)}[column.better]
+
+
+def _against_baseline(results: Results, column: Column) -> str:
+    """Count the rows that are clearly better and clearly worse than the baseline."""
+    baseline = results.baseline
+    family = against_baseline(results, column, baseline)
+    verdicts = [(difference, verdict(difference, p)) for difference, p in family]
+    better = sum(favoured == difference.a.label for difference, favoured in verdicts)
+    worse = sum(favoured == baseline.label for _, favoured in verdicts)
+    if better or worse:
+        return (
+            f"{better} of {len(family)} rows clearly better and {worse} clearly worse than the "
+            f"baseline {baseline.label}."
+        )
+    unfinished = "" if baseline.done else ", which has no finished run"
+    return f"No row is clearly better or worse than the baseline {baseline.label}{unfinished}."

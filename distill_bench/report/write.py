@@ -1,0 +1,81 @@
+"""Write results/<sweep>: data files from the store, then tables, figures and the page."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from distill_bench.report.data_files import data_files
+from distill_bench.report.digests import digests
+from distill_bench.report.page.html import render
+from distill_bench.report.read_store import StoreReadError, read_sweep
+from distill_bench.report.results import Results, ResultsError, load
+from distill_bench.report.tables.files import table_files
+from distill_bench.store.files import write_bytes
+
+
+class ReportError(ValueError):
+    """There is nothing to report; the message is one line."""
+
+
+def report(
+    sweep: str | Path,
+    store: Path,
+    out: Path,
+    baseline: Mapping[str, Any] | None = None,
+    budget: float | None = None,
+) -> Path:
+    """Write data files, tables, figures and report.html to out/<sweep>.
+
+    Nothing is written if an error is raised.
+
+    Args:
+        sweep: name or YAML of the sweep.
+        store: folder of runs, e.g. `runs`.
+        out: folder of all results, e.g. `results`.
+        baseline: method and swept keys of the row to which differences are taken; default: the
+            baseline that the sweep names, else its first row.
+        budget: training cost of the equal-cost table in forward equivalents; default: the largest
+            cost that every finished run reaches.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        ReportError: if the sweep or the baseline is unknown, or its rows cannot share a column.
+    """
+    if budget is not None and not 0 < budget < inf:
+        raise ReportError(f"budget {budget:g}: a cost in forward equivalents must be above 0")
+    try:
+        stored = read_sweep(sweep, Path(store))
+        files = data_files(stored, baseline, budget)
+        results = _load_texts(files)
+        rows = results.matching(baseline) if baseline else []
+        if len(rows) > 1:
+            names = "; ".join(row.name for row in rows)
+            raise ReportError(f"the baseline {baseline} fits {len(rows)} rows: {names}")
+        files |= table_files(results)
+    except (StoreReadError, ResultsError) as error:
+        raise ReportError(str(error)) from error
+    folder = Path(out) / stored.name
+    for name, text in files.items():
+        write_bytes(folder / name, text.encode())
+    # Matplotlib takes a second to import: only after every check.
+    from distill_bench.report.figures.command import plot
+
+    plot(folder, workers=os.cpu_count() or 1)
+    page = folder / "report.html"
+    write_bytes(page, render(results, stored, folder).encode())
+    write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())
+    return page
+
+
+def _load_texts(files: Mapping[str, str]) -> Results:
+    """Load results from the texts of data files, to check them before any is written."""
+    with tempfile.TemporaryDirectory() as draft:
+        for name, text in files.items():
+            (Path(draft) / name).write_bytes(text.encode())
+        return load(Path(draft))
