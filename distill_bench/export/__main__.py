@@ -1,4 +1,4 @@
-"""TODO: export.__main__."""
+"""`distill-bench export RUN FOLDER`: writes a trained student as a diffusers pipeline."""
 
 import argparse
 from pathlib import Path
@@ -14,9 +14,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="distill-bench export", description=export.__doc__.splitlines()[0]
     )
     parser.add_argument("run", type=Path, help="a run folder with a trained student")
-    parser.add_argument("folder", type=Path, help="where to: a new folder")
+    parser.add_argument("folder", type=Path, help="the folder to write; new or empty")
     parser.add_argument(
-        "--updates", type=int, help="the student that was kept at this update; default: the last"
+        "--updates", type=int, help="export the student kept at this update; default: the last"
     )
     parser.add_argument(
         "--dtype",
@@ -27,12 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--lora",
         action="store_true",
-        help="the adapter alone, as a file that load_lora_weights takes",
+        help="only the adapter, as a file for load_lora_weights, and the scheduler",
     )
     options = parser.parse_args(argv)
     try:
         print(export(options.run, options.folder, options.updates, options.dtype, options.lora))
-    except SafetensorError as error:  # for instance a disk that is full
+    except SafetensorError as error:  # e.g. a full disk
         parser.exit(2, f"{parser.prog}: cannot write {options.folder}: {error}\n")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

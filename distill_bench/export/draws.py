@@ -1,4 +1,4 @@
-"""TODO: export.draws."""
+"""Makes an exported pipeline draw the noise that the harness draws for a clip."""
 
 import contextlib
 import functools
@@ -13,22 +13,32 @@ from distill_bench.draws import generator
 
 @contextlib.contextmanager
 def harness_draws(pipe: diffusers.DiffusionPipeline, seed: int) -> Iterator[torch.Generator]:
-    """Inside, an exported pipeline that is given this generator draws the noises of one clip as `distill_bench.sample` does.
+    """Make `pipe`, on a CPU, draw the noise that `distill_bench.sample` draws for one clip.
 
-    On a CPU. The pipeline makes the first noise by the generator, and its scheduler the later ones by that or by torch's own:
-    both are seeded before each step.
+    The first noise comes from the yielded generator, which must be passed to the pipeline. Its
+    scheduler draws the later noises from that generator or from torch's global one, depending on
+    the class, so both are seeded before each step.
+
+    Args:
+        pipe: an exported pipeline.
+        seed: of the clip, as in manifest.jsonl.
+
+    Yields:
+        The generator to pass: `pipe(..., generator=draws)`.
     """
-    draws, step, after = generator("sample", seed, 0), pipe.scheduler.step, itertools.count(1)
+    draws = generator("sample", seed, 0)
+    step = pipe.scheduler.step
+    later_steps = itertools.count(1)
 
-    @functools.wraps(step)  # pipelines look at what it takes
-    def seeded(*inputs: object, **options: object) -> object:
-        for_this = generator("sample", seed, next(after)).initial_seed()
-        draws.manual_seed(for_this)
-        torch.manual_seed(for_this)
+    @functools.wraps(step)  # pipelines inspect the signature
+    def seeded_step(*inputs: object, **options: object) -> object:
+        step_seed = generator("sample", seed, next(later_steps)).initial_seed()
+        draws.manual_seed(step_seed)
+        torch.manual_seed(step_seed)
         return step(*inputs, **options)
 
     with torch.random.fork_rng(devices=[]):
-        pipe.scheduler.step = seeded
+        pipe.scheduler.step = seeded_step
         try:
             yield draws
         finally:

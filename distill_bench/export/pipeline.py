@@ -1,10 +1,10 @@
-"""Out: a trained student as a diffusers pipeline folder with its own scheduler, a model card and a snippet.
+"""Writes a trained student as a diffusers pipeline folder.
 
-    distill-bench export RUN FOLDER [--updates N] [--dtype bfloat16] [--lora]
-
-The folder holds the teacher's text encoder, tokenizer and autoencoder, the student's weights (their moving average, where the run
-has one) and a scheduler with which the pipeline takes the student's own steps: `num_inference_steps` is the run's nfe, and
-`guidance_scale` 1. With `--lora` it holds, of a run with adapters, a file that `load_lora_weights` takes, and the scheduler.
+The folder holds the student's weights (their moving average, if the run keeps one), copies of the
+teacher's text encoder, tokenizer and autoencoder, a model card, and a scheduler with which the
+pipeline takes the student's own steps: call it with `num_inference_steps` = nfe and
+`guidance_scale` = 1. For a run with an adapter, `lora` writes instead a file for
+`load_lora_weights`, the card and the scheduler.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distill_bench.config.resolve import load_run
-from distill_bench.config.schema import AdapterConfig
+from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.export.card import card, snippet
 from distill_bench.networks.adapters import lora_config, merge_adapter
 from distill_bench.networks.pipeline import check_content, load_transformer
@@ -30,83 +30,57 @@ from distill_bench.teachers.texts import has_text_encoder
 from distill_bench.train import checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-COPIED = ("text_encoder", "tokenizer", "vae")
+COPIED_PARTS = ("text_encoder", "tokenizer", "vae")
 
 
 def export(
     run_dir: Path, out: Path, updates: int | None = None, dtype: str = "float32", lora: bool = False
 ) -> Path:
-    """Write the student of a run as a pipeline folder, whole or not at all.
+    """Write the student of a run as a pipeline folder, all or nothing.
 
     Args:
-        updates: at which student update it was kept; None is the last.
-        dtype: of the student's weights; the teacher's parts are copied as they are.
-        lora: write its adapter alone, for the pipeline that it began from; else an adapter is added to the weights.
+        run_dir: a run folder with a trained student.
+        out: the folder to write; new or empty.
+        updates: export the student kept at this student update; None: the last one.
+        dtype: of the student's weights, a key of `DTYPES`; the teacher's parts are copied as they
+            are.
+        lora: write only the adapter, for the pipeline that the student started from. Otherwise an
+            adapter is added to the weights.
+
+    Returns:
+        `out`.
 
     Raises:
-        ValueError: if there is no such student, it has no adapter where one is asked for, the folder holds something, or the
-            teacher is not the one that it was trained by.
+        ValueError: if the run kept no such student, has no adapter although `lora` is set, or has
+            a teacher without networks; if `out` is not empty; or if the teacher has changed.
+        OSError: if the folder cannot be written.
     """
-    config, kept = load_run(run_dir), checkpoint.students(run_dir)
-    if not kept:
-        raise ValueError(
-            f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})"
-        )
-    updates = max(kept) if updates is None else updates
-    if updates not in kept:
-        raise ValueError(
-            f"{run_dir} kept no student at update {updates}; it did at {', '.join(map(str, kept))}"
-        )
+    config = load_run(run_dir)
+    updates, weights = _kept_student(run_dir, updates)
     if lora and config.adapter is None:
         raise ValueError(
             f"{run_dir} trained all weights: it has no adapter to write; leave out --lora"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there and not empty: name a new folder")
-    source = find_teacher(config.teacher)
-    if not source.has_networks:
-        raise ValueError(f"{run_dir} has a {source.kind} teacher: its student is no pipeline")
-    teacher = source.folder
-    check_content(config)
-    if not lora and not has_text_encoder(teacher):
-        raise ValueError(
-            f"the teacher {teacher} has no text encoder: put it back, for a pipeline has one; or --lora"
-        )
-    architecture = architecture_of(teacher)
+        raise ValueError(f"{out} exists and is not empty: name a new folder")
+    teacher = _complete_teacher(run_dir, config, lora)
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         base = teacher if config.student is None else teacher_folder(config.student)
-        scheduler = architecture_of(base).student_scheduler(
-            config.nfe, config.shift, config.stepping
-        )
-        scheduler.save_pretrained(temporary / "scheduler")
-        index = {
-            key: value
-            for key, value in read_config(teacher, "model_index.json").items()
-            if key != "_name_or_path"
-        }
-        library = type(scheduler).__module__
-        index["scheduler"] = [
-            "diffusers" if library.startswith("diffusers.") else library,
-            type(scheduler).__name__,
-        ]
+        index = _write_scheduler(temporary, config, teacher, base)
         if lora:
-            _save_adapter(
-                kept[updates], temporary, architecture.PIPELINE, config.adapter, DTYPES[dtype]
-            )
+            _write_adapter(temporary, weights, config.adapter, teacher, DTYPES[dtype])
         else:
             student = load_transformer(base)
-            _load(kept[updates], student, config.adapter)
+            _load_student(weights, student, config.adapter)
             cast(student, DTYPES[dtype]).save_pretrained(temporary / "transformer")
-            for part in COPIED:
+            for part in COPIED_PARTS:
                 if (teacher / part).is_dir():
                     shutil.copytree(teacher / part, temporary / part)
             (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        call = snippet(config, architecture, out.name, index, lora)
+        call = snippet(config, architecture_of(teacher), out.name, index, lora)
         (temporary / "README.md").write_text(card(run_dir, config, updates, out.name, call))
         if out.is_dir():
             out.rmdir()
@@ -116,26 +90,78 @@ def export(
     return out
 
 
-def _load(path: Path, student: torch.nn.Module, adapter: AdapterConfig | None) -> None:
+def _kept_student(run_dir: Path, updates: int | None) -> tuple[int, Path]:
+    """Student update and weights file of the student that was kept there, or last."""
+    kept = checkpoint.students(run_dir)
+    if not kept:
+        raise ValueError(
+            f"{run_dir} has no student: train it first (python -m distill_bench.train {run_dir})"
+        )
+    updates = max(kept) if updates is None else updates
+    if updates not in kept:
+        raise ValueError(
+            f"{run_dir} kept no student at update {updates}; it kept students at "
+            f"{', '.join(map(str, kept))}"
+        )
+    return updates, kept[updates]
+
+
+def _complete_teacher(run_dir: Path, config: RunConfig, lora: bool) -> Path:
+    """Folder of the run's teacher, checked for all parts that the export copies."""
+    teacher = find_teacher(config.teacher)
+    if not teacher.has_networks:
+        raise ValueError(
+            f"{run_dir} has a {teacher.kind} teacher: its student is not a diffusers pipeline"
+        )
+    check_content(config)
+    if not lora and not has_text_encoder(teacher.folder):
+        raise ValueError(
+            f"the teacher {teacher.folder} has no text encoder, and a pipeline needs one: put it "
+            "back, or write the adapter alone with --lora"
+        )
+    return teacher.folder
+
+
+def _write_scheduler(out: Path, config: RunConfig, teacher: Path, base: Path) -> dict:
+    """Write the student's scheduler; returns the teacher's model_index.json with this scheduler."""
+    architecture = architecture_of(base)
+    scheduler = architecture.student_scheduler(config.nfe, config.shift, config.stepping)
+    scheduler.save_pretrained(out / "scheduler")
+    index = read_config(teacher, "model_index.json")
+    index = {key: value for key, value in index.items() if key != "_name_or_path"}
+    module = type(scheduler).__module__
+    library = "diffusers" if module.startswith("diffusers.") else module
+    return index | {"scheduler": [library, type(scheduler).__name__]}
+
+
+def _load_student(
+    weights: Path, student: torch.nn.Module, adapter: AdapterConfig | None
+) -> None:
+    """Load a kept student into its transformer, in place; an adapter is merged.
+
+    Raises:
+        ValueError: if the weights are of another transformer.
+    """
     if adapter is not None:
-        checkpoint.load_student(path, student, adapter)
+        checkpoint.load_student(weights, student, adapter)
         merge_adapter(student)
         return
-    with safe_open(path, "pt") as file:
-        unlike = set(file.keys()) ^ {name for name, _ in student.named_parameters()}
-    if unlike:
+    with safe_open(weights, "pt") as file:
+        unmatched = set(file.keys()) ^ {name for name, _ in student.named_parameters()}
+    if unmatched:
         raise ValueError(
-            f"{path} is not of this transformer: {len(unlike)} weights differ by name, for instance {min(unlike)}"
+            f"{weights} does not fit the run's transformer: {len(unmatched)} names of weights "
+            f"differ, e.g. {min(unmatched)}"
         )
-    checkpoint.load_student(path, student)
+    checkpoint.load_student(weights, student)
 
 
-def _save_adapter(
-    path: Path, out: Path, pipeline: str, adapter: AdapterConfig, dtype: torch.dtype
+def _write_adapter(
+    out: Path, weights: Path, adapter: AdapterConfig, teacher: Path, dtype: torch.dtype
 ) -> None:
-    """The kept adapter as diffusers' LoRA file, with the rank and alpha that its names do not tell."""
-    layers = {name: weight.to(dtype) for name, weight in load_file(path).items()}
-    about = lora_config(adapter).to_dict()
-    getattr(diffusers, pipeline).save_lora_weights(
-        out, layers, transformer_lora_adapter_metadata=about
+    """Write a kept adapter as diffusers' LoRA file, with rank and alpha as its metadata."""
+    layers = {name: weight.to(dtype) for name, weight in load_file(weights).items()}
+    pipeline_class = getattr(diffusers, architecture_of(teacher).PIPELINE)
+    pipeline_class.save_lora_weights(
+        out, layers, transformer_lora_adapter_metadata=lora_config(adapter).to_dict()
     )
