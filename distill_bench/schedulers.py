@@ -1,7 +1,8 @@
-"""Schedulers of exported students: diffusers' pipelines take the student's own steps with them.
+"""Schedulers with which diffusers' pipelines take an exported student's own steps.
 
-A student's levels are warp(1 - i / nfe, shift) and a last 0 (`distill_bench.noise.student_sigmas`). Where the network predicts
-velocity, a config of diffusers' own class says that; only a variance-preserving network needs the class here.
+A student's levels are warp(1 - i / nfe, shift), then 0 (`distill_bench.noise.student_sigmas`). For
+a network that predicts velocity, diffusers' own scheduler makes them, suitably configured; only a
+variance-preserving network (CogVideoX) needs a class of ours.
 """
 
 import torch
@@ -34,7 +35,7 @@ def flow_matching(
     """diffusers' scheduler with the student's levels; only for `nfe` steps, others differ.
 
     diffusers spaces its steps evenly between 1 and its lowest training level, warps them by its
-    shift and stretches the last one to `shift_terminal`. Each of these maps is a ratio of two linear
+    shift and stretches the last one to `shift_terminal`. The result is a ratio of two linear
     functions of the step, like the student's levels, so for every nfe one shift gives those levels.
     `stochastic_sampling` adds fresh noise after each step; the final level 0 returns x0.
 
@@ -77,10 +78,15 @@ def flow_matching(
 
 
 class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
-    """The student's steps for CogVideoXPipeline, whose latents are variance-preserving: z, x_t over a scale.
+    """The student's steps for CogVideoXPipeline, whose latents are z = x_t / vp_scale(sigma).
 
-    diffusers' own takes whole timesteps at even distances; the student's levels lie between. The draws that noise again are made
-    by the generator that the pipeline passes on.
+    diffusers' own scheduler takes whole, evenly spaced timesteps; the student's levels lie between
+    them. Fresh noise comes from the generator that is passed to the pipeline.
+
+    Args:
+        trained: config of the scheduler that the network was trained with.
+        shift: of the student's levels.
+        stepping: `renoise` or `ode`.
     """
 
     order = 1
@@ -93,13 +99,15 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """The student's levels, and the network's timesteps at them."""
+        """Set the student's levels for a number of steps, and the network's timesteps at them."""
         levels = student_sigmas(num_inference_steps, self.config.shift)
         self.sigmas = torch.cat([levels, torch.zeros(1)]).to(device)
-        self.timesteps, self.x_t, self.taken = vp_timestep(levels, self.table).to(device), None, 0
+        self.timesteps = vp_timestep(levels, self.table).to(device)
+        self.steps_taken = 0
+        self.x_t: Tensor | None = None  # kept between steps: z is rounded to the pipeline's dtype
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """The network takes z as it is."""
+        """`sample` unchanged: the network takes z."""
         return sample
 
     def step(
@@ -110,14 +118,23 @@ class CogVideoXStudentScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
-        """z (B, T, C, H, W) at the next level, by the network's output at z."""
-        sigma, lower = (self.sigmas[self.taken + i].expand(len(sample)) for i in (0, 1))
-        x_t = sample if self.x_t is None else self.x_t  # kept, for z has been rounded
+        """One step: z (B, T, C, H, W) at the next level; after the last one, x0.
+
+        Args:
+            model_output: of the network at z, (B, T, C, H, W).
+            timestep: ignored; steps are counted.
+            sample: z (B, T, C, H, W); at the first level, 1, it is x_t.
+            generator: draws the fresh noise of `renoise`.
+            return_dict: ignored; a tuple is returned.
+        """
+        sigma = self.sigmas[self.steps_taken].expand(len(sample))
+        lower = self.sigmas[self.steps_taken + 1].expand(len(sample))
+        x_t = sample if self.x_t is None else self.x_t
         kind = self.config.trained.get("prediction_type", "epsilon")
         velocity = vp_velocity(model_output, x_t, sigma, self.table, kind)
         x0 = velocity_to_x0(velocity, x_t, sigma)
-        self.taken += 1
-        if self.taken == len(self.timesteps):
+        self.steps_taken += 1
+        if self.steps_taken == len(self.timesteps):
             return (x0,)
         if self.config.stepping == "renoise":
             noise = randn_tensor(

@@ -1,4 +1,4 @@
-"""TODO: export.card."""
+"""Writes the model card of an exported student, and the code that samples it with diffusers."""
 
 import math
 from collections.abc import Iterable
@@ -15,165 +15,199 @@ from distill_bench.store.files import read_json, read_jsonl
 from distill_bench.teachers.architectures import OWN_AUTOENCODER, Architecture
 from distill_bench.train import checkpoint
 
+STEPS = {
+    "renoise": "each step predicts the clean clip and adds fresh noise",
+    "ode": "each step is an Euler step of the student's ODE",
+}
+
 
 def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[str]) -> str:
-    """What the student is, where it comes from, what it scores, and how it is called."""
-    teacher, begun = model_name(config.teacher), config.student and model_name(config.student)
-    sigmas = ", ".join(
-        f"{sigma:.6g}" for sigma in student_sigmas(config.nfe, config.shift).tolist()
-    )
-    steps = {
-        "renoise": "each predicts the clip and noises it again",
-        "ode": "Euler steps of its ODE",
-    }[config.stepping]
+    """Model card of a student in Markdown: sampling, origin, scores, licence.
+
+    Args:
+        run_dir: the run's folder, for its cost, code and scores.
+        config: of the run.
+        updates: student update at which the student was kept.
+        name: of the exported folder, the card's title.
+        call: lines of Markdown on how to sample it, from `snippet`.
+    """
+    teacher = model_name(config.teacher)
+    sigmas = student_sigmas(config.nfe, config.shift).tolist()
+    on_hub = teacher.count("/") == 1
+    scores = _scores_of(run_dir, updates)
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-video",
+        *([f"base_model: {_split_revision(teacher)[0]}"] if on_hub else []),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A {config.nfe}-step student, distilled from {teacher}. Call it without guidance, for",
+        f"clips of {config.frames} frames of {config.height}x{config.width}. Its noise levels are",
+        f"{', '.join(f'{sigma:.6g}' for sigma in sigmas)}: {STEPS[config.stepping]}.",
+        "The scheduler gives these levels for this number of steps only.",
+        "",
+        *call,
+        "",
+        "## Origin",
+        "",
+        *_table(("", ""), _origin(run_dir, config, updates)),
+        "",
+        "## Scores",
+        "",
+        *(_score_table(scores) if scores else ["None: this student has not been scored."]),
+        "",
+        "## Licence",
+        "",
+        "The weights derive from the teacher's, and text encoder, tokenizer and autoencoder are",
+        "copies of the teacher's: its licence applies to all of them. The licence of the training",
+        "prompts may apply as well. distill-bench itself is Apache-2.0.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, object]]:
+    """Names and values of a run's settings, cost and code; unknown ones are left out."""
+    start = config.student and model_name(config.student)
+    fields = [f"{key} {value}" for key, value in config.method.items() if key != "name"]
     summary = read_json(run_dir / "train.json") or {}
-    started = [read_json(attempt / "start.json") or {} for attempt in attempts(run_dir)[-1:]]
-    code = next((start["commit"] for start in started if start.get("commit")), "unknown")
-    fields = {key: value for key, value in config.method.items() if key != "name"}
-    about = {
+    last_attempts = attempts(run_dir)[-1:]
+    starts = [read_json(attempt / "start.json") or {} for attempt in last_attempts]
+    commit = next((start["commit"] for start in starts if start.get("commit")), "unknown")
+    rows = {
         "run": run_dir.name,
-        "teacher": f"{teacher} (content {config.teacher_hash})",
-        "begun from": begun and f"{begun} (content {config.student_hash})",
+        "teacher": f"{model_name(config.teacher)} (content {config.teacher_hash})",
+        "student started from": start and f"{start} (content {config.student_hash})",
         "method": f"{config.method['name']}, version {config.method_version}",
-        "its fields": ", ".join(f"{key} {value}" for key, value in fields.items()) or "none",
+        "fields of the method": ", ".join(fields) or "none",
         "student updates": f"{updates} of {config.student_updates}, batch {config.batch_size}",
-        "fake-score updates a student update": config.fake_score_updates,
+        "fake-score updates per student update": config.fake_score_updates,
         "learning rates": f"student {config.student_lr:g}, fake score {config.fake_score_lr:g}",
-        "guidance of the teacher": config.guidance_scale,
-        "moving average": config.ema,
+        "guidance scale of the teacher": config.guidance_scale,
+        "decay of the moving average": config.ema,
         "seed": config.seed,
-        "cost of the run (forwards of the student over a batch)": summary.get(
-            "cost_forward_equivalents"
-        ),
-        "its training time (s)": summary.get("train_seconds"),
-        "its peak memory (GiB)": summary.get("peak_memory_gib"),
-        "code": f"distill-bench {__version__}, commit {code}",
+        "training cost (student forwards over a batch)": summary.get("cost_forward_equivalents"),
+        "training time (s)": summary.get("train_seconds"),
+        "peak memory (GiB)": summary.get("peak_memory_gib"),
+        "code": f"distill-bench {__version__}, commit {commit}",
     }
-    scores = read_jsonl(run_dir / "samples" / str(updates) / "metrics.jsonl")
-    if updates == max(checkpoint.students(run_dir)):
-        scores = scores or read_jsonl(run_dir / "metrics.jsonl")
-    return (
-        "\n".join(
-            [
-                "---",
-                "library_name: diffusers",
-                "pipeline_tag: text-to-video",
-                *([f"base_model: {_on_hub(teacher)[0]}"] if teacher.count("/") == 1 else []),
-                "---",
-                "",
-                f"# {name}",
-                "",
-                f"A student of {config.nfe} steps, distilled from {teacher}. It is called without guidance, on clips of",
-                f"{config.frames} frames of {config.height}x{config.width}. Its noise levels are {sigmas}: {steps}.",
-                "The scheduler makes these levels for this number of steps alone.",
-                "",
-                *call,
-                "",
-                "## Where it comes from",
-                "",
-                *_table(
-                    ("", ""), [(key, value) for key, value in about.items() if value is not None]
-                ),
-                "",
-                "## Scores",
-                "",
-                *(_scores(scores) if scores else ["None: this student has not been scored."]),
-                "",
-                "## Licence",
-                "",
-                "The weights derive from the teacher's, and its text encoder, tokenizer and autoencoder are copies: the teacher's",
-                "licence holds for them, and that of the prompts that they were trained with may. distill-bench itself is Apache-2.0.",
-            ]
-        )
-        + "\n"
-    )
+    return [(name, value) for name, value in rows.items() if value is not None]
 
 
 def model_name(pipeline: str) -> str:
-    """A pipeline's name for others: of a folder the last part."""
+    """Name of a pipeline for readers elsewhere: last part of a local folder, or hub name."""
     return Path(pipeline).name if Path(pipeline).exists() else pipeline
 
 
-def _on_hub(called: str) -> tuple[str, str]:
-    """OWNER/NAME, and the revision where one was asked for."""
-    name, _, revision = called.partition("@") if "/" in called else (called, "", "")
-    return name, revision
+def _split_revision(name: str) -> tuple[str, str]:
+    """Name and revision of a hub name; a revision may be empty."""
+    repository, _, revision = name.partition("@") if "/" in name else (name, "", "")
+    return repository, revision
 
 
 def snippet(
     config: RunConfig, architecture: Architecture, name: str, index: dict[str, Any], lora: bool
 ) -> list[str]:
-    """How the student is sampled with diffusers; `index` has its parts' libraries and names."""
-    library, scheduler = index["scheduler"]
+    """Lines of Markdown with the code that samples an exported student.
+
+    Args:
+        config: of the run.
+        architecture: of the teacher.
+        name: of the exported folder.
+        index: the folder's model_index.json: library and class of each part.
+        lora: the folder holds only an adapter and a scheduler.
+    """
     if OWN_AUTOENCODER in index.get("vae", []):
         return [
-            "Its autoencoder is distill-bench's own, which no pipeline of diffusers calls: it is a `student` for further runs."
+            "Its autoencoder is distill-bench's own, which diffusers' pipelines cannot call. Use",
+            "the folder as the `student` of further runs.",
         ]
-    begun, revision = _on_hub(model_name(config.student or config.teacher)) if lora else (name, "")
-    source = f'"{begun}"' + (f', revision="{revision}"' if revision else "")
-    tokens = architecture.text_length(
-        AutoTokenizer.from_pretrained(architecture.folder / "tokenizer")
-    )
-    lines = [
-        "import torch",
-        f"from diffusers import {architecture.PIPELINE}",
-        "from diffusers.utils import export_to_video",
-        "",
-        f"pipe = {architecture.PIPELINE}.from_pretrained({source})",
-    ]
-    own = (
-        "  # where distill-bench is installed: the scheduler is a class of its"
-        if library.startswith("distill_bench")
-        else ""
-    )
-    if lora:
-        lines.insert(1, f"from {library} import {scheduler}{own}")
-        lines += [
-            f'pipe.load_lora_weights("{name}")',
-            f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")',
-        ]
-    elif own:
-        lines.insert(1, f"import {library}{own}")
-    tiles = ", ".join(f"{key}={size}" for key, size in architecture.tiles().items())
-    lines.append(
-        f"pipe.vae.enable_tiling({tiles})  # large frames in tiles, as the run's own samples are decoded"
-    )
-    if architecture.FRAMEWISE:
-        lines.append("pipe.vae.use_framewise_decoding = True")
-    if config.stepping == "renoise" and config.nfe > 1:
-        lines.append("torch.manual_seed(0)  # its steps noise again by torch's own generator")
+    tokenizer = AutoTokenizer.from_pretrained(architecture.folder / "tokenizer")
+    size = f"num_frames={config.frames}, height={config.height}, width={config.width}"
     return [
         "```python",
-        *lines,
+        *_loading_code(config, architecture, name, index, lora),
+        *_decoding_code(architecture),
+        *(
+            ["torch.manual_seed(0)  # later steps draw their noise from torch's own generator"]
+            if config.stepping == "renoise" and config.nfe > 1
+            else []
+        ),
         "frames = pipe(",
         '    "a prompt",',
-        f"    num_inference_steps={config.nfe}, guidance_scale=1.0, generator=torch.Generator().manual_seed(0),",
-        f"    num_frames={config.frames}, height={config.height}, width={config.width}, max_sequence_length={tokens},",
+        f"    num_inference_steps={config.nfe}, guidance_scale=1.0,",
+        "    generator=torch.Generator().manual_seed(0),",
+        f"    {size},",
+        f"    max_sequence_length={architecture.text_length(tokenizer)},",
         ").frames[0]",
         f'export_to_video(list(frames), "clip.mp4", fps={architecture.own_fps:g})',
         "```",
     ]
 
 
-def _scores(lines: Iterable[dict]) -> list[str]:
+def _loading_code(
+    config: RunConfig, architecture: Architecture, name: str, index: dict[str, Any], lora: bool
+) -> list[str]:
+    library, scheduler = index["scheduler"]
+    ours = library.startswith("distill_bench")
+    reason = "  # the scheduler's class: needs distill-bench installed" if ours else ""
+    imports = [
+        "import torch",
+        f"from diffusers import {architecture.PIPELINE}",
+        "from diffusers.utils import export_to_video",
+    ]
+    if lora:
+        imports.insert(1, f"from {library} import {scheduler}{reason}")
+    elif ours:
+        imports.insert(1, f"import {library}{reason}")
+    source, revision = name, ""
+    if lora:
+        source, revision = _split_revision(model_name(config.student or config.teacher))
+    arguments = f'"{source}"' + (f', revision="{revision}"' if revision else "")
+    lines = [*imports, "", f"pipe = {architecture.PIPELINE}.from_pretrained({arguments})"]
+    if lora:
+        lines += [
+            f'pipe.load_lora_weights("{name}")',
+            f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")',
+        ]
+    return lines
+
+
+def _decoding_code(architecture: Architecture) -> list[str]:
+    tiles = ", ".join(f"{key}={size}" for key, size in architecture.tiles().items())
+    lines = [f"pipe.vae.enable_tiling({tiles})  # large frames in the same tiles as in the run"]
+    if architecture.FRAMEWISE:
+        lines.append("pipe.vae.use_framewise_decoding = True")
+    return lines
+
+
+def _scores_of(run_dir: Path, updates: int) -> list[dict]:
+    """Scores of the student kept at an update; the run's own scores are those of its last one."""
+    scores = read_jsonl(run_dir / "samples" / str(updates) / "metrics.jsonl")
+    if not scores and updates == max(checkpoint.students(run_dir)):
+        scores = read_jsonl(run_dir / "metrics.jsonl")
+    return scores
+
+
+def _score_table(scores: Iterable[dict]) -> list[str]:
     rows = []
-    for line in lines:
-        value = line["value"]
-        sd = "" if line.get("sd") is None else f"{line['sd']:.3g}"
-        shown = f"{value:.4g}" if math.isfinite(value) else str(value)
-        rows.append(
-            (
-                line["title"],
-                shown,
-                sd,
-                line.get("unit") or "",
-                line["n"],
-                line.get("extractor") or "",
-                line["protocol"],
-            )
-        )
-    return _table(("score", "value", "sd", "unit", "clips", "extractor", "protocol"), rows)
+    for score in scores:
+        value = score["value"]
+        row = {
+            "score": score["title"],
+            "value": f"{value:.4g}" if math.isfinite(value) else str(value),
+            "sd": "" if score.get("sd") is None else f"{score['sd']:.3g}",
+            "unit": score.get("unit") or "",
+            "clips": score["n"],
+            "extractor": score.get("extractor") or "",
+            "protocol": score["protocol"],
+        }
+        rows.append(row)
+    return _table(tuple(rows[0]), [tuple(row.values()) for row in rows])
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
     return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]

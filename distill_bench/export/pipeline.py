@@ -134,9 +134,7 @@ def _write_scheduler(out: Path, config: RunConfig, teacher: Path, base: Path) ->
     return index | {"scheduler": [library, type(scheduler).__name__]}
 
 
-def _load_student(
-    weights: Path, student: torch.nn.Module, adapter: AdapterConfig | None
-) -> None:
+def _load_student(weights: Path, student: torch.nn.Module, adapter: AdapterConfig | None) -> None:
     """Load a kept student into its transformer, in place; an adapter is merged.
 
     Raises:

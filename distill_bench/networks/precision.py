@@ -82,7 +82,7 @@ class Masters(nn.Module):
 
 
 def publish(trained: Iterable[nn.Module]) -> None:
-    """Copy updated float32 master weights into their bfloat16 networks; networks without masters are left alone."""
+    """Round updated master weights into their networks; skip networks without masters."""
     for net in trained:
         if isinstance(net, Masters):
             net.publish()

@@ -353,8 +353,12 @@ def test_an_export_is_whole_says_where_it_comes_from_and_overwrites_nothing(run,
     )
     capsys.readouterr()
     for folder, options, wrong in (
-        (out, [], "is there and not empty"),
-        (tmp_path / "new", ["--updates", "7"], "kept no student at update 7; it did at 2"),
+        (out, [], "exists and is not empty"),
+        (
+            tmp_path / "new",
+            ["--updates", "7"],
+            "kept no student at update 7; it kept students at 2",
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             export_main.main([str(run), str(folder), *options])
@@ -393,7 +397,7 @@ def test_what_cannot_be_exported_is_one_line(teachers, tmp_path):
     save_file({key: value for key, value in weights.items() if "ffn" not in key}, path)
     with pytest.raises(
         ValueError,
-        match="is not of this transformer: 8 weights differ by name, for instance blocks.0.ffn",
+        match="does not fit the run's transformer: 8 names of weights differ, e.g. blocks.0.ffn",
     ):
         pipeline.export(run, tmp_path / "out")
     (teachers / "wan21" / "extra.txt").write_text("something else")
