@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from distill_bench.teachers.diffusers_folder import DiffusersTeacher
-from distill_bench.teachers.folder import TeacherError, teacher_folder
+from distill_bench.teachers.folder import TeacherError, is_outline, teacher_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +169,7 @@ def read_teacher(folder: Path) -> Teacher:
             module, _, class_name = name.partition(":")
             return getattr(importlib.import_module(module), class_name)(folder)
     missing = [part for part in ("transformer", "tokenizer") if not (folder / part).is_dir()]
-    if missing:
+    if missing and not is_outline(folder):
         raise TeacherError(
             f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}; "
             "download or copy the whole folder"
