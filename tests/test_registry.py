@@ -66,7 +66,7 @@ def test_a_method_behind_an_entry_point_is_found_and_listed(entry_point, capsys)
     "field",
     [
         "steps: int >= 1 = 32",
-        "discriminator_lr: float > 0 | None = None",
+        "discriminator_lr: float > 0 | null = null",
         "feature_depth: float > 0, <= 1 = 0.5",
     ],
 )

@@ -1,15 +1,23 @@
-"""The command line: commands that only read, profiles."""
+"""The command line: commands that only read, profiles, sweeps/README.md."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.errors import ConfigError
+from distill_bench.config.reference import reference
 from distill_bench.config.sweep_file import load_sweep
-from distill_bench.sweep.__main__ import main
+from distill_bench.store.failures import FAILURE_KINDS
+from distill_bench.sweep.__main__ import main, make_parser
 from distill_bench.sweep.queue import Queue
+from distill_bench.sweep.status import ENDED, TO_LAUNCH, WAITING
 from distill_bench.sweep.watch import _queue_or
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "sweeps" / "README.md").read_text()
 
 
 @pytest.fixture
@@ -92,3 +100,45 @@ def test_a_bad_default_profile_concerns_every_sweep(sweep_file, write_profiles):
     write_profiles("default: 3\nlab: {}")
     with pytest.raises(ConfigError, match="profile default = 3: a profile is a mapping"):
         load_sweep(sweep_file)
+
+
+# --- sweeps/README.md ---
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def first_column(markdown: str) -> list[str]:
+    """The code in the first column of a table."""
+    return re.findall(r"^\| `([^`]+)`", markdown, re.MULTILINE)
+
+
+def test_the_reference_has_every_option_state_and_kind():
+    options = {name for action in make_parser()._actions for name in action.option_strings}
+    documented = {option.split()[0] for option in first_column(section("Options"))}
+    assert documented == options - {"-h", "--help"}
+    assert set(first_column(section("States of a run"))) == {*ENDED, *TO_LAUNCH, *WAITING, "failed"}
+    assert set(first_column(section("Kinds of failure"))) == set(FAILURE_KINDS)
+
+
+def test_the_reference_has_every_sweep():
+    sweeps = {path.name for path in (ROOT / "sweeps").glob("*.yaml")}
+    assert set(first_column(README.split("\n## ")[0])) == sweeps
+
+
+def test_the_table_of_cluster_settings_is_that_of_distill_bench_keys():
+    table = README.split("<!-- distill-bench keys -->\n")[1].split("<!-- /distill-bench keys -->")[
+        0
+    ]
+    assert table.strip() in reference()
+    assert first_column(table) == list(ClusterConfig.model_fields)
+
+
+def test_every_command_of_the_reference_parses():
+    commands = re.findall(
+        r"^python -m distill_bench\.sweep (.*?)(?:\s+#.*)?$", README, re.MULTILINE
+    )
+    assert len(commands) > 5
+    for command in commands:
+        assert (ROOT / make_parser().parse_args(shlex.split(command)).file).is_file()
