@@ -1,4 +1,4 @@
-"""The autoencoder of mini-wan: each frame of 32x32 becomes 8x8 latents of 4 channels; time is left to the transformer."""
+"""Autoencoder of mini-wan: frames of 32x32 become latents of 4x8x8; time is not compressed."""
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class FrameAutoencoder(ModelMixin, ConfigMixin):
-    """Convolutional autoencoder of single frames; latents are standardised by statistics that are saved with the weights."""
+    """Convolutional autoencoder of single frames.
+
+    Latents are standardised with statistics that are saved with the weights.
+    """
 
     @register_to_config
     def __init__(self, latent_channels: int = 4, width: int = 48) -> None:
@@ -46,21 +49,18 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("latents_std", torch.ones(latent_channels))
 
     def encode(self, video: Tensor) -> Tensor:
-        """Latents (B, 4, T, H/4, W/4) of about unit variance, of a video (B, 3, T, H, W) in [-1, 1]."""
-        frames = (
-            self.encoder(video.transpose(1, 2).flatten(0, 1))
-            .unflatten(0, (len(video), -1))
-            .transpose(1, 2)
-        )
-        return (frames - self._over(self.latents_mean)) / self._over(self.latents_std)
+        """Latents (B, 4, T, H/4, W/4) of a video (B, 3, T, H, W) in [-1, 1]."""
+        frames = video.transpose(1, 2).flatten(0, 1)
+        latents = self.encoder(frames).unflatten(0, (len(video), -1)).transpose(1, 2)
+        return (latents - self._over(self.latents_mean)) / self._over(self.latents_std)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Video (B, 3, T, H, W), about [-1, 1], of latents (B, 4, T, H/4, W/4)."""
-        frames = (latents * self._over(self.latents_std) + self._over(self.latents_mean)).transpose(
-            1, 2
-        )
-        return self.decoder(frames.flatten(0, 1)).unflatten(0, (len(latents), -1)).transpose(1, 2)
+        """Video (B, 3, T, H, W), roughly in [-1, 1], of latents (B, 4, T, H/4, W/4)."""
+        scaled = latents * self._over(self.latents_std) + self._over(self.latents_mean)
+        frames = self.decoder(scaled.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
 
     @staticmethod
     def _over(statistic: Tensor) -> Tensor:
+        """A statistic per channel, shaped to broadcast over (B, C, T, H, W)."""
         return statistic.reshape(1, -1, 1, 1, 1)

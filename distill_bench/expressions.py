@@ -1,4 +1,4 @@
-"""Evaluates expressions of YAML files and command lines: a chosen subset of Python's syntax, nothing else is run."""
+"""Evaluates expressions of YAML files: a chosen subset of Python's syntax; nothing else runs."""
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +15,9 @@ def evaluate_expression(text: str, grammar: Grammar, value_of: Callable[[str], A
     """Value of an expression.
 
     Args:
-        grammar: function of each syntax node that is allowed. Binary operators and comparisons take two values, unary
-            operators one, `ast.And` and `ast.Or` an iterator (so that they can stop early), `ast.List` a list, and
-            `ast.Constant` the constant.
+        grammar: function of each syntax node that is allowed. Binary operators and comparisons take
+            two values, unary operators one, `ast.And` and `ast.Or` an iterator (so that they can
+            stop early), `ast.List` a list, and `ast.Constant` the constant.
         value_of: value of a name; dotted names are passed whole, as in "protocol.clips".
 
     Raises:

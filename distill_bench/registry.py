@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from distill_bench.evaluator import Evaluator
     from distill_bench.method import Method
 
-KINDS = {  # kind -> (package of the built-in files, entry-point group, base class: imported late, torch takes seconds)
+# kind -> package of the built-in files, entry-point group, base class (imported late: needs torch)
+KINDS = {
     "method": ("distill_bench.methods", "distill_bench.methods", "distill_bench.method:Method"),
     "evaluator": (
         "distill_bench.eval",
@@ -32,7 +33,7 @@ KINDS = {  # kind -> (package of the built-in files, entry-point group, base cla
 
 
 class RegistryError(ValueError):
-    """No such plugin; the message is one line and names the known ones."""
+    """A plugin that is unknown or cannot be loaded; the message is one line."""
 
 
 def methods() -> "dict[str, type[Method]]":
@@ -56,20 +57,15 @@ def find_evaluator(name: str) -> "type[Evaluator]":
 
 
 def method_file(name: str) -> Path | None:
-    """The file of a method, without importing it; None where it cannot be found."""
-    where = name.rpartition(":")[0]
-    if where.endswith(".py"):
-        return Path(where)
-    entry = next(
-        (
-            e.value.partition(":")[0]
-            for e in entry_points(group=KINDS["method"][1])
-            if e.name == name
-        ),
-        name,
-    )
+    """Source file of a method, found without importing it; None if there is none."""
+    module = name.rpartition(":")[0]
+    if module.endswith(".py"):
+        return Path(module)
+    if not module:
+        points = {e.name: e.value.partition(":")[0] for e in entry_points(group=KINDS["method"][1])}
+        module = _built_in("method").get(name) or points.get(name, name)
     try:
-        spec = importlib.util.find_spec(where or _built_in("method").get(name, entry))
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin)
@@ -86,33 +82,13 @@ def _all(kind: str) -> dict[str, type]:
 
 
 def _find(kind: str, name: str) -> type:
-    where, _, class_name = KINDS[kind][2].partition(":")
-    base = getattr(importlib.import_module(where), class_name)
+    module_name, _, class_name = KINDS[kind][2].partition(":")
+    base = getattr(importlib.import_module(module_name), class_name)
     built_in = _built_in(kind)
     if ":" in name:
-        where, _, class_name = name.rpartition(":")
-        if where.endswith(".py") and not Path(where).is_file():
-            raise RegistryError(f"no plugin file {where}")
-        module = _loaded(
-            kind,
-            where,
-            lambda: (
-                _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-            ),
-        )
-        found = getattr(module, class_name, None)
-        if found is None:
-            raise RegistryError(
-                f"no class {class_name!r} in {where}; it has: {', '.join(_classes(module, base)) or 'none'}"
-            )
+        plugin = _from_path(kind, name, base)
     elif name in built_in:
-        module = _loaded(kind, built_in[name], lambda: importlib.import_module(built_in[name]))
-        classes = _classes(module, base)
-        if len(classes) != 1:
-            raise RegistryError(
-                f"{module.__file__} must hold one {kind}, its only {base.__name__}; found: {', '.join(classes) or 'none'}"
-            )
-        (found,) = classes.values()
+        plugin = _from_folder(kind, built_in[name], base)
     else:
         points = {e.name: e for e in entry_points(group=KINDS[kind][1])}
         if name not in points:
@@ -120,33 +96,61 @@ def _find(kind: str, name: str) -> type:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise RegistryError(f"no {kind} called {name!r}{hint}; known: {', '.join(known)}")
-        found = _loaded(kind, points[name].value, points[name].load)
-    if not (inspect.isclass(found) and issubclass(found, base)):
+        plugin = _load(kind, points[name].value, points[name].load)
+    if not (inspect.isclass(plugin) and issubclass(plugin, base)):
         raise RegistryError(
             f"{name!r} is no {kind}: it must be a subclass of {base.__module__}.{base.__name__}"
         )
-    return found
+    return plugin
+
+
+def _from_path(kind: str, name: str, base: type) -> Any:
+    """The class of `module:Class` or `path/to/file.py:Class`."""
+    where, _, class_name = name.rpartition(":")
+    if not where.endswith(".py"):
+        module = _load(kind, where, lambda: importlib.import_module(where))
+    elif Path(where).is_file():
+        module = _load(kind, where, lambda: _load_file(Path(where)))
+    else:
+        raise RegistryError(f"no plugin file {where}")
+    if not hasattr(module, class_name):
+        classes = ", ".join(_classes(module, base)) or "none"
+        raise RegistryError(f"no class {class_name!r} in {where}; it has: {classes}")
+    return getattr(module, class_name)
+
+
+def _from_folder(kind: str, module_name: str, base: type) -> type:
+    """The only plugin class in a file of `methods/` or `eval/`."""
+    module = _load(kind, module_name, lambda: importlib.import_module(module_name))
+    classes = _classes(module, base)
+    if len(classes) != 1:
+        raise RegistryError(
+            f"{module.__file__} must hold one {kind}, its only {base.__name__}; "
+            f"found: {', '.join(classes) or 'none'}"
+        )
+    return next(iter(classes.values()))
 
 
 def _classes(module: ModuleType, base: type) -> dict[str, type]:
+    """Subclasses of `base` that a module defines itself."""
     return {
-        n: c
-        for n, c in vars(module).items()
-        if inspect.isclass(c)
-        and issubclass(c, base)
-        and c is not base
-        and c.__module__ == module.__name__
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, base)
+        and value is not base
+        and value.__module__ == module.__name__
     }
 
 
-def _loaded(kind: str, where: str, load: Callable[[], Any]) -> Any:
-    """What `load` gives; whatever goes wrong in a plugin's own code is one line that names it."""
+def _load(kind: str, where: str, load: Callable[[], Any]) -> Any:
+    """Result of `load`; an error in the plugin's own code becomes one line that names it."""
     try:
         return load()
     except Exception as error:
-        said = (str(error).strip() or "no message").splitlines()[0]
+        message = (str(error).strip() or "no message").splitlines()[0]
         raise RegistryError(
-            f"cannot load the {kind} {where}: {type(error).__name__}: {said}"
+            f"cannot load the {kind} {where}: {type(error).__name__}: {message}"
         ) from error
 
 

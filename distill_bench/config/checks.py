@@ -13,7 +13,7 @@ from distill_bench.registry import RegistryError, find_evaluator
 from distill_bench.teachers.contents import read_config, weight_shapes
 from distill_bench.teachers.folder import is_outline
 from distill_bench.teachers.kinds import Teacher
-from distill_bench.teachers.texts import read_prompts
+from distill_bench.teachers.prompts import read_prompts
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
@@ -36,7 +36,7 @@ class Candidate:
 
 
 def check_run(run: Candidate) -> None:
-    """Check that a run's keys fit each other, its method, its teacher and the packages that are installed.
+    """Check that a run's keys fit each other, its method, its teacher and this machine.
 
     Raises:
         ConfigError: for the first problem.
@@ -56,17 +56,18 @@ def check_fake_score(run: Candidate) -> None:
     if config.fake_score_updates is None:
         if method.has_fake_score and config.fake_score == "trained":
             raise ConfigError(
-                "fake_score_updates is null: give a number, or `fake_score: exact` if the teacher offers it"
+                "fake_score_updates is null: give a number, or `fake_score: exact` if the teacher "
+                "offers it"
             )
         if len(method.modules(WIDTH)):
             raise ConfigError(
-                f"fake_score {config.fake_score!r}: {run.method_name} has modules of its own, which are trained in the "
-                "fake score's updates; write `fake_score: trained`"
+                f"fake_score {config.fake_score!r}: {run.method_name} has modules of its own, "
+                "which are trained in the fake score's updates; write `fake_score: trained`"
             )
     if config.reuse_rollout == "graph" and not method.shares_graph:
         raise ConfigError(
-            f"reuse_rollout 'graph': {run.method_name} needs a separate forward pass for the fake score; "
-            "allowed: true, false"
+            f"reuse_rollout 'graph': {run.method_name} needs a separate forward pass for the "
+            "fake score; allowed: true, false"
         )
     exact = config.fake_score == "exact" and method.has_fake_score
     if exact and not run.teacher.has_exact_fake_score:
@@ -121,14 +122,15 @@ def check_pipelines(run: Candidate) -> None:
         widths = [_feature_width(folder) for folder in (teacher.folder, student)]
         if widths[0] != widths[1]:
             raise ConfigError(
-                f"student {config.student}: {run.method_name} has heads on features of the teacher's width {widths[0]}, "
-                f"but the student's features have width {widths[1]}"
+                f"student {config.student}: {run.method_name} has heads on features of the "
+                f"teacher's width {widths[0]}, but the student's features have width {widths[1]}"
             )
     if config.prompts is None and not is_outline(teacher.folder):
         check_prompts(config.teacher, teacher.folder / "prompts.txt")
     if config.data is not None and not teacher.has_networks:
         raise ConfigError(
-            f"data {config.data}: a {teacher.kind} teacher draws its own real latents; leave `data` out"
+            f"data {config.data}: a {teacher.kind} teacher draws its own real latents; leave "
+            "`data` out"
         )
 
 
@@ -152,7 +154,8 @@ def check_numbers(config: RunConfig) -> None:
         )
     if config.batch_size % config.accumulation:
         raise ConfigError(
-            f"batch_size {config.batch_size} must be a multiple of accumulation {config.accumulation}"
+            f"batch_size {config.batch_size} must be a multiple of accumulation "
+            f"{config.accumulation}"
         )
 
 
@@ -166,17 +169,18 @@ def check_memory_settings(run: Candidate) -> None:
     needs_transformer = next(_needs_transformer(config), None)
     if needs_transformer and not teacher.has_networks:
         raise ConfigError(
-            f"{needs_transformer} needs a transformer, which the teacher {config.teacher!r} does not have; leave it out"
+            f"{needs_transformer} needs a transformer, which the teacher {config.teacher!r} does "
+            "not have; leave it out"
         )
     if run.method.mixes_weights and not teacher.has_networks:
         raise ConfigError(
-            f"teacher {config.teacher!r}: {run.method_name} averages weights of two roles, but there the student and the "
-            "fake score are networks of two kinds; name a pipeline folder"
+            f"teacher {config.teacher!r}: {run.method_name} averages weights of two roles, but "
+            "there student and fake score are networks of two kinds; name a pipeline folder"
         )
     if run.method.mixes_weights and config.adapter:
         raise ConfigError(
-            f"adapter: {run.method_name} averages weights of two roles, and low-rank factors cannot be averaged; "
-            "leave adapter out"
+            f"adapter: {run.method_name} averages weights of two roles, and low-rank factors "
+            "cannot be averaged; leave adapter out"
         )
     if config.adapter:
         check_targets(config.adapter, teacher.folder)
@@ -216,7 +220,10 @@ def _needs_transformer(config: RunConfig) -> Iterator[str]:
 
 
 def check_targets(adapter: AdapterConfig, teacher: Path) -> None:
-    """Check that each of an adapter's targets names a linear layer; peft ignores unknown ones if another one matches."""
+    """Check that each target of an adapter names a linear layer.
+
+    peft ignores a target without a match if another target has one.
+    """
     layers = [
         name.removesuffix(".weight")
         for name, shape in weight_shapes(teacher / "transformer").items()

@@ -12,7 +12,7 @@ from distill_bench.config.yaml_files import load_yaml
 
 
 class ClusterConfig(StrictModel):
-    """`cluster`: resources and limits of jobs; no part of a run's id. A text is the name of a profile."""
+    """`cluster`: resources and limits of jobs, or the name of a profile; no part of a run's id."""
 
     partition: str | None = None
     """SLURM partition."""
@@ -67,9 +67,10 @@ def profiles_file() -> Path:
 
 
 def with_profile(cluster: Any) -> Any:
-    """`cluster` of a sweep file laid over its profile, so that one sweep file serves several clusters.
+    """`cluster` of a sweep file laid over its profile: one sweep file serves several clusters.
 
-    A text, or the key `profile`, names the profile; without either it is the profile `default`, if the user has one.
+    A text, or the key `profile`, names the profile; without either it is the profile `default`, if
+    the user has one.
 
     Raises:
         ConfigError: if the profile is missing or malformed.

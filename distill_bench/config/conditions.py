@@ -11,7 +11,7 @@ from distill_bench.expressions import ExpressionError, evaluate_expression, name
 
 
 def _unless_null(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    """A comparison that is false if either side is null: a run without a value is neither above nor below one."""
+    """A comparison that is false if either side is null."""
     return lambda left, right: left is not None and right is not None and compare(left, right)
 
 
@@ -37,7 +37,7 @@ def check_condition(text: str) -> None:
     """Check the names of a condition.
 
     Raises:
-        ConfigError: for a key that no run has, with which the condition would silently never hold; or a syntax error.
+        ConfigError: for a syntax error, or a key that no run has (it would be null everywhere).
     """
     known = list(RunConfig.model_fields)
     try:
@@ -49,7 +49,9 @@ def check_condition(text: str) -> None:
 
 
 def holds(text: str, data: Mapping[str, Any]) -> bool:
-    """Evaluate a condition on the keys of a run; `method` is the method's name, a key that is missing is null.
+    """Evaluate a condition on the keys of a run.
+
+    `method` is the method's name. A missing key is null.
 
     Raises:
         ConfigError: if the condition is malformed, or compares values of different types.

@@ -13,8 +13,8 @@ SCHEMA_VERSION = 1  # part of every run's id: raise it when the meaning of a key
 
 # keys without effect on the cost of a student update
 COST_FREE = frozenset({
-    "seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay", "grad_clip",
-    "protocol", "prompts_hash",
+    "seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay",
+    "grad_clip", "protocol", "prompts_hash",
 })  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def hashed_fields(config: BaseModel) -> dict[str, Any]:
 
 
 def short_name(method: str) -> str:
-    """A method's name in ids and tables; for `path/file.py:Class`, the class's name in lower case."""
+    """A method's name in ids and tables; `path/file.py:Class` becomes `class`."""
     return method.rpartition(":")[2].lower() if ":" in method else method
 
 
@@ -64,7 +64,10 @@ def _digest(value: Any) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """Give equal values one JSON text: integers become floats, tuples become lists; booleans stay apart from numbers."""
+    """Give equal values one JSON text: integers become floats, tuples become lists.
+
+    True and 1 stay different.
+    """
     if isinstance(value, dict):
         return {str(k): _canonical(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Dotted keys: laid over a run (`apply_overrides`), read from one (`run_value`), given as `--set key=value`."""
+"""Dotted keys of a run, such as `protocol.clips`: parse, apply and read them."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,9 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a run's data with dotted keys laid over it; `method: NAME` means `method.name: NAME`.
+    """A copy of a run's data with dotted keys laid over it.
+
+    `method: NAME` means `method.name: NAME`.
 
     Raises:
         ConfigError: if a dotted key leads through something that is not a mapping.
@@ -45,7 +47,7 @@ def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
 
 
 def run_value(config: RunConfig, key: str) -> Any:
-    """Value of a dotted key of a run; `method` is the method's name; None if the run has no such key."""
+    """Value of a dotted key, None if the run has no such key; `method` is the method's name."""
     value: Any = config.model_dump(mode="json")
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""The protocol of a run: everything that two rows must share before their scores may stand in one table."""
+"""The protocol of a run: everything that rows must share for their scores to be comparable."""
 
 import hashlib
 import json
@@ -34,12 +34,12 @@ def protocol(config: RunConfig) -> dict[str, Any]:
 
 
 def protocol_hash(config: RunConfig) -> str:
-    """Hash (8 hex digits) of the protocol, without later keys that have their default (`schema.key`)."""
+    """Hash (8 hex digits) of the protocol, without `added` keys at their default (`schema.key`)."""
     omitted = ProtocolConfig.model_fields.keys() - hashed_fields(config.protocol).keys()
     hashed = {key: value for key, value in protocol(config).items() if key not in omitted}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def student_key(config: RunConfig) -> str:
-    """Name of the untrained student's row: beside the protocol, its clips depend on steps, stepping and weights."""
+    """Key of the untrained student's clips: beside the protocol, everything they depend on."""
     return "-".join(filter(None, (f"nfe{config.nfe}", config.stepping, config.student_hash)))

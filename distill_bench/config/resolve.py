@@ -1,4 +1,7 @@
-"""Resolves a run: every default written out, presets applied, files hashed, and everything checked. Uses no network."""
+"""Resolves a run: applies its preset, writes out defaults, hashes its files and checks it.
+
+Uses no network.
+"""
 
 import dataclasses
 import hashlib
@@ -18,7 +21,7 @@ from distill_bench.config.yaml_files import load_yaml
 from distill_bench.registry import RegistryError, find_method
 from distill_bench.teachers.contents import content_hash
 from distill_bench.teachers.kinds import Teacher, find_teacher
-from distill_bench.teachers.texts import prompts_hash
+from distill_bench.teachers.prompts import prompts_hash
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
@@ -41,8 +44,9 @@ def load_run(run_dir: Path) -> RunConfig:
 def resolve(data: Mapping[str, Any]) -> RunConfig:
     """A complete, checked run from the keys that were given.
 
-    Written out are the schema's defaults, the method's fields and version, its preset, and the hashes of teacher,
-    student, prompts and data. Teachers must be local (`distill_bench.teachers.hub.make_local`).
+    Written out are the schema's defaults, the method's fields and version, its preset, and the
+    hashes of teacher, student, prompts and data. Teachers must be local
+    (`distill_bench.teachers.hub.make_local`).
 
     Raises:
         ConfigError: if a key is invalid, or the run is impossible.
@@ -77,7 +81,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
 
 
 def evaluated_updates(config: RunConfig) -> list[int]:
-    """Student updates at which a run's student is kept and scored: evenly spaced, the last one included."""
+    """Student updates at which the student is kept and scored: evenly spaced, the last included."""
     n = config.evaluations
     return sorted({-(-config.student_updates * i // n) for i in range(1, n + 1)})
 
@@ -89,7 +93,7 @@ def method_of(config: RunConfig) -> "Method":
 
 
 def build_method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
-    """A method with its fields validated as strictly as a run's: "0.2" and true are no numbers, 8.0 is no integer.
+    """A method with validated fields; "0.2" and true are no numbers, 8.0 is no integer.
 
     Raises:
         ConfigError: for an unknown field or an invalid value.
@@ -163,7 +167,8 @@ def _hashes(data: Mapping[str, Any], teacher: Teacher, student: Path | None) -> 
 def _prompts_hash(teacher: Teacher, prompts: Path) -> str:
     if not teacher.has_networks:
         raise ConfigError(
-            f"prompts {prompts}: a {teacher.kind} teacher has prompts of its own; leave `prompts` out"
+            f"prompts {prompts}: a {teacher.kind} teacher has prompts of its own; leave `prompts` "
+            "out"
         )
     try:
         return prompts_hash(prompts)

@@ -59,7 +59,10 @@ class AdapterConfig(StrictModel):
 
 
 class RunConfig(StrictModel):
-    """One run. In run.yaml every key is written out. In a sweep, a key is equal for all runs unless it is swept."""
+    """One run.
+
+    run.yaml states every key. In a sweep, a key is equal for all runs unless it is swept.
+    """
 
     # ---- what is trained
     method: dict[str, Any] = key()

@@ -18,7 +18,7 @@ from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
 
-# Conditions see these for keys that a cell does not state. A null default is left out: the key is then null anyway.
+# Values for conditions of keys that a cell does not state; a key without a default is null anyway.
 DEFAULTS = {
     name: field.default
     for name, field in RunConfig.model_fields.items()
@@ -97,7 +97,7 @@ class SweepConfig(StrictModel):
                 yield cell
 
     def pipelines(self) -> tuple[list[str], list[str]]:
-        """Names of the teachers, and of the pipelines that students start from, for `teachers.hub.make_local`."""
+        """Names of teachers, and of the pipelines that students start from (`teachers.hub`)."""
         cells = [apply_overrides(self.base, cell) for cell in self.cells()]
         teachers = [str(cell.get("teacher", DEFAULT_TEACHER)) for cell in cells]
         students = [str(cell["student"]) for cell in cells if cell.get("student") is not None]
@@ -114,7 +114,7 @@ class SweepConfig(StrictModel):
         return presets
 
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
-        """Dotted key -> its values among the sweep's runs, for every key that varies except the seed."""
+        """Dotted key -> its values among the runs, for every key that varies except the seed."""
         cells = [*itertools.chain(*self.zip), *self.include]
         keys = dict.fromkeys([*self.grid, *(key for cell in cells for key in cell)])
         values: dict[str, list[Any]] = {key: [] for key in keys}
@@ -130,7 +130,8 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     """The sweep file at a path.
 
     Args:
-        overrides: `key: value` laid over the base, which then no longer varies; or `cluster.KEY`, `seeds`, `name`.
+        overrides: `key: value` laid over the base, which then no longer varies; or `cluster.KEY`,
+            `seeds`, `name`.
 
     Raises:
         ConfigError: if the file cannot be read or is invalid.

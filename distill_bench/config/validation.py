@@ -12,7 +12,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class StrictModel(BaseModel):
-    """Frozen; refuses unknown keys, infinities and values of another type ("5" or 5.0 for an integer)."""
+    """Frozen; refuses unknown keys, infinities, and "5" or 5.0 for an integer."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,4 +1,4 @@
-"""Reads and writes YAML 1.2: `no` and `12:30` are text, `2e-6` is a number, duplicate keys are refused."""
+"""Reads and writes YAML 1.2: `no` is text, `2e-6` a number, and duplicate keys are refused."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Clips that are wrong in a known way: what evaluators are held against, and the control rows of every table."""
+"""Corrupted clips: controls that evaluators must rank below the originals.
+
+Frames are uint8 (N, T, 3, H, W).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,38 +12,38 @@ from distill_bench.domain import shapes
 
 
 def frozen(frames: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Every clip's middle frame, standing still; frames uint8 (N, T, 3, H, W) here and below."""
+    """Clips that repeat their middle frame."""
     middle = frames.shape[1] // 2
     return np.repeat(frames[:, middle : middle + 1], frames.shape[1], 1)
 
 
 def shuffled(frames: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The frames of every clip in a random order that is not the true one."""
+    """Frames of each clip in a random order other than the original."""
     rng = np.random.default_rng(seed)
-    result = np.empty_like(frames)
-    order = np.arange(frames.shape[1])
+    clips = np.empty_like(frames)
+    original = np.arange(frames.shape[1])
     for i, clip in enumerate(frames):
-        drawn = order
-        while len(order) > 1 and (drawn == order).all():
-            drawn = rng.permutation(len(order))
-        result[i] = clip[drawn]
-    return result
+        order = original
+        while len(original) > 1 and (order == original).all():
+            order = rng.permutation(len(original))
+        clips[i] = clip[order]
+    return clips
 
 
 def backwards(frames: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Every clip from its end to its beginning."""
+    """Clips played in reverse."""
     return np.ascontiguousarray(frames[:, ::-1])
 
 
 def noisy(frames: np.ndarray, seed: int = 0, sd: float = 0.1) -> np.ndarray:
-    """Gaussian noise added, `sd` of the range."""
+    """Clips with Gaussian noise of standard deviation `sd`, as a share of the range."""
     noise = np.random.default_rng(seed).normal(0, 255 * sd, frames.shape)
     return np.clip(np.rint(frames + noise), 0, 255).astype(np.uint8)
 
 
 def blurred(frames: np.ndarray, seed: int = 0, sigma: float = 1.5) -> np.ndarray:
-    """Every frame under a Gaussian blur of `sigma` pixels."""
-    from scipy.ndimage import gaussian_filter
+    """Clips with a Gaussian blur of `sigma` pixels in each frame."""
+    from scipy.ndimage import gaussian_filter  # only one control needs scipy
 
     soft = gaussian_filter(frames.astype(np.float32), (0, 0, 0, sigma, sigma), mode="nearest")
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
@@ -58,18 +61,20 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 def rendered(
     count: int, first: int, pace: float = 1.0, without: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """`count` rendered clips with captions, through all attributes in turn, of keys from `first` on.
+    """Rendered clips (N, T, 3, H, W) and their captions, cycling through all attributes.
 
     Args:
-        pace: speed over that of the caption.
-        without: a colour that is shown as another one, though captions name it: a mode that is missing.
+        count: number of clips, N.
+        first: key of the first clip; the others follow.
+        pace: speed relative to the caption's.
+        without: a colour that is rendered as another one, although captions name it: a lost mode.
     """
-    everything = shapes.all_attributes()
-    said = [everything[i % len(everything)] for i in range(count)]
-    others = [c for c in shapes.COLOURS if c != without]
+    every = shapes.all_attributes()
+    captioned = [every[i % len(every)] for i in range(count)]
+    others = [colour for colour in shapes.COLOURS if colour != without]
     shown = [
         dataclasses.replace(a, colour=others[i % len(others)]) if a.colour == without else a
-        for i, a in enumerate(said)
+        for i, a in enumerate(captioned)
     ]
     frames = np.stack([shapes.render(a, first + i, pace) for i, a in enumerate(shown)])
-    return frames, [shapes.caption(a) for a in said]
+    return frames, [shapes.caption(a) for a in captioned]

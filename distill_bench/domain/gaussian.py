@@ -1,9 +1,10 @@
-"""Closed forms for Gaussian data: scores, the moments of a linear student's samples, its exact fake score.
+"""Closed forms for Gaussian data: scores, and a linear student's moments and fake score.
 
-For a prompt, data are N(m, C) with m = mean + text @ shifts. The noisy density is N((1 - s) m, K) with
-K = (1 - s)^2 C + s^2 I, so the clean prediction is m + (1 - s) C K^-1 (x_t - (1 - s) m). Guidance moves the mean only:
-the guided teacher is the exact denoiser of N(m_null + g (m - m_null), C). A linear student maps Gaussians to Gaussians
-at every step, so its samples have exact moments and an exact fake score.
+For a prompt, data are N(m, C) with m = mean + text @ shifts. The noisy density is N((1 - s) m, K)
+with K = (1 - s)^2 C + s^2 I, so the clean prediction is m + (1 - s) C K^-1 (x_t - (1 - s) m).
+Guidance moves the mean only: the guided teacher is the exact denoiser of N(m_null + g (m - m_null),
+C). A linear student maps Gaussians to Gaussians at every step, so its samples have exact moments
+and an exact fake score.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 KNOTS = 9  # noise levels between which the student's linear map is interpolated
-# The teacher's own prediction at sigma 1 is its mean, which has no variance: the student starts with this much.
+# The teacher's prediction at sigma 1 is its mean, without variance: the student starts with some.
 SPREAD = 0.5
 
 
@@ -50,7 +51,7 @@ def log_density(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) ->
 
 
 class GaussianBlock(nn.Module):
-    """Denoiser of N(mean + text @ shifts, factor factor^T): the teacher, and a fake score that can become exact."""
+    """Denoiser of N(mean + text @ shifts, factor factor^T): teacher and trained fake score."""
 
     def __init__(self, mean: Tensor, shifts: Tensor, covariance: Tensor) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class GaussianBlock(nn.Module):
 
 
 class LinearBlock(nn.Module):
-    """The student: a velocity linear in x_t and in the text, interpolated in sigma between KNOTS maps."""
+    """The student: a velocity linear in x_t and text, interpolated in sigma between KNOTS maps."""
 
     def __init__(self, mean: Tensor, shifts: Tensor, covariance: Tensor) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class LinearBlock(nn.Module):
 
 
 class GaussianNet(nn.Module):
-    """A block with the call signature of diffusers' transformers: (x_t, timestep, text) -> (velocity,)."""
+    """A block with the call of diffusers' transformers: (x_t, timestep, text) -> (velocity,)."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -173,5 +174,5 @@ class ExactFakeScore:
         return (weight[..., None] * clean).sum(0).reshape(x_t.shape)
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
-        """Velocity as tokens (B, 1, d), like the features of a trained `GaussianNet`; `depth` has no effect."""
+        """Velocity as tokens (B, 1, d), as a `GaussianNet` returns; `depth` has no effect."""
         return ((x_t - self(x_t, sigma, text)) / sigma.reshape(-1, 1, 1, 1, 1)).flatten(1)[:, None]

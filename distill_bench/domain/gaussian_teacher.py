@@ -1,4 +1,4 @@
-"""The Gaussian teacher: a folder of mean, shifts and covariance that stands for a pipeline (`domain.gaussian`).
+"""The Gaussian teacher: mean, shifts and covariance in a folder instead of a pipeline.
 
 distill-bench gaussian --out FOLDER --frames 4 --size 2    write another one, for `teacher: FOLDER`
 """
@@ -24,9 +24,9 @@ from distill_bench.domain.gaussian import (
     step_moments,
 )
 from distill_bench.draws import generator
+from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import ClosedFormTeacher
-from distill_bench.teachers.texts import Texts
 
 MARKER = "gaussian.json"  # as in `distill_bench.teachers.kinds.CLOSED_FORM`
 MOMENTS = "gaussian.safetensors"
@@ -40,7 +40,7 @@ class GaussianTeacher(ClosedFormTeacher):
     kind: ClassVar[str] = "gaussian"
 
     def load(self, device: torch.device) -> "GaussianPipeline":
-        """The teacher with its network in float32 on a device; its moments stay in float64 on the CPU."""
+        """The loaded teacher: network in float32 on a device, moments in float64 on the CPU."""
         shape = tuple(json.loads((self.folder / MARKER).read_text())["latent_shape"])
         moments = {name: value.double() for name, value in load_file(self.folder / MOMENTS).items()}
         net = GaussianNet(GaussianBlock(**moments)).float().to(device).requires_grad_(False)
@@ -150,7 +150,7 @@ class GaussianPipeline:
     def facts(
         self, student: nn.Module, sigmas: Tensor, stepping: str, guidance_scale: float
     ) -> dict[str, np.ndarray]:
-        """Exact moments per prompt of the student's samples, and of their target, the guided teacher.
+        """Exact moments of the student's samples and of their target, the guided teacher.
 
         Returns:
             `mean` and `target_mean` (E, d); `covariance` and `target_covariance` (d, d).

@@ -1,7 +1,8 @@
-"""The synthetic domain "moving shapes": captioned clips whose colour, shape, direction and speed are known exactly.
+"""Moving shapes: captioned clips whose colour, shape, direction and speed are known exactly.
 
-A clip is 8 frames of 32x32: one anti-aliased body on a dark background. A white nose on its leading side shows the heading, also
-where the body stands still: without the cue the sign of the direction (caption x time x position, a parity) is learnt last.
+A clip is 8 frames of 32x32: one anti-aliased body on a dark background. A white nose on its leading
+side shows its heading, even if the body stands still. Without this cue, networks learn the sign of
+the direction last, because it is a parity of caption, time and position.
 """
 
 import colorsys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FRAMES, SIZE, FPS = 8, 32, 8
+# hues in [0, 1)
 COLOURS = {
     "red": 0.0,
     "yellow": 1 / 6,
@@ -20,15 +22,11 @@ COLOURS = {
     "cyan": 3 / 6,
     "blue": 4 / 6,
     "magenta": 5 / 6,
-}  # hue
+}
 SHAPES = ("circle", "square", "triangle")
-DIRECTIONS = {
-    "left": (-1, 0),
-    "right": (1, 0),
-    "up": (0, -1),
-    "down": (0, 1),
-}  # (x, y), y grows downwards
-SPEEDS = {"still": 0.0, "slow": 0.6, "fast": 1.8}  # pixels a frame
+# (x, y), y pointing down
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+SPEEDS = {"still": 0.0, "slow": 0.6, "fast": 1.8}  # pixels per frame
 ADVERBS = {"slow": "slowly", "fast": "quickly"}
 NOSE = 1.6  # radius in pixels
 SUPERSAMPLING = 4
@@ -36,7 +34,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption says of a clip."""
+    """Contents of a clip, as its caption names them."""
 
     colour: str
     shape: str
@@ -45,12 +43,14 @@ class Attributes:
 
 
 def all_attributes() -> list[Attributes]:
-    """Every combination, 216 of them."""
-    return [Attributes(*each) for each in itertools.product(COLOURS, SHAPES, DIRECTIONS, SPEEDS)]
+    """All 216 combinations."""
+    return [
+        Attributes(*values) for values in itertools.product(COLOURS, SHAPES, DIRECTIONS, SPEEDS)
+    ]
 
 
 def caption(attributes: Attributes) -> str:
-    """The caption of a clip, for instance "a red circle moving left slowly" or "a red circle facing left standing still"."""
+    """Caption of a clip: "a red circle moving left slowly", "... facing left standing still"."""
     a = attributes
     if a.speed == "still":
         return f"a {a.colour} {a.shape} facing {a.direction} standing still"
@@ -61,7 +61,11 @@ _CAPTIONS = {caption(a): a for a in all_attributes()}
 
 
 def parse(text: str) -> Attributes:
-    """The attributes that a caption names; ValueError for any other text."""
+    """Attributes that a caption names.
+
+    Raises:
+        ValueError: if the text is no caption of this domain.
+    """
     try:
         return _CAPTIONS[re.sub(r"[\s,]+", " ", text.strip().lower())]
     except KeyError:
@@ -69,16 +73,16 @@ def parse(text: str) -> Attributes:
 
 
 def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
-    """The clip of (attributes, key), uint8 (T, 3, H, W); position, size, brightness and background come from the key.
+    """The clip of these attributes and key, uint8 (T, 3, H, W).
 
-    `pace` is its speed over that of its caption.
+    Args:
+        key: seeds position, size, brightness and background.
+        pace: speed relative to the caption's.
     """
     rng = np.random.Generator(np.random.Philox(key=[key, 0x5A4E5]))
-    radius, background, value = (
-        rng.uniform(5.0, 6.2),
-        rng.uniform(0.05, 0.15),
-        rng.uniform(0.85, 1.0),
-    )
+    radius = rng.uniform(5.0, 6.2)
+    background = rng.uniform(0.05, 0.15)
+    value = rng.uniform(0.85, 1.0)
     heading = np.array(DIRECTIONS[attributes.direction], float)
     step = heading * SPEEDS[attributes.speed] * pace * rng.uniform(0.95, 1.05)
     margin = radius + NOSE + 0.5
@@ -91,13 +95,9 @@ def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
     frames = np.empty((FRAMES, SIZE, SIZE, 3))
     for t in range(FRAMES):
         x, y = start + step * t
-        body, nose = (
-            _cover(m)
-            for m in (
-                _inside(attributes.shape, xx - x, yy - y, radius),
-                np.hypot(xx - x - heading[0] * radius, yy - y - heading[1] * radius) < NOSE,
-            )
-        )
+        body = _cover(_inside(attributes.shape, xx - x, yy - y, radius))
+        tip = np.hypot(xx - x - heading[0] * radius, yy - y - heading[1] * radius)
+        nose = _cover(tip < NOSE)
         frame = np.full((SIZE, SIZE, 3), background)
         frame += body[..., None] * (rgb - frame)
         frame += nose[..., None] * (1.0 - frame)
@@ -106,7 +106,10 @@ def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
 
 
 def read(clips: np.ndarray) -> list[Attributes]:
-    """The attribute oracle: what each clip (N, T, 3, H, W) uint8 shows; a clip without a body reads as some attributes."""
+    """Read the attributes off clips, uint8 (N, T, 3, H, W).
+
+    A clip without a body gets arbitrary attributes.
+    """
     mask, rgb = _body(clips)
     centre = _centroid(mask)  # (N, T, 2) x, y
     hue = _hue(
@@ -121,9 +124,8 @@ def read(clips: np.ndarray) -> list[Attributes]:
     speed = centroid_speed(clips)
     moved = centre[:, -1] - centre[:, 0]
     speeds = np.where(speed < 0.25, 0, np.where(speed < 1.1, 1, 2))
-    towards = np.where(
-        (speeds > 0)[:, None], moved, nose
-    )  # the motion is the direction; the nose only where it stands
+    # the direction of motion, or of the nose if the body stands still
+    towards = np.where((speeds > 0)[:, None], moved, nose)
     axes = np.array(list(DIRECTIONS.values()), float)
     directions = (towards @ axes.T).argmax(1)
     return [
@@ -133,7 +135,7 @@ def read(clips: np.ndarray) -> list[Attributes]:
 
 
 def centroid_speed(clips: np.ndarray) -> np.ndarray:
-    """Speed of the body in pixels a frame, (N,): the slope of a straight line through its centroids."""
+    """Speed of the body in pixels per frame, (N,): the slope of a line fitted to its centroids."""
     centre = _centroid(_body(clips)[0])
     t = np.arange(clips.shape[1]) - (clips.shape[1] - 1) / 2
     return np.hypot(*np.moveaxis((centre * t[:, None]).sum(1) / (t**2).sum(), -1, 0))
@@ -157,7 +159,7 @@ def _rgb(clips: np.ndarray) -> np.ndarray:
 
 
 def _body(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Soft mask of the coloured body (N, T, H, W) in [0, 1] by saturation, and the clip as floats."""
+    """Soft mask of the coloured body, (N, T, H, W) in [0, 1], and the clip in floats."""
     rgb = _rgb(clips)
     chroma = rgb.max(2) - rgb.min(2)
     mask = np.clip((chroma - 0.3) / 0.4, 0, 1)
@@ -181,26 +183,27 @@ def _hue(rgb: np.ndarray) -> np.ndarray:
 
 
 def _shape(mask: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Index in SHAPES by the best overlap with drawn templates of the same area, over all frames."""
+    """Index in SHAPES (N,) of the rendered template that overlaps best, over all frames."""
     axis = np.arange(mask.shape[-1], dtype=np.float32) + 0.5
     x = abs(axis[None, None, None, :] - centre[..., 0, None, None].astype(np.float32))
     y = axis[None, None, :, None] - centre[..., 1, None, None].astype(np.float32)
-    mask, size = mask.astype(np.float32), np.einsum("ntij,ntij->n", mask, mask)
+    size = np.einsum("ntij,ntij->n", mask, mask)
+    mask = mask.astype(np.float32)
     best = np.full((len(mask), len(SHAPES)), -np.inf)
     for dy in (-0.8, 0.0, 0.8):
         for s, shape in enumerate(SHAPES):
             depth = _depth(shape, x, y - np.float32(dy))
             for radius in np.arange(4.4, 6.81, 0.2):
-                soft = np.clip(
-                    depth(np.float32(radius)) + np.float32(0.5), 0, 1
-                )  # coverage with edges a pixel wide
-                overlap, area = (np.einsum("ntij,ntij->n", each, soft) for each in (mask, soft))
+                # coverage with edges one pixel wide
+                soft = np.clip(depth(np.float32(radius)) + np.float32(0.5), 0, 1)
+                overlap = np.einsum("ntij,ntij->n", mask, soft)
+                area = np.einsum("ntij,ntij->n", soft, soft)
                 best[:, s] = np.maximum(best[:, s], overlap / np.sqrt(size * area + 1e-9))
     return best.argmax(1)
 
 
 def _depth(shape: str, x: np.ndarray, y: np.ndarray) -> Callable[[np.float32], np.ndarray]:
-    """How deep (|x|, y) lie inside a shape, in pixels, as a function of its radius."""
+    """Depth of the points (|x|, y) inside a shape, in pixels, as a function of its radius."""
     if shape == "circle":
         distance = np.sqrt(x**2 + y**2)
         return lambda radius: radius - distance

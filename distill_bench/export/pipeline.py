@@ -24,9 +24,9 @@ from distill_bench.networks.pipeline import check_content, load_transformer
 from distill_bench.networks.precision import cast
 from distill_bench.teachers.architectures import architecture_of
 from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.embeddings import has_text_encoder
 from distill_bench.teachers.folder import teacher_folder
 from distill_bench.teachers.kinds import find_teacher
-from distill_bench.teachers.texts import has_text_encoder
 from distill_bench.train import checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 8 -m distill_bench.networks.embed ...    each rank encodes its share
 
 Training then reads embeddings and never loads the text encoder. The command resumes where it was
-stopped: prompts in the store are not encoded again. `distill_bench.teachers.texts` describes the
+stopped: prompts in the store are not encoded again. `distill_bench.teachers.embeddings` describes the
 folder of embeddings and the formats of prompt files.
 """
 
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from distill_bench.networks.ranks import ranks
 from distill_bench.networks.text_pipeline import load_texts
+from distill_bench.teachers.embeddings import has_text_encoder
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.hub import fetch
-from distill_bench.teachers.texts import has_text_encoder, read_prompts
+from distill_bench.teachers.prompts import read_prompts
 
 
 def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:

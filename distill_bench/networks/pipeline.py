@@ -24,7 +24,7 @@ from distill_bench.teachers.contents import content_hash
 from distill_bench.teachers.diffusers_folder import autoencoder_class
 from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import Pipeline, find_teacher
-from distill_bench.teachers.texts import prompts_hash
+from distill_bench.teachers.prompts import prompts_hash
 
 # Clips drawn in one batch; fewer if their frames together have more values than the bound.
 CLIPS_PER_BATCH = 16

@@ -16,16 +16,16 @@ from distill_bench.networks.loading import load_part, naming_folder
 from distill_bench.networks.ranks import ranks
 from distill_bench.store.claims import once
 from distill_bench.teachers.architectures import Architecture, architecture_of
-from distill_bench.teachers.folder import TeacherError
-from distill_bench.teachers.kinds import find_teacher
-from distill_bench.teachers.texts import (
+from distill_bench.teachers.embeddings import (
     Embeddings,
     Texts,
     embeddings_folder,
     has_text_encoder,
-    read_prompts,
     write_shard,
 )
+from distill_bench.teachers.folder import TeacherError
+from distill_bench.teachers.kinds import find_teacher
+from distill_bench.teachers.prompts import read_prompts
 
 PROMPTS_PER_SHARD = 128
 
@@ -137,7 +137,7 @@ class TextPipeline:
         return embeddings
 
     def embeddings_folder(self, store: Path) -> Path | None:
-        """The pipeline's folder of embeddings in a store; see `distill_bench.teachers.texts`."""
+        """The pipeline's folder of embeddings in a store; see `distill_bench.teachers.embeddings`."""
         settings = [
             self.architecture.PIPELINE,
             self.architecture.TEXT_LENGTH,

@@ -14,8 +14,8 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.teachers.architectures import OWN_AUTOENCODER, architecture_of
 from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.folder import teacher_folder
-from distill_bench.teachers.texts import Texts
 
 
 @dataclass(frozen=True, kw_only=True)

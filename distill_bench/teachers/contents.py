@@ -1,4 +1,4 @@
-"""Files of a teacher's folder, read without loading a network: JSON configs, shapes of weights, content hash."""
+"""Contents of a teacher's folder: JSON configs, shapes of weights, and a hash of the files."""
 
 import contextlib
 import hashlib
@@ -83,7 +83,7 @@ def content_hash(folder: Path) -> str:
 
 
 def hash_is_slow(folder: Path) -> bool:
-    """True if `content_hash` has to read more than LARGE bytes, because no hash of these files is cached on disk."""
+    """True if `content_hash` must read more than LARGE bytes: no hash of these files is cached."""
     files = _hashed_files(folder)
     return _is_large(files) and not _cached_hash(files).is_file()
 

@@ -1,4 +1,4 @@
-"""Teachers that are a diffusers pipeline folder: checks of its configs and weight files, without loading them."""
+"""Teachers in a diffusers pipeline folder: checks its configs and weights without loading them."""
 
 import re
 from dataclasses import dataclass
@@ -50,10 +50,10 @@ class DiffusersTeacher:
     def unfit(
         self, frames: int, height: int, width: int, student: Path | None = None
     ) -> str | None:
-        """Reason why clips of this size, or this student, are impossible; None if both are possible.
+        """Reason why clips of this size, or this student, are impossible; None if possible.
 
-        Sizes must be multiples of the autoencoder's strides times the transformer's patches. A student must take the
-        teacher's latents and texts.
+        Sizes must be multiples of the autoencoder's strides times the transformer's patches. A
+        student must take the teacher's latents and texts.
 
         Raises:
             TeacherError: if no architecture reads one of the folders.
@@ -67,7 +67,7 @@ class DiffusersTeacher:
 
 
 def autoencoder_class(architecture: "Architecture") -> str | None:
-    """Class name of a pipeline's autoencoder; None: the pipeline has none, and its latents are pixels.
+    """Class name of a pipeline's autoencoder; None: it has none, and its latents are pixels.
 
     Raises:
         TeacherError: if it belongs to another architecture.
@@ -78,7 +78,8 @@ def autoencoder_class(architecture: "Architecture") -> str | None:
     if not architecture.vae:
         if (folder / "vae").is_dir():
             raise TeacherError(
-                f"{folder / 'vae'} has no config.json; a pipeline whose latents are pixels has no vae/"
+                f"{folder / 'vae'} has no config.json; a pipeline whose latents are pixels has no "
+                "vae/"
             )
         if any(architecture.index.get("vae") or ()):
             raise TeacherError(
@@ -124,5 +125,6 @@ def _check_blocks(part: Path) -> None:
     configured = read_config(part).get("num_layers", len(blocks))
     if blocks and len(blocks) != configured:
         raise TeacherError(
-            f"{part}: num_layers is {configured} in config.json, but the weights have {len(blocks)} blocks"
+            f"{part}: num_layers is {configured} in config.json, but the weights have "
+            f"{len(blocks)} blocks"
         )

@@ -9,7 +9,7 @@ from distill_bench import ASSETS
 
 EMBEDDED = {name: ASSETS / name for name in ("mini-wan", "gaussian")}
 
-# Configs, without weights, of teachers that do not ship: enough to plan a sweep and to predict its memory.
+# Configs of teachers whose weights do not ship: enough to plan a sweep and predict its memory.
 OUTLINES = {
     f"Wan-AI/Wan2.1-T2V-{size}-Diffusers": ASSETS / "outlines" / f"wan2.1-t2v-{size.lower()}"
     for size in ("1.3B", "14B")
@@ -24,9 +24,10 @@ class TeacherError(ValueError):
 
 @contextlib.contextmanager
 def outlines() -> Iterator[None]:
-    """Let the configs in OUTLINES stand in for teachers of which no weights are cached, for planning.
+    """Plan with the configs in OUTLINES for teachers whose weights are not cached.
 
-    Ids of runs resolved inside differ from those of the runs with weights, because a teacher's content enters the id.
+    Ids of runs resolved inside differ from those of the runs with weights, because a teacher's
+    content enters the id.
     """
     token = _outlines_allowed.set(True)
     try:
@@ -44,8 +45,9 @@ def teacher_folder(name: str) -> Path:
     """Local folder of a teacher.
 
     Args:
-        name: an embedded teacher, a path, or a hub name `OWNER/NAME` or `OWNER/NAME@REVISION`. A hub name is looked up in
-            the Hugging Face cache, which `distill_bench.teachers.hub.download` fills.
+        name: an embedded teacher, a path, or a hub name `OWNER/NAME` or `OWNER/NAME@REVISION`. A
+            hub name is looked up in the Hugging Face cache, which
+            `distill_bench.teachers.hub.download` fills.
 
     Raises:
         TeacherError: if there is no such folder.
@@ -73,7 +75,10 @@ def teacher_folder(name: str) -> Path:
 
 
 def split_hub_name(name: str) -> tuple[str | None, str | None]:
-    """Repository and revision of a hub name; (None, None) for any other name, (repository, None) for the default branch."""
+    """Repository and revision of a hub name; no revision: the default branch.
+
+    Any other name gives (None, None).
+    """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         return None, None
     repository, _, revision = name.partition("@")

@@ -1,4 +1,4 @@
-"""Downloads teachers from the Hugging Face hub: the only place that uses the network, always before a run is resolved.
+"""Downloads teachers from the Hugging Face hub; no other module uses the network.
 
 distill-bench download TEACHER...    hub names, OWNER/NAME or OWNER/NAME@REVISION
 """
@@ -15,7 +15,9 @@ from distill_bench.teachers.folder import TeacherError, split_hub_name, teacher_
 
 
 def make_local(teachers: Iterable[str], students: Iterable[str] = ()) -> None:
-    """Download and hash the pipelines of a sweep: the slow steps before its runs are resolved, announced on stderr.
+    """Download and hash the pipelines of a sweep, before its runs are resolved.
+
+    Each of these slow steps is announced on stderr.
 
     Args:
         teachers: names of teachers.
@@ -45,7 +47,7 @@ def fetch(name: str) -> Path:
 
 
 def download(name: str) -> Path:
-    """Folder in the Hugging Face cache of a teacher on the hub, downloaded if it is missing or outdated.
+    """Cached folder of a teacher on the hub, downloaded if it is missing or outdated.
 
     Args:
         name: `OWNER/NAME` or `OWNER/NAME@REVISION`.

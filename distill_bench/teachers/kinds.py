@@ -1,8 +1,9 @@
-"""One Protocol for a teacher's folder and one for the loaded teacher, whatever kind of teacher it is.
+"""Kinds of teachers: one Protocol for a teacher's folder, one for the loaded teacher.
 
-A folder that holds one of the marker files of `CLOSED_FORM` is read by the class named there. Every other folder must
-be a diffusers pipeline. To add a kind: write one module with a subclass of `ClosedFormTeacher` and a `Pipeline`, and
-name the class in `CLOSED_FORM`. Nothing else in the package asks for a kind; it asks for a capability of `Teacher`.
+A folder that holds one of the marker files of `CLOSED_FORM` is read by the class named there. Every
+other folder must be a diffusers pipeline. To add a kind: write one module with a subclass of
+`ClosedFormTeacher` and a `Pipeline`, and name the class in `CLOSED_FORM`. Nothing else in the
+package asks for a kind; it asks for a capability of `Teacher`.
 """
 
 import importlib
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from distill_bench.teachers.texts import Texts
+    from distill_bench.teachers.embeddings import Texts
 
-# Marker file -> "module:class". Classes are named, not imported: they need torch and lie in a higher layer.
+# Marker file -> "module:class". Named, not imported: they need torch and lie in a higher layer.
 CLOSED_FORM = {"gaussian.json": "distill_bench.domain.gaussian_teacher:GaussianTeacher"}
 
 
@@ -30,7 +31,7 @@ class Teacher(Protocol):
 
     folder: Path
     kind: ClassVar[str]  # for messages
-    # a transformer that can be adapted, sharded, offloaded and exported, and takes texts of any prompt
+    # a transformer that can be adapted, sharded, offloaded and exported, and takes any prompt
     has_networks: ClassVar[bool]
     has_exact_fake_score: ClassVar[bool]  # `fake_score: exact` is possible
 
@@ -51,7 +52,7 @@ class Teacher(Protocol):
     def unfit(
         self, frames: int, height: int, width: int, student: Path | None = None
     ) -> str | None:
-        """Reason why clips of this size, or this student, are impossible; None if both are possible.
+        """Reason why clips of this size, or this student, are impossible; None if possible.
 
         Args:
             frames: frames per clip.
@@ -97,7 +98,7 @@ class Pipeline(Protocol):
         """New trainable network, at the fake score's starting point."""
 
     def data(self, prompts: list[str], keys: Sequence[int]) -> "Tensor | None":
-        """Latents (B, C, T, H, W) of real clips, one per prompt and key; None: no such clips can be made."""
+        """Latents (B, C, T, H, W) of real clips, one per prompt and key; None: there are none."""
 
     def encode(self, frames: "np.ndarray") -> "Tensor":
         """Latents (B, C, T, H, W) of frames uint8 (B, F, 3, Y, X)."""
@@ -114,7 +115,9 @@ class Pipeline(Protocol):
     def exact_fake_score(
         self, student: "nn.Module", sigmas: "Tensor", stepping: str, exits: Sequence[int]
     ) -> "Callable[[Tensor, Tensor, Tensor], Tensor] | None":
-        """Clean prediction (x_t, sigma, text) -> x0 of the student's own density, if it has a closed form; else None.
+        """Clean prediction (x_t, sigma, text) -> x0 of the student's own density.
+
+        None: the density has no closed form.
 
         Args:
             student: read at every call, so that the score follows its training.
@@ -131,7 +134,7 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True)
 class ClosedFormTeacher:
-    """Base of teachers whose data and scores have a closed form: there is no transformer and no autoencoder."""
+    """Base of teachers in closed form: there is no transformer and no autoencoder."""
 
     kind: ClassVar[str]
     has_networks: ClassVar[bool] = False

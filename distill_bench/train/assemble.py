@@ -18,8 +18,8 @@ from distill_bench.networks.precision import in_precision
 from distill_bench.networks.roles import RoleNetworks, build_networks
 from distill_bench.networks.sharding import all_ranks, is_sharded
 from distill_bench.noise import student_sigmas
+from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.kinds import Pipeline
-from distill_bench.teachers.texts import Texts
 from distill_bench.train.average import Average, MovingAverage, NoAverage
 from distill_bench.train.inputs import (
     Batches,

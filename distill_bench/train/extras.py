@@ -22,8 +22,8 @@ from distill_bench.noise import teacher_sigmas
 from distill_bench.rollout import euler
 from distill_bench.store.claims import once
 from distill_bench.store.files import read_jsonl, write_bytes
+from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.kinds import Pipeline
-from distill_bench.teachers.texts import Texts
 from distill_bench.train.inputs import Provider
 
 ODE_PAIRS, ODE_STEPS = 256, 24

@@ -15,7 +15,7 @@ from distill_bench.draws import Draws
 from distill_bench.method import Batch, Denoise
 from distill_bench.noise import add_noise
 from distill_bench.rollout import rollout
-from distill_bench.teachers.texts import Texts
+from distill_bench.teachers.embeddings import Texts
 from distill_bench.train.processes import Processes
 
 Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)

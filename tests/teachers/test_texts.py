@@ -16,9 +16,10 @@ from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.networks import embed as embedding
 from distill_bench.networks import pipeline, text_pipeline
 from distill_bench.networks.pipeline import load_pipeline
-from distill_bench.teachers import texts
+from distill_bench.teachers import embeddings
+from distill_bench.teachers.embeddings import Embeddings
 from distill_bench.teachers.folder import TeacherError
-from distill_bench.teachers.texts import Embeddings, read_prompts
+from distill_bench.teachers.prompts import read_prompts
 from distill_bench.train.loop import train
 
 PROMPTS = ["a red circle", "a blue square moving left", "a circle moving right"]
@@ -184,7 +185,7 @@ def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, 
 
 
 def test_stopped_between_two_shards_it_goes_on(tiny_wan, prompts, tmp_path, monkeypatch):
-    write = texts.write_shard
+    write = embeddings.write_shard
 
     def full_after_one(folder: Path, *shard) -> None:
         if list(folder.glob("*")):

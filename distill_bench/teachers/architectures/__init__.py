@@ -1,7 +1,8 @@
 """Architectures of video diffusion, one file each: what a network is called with, and what its latents and texts are.
 
-The file name is the registry: a pipeline whose transformer/config.json names an `XyTransformer3DModel` is read by xy.py here,
-which holds one `Architecture`. wan.py is the one to imitate. diffusers is imported where it is used: it takes seconds.
+The file name is the registry: a pipeline whose transformer/config.json names an
+`XyTransformer3DModel` is read by xy.py here, which holds one `Architecture`. wan.py is the one to
+imitate. diffusers is imported where it is used: it takes seconds.
 """
 
 import importlib
@@ -55,7 +56,8 @@ class Architecture:
     ) -> Tensor:
         """The velocity (B, C, T, H, W) at x_t (B, C, T, H, W), sigma (B,) in (0, 1], text (B, L, D).
 
-        `call` runs the network, whatever weights it is to run with; `net` is asked for its config alone.
+        `call` runs the network, whatever weights it is to run with; `net` is asked for its config
+        alone.
         """
         return call(x_t, 1000 * sigma, text)
 
@@ -113,9 +115,15 @@ class Architecture:
         made, taken = self.vae.get(self.LATENT_CHANNELS), self.transformer.get("in_channels")
         given = self.transformer.get("out_channels") or taken
         if taken != given:
-            return f"its transformer takes latents of {taken} channels and gives {given}: it is no text-to-video model"
+            return (
+                f"its transformer takes latents of {taken} channels and gives {given}: it is "
+                "no text-to-video model"
+            )
         if made is not None and made != taken:
-            return f"its autoencoder makes latents of {made} channels, its transformer takes {taken}: they are of two models"
+            return (
+                f"its autoencoder makes latents of {made} channels, its transformer takes "
+                f"{taken}: they are of two models"
+            )
         return None
 
     def unfit(self, frames: int, height: int, width: int) -> str | None:
@@ -137,7 +145,10 @@ class Architecture:
             return f"frames {frames} must be {allowed} for {name}"
         if frames <= temporal:
             least = next(f for f in range(temporal + 1, temporal + 1 + n) if f % n == rest % n)
-            return f"frames {frames} is too short for {name}: a clip has two latents in time at least, here {least} frames"
+            return (
+                f"frames {frames} is too short for {name}: a clip has two latents in time at "
+                f"least, here {least} frames"
+            )
         return None
 
     def unlike(self, student: "Architecture") -> str | None:
@@ -228,7 +239,8 @@ def architecture_of(folder: Path) -> Architecture:
     key = name.removesuffix(SUFFIX).lower()
     if not name.endswith(SUFFIX) or key not in known():
         raise TeacherError(
-            f"{folder}: its transformer is a {name or 'network without config.json'}, which no architecture reads; known: "
+            f"{folder}: its transformer is a {name or 'network without config.json'}, which no "
+            "architecture reads; known: "
             f"{', '.join(known())}; to add one, imitate distill_bench/architectures/wan.py"
         )
     module = importlib.import_module(f"{__name__}.{key}")

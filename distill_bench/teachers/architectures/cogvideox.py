@@ -1,8 +1,9 @@
 """CogVideoX: a variance-preserving network of v or epsilon, made the velocity of flow matching; T5 texts, padding and all.
 
-With z = a x0 + b noise, a^2 + b^2 = 1, the level of x_t = (1 - sigma) x0 + sigma noise is that of equal b / a, and z is x_t over
-sqrt((1 - sigma)^2 + sigma^2): nothing but a scale lies between the two, so the conversion is exact at every step of the network's
-own schedule. Between two of its steps the timestep is interpolated in sigma.
+With z = a x0 + b noise, a^2 + b^2 = 1, the level of x_t = (1 - sigma) x0 + sigma noise is that of
+equal b / a, and z is x_t over sqrt((1 - sigma)^2 + sigma^2): nothing but a scale lies between the
+two, so the conversion is exact at every step of the network's own schedule. Between two of its
+steps the timestep is interpolated in sigma.
 """
 
 from functools import cached_property
@@ -95,7 +96,10 @@ class CogVideoX(Architecture):
         if kind not in ("v_prediction", "epsilon"):
             return f"its scheduler's prediction_type is {kind!r}; known: v_prediction, epsilon"
         if kind == "epsilon" and self.scheduler.get("rescale_betas_zero_snr"):
-            return "its network predicts epsilon where nothing but noise is left (rescale_betas_zero_snr): that says nothing of x0"
+            return (
+                "its network predicts epsilon where nothing but noise is left "
+                "(rescale_betas_zero_snr): that says nothing of x0"
+            )
         return super().mismatch()
 
     def unfit(self, frames: int, height: int, width: int) -> str | None:
@@ -112,7 +116,10 @@ class CogVideoX(Architecture):
         ):  # its positions are a slice of those it was trained with
             most = self.transformer.get(f"sample_{key}", size) * self.strides()[1]
             if size > most:
-                return f"{key} {size}: {most} is the most that the teacher {self.folder.name} has positions for"
+                return (
+                    f"{key} {size}: {most} is the most that the teacher {self.folder.name} has "
+                    "positions for"
+                )
         return None
 
     def text_length(self, tokenizer: Any) -> int:

@@ -1,6 +1,7 @@
 """LTX-Video: flow matching on latents packed to tokens; T5 texts with an attention mask; positions in seconds.
 
-A masked row of a text is zero here, and the mask is read off that: it takes no part in attention either way.
+A masked row of a text is zero here, and the mask is read off that: it takes no part in attention
+either way.
 """
 
 import math

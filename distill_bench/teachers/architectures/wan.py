@@ -1,6 +1,7 @@
 """Wan2.1 and Wan2.2 text-to-video of one transformer: flow matching in their own convention; UMT5 texts, padded with zeros.
 
-Wan2.2-TI2V-5B (`expand_timesteps`) has a timestep for each token, and an autoencoder of stride 16 with 48 channels.
+Wan2.2-TI2V-5B (`expand_timesteps`) has a timestep for each token, and an autoencoder of stride 16
+with 48 channels.
 """
 
 from typing import ClassVar
@@ -44,7 +45,10 @@ class Wan(Architecture):
 
     def mismatch(self) -> str | None:
         if self.index.get("boundary_ratio") is not None:
-            return "it has two transformers, one below a noise level: such a teacher is not supported, Wan2.1 and TI2V-5B are"
+            return (
+                "it has two transformers, one below a noise level: such a teacher is not "
+                "supported, Wan2.1 and TI2V-5B are"
+            )
         return super().mismatch()
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:

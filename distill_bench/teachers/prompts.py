@@ -1,0 +1,83 @@
+"""Reads files of prompts: .txt, .jsonl, and .json lists as VBench publishes them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
+
+
+class _Line(BaseModel, strict=True, extra="ignore"):
+    """One prompt of a JSON file."""
+
+    prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file.
+
+    Formats by suffix: `.json`, a list of strings or objects; `.jsonl`, one string or object per
+    line; anything else, one prompt per line. Objects have the key `prompt`, or VBench's
+    `prompt_en`. Their `seed` is checked and ignored: seeds belong to the protocol.
+
+    Raises:
+        ValueError: if a line is no prompt, or the file has none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ValueError(f"prompts {path}: {reason}") from error
+    if path.suffix == ".json":
+        entries = _parse_json(text, f"prompts {path}")
+        if not isinstance(entries, list):
+            kind = "null" if entries is None else type(entries).__name__
+            raise ValueError(
+                f"prompts {path}: a list of strings or of {{'prompt': TEXT}} is allowed, "
+                f"found {kind}"
+            )
+        prompts = [
+            _prompt(entry, f"prompts {path}, entry {number}")
+            for number, entry in enumerate(entries, 1)
+        ]
+    else:
+        # not splitlines(): prompts may contain other line separators, such as U+2028
+        lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if path.suffix == ".jsonl":
+            places = [(f"prompts {path}, line {number}", line) for number, line in lines]
+            prompts = [_prompt(_parse_json(line, place), place) for place, line in places]
+        else:
+            prompts = [line for _, line in lines]
+    if not prompts:
+        raise ValueError(f"prompts {path}: there are none")
+    return prompts
+
+
+def prompts_hash(path: Path) -> str:
+    """Hash (12 hex digits) of a file's prompts, independent of its format."""
+    return hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()[:12]
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: no JSON: {error.msg}") from error
+
+
+def _prompt(entry: Any, where: str) -> str:
+    if isinstance(entry, str):
+        entry = {"prompt": entry}
+    if isinstance(entry, dict) and "prompt" not in entry and "prompt_en" in entry:
+        entry = entry | {"prompt": entry["prompt_en"]}
+    try:
+        return TypeAdapter(_Line).validate_python(entry).prompt
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        problem = f"{key}: {first['msg']}" if key else first["msg"]
+        raise ValueError(
+            f"{where}: {problem}; a prompt is {{'prompt': TEXT, 'seed': 0}}"
+        ) from error
