@@ -1,4 +1,4 @@
-"""A method that does not cost more for being slow: it can be made to pause, wait and raise from outside."""
+"""A method that tests can make pause, wait and raise from outside."""
 
 import os
 import time
@@ -13,7 +13,8 @@ from distill_bench.method import Batch, Loss, Method, Nets, renoise, toward
 class Slow(Method):
     """The score difference as gradient, with a pause of SLOW_SECONDS.
 
-    It raises while the file `broken` names the run's seed, and its third update waits until there is no file `held`.
+    Raises while the file `broken` names the run's seed. The third update waits while the file
+    `held` exists.
     """
 
     paper: ClassVar[str] = "none"
