@@ -241,7 +241,7 @@ class Method(ABC):
         """
         return {}
 
-    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
+    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
         """Hook after each student update, without gradients; by default it does nothing.
 
         Args:

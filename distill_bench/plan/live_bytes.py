@@ -28,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
         """Forget the stages so far and begin the first of a new list."""
         self.peaks = [self.now]
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
                 self._see(value.untyped_storage(), made=False)

@@ -68,7 +68,7 @@ def _shapes_in(path: Path, _size: int, _mtime_ns: int) -> dict[str, tuple[int, .
 
     try:
         with safe_open(path, "np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"cannot load {path}: {error}") from error
 

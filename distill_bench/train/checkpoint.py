@@ -221,6 +221,6 @@ def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None =
 
 def _under(file: safe_open, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file with a prefix, and their names without: read one by one, for a rank needs but its part of each."""
-    for name in file.keys():  # noqa: SIM118 - no mapping
+    for name in file.keys():
         if name.startswith(f"{prefix}."):
             yield name.removeprefix(f"{prefix}."), file.get_tensor(name)

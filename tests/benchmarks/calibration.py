@@ -17,10 +17,9 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from distill_bench.domain import controls, shapes
 from distill_bench.eval.fvd import DEFAULT, SECOND
 from distill_bench.eval.motion import NOISE, motion
-
-from distill_bench.domain import controls, shapes
 from distill_bench.evaluate.distances import frechet_distance
 from distill_bench.evaluate.extractors import Extractor, load_extractor
 from distill_bench.evaluate.optical_flow import (

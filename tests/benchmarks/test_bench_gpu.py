@@ -1,12 +1,7 @@
 """The benchmark for GPUs runs on a processor at a tiny size, to the table that it makes at size."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import gpu
+import pytest
 
 
 @pytest.mark.slow

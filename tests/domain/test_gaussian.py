@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from distill_bench.eval.exact_divergence import fisher, kl, wasserstein
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
 from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.eval.exact_divergence import fisher, kl, wasserstein
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger

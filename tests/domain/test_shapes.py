@@ -37,7 +37,7 @@ def test_parse_refuses_another_text():
 
 def test_a_clip_depends_on_attributes_and_key_alone():
     once = shapes.render(EVERY[5], 3)
-    np.random.seed(0)  # noqa: NPY002  the global generator must not matter
+    np.random.seed(0)
     assert once.shape == (shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE)
     assert once.dtype == np.uint8
     assert np.array_equal(once, shapes.render(EVERY[5], 3))

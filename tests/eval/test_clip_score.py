@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 import torch
-from distill_bench.eval.clip_score import BLIND, CLIPScore
 
 from distill_bench.domain import controls
+from distill_bench.eval.clip_score import BLIND, CLIPScore
 from distill_bench.evaluate.clip_models import indomain_clip, open_clip_model
 from distill_bench.evaluator import Clips
 from distill_bench.pretrain import fit_encoders

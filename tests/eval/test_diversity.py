@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
+from distill_bench.domain import controls, shapes
 from distill_bench.eval.attributes import AttributeAccuracy, histogram_distance
 from distill_bench.eval.diversity import Diversity, recall_and_coverage, same_prompt_spread
 from distill_bench.eval.fidelity import Fidelity, frame_statistics
-
-from distill_bench.domain import controls, shapes
 from distill_bench.evaluator import Clips
 
 

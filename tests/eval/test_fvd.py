@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
+import calibration
 import numpy as np
 import pytest
-from distill_bench.eval.fvd import DEFAULT, FVD, PUBLISHED, SECOND
 
 from distill_bench.domain import controls
+from distill_bench.eval.fvd import DEFAULT, FVD, PUBLISHED, SECOND
 from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import Clips, order_to_match
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import calibration  # noqa: E402
 
 
 def clips(count: int = 24, first: int = 0) -> Clips:

@@ -2,22 +2,18 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
+import calibration
 import numpy as np
 import pytest
 import torch
-from distill_bench.eval import motion as motion_module
-from distill_bench.eval.motion import Motion, dynamic_degree, motion, noise_floor, ratio_by_clip
+from calibration import disc, texture
 
 from distill_bench.domain import controls, shapes
+from distill_bench.eval import motion as motion_module
+from distill_bench.eval.motion import Motion, dynamic_degree, motion, noise_floor, ratio_by_clip
 from distill_bench.evaluate.optical_flow import farneback_speed, normal_speed, raft_speed
 from distill_bench.evaluator import Clips
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import calibration  # noqa: E402
-from calibration import disc, texture  # noqa: E402
 
 
 def clips(count: int = 24, first: int = 0, pace: float = 1.0) -> Clips:

@@ -8,14 +8,14 @@ import dataclasses
 
 import pytest
 import torch
-from distill_bench.methods.dmd import DMD
-from distill_bench.methods.dmd2 import DMD2
-from distill_bench.methods.sgmd import SGMD
 from torch import Tensor
 
 from distill_bench.discriminator import Head, approximate_r1, renoised_features
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Nets, velocity_loss
+from distill_bench.methods.dmd import DMD
+from distill_bench.methods.dmd2 import DMD2
+from distill_bench.methods.sgmd import SGMD
 from distill_bench.noise import add_noise, over
 
 SHAPE, B = (2, 2, 2, 2), 3

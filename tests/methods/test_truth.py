@@ -8,6 +8,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from distill_bench.domain.gaussian import gaussian_velocity
 from distill_bench.methods.consistency import Consistency
 from distill_bench.methods.decoupled_dmd import DecoupledDMD
 from distill_bench.methods.dmd import DMD
@@ -20,10 +24,6 @@ from distill_bench.methods.sgmd import SGMD
 from distill_bench.methods.sid import SiD
 from distill_bench.methods.tsg_fisher import TSGFisher
 from distill_bench.methods.tsg_sim import TSGSIM
-from torch import Tensor
-from torch.nn.functional import softplus
-
-from distill_bench.domain.gaussian import gaussian_velocity
 from distill_bench.testing.gradient import student_gradient
 
 B, SHAPE = 4, (2, 2, 2, 2)
@@ -355,7 +355,7 @@ class Gaussians:
 
     def __post_init__(self):
         g = torch.Generator().manual_seed(5)
-        draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+        draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
         self.target_mean, self.target_scale = (
             draw(self.d),
             draw(self.d, self.d) / 2 + torch.eye(self.d, dtype=torch.float64),

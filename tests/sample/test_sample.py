@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distill_bench.eval.motion import Motion
 
 from distill_bench.config.identity import run_id
 from distill_bench.config.protocol import protocol, protocol_hash
@@ -16,6 +15,7 @@ from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.domain import controls, shapes
+from distill_bench.eval.motion import Motion
 from distill_bench.networks import pipeline as pipelines
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.sample import write_folder

@@ -144,7 +144,7 @@ def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path
     assert made == len(PROMPTS) + 1, "and the null text"
     (shard,) = folder.glob("*.safetensors")
     with safe_open(shard, "pt") as file:
-        assert sorted(file.get_tensor(key).shape[0] for key in file.keys()) == [0, 3, 4, 5]  # noqa: SIM118
+        assert sorted(file.get_tensor(key).shape[0] for key in file.keys()) == [0, 3, 4, 5]
     fresh = load_pipeline(str(tiny_wan), torch.device("cpu"))
     stored = load_pipeline(str(tiny_wan), torch.device("cpu"), store=tmp_path)
     expected = fresh.encode_text([*PROMPTS, ""])
