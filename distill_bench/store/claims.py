@@ -113,7 +113,7 @@ def process_identity() -> dict[str, Any]:
 
 
 def is_alive(attempt: Path, stale_seconds: float) -> bool:
-    """Whether a process still works in an attempt; see `try_claim` for the rules."""
+    """True if a process still works in an attempt; see `try_claim` for the rules."""
     if (attempt / "exit.json").is_file():
         return False
     start, here = read_start(attempt), process_identity()

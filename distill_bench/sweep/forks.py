@@ -34,7 +34,7 @@ _threads_of_server: list[int] = []  # set by the first fork
 
 
 def can_fork(threads: int) -> bool:
-    """Whether a worker with this many threads can be a fork.
+    """True if a worker with this many threads can be a fork.
 
     The libraries read the number of threads when the server imports them, at the first fork.
     """

@@ -61,7 +61,7 @@ def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> 
 
 
 def _is_left(run_dir: Path, submitted: float) -> bool:
-    """Whether this job should do the run: it has no end, and did not fail since `submitted`."""
+    """True if this job should do the run: no end, and no failure since `submitted`."""
     state = run_state(run_dir)
     if state == "failed":
         records = [attempt / "exit.json" for attempt in attempts(run_dir)[-1:]]

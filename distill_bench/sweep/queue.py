@@ -38,7 +38,7 @@ class SchedulerError(RuntimeError):
 
 
 def slurm_available() -> bool:
-    """Whether this machine can submit to a cluster: `sbatch` is installed and configured.
+    """True if this machine can submit to a cluster: `sbatch` is installed and configured.
 
     Raises:
         SchedulerError: if it is, but the cluster does not answer.
@@ -145,7 +145,7 @@ class Partition:
     requeue: bool
 
     def shortfalls(self, wanted: ClusterConfig) -> list[str]:
-        """What the partition cannot do for such jobs; some would be pending for ever."""
+        """List what the partition cannot do for such jobs; some would be pending for ever."""
         cpus = wanted.processes * wanted.cpus
         memory = wanted.mem_gb or 0
         too_long = self.max_hours is not None and wanted.hours > self.max_hours

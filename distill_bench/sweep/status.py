@@ -79,7 +79,7 @@ def read_statuses(store: Path, entries: Mapping[str, ManifestEntry], queue: Queu
 
 
 def _is_full(store: Path) -> bool:
-    """Whether the store's disk is full, so that a run could not record why it ended."""
+    """True if the store's disk is full, so that runs cannot record why they ended."""
     with contextlib.suppress(OSError):
         return os.statvfs(store).f_bavail == 0
     return False

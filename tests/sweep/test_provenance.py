@@ -10,8 +10,8 @@ from distill_bench import ROOT
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.sweep import manifest, provenance
 
-# Whether a change moves the fingerprint, by module or package; the longest match decides. The files
-# of a package that is named here with a slash only are classified one by one.
+# Module or package -> a change moves the fingerprint; the longest match decides. `config` and `sample`
+# are classified file by file.
 COUNTS = {
     "__init__": False,
     "autoencoder": True,
@@ -63,7 +63,7 @@ COUNTS = {
 
 
 def counts(module: str) -> bool:
-    """Whether a module, e.g. "train/loop", belongs to the fingerprint."""
+    """True if a module, e.g. "train/loop", belongs to the fingerprint."""
     if module.endswith("__main__"):
         return False
     matches = [name for name in COUNTS if f"{module}/".startswith(f"{name}/")]
@@ -88,7 +88,7 @@ def fingerprint(code: Path) -> str:
 
 
 def moves(code: Path, path: Path, change: str = "\nCHANGED = 1\n") -> bool:
-    """Whether a change of one file moves the fingerprint."""
+    """True if a change of one file moves the fingerprint."""
     before, source = fingerprint(code), path.read_text()
     path.write_text(source + change)
     after = fingerprint(code)
