@@ -45,7 +45,7 @@ def test_an_unknown_architecture_names_the_known_ones_and_the_file_to_imitate(co
     change(copy / "transformer", _class_name="HunyuanVideoTransformer3DModel")
     said = refused(teacher=str(copy))
     assert "HunyuanVideoTransformer3DModel" in said and "cogvideox, ltxvideo, wan" in said
-    assert "imitate distill_bench/architectures/wan.py" in said
+    assert "imitate distill_bench/teachers/architectures/wan.py" in said
 
 
 def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
@@ -79,7 +79,7 @@ def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
     [
         (
             {"frames": 1},
-            "frames 1 is too short for the teacher tiny-wan: a clip has two latents in time at least, here 5 frames",
+            "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, here at least 5 frames",
         ),
         ({"frames": 7}, "frames 7 must be 1 more than a multiple of 4"),
         ({"height": 24}, "height 24 must be a multiple of 16"),
@@ -162,7 +162,7 @@ def test_a_config_that_asks_for_other_blocks_than_there_are_is_refused_before_a_
 def test_cogvideox_has_positions_for_clips_of_its_training_alone(tmp_path):
     pipelines.save("cogvideox-1.5", tmp_path / "cog")
     said = refused(teacher=str(tmp_path / "cog"), frames=9, height=48, width=32)
-    assert said == "height 48: 32 is the most that the teacher cog has positions for"
+    assert said == "height 48: the teacher cog has positions up to 32"
 
 
 def test_a_student_without_weights_is_refused_before_a_job(tiny_wan, copy):
@@ -256,12 +256,13 @@ def test_weights_of_another_shape_are_one_line(copy):
 
 def test_a_student_takes_its_teachers_latents_and_texts(tiny_wan, copy):
     change(copy / "transformer", text_dim=32)
-    assert "student broken: texts of width: 32, the teacher tiny-wan has 16" in refused(
+    assert "student broken: its text width is 32, that of the teacher tiny-wan is 16" in refused(
         teacher=str(tiny_wan), student=str(copy)
     )
     change(copy / "transformer", text_dim=16, in_channels=16, out_channels=16)
-    assert "student broken: latents of channels: 16, the teacher tiny-wan has 4" in refused(
-        teacher=str(tiny_wan), student=str(copy)
+    assert (
+        "student broken: its number of latent channels is 16, that of the teacher tiny-wan is 4"
+        in refused(teacher=str(tiny_wan), student=str(copy))
     )
     assert "no teacher 'nowhere'" in refused(teacher=str(tiny_wan), student="nowhere")
     assert "gaussian" in refused(teacher="gaussian", student=str(tiny_wan))

@@ -1,8 +1,8 @@
-"""Architectures of video diffusion, one file each: what a network is called with, and what its latents and texts are.
+"""Architectures of video diffusion, one per file: how a network is called, its latents and texts.
 
 The file name is the registry: a pipeline whose transformer/config.json names an
-`XyTransformer3DModel` is read by xy.py here, which holds one `Architecture`. wan.py is the one to
-imitate. diffusers is imported where it is used: it takes seconds.
+`XyTransformer3DModel` is read by xy.py, which holds one subclass of `Architecture`. Imitate wan.py.
+diffusers takes seconds to import, so it is imported where it is used.
 """
 
 import importlib
@@ -23,26 +23,27 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
 SUFFIX = "Transformer3DModel"
-OWN_AUTOENCODER = (
-    "FrameAutoencoder"  # `distill_bench.autoencoder`: it may stand in for any architecture's
-)
+OWN_AUTOENCODER = "FrameAutoencoder"  # `distill_bench.autoencoder`; allowed for any architecture
 
-Call = Callable[..., Tensor]  # the network: its own arguments, without return_dict -> its output
+# runs the network: its own arguments without return_dict -> its output
+Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the pipeline of one folder is used, by its configs. This one is the plain call, (x_t, 1000 sigma, text) -> velocity."""
+    """Use of one pipeline folder, decided by its configs.
 
-    PIPELINE: ClassVar[str] = ""  # names of classes in diffusers and transformers
+    The base class is the plain call, (x_t, 1000 sigma, text) -> velocity. Subclasses give names of
+    classes in diffusers and transformers, and keys of configs.
+    """
+
+    PIPELINE: ClassVar[str] = ""
     AUTOENCODER: ClassVar[str] = ""
     TEXT_ENCODER: ClassVar[str] = ""
-    TEXT_LENGTH: ClassVar[int] = 0  # tokens of a prompt, where the tokenizer does not say fewer
+    TEXT_LENGTH: ClassVar[int] = 0  # tokens per prompt, unless the tokenizer allows fewer
     TEXT_WIDTH: ClassVar[str] = ""  # key of the transformer's config
-    LATENT_CHANNELS: ClassVar[str] = "latent_channels"  # key of the autoencoder's
-    FRAMEWISE: ClassVar[bool] = (
-        False  # the autoencoder decodes few frames at a time, but only where it is told to
-    )
+    LATENT_CHANNELS: ClassVar[str] = "latent_channels"  # key of the autoencoder's config
+    FRAMEWISE: ClassVar[bool] = False  # the autoencoder decodes a few frames at a time if asked to
 
     folder: Path | None = None
     transformer: Mapping[str, Any] = field(default_factory=dict)
@@ -54,49 +55,53 @@ class Architecture:
     def velocity(
         self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
     ) -> Tensor:
-        """The velocity (B, C, T, H, W) at x_t (B, C, T, H, W), sigma (B,) in (0, 1], text (B, L, D).
+        """Velocity noise - x0 of the network, (B, C, T, H, W).
 
-        `call` runs the network, whatever weights it is to run with; `net` is asked for its config
-        alone.
+        Args:
+            net: read for its config only.
+            call: runs the network, possibly with other weights.
+            x_t: (B, C, T, H, W).
+            sigma: (B,) in (0, 1].
+            text: (B, L, D).
         """
         return call(x_t, 1000 * sigma, text)
 
     def blocks(self, net: nn.Module) -> nn.ModuleList:
-        """The blocks that the network runs one after the other."""
+        """The blocks of the network, in the order in which they run."""
         return net.blocks
 
     def tokens(self, output: Any) -> Tensor:
-        """The video's tokens (B, N, width) in the output of a block."""
+        """The video's tokens (B, N, width) in a block's output."""
         return output
 
     # ---- shapes
 
     @property
     def fps(self) -> float | None:
-        """Frames a second that the model was trained at; None where the autoencoder is not its own."""
+        """Frames per second that the model was trained at; None with another autoencoder."""
         return self.own_fps if self.vae.get("_class_name") == self.AUTOENCODER else None
 
     @property
     def own_fps(self) -> float:
-        """Frames a second of the architecture itself."""
+        """Frames per second of the released model."""
         raise NotImplementedError
 
     def own_strides(self) -> tuple[int, int]:
-        """Frames and pixels that a latent stands for: temporal, spatial."""
+        """Frames and pixels per latent of its own autoencoder: temporal, spatial."""
         raise NotImplementedError
 
     def strides(self) -> tuple[int, int]:
-        """Likewise, of the autoencoder that is there: without one latents are pixels."""
+        """Frames and pixels per latent of the folder's autoencoder; (1, 1) without one."""
         if not self.vae:
             return 1, 1
         return (1, 4) if self.vae["_class_name"] == OWN_AUTOENCODER else self.own_strides()
 
     def patch(self) -> tuple[int, int, int]:
-        """Latents of a token: temporal, vertical, horizontal."""
+        """Latents per token: temporal, vertical, horizontal."""
         raise NotImplementedError
 
     def frames_rule(self) -> tuple[int, int]:
-        """(n, rest): a clip has `rest` frames more than a multiple of n."""
+        """(n, rest): the number of frames must be a multiple of n, plus `rest`."""
         temporal, patch = self.strides()[0], self.patch()[0]
         return temporal * patch, (1 + temporal * (patch - 1)) % (temporal * patch)
 
@@ -111,27 +116,28 @@ class Architecture:
         )
 
     def mismatch(self) -> str | None:
-        """Why the parts of the folder do not belong together, or None."""
-        made, taken = self.vae.get(self.LATENT_CHANNELS), self.transformer.get("in_channels")
-        given = self.transformer.get("out_channels") or taken
-        if taken != given:
+        """Reason why the parts of the folder do not belong together; None if they do."""
+        encoded = self.vae.get(self.LATENT_CHANNELS)
+        inputs = self.transformer.get("in_channels")
+        outputs = self.transformer.get("out_channels") or inputs
+        if inputs != outputs:
             return (
-                f"its transformer takes latents of {taken} channels and gives {given}: it is "
-                "no text-to-video model"
+                f"its transformer takes latents of {inputs} channels and gives {outputs}: "
+                "it is no text-to-video model"
             )
-        if made is not None and made != taken:
+        if encoded is not None and encoded != inputs:
             return (
-                f"its autoencoder makes latents of {made} channels, its transformer takes "
-                f"{taken}: they are of two models"
+                f"its autoencoder makes latents of {encoded} channels, its transformer takes "
+                f"{inputs}: they belong to two models"
             )
         return None
 
     def unfit(self, frames: int, height: int, width: int) -> str | None:
-        """Why clips of this size cannot be made, or None."""
+        """Reason why clips of this size are impossible; None if they are possible."""
         name = f"the teacher {self.folder.name}"
-        wrong = self.mismatch()
-        if wrong is not None:
-            return f"{name}: {wrong}"
+        reason = self.mismatch()
+        if reason is not None:
+            return f"{name}: {reason}"
         (temporal, spatial), patch = self.strides(), self.patch()
         for key, size, multiple in (
             ("height", height, spatial * patch[1]),
@@ -146,85 +152,77 @@ class Architecture:
         if frames <= temporal:
             least = next(f for f in range(temporal + 1, temporal + 1 + n) if f % n == rest % n)
             return (
-                f"frames {frames} is too short for {name}: a clip has two latents in time at "
-                f"least, here {least} frames"
+                f"frames {frames} is too short for {name}: a clip needs two latents in time, "
+                f"here at least {least} frames"
             )
         return None
 
     def unlike(self, student: "Architecture") -> str | None:
-        """Why the pipeline of another folder cannot be this teacher's student, or None."""
-        for what, mine, its in (
+        """Reason why another pipeline cannot be this teacher's student; None if it can."""
+        own, other = self.transformer, student.transformer
+        for name, wanted, found in (
+            ("transformer", own["_class_name"], other.get("_class_name")),
+            ("number of latent channels", own.get("in_channels"), other.get("in_channels")),
+            ("text width", own.get(self.TEXT_WIDTH), other.get(self.TEXT_WIDTH)),
             (
-                "a transformer",
-                self.transformer["_class_name"],
-                student.transformer.get("_class_name"),
-            ),
-            (
-                "latents of channels",
-                self.transformer.get("in_channels"),
-                student.transformer.get("in_channels"),
-            ),
-            (
-                "texts of width",
-                self.transformer.get(self.TEXT_WIDTH),
-                student.transformer.get(self.TEXT_WIDTH),
-            ),
-            (
-                "one timestep a token",
+                "expand_timesteps",
                 self.index.get("expand_timesteps", False),
                 student.index.get("expand_timesteps", False),
             ),
         ):
-            if mine != its:
-                return f"{what}: {its}, the teacher {self.folder.name} has {mine}"
+            if wanted != found:
+                return f"its {name} is {found}, that of the teacher {self.folder.name} is {wanted}"
         return None
 
     # ---- texts and clips
 
     def text_length(self, tokenizer: Any) -> int:
-        """Tokens of every prompt's embedding."""
+        """Tokens per prompt's embedding."""
         return min(tokenizer.model_max_length, self.TEXT_LENGTH)
 
     def encode_text(self, pipeline: "DiffusionPipeline", prompts: list[str], length: int) -> Tensor:
-        """Embeddings (B, L, D) of prompts by the pipeline's own text encoder; what it masks is zero."""
+        """Embeddings (B, L, D) of prompts by the pipeline's encoder; masked tokens are zero."""
         return pipeline.encode_prompt(
             prompts, do_classifier_free_guidance=False, max_sequence_length=length
         )[0]
 
     def at_size(self, vae: nn.Module) -> None:
-        """Have an autoencoder take one clip at a time, and large frames in tiles: below their size no value changes."""
+        """Make an autoencoder process one clip at a time, and large frames in tiles.
+
+        Frames smaller than a tile keep their values to the bit.
+        """
         vae.enable_slicing()
         vae.enable_tiling(**self.tiles())
         if self.FRAMEWISE:
             vae.use_framewise_decoding = True
 
     def tiles(self) -> dict[str, int]:
-        """Sizes for the autoencoder's `enable_tiling`; where there are none it has its own."""
+        """Arguments of the autoencoder's `enable_tiling`; empty: its own defaults."""
         return {}
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """Video (B, 3, F, Y, X), about [-1, 1], of latents (B, C, T, H, W)."""
+        """Video (B, 3, F, Y, X), roughly in [-1, 1], of latents (B, C, T, H, W)."""
         raise NotImplementedError
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
-        """Latents (B, C, T, H, W), about of unit variance, of a video (B, 3, F, Y, X) in [-1, 1]."""
+        """Latents (B, C, T, H, W), variance about 1, of a video (B, 3, F, Y, X) in [-1, 1]."""
         raise NotImplementedError
 
-    # ---- out
+    # ---- sampling and export
 
     def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
-        """Noise (C, T, H, W) for a step of one clip, in the order in which diffusers' pipeline and its scheduler draw it."""
+        """Noise (C, T, H, W) for one step of one clip, drawn in diffusers' order."""
         return torch.randn(*shape, generator=draws)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
-        """A scheduler with which diffusers' pipeline samples the student as `distill_bench.rollout` does."""
-        from distill_bench.schedulers import flow_matching
+        """Scheduler with which diffusers' pipeline takes the steps of `distill_bench.rollout`."""
+        from distill_bench.schedulers import flow_matching  # imports diffusers
 
         return flow_matching(nfe, shift, stepping)
 
 
 def known() -> list[str]:
-    """Names of the files here."""
+    """Names of the architectures."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -232,7 +230,7 @@ def architecture_of(folder: Path) -> Architecture:
     """The architecture of a pipeline folder.
 
     Raises:
-        TeacherError: if nobody knows it.
+        TeacherError: if no architecture reads its transformer.
     """
     transformer = read_config(folder / "transformer")
     name = transformer.get("_class_name", "")
@@ -240,19 +238,21 @@ def architecture_of(folder: Path) -> Architecture:
     if not name.endswith(SUFFIX) or key not in known():
         raise TeacherError(
             f"{folder}: its transformer is a {name or 'network without config.json'}, which no "
-            "architecture reads; known: "
-            f"{', '.join(known())}; to add one, imitate distill_bench/architectures/wan.py"
+            f"architecture reads; known: {', '.join(known())}; to add one, imitate "
+            "distill_bench/teachers/architectures/wan.py"
         )
     module = importlib.import_module(f"{__name__}.{key}")
-    classes = [
-        c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__
-    ]
-    (found,) = (c for c in classes if issubclass(c, Architecture))
-    return found(
-        folder, transformer, read_config(folder / "vae"), read_config(folder, "model_index.json")
+    (architecture,) = (
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and issubclass(value, Architecture)
     )
+    vae = read_config(folder / "vae")
+    return architecture(folder, transformer, vae, read_config(folder, "model_index.json"))
 
 
 def architecture_called(net: nn.Module) -> Architecture:
-    """The architecture that knows how a network is called: that of its folder, else the plain call."""
+    """The architecture that calls a network: its folder's, else the plain call."""
     return getattr(net, "architecture", None) or Architecture()

@@ -1,9 +1,9 @@
-"""CogVideoX: a variance-preserving network of v or epsilon, made the velocity of flow matching; T5 texts, padding and all.
+"""CogVideoX: a variance-preserving network of v or epsilon, read as a velocity; padded T5 texts.
 
-With z = a x0 + b noise, a^2 + b^2 = 1, the level of x_t = (1 - sigma) x0 + sigma noise is that of
-equal b / a, and z is x_t over sqrt((1 - sigma)^2 + sigma^2): nothing but a scale lies between the
-two, so the conversion is exact at every step of the network's own schedule. Between two of its
-steps the timestep is interpolated in sigma.
+The network takes z = a x0 + b noise with a^2 + b^2 = 1. The x_t = (1 - sigma) x0 + sigma noise with
+the same ratio b / a equals z times sqrt((1 - sigma)^2 + sigma^2), so the conversion is a change of
+scale, exact at every step of the network's own schedule. Between two of its steps, the timestep is
+interpolated in sigma.
 """
 
 from functools import cached_property
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CogVideoX(Architecture):
-    """CogVideoX and CogVideoX 1.5 by CogVideoXPipeline's parts."""
+    """CogVideoX and CogVideoX 1.5, with the parts of CogVideoXPipeline."""
 
     PIPELINE: ClassVar[str] = "CogVideoXPipeline"
     AUTOENCODER: ClassVar[str] = "AutoencoderKLCogVideoX"
@@ -50,17 +50,17 @@ class CogVideoX(Architecture):
         return net.transformer_blocks
 
     def tokens(self, output: Any) -> Tensor:
-        return output[0]  # the text's follow
+        return output[0]  # the text's tokens follow
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
-        """Config of the folder's scheduler: what the network predicts, and at which levels."""
+        """Config of the folder's scheduler: the network's prediction type and noise levels."""
         config = read_config(self.folder / "scheduler", "scheduler_config.json")
-        return config.get("trained", config)  # of an exported student
+        return config.get("trained", config)  # an exported student's scheduler wraps the teacher's
 
     @cached_property
     def sigmas(self) -> Tensor:
-        """The noise level of flow matching at each timestep of the network, rising, (1000,), float64."""
+        """Sigma at each timestep of the network, rising, (1000,), float64."""
         from diffusers import CogVideoXDDIMScheduler
 
         return vp_sigmas(CogVideoXDDIMScheduler.from_config(self.scheduler).alphas_cumprod)
@@ -74,18 +74,16 @@ class CogVideoX(Architecture):
         return self.transformer.get("patch_size_t")
 
     def own_strides(self) -> tuple[int, int]:
-        return int(self.vae.get("temporal_compression_ratio", 4)), 2 ** (
-            len(self.vae["block_out_channels"]) - 1
-        )
+        spatial = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return int(self.vae.get("temporal_compression_ratio", 4)), spatial
 
     def patch(self) -> tuple[int, int, int]:
         patch = self.transformer.get("patch_size", 2)
         return self._patch_t or 1, patch, patch
 
     def frames_rule(self) -> tuple[int, int]:
-        return 2 * self.strides()[
-            0
-        ], 1  # its autoencoder decodes two latents at a time, after the first
+        # after the first, its autoencoder decodes two latents at a time
+        return 2 * self.strides()[0], 1
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         channels, times, *size = super().latent_shape(frames, height, width)
@@ -97,62 +95,52 @@ class CogVideoX(Architecture):
             return f"its scheduler's prediction_type is {kind!r}; known: v_prediction, epsilon"
         if kind == "epsilon" and self.scheduler.get("rescale_betas_zero_snr"):
             return (
-                "its network predicts epsilon where nothing but noise is left "
-                "(rescale_betas_zero_snr): that says nothing of x0"
+                "its network predicts epsilon and its schedule ends in pure noise "
+                "(rescale_betas_zero_snr), where epsilon does not determine x0"
             )
         return super().mismatch()
 
     def unfit(self, frames: int, height: int, width: int) -> str | None:
-        why = super().unfit(frames, height, width)
-        if (
-            why is not None
-            or not self._patch_t
-            or not self.transformer.get("use_rotary_positional_embeddings")
-        ):
-            return why
-        for key, size in (
-            ("height", height),
-            ("width", width),
-        ):  # its positions are a slice of those it was trained with
-            most = self.transformer.get(f"sample_{key}", size) * self.strides()[1]
-            if size > most:
-                return (
-                    f"{key} {size}: {most} is the most that the teacher {self.folder.name} has "
-                    "positions for"
-                )
+        reason = super().unfit(frames, height, width)
+        rotary = self.transformer.get("use_rotary_positional_embeddings")
+        if reason is not None or not self._patch_t or not rotary:
+            return reason
+        # positions are a slice of those of the training
+        for key, size in (("height", height), ("width", width)):
+            largest = self.transformer.get(f"sample_{key}", size) * self.strides()[1]
+            if size > largest:
+                name = self.folder.name
+                return f"{key} {size}: the teacher {name} has positions up to {largest}"
         return None
 
     def text_length(self, tokenizer: Any) -> int:
         return self.transformer.get("max_text_seq_length", 226)
 
     def tiles(self) -> dict[str, int]:
-        # they overlap by a sixth and a fifth, and fit together where those are whole latents, as of the released sizes
-        stride, sizes = self.own_strides()[1], {}
+        # Tiles overlap by a sixth of their height and a fifth of their width. They fit together only
+        # if that is a whole number of latents, as for the released sizes.
+        stride = self.own_strides()[1]
+        sizes = {}
         for axis, share, usual in (("height", 6, 480), ("width", 5, 720)):
             latents = self.vae.get(f"sample_{axis}", usual) // 2 // stride
             sizes[f"tile_sample_min_{axis}"] = max(share, latents // share * share) * stride
         return sizes
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        padded = 1 - latents.shape[2] % 2  # there to fill a patch, in front
+        padded = 1 - latents.shape[2] % 2  # a first latent that only fills a patch
         return vae.decode(1 / vae.config.scaling_factor * latents[:, :, padded:]).sample
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode() * vae.config.scaling_factor
-        return torch.cat(
-            [
-                latents[:, :, :1].expand(-1, -1, -latents.shape[2] % (self._patch_t or 1), -1, -1),
-                latents,
-            ],
-            2,
-        )
+        missing = -latents.shape[2] % (self._patch_t or 1)
+        return torch.cat([latents[:, :, :1].expand(-1, -1, missing, -1, -1), latents], 2)
 
     def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
         channels, times, *size = shape
         return torch.randn(times, channels, *size, generator=draws).transpose(0, 1)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
-        from distill_bench.schedulers import CogVideoXStudentScheduler
+        from distill_bench.schedulers import CogVideoXStudentScheduler  # imports diffusers
 
         return CogVideoXStudentScheduler(self.scheduler, shift, stepping)
 
@@ -170,7 +158,7 @@ class CogVideoX(Architecture):
 
     @cached_property
     def _rotaries(self) -> dict[tuple, tuple[Tensor, Tensor]]:
-        return {}  # of the networks of this object alone: others may be rehearsed on fake tensors
+        return {}  # per object: another one may hold fake tensors of a memory rehearsal
 
 
 def _rotary(
@@ -181,7 +169,11 @@ def _rotary(
     slices: bool,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the positions, as CogVideoXPipeline makes them: 1.0 crops a base grid, 1.5 slices it."""
+    """Cosines and sines of the positions, as CogVideoXPipeline makes them.
+
+    CogVideoX 1.0 crops a base grid, 1.5 slices it.
+    """
+    # diffusers takes seconds
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 

@@ -1,7 +1,7 @@
-"""LTX-Video: flow matching on latents packed to tokens; T5 texts with an attention mask; positions in seconds.
+"""LTX-Video: flow matching on latents packed to tokens, T5 texts with a mask, positions in seconds.
 
-A masked row of a text is zero here, and the mask is read off that: it takes no part in attention
-either way.
+Masked rows of a text are zero here, and the mask is read off them. They are ignored by the
+attention either way.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LTXVideo(Architecture):
-    """LTX-Video by LTXPipeline's parts."""
+    """LTX-Video, with the parts of LTXPipeline."""
 
     PIPELINE: ClassVar[str] = "LTXPipeline"
     AUTOENCODER: ClassVar[str] = "AutoencoderKLLTXVideo"
@@ -51,22 +51,19 @@ class LTXVideo(Architecture):
         return 25.0
 
     def own_strides(self) -> tuple[int, int]:
-        scalings = 2 ** sum(self.vae.get("spatio_temporal_scaling", (True, True, True, False)))
-        temporal, spatial = (
-            self.vae.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial")
+        scaling = 2 ** sum(self.vae.get("spatio_temporal_scaling", (True, True, True, False)))
+        temporal = self.vae.get("temporal_compression_ratio")
+        spatial = self.vae.get("spatial_compression_ratio")
+        return (
+            temporal or self.vae.get("patch_size_t", 1) * scaling,
+            spatial or self.vae.get("patch_size", 4) * scaling,
         )
-        return temporal or self.vae.get("patch_size_t", 1) * scalings, spatial or self.vae.get(
-            "patch_size", 4
-        ) * scalings
 
     def patch(self) -> tuple[int, int, int]:
         return 1, 1, 1
 
     def mismatch(self) -> str | None:
-        if (self.transformer.get("patch_size", 1), self.transformer.get("patch_size_t", 1)) != (
-            1,
-            1,
-        ):
+        if any(self.transformer.get(key, 1) != 1 for key in ("patch_size", "patch_size_t")):
             return "its transformer patches its latents, which no released LTX-Video does"
         return super().mismatch()
 
@@ -77,33 +74,30 @@ class LTXVideo(Architecture):
         return embeddings * mask.unsqueeze(-1)
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        latents = latents * _over(vae.latents_std, latents) / vae.config.scaling_factor + _over(
-            vae.latents_mean, latents
-        )
+        std, mean = _broadcast(vae.latents_std, latents), _broadcast(vae.latents_mean, latents)
+        latents = latents * std / vae.config.scaling_factor + mean
         timestep = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
         with torch.random.fork_rng(enabled=any(vae.config.decoder_inject_noise)):
-            torch.manual_seed(0)  # some of its decoders add noise: always the same
+            torch.manual_seed(0)  # some decoders add noise: always the same
             return vae.decode(latents, timestep).sample
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode()
-        return (
-            (latents - _over(vae.latents_mean, latents))
-            * vae.config.scaling_factor
-            / _over(vae.latents_std, latents)
-        )
+        std, mean = _broadcast(vae.latents_std, latents), _broadcast(vae.latents_mean, latents)
+        return (latents - mean) * vae.config.scaling_factor / std
 
     def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
-        if step == 0:  # the pipeline packs what it has drawn; its scheduler draws packed
+        if step == 0:  # drawn by the pipeline, which then packs; later noise is drawn packed
             return super().draw(shape, step, draws)
         channels, *size = shape
         return torch.randn(math.prod(size), channels, generator=draws).T.unflatten(1, size)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
-        from distill_bench.schedulers import flow_matching
+        from distill_bench.schedulers import flow_matching  # imports diffusers
 
         return flow_matching(nfe, shift, stepping, spaced=True)
 
 
-def _over(statistic: Any, like: Tensor) -> Tensor:
+def _broadcast(statistic: Any, like: Tensor) -> Tensor:
+    """A statistic per channel, shaped to broadcast over (B, C, T, H, W)."""
     return statistic.to(like.device, like.dtype).reshape(1, -1, 1, 1, 1)

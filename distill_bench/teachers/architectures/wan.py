@@ -1,7 +1,7 @@
-"""Wan2.1 and Wan2.2 text-to-video of one transformer: flow matching in their own convention; UMT5 texts, padded with zeros.
+"""Wan2.1 and Wan2.2 with one transformer: flow matching, UMT5 texts padded with zeros.
 
-Wan2.2-TI2V-5B (`expand_timesteps`) has a timestep for each token, and an autoencoder of stride 16
-with 48 channels.
+Wan2.2-TI2V-5B (`expand_timesteps`) has one timestep per token, and an autoencoder of stride 16 with
+48 channels.
 """
 
 from typing import ClassVar
@@ -13,7 +13,7 @@ from distill_bench.teachers.architectures import Architecture, Call
 
 
 class Wan(Architecture):
-    """Wan by WanPipeline's parts."""
+    """Wan, with the parts of WanPipeline."""
 
     PIPELINE: ClassVar[str] = "WanPipeline"
     AUTOENCODER: ClassVar[str] = "AutoencoderKLWan"
@@ -27,10 +27,10 @@ class Wan(Architecture):
     ) -> Tensor:
         timestep = 1000 * sigma
         if self.index.get("expand_timesteps"):
-            (_, _, frames, height, width), (_, vertical, horizontal) = x_t.shape, self.patch()
-            timestep = timestep[:, None].expand(
-                -1, frames * -(-height // vertical) * -(-width // horizontal)
-            )
+            frames, height, width = x_t.shape[2:]
+            _, vertical, horizontal = self.patch()
+            tokens = frames * -(-height // vertical) * -(-width // horizontal)
+            timestep = timestep[:, None].expand(-1, tokens)
         return call(x_t, timestep, text)
 
     @property
@@ -46,14 +46,14 @@ class Wan(Architecture):
     def mismatch(self) -> str | None:
         if self.index.get("boundary_ratio") is not None:
             return (
-                "it has two transformers, one below a noise level: such a teacher is not "
-                "supported, Wan2.1 and TI2V-5B are"
+                "it has two transformers, one for low and one for high noise, which is not "
+                "supported; Wan2.1 and Wan2.2-TI2V-5B are"
             )
         return super().mismatch()
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         mean, std = _statistics(vae, latents)
-        return vae.decode(latents / (1 / std) + mean).sample  # as WanPipeline rounds it
+        return vae.decode(latents / (1 / std) + mean).sample  # rounds as WanPipeline does
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode()
@@ -62,8 +62,9 @@ class Wan(Architecture):
 
 
 def _statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    values = vae.config.latents_mean, vae.config.latents_std
-    return tuple(
-        torch.tensor(each, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1, 1)
-        for each in values
+    """Mean and standard deviation per channel, shaped to broadcast over (B, C, T, H, W)."""
+    mean, std = (
+        torch.tensor(values, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
     )
+    return mean, std
