@@ -12,7 +12,7 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.noise import student_sigmas
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json, read_jsonl
-from distill_bench.teachers.architectures import OWN_AUTOENCODER, Architecture
+from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture
 from distill_bench.train import checkpoint
 
 STEPS = {

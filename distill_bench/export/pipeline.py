@@ -22,7 +22,7 @@ from distill_bench.export.card import card, snippet
 from distill_bench.networks.adapters import lora_config, merge_adapter
 from distill_bench.networks.pipeline import check_content, load_transformer
 from distill_bench.networks.precision import cast
-from distill_bench.teachers.architectures import architecture_of
+from distill_bench.teachers.architecture import architecture_of
 from distill_bench.teachers.contents import read_config
 from distill_bench.teachers.embeddings import has_text_encoder
 from distill_bench.teachers.folder import teacher_folder

@@ -12,7 +12,7 @@ from distill_bench.networks.adapters import Adapted
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.sharding import Reached
 from distill_bench.noise import velocity_to_x0
-from distill_bench.teachers.architectures import Call, architecture_called
+from distill_bench.teachers.architecture import Call, architecture_called
 
 
 class Denoiser:

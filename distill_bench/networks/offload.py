@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from distill_bench.teachers.architectures import architecture_called
+from distill_bench.teachers.architecture import architecture_called
 
 
 class Streamed(nn.Module):

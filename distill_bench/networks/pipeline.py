@@ -19,7 +19,7 @@ from distill_bench.domain import shapes
 from distill_bench.networks.denoiser import forward_flops
 from distill_bench.networks.loading import load_part
 from distill_bench.networks.text_pipeline import TextPipeline, load_texts
-from distill_bench.teachers.architectures import OWN_AUTOENCODER, Architecture, architecture_of
+from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.teachers.contents import content_hash
 from distill_bench.teachers.diffusers_folder import autoencoder_class
 from distill_bench.teachers.folder import TeacherError, teacher_folder

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill_bench.networks.precision import kept_in_float32
-from distill_bench.teachers.architectures import architecture_called
+from distill_bench.teachers.architecture import architecture_called
 
 
 class Reached(Exception):

@@ -15,7 +15,7 @@ from torch import Tensor
 from distill_bench.networks.loading import load_part, naming_folder
 from distill_bench.networks.ranks import ranks
 from distill_bench.store.claims import once
-from distill_bench.teachers.architectures import Architecture, architecture_of
+from distill_bench.teachers.architecture import Architecture, architecture_of
 from distill_bench.teachers.embeddings import (
     Embeddings,
     Texts,

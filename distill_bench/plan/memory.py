@@ -16,7 +16,7 @@ from distill_bench.plan.prediction import Prediction, extrapolate, sharded
 from distill_bench.plan.rehearsal import rehearsed
 from distill_bench.plan.sampling import sampling_peak
 from distill_bench.plan.too_large import too_large, too_large_to_sample
-from distill_bench.teachers.architectures import architecture_of
+from distill_bench.teachers.architecture import architecture_of
 from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import find_teacher
 

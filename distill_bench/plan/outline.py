@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.pipeline import DiffusersPipeline
-from distill_bench.teachers.architectures import OWN_AUTOENCODER, architecture_of
+from distill_bench.teachers.architecture import OWN_AUTOENCODER, architecture_of
 from distill_bench.teachers.contents import read_config
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.folder import teacher_folder

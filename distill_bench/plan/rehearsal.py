@@ -18,7 +18,7 @@ from distill_bench.plan.fake import FakeDraws, fake_tensors
 from distill_bench.plan.live_bytes import LiveBytes, device_bytes, offloaded_bytes, total_bytes
 from distill_bench.plan.outline import Outline, outline
 from distill_bench.plan.prediction import MOMENTS, Prediction
-from distill_bench.teachers.architectures import architecture_called
+from distill_bench.teachers.architecture import architecture_called
 from distill_bench.train.assemble import assemble
 from distill_bench.train.inputs import Provider, needs_of
 from distill_bench.train.phase import Phase

@@ -9,7 +9,7 @@ from distill_bench.teachers.contents import read_config, weight_shapes
 from distill_bench.teachers.folder import TeacherError, is_outline
 
 if TYPE_CHECKING:
-    from distill_bench.teachers.architectures import Architecture
+    from distill_bench.teachers.architecture import Architecture
 
 COPY_ALL = "download or copy the whole folder"
 
@@ -72,7 +72,7 @@ def autoencoder_class(architecture: "Architecture") -> str | None:
     Raises:
         TeacherError: if it belongs to another architecture.
     """
-    from distill_bench.teachers.architectures import OWN_AUTOENCODER  # torch takes seconds
+    from distill_bench.teachers.architecture import OWN_AUTOENCODER  # torch takes seconds
 
     folder = architecture.folder
     if not architecture.vae:
@@ -94,7 +94,7 @@ def autoencoder_class(architecture: "Architecture") -> str | None:
 
 
 def _architecture(folder: Path) -> "Architecture":
-    from distill_bench.teachers.architectures import architecture_of  # torch takes seconds
+    from distill_bench.teachers.architecture import architecture_of  # torch takes seconds
 
     return architecture_of(folder)
 

@@ -29,7 +29,7 @@ from distill_bench.rollout import rollout
 from distill_bench.sample.clip_files import read_clip
 from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.run import sample
-from distill_bench.teachers.architectures import architecture_of
+from distill_bench.teachers.architecture import architecture_of
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
 from distill_bench.train.setup import build_from

@@ -16,7 +16,8 @@ from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
 from distill_bench.networks.pipeline import load_pipeline, load_transformer, pipeline_of
 from distill_bench.networks.text_pipeline import load_texts
-from distill_bench.teachers import contents
+from distill_bench.teachers import architectures, contents
+from distill_bench.teachers.architecture import architecture_of
 from distill_bench.teachers.folder import TeacherError
 
 RUN = {"method": "dmd2", "frames": 5, "height": 16, "width": 16}
@@ -49,14 +50,15 @@ def test_an_unknown_architecture_names_the_known_ones_and_the_file_to_imitate(co
 
 
 def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
-    import distill_bench.teachers.architectures as package
-
     (tmp_path / "more").mkdir()
-    code = "from distill_bench.teachers.architectures.wan import Wan\n\nclass Mine(Wan):\n    own_fps = 7.0\n"
+    code = "from distill_bench.teachers.architectures.wan import Wan\n\n"
+    code += "class Mine(Wan):\n    own_fps = 7.0\n"
     (tmp_path / "more" / "mine.py").write_text(code)
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "more")])
+    monkeypatch.setattr(
+        architectures, "__path__", [*architectures.__path__, str(tmp_path / "more")]
+    )
     change(copy / "transformer", _class_name="MineTransformer3DModel")
-    assert package.architecture_of(copy).fps == 7.0
+    assert architecture_of(copy).fps == 7.0
 
 
 def test_an_autoencoder_of_another_model_is_refused(copy):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_bench.noise import over, vp_scale, vp_sigmas, vp_timestep, vp_velocity
-from distill_bench.teachers.architectures import Architecture, Call
+from distill_bench.teachers.architecture import Architecture, Call
 from distill_bench.teachers.contents import read_config
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class CogVideoX(Architecture):
     @cached_property
     def sigmas(self) -> Tensor:
         """Sigma at each timestep of the network, rising, (1000,), float64."""
-        from diffusers import CogVideoXDDIMScheduler
+        from diffusers import CogVideoXDDIMScheduler  # takes seconds
 
         return vp_sigmas(CogVideoXDDIMScheduler.from_config(self.scheduler).alphas_cumprod)
 
@@ -117,8 +117,8 @@ class CogVideoX(Architecture):
         return self.transformer.get("max_text_seq_length", 226)
 
     def tiles(self) -> dict[str, int]:
-        # Tiles overlap by a sixth of their height and a fifth of their width. They fit together only
-        # if that is a whole number of latents, as for the released sizes.
+        # Tiles overlap by a sixth of their height and a fifth of their width. They fit together
+        # only if that is a whole number of latents, as for the released sizes.
         stride = self.own_strides()[1]
         sizes = {}
         for axis, share, usual in (("height", 6, 480), ("width", 5, 720)):
@@ -140,7 +140,7 @@ class CogVideoX(Architecture):
         return torch.randn(times, channels, *size, generator=draws).transpose(0, 1)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
-        from distill_bench.schedulers import CogVideoXStudentScheduler  # imports diffusers
+        from distill_bench.schedulers import CogVideoXStudentScheduler  # diffusers takes seconds
 
         return CogVideoXStudentScheduler(self.scheduler, shift, stepping)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill_bench.teachers.architectures import Architecture, Call
+from distill_bench.teachers.architecture import Architecture, Call
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -93,7 +93,7 @@ class LTXVideo(Architecture):
         return torch.randn(math.prod(size), channels, generator=draws).T.unflatten(1, size)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
-        from distill_bench.schedulers import flow_matching  # imports diffusers
+        from distill_bench.schedulers import flow_matching  # diffusers takes seconds
 
         return flow_matching(nfe, shift, stepping, spaced=True)
 

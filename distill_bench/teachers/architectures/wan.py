@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill_bench.teachers.architectures import Architecture, Call
+from distill_bench.teachers.architecture import Architecture, Call
 
 
 class Wan(Architecture):

@@ -1,0 +1,257 @@
+"""Use of a pipeline by its architecture: how its network is called, its latents and its texts.
+
+`distill_bench.teachers.architectures` holds one architecture per file.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from distill_bench.teachers import architectures
+from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.folder import TeacherError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+SUFFIX = "Transformer3DModel"
+OWN_AUTOENCODER = "FrameAutoencoder"  # `distill_bench.autoencoder`; allowed for any architecture
+
+# runs the network: its own arguments without return_dict -> its output
+Call = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Use of one pipeline folder, decided by its configs.
+
+    The base class is the plain call, (x_t, 1000 sigma, text) -> velocity. Subclasses give names of
+    classes in diffusers and transformers, and keys of configs.
+    """
+
+    PIPELINE: ClassVar[str] = ""
+    AUTOENCODER: ClassVar[str] = ""
+    TEXT_ENCODER: ClassVar[str] = ""
+    TEXT_LENGTH: ClassVar[int] = 0  # tokens per prompt, unless the tokenizer allows fewer
+    TEXT_WIDTH: ClassVar[str] = ""  # key of the transformer's config
+    LATENT_CHANNELS: ClassVar[str] = "latent_channels"  # key of the autoencoder's config
+    FRAMEWISE: ClassVar[bool] = False  # the autoencoder decodes a few frames at a time if asked to
+
+    folder: Path | None = None
+    transformer: Mapping[str, Any] = field(default_factory=dict)
+    vae: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)  # model_index.json
+
+    # ---- the network
+
+    def velocity(
+        self, net: nn.Module, call: Call, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
+        """Velocity noise - x0 of the network, (B, C, T, H, W).
+
+        Args:
+            net: read for its config only.
+            call: runs the network, possibly with other weights.
+            x_t: (B, C, T, H, W).
+            sigma: (B,) in (0, 1].
+            text: (B, L, D).
+        """
+        return call(x_t, 1000 * sigma, text)
+
+    def blocks(self, net: nn.Module) -> nn.ModuleList:
+        """The blocks of the network, in the order in which they run."""
+        return net.blocks
+
+    def tokens(self, output: Any) -> Tensor:
+        """The video's tokens (B, N, width) in a block's output."""
+        return output
+
+    # ---- shapes
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second that the model was trained at; None with another autoencoder."""
+        return self.own_fps if self.vae.get("_class_name") == self.AUTOENCODER else None
+
+    @property
+    def own_fps(self) -> float:
+        """Frames per second of the released model."""
+        raise NotImplementedError
+
+    def own_strides(self) -> tuple[int, int]:
+        """Frames and pixels per latent of its own autoencoder: temporal, spatial."""
+        raise NotImplementedError
+
+    def strides(self) -> tuple[int, int]:
+        """Frames and pixels per latent of the folder's autoencoder; (1, 1) without one."""
+        if not self.vae:
+            return 1, 1
+        return (1, 4) if self.vae["_class_name"] == OWN_AUTOENCODER else self.own_strides()
+
+    def patch(self) -> tuple[int, int, int]:
+        """Latents per token: temporal, vertical, horizontal."""
+        raise NotImplementedError
+
+    def frames_rule(self) -> tuple[int, int]:
+        """(n, rest): the number of frames must be a multiple of n, plus `rest`."""
+        temporal, patch = self.strides()[0], self.patch()[0]
+        return temporal * patch, (1 + temporal * (patch - 1)) % (temporal * patch)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the latents of a clip."""
+        temporal, spatial = self.strides()
+        return (
+            self.transformer["in_channels"],
+            (frames - 1) // temporal + 1,
+            height // spatial,
+            width // spatial,
+        )
+
+    def mismatch(self) -> str | None:
+        """Reason why the parts of the folder do not belong together; None if they do."""
+        encoded = self.vae.get(self.LATENT_CHANNELS)
+        inputs = self.transformer.get("in_channels")
+        outputs = self.transformer.get("out_channels") or inputs
+        if inputs != outputs:
+            return (
+                f"its transformer takes latents of {inputs} channels and gives {outputs}: "
+                "it is no text-to-video model"
+            )
+        if encoded is not None and encoded != inputs:
+            return (
+                f"its autoencoder makes latents of {encoded} channels, its transformer takes "
+                f"{inputs}: they belong to two models"
+            )
+        return None
+
+    def unfit(self, frames: int, height: int, width: int) -> str | None:
+        """Reason why clips of this size are impossible; None if they are possible."""
+        name = f"the teacher {self.folder.name}"
+        reason = self.mismatch()
+        if reason is not None:
+            return f"{name}: {reason}"
+        (temporal, spatial), patch = self.strides(), self.patch()
+        for key, size, multiple in (
+            ("height", height, spatial * patch[1]),
+            ("width", width, spatial * patch[2]),
+        ):
+            if size % multiple:
+                return f"{key} {size} must be a multiple of {multiple} for {name}"
+        n, rest = self.frames_rule()
+        if frames % n != rest % n:
+            allowed = f"{rest} more than a multiple of {n}" if rest else f"a multiple of {n}"
+            return f"frames {frames} must be {allowed} for {name}"
+        if frames <= temporal:
+            least = next(f for f in range(temporal + 1, temporal + 1 + n) if f % n == rest % n)
+            return (
+                f"frames {frames} is too short for {name}: a clip needs two latents in time, "
+                f"here at least {least} frames"
+            )
+        return None
+
+    def unlike(self, student: "Architecture") -> str | None:
+        """Reason why another pipeline cannot be this teacher's student; None if it can."""
+        own, other = self.transformer, student.transformer
+        for name, wanted, found in (
+            ("transformer", own["_class_name"], other.get("_class_name")),
+            ("number of latent channels", own.get("in_channels"), other.get("in_channels")),
+            ("text width", own.get(self.TEXT_WIDTH), other.get(self.TEXT_WIDTH)),
+            (
+                "expand_timesteps",
+                self.index.get("expand_timesteps", False),
+                student.index.get("expand_timesteps", False),
+            ),
+        ):
+            if wanted != found:
+                return f"its {name} is {found}, that of the teacher {self.folder.name} is {wanted}"
+        return None
+
+    # ---- texts and clips
+
+    def text_length(self, tokenizer: Any) -> int:
+        """Tokens per prompt's embedding."""
+        return min(tokenizer.model_max_length, self.TEXT_LENGTH)
+
+    def encode_text(self, pipeline: "DiffusionPipeline", prompts: list[str], length: int) -> Tensor:
+        """Embeddings (B, L, D) of prompts by the pipeline's encoder; masked tokens are zero."""
+        return pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=length
+        )[0]
+
+    def at_size(self, vae: nn.Module) -> None:
+        """Make an autoencoder process one clip at a time, and large frames in tiles.
+
+        Frames smaller than a tile keep their values to the bit.
+        """
+        vae.enable_slicing()
+        vae.enable_tiling(**self.tiles())
+        if self.FRAMEWISE:
+            vae.use_framewise_decoding = True
+
+    def tiles(self) -> dict[str, int]:
+        """Arguments of the autoencoder's `enable_tiling`; empty: its own defaults."""
+        return {}
+
+    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Video (B, 3, F, Y, X), roughly in [-1, 1], of latents (B, C, T, H, W)."""
+        raise NotImplementedError
+
+    def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
+        """Latents (B, C, T, H, W), variance about 1, of a video (B, 3, F, Y, X) in [-1, 1]."""
+        raise NotImplementedError
+
+    # ---- sampling and export
+
+    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
+        """Noise (C, T, H, W) for one step of one clip, drawn in diffusers' order."""
+        return torch.randn(*shape, generator=draws)
+
+    def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
+        """Scheduler with which diffusers' pipeline takes the steps of `distill_bench.rollout`."""
+        from distill_bench.schedulers import flow_matching  # diffusers takes seconds
+
+        return flow_matching(nfe, shift, stepping)
+
+
+def architecture_names() -> list[str]:
+    """Names of the architectures."""
+    return sorted(module.name for module in pkgutil.iter_modules(architectures.__path__))
+
+
+def architecture_of(folder: Path) -> Architecture:
+    """The architecture of a pipeline folder.
+
+    Raises:
+        TeacherError: if no architecture reads its transformer.
+    """
+    transformer = read_config(folder / "transformer")
+    name = transformer.get("_class_name", "")
+    key = name.removesuffix(SUFFIX).lower()
+    if not name.endswith(SUFFIX) or key not in architecture_names():
+        raise TeacherError(
+            f"{folder}: its transformer is a {name or 'network without config.json'}, which no "
+            f"architecture reads; known: {', '.join(architecture_names())}; to add one, imitate "
+            "distill_bench/teachers/architectures/wan.py"
+        )
+    module = importlib.import_module(f"{architectures.__name__}.{key}")
+    (architecture,) = (
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and issubclass(value, Architecture)
+    )
+    vae = read_config(folder / "vae")
+    return architecture(folder, transformer, vae, read_config(folder, "model_index.json"))
+
+
+def architecture_called(net: nn.Module) -> Architecture:
+    """The architecture that calls a network: its folder's, else the plain call."""
+    return getattr(net, "architecture", None) or Architecture()
