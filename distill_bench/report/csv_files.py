@@ -63,7 +63,8 @@ def read_texts(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        # this engine marks cells that a line lacks as NaN
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, engine="python")
     except ValueError as error:  # of the parser or of the encoding
         raise ResultsError(f"{path} is cut off or damaged ({error}); {REWRITE}") from error
     short = frame.index[frame.isna().any(axis="columns")]

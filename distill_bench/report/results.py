@@ -73,6 +73,7 @@ class Results:
         checkpoints: scores at the evaluated student updates, with cost and seconds there.
         training: training logs, thinned.
         rows: references, then one row per configuration (all its seeds together).
+        clip_scores: (run id, column) -> values (clips,); `clips` has them as a frame.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Results:
     checkpoints: pd.DataFrame
     training: pd.DataFrame
     rows: tuple[Row, ...]
+    clip_scores: Mapping[tuple[str, str], np.ndarray]
 
     @property
     def name(self) -> str:
@@ -124,12 +126,12 @@ class Results:
     @cached_property
     def clips(self) -> pd.DataFrame:
         """Headline scores per clip: run_id, column, clip, value."""
-        clips = read_texts(self.folder / "clips.csv")
-        clips["value"] = clips.pop("values").str.split()
-        clips["clip"] = clips["value"].map(lambda values: range(len(values)))
-        clips = clips.explode(["clip", "value"], ignore_index=True)
-        clips = clips[["run_id", "column", "clip", "value"]]
-        return clips.astype({"clip": int, "value": float})
+        lines = [
+            (run_id, column, clip, value)
+            for (run_id, column), values in self.clip_scores.items()
+            for clip, value in enumerate(values)
+        ]
+        return pd.DataFrame(lines, columns=["run_id", "column", "clip", "value"])
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -239,6 +241,7 @@ def load(results: str | Path) -> Results:
         runs[key] = texts[key]
     checkpoints = _logged(folder / "checkpoints.csv")
     training = _logged(folder / "training.csv")
+    clip_scores = _clip_scores(folder / "clips.csv")
     rows = group_rows(
         runs,
         texts,
@@ -246,9 +249,9 @@ def load(results: str | Path) -> Results:
         manifest["axis"],
         checkpoints,
         training,
-        _clip_scores(folder / "clips.csv"),
+        clip_scores,
     )
-    return Results(folder, manifest, runs, checkpoints, training, rows)
+    return Results(folder, manifest, runs, checkpoints, training, rows, clip_scores)
 
 
 def parse_keys(text: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ class Row:
     def reference(self) -> bool:
         return self.role != STUDENT
 
-    @property
+    @cached_property
     def scored(self) -> pd.DataFrame:
         """Runs whose scores enter means."""
         return self.runs[self.runs["status"].isin(SCORED)]
@@ -98,17 +98,22 @@ class Row:
 
         Seeds without a checkpoint on either side of the cost are left out.
         """
-        if column not in self.checkpoints:
-            return {}
         scores = {}
-        known = self.checkpoints.dropna(subset=[COST, column])
-        points = dict(list(known.groupby("run_id", sort=False)))
         for run_id, seed in zip(self.scored["run_id"], self.scored["seed"], strict=True):
-            if run_id in points:
-                costs = points[run_id][COST].to_numpy()
-                if costs[0] <= cost * (1 + 1e-6) and costs[-1] >= cost * (1 - 1e-6):
-                    scores[seed] = float(np.interp(cost, costs, points[run_id][column]))
+            points = self._points.get(run_id)
+            if points is None or column not in points:
+                continue
+            known = np.isfinite(points[COST]) & np.isfinite(points[column])
+            costs = points[COST].to_numpy()[known]
+            values = points[column].to_numpy()[known]
+            if len(costs) and costs[0] <= cost * (1 + 1e-6) and costs[-1] >= cost * (1 - 1e-6):
+                scores[seed] = float(np.interp(cost, costs, values))
         return scores
+
+    @cached_property
+    def _points(self) -> dict[str, pd.DataFrame]:
+        """Run id -> its checkpoints."""
+        return dict(list(self.checkpoints.groupby("run_id", sort=False)))
 
     def matches(self, keys: Mapping[str, Any]) -> bool:
         """Return True if the row has these keys and values; numbers are compared as numbers."""

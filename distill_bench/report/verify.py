@@ -21,7 +21,7 @@ from distill_bench.report.data_files import data_files
 from distill_bench.report.digests import DATA, GIVEN, digests
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, ResultsError, load
-from distill_bench.report.rows import Row
+from distill_bench.report.rows import SCORED
 from distill_bench.report.tables.files import table_files
 from distill_bench.store.files import read_json
 
@@ -68,30 +68,23 @@ def _changed_files(folder: Path) -> Iterator[str]:
 
 def _contradictions(results: Results) -> Iterator[str]:
     """Name the scores in runs.csv that disagree with their clips, or with the last checkpoint."""
-    for row in results.rows:
-        for run in row.runs.to_dict("records"):
-            yield from _clip_contradictions(row, run)
-        last = row.checkpoints.drop_duplicates("run_id", keep="last").set_index("run_id")
-        for run in row.scored.to_dict("records"):
-            for column in results.columns:
-                if run["run_id"] not in last.index or column.name not in last:
-                    continue
-                value, end = run[column.name], last.at[run["run_id"], column.name]
-                if abs(end - value) > 1e-4 * max(1e-6, abs(value)):
-                    yield (
-                        f"runs.csv: {column.name} of {run['run_id']} is {value:.6g}, "
-                        f"its last line in checkpoints.csv has {end:.6g}"
-                    )
-
-
-def _clip_contradictions(row: Row, run: Mapping[str, object]) -> Iterator[str]:
-    for (run_id, column), clips in row.clips.items():
-        if run_id != run["run_id"]:
-            continue
-        value = run.get(column, np.nan)
+    runs = results.runs.set_index("run_id")
+    for (run_id, column), clips in results.clip_scores.items():
+        value = runs.at[run_id, column] if run_id in runs.index and column in runs else np.nan
         tolerance = 1e-3 * max(1e-3, float(np.abs(clips).max()))
         if not abs(clips.mean() - value) <= tolerance:  # nan: clips without a score
             yield f"runs.csv: {column} of {run_id} is {value}, its clips average {clips.mean():.6g}"
+    last = results.checkpoints.drop_duplicates("run_id", keep="last").set_index("run_id")
+    scored = runs[runs["status"].isin(SCORED)]
+    for column in (column.name for column in results.columns if column.name in last):
+        ends = last[column].reindex(scored.index)
+        values = scored[column]
+        unlike = (ends - values).abs() > 1e-4 * values.abs().clip(lower=1e-6)
+        for run_id in scored.index[unlike]:
+            yield (
+                f"runs.csv: {column} of {run_id} is {values[run_id]:.6g}, "
+                f"its last line in checkpoints.csv has {ends[run_id]:.6g}"
+            )
 
 
 def _unlike_files(folder: Path, expected: Mapping[str, str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Stores and results written file by file, for the tests of what reads them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from zlib import crc32
@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from distill_bench.config.yaml_files import dump_yaml
-from distill_bench.report.results import COSTS, Column
+from distill_bench.report.data_files import data_files
+from distill_bench.report.read_store import read_sweep
+from distill_bench.report.results import COSTS, Column, Results, load
 from distill_bench.sample.roles import STUDENT
 
 PROMPTS = [
@@ -149,6 +151,25 @@ def write_store(tmp_path, runs, references=("data", "teacher"), **manifest):
     (store / "sweeps").mkdir(parents=True)
     (store / "sweeps" / "speed.json").write_text(json.dumps(sweep | manifest))
     return store
+
+
+def load_results(store: Path, folder: Path, **options) -> Results:
+    """Write the data files of the sweep `speed` and load them; options are those of `data_files`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in data_files(read_sweep("speed", store), **options).items():
+        (folder / name).write_text(text)
+    return load(folder)
+
+
+def edit_lines(path: Path, change: Callable[[dict], dict | None]) -> None:
+    """Replace each line of a .jsonl file by `change(line)`; None deletes it."""
+    lines = [change(json.loads(line)) for line in path.read_text().splitlines()]
+    write_lines(path, [line for line in lines if line is not None])
+
+
+def update_json(path: Path, **fields) -> None:
+    """Set fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def write_results(

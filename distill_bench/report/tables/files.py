@@ -120,6 +120,7 @@ def _difference_lines(results: Results, cost: float | None) -> list[dict[str, An
         to_baseline = [difference for difference in family if difference.b is baseline]
         p_baseline = iter(holm([difference.p for difference in to_baseline]))
         adjusted = holm([difference.p for difference in family])
+        count, count_baseline = comparisons(family), comparisons(to_baseline)
         for difference, p in zip(family, adjusted, strict=True):
             a, b, interval = difference.a, difference.b, difference.interval
             line = {
@@ -131,7 +132,7 @@ def _difference_lines(results: Results, cost: float | None) -> list[dict[str, An
                 "p": _six_digits(difference.p),
                 "p_holm": _six_digits(p),
                 "favours": verdict(difference, p),
-                "comparisons": comparisons(family),
+                "comparisons": count,
                 "seeds_needed": difference.needed,
             }
             if interval:
@@ -140,7 +141,7 @@ def _difference_lines(results: Results, cost: float | None) -> list[dict[str, An
                 line["high"] = _six_digits(interval.high)
             if b is baseline:
                 line["p_holm_baseline"] = _six_digits(next(p_baseline))
-                line["comparisons_baseline"] = comparisons(to_baseline)
+                line["comparisons_baseline"] = count_baseline
             lines.append(line)
     return lines
 

@@ -1,0 +1,80 @@
+"""LaTeX tables: booktabs, escaped text, floats that fit a page of `article`."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from stores import load_results, update_json, write_store
+
+from distill_bench.report.tables.files import table_files
+from distill_bench.report.tables.latex import COLUMNS, escape_latex
+
+
+def bodies(latex):
+    """Column formats and lines of the tabulars."""
+    tabulars = re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", latex, re.DOTALL)
+    return [(columns, body.splitlines()) for columns, body in tabulars]
+
+
+def test_every_line_has_as_many_cells_as_the_table_has_columns(reported):
+    for name in ("table.tex", "equal_cost.tex"):
+        latex = (reported[0] / name).read_text()
+        for columns, lines in bodies(latex):
+            assert lines[0] == r"\toprule" and lines[-1] == r"\bottomrule"
+            for line in lines:
+                if line.endswith(r"\\"):
+                    assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
+        assert r"fake\_score\_\\updates" in latex
+        assert "% command: python -m distill_bench.report" in latex
+
+
+def test_every_float_names_the_rows_and_holds_few_columns(tmp_path):
+    runs = [(f"alpha{m}", s, c, 1.0 + s) for m in range(5) for c in range(5) for s in (0, 1)]
+    store = write_store(tmp_path, runs)
+    attempt = next(store.glob("alpha0-s1-*")) / "attempts" / "001"
+    update_json(attempt / "start.json", code_fingerprint="c2")
+    latex = table_files(load_results(store, tmp_path / "data"))["table.tex"]
+    tables = bodies(latex)
+    assert len(tables) > 1 and latex.count(r"\begin{table}") == len(tables)
+    assert all(re.fullmatch(f"ll(r{{1,{COLUMNS}}})", columns) for columns, _ in tables)
+    assert latex.startswith("% needs \\usepackage{booktabs}\n") and "resizebox" not in latex
+    hashes = [line for line in latex.splitlines() if "c2" in line]
+    assert hashes and all(line.startswith("%") for line in hashes), "hashes are in comments only"
+
+
+@pytest.mark.parametrize(
+    "text, latex",
+    [
+        ("50% of a_b & #1 ± 2", r"50\% of a\_b \& \#1 $\pm$ 2"),
+        ("one\n\ntwo", "one two"),  # \caption holds one paragraph
+        ("σ ≤ 0.5, Ω, ο", r"$\sigma$ $\leq$ 0.5, $\Omega$, o"),
+        (r"{\x}", r"\{\textbackslash{}x\}"),
+        ("naïve “é”", "naïve “é”"),
+        ("猫 😀", "? ?"),
+    ],
+)
+def test_plain_text_is_escaped(text, latex):
+    assert escape_latex(text) == latex
+
+
+def test_a_question_of_two_paragraphs_is_one_caption(tmp_path):
+    question = "Does γ help?\n\nAnd at σ = 0.5 & below?"
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0)], question=question)
+    latex = table_files(load_results(store, tmp_path / "data"))["table.tex"]
+    assert r"\caption{Does $\gamma$ help? And at $\sigma$ = 0.5 \& below? Mean" in latex
+    assert "\n\n" not in latex
+    depth = latex.replace(r"\{", "").replace(r"\}", "")
+    assert depth.count("{") == depth.count("}")
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
+def test_the_tables_compile_and_fit_the_text(reported, tmp_path):
+    for name in ("table.tex", "equal_cost.tex"):
+        shutil.copy(reported[0] / name, tmp_path)
+    paper = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "paper.tex").write_text(paper + r"\input{table}\input{equal_cost}\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert "Overfull" not in run.stdout

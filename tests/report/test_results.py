@@ -1,0 +1,113 @@
+"""Results loaded as frames and rows."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from distill_bench.report import ResultsError, load
+from distill_bench.report.results import parse_keys
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_study_is_loaded_by_its_name_or_its_folder(reported, tmp_path, monkeypatch):
+    folder = reported[0]
+    monkeypatch.chdir(folder.parent.parent)
+    by_name, by_folder = load("speed"), load(folder)
+    pd.testing.assert_frame_equal(by_name.runs, by_folder.runs)
+    assert by_name.question == "Does a faster fake_score pay?"
+    assert by_name.baseline.label == "alpha fake_score_updates=1"
+    with pytest.raises(ResultsError, match="no sweep.json in results/nothing"):
+        load("nothing")
+
+
+def test_frames_have_numbers_as_numbers_and_every_digit_of_the_files(reported):
+    study = load(reported[0])
+    assert study.runs["seed"].dropna().tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 3]
+    assert study.runs["distance"].dtype == study.checkpoints["seconds"].dtype == float
+    written = pd.read_csv(reported[0] / "runs.csv", dtype=str)["speed"].dropna()
+    assert study.runs["speed"].dropna().map(repr).tolist() == written.tolist()
+    alpha = study.clips.query("run_id.str.startswith('alpha-s1') and column == 'speed'")
+    assert alpha["clip"].tolist() == [0, 1, 2] * 2
+    assert set(study.differences["column"]) == {"distance", "speed"}
+    assert len(study.table) == len(study.rows) and len(study.equal_cost) == len(study.students)
+
+
+def test_the_example_in_the_readme_of_the_results_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "results/README.md").read_text(), re.DOTALL
+    )
+    exec(code, {})
+
+
+def test_scores_at_a_cost_are_interpolated_between_checkpoints(results):
+    row = results.students[0]
+    points = row.checkpoints[row.checkpoints["run_id"] == row.runs["run_id"].iloc[0]]
+    columns = ["student_updates", "cost_forward_equivalents", "distance"]
+    assert points[columns].to_numpy().tolist() == [[10, 1000, 30], [20, 2000, 10]]
+    assert row.at_cost("distance", 1500.0)[0] == pytest.approx(20.0)
+    assert row.at_cost("distance", 900.0) == row.at_cost("distance", 2100.0) == {}
+
+
+def test_the_mean_over_clips_is_the_score(results):
+    row = results.students[0]
+    speed = row.by_seed("speed")[1]
+    assert len(speed) == 3
+    assert speed.mean() == pytest.approx(row.runs["speed"].iloc[1], rel=1e-12)
+    assert row.by_seed("distance")[1].tolist() == [11.1], "no value per clip"
+
+
+def test_a_row_has_the_mean_over_its_seeds_and_counts_its_lost_runs(results):
+    assert [row.label for row in results.rows] == [
+        "data",
+        "teacher",
+        "alpha fake_score_updates=1",
+        "alpha fake_score_updates=5",
+        "beta fake_score_updates=1",
+    ]
+    alpha, _, beta = results.students
+    assert results.interval(alpha, "distance").mean == pytest.approx(11.1)
+    assert alpha.count == "3"
+    assert beta.count == "1/4 (1 collapsed, 1 failed, 1 missing)"
+    single = results.interval(beta, "distance")
+    assert single.n == 1 and not np.isfinite(single.low)
+
+
+def test_the_interval_of_a_reference_is_over_its_clips(results):
+    teacher = results.references[1]
+    sd = 0.25  # under resampling of clips
+    assert results.interval(teacher, "distance").half == pytest.approx(1.96 * sd)
+    assert results.interval(teacher, "speed").half > 0
+
+
+def test_keys_of_a_row_are_parsed_and_matched_as_numbers(results):
+    (row,) = results.matching(parse_keys("method=alpha, fake_score_updates=5.0"))
+    assert row.name == "method=alpha,fake_score_updates=5"
+    with pytest.raises(ResultsError, match="'gamma' is not KEY=VALUE"):
+        parse_keys("gamma")
+
+
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [
+        ("runs.csv", "\n", ",more\n", "runs.csv"),
+        ("runs.csv", "role", "roll", "runs.csv has no column role"),
+        ("runs.csv", ",10.0,", ",ten,", "runs.csv is damaged"),
+        ("checkpoints.csv", ",30.0", "", r"checkpoints.csv:2 does not have one cell per column"),
+        ("clips.csv", "values", "value", "clips.csv has no column values"),
+        ("sweep.json", '"swept"', '"sweep"', "sweep.json has no swept"),
+    ],
+)
+def test_a_damaged_data_file_is_named(reported, tmp_path, name, old, new, message):
+    folder = shutil.copytree(reported[0], tmp_path / "speed")
+    text = (folder / name).read_text()
+    first, found, rest = text.partition(old)
+    assert found
+    (folder / name).write_text(first + new + rest)
+    with pytest.raises(ResultsError, match=message):
+        load(folder)

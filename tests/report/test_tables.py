@@ -1,0 +1,204 @@
+"""Tables of scores, at equal cost and of paired differences."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+from stores import edit_lines, load_results, write_store
+
+from distill_bench.report.csv_files import read_frame, read_texts
+from distill_bench.report.stats import Interval
+from distill_bench.report.tables.differences import differences
+from distill_bench.report.tables.files import table_files
+from distill_bench.report.tables.scores import budget, equal_cost, score_table, show_interval
+
+ONE, FIVE = "alpha fake_score_updates=1", "alpha fake_score_updates=5"
+BETA = "beta fake_score_updates=1"
+
+
+def best_rows(folder, runs):
+    """Labels of the rows that are bold in the first headline score."""
+    results = load_results(write_store(folder, runs), folder / "data")
+    table = score_table(results, results.headline)
+    return {row.label for row, cells in table.lines if cells[3].best}
+
+
+def written(results, name, folder):
+    """A table file as a frame of texts."""
+    (folder / name).write_text(table_files(results)[name])
+    return read_texts(folder / name)
+
+
+# --- scores ---
+
+
+def test_a_row_is_best_only_if_the_paired_intervals_exclude_0(tmp_path):
+    clear = [("alpha", s, 1, 10.0 + s) for s in range(3)]
+    clear += [("beta", s, 1, 20.0 + 1.1 * s) for s in range(3)]
+    assert best_rows(tmp_path / "clear", clear) == {"alpha"}
+    vague = [("alpha", s, 1, 10.0 + 9 * s) for s in range(3)]
+    vague += [("beta", s, 1, 20.0 - s) for s in range(3)]
+    assert not best_rows(tmp_path / "vague", vague)
+
+
+def test_no_row_is_best_if_any_row_lost_a_run(tmp_path):
+    """Surviving seeds are a biased sample, and a row without scores may have been better."""
+    clear = [("alpha", s, 1, 1.0 + s / 100) for s in range(4)]
+    clear += [("beta", s, 1, 5.0 + s / 20) for s in range(4)]
+    assert best_rows(tmp_path / "whole", clear)
+    assert not best_rows(tmp_path / "collapsed", [*clear, ("alpha", 4, 1, None, "collapsed")])
+    assert not best_rows(tmp_path / "rival", [*clear, ("gamma", 0, 1, None, None)])
+
+
+def test_a_mean_over_fewer_seeds_than_its_row_has_says_so(tmp_path):
+    store = write_store(tmp_path, [("alpha", seed, 1, 1.0 + seed / 10) for seed in range(3)])
+    path = next(store.glob("alpha-s1-*")) / "metrics.jsonl"
+    edit_lines(path, lambda line: line if line["column"] != "distance" else None)
+    text = table_files(load_results(store, tmp_path / "data"))["table.md"]
+    assert "(2 of 3 seeds)" in text and text.count("of 3 seeds)") == 1
+
+
+def test_warnings_of_evaluators_are_footnotes(tmp_path):
+    store = write_store(tmp_path, [("alpha", 0, 1, 1.0), ("beta", 0, 1, 2.0)])
+    path = next(store.glob("beta-*")) / "metrics.jsonl"
+    warnings = {"distance": {"warnings": ["too few clips to trust"]}}
+    edit_lines(path, lambda line: line | warnings.get(line["column"], {}))
+    files = table_files(load_results(store, tmp_path / "data"))
+    assert "| 2.00 [1] |" in files["table.md"]
+    assert "\n[1] too few clips to trust.\n" in files["table.md"]
+    assert "2.00$^{1}$" in files["table.tex"] and "1: too few clips to trust." in files["table.tex"]
+
+
+@pytest.mark.parametrize(
+    "interval, text",
+    [
+        (Interval(112.34, 108.3, 116.38, 3), "112.3 ± 4.0"),
+        (Interval(0.12347, 0.1220, 0.1244, 3), "0.1235 ± 0.0012"),
+        (Interval(15230.0, 15110.0, 15350.0, 3), "15,230 ± 120"),
+        (Interval(2.0, float("nan"), float("nan"), 1), "2.00"),
+        (Interval(0.0, 0.0, 0.0, 3), "0"),
+        (Interval(1.4e-14, 1.3e-14, 1.5e-14, 1), "0"),
+        (Interval(0.8, 0.8 - 1e-16, 0.8 + 2e-16, 3), "0.800"),
+        (None, "—"),
+    ],
+)
+def test_a_mean_has_as_many_digits_as_its_interval_supports(interval, text):
+    assert show_interval(interval) == text
+
+
+def test_markdown_and_csv_have_the_same_rows(reported):
+    section = (reported[0] / "table.md").read_text().split("## ")[1]
+    markdown = [line for line in section.splitlines() if line.startswith("|")]
+    table = read_frame(reported[0] / "table.csv")
+    assert len(markdown) == 2 + len(table) == 7
+    assert len({line.count("|") for line in markdown}) == 1
+    assert table["distance_mean"].iloc[2] == pytest.approx(11.1)
+    assert table["distance_n"].iloc[2] == 3
+    assert table.loc[4, ["done", "expected", "collapsed"]].tolist() == [1, 4, 1]
+
+
+# --- differences ---
+
+
+def test_differences_are_paired_by_seed(results):
+    column = results.headline[0]
+    one, five, beta = results.students
+    paired, single = differences(results, column, [(five, one), (beta, one)])
+    assert paired.seeds == 3 and paired.interval.mean == pytest.approx(40.4)
+    assert paired.favours is one
+    assert paired.needed == 2, "the difference is a hundred standard deviations"
+    assert single.seeds == 1 and not np.isfinite(single.p), "one common seed has no spread"
+
+
+def test_differences_csv_has_every_pair_with_its_seeds(results, tmp_path):
+    lines = written(results, "differences.csv", tmp_path).query("column == 'distance'")
+    pairs = list(zip(lines["a"], lines["b"], strict=True))
+    assert pairs == [(FIVE, ONE), (BETA, ONE), (BETA, FIVE)]
+    assert lines["seeds"].tolist()[:2] == ["3", "1"]
+    assert lines["expected"].tolist()[:2] == ["3", "3"]
+    assert lines["favours"].tolist()[:2] == [ONE, ""]
+    assert lines["low"].iloc[1] == ""
+
+
+def test_every_p_has_the_number_of_comparisons_that_it_is_corrected_for(reported):
+    lines = read_texts(reported[0] / "differences.csv").query("column in ('detail', 'speed')")
+    to_baseline, others = lines[lines["b"] == ONE], lines[lines["b"] != ONE]
+    assert set(to_baseline["comparisons_baseline"]) == {"1"}, "beta has one seed and no p"
+    assert to_baseline["p_holm_baseline"].tolist() == to_baseline["p"].tolist()
+    assert set(zip(others["comparisons"], others["p_holm_baseline"], strict=True)) == {("1", "")}
+    for name in ("table.md", "report.html"):
+        text = (reported[0] / name).read_text()
+        assert "p (Holm over 1)" in text
+        assert "p_holm and favours are corrected over all pairs of one score, up to 3" in text
+        assert "equal_cost_differences.csv has every pair" in text
+
+
+def test_the_baseline_can_be_named(store, tmp_path):
+    assert load_results(store, tmp_path / "default").baseline.label == ONE
+    keys = {"method": "alpha", "fake_score_updates": "5"}
+    results = load_results(store, tmp_path / "named", baseline=keys)
+    assert results.baseline.label == FIVE
+    command = results.manifest["provenance"]["command"]
+    assert "--baseline method=alpha,fake_score_updates=5" in command
+
+
+# --- equal cost ---
+
+
+def test_the_equal_cost_table_is_at_the_largest_common_cost(results):
+    """alpha at cadence 1 ends at 2000; cadence 5 is first evaluated at 3000."""
+    assert budget(results) == 2000.0
+    texts = {row.label: [cell.text for cell in cells] for row, cells in equal_cost(results).lines}
+    assert texts[ONE][2:4] == ["3", "20.0"]
+    assert texts[FIVE][2:5] == ["0/3 (3 first evaluated at 3,000)", "—", "—"]
+    assert texts[BETA][2] == "1/4 (1 collapsed, 1 failed, 1 missing)"
+
+
+def test_a_budget_can_be_requested(store, tmp_path):
+    results = load_results(store, tmp_path / "data", budget=1500.0)
+    scores = results.students[0].at_cost("distance", budget(results))
+    assert list(scores.values()) == pytest.approx([20.0, 22.2, 24.4])
+    assert "1,500 forward equivalents, as requested" in table_files(results)["table.md"]
+
+
+def test_differences_at_equal_cost_are_the_paired_t_test_of_scipy(tmp_path):
+    """The baseline is subtracted in every pair that it is in."""
+    runs = [("alpha", s, c, 10.0 * c + s * s + c * s) for c in (1, 2) for s in range(4)]
+    runs += [("beta", s, 1, 9.0 + (2.5 * s) % 2) for s in range(3)]
+    store = write_store(tmp_path, runs, baseline={"method": "alpha", "fake_score_updates": 2})
+    results = load_results(store, tmp_path / "data")
+    cost, baseline = budget(results), results.baseline.label
+    lines = written(results, "equal_cost_differences.csv", tmp_path).query("column == 'distance'")
+    assert list(zip(lines["a"], lines["b"], strict=True)) == [
+        (ONE, baseline),
+        (BETA, ONE),
+        (BETA, baseline),
+    ]
+    scores = {row.label: row.at_cost("distance", cost) for row in results.students}
+    for line in lines.to_dict("records"):
+        a, b = scores[line["a"]], scores[line["b"]]
+        common = [seed for seed in a if seed in b]
+        expected = ttest_rel([a[seed] for seed in common], [b[seed] for seed in common])
+        low, high = expected.confidence_interval(0.95)
+        numbers = [float(line[key]) for key in ("p", "low", "high")]
+        assert numbers == pytest.approx([expected.pvalue, low, high], rel=1e-4)
+        assert int(line["seeds"]) == len(common)
+        assert float(line["cost_forward_equivalents"]) == cost
+    to_baseline = lines[lines["b"] == baseline].astype({"p": float, "p_holm_baseline": float})
+    corrected = 2 * to_baseline["p"].min()
+    assert to_baseline["p_holm_baseline"].min() == pytest.approx(corrected, rel=1e-4)
+    corrected = 3 * lines["p"].astype(float).min()
+    assert lines["p_holm"].astype(float).min() == pytest.approx(corrected, rel=1e-4)
+
+
+def test_markdown_has_the_differences_at_equal_cost(tmp_path):
+    runs = [("alpha", s, c, 10.0 * c + s * s + c * s) for c in (1, 2) for s in range(4)]
+    runs += [("beta", s, 1, 9.0 + (2.5 * s) % 2) for s in range(3)]
+    store = write_store(tmp_path, runs, baseline={"method": "alpha", "fake_score_updates": 2})
+    results = load_results(store, tmp_path / "data")
+    beta, baseline = results.students[-1], results.baseline
+    pairs = [(beta, baseline)]
+    (difference,) = differences(results, results.headline[0], pairs, budget(results))
+    text = table_files(results)["table.md"]
+    section = text.partition(f"## At equal cost: difference to {baseline.label}")[2]
+    cell = show_interval(difference.interval, sign="+")
+    assert f"| beta | 1 | 3 | {cell} |" in section.replace("**", "")
