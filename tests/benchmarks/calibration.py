@@ -87,7 +87,7 @@ def texture(
 def disc(
     height: int, width: int, radius: float, speed: float, angle: float, frames: int = 3
 ) -> np.ndarray:
-    """Clip uint8 (T, 3, H, W) of an anti-aliased red disc passing the centre, `speed` in px/frame."""
+    """Clip uint8 (T, 3, H, W) of an anti-aliased red disc passing the centre; speed in px/frame."""
     along = speed * (np.arange(frames)[:, None, None] - (frames - 1) / 2)
     x = np.arange(width) + 0.5 - width / 2 - along * math.cos(angle)
     y = np.arange(height)[:, None] + 0.5 - height / 2 - along * math.sin(angle)

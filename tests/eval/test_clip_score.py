@@ -1,4 +1,4 @@
-"""CLIP score: what the shipped models know and are blind to, open_clip's own cosines, and models that must not score."""
+"""CLIP score: strengths and blind spots of the shipped models, cosines of open_clip, refusals."""
 
 import dataclasses
 import json
@@ -20,53 +20,54 @@ def clips(count: int = 72, first: int = 0) -> Clips:
     return Clips(frames, prompts, list(range(first, first + count)))
 
 
-def scores(some: Clips, **settings) -> dict[str, object]:
-    return {score.column: score for score in CLIPScore(**settings).scores(some, {})}
+def scores(sample: Clips, **settings) -> dict[str, object]:
+    return {score.column: score for score in CLIPScore(**settings).scores(sample, {})}
 
 
-def test_every_caption_is_retrieved_on_held_out_clips():
-    found = scores(clips(108, fit_encoders.HELD_OUT_KEYS + 20_000))
-    assert found["clip_r1"].value > 0.99 and found["clip_video_r1"].value > 0.99
-    assert found["clip_score"].value > 90 and found["clip_video"].value > 90
-    assert found["clip_score"].headline and not found["clip_video"].headline
+def test_every_held_out_clip_retrieves_its_caption():
+    held_out = scores(clips(108, fit_encoders.HELD_OUT_KEYS + 20_000))
+    assert held_out["clip_r1"].value > 0.99 and held_out["clip_video_r1"].value > 0.99
+    assert held_out["clip_score"].value > 90 and held_out["clip_video"].value > 90
+    assert held_out["clip_score"].headline and not held_out["clip_video"].headline
 
 
-def test_frames_are_blind_to_time_and_whole_clips_are_not():
-    """Backwards a moving clip keeps its frame score to the last digits and loses its caption to the video CLIP."""
-    some = clips()
-    moving = np.array(["still" not in prompt for prompt in some.prompts])
-    back = dataclasses.replace(some, frames=controls.backwards(some.frames))
-    forth, back = scores(some), scores(back)
-    assert np.allclose(forth["clip_score"].per_clip, back["clip_score"].per_clip, atol=1e-3)
-    assert np.array_equal(forth["clip_r1"].per_clip, back["clip_r1"].per_clip)
-    assert np.array(back["clip_video_r1"].per_clip)[moving].mean() < 0.05
-    assert back["clip_video"].value < forth["clip_video"].value - 10
-    assert forth["clip_score"].note == BLIND
+def test_the_frame_clip_is_blind_to_time_and_the_video_clip_is_not():
+    """A reversed moving clip keeps its frame score and loses its caption for the video CLIP."""
+    sample = clips()
+    moving = np.array(["still" not in prompt for prompt in sample.prompts])
+    reversed_frames = controls.backwards(sample.frames)
+    forwards = scores(sample)
+    backwards = scores(dataclasses.replace(sample, frames=reversed_frames))
+    frame_scores = [row["clip_score"].per_clip for row in (forwards, backwards)]
+    assert np.allclose(*frame_scores, atol=1e-3)
+    assert np.array_equal(forwards["clip_r1"].per_clip, backwards["clip_r1"].per_clip)
+    assert np.array(backwards["clip_video_r1"].per_clip)[moving].mean() < 0.05
+    assert backwards["clip_video"].value < forwards["clip_video"].value - 10
+    assert forwards["clip_score"].note == BLIND
 
 
 def test_wrong_captions_score_near_chance_and_are_not_clamped():
-    some = clips()
-    found = scores(dataclasses.replace(some, prompts=some.prompts[37:] + some.prompts[:37]))
+    sample = clips()
+    prompts = sample.prompts[37:] + sample.prompts[:37]
+    wrong = scores(dataclasses.replace(sample, prompts=prompts))
     for column in ("clip_score", "clip_video"):
-        assert min(found[column].per_clip) < -20 and found[column].value < 50
-    assert found["clip_r1"].value < 0.1 and found["clip_video_r1"].value < 0.1
+        assert min(wrong[column].per_clip) < -20 and wrong[column].value < 50
+    assert wrong["clip_r1"].value < 0.1 and wrong["clip_video_r1"].value < 0.1
 
 
 @pytest.mark.slow
 def test_known_good_is_above_known_bad():
-    some = clips()
-    noise = np.random.default_rng(0).integers(0, 256, some.frames.shape, dtype=np.uint8)
-    rows = [
-        scores(dataclasses.replace(some, frames=f))
-        for f in (some.frames, controls.blurred(some.frames), noise)
-    ]
+    sample = clips()
+    noise = np.random.default_rng(0).integers(0, 256, sample.frames.shape, dtype=np.uint8)
+    worse_and_worse = (sample.frames, controls.blurred(sample.frames), noise)
+    rows = [scores(dataclasses.replace(sample, frames=frames)) for frames in worse_and_worse]
     for column in ("clip_score", "clip_r1", "clip_video", "clip_video_r1"):
         values = [row[column].value for row in rows]
         assert values == sorted(values, reverse=True), column
 
 
 def tiny_open_clip(folder) -> str:
-    """A random CLIP of open_clip in a local folder."""
+    """Save a random CLIP of open_clip to a folder; returns its spec."""
     import open_clip
 
     config = {
@@ -96,34 +97,32 @@ def tiny_open_clip(folder) -> str:
     return f"local-dir:{folder}"
 
 
-def test_a_local_open_clip_gives_its_own_cosines(tmp_path):
-    """Frame by frame through open_clip's preprocessing and towers, by hand."""
+def test_a_local_open_clip_model_gives_its_own_cosines(tmp_path):
+    """Expected: each frame through open_clip's preprocessing and towers."""
     import open_clip
     from PIL import Image
 
     spec = tiny_open_clip(tmp_path / "tiny")
-    some = clips(6)
-    found = scores(some, model=spec)
-    assert set(found) == {"clip_score", "clip_r1"} and found["clip_score"].extractor.startswith(
-        "open_clip-tiny#"
-    )
+    sample = clips(6)
+    row = scores(sample, model=spec)
+    assert set(row) == {"clip_score", "clip_r1"}
+    assert row["clip_score"].extractor.startswith("open_clip-tiny#")
     model, _, preprocess = open_clip.create_model_and_transforms(spec)
     model.eval()
     with torch.no_grad():
-        text = model.encode_text(open_clip.get_tokenizer(spec)(some.prompts), normalize=True)
-        for i in range(6):
-            images = torch.stack(
-                [preprocess(Image.fromarray(f.transpose(1, 2, 0))) for f in some.frames[i]]
-            )
-            expected = 100 * (model.encode_image(images, normalize=True) @ text[i]).mean().item()
-            assert found["clip_score"].per_clip[i] == pytest.approx(expected, abs=1e-3)
+        text = model.encode_text(open_clip.get_tokenizer(spec)(sample.prompts), normalize=True)
+        for i, clip in enumerate(sample.frames):
+            pictures = [preprocess(Image.fromarray(frame.transpose(1, 2, 0))) for frame in clip]
+            image = model.encode_image(torch.stack(pictures), normalize=True)
+            expected = 100 * (image @ text[i]).mean().item()
+            assert row["clip_score"].per_clip[i] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_cosine_is_that_of_torchmetrics():
-    """torchmetrics' CLIPScore with the shipped frame CLIP behind transformers' interface, on frames of their own captions."""
-    from torchmetrics.functional.multimodal import clip_score as reference
+def test_the_cosine_agrees_with_torchmetrics():
+    """torchmetrics' CLIPScore, with the shipped frame CLIP behind transformers' interface."""
+    from torchmetrics.functional.multimodal import clip_score
 
-    model, some = indomain_clip(False), clips(12)
+    model, sample = indomain_clip(whole=False), clips(12)
 
     class Adapter(torch.nn.Module):
         config = types.SimpleNamespace()
@@ -136,49 +135,50 @@ def test_the_cosine_is_that_of_torchmetrics():
 
     class Processor:
         def __call__(self, text=None, images=None, return_tensors="pt", padding=True):
-            found = {}
+            inputs = {}
             if images is not None:
-                found["pixel_values"] = torch.stack(list(images))
+                inputs["pixel_values"] = torch.stack(list(images))
             if text is not None:
                 tokens = model.tokenize(text)
-                found |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-            return found
+                inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            return inputs
 
-    frames = torch.from_numpy(some.frames[:, 0])
-    theirs = reference(
-        list(frames), some.prompts, model_name_or_path=lambda: (Adapter(), Processor())
-    ).item()
-    still = dataclasses.replace(some, frames=np.repeat(some.frames[:, :1], 8, 1))
-    assert scores(still)["clip_score"].value == pytest.approx(theirs, abs=1e-3)
+    frames = list(torch.from_numpy(sample.frames[:, 0]))
+    loaded = Adapter(), Processor()
+    expected = clip_score(frames, sample.prompts, model_name_or_path=lambda: loaded).item()
+    still = dataclasses.replace(sample, frames=np.repeat(sample.frames[:, :1], 8, 1))
+    assert scores(still)["clip_score"].value == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_random_model_never_scores(tmp_path):
-    for spec, reason in (
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
         ("ViT-B-32", "weights are missing"),
         ("ViT-B-32:no_such_tag", "no CLIP at"),
-        (f"ViT-B-32:{tmp_path}/none.pt", "no CLIP at"),
-        (f"local-dir:{tmp_path}", "open_clip_config.json"),
+        ("ViT-B-32:{folder}/none.pt", "no CLIP at"),
+        ("local-dir:{folder}", "open_clip_config.json"),
         ("NoSuchModel:openai", "no CLIP at"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            open_clip_model(spec)
+    ],
+)
+def test_a_model_without_weights_is_refused(tmp_path, spec, reason):
+    with pytest.raises(ValueError, match=reason):
+        open_clip_model(spec.format(folder=tmp_path))
 
 
-def test_captions_that_may_be_cut_are_recorded(tmp_path):
+def test_captions_that_may_be_cut_carry_a_warning(tmp_path):
     spec = tiny_open_clip(tmp_path / "tiny")
-    found = scores(clips(4), model=spec)
-    assert "fill the model's context" in found["clip_score"].warnings[0]
+    assert "fill the model's context" in scores(clips(4), model=spec)["clip_score"].warnings[0]
     assert scores(clips(4))["clip_score"].warnings == ()
 
 
-def test_clips_without_captions_or_of_another_domain_are_skipped_with_a_reason():
-    some = clips(4)
-    assert "2 of 4 clips have no caption" in CLIPScore().reason_to_skip(
-        dataclasses.replace(some, prompts=["", " ", "a", "b"])
-    )
-    assert "moving shapes only" in CLIPScore().reason_to_skip(
-        dataclasses.replace(some, prompts=["a cat"] * 4)
-    )
-    short = dataclasses.replace(some, frames=some.frames[:, :4])
-    assert "DISTILL_BENCH_CLIP" in CLIPScore().reason_to_skip(short)
-    assert CLIPScore().reason_to_skip(some) is None
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"prompts": ["", " ", "a", "b"]}, "2 of 4 clips have no caption"),
+        ({"prompts": ["a cat"] * 4}, "moving shapes only"),
+        ({"frames": clips(4).frames[:, :4]}, "DISTILL_BENCH_CLIP"),
+    ],
+)
+def test_clips_that_the_shipped_models_do_not_know_are_skipped(changed, reason):
+    assert reason in CLIPScore().reason_to_skip(dataclasses.replace(clips(4), **changed))
+    assert CLIPScore().reason_to_skip(clips(4)) is None

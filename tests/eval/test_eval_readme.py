@@ -12,7 +12,7 @@ README = Path(__file__).parents[2] / "eval" / "README.md"
 
 
 def test_the_evaluator_of_the_readme_scores_the_mean_brightness(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     (tmp_path / "brightness.py").write_text(example)
     evaluator = find_evaluator(f"{tmp_path}/brightness.py:Brightness")()
     frames = np.full((2, 2, 3, 4, 4), 100, np.uint8)

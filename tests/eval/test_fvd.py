@@ -1,4 +1,4 @@
-"""FVD: known-good is nearer than known-bad, clips are paired by prompt and seed, traps are refused."""
+"""FVD: known-good is nearer than known-bad, clips are paired by prompt, traps are refused."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def reordered(sample: Clips, order) -> Clips:
 
 
 def test_the_order_of_the_clips_does_not_matter():
-    """Two clips per prompt, also swapped within their prompt; up to the rounding of other batches."""
+    """Two clips per prompt, also swapped within it; up to the rounding of other batches."""
     sample, reference = (
         dataclasses.replace(
             rendered, prompts=[rendered.prompts[i // 2] for i in range(36)], seeds=list(range(36))

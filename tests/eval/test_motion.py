@@ -1,4 +1,4 @@
-"""Motion on clips whose motion is known: rendered shapes, shifted textures, still frames under noise."""
+"""Motion on clips of known motion: rendered shapes, shifted textures, still frames under noise."""
 
 import dataclasses
 import json

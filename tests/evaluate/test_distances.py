@@ -1,4 +1,4 @@
-"""Fréchet and kernel distances: exact identities, closed forms, the reference packages, bad input."""
+"""Fréchet and kernel distances: identities, closed forms, the reference packages, bad input."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ EXACT = 1e-9
 
 
 def normal(n: int, d: int, seed: int = 0, spectrum: bool = True) -> Tensor:
-    """Features (n, d) with a nonzero mean and, by default, a spectrum like that of real features."""
+    """Features (n, d) with a nonzero mean and, by default, a falling spectrum like real ones."""
     draw = torch.Generator().manual_seed(seed)
     scale = 1 / torch.arange(1, d + 1).sqrt() if spectrum else torch.ones(d)
     return (torch.randn(n, d, generator=draw) * scale + torch.rand(d, generator=draw)).double()
@@ -76,7 +76,7 @@ def test_the_distance_in_one_dimension_and_of_diagonal_covariances_is_the_closed
 
 @pytest.mark.parametrize("decay, from_gram", [(0.5, True), (1.2, True), (2.0, False), (4.0, False)])
 def test_ill_conditioned_gram_matrices_fall_back_to_singular_values(decay, from_gram):
-    """Features with a spectrum of 1 / k^decay against new draws, a multiple, themselves and a rotation.
+    """Spectrum 1 / k^decay: features against new draws, a multiple, themselves and a rotation.
 
     Gram matrices square the condition number. The expected value uses factors in float64 and
     squares nothing.

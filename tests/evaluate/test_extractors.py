@@ -1,4 +1,4 @@
-"""Extractors: batches, ranks and caches change no bit, misuse is refused, published inputs match."""
+"""Extractors: batches, ranks and caches change no bit; misuse is refused."""
 
 import dataclasses
 import json

@@ -12,7 +12,7 @@ README = Path(__file__).parents[2] / "methods" / "README.md"
 
 
 def test_the_method_of_the_readme_has_the_gradient_of_its_docstring(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     (tmp_path / "my_method.py").write_text(example)
     method = find_method(f"{tmp_path}/my_method.py:MyMethod")(scale=3.0)
     draw = torch.Generator().manual_seed(0)

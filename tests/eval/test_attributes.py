@@ -1,0 +1,50 @@
+"""Attribute accuracy: right on data, wrong on other captions, frozen clips and noise."""
+
+import dataclasses
+
+import numpy as np
+
+from distill_bench.domain import controls, shapes
+from distill_bench.eval.attributes import AttributeAccuracy, histogram_distance
+from distill_bench.evaluator import Clips
+
+
+def clips() -> Clips:
+    chosen = shapes.all_attributes()[::6] * 2
+    frames = np.stack([shapes.render(a, i) for i, a in enumerate(chosen)])
+    return Clips(frames, [shapes.caption(a) for a in chosen], list(range(len(chosen))))
+
+
+def values(sample: Clips) -> dict[str, float]:
+    return {score.column: score.value for score in AttributeAccuracy().scores(sample, {})}
+
+
+def test_data_is_right_and_captions_of_other_clips_are_wrong():
+    sample = clips()
+    assert values(sample)["attribute_accuracy"] == 1
+    assert values(sample)["attribute_histogram"] == 0
+    shifted = dataclasses.replace(sample, prompts=[*sample.prompts[1:], sample.prompts[0]])
+    assert values(shifted)["attribute_accuracy"] == 0
+    assert values(shifted)["attribute_histogram"] == 0, "the same captions in another order"
+
+
+def test_a_missing_mode_shows_in_the_histogram():
+    sample = clips()
+    red = np.flatnonzero([" red " in prompt for prompt in sample.prompts])
+    only_red = sample.frames[np.resize(red, len(sample.frames))]
+    assert values(dataclasses.replace(sample, frames=only_red))["attribute_histogram"] > 0.2
+
+
+def test_the_histogram_distance_is_the_share_to_change():
+    assert histogram_distance(["a", "a", "b", "b"], ["a", "a", "a", "c"]) == 0.5
+
+
+def test_known_good_is_above_known_bad():
+    sample = clips()
+    noise = np.random.default_rng(0).integers(0, 256, sample.frames.shape, dtype=np.uint8)
+    worse_and_worse = [sample.frames, controls.frozen(sample.frames), noise]
+    accuracy = [
+        values(dataclasses.replace(sample, frames=frames))["attribute_accuracy"]
+        for frames in worse_and_worse
+    ]
+    assert accuracy == sorted(accuracy, reverse=True) and accuracy[2] < 0.1

@@ -1,0 +1,68 @@
+"""Folders of clips for tests: sampled ones and folders of clip files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill_bench.domain import controls
+
+
+def write_sampled(
+    folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | None = None, **row
+) -> Path:
+    """Write rendered clips, or `frames` with their captions, as the harness samples them."""
+    rendered, prompts = controls.rendered(count, first)
+    folder.mkdir(parents=True)
+    np.save(folder / "clips.npy", rendered if frames is None else frames)
+    write_lines(
+        folder, [{"index": i, "prompt": p, "seed": first + i} for i, p in enumerate(prompts)]
+    )
+    (folder / "row.json").write_text(json.dumps({"kind": "student"} | row))
+    return folder
+
+
+def write_lines(folder: Path, lines: list[dict]) -> None:
+    """Write a manifest.jsonl."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "manifest.jsonl").write_text(text)
+
+
+def write_manifest(folder: Path, names: list[str], prompts: list[str]) -> None:
+    """Write the manifest of a folder of clip files, with seeds that count up."""
+    pairs = enumerate(zip(names, prompts, strict=True))
+    write_lines(folder, [{"file": n, "prompt": p, "seed": i} for i, (n, p) in pairs])
+
+
+def save_clip(path: Path, frames: np.ndarray, fps: int = 8) -> None:
+    """Write one clip (T, 3, H, W) as the kind of file of its suffix, losslessly if possible."""
+    if path.suffix == ".npy":
+        np.save(path, frames)
+    elif path.suffix == ".mp4":
+        save_mp4(path, frames, fps)
+    else:
+        save_animation(path, frames, 1000 // fps)
+
+
+def save_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Write a clip as lossless H.264."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = frames.shape[2:]
+        stream.pix_fmt = "yuv444p"
+        stream.options = {"crf": "0"}
+        for frame in frames.transpose(0, 2, 3, 1):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def save_animation(path: Path, frames: np.ndarray, milliseconds: int | list[int]) -> None:
+    """Write a clip as gif or webp with this duration per frame."""
+    from PIL import Image
+
+    first, *rest = [Image.fromarray(image) for image in frames.transpose(0, 2, 3, 1)]
+    lossless = {"lossless": True} if path.suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0, **lossless)
