@@ -132,28 +132,6 @@ class Nets:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """Network passes over one batch; a full backward is of weights and input."""
-
-    forward: float = 0.0
-    input_backward: float = 0.0
-    full_backward: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The passes of each phase by role, declared by the method and held against the ledger by `distill_bench.testing`.
-
-    Roles are student, fake_score, teacher (one guided prediction: two forwards where the run is
-    guided), unguided_teacher and target. `rollout` stands for the student's rollout, which the run
-    prices; the trainer's own rollouts for the fake score are not declared.
-    """
-
-    student: Mapping[str, Passes]
-    fake_score: Mapping[str, Passes]
-
-
-@dataclass(frozen=True)
 class Preset:
     """Settings of a published implementation, with their source.
 
@@ -210,6 +188,15 @@ class Method(ABC):
         """Extra data by name: `ode_pairs`, `real_latents` (see `distill_bench.train.extras`)."""
         return frozenset()
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        """Frozen roles whose input the student's loss differentiates, checked by the conformance tests.
+
+        Any of `fake_score`, `teacher` and `unguided_teacher`. Predictions of other roles must be
+        detached.
+        """
+        return frozenset()
+
     @abstractmethod
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         """Loss of the student's phase; its `x0` are the student's samples."""
@@ -248,14 +235,13 @@ class Method(ABC):
             networks: trained networks by role; their parameters may be changed in place.
         """
 
-    def cost(self) -> Cost:
-        """The passes of each phase, by default those of a detached score difference and of denoising."""
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1),
-            "teacher": Passes(1),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})
+    def rehearsed(self) -> "Method":
+        """The method that is run on tiny stand-in networks to count its passes.
+
+        By default the method itself. Override it if the method loads weights of its own: return one
+        that makes the same passes without them.
+        """
+        return self
 
 
 # --- pieces that objectives share ---

@@ -8,12 +8,10 @@ import torch
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Count,
     Loss,
     Method,
     Nets,
-    Passes,
     Preset,
     mean_per_sample,
 )
@@ -76,8 +74,3 @@ class Consistency(Method):
             squared_norm = error.sum(dim=tuple(range(1, error.ndim)), keepdim=True)
             distance = ((squared_norm + c**2).sqrt() - c) / d
         return Loss({"consistency": (distance / over(s - r, x0)).mean()}, x0)
-
-    def cost(self) -> Cost:
-        return Cost(
-            {"student": Passes(1, full_backward=1), "target": Passes(1), "teacher": Passes(1)}, {}
-        )

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Loss,
     Method,
     Nets,
-    Passes,
     Preset,
     dmd_normaliser,
     toward,
@@ -68,12 +66,3 @@ class DecoupledDMD(Method):
         x_t, sigma = torch.cat([x_t, x_t]), torch.cat([sigma, sigma])
         x_c, x_u = nets.unguided_teacher(x_t, sigma, texts).chunk(2)
         return -(nets.guidance_scale - 1) * (x_c - x_u) / dmd_normaliser(x0, x_c)
-
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1),
-            "unguided_teacher": Passes(1),
-            "guidance": Passes(2),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

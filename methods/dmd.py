@@ -1,7 +1,7 @@
 """DMD: the reverse-KL gradient plus regression on samples of the teacher's ODE."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal
 
@@ -11,12 +11,10 @@ from torch.nn.functional import interpolate
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Loss,
     Method,
     Nets,
     NotNegative,
-    Passes,
     Preset,
     renoise,
     reverse_kl,
@@ -73,6 +71,9 @@ class DMD(Method):
     def needs(self) -> frozenset[str]:
         return frozenset({"ode_pairs"})
 
+    def rehearsed(self) -> "DMD":
+        return replace(self, distance="mse")  # the same passes, without LPIPS's weights
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         kl, logs = reverse_kl(x0, renoise(nets, batch, x0.detach(), through_fake_score=False))
@@ -85,15 +86,6 @@ class DMD(Method):
             distance = lpips(nets.decode(prediction), nets.decode(y).detach())
         return Loss({"kl": kl, "regression": self.regression_weight * distance}, x0, logs)
 
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "student": Passes(1, full_backward=1),
-            "fake_score": Passes(1),
-            "teacher": Passes(1),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})
-
 
 def lpips(video: Tensor, target: Tensor) -> Tensor:
     """Mean LPIPS over the frames of videos (B, 3, T, H, W) in [-1, 1].
@@ -105,11 +97,12 @@ def lpips(video: Tensor, target: Tensor) -> Tensor:
         frames, target_frames = (
             interpolate(v, size=(64, 64), mode="bilinear") for v in (frames, target_frames)
         )
-    return _lpips_net(video.device)(frames, target_frames).mean()
+    return _lpips_net(video.device, type(video))(frames, target_frames).mean()
 
 
 @cache
-def _lpips_net(device: torch.device) -> nn.Module:
+def _lpips_net(device: torch.device, _kind: type[Tensor]) -> nn.Module:
+    """VGG's LPIPS, one per kind of tensors: in a rehearsal of memory its weights have no data."""
     from lpips import LPIPS  # optional
 
     return LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)

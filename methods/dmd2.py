@@ -16,13 +16,11 @@ from distill_bench.discriminator import (
 )
 from distill_bench.method import (
     Batch,
-    Cost,
     Depth,
     Loss,
     Method,
     Nets,
     NotNegative,
-    Passes,
     Positive,
     Preset,
     Role,
@@ -101,6 +99,11 @@ class DMD2(Method):
             return {}
         return {"head": self.discriminator_lr}
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        roles = {"none": (), "fake_score": ("fake_score",), "teacher": ("unguided_teacher",)}
+        return frozenset(roles[self.gan])
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         kl, logs = reverse_kl(x0, renoise(nets, batch, x0.detach(), through_fake_score=False))
@@ -122,23 +125,6 @@ class DMD2(Method):
                 r1 = approximate_r1(real, nets.modules["head"], self._role(nets), *clean)
                 terms["r1"] = self.discriminator_weight * self.r1_weight * r1
         return Loss(terms)
-
-    def cost(self) -> Cost:
-        e = 0.0 if self.gan == "none" else self.feature_depth
-        role = {"teacher": "unguided_teacher"}.get(self.gan, "features")
-        extra = 2 + bool(self.r1_weight)
-        own = (
-            self.gan == "fake_score"
-        )  # the discriminator's backward reaches the fake score's weights
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1 + e * own, e * own),
-            "teacher": Passes(1),
-        }
-        fake_score = {"fake_score": Passes(1 + extra * e * own, full_backward=1 + extra * e * own)}
-        if self.gan == "teacher":
-            student[role], fake_score[role] = Passes(e, e), Passes(extra * e)
-        return Cost(student, fake_score)
 
     def _role(self, nets: Nets) -> Role:
         """The network whose hidden states D reads."""

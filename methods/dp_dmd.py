@@ -8,13 +8,11 @@ import torch
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Count,
     Loss,
     Method,
     Nets,
     NotNegative,
-    Passes,
     Preset,
     renoise,
     reverse_kl,
@@ -74,12 +72,3 @@ class DPDMD(Method):
         error = velocity - (z - x_a) / (1 - s_a)
         regression = self.diversity_weight * 0.5 * error.square().mean()
         return Loss({"kl": kl, "diversity": regression}, x0, logs)
-
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "student": Passes(1, full_backward=1),
-            "fake_score": Passes(1),
-            "teacher": Passes(1 + self.anchor),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -17,14 +17,12 @@ from distill_bench.discriminator import (
 )
 from distill_bench.method import (
     Batch,
-    Cost,
     Count,
     Depth,
     Loss,
     Method,
     Nets,
     NotNegative,
-    Passes,
     Positive,
     Preset,
     Share,
@@ -104,6 +102,10 @@ class FDistill(Method):
     def learning_rates(self) -> Mapping[str, float]:
         return {} if self.discriminator_lr is None else {"head": self.discriminator_lr}
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        return frozenset({"unguided_teacher"})
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0, through_fake_score=False)
@@ -145,19 +147,3 @@ class FDistill(Method):
             r1 = approximate_r1(real_logit, head, teacher, batch, real, text, depth, self.r1_std)
             terms["r1"] = self.discriminator_weight * self.r1_weight * r1
         return Loss(terms)
-
-    def cost(self) -> Cost:
-        e = self.feature_depth
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1),
-            "teacher": Passes(1),
-            "unguided_teacher": Passes(e, e),
-        }
-        return Cost(
-            student,
-            {
-                "fake_score": Passes(1, full_backward=1),
-                "unguided_teacher": Passes((2 + bool(self.r1_weight)) * e),
-            },
-        )

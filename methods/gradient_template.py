@@ -13,12 +13,10 @@ from torch import Tensor
 from distill_bench.expressions import ExpressionError, evaluate_expression
 from distill_bench.method import (
     Batch,
-    Cost,
     Loss,
     Method,
     Nets,
     NotNegative,
-    Passes,
     Preset,
     dmd_normaliser,
     mean_per_sample,
@@ -96,6 +94,14 @@ class GradientTemplate(Method):
                         f"at n = {n:g}, sigma = {sigma:g}: {value}"
                     )
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        if not self._jacobian:
+            return frozenset()
+        return frozenset(
+            {"fake_score"} if self.teacher_stop_gradient else {"fake_score", "teacher"}
+        )
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         through_teacher = self._jacobian and not self.teacher_stop_gradient
@@ -116,14 +122,6 @@ class GradientTemplate(Method):
         if through_teacher:
             terms["teacher"] = ((lam * (x0_teacher - clean) - b * gap) * scores.x0_teacher).mean()
         return Loss(terms, x0, {"score_gap": mean_per_sample(gap.abs() / n).mean()})
-
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1, float(self._jacobian)),
-            "teacher": Passes(1, float(self._jacobian and not self.teacher_stop_gradient)),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})
 
     @property
     def _jacobian(self) -> bool:

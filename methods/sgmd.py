@@ -8,12 +8,10 @@ from torch import Tensor
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Loss,
     Method,
     Nets,
     NotNegative,
-    Passes,
     Preset,
     dmd_normaliser,
     renoise,
@@ -86,6 +84,10 @@ class SGMD(Method):
     correction: Literal["velocity", "x0"] = "velocity"
     residual_weight: NotNegative = 0.1
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        return frozenset({"fake_score"})
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0, through_fake_score=True)
@@ -121,11 +123,3 @@ class SGMD(Method):
             return 0.5 * (r / sigma).square().mean()
         # without the residual (weight 0) the fake score must still learn; Adam ignores the scale
         return 0.5 * (self.residual_weight or 1.0) * r.square().mean()
-
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1, 1),
-            "teacher": Passes(1),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

@@ -6,11 +6,9 @@ from typing import ClassVar
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Loss,
     Method,
     Nets,
-    Passes,
     Preset,
     dmd_normaliser,
     renoise,
@@ -45,6 +43,10 @@ class SiD(Method):
 
     alpha: float = 1.0
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        return frozenset({"fake_score", "teacher"})
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0, through_fake_score=True, through_teacher=True)
@@ -52,11 +54,3 @@ class SiD(Method):
         gap = scores.x0_teacher - scores.x0_fake
         loss = (gap * ((scores.x0_teacher - x0) - self.alpha * gap) / n).mean()
         return Loss({"sid": loss}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
-
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1, 1),
-            "teacher": Passes(1, 1),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

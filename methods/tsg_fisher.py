@@ -6,11 +6,9 @@ from typing import ClassVar, Literal
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Loss,
     Method,
     Nets,
-    Passes,
     Preset,
     dmd_normaliser,
     renoise,
@@ -46,6 +44,10 @@ class TSGFisher(Method):
 
     weighting: Literal["inv_n", "c_t"] = "inv_n"
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        return frozenset({"fake_score"})
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0, through_fake_score=True)
@@ -54,11 +56,3 @@ class TSGFisher(Method):
         gap = scores.x0_fake - scores.x0_teacher
         fisher = 0.5 * (weight * gap.square()).mean()
         return Loss({"fisher": fisher}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
-
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1, 1),
-            "teacher": Passes(1),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

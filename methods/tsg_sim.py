@@ -6,11 +6,9 @@ from typing import ClassVar
 
 from distill_bench.method import (
     Batch,
-    Cost,
     Loss,
     Method,
     Nets,
-    Passes,
     Preset,
     dmd_normaliser,
     renoise,
@@ -37,6 +35,10 @@ class TSGSIM(Method):
 
     alpha: float = 1.0
 
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        return frozenset({"fake_score"})
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         scores = renoise(nets, batch, x0, through_fake_score=True)
@@ -44,11 +46,3 @@ class TSGSIM(Method):
         gap = scores.x0_teacher - scores.x0_fake
         loss = (gap * ((scores.x0_teacher - x0) - self.alpha * gap) / n).mean()
         return Loss({"sim": loss}, x0, {"score_gap": (gap.detach().abs() / n).mean()})
-
-    def cost(self) -> Cost:
-        student = {
-            "rollout": Passes(1, full_backward=1),
-            "fake_score": Passes(1, 1),
-            "teacher": Passes(1),
-        }
-        return Cost(student, {"fake_score": Passes(1, full_backward=1)})

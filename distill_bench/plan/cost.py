@@ -1,64 +1,128 @@
-"""TODO: plan.cost."""
+"""Network passes of one update, counted by running the method's own code on a stand-in network.
 
+The trainer's phases and the ledger do the counting, so a method declares nothing.
+"""
+
+import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import torch
+
+from distill_bench.config.resolve import method_of
+from distill_bench.config.schema import AdapterConfig, RunConfig
+from distill_bench.draws import Draws
 from distill_bench.networks.ledger import PASSES, Ledger
+from distill_bench.plan.stand_in import LAYER, SHAPE, StandIn
+from distill_bench.teachers.architectures import architecture_of
+from distill_bench.teachers.folder import teacher_folder
+from distill_bench.teachers.kinds import find_teacher
+from distill_bench.train.assemble import assemble
+from distill_bench.train.inputs import exits, needs_of
+from distill_bench.train.processes import OneProcess
+from distill_bench.train.run import Run
 
-if TYPE_CHECKING:
-    from distill_bench.config.schema import RunConfig
+Counts = dict[str, dict[str, float]]  # role -> kind of pass -> count, as in `Ledger.counts`
+
+# The settings that decide which passes an update makes. `adapter` and `guidance_scale` do so too.
+DECISIVE = (
+    "method",
+    "fake_score",
+    "fake_score_updates",
+    "nfe",
+    "stepping",
+    "exit_step",
+    "student_input",
+    "reuse_rollout",
+)
+BATCH = 2
 
 
-Counts = dict[str, dict[str, float]]  # role -> kind of pass -> count, as in Ledger.counts
+def passes(config: RunConfig) -> Counts:
+    """Passes of one student update with its fake-score updates, in batches; mean over exit steps.
 
-
-def declared(config: "RunConfig") -> Counts:
-    """The passes of one student update and its fake-score updates, by what the method declares; mean over exit steps."""
-    from distill_bench.config.resolve import method_of
-
-    cost, updates = method_of(config).cost(), config.fake_score_updates or 0
-    steps = (config.nfe + 1) / 2 if config.exit_step == "random" else config.nfe
-    rollout = 1.0 if config.student_input == "real_data" else steps
-    counts: Counts = {}
-
-    def add(role: str, times: float, **passes: float) -> None:
-        row = counts.setdefault(role, dict.fromkeys(PASSES, 0.0))
-        for kind, count in passes.items():
-            row[kind] += times * count
-
-    guided = config.guidance_scale != 1
-    # what a role of a declaration is in the ledger, and how many of its passes each is
-    roles = {
-        "teacher": ("teacher", 1 + guided),
-        "unguided_teacher": ("teacher", 1),
-        "guidance": ("teacher", float(guided)),
-    }
-    for phase, times in ((cost.student, 1), (cost.fake_score, updates)):
-        for role, passes in phase.items():
-            if role == "rollout":
-                add("student", times * passes.forward, forward=rollout)
-                add("student", times, full_backward=passes.full_backward)
-            elif role != "fake_score" or config.fake_score == "trained":
-                name, each = roles.get(role, (role, 1))
-                add(name, times * each, **vars(passes))
-    if (
-        config.adapter is not None
-    ):  # no gradient of the base's weights: what a backward to the input costs
-        for row in counts.values():
-            row["input_backward"] += row["full_backward"]
-            row["full_backward"] = 0.0
-    if config.reuse_rollout and updates:
-        add("student", -1, forward=rollout)
-    if config.reuse_rollout == "graph" and updates:
-        add("fake_score", -1, forward=cost.fake_score["fake_score"].forward)
-    add("student", updates, forward=rollout)
-    return counts
+    Raises:
+        ValueError: if the method fails on the stand-in network.
+    """
+    settings = {name: getattr(config, name) for name in DECISIVE}
+    reduced = RunConfig(
+        **settings,
+        guidance_scale=1.0 if config.guidance_scale == 1 else 2.0,
+        adapter=None if config.adapter is None else AdapterConfig(rank=1, targets=(LAYER,)),
+        batch_size=BATCH,
+        ema=None,
+    )
+    counts = _passes(reduced.model_dump_json(), *_blocks(config))
+    return {role: dict(row) for role, row in counts.items()}
 
 
 def priced(counts: Counts, sizes: Mapping[str, float]) -> float:
-    """Forward equivalents of counts, with roles of `sizes`; a role that is not there is of the student's."""
-    return sum(
-        Ledger(1, dict(sizes)).weight(role) * PASSES[kind] * n
-        for role, row in counts.items()
-        for kind, n in row.items()
+    """Forward equivalents of `counts` for roles of the given sizes; others are of the student's."""
+    ledger = Ledger(1, dict(sizes), counts)
+    return ledger.forward_equivalents()
+
+
+def _blocks(config: RunConfig) -> tuple[int, int]:
+    """Number of blocks of the teacher and of the student: features cost their share."""
+    teacher = find_teacher(config.teacher)
+    if not teacher.has_networks:
+        return 1, 1
+    student = teacher.folder if config.student is None else teacher_folder(config.student)
+    return tuple(
+        architecture_of(folder).transformer["num_layers"] for folder in (teacher.folder, student)
     )
+
+
+@functools.cache
+def _passes(config_json: str, blocks: int, student_blocks: int) -> Counts:
+    config = RunConfig.model_validate_json(config_json)
+    name = config.method["name"]
+    method = method_of(config).rehearsed()
+    steps = range(len(exits(config)))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            run = assemble(
+                config,
+                StandIn(blocks, student_blocks),
+                OneProcess(torch.device("cpu")),
+                dict.fromkeys(needs_of(config), _extra),
+                method,
+            )
+            for step in steps:
+                run.batches = dataclasses.replace(run.batches, draws=_exiting_at(step))
+                _rehearse(run)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: an update on a stand-in network failed ({type(error).__name__}: {error}); "
+            "its cost is unknown"
+        ) from error
+    return {
+        role: {kind: row[kind] / len(steps) for kind in PASSES}
+        for role, row in run.ledger.counts.items()
+    }
+
+
+def _rehearse(run: Run) -> None:
+    """The passes of one update: both phases forwards and backwards, and no optimiser step."""
+    kept = []
+    run.student.backward(run.student_losses(kept))
+    for index in range(run.fake_score_updates):
+        run.fake_score.backward(run.fake_score_losses(index, kept))
+        kept = []
+
+
+def _extra(draws: Draws) -> dict[str, torch.Tensor]:
+    """Extra data of any kind."""
+    x0, noise = (draws.noise(name, SHAPE) for name in ("x0", "noise"))
+    return {"x0": x0, "noise": noise, "text": torch.zeros(len(x0), 1, 1)}
+
+
+@functools.cache
+def _exiting_at(step: int) -> type[Draws]:
+    """Draws with which every rollout ends at one step."""
+
+    class ExitingDraws(Draws):
+        def shared_integer(self, purpose: str, high: int) -> int:
+            return step if purpose == "exit" else super().shared_integer(purpose, high)
+
+    return ExitingDraws

@@ -11,7 +11,7 @@ import torch
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.ledger import PASSES
 from distill_bench.networks.ranks import ranks
-from distill_bench.plan.cost import declared
+from distill_bench.plan.cost import passes
 from distill_bench.plan.prediction import Prediction, extrapolate, sharded
 from distill_bench.plan.rehearsal import rehearsed
 from distill_bench.plan.sampling import sampling_peak
@@ -67,7 +67,7 @@ def step_flops(prediction: Prediction, config: RunConfig) -> tuple[float, float]
         The FLOPs that the ledger counts, and those of the forwards that checkpointing runs again.
     """
     needed = recomputed = 0.0
-    for role, row in declared(config).items():
+    for role, row in passes(config).items():
         per_pass = prediction.flops[role] * config.batch_size
         needed += sum(PASSES[kind] * count for kind, count in row.items()) * per_pass
         recomputed += (row["input_backward"] + row["full_backward"]) * per_pass

@@ -15,7 +15,7 @@ from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
-from distill_bench.plan.cost import declared, priced
+from distill_bench.plan.cost import passes, priced
 from distill_bench.store.runs import read_cancels
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.queue import Queue, read_partition, read_queue
@@ -131,7 +131,11 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
 
 def launch_order(config: RunConfig) -> tuple[int, float]:
     """Sort key of runs: by seed, so that rows are soon comparable; the longest first."""
-    return config.seed, -config.student_updates * priced(declared(config), {})
+    try:
+        cost = priced(passes(config), {})
+    except ValueError:  # a method that fails on stand-in networks may still train
+        cost = 0.0
+    return config.seed, -config.student_updates * cost
 
 
 def _run_task(folder: Path, options: LaunchOptions, processes: int) -> Task:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_bench.method import Batch, Loss, Passes
+from distill_bench.method import Batch, Loss, Nets
 from distill_bench.registry import find_method
 from distill_bench.testing.runs import Runs, conformance
 from distill_bench.train.run import Run
@@ -46,7 +46,7 @@ def check_losses(runs: Runs) -> None:
             "with their graph"
         )
     if run.fake_score is not None:
-        _check_terms("the fake score's", fake_score_loss(run))
+        _check_terms("the fake score's", fake_score_loss(run, run.nets))
 
 
 def _check_terms(phase: str, loss: Loss) -> None:
@@ -62,13 +62,13 @@ def _check_terms(phase: str, loss: Loss) -> None:
     )
 
 
-def fake_score_loss(run: Run) -> Loss:
+def fake_score_loss(run: Run, nets: Nets) -> Loss:
     """The fake score's loss on a rollout, with only its phase trainable."""
     run.fake_score.only_trainable()
     batch = run.batch("fake_score/0")
     with torch.no_grad():
         x0 = run.nets.rollout(batch)
-    return run.method.fake_score_loss(run.nets, batch, x0)
+    return run.method.fake_score_loss(nets, batch, x0)
 
 
 def _reaches(value: Tensor, tensors: Sequence[Tensor]) -> bool:
@@ -82,11 +82,11 @@ def _reaches(value: Tensor, tensors: Sequence[Tensor]) -> bool:
 
 @conformance
 def check_detachment(runs: Runs) -> None:
-    """A backward reaches frozen roles by their input alone, and only where the method's cost declares it.
+    """A backward reaches frozen roles by their input alone, and only those the method differentiates.
 
-    Frozen weights are never part of a graph. A prediction left attached by mistake (the x0_teacher of a normaliser)
-    is found. A mistake outside of networks is not: a normaliser of an attached x0 changes nothing but the
-    objective, which `student_gradient` against the formula shows.
+    Frozen weights are never part of a graph. A prediction left attached by mistake (the x0_teacher of
+    a normaliser) is found. A mistake outside of networks is not: a normaliser of an attached x0
+    changes nothing but the objective, which `student_gradient` against the formula shows.
     """
     run = runs.untrained
     run.student.only_trainable()
@@ -98,18 +98,24 @@ def check_detachment(runs: Runs) -> None:
     nets = dataclasses.replace(run.nets, **watched)
     loss = run.method.student_loss(nets, run.batch("student"))
     _check_frozen(run, "the student's", loss, ("fake_score", "modules", "teacher"))
-    declared_passes = run.method.cost().student
     for role, network in watched.items():
-        names = (role, "guidance") if role == "unguided_teacher" else (role,)
-        passes = [declared_passes.get(name, Passes()) for name in names]
-        assert any(p.input_backward or p.full_backward for p in passes) or not _reaches(
-            loss.total, network.predictions
-        ), (
-            f"the student's loss reaches the input of {role}, where its cost declares no backward: "
-            "detach what is made of the prediction (a normaliser, a target), or declare the backward"
+        reached = _reaches(loss.total, network.predictions)
+        declared = role in run.method.differentiated_roles
+        assert declared or not reached, (
+            f"the student's loss reaches the input of {role}, which differentiated_roles lacks: detach "
+            "what is made of the prediction (a normaliser, a target), or add the role"
+        )
+        assert reached or not declared, (
+            f"differentiated_roles has {role}, whose input the student's loss does not reach: the "
+            "prediction is detached, or its graph is built in vain"
         )
     if run.fake_score is not None:
-        _check_frozen(run, "the fake score's", fake_score_loss(run), ("student", "teacher"))
+        student = Watched(run.nets.student)
+        loss = fake_score_loss(run, dataclasses.replace(run.nets, student=student))
+        _check_frozen(run, "the fake score's", loss, ("student", "teacher"))
+        assert not student.predictions, (
+            "the fake score's loss runs the student: its samples x0 are given"
+        )
 
 
 def _check_frozen(run: Run, phase: str, loss: Loss, frozen: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill_bench.config.resolve import load_run, method_of
 from distill_bench.method import Loss, Method
-from distill_bench.plan.cost import declared
+from distill_bench.plan.cost import passes
 from distill_bench.registry import find_method
 from distill_bench.testing.ranks import assert_same
 from distill_bench.testing.runs import Runs, conformance
@@ -55,7 +55,7 @@ def _same(weights: list[Tensor], others: list[Tensor]) -> bool:
 
 @conformance
 def check_cost(runs: Runs) -> None:
-    """The passes that the ledger counts are those that the method declares."""
+    """The passes that the ledger counts in a training are those rehearsed on stand-in networks (`plan.cost`)."""
     run = runs.untrained
     run.student.only_trainable()
     makes_samples = run.method.student_loss(run.nets, run.batch("student")).x0 is not None
@@ -71,11 +71,11 @@ def check_cost(runs: Runs) -> None:
         run_dir = runs.make(exit_step="last", **fields)
         summary = train(run_dir)
         assert summary["status"] == "done", f"{case}: {summary['reason']}"
-        counted, expected = summary["cost"], declared(load_run(run_dir))
+        counted, expected = summary["cost"], passes(load_run(run_dir))
         for role in sorted({*counted, *expected}):
             one, other = counted.get(role, {}), expected.get(role, {})
             same = all(abs(one.get(kind, 0) - other.get(kind, 0)) < 1e-9 for kind in {*one, *other})
-            assert same, f"{case}: declares {other} of {role}, the ledger counted {one}"
+            assert same, f"{case}: rehearsed {other} of {role}, the ledger counted {one}"
 
 
 @conformance

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from distill_bench.config.resolve import resolve
-from distill_bench.plan.cost import declared, priced
+from distill_bench.plan.cost import passes, priced
 from distill_bench.train.loop import update
 from distill_bench.train.run import Run
 from distill_bench.train.setup import build
@@ -80,7 +80,7 @@ def bare_passes(run: Run) -> dict[str, Callable[[], object]]:
 
 def needed(run: Run) -> dict[str, float]:
     """Count of each bare pass in one student update with its fake-score updates; a backward includes its forward."""
-    counts = declared(run.config)
+    counts = passes(run.config)
     student, fake_score, teacher = counts["student"], counts["fake_score"], counts["teacher"]
     full = student["full_backward"] + fake_score["full_backward"]
     by_input = fake_score["input_backward"]
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{name:12} step {median[name]:.3f} s, its passes {expected:.3f} s, "
             f"overhead {overhead:+.1%}"
         )
-    cost = {name: priced(declared(run.config), {}) for name, run in runs.items()}
+    cost = {name: priced(passes(run.config), {}) for name, run in runs.items()}
     for one, other in itertools.combinations(runs, 2):
         measured, counted = median[one] / median[other], cost[one] / cost[other]
         error = measured / counted - 1

@@ -1,5 +1,7 @@
-"""The cost table of the field, by counting what the trainer does, and by what the methods declare."""
+"""The cost table of the field: by rehearsal on stand-in networks, and by the ledger of a training."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +13,7 @@ from distill_bench.config.resolve import resolve
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss, Method, Nets, renoise
 from distill_bench.plan.command import main
-from distill_bench.plan.cost import declared, priced
+from distill_bench.plan.cost import passes, priced
 from distill_bench.train import phase
 from distill_bench.train.inputs import exits
 from distill_bench.train.loop import update
@@ -26,7 +28,7 @@ BASE = {
     "trackers": [],
     "signals_every": None,
 }
-E = 0.5  # the share of the blocks behind a head
+E = 0.5  # share of the blocks before a head's features
 
 # row: run, forwards and backwards (an input backward is one, a full one two) of student, fake score and teacher, total at equal
 # sizes, total with a teacher of 14 and others of 1.3. Hand counts with R = 2.5 rollout forwards at four steps, random exit.
@@ -129,7 +131,7 @@ TABLE = {
         None,
     ),
     "dmd2 paper, one step": (
-        {"method": {"name": "dmd2", "preset": "paper"}, "nfe": 1},
+        {"method": {"name": "dmd2", "preset": "paper"}, "nfe": 1, "teacher": "mini-wan"},
         (5, 2),
         (6 + 11 * E, 10 + 21 * E),
         (2, 0),
@@ -137,7 +139,10 @@ TABLE = {
         None,
     ),
     "f_distill": (
-        {"method": {"name": "f_distill", "preset": "fastgen", "r1_weight": 1.0}},
+        {
+            "method": {"name": "f_distill", "preset": "fastgen", "r1_weight": 1.0},
+            "teacher": "mini-wan",
+        },
         (5, 2),
         (5, 8),
         (2 + 13 * E, E),
@@ -161,9 +166,9 @@ def folded(counts: dict) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_the_table_comes_out_by_declaration(row):
+def test_a_rehearsal_gives_the_table(row):
     fields, student, fake_score, teacher, total, large = TABLE[row]
-    counts = declared(resolve(BASE | fields))
+    counts = passes(resolve(BASE | fields))
     assert folded(counts) == {"student": student, "fake_score": fake_score, "teacher": teacher}
     assert priced(counts, {}) == total
     if large is not None:
@@ -173,8 +178,8 @@ def test_the_table_comes_out_by_declaration(row):
 @pytest.mark.parametrize(
     "row", [row for row in TABLE if row not in ("dmd2 paper, one step", "f_distill")]
 )
-def test_the_table_comes_out_by_counting(row, tmp_path):
-    """One update at each exit step in turn; features of a share of the blocks need blocks: the conformance tests count those."""
+def test_a_training_gives_the_table(row, tmp_path):
+    """One update at each exit step in turn. The Gaussian has no blocks for features; the conformance checks train those."""
     fields, student, fake_score, teacher, *_ = TABLE[row]
     counted = folded(counted_by_exit(fields, tmp_path))
     assert counted == {"student": student, "fake_score": fake_score, "teacher": teacher}
@@ -236,7 +241,7 @@ def test_the_released_code_of_sgmd_pays_for_what_it_throws_away(tmp_path, monkey
 
 def test_shared_sgmd_costs_a_third_of_dmd2():
     shared, dmd2 = (
-        priced(declared(resolve(BASE | TABLE[row][0])), {})
+        priced(passes(resolve(BASE | TABLE[row][0])), {})
         for row in ("sgmd shared", "dmd2 video K=5")
     )
     assert shared / dmd2 <= 0.33
@@ -253,3 +258,25 @@ def test_the_command_prices_a_sweep_for_a_larger_teacher(tmp_path: Path, capsys)
     assert "--size 'student=big' takes ROLE=NUMBER" in capsys.readouterr().err
     assert main([str(path), "--set", "student_lr=1e999"]) == 2
     assert "student_lr = inf" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class NeedsItsArchitecture(Method):
+    """A method that works with one architecture's networks alone."""
+
+    paper: ClassVar[str] = "none"
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        return Loss({"weights": nets.student.net.patch_embedding.weight.square().mean()})
+
+
+def test_a_method_that_fails_on_stand_ins_has_no_cost_and_says_why():
+    config = resolve(BASE | {"method": f"{__name__}:NeedsItsArchitecture"})
+    with pytest.raises(ValueError, match="an update on a stand-in network failed .*patch_embed"):
+        passes(config)
+
+
+def test_costs_are_known_without_diffusers():
+    """A sweep is planned before anything of diffusers is imported, which takes seconds."""
+    code = "import sys, distill_bench.plan.cost; assert 'diffusers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
