@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from distill_bench.teachers.texts import Texts
+from distill_bench.teachers.embeddings import Texts
 
 SHAPE = (4, 2, 2, 2)  # (C, T, H, W) of its latents
 LAYER = "linear"  # name of the layer in each block, for adapters
