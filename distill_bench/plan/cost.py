@@ -14,7 +14,7 @@ from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.draws import Draws
 from distill_bench.networks.ledger import PASSES, Ledger
 from distill_bench.plan.stand_in import LAYER, SHAPE, StandIn
-from distill_bench.teachers.architectures import architecture_of
+from distill_bench.teachers.architecture import architecture_of
 from distill_bench.teachers.folder import teacher_folder
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.train.assemble import assemble
