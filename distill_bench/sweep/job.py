@@ -114,7 +114,7 @@ def _lead(run_dir: Path, claim: Claim, stop: StopRequest, allow_changed_code: bo
     """Do a run as rank 0 or its only process, and write its result.
 
     Raises:
-        Stopped: if the run was stopped, and saved where it can be.
+        Stopped: if a stop was requested; training has saved a checkpoint.
     """
     _record_provenance(claim.attempt, run_dir, allow_changed_code)
     summary = _train(run_dir, lambda: stop() or claim.taken_over)
