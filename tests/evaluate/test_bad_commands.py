@@ -1,9 +1,8 @@
 """Wrong arguments of `distill-bench evaluate`: one line that names the fault, and no score."""
 
 import pytest
-from clip_folders import write_sampled
+from clip_folders import rendered, write_sampled
 
-from distill_bench.domain import controls
 from distill_bench.evaluate.__main__ import main
 from distill_bench.store.files import read_jsonl
 
@@ -60,7 +59,7 @@ FAULTS = {
 def test_a_bad_command_ends_in_one_line_and_no_score(tmp_path, capsys, arguments):
     folder = write_sampled(tmp_path / "a")
     reference = write_sampled(tmp_path / "b", first=100)
-    large = controls.rendered(12, 100)[0].repeat(2, 3).repeat(2, 4)
+    large = rendered(12, 100)[0].repeat(2, 3).repeat(2, 4)
     write_sampled(reference / "large", frames=large)
     (reference / "empty.pt").touch()
     (reference / "own.py").write_text(FAILING_EXTRACTOR)

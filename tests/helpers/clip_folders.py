@@ -1,5 +1,6 @@
 """Folders of clips for tests: sampled ones and folders of clip files."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import pytest
 
 from distill_bench.domain import controls
 
+rendered = functools.cache(controls.rendered)  # tests write the same clips again and again
+
 
 def write_sampled(
     folder: Path, count: int = 12, first: int = 0, frames: np.ndarray | None = None, **row
 ) -> Path:
     """Write rendered clips, or `frames` with their captions, as the harness samples them."""
-    rendered, prompts = controls.rendered(count, first)
+    own_frames, prompts = rendered(count, first)
     folder.mkdir(parents=True)
-    np.save(folder / "clips.npy", rendered if frames is None else frames)
+    np.save(folder / "clips.npy", own_frames if frames is None else frames)
     write_lines(
         folder, [{"index": i, "prompt": p, "seed": first + i} for i, p in enumerate(prompts)]
     )

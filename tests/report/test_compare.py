@@ -118,12 +118,6 @@ def test_a_run_is_found_by_the_beginning_of_its_id_if_it_is_one(store, capsys):
     assert "'gamma' is neither a run folder nor a run in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["/no/such/run", "**", "/", ""])
-def test_what_is_no_run_is_one_line(name, store, capsys):
-    assert main([name, "alpha", "--store", str(store)]) == 2
-    assert (said := capsys.readouterr().err).count("\n") == 1 and "distill-bench compare: " in said
-
-
 def test_clips_of_one_prompt_are_drawn_together():
     """Two clips a prompt that differ by the prompt alone are one clip: the interval is that of half as many."""
     each = [1.0, 2.0, 4.0, 7.0]

@@ -139,11 +139,6 @@ def test_a_data_file_that_is_cut_off_is_named(made, name, share, capsys):
     assert name in "".join(capsys.readouterr())
 
 
-def test_no_results_is_an_error_of_one_line(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
-    assert "no sweep.json" in capsys.readouterr().err
-
-
 def test_a_figure_that_was_changed_or_is_gone_is_named(made, capsys):
     folder, _ = made
     (folder / "figures" / "overview.png").write_bytes(b"x")
