@@ -72,7 +72,6 @@ BEING_REWRITTEN = {
     "distill_bench/train/signals.py",
     "tests/benchmarks/gpu.py",
     "tests/benchmarks/trainer_step.py",
-    "tests/config/test_config.py",
     "tests/config/test_yaml_files.py",
     "tests/domain/test_gaussian.py",
     "tests/domain/test_shapes.py",

@@ -1,4 +1,4 @@
-"""YAML as sweep files and run.yaml use it: types of YAML 1.2, one-line errors, and a round trip without loss."""
+"""YAML as sweep files and run.yaml use it: types of YAML 1.2, one-line errors, lossless writing."""
 
 import json
 
@@ -92,9 +92,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         load_yaml(tmp_path / "latin1.yaml")
 
 
-TEXTS = ["0.5", "1e-1", "no", "0x10", "12:30", "2026-11-29", "null", "~", "", "true", " x", "a: b",
-         "# c", "é漢🐈", "a\nb\n", "\u2028 u", "\x85", "\x07", "'\"", "<<", "=", ".5e3", "%", "{{a}}",
-         "w " * 300]  # fmt: skip
+TEXTS = [
+    *("0.5", "1e-1", ".5e3", "0x10", "no", "true", "null", "~", "", "12:30", "2026-11-29"),
+    *(" x", "a: b", "# c", "é漢🐈", "a\nb\n", "\u2028 u", "\x85", "\x07", "'\""),
+    *("<<", "=", "%", "{{a}}", "w " * 300),
+]
 
 
 def test_what_is_written_is_read_back_unchanged_and_in_order():

@@ -1,0 +1,142 @@
+"""Sweep files: which runs a grid, zip, include, exclude and overrides expand to."""
+
+from pathlib import Path
+
+import pytest
+
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.overrides import apply_overrides, parse_override
+from distill_bench.config.reference import reference
+from distill_bench.config.schema import RunConfig
+from distill_bench.config.sweep_file import SweepConfig, load_sweep
+
+
+def load(folder: Path, text: str, **overrides) -> SweepConfig:
+    path = folder / "speed.yaml"
+    path.write_text(text)
+    return load_sweep(path, overrides)
+
+
+def test_a_grid_is_every_combination_by_every_seed_and_includes_come_beside_it(tmp_path):
+    runs = load(
+        tmp_path,
+        """
+        question: which?
+        base: {student_updates: 4}
+        grid: {method: [dmd2, sgmd], fake_score_updates: [1, 5]}
+        include: [{method: dmd, nfe: 2}]
+        exclude: ["method == 'sgmd' and fake_score_updates > 1"]
+        seeds: 2
+        """,
+    ).expand()
+    cells = {(r.method["name"], r.fake_score_updates, r.nfe) for r in runs}
+    assert cells == {("dmd2", 1, 4), ("dmd2", 5, 4), ("sgmd", 1, 4), ("dmd", 5, 2)}
+    assert len(runs) == 8
+    assert {r.seed for r in runs} == {0, 1}
+    assert {r.student_updates for r in runs} == {4}
+
+
+def test_null_is_excluded_by_no_comparison(tmp_path):
+    text = "question: q\nbase: {method: dmd2}\ngrid: {ema: [null, 0.5]}\nexclude: ['ema > 0.1']\n"
+    assert [run.ema for run in load(tmp_path, text).expand()] == [None]
+
+
+ONE_AXIS = """
+question: which?
+grid: {method: [dmd2, sgmd]}
+zip: [{fake_score_updates: 5}, {fake_score_updates: 1, fake_score_lr: 5e-4}]
+"""
+
+
+def test_zipped_keys_vary_together(tmp_path):
+    runs = load(tmp_path, ONE_AXIS).expand()
+    cells = [(r.method["name"], r.fake_score_updates, r.fake_score_lr) for r in runs]
+    assert cells == [("dmd2", 5, 1e-4), ("dmd2", 1, 5e-4), ("sgmd", 5, 1e-4), ("sgmd", 1, 5e-4)]
+
+
+def test_several_zipped_axes_are_combined(tmp_path):
+    text = """
+        question: which?
+        zip:
+          - [{method: dmd2, student_lr: 1e-3}, {method: sgmd, student_lr: 2e-3}]
+          - [{fake_score_updates: 5}, {fake_score_updates: 1}]
+        """
+    runs = load(tmp_path, text).expand()
+    cells = [(r.method["name"], r.student_lr, r.fake_score_updates) for r in runs]
+    assert cells == [("dmd2", 1e-3, 5), ("dmd2", 1e-3, 1), ("sgmd", 2e-3, 5), ("sgmd", 2e-3, 1)]
+
+
+def test_an_override_ends_the_variation_of_a_zipped_key(tmp_path):
+    runs = load(tmp_path, ONE_AXIS, fake_score_lr=2e-4).expand()
+    assert {(r.fake_score_updates, r.fake_score_lr) for r in runs} == {(5, 2e-4), (1, 2e-4)}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (ONE_AXIS.replace("{fake_score_updates: 5}", "{method: dmd}"), "method is on two axes"),
+        (ONE_AXIS.replace("fake_score_lr:", "fake_score_lrr:"), "unknown key 'fake_score_lrr'"),
+        ("question: q\nzip: [1, 2]\n", "zip"),
+    ],
+)
+def test_a_wrong_zip_is_refused(text, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, text).expand()
+
+
+def test_cells_that_are_one_run_are_made_once(tmp_path):
+    text = """
+        question: q
+        base: {method: dmd2}
+        grid: {student_lr: [1e-4, 0.0001]}
+        include: [{student_lr: 1.0e-4}]
+        """
+    assert len(load(tmp_path, text).expand()) == 1
+
+
+def test_a_method_field_can_be_swept(tmp_path):
+    text = "question: q\nbase: {method: sgmd}\ngrid: {method.residual_weight: [0, 0.1]}\n"
+    runs = load(tmp_path, text).expand()
+    assert [r.method["residual_weight"] for r in runs] == [0.0, 0.1]
+
+
+def test_an_override_lies_over_base_and_grid(tmp_path):
+    text = """
+        question: q
+        base: {method: dmd2, nfe: 2}
+        grid: {fake_score_updates: [1, 5]}
+        seeds: 3
+        """
+    overrides = {"nfe": 1, "fake_score_updates": 2, "seeds": 1, "cluster.hours": 2.5, "name": "new"}
+    sweep = load(tmp_path, text, **overrides)
+    (run,) = sweep.expand()
+    assert (run.nfe, run.fake_score_updates) == (1, 2)
+    assert (sweep.cluster.hours, sweep.name) == (2.5, "new")
+
+
+def test_overrides_keep_a_methods_fields_if_only_its_name_is_swept():
+    with_field = {"method": {"name": "a", "weight": 2}}
+    assert apply_overrides({"method": "a"}, {"method.weight": 2}) == with_field
+    assert apply_overrides(with_field, {"method": "b"}) == {"method": {"name": "b", "weight": 2}}
+
+
+def test_a_dotted_key_through_a_value_is_refused():
+    with pytest.raises(ConfigError, match="protocol.clips: protocol = 3: a mapping"):
+        apply_overrides({"protocol": 3}, {"protocol.clips": 8})
+
+
+def test_an_override_of_the_command_line_is_yaml():
+    assert parse_override("student_lr=2e-6") == ("student_lr", 2e-6)
+    assert parse_override("ema=null") == ("ema", None)
+    assert parse_override("trackers=[]") == ("trackers", [])
+    for wrong in ("nfe", "=2"):
+        with pytest.raises(ConfigError, match="write key=value"):
+            parse_override(wrong)
+
+
+def test_the_reference_describes_every_key():
+    lines = [line for line in reference().splitlines() if line.startswith("| `")]
+    for name in RunConfig.model_fields:
+        (line,) = (line for line in lines if line.startswith(f"| `{name}` "))
+        assert len(line.split(" | ")[-1]) > 10, f"{name} has no description"
+    assert "| `ema` | float >= 0, < 1 \\| null | `0.98` |" in reference()
