@@ -1,6 +1,5 @@
 """The report command: what it writes, what it refuses, and that a refusal changes nothing."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,31 +35,6 @@ def test_a_second_report_has_the_same_bytes(reported, tmp_path):
     first, second = files_of(folder), files_of(report("speed", store, tmp_path).parent)
     assert first == second
     assert len(first) > 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (
-            ["--baseline", "method=nosuch"],
-            "no row is the baseline.*method=alpha,fake_score_updates=5",
-        ),
-        (
-            ["--baseline", "method=alpha"],
-            "fits 2 rows: method=alpha,fake_score_updates=1; method=alpha,fake_score_updates=5",
-        ),
-        (["--baseline", "gamma"], "'gamma' is not KEY=VALUE"),
-        (["--budget", "nan"], "budget nan: a cost"),
-        (["--budget", "-1"], "budget -1: a cost"),
-    ],
-)
-def test_a_refused_option_leaves_the_results_unchanged(store, tmp_path, options, message, capsys):
-    report("speed", store, tmp_path / "out")
-    before = files_of(tmp_path / "out")
-    assert run(store, tmp_path / "out", *options) == 2
-    assert re.search(message, one_line(capsys))
-    assert files_of(tmp_path / "out") == before
 
 
 def test_scores_of_another_protocol_are_refused(store, tmp_path, capsys):
