@@ -1,4 +1,4 @@
-"""Two processes that share every role's weights (FSDP2, gloo) train as one process does, for every method."""
+"""Two ranks that share the weights of every role (FSDP2, gloo) train as one process does."""
 
 import json
 import math
@@ -11,10 +11,12 @@ import pipelines
 import pytest
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
+from variants import ON_FEATURES
 
 from distill_bench.config.resolve import load_run
 from distill_bench.plan.memory import predicted
 from distill_bench.registry import methods
+from distill_bench.store.files import read_json, read_jsonl
 from distill_bench.testing import tiny
 from distill_bench.testing.runs import Runs
 from distill_bench.train import checkpoint
@@ -22,12 +24,9 @@ from distill_bench.train.loop import train
 
 pytestmark = pytest.mark.slow
 
-ON_FEATURES = [
-    {"name": "dmd2", "preset": "paper"},
-    {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0},
-]
-METHODS = {str(m): m for m in [*methods(), *ON_FEATURES]}
-OTHERS = ("cogvideox", "ltx")  # teachers of other classes
+WITH_R1 = {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0}
+METHODS = {str(method): method for method in [*methods(), ON_FEATURES, WITH_R1]}
+OTHER_ARCHITECTURES = ("cogvideox", "ltx")
 FIELDS = {
     "student_updates": 2,
     "fake_score_updates": 1,
@@ -36,54 +35,47 @@ FIELDS = {
     "signals_every": 2,
     "checkpoint_every": 2,
 }
-PEAKS = {"float32": {}, "bfloat16": {"precision": "bfloat16", "weights": "bfloat16"}}
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_MMAP_MAX_": "1000000",
-}  # what is large is mapped by itself, and counted
 RESUMED = {
     "student_updates": 3,
     "fake_score_updates": 1,
     "precision": "float64",
     "signals_every": None,
+    "sharding": True,
 }
+LOW = {"precision": "bfloat16", "weights": "bfloat16", "signals_every": None}
+PEAKS = {"float32": {"signals_every": None}, "bfloat16": LOW}
+# The allocator maps every large buffer by itself, so that mapped bytes can be counted.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> dict[str, Path]:
-    """Run folders by name: each method trained by one and by two processes, and runs that changed between the two."""
-    folder = tmp_path_factory.mktemp("sharding")
+def make_method_runs(folder: Path) -> dict[str, Path]:
+    """Each method once for one process and once for two ranks."""
+    return {
+        f"{ranks} {name}": Runs(method, folder, f"{index}-{ranks}").make(**FIELDS, sharding=True)
+        for index, (name, method) in enumerate(METHODS.items())
+        for ranks in ("one", "two")
+    }
+
+
+def make_architecture_runs(folder: Path) -> dict[str, Path]:
+    """A method on teachers of other classes; two ranks also offload the teacher."""
     runs = {}
-    for at, (name, method) in enumerate(METHODS.items()):
-        for ranks in ("one", "two"):
-            runs[f"{ranks} {name}"] = Runs(method, folder, f"{at}-{ranks}").make(
-                **FIELDS, sharding=True
-            )
-    for teacher in OTHERS:
+    for teacher in OTHER_ARCHITECTURES:
         pipelines.save(teacher, folder / teacher)
         frames, height, width = pipelines.SIZES[teacher]
-        fields = {
-            "teacher": str(folder / teacher),
-            "data": None,
-            "frames": frames,
-            "height": height,
-            "width": width,
-        }
+        size = {"frames": frames, "height": height, "width": width}
+        fields = {"teacher": str(folder / teacher), "data": None} | size
         for ranks in ("one", "two"):
-            made = Runs(ON_FEATURES[0], folder, f"{teacher}-{ranks}", fields)
-            runs[f"{ranks} {teacher}"] = made.make(
+            maker = Runs(ON_FEATURES, folder, f"{teacher}-{ranks}", fields)
+            runs[f"{ranks} {teacher}"] = maker.make(
                 **FIELDS, sharding=True, teacher_offload=ranks == "two"
             )
-    for name in ("whole", "two then one", "one then two"):
-        fields = RESUMED | {"sharding": True}
-        runs[name] = Runs(ON_FEATURES[0], folder, name.replace(" ", "-")).make(**fields)
-    low = FIELDS | {"precision": "bfloat16", "weights": "bfloat16", "signals_every": None}
-    for sharding in (True, False):
-        runs[f"low {sharding}"] = Runs("sgmd", folder, f"low-{sharding}").make(
-            **low, sharding=sharding
-        )
-    wide = folder / "wide"
-    tiny.tiny_pipeline(wide)
+    return runs
+
+
+def make_wide_runs(folder: Path) -> dict[str, Path]:
+    """A network large enough for its buffers to be counted, in each precision."""
+    tiny.tiny_pipeline(folder)
     WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
@@ -95,111 +87,120 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         ffn_dim=1024,
         num_layers=4,
         rope_max_seq_len=32,
-    ).save_pretrained(wide / "transformer")
-    for name, fields in PEAKS.items():
-        made = Runs("sgmd", folder, f"peak-{name}", {"teacher": str(wide)})
-        runs[f"peak {name}"] = made.make(
-            **FIELDS | {"signals_every": None, "sharding": True} | fields
+    ).save_pretrained(folder / "transformer")
+    return {
+        f"peak {name}": Runs("sgmd", folder.parent, f"peak-{name}", {"teacher": str(folder)}).make(
+            **FIELDS | fields, sharding=True
         )
-    train(runs["whole"])
-    assert train(runs["one then two"], stop=lambda: True)["status"] == "stopped"
-    two = [
-        str(path)
-        for name, path in runs.items()
-        if name.startswith(("two ", "low ", "peak ")) and name != "two then one"
-    ]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
+        for name, fields in PEAKS.items()
+    }
+
+
+def train_on_two_ranks(arguments: list[str]) -> None:
+    """Train run folders one after the other on two ranks; `FOLDER:stop` stops after one update."""
+    script = Path(__file__).parent / "sharded.py"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
-        [
-            *launch,
-            str(Path(__file__).parent / "sharded.py"),
-            *two,
-            f"{runs['two then one']}:stop",
-            str(runs["one then two"]),
-        ],
-        env=os.environ
-        | ALLOCATOR
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        [sys.executable, *launch, str(script), *arguments],
+        env=os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert train(runs["two then one"])["status"] == "done"
-    for name, path in runs.items():
-        if name.startswith("one ") and name != "one then two":
-            train(path)
-    return runs
 
 
-@pytest.mark.parametrize("name", [*METHODS, *OTHERS])
-def test_the_losses_of_two_processes_are_those_of_one(name, trained):
-    one, two = (
-        [json.loads(line) for line in (trained[f"{n} {name}"] / "train.jsonl").open()]
-        for n in ("one", "two")
-    )
-    for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys()
-        for key in a.keys() & {"student_loss", "fake_score_loss", "x0_std"}:
-            assert math.isclose(a[key], b[key], rel_tol=1e-6, abs_tol=1e-6), (key, a[key], b[key])
-        assert a["cost_forward_equivalents"] == b["cost_forward_equivalents"]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, Path]:
+    """Trained run folders by name.
+
+    One launch trains everything that needs two ranks, since starting ranks takes seconds.
+    """
+    folder = tmp_path_factory.mktemp("sharding")
+    pairs = make_method_runs(folder) | make_architecture_runs(folder)
+    low = {
+        f"low {sharding}": Runs("sgmd", folder, f"low-{sharding}").make(
+            **FIELDS | LOW, sharding=sharding
+        )
+        for sharding in (True, False)
+    }
+    resumed = {
+        name: Runs(ON_FEATURES, folder, name.replace(" ", "-")).make(**RESUMED)
+        for name in ("whole", "two then one", "one then two")
+    }
+    wide = make_wide_runs(folder / "wide")
+    train(resumed["whole"])
+    assert train(resumed["one then two"], stop=lambda: True)["status"] == "stopped"
+    on_two = [run for name, run in pairs.items() if name.startswith("two ")]
+    on_two += [*low.values(), *wide.values(), resumed["one then two"]]
+    train_on_two_ranks([*map(str, on_two), f"{resumed['two then one']}:stop"])
+    assert train(resumed["two then one"])["status"] == "done"
+    for name, run in pairs.items():
+        if name.startswith("one "):
+            train(run)
+    return pairs | low | resumed | wide
+
+
+@pytest.mark.parametrize("name", [*METHODS, *OTHER_ARCHITECTURES])
+def test_two_ranks_have_the_losses_of_one_process(name, trained):
+    one, two = (read_jsonl(trained[f"{ranks} {name}"] / "train.jsonl") for ranks in ("one", "two"))
+    for alone, shared in zip(one, two, strict=True):
+        assert alone.keys() == shared.keys()
+        for key in alone.keys() & {"student_loss", "fake_score_loss", "x0_std"}:
+            assert math.isclose(alone[key], shared[key], rel_tol=1e-6, abs_tol=1e-6), key
+        assert alone["cost_forward_equivalents"] == shared["cost_forward_equivalents"]
     norms = [key for key in one[-1] if key.startswith("x0_gradient_norm/")]
-    assert norms and all(math.isclose(one[-1][key], two[-1][key], rel_tol=1e-4) for key in norms)
+    assert norms
+    assert all(math.isclose(one[-1][key], two[-1][key], rel_tol=1e-4) for key in norms)
 
 
 @pytest.mark.parametrize("name", ["dmd2", "consistency", "ida"])
-def test_each_process_holds_a_share_of_every_role(name, trained):
-    held = json.loads((trained[f"two {name}"] / "held.json").read_text())["shares"]
-    assert {"student", "teacher", "moving average"} <= held.keys()
-    assert all(0.45 < share < 0.65 for share in held.values()), held
+def test_each_rank_holds_half_of_every_role(name, trained):
+    shares = read_json(trained[f"two {name}"] / "held.json")["shares"]
+    assert {"student", "teacher", "moving average"} <= shares.keys()
+    assert all(0.45 < share < 0.65 for share in shares.values()), shares
 
 
 @pytest.mark.parametrize("name", ["two then one", "one then two"])
-def test_a_checkpoint_goes_on_with_another_number_of_processes(name, trained):
-    files = ["weights.safetensors", "optimisers.safetensors"]
-    for file in files:
-        whole, other = (load_file(checkpoint.found(trained[n])[-1] / file) for n in ("whole", name))
-        assert whole.keys() == other.keys()
-        for key in whole:
-            assert float((whole[key] - other[key]).abs().max()) < 1e-9, (file, key)
-    kept, other = (load_file(checkpoint.students(trained[n])[3]) for n in ("whole", name))
-    assert all(float((kept[key] - other[key]).abs().max()) < 1e-6 for key in kept)
+def test_a_checkpoint_resumes_with_another_number_of_ranks(name, trained):
+    newest, whole = (checkpoint.found(trained[run])[-1] for run in (name, "whole"))
+    for file in ("weights.safetensors", "optimisers.safetensors"):
+        resumed, expected = load_file(newest / file), load_file(whole / file)
+        assert resumed.keys() == expected.keys()
+        for key in expected:
+            assert float((expected[key] - resumed[key]).abs().max()) < 1e-9, (file, key)
+    kept, expected = (load_file(checkpoint.students(trained[run])[3]) for run in (name, "whole"))
+    assert all(float((expected[key] - kept[key]).abs().max()) < 1e-6 for key in expected)
 
 
-def test_shards_are_the_masters_of_weights_that_are_gathered_in_bfloat16(trained):
-    shared, each = (
-        [json.loads(line) for line in (trained[f"low {s}"] / "train.jsonl").open()]
-        for s in (True, False)
+def test_shards_are_the_masters_of_weights_gathered_in_bfloat16(trained):
+    """Forwards agree: norms are gathered in float32. Some gradients round in one run alone."""
+    shared, replicated = (
+        read_jsonl(trained[f"low {sharding}"] / "train.jsonl") for sharding in (True, False)
     )
-    # forwards are alike: norms are gathered in float32. Of the gradients some are rounded to bfloat16 in one and not in the other
-    assert math.isclose(shared[0]["student_loss"], each[0]["student_loss"], rel_tol=1e-6)
-    assert math.isclose(shared[0]["student_grad_norm"], each[0]["student_grad_norm"], rel_tol=1e-3)
-    for a, b in zip(shared, each, strict=True):
-        assert math.isclose(a["fake_score_loss"], b["fake_score_loss"], rel_tol=0.02)
+    first, expected = shared[0], replicated[0]
+    assert math.isclose(first["student_loss"], expected["student_loss"], rel_tol=1e-6)
+    assert math.isclose(first["student_grad_norm"], expected["student_grad_norm"], rel_tol=1e-3)
+    for line, other in zip(shared, replicated, strict=True):
+        assert math.isclose(line["fake_score_loss"], other["fake_score_loss"], rel_tol=0.02)
     saved = load_file(checkpoint.found(trained["low True"])[-1] / "weights.safetensors")
     assert all(value.is_floating_point() and value.element_size() == 4 for value in saved.values())
 
 
 @pytest.mark.parametrize("name", ["two sgmd", "low True"])
-def test_what_each_process_holds_was_predicted(name, trained):
-    held = json.loads((trained[name] / "held.json").read_text())["bytes"]
-    found = predicted(load_run(trained[name]), processes=2)
+def test_the_bytes_that_a_rank_holds_are_predicted(name, trained):
+    held = read_json(trained[name] / "held.json")["bytes"]
+    prediction = predicted(load_run(trained[name]), processes=2)
     for role in ("student", "fake_score", "teacher"):
-        assert held[role] == pytest.approx(
-            found.weights[role] + found.masters.get(role, 0), rel=0.1
-        ), role
+        expected = prediction.weights[role] + prediction.masters.get(role, 0)
+        assert held[role] == pytest.approx(expected, rel=0.1), role
 
 
 @pytest.mark.parametrize("name", PEAKS)
-def test_the_peak_of_a_process_was_predicted(name, trained):
-    added = json.loads((trained[f"peak {name}"] / "peak.json").read_text())
-    found = predicted(load_run(trained[f"peak {name}"]), processes=2)
-    assert found.peak == pytest.approx(found.held + added, rel=0.05)
+def test_the_peak_of_a_rank_is_predicted(name, trained):
+    run = trained[f"peak {name}"]
+    prediction = predicted(load_run(run), processes=2)
+    added = json.loads((run / "peak.json").read_text())
+    assert prediction.peak == pytest.approx(prediction.held + added, rel=0.05)

@@ -1,0 +1,83 @@
+"""Weights in bfloat16 with float32 masters."""
+
+import pytest
+import torch
+from runs import weights
+from variants import SHARED_GRAPH, largest_difference
+
+from distill_bench.store.files import read_jsonl
+from distill_bench.train.loop import train
+from distill_bench.train.setup import build_from
+
+LOW = {"precision": "bfloat16", "weights": "bfloat16"}
+TRAINED = ("student", "fake_score")
+
+
+def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run):
+    """Adam's first steps are 1e-6 (the fake score makes two), far below bfloat16's step at 0.1."""
+    rates = {"student_lr": 1e-6, "fake_score_lr": 1e-6}
+    run = make_run("low", student_updates=1, **rates, **LOW)
+    trainer = build_from(run)
+    before = {
+        role: {k: p.detach().clone() for k, p in trainer.trained[role].named_parameters()}
+        for role in TRAINED
+    }
+    net = dict(trainer.networks["student"].named_parameters())
+    teacher = trainer.nets.unguided_teacher.net
+    assert net["blocks.0.attn1.to_q.weight"].dtype == torch.bfloat16
+    assert net["blocks.0.ffn.net.2.weight"].dtype == torch.bfloat16
+    assert net["blocks.0.norm2.weight"].dtype == torch.float32
+    assert net["scale_shift_table"].dtype == torch.float32
+    assert teacher.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    train(run)
+    saved = weights(run)
+    for role in TRAINED:
+        after = {name: saved[f"{role}.{name}"] for name in before[role]}
+        assert {value.dtype for value in after.values()} == {torch.float32}
+        moves = [(after[name] - before[role][name]).abs().flatten() for name in after]
+        moved = torch.cat(moves)
+        assert moved.max() < 3e-6, role
+        assert (moved > 0).float().mean() > 0.9, role
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "sgmd", "reuse_rollout": True},
+        {"method": SHARED_GRAPH},
+        {"method": SHARED_GRAPH, "gradient_checkpointing": True, "accumulation": 2},
+    ],
+)
+def test_bfloat16_weights_train_like_autocast_to_bfloat16s_precision(fields, make_run):
+    lines = {}
+    for dtype in ("float32", "bfloat16"):
+        run = make_run(dtype, precision="bfloat16", weights=dtype, **fields)
+        train(run)
+        lines[dtype] = read_jsonl(run / "train.jsonl")
+    for autocast, low in zip(lines["float32"], lines["bfloat16"], strict=True):
+        assert low["fake_score_loss"] == pytest.approx(autocast["fake_score_loss"], rel=0.02)
+        assert low["x0_std"] == pytest.approx(autocast["x0_std"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_resumes_with_the_same_bits(make_run):
+    fields = LOW | {"gradient_checkpointing": True, "accumulation": 2}
+    whole, resumed = make_run("whole", **fields), make_run("resumed", **fields)
+    train(whole)
+    assert train(resumed, stop=lambda: True)["status"] == "stopped"
+    train(resumed)
+    assert largest_difference(whole, resumed) == 0
+
+
+def test_a_hook_that_changes_weights_changes_the_masters(make_run):
+    """IDA moves the fake score towards the student after each student update."""
+    trainer = build_from(make_run("ida", method="ida", **LOW))
+    trainer.update_student()
+    student, fake_score = (dict(trainer.trained[role].named_parameters()) for role in TRAINED)
+    expected = {name: torch.lerp(p, student[name], 0.03) for name, p in fake_score.items()}
+    trainer.after_student_update()
+    net = dict(trainer.networks["fake_score"].named_parameters())
+    for name, value in expected.items():
+        torch.testing.assert_close(fake_score[name], value)
+        assert torch.equal(net[name], value.to(net[name].dtype))
