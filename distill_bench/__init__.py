@@ -25,6 +25,7 @@ registry       finds methods and evaluators by name
 noise          the noise convention: sigma, velocity, clean prediction
 draws          random numbers keyed by seed, update, purpose and sample
 rollout        sampling: the student's few steps, the teacher's many
+expressions    the expressions of YAML files, e.g. conditions on runs
 discriminator  heads and losses of GAN terms
 
 The rest:

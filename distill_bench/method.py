@@ -190,7 +190,7 @@ class Method(ABC):
 
     @property
     def differentiated_roles(self) -> frozenset[str]:
-        """Frozen roles whose input the student's loss differentiates, checked by the conformance tests.
+        """Frozen roles through which the student's loss is differentiated; `testing` checks them.
 
         Any of `fake_score`, `teacher` and `unguided_teacher`. Predictions of other roles must be
         detached.
@@ -228,7 +228,7 @@ class Method(ABC):
         """
         return {}
 
-    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
+    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
         """Hook after each student update, without gradients; by default it does nothing.
 
         Args:

@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 8 -m distill_bench.networks.embed ...    each rank encodes its share
 
 Training then reads embeddings and never loads the text encoder. The command resumes where it was
-stopped: prompts in the store are not encoded again. `distill_bench.teachers.embeddings` describes the
-folder of embeddings and the formats of prompt files.
+stopped: prompts in the store are not encoded again. `distill_bench.teachers.embeddings` describes
+the folder of embeddings and the formats of prompt files.
 """
 
 import argparse

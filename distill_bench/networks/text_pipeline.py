@@ -137,7 +137,7 @@ class TextPipeline:
         return embeddings
 
     def embeddings_folder(self, store: Path) -> Path | None:
-        """The pipeline's folder of embeddings in a store; see `distill_bench.teachers.embeddings`."""
+        """The pipeline's folder in a store's embeddings (`distill_bench.teachers.embeddings`)."""
         settings = [
             self.architecture.PIPELINE,
             self.architecture.TEXT_LENGTH,

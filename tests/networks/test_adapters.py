@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from network_variants import ADAPTER, ON_FEATURES, SHARED_GRAPH, largest_difference
 from runs import weights
 from safetensors.torch import load_file
-from variants import ADAPTER, ON_FEATURES, SHARED_GRAPH, largest_difference
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import load_run

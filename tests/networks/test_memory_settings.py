@@ -4,8 +4,8 @@ import weakref
 
 import pytest
 import torch
+from network_variants import ON_FEATURES, SHARED_GRAPH, largest_difference
 from torch import nn
-from variants import ON_FEATURES, SHARED_GRAPH, largest_difference
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from network_variants import SHARED_GRAPH, largest_difference
 from runs import weights
-from variants import SHARED_GRAPH, largest_difference
 
 from distill_bench.store.files import read_jsonl
 from distill_bench.train.loop import train

@@ -10,8 +10,8 @@ from pathlib import Path
 import pipelines
 import pytest
 from diffusers import WanTransformer3DModel
+from network_variants import ON_FEATURES
 from safetensors.torch import load_file
-from variants import ON_FEATURES
 
 from distill_bench.config.resolve import load_run
 from distill_bench.plan.memory import predicted
