@@ -44,8 +44,6 @@ BEING_REWRITTEN = {
     "distill_bench/plan/sampling.py",
     "distill_bench/plan/stand_in.py",
     "distill_bench/plan/too_large.py",
-    "distill_bench/pretrain/fit_encoders.py",
-    "distill_bench/pretrain/fit_teacher.py",
     "distill_bench/store/claims.py",
     "distill_bench/sweep",
     "distill_bench/testing/__init__.py",

@@ -1,4 +1,4 @@
-"""Train what ships: `distill-bench pretrain [--encoders]`."""
+"""Command line: `distill-bench pretrain [--encoders]`, which trains the shipped networks."""
 
 import argparse
 from pathlib import Path
@@ -17,27 +17,24 @@ from distill_bench.pretrain.fit_teacher import (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: train what ships."""
+    """Train mini-wan or the evaluators' networks; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="distill-bench pretrain", description=__doc__.splitlines()[0]
+        prog="distill-bench pretrain",
+        description="Train mini-wan, or with --encoders the evaluators' networks.",
     )
-    parser.add_argument(
-        "--encoders", action="store_true", help="train the evaluators' networks instead"
-    )
-    parser.add_argument("--out", type=Path, help="default: where the package looks for it")
+    parser.add_argument("--encoders", action="store_true", help="train the evaluators' networks")
+    parser.add_argument("--out", type=Path, help="default: the assets of the package")
     parser.add_argument(
         "--work",
         type=Path,
         default=Path("runs/pretrain"),
-        help="checkpoints; a rerun goes on from them",
+        help="folder of checkpoints, from which a rerun resumes",
     )
     parser.add_argument(
-        "--clips", type=int, help="rendered clips to train on; default 6480, 4320 for the encoders"
+        "--clips", type=int, help="rendered training clips; default: 6480, or 4320 for the encoders"
     )
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument(
-        "--steps", type=int, help="default 6000 for the teacher, 600 for each encoder"
-    )
+    parser.add_argument("--steps", type=int, help="default: 6000 for the teacher, 600 per encoder")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(

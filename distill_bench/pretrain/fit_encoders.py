@@ -1,4 +1,8 @@
-"""TODO: pretrain.fit_encoders."""
+"""Trains the evaluators' networks: a classifier and two CLIPs of the embedded domain.
+
+Networks of whole clips see every second clip reversed, labelled with the direction of its motion.
+Otherwise they would read the direction off the nose, which a single frame shows.
+"""
 
 import json
 import math
@@ -30,17 +34,15 @@ from distill_bench.evaluate.encoders import (
 from distill_bench.evaluator import clip_digest
 from distill_bench.store.files import sha256, write_bytes, write_json
 
-TRAIN_KEYS, HELD_OUT_KEYS = 1_000_000, 900_000  # keys of rendered clips; protocols use those below
-
-
+# first keys of rendered clips; protocols use smaller ones
+TRAIN_KEYS = 1_000_000
+HELD_OUT_KEYS = 900_000
 BATCH = 64
-
-
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
 def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
-    """Train the three networks on rendered clips and write each with its card."""
+    """Train the three networks on rendered clips; write each with its card."""
     train, labels = rendered(clips, TRAIN_KEYS)
     held_out, held_labels = rendered(432, HELD_OUT_KEYS)
     seen = torch.tensor([clip_digest(clip) for clip in train])
@@ -50,15 +52,16 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
         (VIDEO_CLIP, fit_video_clip, video_retrieval),
         (FRAME_CLIP, fit_frame_clip, frame_retrieval),
     ):
-        begin = time.monotonic()
+        began = time.monotonic()
         net = fit(train, labels, steps, seed)
-        seconds = round(time.monotonic() - begin)
+        seconds = round(time.monotonic() - began)
         state = {
             k: v.detach().half().contiguous() if v.is_floating_point() else v
             for k, v in net.state_dict().items()
         }
         path = out / f"{name}.safetensors"
         write_bytes(path, save(state | {"trained_on": seen}))
+        # judge the rounded weights that are shipped
         net.load_state_dict(
             {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
         )
@@ -68,14 +71,11 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
             "command": command,
             "seed": seed,
             "train_seconds": seconds,
-        }
-        card |= {"torch": torch.__version__, "parameters": sum(p.numel() for p in net.parameters())}
-        card |= {
+            "torch": torch.__version__,
+            "parameters": sum(p.numel() for p in net.parameters()),
             "train_keys_from": TRAIN_KEYS,
             "held_out_keys_from": HELD_OUT_KEYS,
             "held_out_clips": len(held_out),
-        }
-        card |= {
             "held_out_accuracy": score(net.eval(), held_out, held_labels),
             "licence": "Apache-2.0",
         }
@@ -84,14 +84,14 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
 
 
 def rendered(count: int, first_key: int) -> tuple[np.ndarray, list[shapes.Attributes]]:
-    """`count` clips that go through all attributes in turn, each with a key of its own."""
-    everything = shapes.all_attributes()
-    labels = [everything[i % len(everything)] for i in range(count)]
+    """`count` clips through all attributes in turn, with keys from `first_key` on, and labels."""
+    attributes = shapes.all_attributes()
+    labels = [attributes[i % len(attributes)] for i in range(count)]
     return np.stack([shapes.render(a, first_key + i) for i, a in enumerate(labels)]), labels
 
 
 def answers(labels: list[shapes.Attributes], backwards: bool) -> dict[str, Tensor]:
-    """The class of each head, (N,) each, of clips played forwards or backwards."""
+    """Classes of each head, (N,) each, of clips played forwards or backwards."""
     rows = [asdict(a) | {"heading": a.direction, "course": _course(a, backwards)} for a in labels]
     return {k: torch.tensor([values.index(row[k]) for row in rows]) for k, values in HEADS.items()}
 
@@ -103,7 +103,7 @@ def _course(a: shapes.Attributes, backwards: bool) -> str:
 
 
 def captions(labels: list[shapes.Attributes], backwards: bool) -> list[str]:
-    """What a clip played forwards or backwards shows: where the body moves, the motion is its direction, whatever the nose."""
+    """Captions of clips played forwards or backwards; a moving body's direction is its motion's."""
     turned = [
         replace(a, direction=OPPOSITE[a.direction]) if backwards and a.speed != "still" else a
         for a in labels
@@ -114,7 +114,7 @@ def captions(labels: list[shapes.Attributes], backwards: bool) -> list[str]:
 def fit_classifier(
     clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
 ) -> Classifier:
-    """Cross entropy of the heads, summed."""
+    """Train the classifier on the summed cross entropy of its heads."""
     torch.manual_seed(seed)
     net, draw = Classifier(), generator("classifier", seed)
     both = [answers(labels, backwards) for backwards in (False, True)]
@@ -133,22 +133,18 @@ def fit_classifier(
 
 @torch.no_grad()
 def standardise(net: Classifier, clips: np.ndarray) -> None:
-    """Set the mean and standard deviation of the features over clips played forwards."""
+    """Set the classifier's feature mean and standard deviation, over clips played forwards."""
     net.eval()
-    found = torch.cat(
-        [
-            net.features(scaled(part).transpose(1, 2))
-            for part in torch.from_numpy(clips).split(BATCH)
-        ]
-    )
-    net.mean.copy_(found.mean(0))
-    net.std.copy_(found.std(0))
+    batches = torch.from_numpy(clips).split(BATCH)
+    features = torch.cat([net.features(scaled(batch).transpose(1, 2)) for batch in batches])
+    net.mean.copy_(features.mean(0))
+    net.std.copy_(features.std(0))
 
 
 def fit_frame_clip(
     clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
 ) -> nn.Module:
-    """open_clip's contrastive loss on batches of frames that hold each caption once, so that no negative is false."""
+    """Train the frame CLIP; each batch holds every caption once, so no negative is false."""
     torch.manual_seed(seed)
     net, draw = frame_clip(), generator("frame_clip", seed)
     kinds, members = _kinds(tokenize([shapes.caption(a) for a in labels], FRAME_WORDS))
@@ -164,23 +160,24 @@ def fit_frame_clip(
 def fit_video_clip(
     clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
 ) -> nn.Module:
-    """The same on whole clips, forwards and backwards, each caption at most once a batch."""
+    """Train the video CLIP on clips played forwards and backwards, each caption once per batch."""
     torch.manual_seed(seed)
     net, draw = video_clip(), generator("video_clip", seed)
-    said = tokenize(
+    tokens = tokenize(
         [c for backwards in (False, True) for c in captions(labels, backwards)], CLIP_WORDS
     )
-    kinds, members = _kinds(said)  # an index above len(clips) is a clip backwards
+    kinds, members = _kinds(tokens)  # an index of len(clips) or more is a reversed clip
 
     def images() -> tuple[Tensor, Tensor]:
-        some = torch.randperm(len(kinds), generator=draw)[: BATCH + BATCH // 2]
-        chosen = _one_of_each([members[k] for k in some], draw)
-        return _batch(clips, chosen % len(clips), chosen >= len(clips)), kinds[some]
+        batch = torch.randperm(len(kinds), generator=draw)[: BATCH + BATCH // 2]
+        chosen = _one_of_each([members[k] for k in batch], draw)
+        return _batch(clips, chosen % len(clips), chosen >= len(clips)), kinds[batch]
 
     return _fit_contrast(net, images, steps)
 
 
 def _kinds(tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Distinct captions (captions, L), and the indices of the clips of each."""
     kinds, kind = tokens.unique(dim=0, return_inverse=True)
     return kinds, [(kind == k).nonzero()[:, 0] for k in range(len(kinds))]
 
@@ -190,7 +187,7 @@ def _one_of_each(members: list[Tensor], draw: torch.Generator) -> Tensor:
 
 
 def _batch(clips: np.ndarray, chosen: Tensor, backwards: Tensor) -> Tensor:
-    """(B, 3, T, H, W) in [-1, 1]."""
+    """Chosen clips (B, 3, T, H, W) in [-1, 1], some of them reversed."""
     x = scaled(torch.from_numpy(clips[chosen.numpy()])).transpose(1, 2)
     return torch.where(backwards[:, None, None, None, None], x.flip(2), x)
 
@@ -198,7 +195,7 @@ def _batch(clips: np.ndarray, chosen: Tensor, backwards: Tensor) -> Tensor:
 def _fit_contrast(
     net: nn.Module, images: Callable[[], tuple[Tensor, Tensor]], steps: int
 ) -> nn.Module:
-    import open_clip
+    import open_clip  # slow to import
 
     contrast = open_clip.ClipLoss()
 
@@ -244,7 +241,7 @@ def _descend(
 def classifier_accuracy(
     net: Classifier, clips: np.ndarray, labels: list[shapes.Attributes]
 ) -> dict[str, float]:
-    """Share of held-out clips that each head names rightly, forwards and backwards."""
+    """Share of clips that each head reads right, played forwards and backwards."""
     result = {}
     for backwards in (False, True):
         right = answers(labels, backwards)
@@ -263,7 +260,7 @@ def classifier_accuracy(
 def frame_retrieval(
     net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
 ) -> dict[str, float]:
-    """`retrieval` of middle frames."""
+    """`retrieval` by the middle frames."""
     tokens = tokenize([shapes.caption(a) for a in labels], FRAME_WORDS)
     return retrieval(net, scaled(torch.from_numpy(clips[:, clips.shape[1] // 2])), tokens)
 
@@ -271,7 +268,7 @@ def frame_retrieval(
 def video_retrieval(
     net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
 ) -> dict[str, float]:
-    """`retrieval` of clips, forwards, and backwards with the forward captions (0 is best)."""
+    """`retrieval` by clips; also R@1 of reversed clips with their forward captions (0 is best)."""
     x = scaled(torch.from_numpy(clips)).transpose(1, 2)
     tokens = tokenize([shapes.caption(a) for a in labels], CLIP_WORDS)
     moving = torch.tensor([a.speed != "still" for a in labels])
@@ -282,7 +279,7 @@ def video_retrieval(
 
 @torch.no_grad()
 def retrieval(net: nn.Module, images: Tensor, tokens: Tensor) -> dict[str, float]:
-    """Share of images whose nearest caption of all is their own, and 100 times the cosine with it."""
+    """R@1, the share of images whose nearest caption is their own, and 100 times its cosine."""
     kinds, kind = tokens.unique(dim=0, return_inverse=True)
     image = torch.cat([net.encode_image(part, normalize=True) for part in images.split(BATCH)])
     cosine = image @ net.encode_text(kinds, normalize=True).T

@@ -1,10 +1,8 @@
-"""Trains what ships: mini-wan, the embedded teacher, from nothing; with --encoders the networks of the evaluators.
+"""Trains mini-wan, the embedded teacher, from nothing.
 
-    distill-bench pretrain [--encoders]
-
-First a per-frame autoencoder, then a `WanTransformer3DModel` with its text encoder by flow matching on its latents. Both
-are resumable from the work folder; the pipeline folder is rewritten at every evaluation, with a card of its quality.
-Clips are rendered with keys from `FIRST_KEY` on: protocols use the keys below.
+First a per-frame autoencoder, then a `WanTransformer3DModel` with its text encoder by flow matching
+on the autoencoder's latents. Both resume from the work folder. The pipeline folder is rewritten at
+every evaluation, with a card of its quality.
 """
 
 import argparse
@@ -30,8 +28,10 @@ from distill_bench.networks.ledger import Ledger
 from distill_bench.noise import add_noise, teacher_sigmas, warp
 from distill_bench.rollout import euler
 
-FIRST_KEY = 10_000_000
-SHIFT, TEXT_LENGTH, NULL_PROBABILITY = 2.0, 10, 0.1
+FIRST_KEY = 10_000_000  # of the rendered training clips; protocols use smaller keys
+SHIFT = 2.0
+TEXT_LENGTH = 10  # tokens per caption
+NULL_PROBABILITY = 0.1  # of dropping a caption, for guidance
 FIELDS = ("colour", "shape", "direction", "speed")
 
 
@@ -39,23 +39,20 @@ def render_clips(count: int) -> tuple[list[str], np.ndarray]:
     """`count` captions and their clips, uint8 (N, T, 3, H, W)."""
     attributes = shapes.all_attributes()
     chosen = [attributes[i % len(attributes)] for i in range(count)]
-    return [shapes.caption(a) for a in chosen], np.stack(
-        [
-            shapes.render(a, FIRST_KEY + i)
-            for i, a in enumerate(track(chosen, "rendering", console=_console()))
-        ]
-    )
+    rendering = track(chosen, "rendering", console=_console())
+    clips = np.stack([shapes.render(a, FIRST_KEY + i) for i, a in enumerate(rendering)])
+    return [shapes.caption(a) for a in chosen], clips
 
 
 def to_video(clips: np.ndarray) -> Tensor:
-    """(N, 3, T, H, W) in [-1, 1] of uint8 clips (N, T, 3, H, W)."""
+    """Convert uint8 clips (N, T, 3, H, W) to video (N, 3, T, H, W) in [-1, 1]."""
     return torch.from_numpy(clips).float().transpose(1, 2) / 127.5 - 1
 
 
 def train_autoencoder(
     clips: np.ndarray, options: argparse.Namespace, device: torch.device
 ) -> FrameAutoencoder:
-    """The autoencoder of the work folder, trained first where there is none."""
+    """Load the work folder's autoencoder, or train it."""
     folder = options.work / "vae"
     if (folder / "config.json").is_file():
         return FrameAutoencoder.from_pretrained(folder).to(device).eval()
@@ -71,16 +68,14 @@ def train_autoencoder(
         latents = vae.encode(video)
         noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator).to(device)
         error = vae.decode(noisy) - video
-        # colour needs the square, edges the modulus; the last term keeps the latents' scale
+        # the square is for colours, the modulus for edges; the last term bounds the latents
         loss = error.square().mean() + 0.2 * error.abs().mean() + 1e-3 * latents.square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         if step % 250 == 0:
-            print(
-                f"autoencoder {step}/{options.autoencoder_steps} loss {loss.item():.5f} {time.time() - began:.0f} s",
-                flush=True,
-            )
+            progress = f"autoencoder {step}/{options.autoencoder_steps} loss {loss.item():.5f}"
+            print(f"{progress} {time.time() - began:.0f} s", flush=True)
     vae.eval()
     latents = encode(vae, clips, device)
     vae.latents_mean.copy_(latents.mean((0, 2, 3, 4)))
@@ -105,7 +100,7 @@ def encode(vae: FrameAutoencoder, clips: np.ndarray, device: torch.device) -> Te
 
 @torch.no_grad()
 def reconstruct(vae: FrameAutoencoder, clips: np.ndarray, device: torch.device) -> np.ndarray:
-    """Clips through the autoencoder."""
+    """Encode and decode clips."""
     return to_clips(
         torch.cat(
             [vae.decode(vae.encode(to_video(p).to(device))).cpu() for p in np.array_split(clips, 8)]
@@ -114,30 +109,25 @@ def reconstruct(vae: FrameAutoencoder, clips: np.ndarray, device: torch.device) 
 
 
 def to_clips(video: Tensor) -> np.ndarray:
-    """uint8 clips (N, T, 3, H, W) of a video (N, 3, T, H, W) in [-1, 1]."""
+    """Convert video (N, 3, T, H, W) in [-1, 1] to uint8 clips (N, T, 3, H, W)."""
     return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).transpose(1, 2).numpy()
 
 
 def oracle_accuracy(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:
-    """Share of clips whose attribute the oracle reads as captioned, by attribute and for all at once."""
-    read = shapes.read(clips)
-    right = np.array(
-        [
-            [getattr(r, f) == getattr(a, f) for f in FIELDS]
-            for r, a in zip(read, attributes, strict=True)
-        ]
-    )
-    return dict(zip(FIELDS, right.mean(0).round(4).tolist(), strict=True)) | {
-        "all": round(float(right.all(1).mean()), 4)
-    }
+    """Share of clips that the oracle reads as captioned, per attribute and for all of them."""
+    pairs = zip(shapes.read(clips), attributes, strict=True)
+    right = np.array([[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in pairs])
+    by_field = dict(zip(FIELDS, right.mean(0).round(4).tolist(), strict=True))
+    return by_field | {"all": round(float(right.all(1).mean()), 4)}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the domain's captions."""
+    """Tokenizer with one token per word of the domain's captions."""
     words = sorted({word for a in shapes.all_attributes() for word in shapes.caption(a).split()})
     vocabulary = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
@@ -148,7 +138,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Teacher(nn.Module):
-    """The transformer and the text encoder, trained together."""
+    """Transformer and text encoder, trained together."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -179,7 +169,7 @@ class Teacher(nn.Module):
         )
 
     def text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Embeddings (B, L, 64), padding zeroed as WanPipeline does."""
+        """Embeddings (B, L, 64) with zeros for padding, as in WanPipeline."""
         return self.text_encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
 
 
@@ -190,7 +180,7 @@ def train_teacher(
     options: argparse.Namespace,
     device: torch.device,
 ) -> None:
-    """Flow matching (Lipman et al., 2022) with captions dropped at random for guidance; exports at every evaluation."""
+    """Flow matching (Lipman et al., 2022) with dropped captions; exports at every evaluation."""
     tokenizer = make_tokenizer()
     torch.manual_seed(options.seed)
     teacher = Teacher(len(tokenizer)).to(device)
@@ -199,18 +189,21 @@ def train_teacher(
         teacher.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     curve: list[dict] = []
-    start, seconds, path = 0, 0.0, options.work / "teacher.pt"
+    start, seconds = 0, 0.0
+    path = options.work / "teacher.pt"
     if path.is_file():
         state = torch.load(path, map_location=device, weights_only=True)
         teacher.load_state_dict(state["teacher"])
         optimiser.load_state_dict(state["optimiser"])
-        ema, start, seconds, curve = state["ema"], state["step"], state["seconds"], state["curve"]
-        print(f"going on from step {start}", flush=True)
+        ema, curve = state["ema"], state["curve"]
+        start, seconds = state["step"], state["seconds"]
+        print(f"resuming from step {start}", flush=True)
     tokens = tokenizer(
         [*captions, ""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
     )
-    ids, mask, null = tokens.input_ids.to(device), tokens.attention_mask.to(device), len(captions)
-    running = None
+    ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+    null = len(captions)  # index of the empty caption
+    running_loss = None
     for step in range(start, options.steps):
         began = time.time()
         _set_lr(optimiser, options.lr, step, options.steps)
@@ -219,8 +212,9 @@ def train_teacher(
         dropped = torch.rand(options.batch, generator=generator) < NULL_PROBABILITY
         sigma = warp(torch.rand(options.batch, generator=generator), SHIFT).to(device)
         noise = torch.randn(options.batch, *latents.shape[1:], generator=generator).to(device)
-        x0, which = latents[index].to(device), torch.where(dropped, null, index).to(device)
-        text = teacher.text(ids[which], mask[which])
+        x0 = latents[index].to(device)
+        caption = torch.where(dropped, null, index).to(device)
+        text = teacher.text(ids[caption], mask[caption])
         velocity = teacher.transformer(
             add_noise(x0, noise, sigma), 1000 * sigma, text, return_dict=False
         )[0]
@@ -233,18 +227,17 @@ def train_teacher(
         with torch.no_grad():
             for k, v in teacher.state_dict().items():
                 ema[k].lerp_(v, 1 - decay)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        value = loss.item()
+        running_loss = value if running_loss is None else 0.98 * running_loss + 0.02 * value
         seconds += time.time() - began
         if (step + 1) % 50 == 0:
-            print(
-                f"teacher {step + 1}/{options.steps} loss {running:.4f} {seconds:.0f} s", flush=True
-            )
+            progress = f"teacher {step + 1}/{options.steps} loss {running_loss:.4f}"
+            print(f"{progress} {seconds:.0f} s", flush=True)
         last = step + 1 == options.steps
         if last or (step + 1) % options.every == 0:
             quality = evaluate(teacher, ema, vae, tokenizer, device, count=432 if last else 72)
-            curve.append(
-                {"step": step + 1, "loss": round(running, 4), "seconds": round(seconds), **quality}
-            )
+            row = {"step": step + 1, "loss": round(running_loss, 4), "seconds": round(seconds)}
+            curve.append(row | quality)
             print(json.dumps(curve[-1]), flush=True)
             export(teacher, ema, vae, tokenizer, curve, options)
         if last or (step + 1) % 250 == 0:
@@ -252,11 +245,11 @@ def train_teacher(
                 "teacher": teacher.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "ema": ema,
+                "step": step + 1,
+                "seconds": seconds,
+                "curve": curve,
             }
-            torch.save(
-                state | {"step": step + 1, "seconds": seconds, "curve": curve},
-                path.with_suffix(".writing"),
-            )
+            torch.save(state, path.with_suffix(".writing"))
             path.with_suffix(".writing").replace(path)
 
 
@@ -269,12 +262,12 @@ def evaluate(
     device: torch.device,
     count: int,
 ) -> dict[str, float]:
-    """The oracle's accuracy on `count` samples of 32 Euler steps without guidance, and their motion over the data's."""
+    """Oracle accuracy and motion over the data's, of `count` samples of 32 unguided Euler steps."""
     averaged = Teacher(len(tokenizer)).to(device).eval()
     averaged.load_state_dict(ema)
-    everything = shapes.all_attributes()
-    order = np.random.default_rng(1).permutation(len(everything))
-    attributes = [everything[order[i % len(everything)]] for i in range(count)]
+    known = shapes.all_attributes()
+    order = np.random.default_rng(1).permutation(len(known))
+    attributes = [known[order[i % len(known)]] for i in range(count)]
     tokens = tokenizer(
         [shapes.caption(a) for a in attributes],
         padding="max_length",
@@ -285,10 +278,8 @@ def evaluate(
     noise = torch.randn(
         count, 4, shapes.FRAMES, 8, 8, generator=torch.Generator().manual_seed(2)
     ).to(device)
-    denoise, sigmas = (
-        Denoiser(averaged.transformer, "teacher", Ledger(1)),
-        teacher_sigmas(32, SHIFT).to(device),
-    )
+    denoise = Denoiser(averaged.transformer, "teacher", Ledger(1))
+    sigmas = teacher_sigmas(32, SHIFT).to(device)
     clips = np.concatenate(
         [
             to_clips(vae.decode(euler(denoise, n, sigmas, t)).cpu())
@@ -308,7 +299,7 @@ def export(
     curve: list[dict],
     options: argparse.Namespace,
 ) -> None:
-    """Write the pipeline folder (float16 safetensors), whole or not at all."""
+    """Write the pipeline folder (float16 safetensors), all-or-nothing."""
     averaged = Teacher(len(tokenizer)).eval()
     averaged.load_state_dict(ema)
     folder = options.out.with_name(f".{options.out.name}.writing")
@@ -339,24 +330,32 @@ def export(
 
 
 def card(curve: list[dict], options: argparse.Namespace) -> str:
-    """The model card: command, seed, time, curve and quality."""
+    """Model card: command, seed, training curve and quality."""
     head = list(curve[-1])
     lines = [
         "# mini-wan",
         "",
-        "A miniature of Wan (the same classes) on the captioned synthetic clips of `distill_bench/shapes.py`.",
+        "A miniature of Wan (the same classes), trained on the captioned synthetic clips of",
+        "`distill_bench/domain/shapes.py`.",
         "",
-        f"    distill-bench pretrain --steps {options.steps} --clips {options.clips} --batch {options.batch} "
-        f"--lr {options.lr} --autoencoder-steps {options.autoencoder_steps} --seed {options.seed}",
+        (
+            f"    distill-bench pretrain --steps {options.steps} --clips {options.clips} "
+            f"--batch {options.batch} --lr {options.lr} "
+            f"--autoencoder-steps {options.autoencoder_steps} --seed {options.seed}"
+        ),
         "",
-        "Share of samples whose attribute the oracle reads as captioned: 32 Euler steps, no guidance, moving average of the",
-        "weights; 72 samples a row, 432 in the row of the last step. `motion_over_data`: mean speed over that of rendered clips.",
+        "Share of samples whose attribute the oracle reads as captioned: 32 Euler steps, no",
+        "guidance, moving average of the weights; 72 samples per row, 432 in the last row.",
+        "`motion_over_data`: mean speed over that of rendered clips.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
         *("| " + " | ".join(str(row[k]) for k in head) + " |" for row in curve),
         "",
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.seed=}. Licence: Apache-2.0.",
+        (
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.seed=}. "
+            "Licence: Apache-2.0."
+        ),
     ]
     return "\n".join(lines) + "\n"
 

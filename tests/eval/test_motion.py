@@ -254,7 +254,7 @@ def test_known_good_is_nearer_to_one_than_known_bad():
 
 
 def test_the_spread_of_the_ratio_is_that_of_joint_resampling():
-    """How fast a prompt moves is in both means, and cancels in their ratio."""
+    """The speed of a prompt is in both means and cancels in their ratio."""
     rng = np.random.default_rng(0)
     teacher = rng.gamma(2.0, 1.0, 400)
     student = 1.2 * teacher + rng.normal(0, 0.2, 400)
