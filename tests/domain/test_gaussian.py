@@ -1,4 +1,4 @@
-"""The gaussian teacher: its closed forms against sampling and against each other, and a run from training to exact scores."""
+"""The Gaussian teacher: closed forms against sampling, and a run up to exact scores."""
 
 import json
 
@@ -45,7 +45,7 @@ def pipeline():
 
 
 def test_the_teacher_is_the_best_denoiser_of_its_data(pipeline):
-    """Its error on noised data is the posterior variance, and no affine correction of it does better."""
+    """Its error is the posterior variance, and no affine correction improves it."""
     x0 = pipeline.data(["component 1"] * 4000, list(range(4000)))
     text = pipeline.encode_text(["component 1"]).expand(4000, -1, -1)
     sigma = torch.full((4000,), 0.6)
@@ -62,7 +62,7 @@ def test_the_teacher_is_the_best_denoiser_of_its_data(pipeline):
     )
 
 
-def test_guidance_moves_the_mean_and_nothing_else(pipeline):
+def test_guidance_moves_only_the_mean(pipeline):
     text, null = pipeline.encode_text(["component 2", ""]).split(1)
     x_t, sigma = (
         torch.randn(1, *pipeline.shape, generator=torch.Generator().manual_seed(1)),
@@ -76,7 +76,7 @@ def test_guidance_moves_the_mean_and_nothing_else(pipeline):
 
 @pytest.mark.parametrize("stepping", ["renoise", "ode"])
 @pytest.mark.parametrize("nfe", [1, 3])
-def test_the_moments_of_a_student_are_those_of_its_samples(pipeline, stepping, nfe):
+def test_a_students_exact_moments_equal_those_of_its_samples(pipeline, stepping, nfe):
     net, many = pipeline.student(), 6000
     sigmas = student_sigmas(nfe, 2.0)
     facts = pipeline.facts(net, sigmas, stepping, 1.0)
@@ -109,7 +109,7 @@ def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moment
 
 
 def test_the_exact_fake_score_of_random_exits_is_the_gradient_of_a_mixture(pipeline):
-    """Tweedie: x0 = (x_t + sigma^2 grad log p(x_t)) / (1 - sigma), p the mixture over exits, by torch.distributions."""
+    """Tweedie: x0 = (x_t + sigma^2 grad log p(x_t)) / (1 - sigma), p the mixture over exits."""
     net, sigmas = pipeline.student().double(), student_sigmas(3, 2.0).double()
     text = pipeline.encode_text(["component 0"]).double()
     s, x_t = (
@@ -137,7 +137,7 @@ def test_the_exact_fake_score_of_random_exits_is_the_gradient_of_a_mixture(pipel
     )
 
 
-def test_exact_divergences_equal_torchs_and_their_definitions():
+def test_exact_divergences_equal_torch_and_their_definitions():
     g = torch.Generator().manual_seed(3)
     means = torch.randn(2, 4, generator=g, dtype=torch.float64)
     roots = torch.randn(2, 4, 4, generator=g, dtype=torch.float64)
@@ -205,8 +205,8 @@ def test_signals_are_logged_and_cost_nothing(tmp_path):
     assert students[0] == students[1]
 
 
-def test_signals_are_of_the_last_step_whatever_exit_the_seed_would_draw(tmp_path):
-    """At seed 4 the first of four steps would be drawn, where this method has no score term."""
+def test_signals_use_the_last_step_for_every_seed(tmp_path):
+    """Seed 4 would draw the first of four steps, where this method has no score term."""
     run = build_from(run_folder(tmp_path, "run", method="dp_dmd", nfe=4, seed=4))
     batch = run.batches.drawn(0, "signals", range(2))
     assert run.student_input.exit_step.step(batch) == 0
@@ -225,7 +225,7 @@ def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():
         resolve({"method": "dmd2", "fake_score_updates": None})
 
 
-def test_a_preset_is_written_out_under_what_the_run_states():
+def test_a_preset_is_written_out_below_the_keys_of_the_run():
     config = resolve(
         {
             "method": {"name": "sgmd", "preset": "paper", "residual_weight": 0.2},
@@ -260,7 +260,7 @@ def test_a_preset_is_written_out_under_what_the_run_states():
         resolve({"method": {"name": "sgmd", "preset": "papr"}})
 
 
-def test_input_only_and_full_backward_give_one_gradient_and_are_counted_apart(tmp_path):
+def test_input_and_full_backward_give_equal_gradients_and_are_counted_apart(tmp_path):
     run = Runs("dmd2", tmp_path).build()
     net, ledger = run.nets.fake_score, run.ledger
     batch = run.batches.drawn(0, "student", range(2))
@@ -280,7 +280,7 @@ def test_input_only_and_full_backward_give_one_gradient_and_are_counted_apart(tm
     }  # 2 of a batch of 4
 
 
-def test_features_stop_at_their_block_and_cost_their_share(tmp_path):
+def test_features_run_and_cost_only_their_share_of_the_blocks(tmp_path):
     run = Runs("dmd2", tmp_path).build()
     net, batch = run.nets.unguided_teacher, run.batch("student")
     x, sigma, text = batch.noise("x"), torch.full((4,), 0.5), batch.text
@@ -298,7 +298,7 @@ def test_features_stop_at_their_block_and_cost_their_share(tmp_path):
     )
 
 
-def test_real_data_come_from_a_folder_and_count_by_content(tmp_path):
+def test_real_data_come_from_a_folder_and_enter_the_id_by_content(tmp_path):
     runs = Runs("consistency", tmp_path)
     run = runs.build()
     batch = run.batch("student")

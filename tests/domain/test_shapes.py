@@ -1,4 +1,4 @@
-"""The domain: captions and their attributes, rendering from a key, and the oracle that reads clips back."""
+"""Moving shapes: captions, rendering from a key, and the oracle that reads clips back."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_parse_refuses_another_text():
         shapes.parse("a red dog")
 
 
-def test_a_clip_depends_on_attributes_and_key_alone():
+def test_a_clip_depends_only_on_attributes_and_key():
     once = shapes.render(EVERY[5], 3)
     np.random.seed(0)
     assert once.shape == (shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE)
@@ -61,8 +61,8 @@ def test_the_oracle_reads_what_was_rendered(clips: np.ndarray, noise: float):
 
 
 @pytest.mark.slow
-def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
-    """Clips turned a quarter, played backwards or stopped read as such; an oracle that flatters would not."""
+def test_the_oracle_reads_corrupted_clips_as_they_look(clips: np.ndarray):
+    """Clips rotated, reversed or stopped are read as such, not as their captions."""
     order = list(shapes.DIRECTIONS)
     turned = {
         "left": "down",
@@ -89,7 +89,7 @@ def test_the_oracle_sees_what_is_wrong(clips: np.ndarray):
     assert {r.speed for r in stopped} == {"still"}
 
 
-def test_speed_is_in_pixels_a_frame(clips: np.ndarray):
+def test_speed_is_in_pixels_per_frame(clips: np.ndarray):
     measured, speeds = (
         shapes.centroid_speed(clips),
         np.array([shapes.SPEEDS[a.speed] for a in EVERY]),
@@ -104,7 +104,7 @@ def test_reading_does_not_depend_on_the_batch(clips: np.ndarray):
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_clips_without_a_body_read_as_something(level: int):
+def test_clips_without_a_body_are_read_without_an_error(level: int):
     empty = np.full((2, shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE), level, np.uint8)
     assert all(isinstance(r, shapes.Attributes) for r in shapes.read(empty))
     assert shapes.centroid_speed(empty).tolist() == [0, 0]

@@ -41,7 +41,7 @@ def theirs(folder):
 
 
 def called(pipe, folder, latents, guidance, **options):
-    """The latents (B, C, T, H, W) that diffusers' pipeline ends with, from latents in the harness's axes."""
+    """Final latents (B, C, T, H, W) of diffusers' pipeline, in the harness's axes."""
     frames, height, width = SIZES[folder.name]
     length = {"wan21": 8, "wan22": 512, "ltx": 128}.get(folder.name, 12)
     given = {"ltx": latents.flatten(2).transpose(1, 2)}.get(folder.name, latents)
@@ -65,7 +65,7 @@ def called(pipe, folder, latents, guidance, **options):
 
 
 def levels(pipe, architecture, shape):
-    """The noise levels of diffusers' own scheduler, with a last 0."""
+    """Noise levels of diffusers' scheduler, with a final 0."""
     if isinstance(pipe, diffusers.CogVideoXPipeline):
         pipe.scheduler.set_timesteps(STEPS)
         return torch.cat([architecture.sigmas[pipe.scheduler.timesteps].float(), torch.zeros(1)])
@@ -73,20 +73,20 @@ def levels(pipe, architecture, shape):
 
 
 @pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
-def test_many_steps_are_those_of_diffusers_own_pipeline(folder, mine, theirs, guidance):
-    """To 1e-5 in float32: text, velocity, guidance and every Euler step, against the pipeline's own call."""
+def test_sampling_equals_diffusers_own_pipeline(folder, mine, theirs, guidance):
+    """Text, velocity, guidance and every Euler step, to 1e-5 in float32."""
     shape = mine.latent_shape(*SIZES[folder.name])
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
     expected = called(theirs, folder, noise, guidance)
     text = mine.encode_text([*PROMPTS, ""])
     guided = Guided(Denoiser(mine.transformer, "teacher", Ledger(1)), text[2:], guidance)
-    found = euler(guided, noise, levels(theirs, mine.architecture, shape), text[:2])
+    latents = euler(guided, noise, levels(theirs, mine.architecture, shape), text[:2])
     assert (expected - noise).abs().max() > 0.1
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
 
 
-def test_decoded_clips_are_those_of_diffusers_own_pipeline(folder, mine, theirs):
-    """Latents through the autoencoder, scaled as the pipeline does, and back to about themselves' scale."""
+def test_decoding_equals_diffusers_own_pipeline(folder, mine, theirs):
+    """Decoded latents equal the pipeline's, and encoding them restores their scale."""
     frames, height, width = SIZES[folder.name]
     shape = mine.latent_shape(frames, height, width)
     latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))
@@ -105,13 +105,13 @@ def test_decoded_clips_are_those_of_diffusers_own_pipeline(folder, mine, theirs)
             max_sequence_length=12,
             output_type="pt",
         ).frames
-    found = (mine.decode_video(latents).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
-    assert found.shape == (1, frames, 3, height, width)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    video = (mine.decode_video(latents).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+    assert video.shape == (1, frames, 3, height, width)
+    torch.testing.assert_close(video, expected, rtol=0, atol=1e-5)
 
 
-def test_encoding_is_scaled_as_decoding_is(folder, mine):
-    """The mean of the autoencoder's posterior comes back from the latents that `encode` gives."""
+def test_encoding_inverts_the_scaling_of_decoding(folder, mine):
+    """The mean of the autoencoder's posterior follows from the latents of `encode`."""
     frames, height, width = SIZES[folder.name]
     clip = np.random.default_rng(0).integers(0, 256, (1, frames, 3, height, width), dtype=np.uint8)
     latents, seen = mine.encode(clip), []
@@ -126,8 +126,8 @@ def test_encoding_is_scaled_as_decoding_is(folder, mine):
         )
 
 
-def test_features_are_the_tokens_of_the_video_after_a_share_of_the_blocks(mine):
-    """Of the first of two blocks at half depth; the text's tokens are left out, and the second block does not run."""
+def test_features_are_the_videos_tokens_after_a_share_of_the_blocks(mine):
+    """At half depth of two blocks, only the first block runs; the text's tokens are dropped."""
     frames, height, width = SIZES[mine.folder.name]
     shape = mine.latent_shape(frames, height, width)
     ledger = Ledger(1)
@@ -146,7 +146,7 @@ def test_features_are_the_tokens_of_the_video_after_a_share_of_the_blocks(mine):
 
 
 def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, mine):
-    """A frame of two by two tiles has the shape of the whole, and gradients reach every latent."""
+    """A frame of two by two tiles has the right shape, and gradients reach every latent."""
     frames, height, width = SIZES[folder.name]
     channels, times, *size = mine.latent_shape(frames, height, width)
     noise = torch.randn(
@@ -177,7 +177,7 @@ def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, mine):
 
 @pytest.mark.parametrize("size", [(480, 720), (768, 1360), (128, 128)])
 def test_the_tiles_of_cogvideox_fit_together(size):
-    """The released autoencoders keep theirs; others are given some that do."""
+    """Released autoencoders keep their tile sizes; others get sizes that fit."""
     vae = diffusers.AutoencoderKLCogVideoX(
         block_out_channels=(4, 4, 4, 4),
         norm_num_groups=2,
@@ -290,8 +290,8 @@ CONFIGS = {  # keys that decide shapes, as the released folders have them
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_real_shapes(name, tmp_path):
-    """The latents that each model's card gives for its own size; one frame more is refused."""
+def test_latents_of_released_models_have_the_shapes_of_their_cards(name, tmp_path):
+    """One frame more than the card's size is refused."""
     transformer, vae, index, size, latents, fps = CONFIGS[name]
     for part, config in (
         ("transformer/config.json", transformer),

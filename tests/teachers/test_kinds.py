@@ -1,4 +1,4 @@
-"""Kinds of teachers: every kind has the whole Protocol, and a new kind is one module and one line."""
+"""Kinds of teachers: each follows its Protocols; a new one is one module and one line."""
 
 import inspect
 import sys
@@ -31,7 +31,7 @@ def members(protocol: type) -> set[str]:
         (kinds.Pipeline, GaussianPipeline),
     ],
 )
-def test_an_implementation_has_every_member_and_parameter_of_its_protocol(protocol, implementation):
+def test_an_implementation_has_every_member_of_its_protocol(protocol, implementation):
     fields = {
         name for base in implementation.__mro__ for name in getattr(base, "__annotations__", ())
     }
@@ -43,7 +43,7 @@ def test_an_implementation_has_every_member_and_parameter_of_its_protocol(protoc
 
 
 def test_a_new_kind_is_one_module_and_one_line(tmp_path, monkeypatch):
-    """A subclass registered by marker file resolves, loads and keeps the capabilities of a closed form."""
+    """A subclass registered by marker file resolves, loads, and has a closed form."""
 
     class Scaled(GaussianTeacher):
         kind = "scaled"

@@ -1,4 +1,4 @@
-"""What is wrong with a teacher or a student is said in one line, before a job runs."""
+"""Broken teachers and students are refused in one line, before a job runs."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ RUN = {"method": "dmd2", "frames": 5, "height": 16, "width": 16}
 
 @pytest.fixture
 def copy(tiny_wan, tmp_path) -> Path:
-    """A copy of the tiny pipeline, to be broken."""
+    """A copy of the tiny pipeline, for a test to break."""
     return Path(shutil.copytree(tiny_wan, tmp_path / "broken"))
 
 
@@ -81,7 +81,8 @@ def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
     [
         (
             {"frames": 1},
-            "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, here at least 5 frames",
+            "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, "
+            "here at least 5 frames",
         ),
         ({"frames": 7}, "frames 7 must be 1 more than a multiple of 4"),
         ({"height": 24}, "height 24 must be a multiple of 16"),
@@ -116,7 +117,7 @@ def test_missing_weights_are_not_drawn_at_random(copy):
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
-def test_weights_that_are_not_there_or_cut_short_are_refused_before_a_job(part, copy):
+def test_missing_or_truncated_weights_are_refused(part, copy):
     path = copy / part / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     assert f"cannot load {path}" in refused(teacher=str(copy))
@@ -136,7 +137,7 @@ def test_weights_that_are_not_there_or_cut_short_are_refused_before_a_job(part, 
         ("tokenizer", "its tokenizer is empty"),
     ],
 )
-def test_what_says_how_the_parts_are_used_is_asked_for_before_a_job(name, said, tiny_wan, copy):
+def test_a_pipeline_without_its_index_scheduler_or_tokenizer_is_refused(name, said, tiny_wan, copy):
     path = copy / name
     for file in path.iterdir() if path.is_dir() else [path]:
         file.unlink()
@@ -147,32 +148,32 @@ def test_what_says_how_the_parts_are_used_is_asked_for_before_a_job(name, said, 
         )
 
 
-def test_a_teacher_without_its_autoencoder_or_prompts_is_refused_before_a_job(copy):
+def test_a_teacher_without_its_autoencoder_or_prompts_is_refused(copy):
     (copy / "prompts.txt").write_text("\n")
     assert f"prompts {copy / 'prompts.txt'}: there are none" in refused(teacher=str(copy))
     shutil.rmtree(copy / "vae")
     assert f"{copy} has no vae/, and its model_index.json names one" in refused(teacher=str(copy))
 
 
-def test_a_config_that_asks_for_other_blocks_than_there_are_is_refused_before_a_job(copy):
+def test_a_config_with_more_blocks_than_the_weights_is_refused(copy):
     change(copy / "transformer", num_layers=3)
     assert "transformer: num_layers is 3 in config.json, but the weights have 2 blocks" in refused(
         teacher=str(copy)
     )
 
 
-def test_cogvideox_has_positions_for_clips_of_its_training_alone(tmp_path):
+def test_cogvideox_has_no_positions_beyond_its_training_size(tmp_path):
     pipelines.save("cogvideox-1.5", tmp_path / "cog")
     said = refused(teacher=str(tmp_path / "cog"), frames=9, height=48, width=32)
     assert said == "height 48: the teacher cog has positions up to 32"
 
 
-def test_a_student_without_weights_is_refused_before_a_job(tiny_wan, copy):
+def test_a_student_without_weights_is_refused(tiny_wan, copy):
     (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     assert "broken/transformer lacks weights" in refused(teacher=str(tiny_wan), student=str(copy))
 
 
-def test_an_unknown_autoencoder_and_one_without_a_config_are_refused_before_a_job(copy):
+def test_an_unknown_autoencoder_and_one_without_a_config_are_refused(copy):
     change(copy / "vae", _class_name="AutoencoderKLLTXVideo")
     assert "unknown autoencoder 'AutoencoderKLLTXVideo'" in refused(teacher=str(copy))
     (copy / "vae" / "config.json").unlink()
@@ -183,14 +184,15 @@ def test_an_unknown_autoencoder_and_one_without_a_config_are_refused_before_a_jo
 @pytest.mark.parametrize(
     ("text", "said"), [('{"a": 1,', "line 1"), ("[]", "an object of keys and values; found list")]
 )
-def test_a_config_that_is_no_json_is_named(name, text, said, copy):
+def test_a_config_that_is_not_json_is_named(name, text, said, copy):
     (copy / name).write_text(text)
-    found = refused(teacher=str(copy))
-    assert f"cannot read {copy / name}" in found and said in found
+    message = refused(teacher=str(copy))
+    assert f"cannot read {copy / name}" in message
+    assert said in message
 
 
-def test_every_target_of_an_adapter_is_the_name_of_a_layer(tiny_wan):
-    """peft passes over one that is not, where it finds another."""
+def test_every_target_of_an_adapter_must_name_a_layer(tiny_wan):
+    """peft ignores a target without a match if another target has one."""
     targets = {"method": "dmd2", "teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "to_w"]}}
     assert (
         "adapter.targets: no linear layer matches 'to_w'; available suffixes: attn1.to_k, "
@@ -205,7 +207,7 @@ def test_every_target_of_an_adapter_is_the_name_of_a_layer(tiny_wan):
     "name",
     ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"],
 )
-def test_a_text_encoder_or_tokenizer_that_is_cut_short_is_one_line(name, copy):
+def test_a_truncated_text_encoder_or_tokenizer_is_one_line(name, copy):
     path = copy / name
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(TeacherError, match=f"cannot load {path.parent}") as caught:
@@ -213,7 +215,7 @@ def test_a_text_encoder_or_tokenizer_that_is_cut_short_is_one_line(name, copy):
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_of_fewer_layers_than_its_weights_have_is_refused(copy):
+def test_a_config_with_fewer_layers_than_the_weights_is_refused(copy):
     change(copy / "transformer", num_layers=1)
     with pytest.raises(
         TeacherError,
@@ -223,7 +225,7 @@ def test_a_config_of_fewer_layers_than_its_weights_have_is_refused(copy):
 
 
 @pytest.mark.parametrize("key", ["teacher", "student", "prompts"])
-def test_what_has_changed_since_the_run_was_resolved_is_not_loaded(key, tiny_wan, copy):
+def test_files_that_changed_since_the_run_was_resolved_are_not_loaded(key, tiny_wan, copy):
     named = {"teacher": str(tiny_wan), "student": str(copy), "prompts": str(copy / "prompts.txt")}
     if key == "teacher":
         named = {"teacher": str(copy)}
@@ -256,7 +258,7 @@ def test_weights_of_another_shape_are_one_line(copy):
         load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
 
 
-def test_a_student_takes_its_teachers_latents_and_texts(tiny_wan, copy):
+def test_a_student_of_other_latents_or_texts_is_refused(tiny_wan, copy):
     change(copy / "transformer", text_dim=32)
     assert "student broken: its text width is 32, that of the teacher tiny-wan is 16" in refused(
         teacher=str(tiny_wan), student=str(copy)
@@ -270,8 +272,8 @@ def test_a_student_takes_its_teachers_latents_and_texts(tiny_wan, copy):
     assert "gaussian" in refused(teacher="gaussian", student=str(tiny_wan))
 
 
-def test_a_student_counts_by_content_and_none_leaves_ids_as_they_were(tiny_wan, copy):
-    """The id of a run without one is that of before there were students."""
+def test_a_student_enters_the_id_by_content(tiny_wan, copy):
+    """A run without one keeps the id from before the key existed."""
     assert run_id(resolve({"method": "dmd2"})) == "dmd2-s0-5c88f7749f83"
     plain, one = (
         resolve(RUN | {"teacher": str(tiny_wan), "student": student})
@@ -282,7 +284,7 @@ def test_a_student_counts_by_content_and_none_leaves_ids_as_they_were(tiny_wan, 
     assert run_id(one) == run_id(other) != run_id(plain)
 
 
-def test_heads_on_features_of_another_width_are_refused(tiny_wan, copy):
+def test_a_student_of_another_width_cannot_share_the_teachers_heads(tiny_wan, copy):
     change(copy / "transformer", num_attention_heads=1)
     gan = {
         "method": {"name": "dmd2", "gan": "fake_score"},
@@ -295,7 +297,7 @@ def test_heads_on_features_of_another_width_are_refused(tiny_wan, copy):
     assert said in refused(**gan)
 
 
-def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_path, monkeypatch):
+def test_the_hash_of_a_large_teacher_is_cached_until_a_file_changes(copy, tmp_path, monkeypatch):
     expected = contents.content_hash(copy)
     monkeypatch.setattr(contents, "LARGE", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -309,8 +311,8 @@ def test_the_digest_of_a_large_teacher_is_kept_until_a_file_changes(copy, tmp_pa
     assert contents.content_hash(copy) not in (expected, "from-the-file")
 
 
-def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path):
-    """As the released CogVideoX and LTX-Video have theirs: the ids are those of sentencepiece, and </s>."""
+def test_a_tokenizer_that_is_only_a_sentencepiece_model_is_read(tmp_path):
+    """CogVideoX and LTX-Video ship theirs so: the ids are sentencepiece's, then </s>."""
     (tmp_path / "text").write_text(
         "\n".join(
             ["a red circle moving left", "a blue square moving right", "circle and square"] * 40
@@ -344,5 +346,5 @@ def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path):
         )
     )
     reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    found = transformers.AutoTokenizer.from_pretrained(folder)("a red square moving").input_ids
-    assert found == [*reference.encode("a red square moving"), 1]
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("a red square moving").input_ids
+    assert ids == [*reference.encode("a red square moving"), 1]

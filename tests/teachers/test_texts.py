@@ -1,4 +1,4 @@
-"""Prompt files, and texts that are encoded once."""
+"""Prompt files, and embeddings that are encoded once per store."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def run_of(teacher: Path, prompts: Path, store: Path, **fields) -> Path:
     return run
 
 
-def test_the_three_kinds_of_prompt_files(tmp_path, prompts):
+def test_the_three_formats_of_prompt_files_give_the_same_prompts(tmp_path, prompts):
     lines, listed = tmp_path / "p.jsonl", tmp_path / "VBench.json"
     lines.write_text(
         "".join(json.dumps({"prompt": p, "seed": i}) + "\n" for i, p in enumerate(PROMPTS))
@@ -73,8 +73,8 @@ def test_the_three_kinds_of_prompt_files(tmp_path, prompts):
     assert read_prompts(prompts) == read_prompts(lines) == read_prompts(listed) == PROMPTS
 
 
-def test_a_mark_of_utf_8_and_spaces_around_a_line_are_no_part_of_a_prompt(tiny_wan, tmp_path):
-    """In the run's own file, which `embed` is given, and in the teacher's, which training reads."""
+def test_a_byte_order_mark_and_outer_spaces_are_no_part_of_a_prompt(tiny_wan, tmp_path):
+    """In the run's own file, for `embed`, and in the teacher's prompts.txt, for training."""
     teacher = Path(shutil.copytree(tiny_wan, tmp_path / "teacher"))
     (teacher / "prompts.txt").write_text(
         "".join(f" {prompt} \n" for prompt in PROMPTS), encoding="utf-8-sig"
@@ -86,17 +86,15 @@ def test_a_mark_of_utf_8_and_spaces_around_a_line_are_no_part_of_a_prompt(tiny_w
 def test_prompts_that_are_too_long_are_named(tiny_wan, tmp_path, capsys):
     (tmp_path / "long.txt").write_text("a red circle\n" + "a blue square moving left " * 9 + "\n")
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
-    said = capsys.readouterr().err
-    assert (
-        "1 of 3 prompts are longer than the 8 tokens that tiny-wan takes: their ends are cut, e.g. 'a blue square"
-        in said
-    )
+    warning = capsys.readouterr().err
+    assert "1 of 3 prompts are longer than the 8 tokens that tiny-wan takes" in warning
+    assert "their ends are cut, e.g. 'a blue square" in warning
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
     assert capsys.readouterr().err == ""
 
 
-def test_a_line_ends_where_a_line_of_a_file_does(tmp_path):
-    """What splits lines in print (U+2028, form feed) may be in a prompt."""
+def test_only_a_line_feed_ends_a_prompt(tmp_path):
+    """Other separators (U+2028, form feed) may be part of a prompt."""
     odd = ["one\u2028and two", "three\x0cand four", "five\u0085six"]
     for name, text in (
         ("a.txt", "\r\n".join(odd)),
@@ -129,7 +127,7 @@ def test_a_line_ends_where_a_line_of_a_file_does(tmp_path):
         ("none.txt", None, "No such file"),
     ],
 )
-def test_what_is_no_prompt_file_is_one_line(name, text, said, tmp_path, tiny_wan):
+def test_a_malformed_prompt_file_is_one_line(name, text, said, tmp_path, tiny_wan):
     path = tmp_path / name
     if text is not None:
         path.write_text(text)
@@ -138,8 +136,8 @@ def test_what_is_no_prompt_file_is_one_line(name, text, said, tmp_path, tiny_wan
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path):
-    """Trimmed of the zeros at their end, and read back with them."""
+def test_cached_embeddings_equal_the_text_encoders(tiny_wan, prompts, tmp_path):
+    """Trailing zero rows are not stored, and come back on reading."""
     folder, made = embedding.embed(str(tiny_wan), [prompts], tmp_path)
     assert made == len(PROMPTS) + 1, "and the null text"
     (shard,) = folder.glob("*.safetensors")
@@ -158,7 +156,7 @@ def test_stored_embeddings_are_the_text_encoders_own(tiny_wan, prompts, tmp_path
         torch.testing.assert_close(torch.cat([*texts, texts.null_text]), expected, rtol=0, atol=0)
 
 
-def test_prompts_that_are_there_are_not_encoded_again(tiny_wan, prompts, tmp_path):
+def test_cached_prompts_are_not_encoded_again(tiny_wan, prompts, tmp_path):
     more = tmp_path / "more.txt"
     more.write_text(f"{PROMPTS[0]}\na red square\n")
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 4
@@ -184,7 +182,7 @@ def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, 
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == len(PROMPTS) + 1
 
 
-def test_stopped_between_two_shards_it_goes_on(tiny_wan, prompts, tmp_path, monkeypatch):
+def test_encoding_resumes_after_the_last_complete_shard(tiny_wan, prompts, tmp_path, monkeypatch):
     write = embeddings.write_shard
 
     def full_after_one(folder: Path, *shard) -> None:
@@ -222,7 +220,7 @@ def test_a_prompt_without_an_embedding_is_one_line_that_says_how_to_make_it(
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_gives_the_store_what_it_lacks_before_it_loads_a_network(
+def test_a_run_encodes_missing_prompts_before_it_loads_a_network(
     tiny_wan, prompts, tmp_path, monkeypatch
 ):
     folder, _ = embedding.embed(str(tiny_wan), [prompts], tmp_path)
@@ -238,7 +236,7 @@ def test_a_run_gives_the_store_what_it_lacks_before_it_loads_a_network(
     assert stored and all(stored) and len(list(folder.glob("*.safetensors"))) == 2
 
 
-def test_prompts_count_by_content(tiny_wan, prompts, tmp_path):
+def test_prompts_enter_the_id_by_content(tiny_wan, prompts, tmp_path):
     lines = tmp_path / "p.jsonl"
     lines.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
     ids = [
@@ -254,7 +252,7 @@ def test_prompts_count_by_content(tiny_wan, prompts, tmp_path):
 
 
 def test_ranks_share_the_prompts(tiny_wan, prompts, tmp_path, monkeypatch):
-    """As torchrun starts them: each takes every second prompt, and none is left."""
+    """With torchrun's environment: each rank encodes every second prompt."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
