@@ -58,7 +58,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("export empty student", "no run.yaml"),
         ("report speed --baseline method=nosuch", "method=alpha,fake_score_updates=5"),
         ("report speed --baseline gamma", "'gamma' is not KEY=VALUE"),
-        ("report speed --baseline method=alpha", "is 2 rows: method=alpha,fake_score_updates=1"),
+        ("report speed --baseline method=alpha", "fits 2 rows: method=alpha,fake_score_updates=1"),
         ("report speed --budget nan", "budget nan: a cost"),
         ("report speed --budget -1", "budget -1: a cost"),
         ("report speed --out file", "cannot write"),
