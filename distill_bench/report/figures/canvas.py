@@ -89,7 +89,7 @@ def set_limits(
         return
     if min(values) > 0 and max(values) / min(values) > log_from:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
         axis.set_minor_formatter(NullFormatter())
     logarithmic = axis.get_scale() == "log"
     shown = scaled(axis, values)
@@ -225,14 +225,16 @@ def legend(
         spare.legend(handles=entries, loc="upper left", title=title)
         return
     width, height = figure.get_size_inches()
-    letters = [len(str(entry.get_label())) for entry in entries]
+    labels = [str(entry.get_label()).splitlines() for entry in entries]
+    letters = [max(map(len, label)) for label in labels]
 
     def fits(columns: int) -> bool:
         widths = [0.65 + 0.063 * max(part) for part in np.array_split(letters, columns)]  # inches
         return sum(widths) < width
 
     columns = max(filter(fits, range(1, min(len(entries), 6) + 1)), default=1)
-    lines = -(-len(entries) // columns) + bool(title)
+    breaks = sum(len(label) - 1 for label in labels)
+    lines = -(-len(entries) // columns) + breaks + bool(title)
     figure.set_size_inches(width, height + 0.2 * lines)
     figure.legend(handles=entries, loc="outside upper left", ncols=columns, title=title)
 

@@ -70,7 +70,7 @@ def draw_references(axes: Axes, study: Study, x: Column, y: Column) -> tuple[lis
         axes.plot(group.x, group.y, **style, zorder=1)
         names = ", ".join(group.sort_values("x").label)  # from left to right
         label = names if names == role else f"{role}: {names}"
-        entries.append(Line2D([], [], **style, label=canvas.shortened(label, 50)))
+        entries.append(Line2D([], [], **style, label=canvas.wrapped(label, 64)))
     far = references.drop(near.index).sort_values("y")
     texts = [_coordinates(point.label, point.x, point.y) for point in far.itertuples()]
     return entries, f"off the axes: {', '.join(texts)}" if texts else ""

@@ -21,7 +21,8 @@ from distill_bench.report.figures.study import (
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import COSTS, Column, Results
 
-BESIDE = 0.012  # of the axis, between series with the same x values
+BESIDE = 0.012  # of the axis, between series with the same x
+BESIDE_ALONE = 0.08  # the same where all series have this x
 MOST_TICKS = 8
 WIDE = (5.4, 3.4)  # inches; the margin names references
 
@@ -77,8 +78,11 @@ def against(
         ticks = sorted(points.x.unique())
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
+    moved = False
     if not (x.headline or on_axis):
-        points["x"] = _side_by_side(axes, points)
+        apart = _side_by_side(axes, points)
+        moved = not apart.equals(points.x)
+        points["x"] = apart
     mark_one(axes, y)
     reference_entries, far = draw_references(axes, study, x, y)
     sizes = {} if on_axis else marker_sizes(study.places)
@@ -89,7 +93,11 @@ def against(
         canvas.interval_bars(axes, *bars, upright=False)
     axes.set_xlabel(canvas.titled(x, 48))
     axes.set_ylabel(canvas.titled(y, 34))
-    notes = [_about_sizes(study) if len(sizes) > 1 else "", canvas.wrapped(far, 88)]
+    notes = [
+        _about_sizes(study) if len(sizes) > 1 else "",
+        f"series of the same {x.title.lower()} stand side by side" if moved else "",
+        canvas.wrapped(far, 88),
+    ]
     figure.supxlabel("\n".join(filter(None, notes)), fontsize=canvas.SMALL, color=QUIET)
     entries = _entries(study, points, group, bool(across)) + reference_entries
     if len(entries) > 1 or group == "series":
@@ -121,7 +129,8 @@ def _side_by_side(axes: Axes, points: pd.DataFrame) -> pd.Series:
     alike = points.groupby(points.x.round(6)).series
     rank = alike.transform(lambda series: pd.factorize(series)[0])
     middle = (alike.transform("nunique") - 1) / 2
-    return points.x + BESIDE * (high - low) * (rank - middle)
+    step = BESIDE if points.x.nunique() > 1 else BESIDE_ALONE
+    return points.x + step * (high - low) * (rank - middle)
 
 
 def _colours(study: Study, points: pd.DataFrame, group: str) -> pd.Series:

@@ -115,13 +115,19 @@ def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
     figure = Figure(figsize=(max(SIZE[0], 0.6 + 2.4 * wide), 0.5 + 2.1 * tall))
     panels = list(figure.subplots(tall, wide, sharey=True, squeeze=False).flat)
     places = [place for place in ["", *study.places] if place in set(means.place)]
+    labels = [show_value(place) for place in places]
+    if not study.axis:
+        places = list(dict.fromkeys(means.series))
+        labels = [""] * len(places)
     for axes, key in zip(panels, keys, strict=False):
         known = means[means[key].notna()]
         for series, line in known.groupby("series", sort=False):
-            line = line.assign(x=line.place.map(places.index)).sort_values("x")
+            # Without an axis the series stand side by side.
+            place = line.place if study.axis else line.series
+            line = line.assign(x=place.map(places.index)).sort_values("x")
             axes.plot(line.x, line[key], **study.looks.styles[series])
         axes.set_title(" and ".join(key.split("/")[1:]))
-        axes.set_xticks(range(len(places)), [show_value(place) for place in places])
+        axes.set_xticks(range(len(places)), labels)
         axes.set_xlim(-0.4, len(places) - 0.6)
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
