@@ -23,6 +23,7 @@ from distill_bench.sample.__main__ import main
 from distill_bench.sample.clip_files import read_clip, write_video
 from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.references import references
+from distill_bench.sample.roles import ROLES
 from distill_bench.sample.run import sample
 from distill_bench.train.loop import train
 
@@ -49,6 +50,7 @@ def test_every_row_has_the_prompts_and_its_seeds(rows):
         "shuffled",
         "noise",
     }
+    assert set(folders) == set(ROLES), "every kind has a role in the results"
     clips = {kind: load_clips(folder) for kind, folder in folders.items()}
     for kind, some in clips.items():
         assert some.frames.shape == (4, 8, 3, 32, 32), kind
