@@ -16,7 +16,8 @@ from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.rollout import euler
-from distill_bench.teachers.architecture import architecture_of, cogvideox
+from distill_bench.teachers.architecture import architecture_of
+from distill_bench.teachers.architectures import cogvideox
 
 STEPS, GUIDANCE = 4, 3.0
 
