@@ -169,7 +169,7 @@ def _record_provenance(attempt: Path, run_dir: Path, allow_changed_code: bool) -
     if diff:
         write_bytes(attempt / "dirty.diff", diff.encode())
     first = next(code for code in _recorded(run_dir, "code_fingerprint") if code)
-    has_output = checkpoint.found(run_dir) or (run_dir / "train.json").is_file()
+    has_output = checkpoint.folders(run_dir) or (run_dir / "train.json").is_file()
     if first != code and has_output and not allow_changed_code:
         raise CodeChanged(
             f"the code has changed since this run began (fingerprint {first}, now {code}): "
@@ -216,7 +216,7 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 def _stopped(run_dir: Path, claim: Claim, stop: StopRequest) -> int:
     """End an attempt on request; as a failure if its SLURM job is stopped without progress."""
-    updates = [int(folder.name) for folder in checkpoint.found(run_dir)]
+    updates = [int(folder.name) for folder in checkpoint.folders(run_dir)]
     trained = (run_dir / "train.json").is_file()
     rows = run_dir.parent / "references" / protocol_hash(load_run(run_dir))
     progress = {

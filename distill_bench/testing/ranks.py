@@ -100,7 +100,7 @@ def assert_same(what: str, run: Path, other: Path, tolerance: float) -> None:
         summary = read_json(folder / "train.json")
         assert summary["status"] == "done", summary["reason"]
     weights, others = (
-        load_file(checkpoint.found(folder)[-1] / "weights.safetensors") for folder in (run, other)
+        load_file(checkpoint.folders(folder)[-1] / "weights.safetensors") for folder in (run, other)
     )
     unmatched = sorted(weights.keys() ^ others.keys())
     assert not unmatched, f"{what}: tensors of one run alone, {unmatched}"

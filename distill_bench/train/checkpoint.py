@@ -1,7 +1,9 @@
-"""Checkpoints in files, renamed into place, and the students that a run leaves to be sampled.
+"""Checkpoints to resume from, and the students that a run keeps to be sampled.
 
-checkpoints/<student_updates>/{weights,optimisers}.safetensors, state.json     to resume from; only the newest are kept
-students/<student_updates>.safetensors                                         to sample from; all are kept
+checkpoints/<student_updates>/{weights,optimisers}.safetensors, state.json    the two newest
+students/<student_updates>.safetensors                                        all of them
+
+Both are written beside their final name and renamed into place: all or nothing.
 """
 
 import contextlib
@@ -21,11 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill_bench.config.schema import AdapterConfig
+from distill_bench.networks.adapters import Adapted, activate, add_adapter
 from distill_bench.networks.sharding import shard_as, whole
-from distill_bench.store.files import atomic_file, read_json, write_json
+from distill_bench.store.files import read_json, whole_file, write_json
 
-KEPT = 2
-_DTYPES = {  # as safetensors calls them
+KEPT = 2  # checkpoints
+DTYPES = {  # names in a safetensors header
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -48,17 +51,21 @@ def save(
     state: dict,
     writes: bool = True,
 ) -> None:
-    """Write one checkpoint whole or not at all, then prune all but the newest two.
+    """Write one checkpoint, all or nothing, and prune all but the newest KEPT.
 
-    Every rank must call it where weights are sharded; one of them `writes`.
+    Collective if weights are sharded. Ranks with `writes=False` only take part in the gathers.
     """
-    weights = {f"{role}.{k}": v for role, net in roles.items() for k, v in net.state_dict().items()}
-    weights |= {f"ema.{k}": v for k, v in ema.items()}
+    weights = {
+        f"{role}.{name}": tensor
+        for role, net in roles.items()
+        for name, tensor in net.state_dict().items()
+    }
+    weights |= {f"ema.{name}": tensor for name, tensor in ema.items()}
     moments = {
-        f"{group}.{index}.{key}": value
+        f"{group}.{index}.{name}": tensor
         for group, optimiser in optimisers.items()
         for index, entry in optimiser.state_dict()["state"].items()
-        for key, value in entry.items()
+        for name, tensor in entry.items()
     }
     files = {"weights.safetensors": weights, "optimisers.safetensors": moments}
     if not writes:
@@ -67,13 +74,13 @@ def save(
         return
     root = run_dir / "checkpoints"
     root.mkdir(exist_ok=True)
-    for torn in root.glob(".writing-*"):  # a run has one writer: this is what a killed one left
+    for torn in root.glob(".writing-*"):  # of a killed writer: a run has one at a time
         shutil.rmtree(torn, ignore_errors=True)
     temporary = root / f".writing-{os.getpid()}"
     temporary.mkdir()
     try:
         for name, tensors in files.items():
-            with atomic_file(temporary / name) as file:
+            with whole_file(temporary / name) as file:
                 write_tensors(file, tensors)
         checksums = {path.name: _checksum(path) for path in temporary.iterdir()}
         write_json(temporary / "state.json", state | {"checksums": checksums})
@@ -84,48 +91,44 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in found(run_dir)[:-KEPT]:
+    for old in folders(run_dir)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def write_tensors(file: BinaryIO | None, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors by name into a safetensors file, one by one: safetensors' own writer wants them all in host memory at once.
+    """Write tensors by name as a safetensors file, one after the other.
 
-    Shards are gathered, for which every rank must call it; who has no `file` only takes part.
+    safetensors' own writer needs all of them in host memory at once. Collective: every rank must
+    call it. Ranks with `file=None` only take part in the gathers of shards.
     """
-    tensors = dict(
-        sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0]))
-    )  # each is aligned
+    # the widest first: every tensor is aligned
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     if file is not None:
-        ends = list(
-            itertools.accumulate(
-                (t.numel() * t.element_size() for t in tensors.values()), initial=0
-            )
-        )
-        header = {
-            name: {
-                "dtype": _DTYPES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": offsets,
-            }
-            for (name, tensor), offsets in zip(
-                tensors.items(), itertools.pairwise(ends), strict=True
-            )
-        }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
+        _write_header(file, tensors)
     for tensor in tensors.values():
-        one = whole(tensor.detach())
+        gathered = whole(tensor.detach())
         if file is not None:
-            file.write(one.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(gathered.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def found(run_dir: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
+def _write_header(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    sizes = (tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    ends = itertools.accumulate(sizes, initial=0)
+    header = {
+        name: {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        for (name, tensor), offsets in zip(tensors.items(), itertools.pairwise(ends), strict=True)
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+
+
+def folders(run_dir: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
     root = run_dir / "checkpoints"
-    folders = [p for p in root.iterdir() if p.name.isdigit()] if root.is_dir() else []
-    return sorted(folders, key=lambda p: int(p.name))
+    if not root.is_dir():
+        return []
+    return sorted((p for p in root.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 def load(
@@ -134,19 +137,15 @@ def load(
     ema: dict[str, Tensor],
     optimisers: Mapping[str, torch.optim.Optimizer],
 ) -> dict | None:
-    """Restore the newest sound checkpoint and return its state; an unsound one is set aside with a message."""
-    for folder in reversed(found(run_dir)):
+    """Restore the newest sound checkpoint; returns its state, or None if there is none.
+
+    An unsound checkpoint is renamed to *.corrupt, with a message.
+    """
+    for folder in reversed(folders(run_dir)):
         try:
-            state = read_json(folder / "state.json")
-            if state is None:
-                raise ValueError("no state.json")
-            for name, checksum in state.pop("checksums").items():
-                if _checksum(folder / name) != checksum:
-                    raise ValueError(f"{name} is not what was written")
-            weights, moments = (
-                safe_open(folder / f"{name}.safetensors", "pt")
-                for name in ("weights", "optimisers")
-            )
+            state = _checked_state(folder)
+            weights = safe_open(folder / "weights.safetensors", "pt")
+            moments = safe_open(folder / "optimisers.safetensors", "pt")
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             aside = folder.with_name(f"{folder.name}.corrupt")
             with contextlib.suppress(OSError):
@@ -158,28 +157,49 @@ def load(
             continue
         for role, net in roles.items():
             current = net.state_dict()
-            net.load_state_dict(
-                {k: shard_as(v, current.get(k, v)) for k, v in _under(weights, role)}
-            )
-        for name, value in _under(weights, "ema"):
+            loaded = {
+                name: shard_as(tensor, current.get(name, tensor))
+                for name, tensor in _with_prefix(weights, role)
+            }
+            net.load_state_dict(loaded)
+        for name, tensor in _with_prefix(weights, "ema"):
             if name in ema:
-                ema[name].copy_(shard_as(value, ema[name]))
+                ema[name].copy_(shard_as(tensor, ema[name]))
         for group, optimiser in optimisers.items():
-            parameters = [p for each in optimiser.param_groups for p in each["params"]]
-            entries: dict[int, dict[str, Tensor]] = {}
-            for key, value in _under(moments, group):
-                index, _, name = key.partition(".")
-                moment = shard_as(value, parameters[int(index)]) if value.ndim else value
-                entries.setdefault(int(index), {})[name] = moment
-            optimiser.load_state_dict(
-                {"state": entries, "param_groups": optimiser.state_dict()["param_groups"]}
-            )
+            _load_moments(optimiser, _with_prefix(moments, group))
         return state
     return None
 
 
+def _checked_state(folder: Path) -> dict:
+    """The state of a checkpoint whose files have their recorded checksums.
+
+    Raises:
+        ValueError, KeyError, OSError: if they do not, or there is no state.
+    """
+    state = read_json(folder / "state.json")
+    if state is None:
+        raise ValueError("no state.json")
+    for name, checksum in state.pop("checksums").items():
+        if _checksum(folder / name) != checksum:
+            raise ValueError(f"{name} is not what was written")
+    return state
+
+
+def _load_moments(optimiser: torch.optim.Optimizer, moments: Iterator[tuple[str, Tensor]]) -> None:
+    """Restore an optimiser from tensors named INDEX.NAME."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in moments:
+        index, _, name = key.partition(".")
+        moment = shard_as(tensor, parameters[int(index)]) if tensor.ndim else tensor
+        entries.setdefault(int(index), {})[name] = moment
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": entries, "param_groups": groups})
+
+
 def _checksum(path: Path) -> int:
-    """CRC-32 of a file: against disks, not against people."""
+    """CRC-32 of a file: it detects faulty disks, not tampering."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -190,37 +210,35 @@ def _checksum(path: Path) -> int:
 def save_student(
     run_dir: Path, student_updates: int, weights: Mapping[str, Tensor], writes: bool = True
 ) -> None:
-    """Keep the student that is sampled (its moving average, where the run has one); `writes` as in `save`."""
+    """Keep the weights that are sampled: the student's or its average's; `writes` as in `save`."""
     if not writes:
         write_tensors(None, weights)
         return
-    with atomic_file(run_dir / "students" / f"{student_updates}.safetensors") as file:
+    with whole_file(run_dir / "students" / f"{student_updates}.safetensors") as file:
         write_tensors(file, weights)
 
 
 def students(run_dir: Path) -> dict[int, Path]:
-    """The kept students by student update, in order."""
+    """Files of the kept students by student update, in order."""
     paths = (run_dir / "students").glob("*.safetensors")
-    return dict(sorted((int(p.stem), p) for p in paths if p.stem.isdigit()))
+    return dict(sorted((int(path.stem), path) for path in paths if path.stem.isdigit()))
 
 
 def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None = None) -> None:
-    """Put a kept student's weights into `student`; of a run with an `adapter` as an adapter, which is then the active one."""
+    """Load a kept student into a network; with `adapter`, as the network's active adapter."""
     if adapter is None:
         student.load_state_dict(load_file(path), strict=False)
         return
-    from distill_bench.networks.adapters import Adapted, activate, add_adapter
-
-    known = "student" in getattr(student, "peft_config", {})
-    view = (
-        Adapted(student, "student") if known else add_adapter(student, "student", adapter, seed=0)
-    )
+    if "student" in getattr(student, "peft_config", {}):
+        view = Adapted(student, "student")
+    else:
+        view = add_adapter(student, "student", adapter, seed=0)
     view.load_state_dict(load_file(path))
     activate(student, ["student"])
 
 
-def _under(file: safe_open, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file with a prefix, and their names without: read one by one, for a rank needs but its part of each."""
-    for name in file.keys():
+def _with_prefix(file: safe_open, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Names without the prefix, and tensors; read one by one, since a rank keeps only its shards."""
+    for name in file.keys():  # noqa: SIM118 - not a mapping
         if name.startswith(f"{prefix}."):
             yield name.removeprefix(f"{prefix}."), file.get_tensor(name)

@@ -1,9 +1,10 @@
-"""Extra data that a method may declare in `needs`, or a run in `student_input`: made once and cached in the store."""
+"""Extra data of `Method.needs` and `student_input: real_data`, made once and cached in the store."""
 
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +27,20 @@ from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.kinds import Pipeline
 from distill_bench.train.inputs import Provider
 
-ODE_PAIRS, ODE_STEPS = 256, 24
-REAL_LATENTS, FIRST_KEY = (
-    432,
-    2_000_000,
-)  # keys of rendered clips that neither teacher nor evaluators have seen
+ODE_PAIRS = 256
+ODE_STEPS = 24
+REAL_LATENTS = 432
+FIRST_KEY = 2_000_000  # of rendered clips; neither the teacher nor the evaluators have seen them
+ENCODED_TOGETHER = 16  # clips of a run's own data
 
 
 def providers(
     needs: frozenset[str], config: RunConfig, pipeline: Pipeline, store: Path
 ) -> dict[str, Provider]:
-    """A provider for each need of a method.
+    """A provider for each need; makes the data if the store lacks them.
 
     Raises:
-        ValueError: for a need that nobody provides.
+        ValueError: for an unknown need, or clips of another size than the run's.
     """
     unknown = sorted(needs - PROVIDERS.keys())
     if unknown:
@@ -49,24 +50,53 @@ def providers(
     return {need: PROVIDERS[need](config, pipeline, store) for need in sorted(needs)}
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Draws rows of tensors (N, ...), each with its text: row i has `texts[text_of_row[i]]`."""
+
+    purpose: str
+    tensors: dict[str, Tensor]
+    texts: Texts
+    text_of_row: Sequence[int]
+
+    def __call__(self, draws: Draws) -> dict[str, Tensor]:
+        drawn = draws.integers(self.purpose, len(self.text_of_row))
+        rows = {name: tensor[drawn] for name, tensor in self.tensors.items()}
+        rows["text"] = self.texts.rows(self.text_of_row[i] for i in drawn)
+        return {name: row.to(draws.device, draws.dtype) for name, row in rows.items()}
+
+
 def ode_pairs(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
-    """Noise and what the guided teacher's ODE makes of it (Yin et al., 2023, section 4.2): `noise`, `x0`, `text`."""
-    return _provider("ode_pairs", *_teacher_samples(config, pipeline, store))
+    """Pairs of noise and the guided teacher's ODE solution from it: `noise`, `x0`, `text`.
+
+    Yin et al., 2023, section 4.2.
+    """
+    return Rows("ode_pairs", *_teacher_samples(config, pipeline, store))
 
 
 def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
     """Clean latents of real clips and their text: `x0`, `text`.
 
-    From the folder of clips that the run's `data` names (`clips.npy`, `manifest.jsonl`: as `distill_bench.sample` writes them);
-    without one rendered for the teacher's prompts, where their domain can be, else sampled from the guided teacher.
+    They come from the folder of clips in the run's `data` (`clips.npy` and `manifest.jsonl`, as
+    `distill_bench.sample` writes them). Without `data` they are rendered for the teacher's prompts,
+    or, if those cannot be rendered, sampled from the guided teacher.
     """
     if config.data is not None:
-        prompts, x0 = _clips(config, pipeline)
-        return _provider(
-            "real_latents", {"x0": x0}, pipeline.texts(prompts), list(range(len(prompts)))
-        )
+        prompts, x0 = _clips_of_run(config, pipeline)
+        texts = pipeline.texts(prompts)
+        return Rows("real_latents", {"x0": x0}, texts, range(len(prompts)))
     known = pipeline.prompts()[:REAL_LATENTS]
-    which = [i % len(known) for i in range(REAL_LATENTS)]
+    text_of_row = [i % len(known) for i in range(REAL_LATENTS)]
+    one = pipeline.data([known[0]], [FIRST_KEY])
+    if one is None:
+        pairs, texts, text_of_row = _teacher_samples(config, pipeline, store)
+        return Rows("real_latents", {"x0": pairs["x0"]}, texts, text_of_row)
+    expected = pipeline.latent_shape(config.frames, config.height, config.width)
+    if tuple(one.shape[1:]) != tuple(expected):
+        raise ValueError(
+            f"rendered clips make latents {tuple(one.shape[1:])}, the run's are {tuple(expected)}; "
+            "name a folder in `data`"
+        )
     key = [
         config.teacher_hash,
         config.frames,
@@ -74,129 +104,122 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
         config.width,
         REAL_LATENTS,
         FIRST_KEY,
-        *_own_prompts(config),
+        *_prompts_key(config),
     ]
-    keys = range(FIRST_KEY, FIRST_KEY + REAL_LATENTS)
-    x0 = pipeline.data([known[which[0]]], [FIRST_KEY])
-    if x0 is None:
-        pairs, texts, which = _teacher_samples(config, pipeline, store)
-        return _provider("real_latents", {"x0": pairs["x0"]}, texts, which)
-    expected = pipeline.latent_shape(config.frames, config.height, config.width)
-    if tuple(x0.shape[1:]) != tuple(expected):
-        raise ValueError(
-            f"rendered clips make latents {tuple(x0.shape[1:])}, the run's are {tuple(expected)}; name a folder in `data`"
-        )
-    made = _made(
-        store,
-        "real_latents",
-        key,
-        lambda: {"x0": pipeline.data([known[i] for i in which], list(keys)).cpu()},
-    )
-    return _provider("real_latents", load_file(made), pipeline.texts(known), which)
+
+    def render() -> dict[str, Tensor]:
+        keys = range(FIRST_KEY, FIRST_KEY + REAL_LATENTS)
+        return {"x0": pipeline.data([known[i] for i in text_of_row], list(keys)).cpu()}
+
+    path = _cached(store, "real_latents", key, render)
+    return Rows("real_latents", load_file(path), pipeline.texts(known), text_of_row)
 
 
 PROVIDERS = {"ode_pairs": ode_pairs, "real_latents": real_latents}
 
 
-def _provider(purpose: str, tensors: dict[str, Tensor], texts: Texts, which: list[int]) -> Provider:
-    """Draws rows of the tensors (N, ...) with the text of each: row i has texts[which[i]]."""
-
-    def draw(draws: Draws) -> dict[str, Tensor]:
-        chosen = draws.integers(purpose, len(which))
-        rows = {key: value[chosen] for key, value in tensors.items()} | {
-            "text": texts.rows(which[i] for i in chosen)
-        }
-        return {key: value.to(draws.device, draws.dtype) for key, value in rows.items()}
-
-    return draw
-
-
 def _teacher_samples(
     config: RunConfig, pipeline: Pipeline, store: Path
 ) -> tuple[dict[str, Tensor], Texts, list[int]]:
-    """Guided ODE samples in the precision of the run's own passes, file by file: shared by ranks, and not lost with a process."""
+    """Samples of the guided teacher's ODE, cached one file per batch.
+
+    Ranks share the batches, and a killed process loses one batch. The teacher has the precision of
+    the run's own passes.
+
+    Returns:
+        `noise` and `x0`, (ODE_PAIRS, C, T, H, W); the texts; the index of each row's text.
+    """
     shape = pipeline.latent_shape(config.frames, config.height, config.width)
-    low = config.precision == "bfloat16"
     key = [config.teacher_hash, config.guidance_scale, config.shift, ODE_PAIRS, ODE_STEPS, *shape]
-    key += _own_prompts(config) + ([config.precision, config.weights] if low else [])
+    key += _prompts_key(config)
+    autocast = None
+    if config.precision == "bfloat16":
+        key += [config.precision, config.weights]
+        autocast = torch.bfloat16
     prompts = pipeline.prompts()[:ODE_PAIRS]
     texts = pipeline.texts(prompts)
-    which = [i % len(prompts) for i in range(ODE_PAIRS)]
-    together = clips_per_batch(config)
+    text_of_row = [i % len(prompts) for i in range(ODE_PAIRS)]
+    batch_size = clips_per_batch(config)
 
     @functools.cache
     def teacher() -> Guided:
-        net = (
-            cast(pipeline.transformer, torch.bfloat16)
-            if config.weights == "bfloat16"
-            else pipeline.transformer
-        )
+        net = pipeline.transformer
+        if config.weights == "bfloat16":
+            net = cast(net, torch.bfloat16)
         net = place(net, pipeline.device, config.teacher_offload)
-        denoiser = Denoiser(net, "teacher", Ledger(1), torch.bfloat16 if low else None)
-        return Guided(
-            denoiser, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched"
-        )
+        denoiser = Denoiser(net, "teacher", Ledger(1), autocast)
+        batched = config.guidance_forwards == "batched"
+        return Guided(denoiser, texts.null_text, config.guidance_scale, batched)
 
     def make(first: int) -> dict[str, Tensor]:
-        some = range(first, min(first + together, ODE_PAIRS))
-        print(f"the teacher's samples {first} to {some[-1]} of {ODE_PAIRS}", flush=True)
-        noise = torch.stack(
-            [torch.randn(*shape, generator=generator("ode_pairs", i)) for i in some]
-        )
+        rows = range(first, min(first + batch_size, ODE_PAIRS))
+        print(f"the teacher's samples {first} to {rows[-1]} of {ODE_PAIRS}", flush=True)
+        noises = [torch.randn(*shape, generator=generator("ode_pairs", i)) for i in rows]
+        noise = torch.stack(noises)
         sigmas = teacher_sigmas(ODE_STEPS, config.shift).to(pipeline.device)
-        x0 = euler(teacher(), noise.to(pipeline.device), sigmas, texts.rows(which[i] for i in some))
+        text = texts.rows(text_of_row[i] for i in rows)
+        x0 = euler(teacher(), noise.to(pipeline.device), sigmas, text)
         return {"noise": noise, "x0": x0.cpu()}
 
-    def files(wait: bool) -> list[Path]:
-        firsts = range(0, ODE_PAIRS, together)
+    def batches(wait: bool) -> list[Path]:
         return [
-            _made(store, "ode_pairs", [*key, first, together], functools.partial(make, first), wait)
-            for first in firsts
+            _cached(
+                store,
+                "ode_pairs",
+                [*key, first, batch_size],
+                functools.partial(make, first),
+                wait,
+            )
+            for first in range(0, ODE_PAIRS, batch_size)
         ]
 
-    files(wait=False)  # what nobody else is making
-    made = [load_file(path) for path in files(wait=True)]
+    batches(wait=False)  # make those that no other process is making
+    made = [load_file(path) for path in batches(wait=True)]
     if teacher.cache_info().currsize:
-        to_host_memory(pipeline.transformer)  # where whoever runs it next expects it
-    return {name: torch.cat([part[name] for part in made]) for name in made[0]}, texts, which
+        to_host_memory(pipeline.transformer)  # as the pipeline promises
+    samples = {name: torch.cat([part[name] for part in made]) for name in made[0]}
+    return samples, texts, text_of_row
 
 
-def _own_prompts(config: RunConfig) -> list[str]:
-    """What the prompts of a run count as, where they are not its teacher's."""
+def _prompts_key(config: RunConfig) -> list[str]:
+    """Part of a cache key: the hash of the run's prompts; empty for the teacher's own prompts."""
     return [config.prompts_hash] if config.prompts is not None else []
 
 
-def _made(
+def _cached(
     store: Path, name: str, key: list, make: Callable[[], dict[str, Tensor]], wait: bool = True
 ) -> Path:
-    """The file extras/<name>-<hash of key>.safetensors with what `make` gives; without `wait` it may be still in the making."""
-    path = (
-        store
-        / "extras"
-        / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
-    )
+    """The file extras/<name>-<hash of key>.safetensors, made if it is missing.
+
+    Args:
+        wait: False: if another process is making the file, return before it exists.
+    """
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    path = store / "extras" / f"{name}-{digest}.safetensors"
 
     def write() -> None:
-        write_bytes(path, save({k: v.contiguous() for k, v in make().items()}))
+        tensors = {name: tensor.contiguous() for name, tensor in make().items()}
+        write_bytes(path, save(tensors))
 
     once(path.with_suffix(""), path.is_file, write, wait)
     return path
 
 
-def _clips(config: RunConfig, pipeline: Pipeline) -> tuple[list[str], Tensor]:
-    """Prompts and latents of the run's own folder of clips."""
+def _clips_of_run(config: RunConfig, pipeline: Pipeline) -> tuple[list[str], Tensor]:
+    """Prompts and latents (N, C, T, H, W) of the clips in the run's `data`."""
     folder = Path(config.data)
     frames = np.load(folder / "clips.npy", allow_pickle=False)
     prompts = [line["prompt"] for line in read_jsonl(folder / "manifest.jsonl")]
     if len(prompts) != len(frames):
         raise ValueError(
-            f"data {folder}: clips.npy holds {len(frames)} clips, manifest.jsonl lists {len(prompts)}"
+            f"data {folder}: clips.npy holds {len(frames)} clips, "
+            f"manifest.jsonl lists {len(prompts)}"
         )
-    if frames.shape[1:] != (config.frames, 3, config.height, config.width):
+    expected = (config.frames, 3, config.height, config.width)
+    if frames.shape[1:] != expected:
         raise ValueError(
-            f"data {folder}: clips are {frames.shape[1:]} (T, 3, H, W), the run's "
-            f"{(config.frames, 3, config.height, config.width)}; render them at the run's frames, height and width"
+            f"data {folder}: clips are {frames.shape[1:]} (T, 3, H, W), the run's {expected}; "
+            "render them at the run's frames, height and width"
         )
-    return prompts, torch.cat(
-        [pipeline.encode(part).cpu() for part in np.array_split(frames, -(-len(frames) // 16))]
-    )
+    parts = np.array_split(frames, -(-len(frames) // ENCODED_TOGETHER))
+    return prompts, torch.cat([pipeline.encode(part).cpu() for part in parts])

@@ -30,7 +30,7 @@ TINY_RUN: dict[str, Any] = {
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Weights of every role in a run's newest checkpoint."""
-    return load_file(checkpoint.found(run)[-1] / "weights.safetensors")
+    return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
 
 
 def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -165,7 +165,7 @@ def test_each_rank_holds_half_of_every_role(name, trained):
 
 @pytest.mark.parametrize("name", ["two then one", "one then two"])
 def test_a_checkpoint_resumes_with_another_number_of_ranks(name, trained):
-    newest, whole = (checkpoint.found(trained[run])[-1] for run in (name, "whole"))
+    newest, whole = (checkpoint.folders(trained[run])[-1] for run in (name, "whole"))
     for file in ("weights.safetensors", "optimisers.safetensors"):
         resumed, expected = load_file(newest / file), load_file(whole / file)
         assert resumed.keys() == expected.keys()
@@ -185,7 +185,7 @@ def test_shards_are_the_masters_of_weights_gathered_in_bfloat16(trained):
     assert math.isclose(first["student_grad_norm"], expected["student_grad_norm"], rel_tol=1e-3)
     for line, other in zip(shared, replicated, strict=True):
         assert math.isclose(line["fake_score_loss"], other["fake_score_loss"], rel_tol=0.02)
-    saved = load_file(checkpoint.found(trained["low True"])[-1] / "weights.safetensors")
+    saved = load_file(checkpoint.folders(trained["low True"])[-1] / "weights.safetensors")
     assert all(value.is_floating_point() and value.element_size() == 4 for value in saved.values())
 
 

@@ -25,7 +25,7 @@ def test_a_training_by_hand_that_is_told_to_end_saves_first(make_run):
     assert worker.stdout.readline().startswith("student update ")
     worker.terminate()
     said = worker.communicate()[0].splitlines()[-1]
-    (saved,) = checkpoint.found(run)
+    (saved,) = checkpoint.folders(run)
     assert worker.returncode == 0 and said == f"stopped after {saved.name} student updates"
 
 
@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage, ma
     train(whole)
     stops = iter([False, True])
     train(torn, stop=lambda: next(stops))
-    newest = checkpoint.found(torn)[-1]
+    newest = checkpoint.folders(torn)[-1]
     path = newest / ("state.json" if damage == "no state" else "weights.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
