@@ -1,4 +1,4 @@
-"""Predicts the cost or the memory of every cell of a sweep; nothing is trained and no weight is loaded.
+"""Predicts the cost or the memory of every cell of a sweep without loading a weight.
 
     distill-bench cost SWEEP                                      roles of one size
     distill-bench cost SWEEP --size teacher=14 --size student=1.3 a larger teacher
@@ -104,7 +104,7 @@ def _sizes(arguments: list[str]) -> dict[str, float]:
 
 
 def cost_table(sweep: SweepConfig, runs: list[RunConfig], sizes: Mapping[str, float]) -> Table:
-    """One line per cell: passes by role, forward equivalents, and these relative to the first cell."""
+    """One line per cell: passes by role, forward equivalents, and the ratio to the first cell."""
     presets = sweep.presets()
     axes = [key for key in sweep.axes(runs) if key != "method"]
     table = Table(title=f"forward equivalents of one student update: {sweep.name}")

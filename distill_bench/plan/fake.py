@@ -42,7 +42,7 @@ def fake_tensors() -> Iterator[None]:
 
 
 def _apply(net: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module.to` and its kin: torch's own cannot swap a fake tensor that something refers to."""
+    """`nn.Module._apply` in place: torch's own cannot swap a fake tensor that is referred to."""
     for tensor in [*net.parameters(recurse), *net.buffers(recurse)]:
         tensor.data = function(tensor.data)
     return net

@@ -12,7 +12,7 @@ from distill_bench.networks.offload import Streamed
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the live storages that operations made; `peaks` has the maximum of each stage."""
+    """Counts bytes of live storages that operations made; `peaks` has the maximum per stage."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""Predicts peak memory by role and FLOPs per update from a teacher's configs, without loading weights.
+"""Predicts peak memory by role, and FLOPs per update, from a teacher's configs alone.
 
-`distill-bench cost SWEEP --memory` prints it; a training on a GPU that has less memory ends before its first step.
+`distill-bench cost SWEEP --memory` prints it; a training on a GPU that has less memory ends before
+its first step.
 """
 
 import math
@@ -43,7 +44,8 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch_size})
     student_folder = folder if config.student is None else teacher_folder(config.student)
     blocks = (_blocks(folder), _blocks(student_folder))
-    # Blocks are alike: at a fixed ratio of teacher to student blocks each number is linear in their count.
+    # Blocks are alike: at a fixed ratio of teacher to student blocks each number is linear in their
+    # count.
     whole = math.gcd(*blocks)
     ratio = [count // whole for count in blocks]
     few = math.ceil(2 / min(ratio))

@@ -28,7 +28,7 @@ HEADINGS = (
 
 
 def memory_table(sweep: SweepConfig, runs: list[RunConfig]) -> Table:
-    """GiB on each device by kind and role, and PFLOP per student update; equal cells share a line."""
+    """GiB per device by kind and role, and PFLOP per student update; equal cells share a line."""
     presets = sweep.presets()
     processes = sweep.cluster.nodes * sweep.cluster.processes
     rehearsals = Rehearsals(processes)

@@ -1,4 +1,4 @@
-"""TODO: plan.outline."""
+"""A run's pipeline without weights, built from the configs in its folders."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.pipeline import DiffusersPipeline
-from distill_bench.teachers.architecture import OWN_AUTOENCODER, architecture_of
+from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.teachers.contents import read_config
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.folder import teacher_folder
@@ -20,65 +20,76 @@ from distill_bench.teachers.folder import teacher_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Outline(DiffusersPipeline):
-    """A pipeline without weights, from the configs in its folder."""
+    """A pipeline whose networks have the right shapes and no trained weights.
 
-    layers: int | None = None  # of the student; None: as many as it has
+    Attributes:
+        layers: blocks of the student; None: as in its config.
+    """
+
+    layers: int | None = None
 
     def student(self) -> nn.Module:
-        return outline_transformer(self.student_folder, self.layers)
+        return transformer_outline(self.student_folder, self.layers)
 
     fake_score = student
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        config = read_config(self.folder / "tokenizer", "tokenizer_config.json")
-        length = self.architecture.text_length(
-            SimpleNamespace(model_max_length=config.get("model_max_length", math.inf))
-        )
-        return torch.empty(
-            len(prompts), int(length), self.architecture.transformer[self.architecture.TEXT_WIDTH]
-        )
+        tokenizer = read_config(self.folder / "tokenizer", "tokenizer_config.json")
+        longest = tokenizer.get("model_max_length", math.inf)
+        length = self.architecture.text_length(SimpleNamespace(model_max_length=longest))
+        width = self.architecture.transformer[self.architecture.TEXT_WIDTH]
+        return torch.empty(len(prompts), int(length), width)
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        (any_of_them,) = self.encode_text([""])
-        return Texts(prompts, dict.fromkeys([*prompts, ""], any_of_them), self.device, dtype)
+        (text,) = self.encode_text([""])
+        return Texts(prompts, dict.fromkeys([*prompts, ""], text), self.device, dtype)
 
     def prompts(self) -> list[str]:
-        return (
-            super().prompts()
-            if self.prompts_file or (self.folder / "prompts.txt").is_file()
-            else ["one"]
-        )
+        if self.prompts_file is None and not (self.folder / "prompts.txt").is_file():
+            return ["a prompt"]
+        return super().prompts()
 
 
 def outline(config: RunConfig, layers: tuple[int | None, int | None] = (None, None)) -> Outline:
-    """The networks of a run's pipelines by their configs; under FakeTensorMode without data.
+    """The outline of a run's pipeline; under `fake_tensors` it takes no memory.
 
     Args:
-        layers: blocks of the teacher and of the student; None: as many as they have.
+        config: a resolved run.
+        layers: blocks of the teacher and of the student; None: as in their configs.
     """
+    teacher_layers, student_layers = layers
     folder = teacher_folder(config.teacher)
-    architecture, vae = architecture_of(folder), None
-    if architecture.vae:
-        name = architecture.vae["_class_name"]
-        kind = FrameAutoencoder if name == OWN_AUTOENCODER else getattr(diffusers, name)
-        vae = kind.from_config(architecture.vae).eval().requires_grad_(False)
-        if name != OWN_AUTOENCODER:
-            architecture.at_size(vae)
+    architecture = architecture_of(folder)
     return Outline(
         folder,
         architecture,
         torch.device("cpu"),
-        transformer=outline_transformer(folder, layers[0]).requires_grad_(False),
-        vae=vae,
+        transformer=transformer_outline(folder, teacher_layers).requires_grad_(False),
+        vae=_autoencoder_outline(architecture),
         student_folder=folder if config.student is None else teacher_folder(config.student),
         prompts_file=None if config.prompts is None else Path(config.prompts),
-        layers=layers[1],
+        layers=student_layers,
     )
 
 
-def outline_transformer(folder: Path, layers: int | None = None) -> nn.Module:
+def transformer_outline(folder: Path, layers: int | None = None) -> nn.Module:
+    """The transformer of a pipeline folder with random weights, of so many blocks."""
     architecture = architecture_of(folder)
-    config = dict(architecture.transformer) | ({} if layers is None else {"num_layers": layers})
+    config = dict(architecture.transformer)
+    if layers is not None:
+        config["num_layers"] = layers
     net = getattr(diffusers, config["_class_name"]).from_config(config).eval()
     net.architecture = architecture
     return net
+
+
+def _autoencoder_outline(architecture: Architecture) -> nn.Module | None:
+    if not architecture.vae:
+        return None
+    name = architecture.vae["_class_name"]
+    if name == OWN_AUTOENCODER:
+        vae = FrameAutoencoder.from_config(architecture.vae)
+    else:
+        vae = getattr(diffusers, name).from_config(architecture.vae)
+        architecture.at_size(vae)
+    return vae.eval().requires_grad_(False)

@@ -14,7 +14,8 @@ class Prediction:
 
     Attributes:
         other: autoencoder, null text, and the method's modules with their moments.
-        stages: by phase, the most bytes in each stage (from one network pass to the next) beside those held.
+        stages: by phase, the most bytes in each stage (from one network pass to the next) beside
+            those held.
         held_back: bytes in host memory: the blocks of an offloaded teacher.
     """
 
@@ -64,13 +65,14 @@ def extrapolate(low: Prediction, high: Prediction, times: float) -> Prediction:
 
 
 def sharded(prediction: Prediction, share: int, in_flight: int) -> Prediction:
-    """Scale a one-process prediction to `share` FSDP ranks and add the unsharded bytes in flight."""
+    """Scale a one-process prediction to `share` FSDP ranks; add the unsharded bytes in flight."""
 
     def part(sizes: Mapping[str, int]) -> dict[str, int]:
         return {role: math.ceil(size / share) for role, size in sizes.items()}
 
     gradients = part(prediction.gradients)
-    # A rank shards the masters and the weights that are their own masters; no bfloat16 copy is held.
+    # A rank shards the masters and the weights that are their own masters; no bfloat16 copy is
+    # held.
     own_masters = {
         role: prediction.moments[role] // MOMENTS - size
         for role, size in prediction.masters.items()

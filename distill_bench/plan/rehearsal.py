@@ -1,8 +1,9 @@
-"""Rehearses a run's two phases on fake tensors, and counts the bytes that are alive at their worst moment.
+"""Rehearses both phases of a run on fake tensors and counts the bytes alive at the worst moment.
 
-The method's own code, the run's settings and the architecture decide; no formula of ours. Not counted: savings of
-`compile`, workspace inside kernels, rounding and fragments of the allocator, the text encoder (freed before the
-first step), and the teacher's samples of methods that need such data.
+The method's own code, the run's settings and the architecture decide; no formula of ours. Not
+counted: savings of `compile`, workspace inside kernels, rounding and fragments of the allocator,
+the text encoder (freed before the first step), and the teacher's samples of methods that need such
+data.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,7 @@ from distill_bench.train.run import Run
 
 
 def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tuple[Prediction, int]:
-    """The prediction for networks of a given depth, and the unsharded bytes that FSDP would add to a phase.
+    """Prediction for networks of a given depth, and unsharded bytes that FSDP adds to a phase.
 
     Args:
         blocks: of the teacher, of the student.
@@ -66,7 +67,7 @@ def _extras(config: RunConfig, pipeline: Outline) -> dict[str, Provider]:
 
 
 def _stages(run: Run) -> dict[str, tuple[int, ...]]:
-    """The most live bytes of each stage (from one network pass to the next) of both phases, by phase."""
+    """Live bytes at most in each stage (from one network pass to the next), by phase."""
     live = LiveBytes()
     count = run.ledger.add
 
@@ -121,7 +122,7 @@ def _prediction(run: Run, pipeline: Outline, stages: Mapping[str, tuple[int, ...
 
 
 def _master_bytes(trained: nn.Module, net: nn.Module) -> int:
-    """Bytes of the float32 masters beside a network; weights that are their own masters count nothing."""
+    """Bytes of the float32 masters beside a network, without weights that are their own masters."""
     if not isinstance(trained, Masters):
         return 0
     own = {id(parameter) for parameter in net.parameters()}
@@ -131,8 +132,8 @@ def _master_bytes(trained: nn.Module, net: nn.Module) -> int:
 def _in_flight(run: Run) -> int:
     """Peak unsharded bytes under FSDP2.
 
-    Two gathered blocks (the current and the prefetched one) and, for a trained role, the gradients of one block
-    plus their float32 copy during the reduce-scatter.
+    Two gathered blocks (the current and the prefetched one) and, for a trained role, the gradients
+    of one block plus their float32 copy during the reduce-scatter.
     """
     most = 0
     roles = {"teacher": run.nets.unguided_teacher.net, **run.networks}

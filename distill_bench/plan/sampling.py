@@ -11,13 +11,13 @@ from distill_bench.plan.live_bytes import LiveBytes, device_bytes, total_bytes
 from distill_bench.plan.outline import outline
 from distill_bench.sample.sampler import Latents, Sampler
 
-# Latent frames from which decoding is extrapolated: the first frame of a clip is decoded differently from the
-# others, and CogVideoX decodes two at a time.
+# Latent frames from which decoding is extrapolated: the first frame of a clip is decoded
+# differently from the others, and CogVideoX decodes two at a time.
 FEW_FRAMES = (3, 5)
 
 
 def sampling_peak(config: RunConfig) -> int:
-    """The most bytes at once on one device while clips of the student or the teacher are sampled."""
+    """Bytes at most on one device while clips of the student or the teacher are sampled."""
     with fake_tensors():
         clips = min(clips_per_batch(config), config.protocol.clips)
         config = config.model_copy(update={"threads": None})
@@ -47,7 +47,7 @@ def _drawing_peak(sampler: Sampler, latents: Latents) -> int:
 
 
 def _decoding_peak(sampler: Sampler) -> int:
-    """Live bytes at most while one batch is decoded; beyond a few frames each frame needs as much more."""
+    """Live bytes at most while one batch is decoded; linear in the frames beyond a few."""
     channels, frames, *size = sampler.shape
 
     def peak(decoded: int) -> int:

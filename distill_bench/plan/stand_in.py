@@ -1,4 +1,7 @@
-"""A stand-in for a teacher's pipeline, to run a method's own code in milliseconds: tiny, and imports no diffusers."""
+"""A tiny stand-in for a teacher's pipeline: runs a method's own code in milliseconds.
+
+Imports no diffusers, so that a sweep is planned at once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

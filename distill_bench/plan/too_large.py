@@ -8,7 +8,7 @@ from distill_bench.plan.prediction import Prediction
 
 
 def too_large(prediction: Prediction, available: int, config: RunConfig) -> str | None:
-    """One line if a training does not fit a device of `available` bytes, with what to set; else None."""
+    """One line with what to set if a training does not fit `available` bytes; else None."""
     if prediction.peak <= available:
         return None
     needs = (
@@ -30,7 +30,7 @@ def too_large(prediction: Prediction, available: int, config: RunConfig) -> str 
 
 
 def too_large_to_sample(peak: int, available: int, config: RunConfig) -> str | None:
-    """One line if sampling needs more than a device of `available` bytes, with what to set; else None."""
+    """One line with what to set if sampling does not fit `available` bytes; else None."""
     if peak <= available:
         return None
     already_set = {

@@ -5,7 +5,8 @@
     def test_my_method_conforms(tmp_path):
         check_methods("path/to/my_method.py:MyMethod", folder=tmp_path)
 
-Everything runs the real trainer on a pipeline of Wan's own classes with random weights, on the CPU, in seconds.
+Everything runs the real trainer on a pipeline of Wan's own classes with random weights, on the CPU,
+in seconds.
 """
 
 from distill_bench.testing.checks import CHECKS, check_methods

@@ -1,11 +1,12 @@
-"""The conformance checks of a method, importable so that a method outside this project is checked too.
+"""The conformance checks of a method, for methods inside and outside this project.
 
     from distill_bench.testing import check_methods
 
     def test_my_method_conforms(tmp_path):
         check_methods("path/to/my_method.py:MyMethod", folder=tmp_path)
 
-Everything runs the real trainer on a pipeline of Wan's own classes with random weights, on the CPU, in seconds.
+Everything runs the real trainer on a pipeline of Wan's own classes with random weights, on the CPU,
+in seconds.
 """
 
 from collections.abc import Mapping
@@ -63,11 +64,12 @@ def check_methods(
     Args:
         methods: names as in a sweep, classes, or a run's `method` with its fields.
         folder: receives the runs.
-        ranks: also train with two processes; `check_two_ranks` does so for many methods in one launch.
+        ranks: also train with two processes; `check_two_ranks` does so for many methods in one
+            launch.
 
     Raises:
-        AssertionError: at the first failure, naming the method, the check and the fault. An error of the method
-            itself is its cause.
+        AssertionError: at the first failure, naming the method, the check and the fault. An error
+            of the method itself is its cause.
     """
     for index, method in enumerate(methods):
         runs = Runs(method, folder, str(index))

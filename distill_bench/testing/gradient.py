@@ -1,7 +1,8 @@
-"""TODO: testing.gradient."""
+"""The gradient of a method's loss at x0, to be compared with a formula."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,70 +25,78 @@ def student_gradient(
     student: Denoise | None = None,
     extras: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Tensor:
-    """The gradient of a method's student loss at x0, (B, C, T, H, W), for given denoisers and draws.
+    """Gradient (B, C, T, H, W) of a method's student loss at x0, for given denoisers and draws.
 
-    Every draw of noise is `noise`, every draw of a noise level `sigma`, every draw of an integer 0, whatever its purpose, so that
-    nothing is random. All is in the dtype of the inputs. Heads have random weights of a fixed seed, on `features` of the
-    denoisers where these have them, else on their predictions as tokens. A method that makes its samples itself (`Loss.x0` is
-    not the rollout's) is differentiated there.
+    Nothing is random: every draw of noise is `noise`, every draw of a noise level is `sigma`, and
+    every draw of an integer is 0. Everything has the dtype of the inputs. Heads have random weights
+    of a fixed seed; they see the denoisers' `features`, or their predictions as tokens. A method
+    that makes its own samples is differentiated at its `Loss.x0`.
 
     Args:
-        student_x0: the student's samples (B, C, T, H, W).
+        method: the objective.
+        student_x0: the student's samples, (B, C, T, H, W).
         noise: (B, C, T, H, W).
         sigma: in (0, 1], (B,).
-        fake_score: (x_t, sigma, text) -> x0_hat; closures of any kind.
-        teacher: likewise, unguided.
-        text: (B, L, D); None is zeros (B, 1, 1).
-        null_text: (1, L, D), for methods that look at guidance themselves and for a guidance_scale other than 1.
+        fake_score: (x_t, sigma, text) -> x0_hat; any callable.
+        teacher: the same, without guidance.
+        text: (B, L, D); None: zeros (B, 1, 1).
+        null_text: (1, L, D), used if guidance_scale is not 1 or the method guides; None: zeros.
         guidance_scale: of the teacher, uncond + g (cond - uncond).
-        student: predicts for terms that run the student directly; by default it gives student_x0 whatever it sees.
-        extras: real_latents and ode_pairs as `Batch.extra` gives them; by default student_x0 stands for data.
+        student: the student where a term runs it directly; None: it predicts student_x0.
+        extras: `real_latents` and `ode_pairs` as `Batch.extra` gives them; None: student_x0 stands
+            for data.
+
+    Raises:
+        ValueError: if the method makes no samples.
     """
     x0 = student_x0.detach().clone().requires_grad_()
+    prediction = student_x0.detach().clone().requires_grad_()
     text = noise.new_zeros(len(noise), 1, 1) if text is None else text
     null_text = torch.zeros_like(text[:1]) if null_text is None else null_text
-    direct = student_x0.detach().clone().requires_grad_()
-    given = {"x0": student_x0.detach(), "noise": noise, "text": text}
-    extras = {"real_latents": given, "ode_pairs": given} | dict(extras or {})
+    data = {"x0": student_x0.detach(), "noise": noise, "text": text}
+    extras = {"real_latents": data, "ode_pairs": data} | dict(extras or {})
     batch = Batch(
         text,
         _GivenDraws(noise, sigma),
-        tuple(noise.shape[1:]),
-        1.0,
-        0.0,
-        1.0,
-        {k: (lambda _, v=v: v) for k, v in extras.items()},
+        latent_shape=tuple(noise.shape[1:]),
+        score_shift=1.0,
+        sigma_min=0.0,
+        sigma_max=1.0,
+        extras={need: _constant(rows) for need, rows in extras.items()},
     )
     role = _WithFeatures(teacher)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         modules = method.modules(role.features(noise, sigma, text, 1.0).shape[-1])
     nets = Nets(
-        student=_WithFeatures(student or (lambda x_t, sigma, text: direct)),
+        student=_WithFeatures(student or _constant(prediction)),
         fake_score=_WithFeatures(fake_score),
         teacher=Guided(role, null_text, guidance_scale),
-        rollout=lambda _: x0,
-        exit_sigma=lambda _: torch.zeros_like(sigma),
+        rollout=_constant(x0),
+        exit_sigma=_constant(torch.zeros_like(sigma)),
         target=teacher,
         unguided_teacher=role,
         null_text=null_text,
         guidance_scale=guidance_scale,
-        modules={
-            name: module.to(noise.dtype).requires_grad_(False) for name, module in modules.items()
-        },
+        modules={name: net.to(noise.dtype).requires_grad_(False) for name, net in modules.items()},
     )
     loss = method.student_loss(nets, batch)
     if loss.x0 is None:
         raise ValueError(
-            f"{type(method).__name__} makes no samples of the student: its loss has no gradient at x0"
+            f"{type(method).__name__} makes no samples of the student: "
+            "its loss has no gradient at x0"
         )
     (gradient,) = torch.autograd.grad(loss.total, loss.x0, allow_unused=True)
     return torch.zeros_like(x0) if gradient is None else gradient.detach()
 
 
+def _constant(value: Any) -> Callable[..., Any]:
+    return lambda *_: value
+
+
 @dataclasses.dataclass(frozen=True)
 class _GivenDraws:
-    """Draws that are what they are told to be."""
+    """Draws of given values."""
 
     given_noise: Tensor
     given_sigma: Tensor
@@ -110,7 +119,7 @@ class _GivenDraws:
 
 @dataclasses.dataclass(frozen=True)
 class _WithFeatures:
-    """A denoiser whose features, where it has none, are its prediction as tokens (B, T H W, C)."""
+    """A denoiser with features: its own, or its prediction as tokens (B, T H W, C)."""
 
     denoise: Denoise
 

@@ -15,7 +15,7 @@ from distill_bench.train.run import Run
 
 @conformance
 def check_losses(runs: Runs) -> None:
-    """Terms of both phases are finite scalars with a gradient; those of the student's samples pass `Loss.x0`.
+    """Terms of both phases are finite scalars with a gradient, and the student's pass `Loss.x0`.
 
     A term on another prediction of the student (a regression) need not pass `Loss.x0`.
     """
@@ -82,10 +82,10 @@ def _reaches(value: Tensor, tensors: Sequence[Tensor]) -> bool:
 
 @conformance
 def check_detachment(runs: Runs) -> None:
-    """A backward reaches frozen roles by their input alone, and only those the method differentiates.
+    """A backward reaches frozen roles by their input alone, and only `differentiated_roles`.
 
-    Frozen weights are never part of a graph. A prediction left attached by mistake (the x0_teacher of
-    a normaliser) is found. A mistake outside of networks is not: a normaliser of an attached x0
+    Frozen weights are never part of a graph. A prediction left attached by mistake (the x0_teacher
+    of a normaliser) is found. A mistake outside of networks is not: a normaliser of an attached x0
     changes nothing but the objective, which `student_gradient` against the formula shows.
     """
     run = runs.untrained
@@ -102,8 +102,8 @@ def check_detachment(runs: Runs) -> None:
         reached = _reaches(loss.total, network.predictions)
         declared = role in run.method.differentiated_roles
         assert declared or not reached, (
-            f"the student's loss reaches the input of {role}, which differentiated_roles lacks: detach "
-            "what is made of the prediction (a normaliser, a target), or add the role"
+            f"the student's loss reaches the input of {role}, which differentiated_roles lacks: "
+            "detach what is made of the prediction (a normaliser, a target), or add the role"
         )
         assert reached or not declared, (
             f"differentiated_roles has {role}, whose input the student's loss does not reach: the "
@@ -164,7 +164,7 @@ def _leaves(value: Tensor) -> set[int]:
 
 @conformance
 def check_shared_graph(runs: Runs) -> None:
-    """A graph shared by both phases moves the student as its own would, and the fake score by its own terms alone."""
+    """A graph shared by both phases moves each of them by its own terms alone."""
     if not find_method(runs.method["name"]).shares_graph:
         return
     fields = {"accumulation": 2, "grad_clip": 1e6}

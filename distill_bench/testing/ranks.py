@@ -29,10 +29,10 @@ def check_two_ranks(
 
     Args:
         fields: of every run, for instance `sharding`.
-        tolerance: largest difference of a weight after two updates; by default a thousandth of a step. (Adam moves a
-            weight by about its learning rate, 1e-4, whatever the size of its gradient. Networks compute their
-            norms in float32 at any precision, and Adam turns the rounding of a tiny gradient into 1e-9 of weight.
-            A fault moves weights by whole steps.)
+        tolerance: largest difference of a weight after two updates; by default a thousandth of a
+            step. (Adam moves a weight by about its learning rate, 1e-4, whatever the size of its
+            gradient. Networks compute their norms in float32 at any precision, and Adam turns the
+            rounding of a tiny gradient into 1e-9 of weight. A fault moves weights by whole steps.)
         timeout: seconds for each of the two launches; None: 600, and 60 per method.
 
     Raises:

@@ -1,4 +1,4 @@
-"""TODO: testing.tiny."""
+"""A tiny pipeline of Wan's own classes, and clips that stand for real data."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 
 def tiny_pipeline(folder: Path) -> None:
-    """Write a pipeline folder of Wan's own classes and configuration keys with random weights, for 5 frames of 16x16."""
+    """Write a pipeline folder of Wan's own classes with random weights, for 5 frames of 16x16."""
     from diffusers import (
         AutoencoderKLWan,
         FlowMatchEulerDiscreteScheduler,

@@ -55,7 +55,7 @@ def _same(weights: list[Tensor], others: list[Tensor]) -> bool:
 
 @conformance
 def check_cost(runs: Runs) -> None:
-    """The passes that the ledger counts in a training are those rehearsed on stand-in networks (`plan.cost`)."""
+    """The ledger of a training counts the passes that `plan.cost` rehearses on stand-ins."""
     run = runs.untrained
     run.student.only_trainable()
     makes_samples = run.method.student_loss(run.nets, run.batch("student")).x0 is not None
@@ -80,7 +80,7 @@ def check_cost(runs: Runs) -> None:
 
 @conformance
 def check_optimiser_steps(runs: Runs) -> None:
-    """The student steps once per update, everything else once per fake-score update, at any accumulation."""
+    """The student steps once per update, all else per fake-score update, at any accumulation."""
     for accumulation in (1, 4):
         run = runs.build(accumulation=accumulation)
         for updates in (1, 3):
@@ -104,7 +104,7 @@ def check_optimiser_steps(runs: Runs) -> None:
 
 @conformance
 def check_resume(runs: Runs) -> None:
-    """A run that is stopped after every update and resumed ends in the bits of an uninterrupted one."""
+    """A run stopped after every update and resumed ends in the bits of an uninterrupted one."""
     whole, parts = runs.make(student_updates=3), runs.make(student_updates=3)
     train(whole)
     statuses = [train(parts, stop=lambda: True)["status"] for _ in range(3)]
@@ -114,7 +114,7 @@ def check_resume(runs: Runs) -> None:
 
 @conformance
 def check_guard(runs: Runs) -> None:
-    """A term of either phase that is NaN stops the run, is named, and leaves every weight as it was."""
+    """A NaN term of either phase stops the run, is named, and leaves every weight as it was."""
     updates = {"student_loss": Run.update_student}
     if runs.untrained.fake_score is not None:
         updates["fake_score_loss"] = lambda run: run.update_fake_score(0)

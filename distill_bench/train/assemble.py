@@ -3,7 +3,7 @@
 Imports no diffusers: costs are counted on stand-in networks before anything is loaded.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,62 +59,46 @@ def assemble(
             modules.
     """
     check_batch_size(config, processes.world)
-    device = processes.device
+    method = method or method_of(config)
     dtype = torch.float64 if config.precision == "float64" else torch.float32
-    autocast = torch.bfloat16 if config.precision == "bfloat16" else None
     latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
     texts = pipeline.texts(pipeline.prompts(), dtype)
-    method = method or method_of(config)
-    # one process holds everything anyway, with the same numbers
-    mesh = all_ranks(device) if config.sharding and processes.world > 1 else None
-    held = build_networks(config, pipeline, mesh)
-    average = _average(config, held)
-
-    # each rank counts its share in units of its share, which is the whole in global batches
-    ledger = Ledger(config.batch_size // processes.world)
-    teacher = Denoiser(held.teacher, "teacher", ledger, autocast)
-    student = Denoiser(held.student, "student", ledger, autocast)
-    sigmas = student_sigmas(config.nfe, config.shift).to(device, dtype)
-    exact_fake_score = pipeline.exact_fake_score(
-        held.student, sigmas, config.stepping, exits(config)
+    # sharding one process changes nothing
+    shards = config.sharding and processes.world > 1
+    role_networks = build_networks(
+        config, pipeline, all_ranks(processes.device) if shards else None
     )
-    fake_score = exact_fake_score if config.fake_score == "exact" else None
-    if held.fake_score is not None:
-        fake_score = Denoiser(held.fake_score, "fake_score", ledger, autocast)
+    average = _average(config, role_networks)
+    # each rank counts its share of a batch in units of its share: in global batches, the whole
+    ledger = Ledger(config.batch_size // processes.world)
+    denoisers = _denoisers(config, role_networks, average, ledger)
+    teacher = denoisers["teacher"]
     modules = _modules(config, method, teacher, latent_shape, texts.null_text)
-    modules = in_precision(modules, config.precision).to(device)
-    if held.fake_score is None and len(modules):
-        raise ValueError(
-            f"{config.method['name']} has modules of its own, which are trained in the fake score's "
-            "updates, and the run trains no fake score"
-        )
-    networks = {"student": held.student, "modules": modules}
-    if held.fake_score is not None:
-        networks["fake_score"] = held.fake_score
-    trained = {**held.trained, "modules": modules}
+    _weigh(ledger, config, pipeline, role_networks, latent_shape, texts.null_text)
+    if config.compile:  # after the FLOPs: compiled blocks hide theirs
+        _compile(role_networks)
+    networks = {"student": role_networks.student, "modules": modules}
+    if role_networks.fake_score is not None:
+        networks["fake_score"] = role_networks.fake_score
+    trained = {**role_networks.trained, "modules": modules}
     optimisers = _optimisers(config, trained, method.learning_rates())
-    by_role = {"student": held.student, "fake_score": held.fake_score, "teacher": held.teacher}
-    by_role = {role: net for role, net in by_role.items() if net is not None}
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        ledger.counts.clear()  # of a forward for the width of the modules
-        ledger.flops |= _flops(
-            by_role, lambda net: pipeline.flops(net, latent_shape, texts.null_text)
-        )
-    if config.compile:
-        for net in by_role.values():
-            net.compile_repeated_blocks()
 
+    sigmas = student_sigmas(config.nfe, config.shift).to(processes.device, dtype)
     exit_step = ExitStep(sigmas, exits(config))
-    student_input = _student_input(config, student, exit_step, texts, extras)
+    student_input = _student_input(config, denoisers["student"], exit_step, texts, extras)
+    exact_fake_score = pipeline.exact_fake_score(
+        role_networks.student, sigmas, config.stepping, exits(config)
+    )
+    exact = exact_fake_score if config.fake_score == "exact" else None
     nets = Nets(
-        student=student,
-        fake_score=fake_score,
+        student=denoisers["student"],
+        fake_score=denoisers.get("fake_score", exact),
         teacher=Guided(
             teacher, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched"
         ),
         rollout=student_input.samples,
         exit_sigma=exit_step.sigma,
-        target=Denoiser(average.net, "target", ledger, autocast, average.laid_over),
+        target=denoisers["target"],
         unguided_teacher=teacher,
         null_text=texts.null_text,
         guidance_scale=config.guidance_scale,
@@ -122,15 +106,18 @@ def assemble(
         modules=modules,
         mean_over_ranks=processes.mean,
     )
-    reuse = reuse_of(config, method, nets, held.fake_score)
+    reuse = reuse_of(config, method, nets, role_networks.fake_score)
 
-    def phase(name: str, roles: Iterable[str], keeps_graph: bool) -> Phase:
-        roles = tuple(roles)
+    def phase(name: str, roles: tuple[str, ...], keeps_graph: bool) -> Phase:
         parameters = [p for role in roles for p in networks[role].parameters()]
-        own = {key: o for key, o in optimisers.items() if (key == "student") == (name == "student")}
+        is_student = name == "student"
+        own = {key: o for key, o in optimisers.items() if (key == "student") == is_student}
         backward = reuse.backward(parameters, keeps_graph)
         return Phase(name, roles, networks, trained, own, backward, processes, config)
 
+    fake_score_phase = None
+    if role_networks.fake_score is not None:
+        fake_score_phase = phase("fake_score", ("fake_score", "modules"), keeps_graph=False)
     return Run(
         config=config,
         method=method,
@@ -145,10 +132,8 @@ def assemble(
         student_input=student_input,
         reuse=reuse,
         average=average,
-        student=phase("student", ["student"], keeps_graph=True),
-        fake_score=None
-        if held.fake_score is None
-        else phase("fake_score", ["fake_score", "modules"], keeps_graph=False),
+        student=phase("student", ("student",), keeps_graph=True),
+        fake_score=fake_score_phase,
         exact_fake_score=exact_fake_score,
     )
 
@@ -162,13 +147,29 @@ def check_batch_size(config: RunConfig, world: int) -> None:
         )
 
 
-def _average(config: RunConfig, held: RoleNetworks) -> Average:
-    student = held.trained["student"]
+def _average(config: RunConfig, role_networks: RoleNetworks) -> Average:
+    student = role_networks.trained["student"]
     if config.ema is None:
-        return NoAverage(student, held.student)
-    if held.target is None:
-        return MovingAverage(student, held.student, config.ema, own_network=False)
-    return MovingAverage(student, held.target, config.ema, own_network=True)
+        return NoAverage(student, role_networks.student)
+    if role_networks.target is None:
+        return MovingAverage(student, role_networks.student, config.ema, own_network=False)
+    return MovingAverage(student, role_networks.target, config.ema, own_network=True)
+
+
+def _denoisers(
+    config: RunConfig, role_networks: RoleNetworks, average: Average, ledger: Ledger
+) -> dict[str, Denoiser]:
+    """The networks of the roles as clean predictions that count their passes."""
+    autocast = torch.bfloat16 if config.precision == "bfloat16" else None
+    denoisers = {
+        "teacher": Denoiser(role_networks.teacher, "teacher", ledger, autocast),
+        "student": Denoiser(role_networks.student, "student", ledger, autocast),
+        "target": Denoiser(average.net, "target", ledger, autocast, average.laid_over),
+    }
+    if role_networks.fake_score is not None:
+        fake_score = Denoiser(role_networks.fake_score, "fake_score", ledger, autocast)
+        denoisers["fake_score"] = fake_score
+    return denoisers
 
 
 def _student_input(
@@ -190,18 +191,32 @@ def _modules(
     latent_shape: tuple[int, ...],
     null_text: Tensor,
 ) -> nn.ModuleDict:
-    """The method's own modules: the same on every rank and in every run of a seed."""
+    """The method's own modules: the same on every rank and in every run of a seed.
+
+    Raises:
+        ValueError: if there are any, and the run trains no fake score.
+    """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, "modules").initial_seed())
         x = torch.zeros(1, *latent_shape, device=null_text.device, dtype=null_text.dtype)
         tokens = teacher.features(x, x.new_full((1,), 0.5), null_text, 0.0)
-        return nn.ModuleDict(method.modules(tokens.shape[-1]))
+        modules = nn.ModuleDict(method.modules(tokens.shape[-1]))
+    teacher.ledger.counts.clear()
+    if len(modules) and config.fake_score_updates is None:
+        raise ValueError(
+            f"{config.method['name']} has modules of its own, which are trained in the fake "
+            "score's updates, and the run trains no fake score"
+        )
+    return in_precision(modules, config.precision).to(null_text.device)
 
 
 def _optimisers(
     config: RunConfig, trained: Mapping[str, nn.Module], own_rates: Mapping[str, float]
 ) -> dict[str, torch.optim.AdamW]:
-    """By name: student, fake score with the modules that share its rate, each module with its own rate."""
+    """One for the student, one for the fake score, and one per module with a rate of its own.
+
+    The other modules share the fake score's.
+    """
 
     def adamw(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
         parameters = list(parameters)
@@ -226,15 +241,33 @@ def _optimisers(
     return optimisers
 
 
-def _flops(
-    nets: Mapping[str, nn.Module], flops_of: Callable[[nn.Module], float]
-) -> dict[str, float]:
-    """FLOPs of a forward of one sample, by role; networks of one architecture are counted once."""
+def _weigh(
+    ledger: Ledger,
+    config: RunConfig,
+    pipeline: Pipeline,
+    role_networks: RoleNetworks,
+    latent_shape: tuple[int, ...],
+    null_text: Tensor,
+) -> None:
+    """Give the ledger the FLOPs of each role; networks of one architecture are counted once."""
+    nets = {
+        "student": role_networks.student,
+        "fake_score": role_networks.fake_score,
+        "teacher": role_networks.teacher,
+    }
     counted: dict[str, float] = {}
-    flops: dict[str, float] = {}
+    low = config.precision == "bfloat16"
     for role, net in nets.items():
+        if net is None:
+            continue
         architecture = f"{type(net)} {getattr(net, 'config', role)}"
         if architecture not in counted:
-            counted[architecture] = flops_of(net)
-        flops[role] = counted[architecture]
-    return flops
+            with torch.autocast(null_text.device.type, torch.bfloat16, enabled=low):
+                counted[architecture] = pipeline.flops(net, latent_shape, null_text)
+        ledger.flops[role] = counted[architecture]
+
+
+def _compile(role_networks: RoleNetworks) -> None:
+    for net in (role_networks.student, role_networks.fake_score, role_networks.teacher):
+        if net is not None:
+            net.compile_repeated_blocks()

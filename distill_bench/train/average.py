@@ -36,8 +36,8 @@ class MovingAverage:
         trained: the student as its optimiser sees it (its network, or float32 masters).
         net: the network that predicts with the average: the student's, or one of its own.
         decay: in [0, 1).
-        own_network: True if `net` holds the average itself (sharded or low-rank students); False if the
-            average is laid over the student's network in each forward.
+        own_network: True if `net` holds the average itself (sharded or low-rank students); False if
+            the average is laid over the student's network in each forward.
     """
 
     def __init__(self, trained: nn.Module, net: nn.Module, decay: float, own_network: bool) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from distill_bench.config.schema import AdapterConfig
 from distill_bench.networks.adapters import Adapted, activate, add_adapter
 from distill_bench.networks.sharding import shard_as, whole
-from distill_bench.store.files import read_json, whole_file, write_json
+from distill_bench.store.files import atomic_file, read_json, write_json
 
 KEPT = 2  # checkpoints
 DTYPES = {  # names in a safetensors header
@@ -80,7 +80,7 @@ def save(
     temporary.mkdir()
     try:
         for name, tensors in files.items():
-            with whole_file(temporary / name) as file:
+            with atomic_file(temporary / name) as file:
                 write_tensors(file, tensors)
         checksums = {path.name: _checksum(path) for path in temporary.iterdir()}
         write_json(temporary / "state.json", state | {"checksums": checksums})
@@ -214,7 +214,7 @@ def save_student(
     if not writes:
         write_tensors(None, weights)
         return
-    with whole_file(run_dir / "students" / f"{student_updates}.safetensors") as file:
+    with atomic_file(run_dir / "students" / f"{student_updates}.safetensors") as file:
         write_tensors(file, weights)
 
 
@@ -238,7 +238,7 @@ def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None =
 
 
 def _with_prefix(file: safe_open, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Names without the prefix, and tensors; read one by one, since a rank keeps only its shards."""
-    for name in file.keys():  # noqa: SIM118 - not a mapping
+    """Names without the prefix, and tensors, read one by one: a rank keeps only its shards."""
+    for name in file.keys():
         if name.startswith(f"{prefix}."):
             yield name.removeprefix(f"{prefix}."), file.get_tensor(name)

@@ -1,4 +1,4 @@
-"""Extra data of `Method.needs` and `student_input: real_data`, made once and cached in the store."""
+"""Extra data for `Method.needs` and `student_input: real_data`, made once per store."""
 
 import functools
 import hashlib

@@ -34,7 +34,7 @@ def exits(config: RunConfig) -> list[int]:
 
 @dataclass(frozen=True)
 class ExitStep:
-    """The step at which the rollout of a batch ends: the same on every rank and in every micro-batch."""
+    """The step at which a batch's rollout ends, the same on every rank and in every micro-batch."""
 
     sigmas: Tensor  # noise levels of the student's steps, high to low
     steps: Sequence[int]
@@ -75,7 +75,7 @@ class OwnRollout:
 
 @dataclass(frozen=True)
 class NoisedData:
-    """`student_input: real_data`: one prediction from real latents, noised to the level of the exit step."""
+    """`student_input: real_data`: one prediction from real latents, noised to the exit level."""
 
     student: Denoise
     exit_step: ExitStep

@@ -1,7 +1,8 @@
-"""The only training loop: one student update, then `fake_score_updates` fake-score updates, until the end.
+"""The only training loop: one student update, then its fake-score updates, until the end.
 
-`python -m distill_bench.train RUN_FOLDER` trains the run that RUN_FOLDER/run.yaml describes. The loop knows no
-method and no setting: `distill_bench.train.setup` turns both into the objects that it calls.
+`python -m distill_bench.train RUN_FOLDER` trains the run that RUN_FOLDER/run.yaml describes. The
+loop knows no method and no setting: `distill_bench.train.setup` turns both into the objects that it
+calls.
 """
 
 import time
@@ -19,8 +20,9 @@ from distill_bench.train.setup import build
 def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
     """Train a run from its newest checkpoint to its end, or until `stop()` is true after an update.
 
-    Writes train.jsonl, checkpoints/, students/ and train.json, whose content is returned: cost, seconds, peak
-    memory and `status` "done", "collapsed" (with a `reason`) or "stopped" (train again to go on).
+    Writes train.jsonl, checkpoints/, students/ and train.json, whose content is returned: cost,
+    seconds, peak memory and `status` "done", "collapsed" (with a `reason`) or "stopped" (train
+    again to go on).
     """
     summary = ended(run_dir)
     if summary is not None:
@@ -58,6 +60,6 @@ def update(run: Run) -> None:
 
 
 def ended(run_dir: Path) -> dict | None:
-    """The summary of a training that is done or collapsed; None if there is something left to train."""
+    """The summary of a training that is done or collapsed; None if some of it is left to do."""
     summary = read_record(run_dir / "train.json", status=str)
     return summary if summary is not None and summary["status"] != "stopped" else None

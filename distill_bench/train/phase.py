@@ -86,7 +86,8 @@ class Phase:
         """One optimiser step on the losses of the micro-batches; returns what is logged.
 
         Raises:
-            Collapsed: on every rank, if the samples degenerate or a gradient is not finite; no weight moves.
+            Collapsed: on every rank, if the samples degenerate or a gradient is not finite; no
+                weight moves.
         """
         scalars: Scalars = self.processes.means(self.backward(losses))
         if "x0_std" in scalars:

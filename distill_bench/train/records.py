@@ -1,4 +1,4 @@
-"""The records of a training in its run folder: train.jsonl, checkpoints/, students/, train.json, trackers."""
+"""The records of a training: train.jsonl, checkpoints/, students/, train.json and trackers."""
 
 import json
 import resource
@@ -66,7 +66,7 @@ class Records:
             signals = signals_of(run)
         scalars = {name: float(value) for name, value in run.scalars.items()}
         if config.fake_score_updates is not None:
-            # a step of Adam moves a weight by about its learning rate: this is the ratio of the time scales
+            # ratio of the time scales: a step of Adam moves a weight by about its learning rate
             scalars["rho"] = config.fake_score_updates * config.fake_score_lr / config.student_lr
         line = {
             "student_updates": run.student_updates,
@@ -105,7 +105,7 @@ class Records:
         run.processes.wait()
 
     def save_student(self) -> None:
-        """Write the student as it would be sampled now to students/<student_updates>.safetensors."""
+        """Write the weights to sample from to students/<student_updates>.safetensors."""
         weights = self.run.average.sampled()
         checkpoint.save_student(self.run_dir, self.run.student_updates, weights, self.writes)
 

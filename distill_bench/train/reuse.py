@@ -1,7 +1,7 @@
-"""The fake score's samples: a fresh rollout, the student's samples, or the student's whole graph (`reuse_rollout`).
+"""The fake score's samples (`reuse_rollout`): fresh rollouts, the student's, or its whole graph.
 
-Each kind gives the loss of both phases and the backward that goes with it. Only the first fake-score update
-after a student update is given samples to reuse.
+Each kind gives the loss of both phases and the backward that goes with it. Only the first
+fake-score update after a student update is given samples to reuse.
 """
 
 import functools
@@ -63,7 +63,7 @@ class FreshRollouts:
 
 @dataclass(frozen=True)
 class ReusedSamples:
-    """`reuse_rollout: true`: the first fake-score update learns from the student's samples and prompts."""
+    """`reuse_rollout: true`: the first fake-score update learns from the student's samples."""
 
     fresh: FreshRollouts
 
@@ -88,7 +88,7 @@ class ReusedSamples:
 
 @dataclass(frozen=True)
 class SharedGraph:
-    """`reuse_rollout: graph`: the first fake-score update differentiates the student's own forward again."""
+    """`reuse_rollout: graph`: the first fake-score update differentiates the student's graph."""
 
     fresh: FreshRollouts
     fake_score: nn.Module
@@ -122,7 +122,7 @@ Reuse = FreshRollouts | ReusedSamples | SharedGraph
 
 
 def reuse_of(config: RunConfig, method: Method, nets: Nets, fake_score: nn.Module | None) -> Reuse:
-    """The kind of reuse that a run asks for; without a trained fake score there is nothing to reuse."""
+    """The kind of reuse that a run asks for; fresh rollouts if no fake score is trained."""
     fresh = FreshRollouts(config.method["name"], method, nets)
     if fake_score is None or not config.reuse_rollout:
         return fresh

@@ -1,4 +1,4 @@
-"""A run in training: its networks, its two phases and its clock, as `distill_bench.train.setup` builds them."""
+"""A run in training: its networks, its two phases and its clock."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ class Run:
         pipeline: the teacher's pipeline.
         nets: the roles as denoisers, as a method sees them.
         networks: the networks that some phase trains, by role; "modules" are the method's own.
-        trained: the same roles as optimisers, average and checkpoints see them: the networks or their
-            float32 masters.
+        trained: the same roles as optimisers, average and checkpoints see them: the networks or
+            their float32 masters.
         fake_score: the fake score's phase; None if the run trains none.
         exact_fake_score: the fake score in closed form; None if the teacher offers none.
         scalars: the newest values for the log.
@@ -58,11 +58,11 @@ class Run:
         return self.config.fake_score_updates or 0
 
     def batch(self, phase: str, micro: int = 0) -> Batch:
-        """This rank's micro-batch of a phase ("student", "fake_score/0", ...) of the current update."""
+        """This rank's micro-batch of a phase ("student", "fake_score/0", ...) of this update."""
         return self.batches.batch(self.student_updates, phase, micro)
 
     def student_losses(self, kept: list[Samples | None]) -> Iterator[Loss]:
-        """The student's loss on each micro-batch; appends to `kept` the samples that may be reused."""
+        """The student's loss on each micro-batch; appends to `kept` the samples to reuse."""
         for micro in range(self.config.accumulation):
             batch = self.batch("student", micro)
             loss = self.reuse.student_loss(batch)
@@ -70,7 +70,10 @@ class Run:
             yield loss
 
     def fake_score_losses(self, index: int, kept: Sequence[Samples | None] = ()) -> Iterator[Loss]:
-        """The fake score's loss on each micro-batch of its update `index`; without `kept` on new rollouts."""
+        """The fake score's loss on each micro-batch of its update `index`.
+
+        Without `kept` the samples are new rollouts.
+        """
         for micro, samples in enumerate(kept or [None] * self.config.accumulation):
             yield self.reuse.fake_score_loss(self.batch(f"fake_score/{index}", micro), samples)
 
@@ -88,5 +91,8 @@ class Run:
         self.average.update()
 
     def update_fake_score(self, index: int, kept: Sequence[Samples | None] = ()) -> None:
-        """One optimiser step of the fake score and the method's modules; without `kept` on new rollouts."""
+        """One optimiser step of the fake score and the method's modules.
+
+        Without `kept` the samples are new rollouts.
+        """
         self.scalars |= self.fake_score.step(self.fake_score_losses(index, kept))

@@ -1,16 +1,17 @@
-"""Signals of a training that its losses do not show: with the 1/n normaliser those are free of scale.
+"""Signals of a training that its losses hide: with the 1/n normaliser they have no scale.
 
-Every call uses the same training prompts and the same noise, which no update sees, so that a curve shows the
-training and not the draws. The samples are of the student's last step, as clips are made, so that seeds compare.
-Keys of train.jsonl:
+Every call uses the same training prompts and the same noise, which no update sees, so that a curve
+shows the training and not the draws. The samples are of the student's last step, as clips are made,
+so that seeds compare. Keys of train.jsonl:
 
-    x0_gradient_norm/<term>              root mean square of the term's gradient at x0, times the number of elements
+    x0_gradient_norm/<term>              RMS of the term's gradient at x0, times its elements
     x0_gradient_cosine/<term>/<term>     between two terms' gradients at x0
-    score_gap/sigma_<low>-<high>         mean |x0_fake - x0_teacher| / n of the samples, by noise level
-    fake_score_error/sigma_<low>-<high>  mean (x0 - x0_fake)^2: posterior variance plus tracking lag of the fake score
-    tracking_lag/sigma_<low>-<high>      mean (x0_exact - x0_fake)^2, the lag alone, if the teacher offers x0_exact
+    score_gap/sigma_<low>-<high>         mean |x0_fake - x0_teacher| / n, by noise level
+    fake_score_error/sigma_<low>-<high>  mean (x0 - x0_fake)^2: posterior variance + tracking lag
+    tracking_lag/sigma_<low>-<high>      mean (x0_exact - x0_fake)^2: the lag, if x0_exact is known
 
-A term without a gradient at x0 (a regression on another prediction of the student) has neither of the first two.
+A term without a gradient at x0 (a regression on another prediction of the student) has neither of
+the first two.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
 """Seconds and memory of both updates at size, and the gain of each setting: `make bench-gpu`.
 
-Uses the shape of Wan2.1-T2V-1.3B at 81 frames of 480x832, with random weights in bfloat16, one clip per batch, on one
-GPU. Prints seconds (median of rounds), model FLOPs utilisation (the ledger's FLOPs over seconds and the device's peak;
-forwards that checkpointing runs again do not count) and peak memory beside the predicted one. Each row differs from
-the first in one setting; a row that does not fit says so. `--device cpu --size tiny` tries the command in seconds.
+Uses the shape of Wan2.1-T2V-1.3B at 81 frames of 480x832, with random weights in bfloat16, one clip
+per batch, on one GPU. Prints seconds (median of rounds), model FLOPs utilisation (the ledger's
+FLOPs over seconds and the device's peak; forwards that checkpointing runs again do not count) and
+peak memory beside the predicted one. Each row differs from the first in one setting; a row that
+does not fit says so. `--device cpu --size tiny` tries the command in seconds.
 """
 
 import argparse

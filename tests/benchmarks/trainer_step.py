@@ -1,9 +1,10 @@
-"""Overhead of a trainer step over its network passes, and whether seconds follow the ledger: `make bench`.
+"""Overhead of a trainer step over its network passes, and seconds against the ledger: `make bench`.
 
-On mini-wan, batch 8, one thread, in processor seconds (a busy machine changes them less than wall-clock time). Rounds of
-bare passes and of steps alternate in one process, and each is summarised by its median, so that a slow minute slows
-both. Fails if a step takes more than 10 % longer than the passes that it needs, or if the ratio of seconds of two
-methods is 15 % off the ratio of their ledgers.
+On mini-wan, batch 8, one thread, in processor seconds (a busy machine changes them less than
+wall-clock time). Rounds of bare passes and of steps alternate in one process, and each is
+summarised by its median, so that a slow minute slows both. Fails if a step takes more than 10 %
+longer than the passes that it needs, or if the ratio of seconds of two methods is 15 % off the
+ratio of their ledgers.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def bare_passes(run: Run) -> dict[str, Callable[[], object]]:
 
 
 def needed(run: Run) -> dict[str, float]:
-    """Count of each bare pass in one student update with its fake-score updates; a backward includes its forward."""
+    """Count of each bare pass in one update; a backward includes its forward."""
     counts = passes(run.config)
     student, fake_score, teacher = counts["student"], counts["fake_score"], counts["teacher"]
     full = student["full_backward"] + fake_score["full_backward"]

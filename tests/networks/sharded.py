@@ -1,9 +1,10 @@
-"""Trains run folders in each of two processes for test_sharding.py; `FOLDER:stop` trains one update alone.
+"""Trains run folders in two processes for test_sharding.py; `FOLDER:stop` stops after one update.
 
-Writes FOLDER/held.json: the share of each role's weights that rank 0 holds before training, and their bytes. For a
-folder with "peak" in its name, writes peak.json: bytes that the second update holds at its worst moment beyond those
-held between updates. The allocator maps large blocks one by one (MALLOC_MMAP_THRESHOLD_) and counts them for all
-threads: collectives free buffers in threads of their own.
+Writes FOLDER/held.json: the share of each role's weights that rank 0 holds before training, and
+their bytes. For a folder with "peak" in its name, writes peak.json: bytes that the second update
+holds at its worst moment beyond those held between updates. The allocator maps large blocks one by
+one (MALLOC_MMAP_THRESHOLD_) and counts them for all threads: collectives free buffers in threads of
+their own.
 """
 
 import ctypes
@@ -107,8 +108,8 @@ def mapped() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # The end of a training destroys the process group, and ranks that join a new one at once may miss each
-    # other: keep one group for all runs.
+    # The end of a training destroys the process group, and ranks that join a new one at once may
+    # miss each other: keep one group for all runs.
     with mock.patch("torch.distributed.destroy_process_group"):
         for argument in sys.argv[1:]:
             folder, _, stop = argument.partition(":")

@@ -1,4 +1,4 @@
-"""The cost table of the field: by rehearsal on stand-in networks, and by the ledger of a training."""
+"""The cost table of the field, by rehearsal on stand-ins and by the ledger of a training."""
 
 import subprocess
 import sys
@@ -30,8 +30,9 @@ BASE = {
 }
 E = 0.5  # share of the blocks before a head's features
 
-# row: run, forwards and backwards (an input backward is one, a full one two) of student, fake score and teacher, total at equal
-# sizes, total with a teacher of 14 and others of 1.3. Hand counts with R = 2.5 rollout forwards at four steps, random exit.
+# row: run, forwards and backwards (an input backward is one, a full one two) of student, fake score
+# and teacher, total at equal sizes, total with a teacher of 14 and others of 1.3. Hand counts with
+# R = 2.5 rollout forwards at four steps, random exit.
 TABLE = {
     "dmd2 video K=5": ({"method": "dmd2"}, (15, 2), (6, 10), (2, 0), 35.0, 54.5),
     "the same, sample reused": (
@@ -179,7 +180,7 @@ def test_a_rehearsal_gives_the_table(row):
     "row", [row for row in TABLE if row not in ("dmd2 paper, one step", "f_distill")]
 )
 def test_a_training_gives_the_table(row, tmp_path):
-    """One update at each exit step in turn. The Gaussian has no blocks for features; the conformance checks train those."""
+    """One update at each exit step. Conformance checks train the rows with features."""
     fields, student, fake_score, teacher, *_ = TABLE[row]
     counted = folded(counted_by_exit(fields, tmp_path))
     assert counted == {"student": student, "fake_score": fake_score, "teacher": teacher}
@@ -212,7 +213,7 @@ def exiting_at(step: int) -> type[Draws]:
 
 @dataclass(frozen=True)
 class SGMDAsReleased(Method):
-    """The passes of LightX2V@f8aee98, trainers/sgmd.py, with those that it throws away; the loss is of no matter."""
+    """The passes of LightX2V@f8aee98, trainers/sgmd.py, with unused ones; any loss will do."""
 
     paper: ClassVar[str] = "none"
 
@@ -226,7 +227,8 @@ class SGMDAsReleased(Method):
 
 def test_the_released_code_of_sgmd_pays_for_what_it_throws_away(tmp_path, monkeypatch):
     """18.0 where 14.0 are needed: the ledger of the passes which that code runs."""
-    # it freezes nothing: its student's backward computes weight gradients of the fake score, which the next phase drops
+    # it freezes nothing: its student's backward computes weight gradients of the fake score, which
+    # the next phase drops
     monkeypatch.setattr(
         phase,
         "only_trainable",

@@ -1,4 +1,4 @@
-"""Predicted memory against what torch's profiler sees the processor's allocator give, on transformers of Wan's class."""
+"""Predicted memory against the CPU allocator's, by torch's profiler, on small transformers."""
 
 import gc
 import json
@@ -61,7 +61,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def small_wan(tmp_path_factory) -> Path:
-    """A pipeline whose transformer weighs more than all else: 6 blocks of width 96, 192 tokens of a clip."""
+    """A pipeline that is mostly transformer: 6 blocks of width 96, 192 tokens per clip."""
     folder = tmp_path_factory.mktemp("pipelines") / "small-wan"
     tiny.tiny_pipeline(folder)
     WanTransformer3DModel(
@@ -89,9 +89,10 @@ def alive() -> dict[int, int]:
 
 
 def measured(run: Path, trace: Path) -> tuple[int, int]:
-    """Bytes of the tensors that a trainer holds between its updates, and the most that one update adds.
+    """Bytes that a training holds between its updates, and the most that one update adds.
 
-    The first by looking at every tensor, the second by what torch's profiler sees the allocator give and take.
+    The first by looking at every tensor, the second by what torch's profiler sees the allocator
+    give and take.
     """
     before = sum(alive().values())
     built = build_from(run)
@@ -208,7 +209,7 @@ def test_decoding_many_frames_is_predicted_from_few(name, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_a_large_teacher_is_predicted_from_few_blocks(small_wan, tmp_path):
-    """As by all of its blocks, stage by stage: which one is the peak may change as there are more."""
+    """The same as by all blocks, in every stage: more blocks may make another stage the peak."""
     folders = {
         name: Path(shutil.copytree(small_wan, tmp_path / name)) for name in ("teacher", "student")
     }
@@ -295,8 +296,8 @@ def test_too_little_memory_is_one_line_with_both_numbers_and_what_to_set(tiny_wa
     assert "gradient_checkpointing" not in line and "\n" not in line
     line = too_large_to_sample(2**30, 2**29, config)
     assert (
-        "sampling needs 1 GiB on a device of 0.5 GiB; set protocol.precision: bfloat16, or teacher_offload"
-        in line
+        "sampling needs 1 GiB on a device of 0.5 GiB; "
+        "set protocol.precision: bfloat16, or teacher_offload" in line
     )
     assert too_large_to_sample(2**30, 2**30, config) is None
 
@@ -316,7 +317,8 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
         ("sgmd", 1, 4e-7),
     } == rows
     assert len(runs) == 7 * sweep.seeds and not {"ida", "dp_dmd"} & {r.method["name"] for r in runs}
-    # 16 channels of 21 x 60 x 104, with 1.3 billion weights: the shape that the published models have
+    # 16 channels of 21 x 60 x 104, with 1.3 billion weights: the shape that the published models
+    # have
     with outlines():
         net = outline.outline(runs[0], layers=(1, 1))
     assert net.latent_shape(81, 480, 832) == (16, 21, 60, 104)
@@ -327,7 +329,9 @@ def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     cells = "grid: {fake_score_updates: [1, 5], guidance_forwards: [sequential]}"
     path.write_text(
-        f"question: q\nbase: {{method: dmd2, frames: 5, height: 16, width: 16, teacher: {tiny_wan}}}\n{cells}\n"
+        "question: q\n"
+        f"base: {{method: dmd2, frames: 5, height: 16, width: 16, teacher: {tiny_wan}}}\n"
+        f"{cells}\n"
     )
     assert command.main([str(path), "--memory", "--set", "batch_size=2"]) == 0
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The built-in methods pass the conformance tests by the call that a stranger makes, and broken ones are found."""
+"""The built-in methods pass the conformance checks, and planted faults are found."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def test_every_built_in_method_conforms(method, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # above the check's own, which says which method it was
 def test_two_ranks_end_where_one_does(folder):
-    """One launch for all: starting two processes takes longer than their work. All are compared in turn, and the last differs."""
+    """One launch for all, as starting processes takes longest; the last method differs by rank."""
     others = [{"name": f"{__file__}:Broken", "fault": fault} for fault in ("none", "rank")]
     with pytest.raises(
         AssertionError,

@@ -1,4 +1,4 @@
-"""Extra data: made once for a store, file by file, by whoever comes; of unlike teachers, prompts and precision never mixed."""
+"""Extra data are made once per store, in files that processes share and that settings key."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ def few(monkeypatch):
 
 @pytest.fixture
 def pairs(tiny_wan, monkeypatch):
-    """Makes the pairs of a run in a store and returns a batch of them, and how many calls of the sampler that took."""
+    """Makes a run's pairs in a store; returns a batch of them and the number of sampler calls."""
     lock, calls, sampler = threading.Lock(), [], extras.euler
 
     def made(
@@ -84,7 +84,7 @@ def test_processes_share_the_work(pairs, tmp_path):
 def test_an_offloaded_teacher_stays_offloaded_and_is_given_back_as_it_was(
     tiny_wan, tmp_path, monkeypatch
 ):
-    """Its blocks are in host memory while it makes pairs, and the trainer may place the same network anew."""
+    """Its blocks are in host memory while it makes pairs; training may place the network anew."""
     config = resolve(
         TINY_RUN | {"method": "dmd"} | {"teacher": str(tiny_wan), "teacher_offload": True}
     )

@@ -80,7 +80,8 @@ def test_accumulation_does_not_change_the_gradient(make_run):
     train(parts)
     first, second = weights(whole), weights(parts)
     close = [torch.allclose(first[k], second[k], atol=3e-6) for k in first]
-    # beta1 = 0 makes the first Adam step lr * sign(gradient): an entry whose gradient is rounding may flip
+    # beta1 = 0 makes the first Adam step lr * sign(gradient): an entry whose gradient is rounding
+    # may flip
     assert np.mean(close) > 0.95
 
 
