@@ -70,7 +70,6 @@ BEING_REWRITTEN = {
     "tests/plan/test_cost.py",
     "tests/plan/test_memory.py",
     "tests/pretrain/test_pretrain.py",
-    "tests/sample/test_sample.py",
     "tests/slurm/test_slurm.py",
     "tests/sweep/test_provenance.py",
     "tests/sweep/test_soak.py",

@@ -1,4 +1,4 @@
-"""The rows beside every run: which there are, what they share, and that the wrong ones are wrong as they say."""
+"""Sampling runs and reference rows: shared prompts and seeds, protocols, ranks and resuming."""
 
 import csv
 import dataclasses
@@ -20,7 +20,6 @@ from distill_bench.networks import pipeline as pipelines
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.sample import write_folder
 from distill_bench.sample.__main__ import main
-from distill_bench.sample.clip_files import read_clip, write_video
 from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.references import references
 from distill_bench.sample.roles import ROLES
@@ -32,13 +31,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """The reference rows of mini-wan at 4 clips and 2 steps of the teacher, and their config."""
+    """Config and reference rows of mini-wan: 4 clips, 2 teacher steps."""
     config = resolve({"method": "dmd2", "nfe": 2, "protocol": {"clips": 4, "teacher_steps": 2}})
     return config, references(config, tmp_path_factory.mktemp("store"))
 
 
-def test_every_row_has_the_prompts_and_its_seeds(rows):
-    config, folders = rows
+def test_every_row_has_the_protocols_prompts_and_its_own_seeds(rows):
+    _, folders = rows
     assert set(folders) == {
         "data",
         "data_other",
@@ -60,13 +59,11 @@ def test_every_row_has_the_prompts_and_its_seeds(rows):
     assert len({some.digest for some in clips.values()}) == 8, (
         "at 2 steps the few-step teacher is the teacher"
     )
-    assert clips["teacher"].prompts[:2] == clips["teacher"].prompts[2:], "two clips a prompt"
+    assert clips["teacher"].prompts[:2] == clips["teacher"].prompts[2:], "two clips per prompt"
 
 
 @pytest.mark.slow
-def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_protocol(
-    rows, tmp_path
-):
+def test_memory_settings_change_no_clip_and_the_precision_is_part_of_the_protocol(rows, tmp_path):
     config, folders = rows
     held = config.model_copy(update={"teacher_offload": True})
     sequential = config.model_copy(update={"guidance_forwards": "sequential"})
@@ -99,7 +96,7 @@ def test_how_networks_are_held_changes_no_clip_and_their_precision_is_of_the_pro
         assert apart.max() > 0 and apart.mean() < 8, kind
 
 
-def test_the_controls_are_the_teachers_clips_still_and_out_of_order(rows):
+def test_controls_are_the_teachers_clips_frozen_and_shuffled(rows):
     teacher, frozen, shuffled = (
         load_clips(rows[1][kind]).frames for kind in ("teacher", "frozen", "shuffled")
     )
@@ -111,13 +108,13 @@ def test_the_controls_are_the_teachers_clips_still_and_out_of_order(rows):
         assert sorted(f.tobytes() for f in mine) == sorted(f.tobytes() for f in theirs)
 
 
-def test_data_is_what_the_captions_say(rows):
+def test_data_rows_show_what_their_captions_say(rows):
     for kind in ("data", "data_other"):
         some = load_clips(rows[1][kind])
         assert shapes.read(some.frames) == [shapes.parse(prompt) for prompt in some.prompts]
 
 
-def test_the_protocol_lies_beside_the_rows_and_whatever_counts_changes_its_hash(rows):
+def test_the_protocol_is_stored_beside_the_rows_and_every_part_changes_its_hash(rows):
     config, folders = rows
     root = folders["teacher"].parent
     assert json.loads((root / "protocol.json").read_text()) == protocol(
@@ -142,7 +139,7 @@ def test_the_protocol_lies_beside_the_rows_and_whatever_counts_changes_its_hash(
     )
 
 
-def test_the_rate_of_the_protocol_is_on_the_rows_and_scales_the_motion_of_a_second(rows, tmp_path):
+def test_rows_carry_the_protocols_rate_which_scales_motion_per_second(rows, tmp_path):
     config = resolve(
         {"method": "dmd2", "nfe": 2, "protocol": {"clips": 2, "teacher_steps": 1, "fps": 16.0}}
     )
@@ -158,8 +155,8 @@ def test_the_rate_of_the_protocol_is_on_the_rows_and_scales_the_motion_of_a_seco
     )
 
 
-def test_ids_and_protocols_of_committed_results_hold():
-    """A field that came later counts only away from its default: it makes no run anew, and takes no score out of its table."""
+def test_ids_and_protocols_of_committed_results_are_unchanged():
+    """A field added later enters ids and protocols only if it differs from its default."""
     lines = list(csv.DictReader((ROOT / "results" / "quick" / "runs.csv").open()))
     configs = load_sweep(ROOT / "sweeps" / "quick.yaml").expand()
     assert {run_id(config) for config in configs} == {
@@ -174,7 +171,7 @@ def test_ids_and_protocols_of_committed_results_hold():
     )
 
 
-def test_corruptions_of_clips_do_what_they_say():
+def test_corruptions_change_what_they_name():
     frames, _ = controls.rendered(3, 0)
     assert (controls.backwards(controls.backwards(frames)) == frames).all()
     assert (
@@ -196,7 +193,7 @@ def test_corruptions_of_clips_do_what_they_say():
     )
 
 
-def test_what_cannot_be_sampled_is_one_line(tmp_path, capsys):
+def test_a_folder_without_a_run_ends_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path)])
     assert (
@@ -208,7 +205,7 @@ def test_what_cannot_be_sampled_is_one_line(tmp_path, capsys):
 
 @pytest.fixture
 def trained(tmp_path, tiny_wan):
-    """A run of one update on the tiny pipeline, with 5 clips to sample, two at a time."""
+    """A run of one update on the tiny pipeline, with 5 clips to sample."""
     config = resolve(
         {
             "method": "dmd2",
@@ -233,8 +230,8 @@ def trained(tmp_path, tiny_wan):
     return run
 
 
-def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch):
-    """Killed in its third batch it makes that and the later ones, and the file has the bytes of one that was not."""
+def test_interrupted_sampling_resumes_batch_by_batch_to_the_same_bytes(trained, monkeypatch):
+    """Interrupted in its third batch, it makes only that one when it resumes."""
     monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     (folder,) = sample(trained)
     whole = (folder / "clips.npy").read_bytes()
@@ -251,7 +248,7 @@ def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         sample(trained)
     assert not folder.exists() and made == [2, 2]
-    made.insert(0, None)  # never again two
+    made.insert(0, None)  # never two again
     assert sample(trained) == [folder] and made == [None, 2, 2, 1]
     assert (folder / "clips.npy").read_bytes() == whole
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
@@ -260,8 +257,8 @@ def test_sampling_goes_on_clip_by_clip_where_it_was_stopped(trained, monkeypatch
     ]
 
 
-def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeypatch):
-    """As torchrun starts them: what the second rank made the first one does not, and no bit depends on them."""
+def test_ranks_share_the_batches_and_rank_0_assembles_the_folder(trained, monkeypatch):
+    """Ranks as torchrun starts them; rank 0 does not repeat the batch of rank 1."""
     monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     (folder,) = sample(trained)
     whole = (folder / "clips.npy").read_bytes()
@@ -280,18 +277,9 @@ def test_ranks_share_the_clips_and_the_first_puts_them_together(trained, monkeyp
     assert (folder / "clips.npy").read_bytes() == whole
 
 
-def test_the_first_rank_makes_what_another_does_not(trained, monkeypatch):
+def test_rank_0_makes_batches_that_other_ranks_do_not(trained, monkeypatch):
     monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     monkeypatch.setattr(write_folder, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setenv("WORLD_SIZE", "3")
     (folder,) = sample(trained)
     assert len(load_clips(folder).frames) == 5
-
-
-def test_videos_are_what_the_frames_are(tmp_path):
-    frames, _ = controls.rendered(1, 0)
-    large = frames[0].repeat(4, -1).repeat(4, -2)
-    assert write_video(tmp_path / "a.mp4", large, 12.5)
-    read = read_clip(tmp_path / "a.mp4")
-    assert read.fps == 12.5 and read.frames.shape == large.shape
-    assert np.abs(read.frames.astype(int) - large).mean() < 4
