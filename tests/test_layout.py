@@ -42,7 +42,6 @@ BEING_REWRITTEN = {
     "distill_bench/plan/stand_in.py",
     "distill_bench/plan/too_large.py",
     "distill_bench/store/claims.py",
-    "distill_bench/sweep",
     "distill_bench/testing/__init__.py",
     "distill_bench/testing/__main__.py",
     "distill_bench/testing/checks.py",

@@ -25,7 +25,7 @@ from distill_bench.sweep.launch import (
 )
 from distill_bench.sweep.manifest import OpenSweep, check_writable, open_sweep, recorded_entries
 from distill_bench.sweep.preview import print_preview
-from distill_bench.sweep.queue import SchedulerError, read_queue, slurm_available
+from distill_bench.sweep.slurm.queue import SchedulerError, read_queue, slurm_available
 from distill_bench.sweep.status import (
     ENDED,
     ManifestEntry,

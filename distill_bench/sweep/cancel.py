@@ -10,7 +10,7 @@ from pathlib import Path
 from distill_bench.config.errors import ConfigError
 from distill_bench.store.claims import attempts, read_start
 from distill_bench.store.runs import record_cancel, run_state
-from distill_bench.sweep.queue import Queue, scancel
+from distill_bench.sweep.slurm.queue import Queue, scancel
 from distill_bench.sweep.status import ENDED
 from distill_bench.sweep.watch import warn
 

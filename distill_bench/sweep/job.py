@@ -42,9 +42,9 @@ from distill_bench.store.failures import CodeChanged, failure_kind
 from distill_bench.store.files import write_bytes, write_json
 from distill_bench.store.runs import error_path, output_file, read_result, record_error
 from distill_bench.store.stop import Stopped, StopRequest
+from distill_bench.sweep.local.workers import CLAIMED_ELSEWHERE, DONE, FAILED, STOPPED
 from distill_bench.sweep.prepare import bytes_in, prepare_references, prepare_run
 from distill_bench.sweep.provenance import code_fingerprint, dirty_diff, provenance
-from distill_bench.sweep.workers import CLAIMED_ELSEWHERE, DONE, FAILED, STOPPED
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import ended, train
 

@@ -17,11 +17,11 @@ from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
 from distill_bench.plan.cost import passes, priced
 from distill_bench.store.runs import read_cancels
+from distill_bench.sweep.local.workers import Task, python_command, run_tasks, visible_gpus
 from distill_bench.sweep.manifest import OpenSweep
-from distill_bench.sweep.queue import Queue, read_partition, read_queue
+from distill_bench.sweep.slurm.queue import Queue, read_partition, read_queue
 from distill_bench.sweep.status import TO_LAUNCH, read_statuses
 from distill_bench.sweep.watch import ProgressBoard, console, warn
-from distill_bench.sweep.workers import Task, python_command, run_tasks, visible_gpus
 
 TRIES = 3  # of a run whose worker died, per call
 
@@ -173,7 +173,7 @@ def missing_artefacts(sweep: OpenSweep, todo: Iterable[str]) -> dict[str, str]:
 
 def run_slurm(sweep: OpenSweep, options: LaunchOptions) -> None:
     """Submit every unfinished run that is not in the queue, and return."""
-    from distill_bench.sweep.submit import submit  # Submitit takes a second to import
+    from distill_bench.sweep.slurm.submit import submit  # Submitit takes a second to import
 
     todo = select_runs(sweep, read_queue(sweep.store), options)
     if not todo:

@@ -21,7 +21,7 @@ from distill_bench.store.failures import failure_kind
 from distill_bench.store.files import read_record, unwritable, write_bytes, write_json
 from distill_bench.store.nested import differences
 from distill_bench.store.runs import read_result, record_error, run_state
-from distill_bench.sweep.queue import Queue
+from distill_bench.sweep.slurm.queue import Queue
 from distill_bench.sweep.status import ManifestEntry
 
 

@@ -11,7 +11,7 @@ from distill_bench.config.identity import cost_key, method_title
 from distill_bench.config.overrides import run_value
 from distill_bench.store.runs import read_result
 from distill_bench.sweep.manifest import OpenSweep
-from distill_bench.sweep.queue import read_partition
+from distill_bench.sweep.slurm.queue import read_partition
 from distill_bench.sweep.status import ENDED, Status, count_states, duration
 from distill_bench.sweep.watch import console, warn
 from distill_bench.teachers.folder import is_outline, teacher_folder
@@ -43,7 +43,9 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
     if on_slurm:
         _print_cluster(sweep)
     elif cluster.partition or cluster.gpus or cluster.nodes > 1:
-        from distill_bench.sweep.submit import batch_script  # Submitit takes a second to import
+        from distill_bench.sweep.slurm.submit import (
+            batch_script,  # Submitit takes a second to import
+        )
 
         console.print("\non SLURM each run would be a job like this:\n")
         console.print(batch_script(cluster, sweep.store), markup=False, soft_wrap=True)
@@ -99,7 +101,7 @@ def _formatted(value: Any) -> str:
 
 def _print_cluster(sweep: OpenSweep) -> None:
     """Print the batch script, and what this cluster cannot do for it."""
-    from distill_bench.sweep.submit import batch_script  # Submitit takes a second to import
+    from distill_bench.sweep.slurm.submit import batch_script  # Submitit takes a second to import
 
     wanted = sweep.config.cluster
     partition = read_partition(wanted.partition)

@@ -22,7 +22,7 @@ from distill_bench.store.claims import attempts, read_exit, read_start
 from distill_bench.store.files import last_lines, read_json
 from distill_bench.store.runs import error_path, read_result, run_state
 from distill_bench.sweep.provenance import code_fingerprint
-from distill_bench.sweep.queue import KIND_OF_END, Queue, final_states
+from distill_bench.sweep.slurm.queue import KIND_OF_END, Queue, final_states
 
 ENDED = ("done", "collapsed")
 TO_LAUNCH = ("missing", "lost", "stopped")

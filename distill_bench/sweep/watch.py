@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from distill_bench.store.runs import record_error
+from distill_bench.sweep.local.workers import DONE, STOPPED, Task
 from distill_bench.sweep.manifest import OpenSweep
-from distill_bench.sweep.queue import Queue, SchedulerError, read_queue
+from distill_bench.sweep.slurm.queue import Queue, SchedulerError, read_queue
 from distill_bench.sweep.status import (
     ENDED,
     TO_LAUNCH,
@@ -25,7 +26,6 @@ from distill_bench.sweep.status import (
     status_json,
     status_table,
 )
-from distill_bench.sweep.workers import DONE, STOPPED, Task
 
 QUIET_SECONDS = 60.0  # --watch takes a local sweep for ended after so long without a running run
 

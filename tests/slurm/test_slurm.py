@@ -26,9 +26,9 @@ from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.manifest import open_sweep
-from distill_bench.sweep.queue import SchedulerError, read_partition, read_queue
+from distill_bench.sweep.slurm.queue import SchedulerError, read_partition, read_queue
+from distill_bench.sweep.slurm.submit import KILLED_RETRIES, make_executor, submit
 from distill_bench.sweep.status import ManifestEntry, Status, read_statuses
-from distill_bench.sweep.submit import KILLED_RETRIES, make_executor, submit
 from distill_bench.train import checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ from distill_bench.store.runs import read_cancels, record_cancel
 from distill_bench.sweep.cancel import cancel_runs
 from distill_bench.sweep.launch import LaunchOptions, run_local
 from distill_bench.sweep.manifest import open_sweep
-from distill_bench.sweep.queue import Queue, read_queue
+from distill_bench.sweep.slurm.queue import Queue, read_queue
 from distill_bench.sweep.status import ManifestEntry, read_statuses
 
 RUN = "dmd2-s0-0"

@@ -12,7 +12,7 @@ from distill_bench.config.reference import reference
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.failures import FAILURE_KINDS
 from distill_bench.sweep.__main__ import main, make_parser
-from distill_bench.sweep.queue import Queue
+from distill_bench.sweep.slurm.queue import Queue
 from distill_bench.sweep.status import ENDED, TO_LAUNCH, WAITING
 from distill_bench.sweep.watch import _queue_or
 

@@ -14,8 +14,8 @@ from distill_bench.store.files import write_json
 from distill_bench.store.runs import run_state
 from distill_bench.store.stop import StopRequest
 from distill_bench.sweep.job import LOST_RANK, _stopped, execute
-from distill_bench.sweep.node import is_stuck
-from distill_bench.sweep.workers import CLAIMED_ELSEWHERE, FAILED, STOPPED
+from distill_bench.sweep.local.workers import CLAIMED_ELSEWHERE, FAILED, STOPPED
+from distill_bench.sweep.slurm.node import is_stuck
 
 
 @pytest.mark.slow

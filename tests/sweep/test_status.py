@@ -20,7 +20,7 @@ from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.launch import LaunchOptions, select_runs
 from distill_bench.sweep.manifest import manifest_path, open_sweep
 from distill_bench.sweep.provenance import code_fingerprint
-from distill_bench.sweep.queue import Queue, read_queue
+from distill_bench.sweep.slurm.queue import Queue, read_queue
 from distill_bench.sweep.status import ManifestEntry, exit_code, explanation, read_statuses
 
 ROOT = Path(__file__).parents[2]

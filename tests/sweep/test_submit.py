@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from distill_bench.config.cluster import ClusterConfig
-from distill_bench.sweep.queue import Partition, Queue
+from distill_bench.sweep.slurm.queue import Partition, Queue
+from distill_bench.sweep.slurm.submit import _shares, batch_script, sbatch_errors
 from distill_bench.sweep.status import ManifestEntry, read_statuses
-from distill_bench.sweep.submit import _shares, batch_script, sbatch_errors
 
 RUN = "dmd2-s0-0"
 

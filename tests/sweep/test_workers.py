@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_bench.sweep import forks, workers
-from distill_bench.sweep.workers import Task, python_command, run_tasks
+from distill_bench.sweep.local import forks, workers
+from distill_bench.sweep.local.workers import Task, python_command, run_tasks
 
 CORES = len(os.sched_getaffinity(0))
 SHOW = """
@@ -145,7 +145,7 @@ def test_a_fork_runs_a_module_as_python_m_does(gpus, forked, module, tmp_path, m
         "distill_bench.store",
         "distill_bench.store.stop",
         "distill_bench.sweep",
-        "distill_bench.sweep.forks",
+        "distill_bench.sweep.local.forks",
     }
     assert shown == {
         "leads its session": True,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from distill_bench.store.stop import DRIVER
-from distill_bench.sweep.forks import Fork, can_fork
+from distill_bench.sweep.local.forks import Fork, can_fork
 
 # Exit codes of a worker (job.py); 2 is a bad command line.
 DONE, FAILED, STOPPED, CLAIMED_ELSEWHERE = 0, 1, 3, 4

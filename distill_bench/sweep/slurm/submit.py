@@ -23,8 +23,8 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.store.files import write_json
 from distill_bench.store.runs import call_file
 from distill_bench.store.stop import DRIVER
-from distill_bench.sweep.node import do_runs, prepare_shared
-from distill_bench.sweep.queue import SchedulerError, read_partition, scancel
+from distill_bench.sweep.slurm.node import do_runs, prepare_shared
+from distill_bench.sweep.slurm.queue import SchedulerError, read_partition, scancel
 
 JOBS_AT_ONCE = 16  # if cluster.jobs is not set
 KILLED_RETRIES = 3  # of a job killed by a signal (lost rank, out of memory); requeues do not count

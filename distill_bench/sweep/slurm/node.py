@@ -21,7 +21,7 @@ from distill_bench.store.claims import attempts
 from distill_bench.store.files import append_jsonl, read_json, read_jsonl
 from distill_bench.store.runs import error_path, run_state
 from distill_bench.store.stop import Stopped, StopRequest, slurm_job
-from distill_bench.sweep.workers import (
+from distill_bench.sweep.local.workers import (
     CLAIMED_ELSEWHERE,
     FAILED,
     STOPPED,

@@ -1,0 +1,1 @@
+"""Runs as worker processes on this machine."""

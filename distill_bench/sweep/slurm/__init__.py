@@ -1,0 +1,1 @@
+"""Runs as SLURM jobs: submission, the part on the node, the queue."""
