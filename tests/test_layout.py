@@ -30,7 +30,6 @@ TEXTS = texts()
 BEING_REWRITTEN = {
     "README.md",
     "distill_bench/cli.py",
-    "distill_bench/networks/roles.py",
     "distill_bench/plan/command.py",
     "distill_bench/plan/fake.py",
     "distill_bench/plan/live_bytes.py",
@@ -63,7 +62,6 @@ BEING_REWRITTEN = {
     "distill_bench/train/signals.py",
     "tests/benchmarks/gpu.py",
     "tests/benchmarks/trainer_step.py",
-    "tests/export/test_real_teachers.py",
     "tests/helpers/stores.py",
     "tests/networks/sharded.py",
     "tests/plan/test_cost.py",

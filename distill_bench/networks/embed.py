@@ -5,7 +5,7 @@
 
 Training then reads embeddings and never loads the text encoder. The command resumes where it was
 stopped: prompts in the store are not encoded again. `distill_bench.teachers.embeddings` describes
-the folder of embeddings and the formats of prompt files.
+the folder of embeddings, `distill_bench.teachers.prompts` the formats of prompt files.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,8 @@ def build_networks(
     if config.gradient_checkpointing:
         for net in (networks.student, networks.fake_score, networks.teacher):
             if net is not None:
-                getattr(net, "net", net).enable_gradient_checkpointing(checkpointed)  # type: ignore[operator]
+                transformer: Any = getattr(net, "net", net)  # inside a view of an adapter
+                transformer.enable_gradient_checkpointing(checkpointed)
     return networks
 
 
