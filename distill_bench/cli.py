@@ -74,6 +74,7 @@ def list_plugins() -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    # torch takes seconds, as above
     from distill_bench.config.reference import type_text
     from distill_bench.registry import RegistryError, evaluators, methods
 

@@ -1,4 +1,4 @@
-"""The documents tell the truth: examples run, paths and commands exist, numbers stand in results."""
+"""Documents against the code: examples run, paths and commands exist, numbers are in results."""
 
 import re
 import shlex

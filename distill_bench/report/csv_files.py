@@ -1,5 +1,6 @@
 """CSV files of results, read and written so that a number keeps its digits."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from math import nan
@@ -47,10 +48,8 @@ def read_frame(path: Path) -> pd.DataFrame:
         if cells and cells <= {"True", "False"}:
             frame[name] = column.map({"True": True, "False": False}).astype("boolean")
             continue
-        try:
+        with contextlib.suppress(ValueError):  # text
             frame[name] = [float(cell) if cell else nan for cell in column]
-        except ValueError:
-            pass  # text
     return frame
 
 

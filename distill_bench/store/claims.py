@@ -97,7 +97,7 @@ def read_start(attempt: Path) -> dict[str, Any]:
 
 
 def read_exit(attempt: Path) -> dict[str, Any] | None:
-    """How an attempt ended; None if that is not recorded."""
+    """End record of an attempt; None if there is none."""
     return read_record(attempt / "exit.json", status=str)
 
 

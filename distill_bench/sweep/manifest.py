@@ -42,7 +42,7 @@ class OpenSweep:
             for run, config in self.runs.items()
         }
 
-    def states(self, queue: Queue = Queue()) -> dict[str, str]:
+    def states(self, queue: Queue = Queue()) -> dict[str, str]:  # noqa: B008 - immutable
         """The state of every run."""
         return {run: run_state(self.store / run, bool(queue.active(run))) for run in self.runs}
 

@@ -68,7 +68,8 @@ def _shapes_in(path: Path, _size: int, _mtime_ns: int) -> dict[str, tuple[int, .
 
     try:
         with safe_open(path, "np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            names = file.keys()  # the file is no mapping
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"cannot load {path}: {error}") from error
 

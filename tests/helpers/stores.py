@@ -154,7 +154,7 @@ def write_store(tmp_path, runs, references=("data", "teacher"), **manifest):
 
 
 def load_results(store: Path, folder: Path, **options) -> Results:
-    """Write the data files of the sweep `speed` and load them; options are those of `data_files`."""
+    """Write the data files of the sweep `speed`, with options of `data_files`, and load them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in data_files(read_sweep("speed", store), **options).items():
         (folder / name).write_text(text)
@@ -181,7 +181,7 @@ def write_results(
     checkpoints: Sequence[dict] = (),
     training: Sequence[dict] = (),
 ) -> None:
-    """Write the data files of a results folder from lines; runs are students that are done unless they say otherwise."""
+    """Write the data files of a results folder; a line of `runs` is a student that is done."""
     entries = [asdict(column) for column in columns]
     manifest = {
         "name": "s",
@@ -206,7 +206,7 @@ def write_results(
         pd.DataFrame(list(lines), dtype=object).to_csv(folder / f"{name}.csv", index=False)
 
 
-# alpha at two cadences, three seeds; beta with one run done, one collapsed, one failed, one that never started
+# alpha at two cadences, three seeds; beta with a run that is done, collapsed, failed and missing
 RUNS = [("alpha", s, c, 10.0 * c + s + 0.1 * c * s) for c in (1, 5) for s in (0, 1, 2)]
 RUNS += [
     ("beta", 0, 1, 4.0),

@@ -28,9 +28,12 @@ def test_scores_made_differently_cannot_share_a_column(pair, key, value):
 def test_the_error_names_the_fields_in_which_protocols_differ(pair):
     """They come from protocol.json, and from the conditions of the scores if that file is gone."""
     for name, clips, fps in (("alpha", 144, 8.0), ("beta", 256, 16.0)):
-        conditions = {"clips": clips, "references": {"teacher": name}}
+        changed = {
+            "protocol": name,
+            "conditions": {"clips": clips, "references": {"teacher": name}},
+        }
         for path in pair.glob(f"{name}-*/**/metrics.jsonl"):
-            edit_lines(path, lambda line: line | {"protocol": name, "conditions": conditions})
+            edit_lines(path, lambda line, changed=changed: line | changed)
         folder = pair / "references" / name
         folder.mkdir(parents=True)
         protocol = {"clips": clips, "fps": fps, "teacher_steps": 32}

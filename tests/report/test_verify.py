@@ -50,8 +50,10 @@ PAGE = "report.html: its SHA-256 differs from digests.json"
             "table.csv",
             "11.1",
             "10.9",
-            "table.csv:4: distance_mean of alpha fake_score_updates=1 is '10.9', the data give "
-            "'11.1'",
+            (
+                "table.csv:4: distance_mean of alpha fake_score_updates=1 is '10.9', "
+                "the data give '11.1'"
+            ),
         ),
         ("table.md", "11.1", "10.9", "table.md:"),
         ("table.tex", "11.1", "10.9", "table.tex:"),

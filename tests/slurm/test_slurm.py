@@ -3,19 +3,18 @@
 Whatever the cluster does to a run, the run ends in the bits of an undisturbed one.
 """
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY_RUN, assert_same_results, training_curve
+from lab import SLOW, Lab, command, last_job, moving, pid_of_rank, prepare_jobs, quiet, read_ends
+from runs import assert_same_results, training_curve
 from safetensors.torch import load_file
 from submitit import helpers
 
@@ -28,91 +27,12 @@ from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.manifest import open_sweep
 from distill_bench.sweep.slurm.queue import SchedulerError, read_partition, read_queue
 from distill_bench.sweep.slurm.submit import KILLED_RETRIES, make_executor, submit
-from distill_bench.sweep.status import ManifestEntry, Status, read_statuses
+from distill_bench.sweep.status import Status
 from distill_bench.train import checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
-ROOT = Path(__file__).parents[2]
-SLOW = Path(__file__).with_name("slow.py")
 # a lost node that returns before its jobs have ended is drained ("Duplicate jobid") until resumed
 BACK_IN_SERVICE = "while sleep 1; do scontrol update nodename=n2 state=resume; done"
-
-
-class Lab:
-    """A sweep of small runs in a folder of its own, and the commands given to it."""
-
-    def __init__(self, folder: Path, teacher: Path, base: dict, cluster: dict, **keys) -> None:
-        tiny = TINY_RUN | {"teacher": str(teacher), "student_updates": 10}
-        tiny |= {"fake_score_updates": 1, "batch_size": 2, "evaluations": 2, "threads": 1}
-        del tiny["method"]
-        cluster = {"cpus": 1, "mem_gb": 1, "hours": 0.2, "signal_seconds": 30} | cluster
-        sweep = {
-            "question": "Does it survive?",
-            "base": tiny | base,
-            "cluster": cluster,
-            "grid": {"method": [f"{SLOW}:Slow"]},
-        } | keys
-        self.folder, self.store = folder, folder / "runs"
-        self.entries: dict[str, ManifestEntry] = {}
-        folder.mkdir(parents=True)
-        self.file = folder / "lab.yaml"
-        self.file.write_text(json.dumps(sweep))
-
-    def argv(self, *more: str, where: Path | None = None) -> list[str]:
-        where = where or self.folder
-        return [
-            str(self.file),
-            "--store",
-            str(where / "runs"),
-            "--out",
-            str(where / "results"),
-            *more,
-        ]
-
-    def start(
-        self, *more: str, slow: float = 0.0, python: str = sys.executable
-    ) -> subprocess.Popen:
-        """Start the command as a user would."""
-        env = os.environ | {"SLOW_SECONDS": str(slow), "PYTHONPATH": str(ROOT)}
-        log = (self.folder / f"driver-{time.monotonic_ns()}.txt").open("w")
-        argv = [python, "-m", "distill_bench.sweep", *self.argv(*more)]
-        return subprocess.Popen(argv, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
-
-    def go(self, *more: str, slow: float = 0.0) -> int:
-        """Run the command to its end; returns its exit code."""
-        return self.start(*more, slow=slow).wait()
-
-    def statuses(self) -> dict[str, Status]:
-        if not self.entries:
-            sweep = open_sweep(load_sweep(self.file), self.store, self.folder / "results")
-            self.entries = sweep.entries
-        statuses = read_statuses(self.store, self.entries, read_queue(self.store))
-        return {s.run: s for s in statuses}
-
-    def until(
-        self, condition: Callable[[dict[str, Status]], bool], seconds: float = 300.0
-    ) -> dict[str, Status]:
-        """Wait until a condition on the statuses holds; returns them."""
-        end = time.monotonic() + seconds
-        while not condition(statuses := self.statuses()):
-            if time.monotonic() > end:
-                pytest.fail("\n".join(f"{s}" for s in statuses.values()) + f"\n{command('squeue')}")
-            time.sleep(0.2)
-        return statuses
-
-    def pid(self, run: str) -> int:
-        return read_json(attempts(self.store / run)[-1] / "start.json")["pid"]
-
-    def end(self) -> None:
-        """Cancel the jobs that are left."""
-        jobs = [job for runs in read_queue(self.store).jobs.values() for job in runs]
-        subprocess.run(["scancel", *jobs, *prepare_jobs()], capture_output=True)
-
-    def reference(self) -> Path:
-        """Store of the same sweep, done undisturbed in this process."""
-        where = self.folder / "undisturbed"
-        assert main(self.argv("--cluster", "debug", where=where)) == 0
-        return where / "runs"
 
 
 @pytest.fixture
@@ -164,32 +84,6 @@ def timed(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory):
     assert it.go(slow=2.0) == 0
     yield it
     it.end()
-
-
-def command(*argv: str) -> str:
-    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-
-
-def quiet(statuses: dict[str, Status]) -> bool:
-    """Condition: no run is waiting or running."""
-    return all(s.state in ("done", "failed", "stopped", "lost") for s in statuses.values())
-
-
-def last_job(run_dir: Path) -> str:
-    """The job of a run's newest attempt."""
-    return read_json(attempts(run_dir)[-1] / "start.json")["job"]
-
-
-def read_ends(run_dir: Path) -> list[dict]:
-    """How a run's attempts ended; {} for one without a record."""
-    return [read_json(attempt / "exit.json") or {} for attempt in attempts(run_dir)]
-
-
-def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
-    """Condition: the runs are training and have a checkpoint."""
-    return lambda statuses: all(
-        statuses[run].state == "running" and statuses[run].student_updates > 1 for run in runs
-    )
 
 
 def test_whatever_happens_to_an_array_each_run_is_done_once_with_the_same_bits(
@@ -285,17 +179,6 @@ def test_a_run_of_several_processes_equals_the_run_of_one(lab):
     assert start["code_fingerprint"]
 
 
-def pid_of_rank(rank: int, store: Path) -> int:
-    """Process id of a rank of the store's only job."""
-    variable = f"SLURM_PROCID={rank}".encode()
-    pids = command("pgrep", "-f", f"submitit.core._submit {store}/slurm").split()
-    return next(
-        int(pid)
-        for pid in pids
-        if variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    )
-
-
 def assert_close_results(run: Path, other: Path) -> None:
     """Curves, costs and weights agree within 1e-9."""
     curves = [training_curve(folder) for folder in (run, other)]
@@ -361,10 +244,6 @@ def test_a_missing_python_is_named_and_the_run_can_be_started_again(lab, tmp_pat
     assert (status.state, status.kind) == ("lost", "not_started")
     assert "No such file or directory" in status.note
     assert it.go("--wait", "--set", "cluster.sbatch={}") == 0
-
-
-def prepare_jobs() -> list[str]:
-    return command("squeue", "--noheader", "--name=distill-bench-prepare", "--format=%i").split()
 
 
 def test_two_hundred_runs_are_submitted_in_seconds_as_arrays_below_the_limit(lab):

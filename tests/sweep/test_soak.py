@@ -97,7 +97,7 @@ def disturbed_sweep(file: Path, where: Path, rng: random.Random, most: int) -> d
 
 
 def ends_of_runs(store: Path) -> list[list[str]]:
-    """How the attempts of each finished run ended."""
+    """Final status of every attempt, per finished run."""
     return [
         [(read_json(a / "exit.json") or {}).get("status", "killed") for a in attempts(path.parent)]
         for path in store.glob("*-s*/result.json")

@@ -81,8 +81,10 @@ def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
     [
         (
             {"frames": 1},
-            "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, "
-            "here at least 5 frames",
+            (
+                "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, "
+                "here at least 5 frames"
+            ),
         ),
         ({"frames": 7}, "frames 7 must be 1 more than a multiple of 4"),
         ({"height": 24}, "height 24 must be a multiple of 16"),
