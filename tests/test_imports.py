@@ -214,9 +214,7 @@ def test_plugins_and_the_harness_do_not_know_each_other():
 
 
 def test_imports_inside_functions_state_their_reason():
-    from test_layout import outside_the_list
-
-    assert outside_the_list(imports_without_reason(SOURCES)) == []
+    assert imports_without_reason(SOURCES) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 def tiny_pipeline(folder: Path) -> None:
     """Write a pipeline folder of Wan's own classes with random weights, for 5 frames of 16x16."""
+    # these take seconds, and `distill_bench.testing` is imported for its checks as well
     from diffusers import (
         AutoencoderKLWan,
         FlowMatchEulerDiscreteScheduler,

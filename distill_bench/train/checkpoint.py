@@ -239,6 +239,7 @@ def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None =
 
 def _with_prefix(file: safe_open, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Names without the prefix, and tensors, read one by one: a rank keeps only its shards."""
-    for name in file.keys():
+    names = file.keys()  # the file is no mapping
+    for name in names:
         if name.startswith(f"{prefix}."):
             yield name.removeprefix(f"{prefix}."), file.get_tensor(name)

@@ -58,7 +58,7 @@ class Run:
         return self.config.fake_score_updates or 0
 
     def batch(self, phase: str, micro: int = 0) -> Batch:
-        """This rank's micro-batch of a phase ("student", "fake_score/0", ...) of this update."""
+        """Micro-batch of this rank in a phase ("student", "fake_score/0", ...) of this update."""
         return self.batches.batch(self.student_updates, phase, micro)
 
     def student_losses(self, kept: list[Samples | None]) -> Iterator[Loss]:

@@ -1,4 +1,4 @@
-"""Training mini-wan, in miniature: resuming gives the same weights, and the folder that comes out is a pipeline."""
+"""Training mini-wan in miniature: a resumed run gives the same weights, in a pipeline folder."""
 
 import json
 from pathlib import Path

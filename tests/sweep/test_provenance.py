@@ -10,8 +10,8 @@ from distill_bench import ROOT
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.sweep import manifest, provenance
 
-# Module or package -> a change moves the fingerprint; the longest match decides. `config` and `sample`
-# are classified file by file.
+# Module or package -> a change moves the fingerprint; the longest match decides. `config` and
+# `sample` are classified file by file.
 COUNTS = {
     "__init__": False,
     "autoencoder": True,
