@@ -15,7 +15,6 @@ from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
-from distill_bench.plan.cost import passes, priced
 from distill_bench.store.runs import read_cancels
 from distill_bench.sweep.local.workers import Task, python_command, run_tasks, visible_gpus
 from distill_bench.sweep.manifest import OpenSweep
@@ -131,6 +130,9 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
 
 def launch_order(config: RunConfig) -> tuple[int, float]:
     """Sort key of runs: by seed, so that rows are soon comparable; the longest first."""
+    # needs torch, which takes seconds; a status must start fast
+    from distill_bench.plan.cost import passes, priced
+
     try:
         cost = priced(passes(config), {})
     except ValueError:  # a method that fails on stand-in networks may still train

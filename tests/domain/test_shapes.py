@@ -54,6 +54,7 @@ def test_the_body_stays_in_frame(clips: np.ndarray):
     assert np.ptp(border, axis=2).max() == 0  # and no colour reaches the border
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.03])
 def test_the_oracle_reads_what_was_rendered(clips: np.ndarray, noise: float):
     disturbed = clips + np.random.default_rng(0).normal(0, noise * 255, clips.shape)

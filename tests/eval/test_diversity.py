@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
 from distill_bench.domain import shapes
@@ -62,6 +63,7 @@ def test_recall_and_coverage_of_points_on_a_line():
     assert recall_and_coverage(x, x, 1)[0].tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_few_or_unequal_clips_carry_a_warning_on_recall_and_coverage():
     teacher = two_clips_per_prompt(1000, prompts=128)
     row = scores(two_clips_per_prompt(prompts=12), teacher)

@@ -187,6 +187,7 @@ def test_extrapolation_to_infinite_clips_removes_the_bias():
     assert abs(np.mean(limits) - 4) < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize(
     "distance, sd",

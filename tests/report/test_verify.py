@@ -11,6 +11,7 @@ COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*/sweep.json"))
 DATA_FILES = ["sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifest", COMMITTED, ids=lambda path: path.parent.name)
 def test_committed_results_follow_from_their_data_files(manifest):
     assert verify(manifest.parent) == []

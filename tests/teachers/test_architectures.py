@@ -146,6 +146,7 @@ def test_features_are_the_videos_tokens_after_a_share_of_the_blocks(mine):
     assert ledger.counts["teacher"]["forward"] == 0.5
 
 
+@pytest.mark.slow
 def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, mine):
     """A frame of two by two tiles has the right shape, and gradients reach every latent."""
     frames, height, width = SIZES[folder.name]
