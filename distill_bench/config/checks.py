@@ -1,4 +1,4 @@
-"""Checks that a run is possible, made when it is resolved: a job must not find out hours later."""
+"""Checks of a resolved run: an impossible run fails at once, and not hours later in a job."""
 
 import importlib.util
 import re
@@ -18,12 +18,12 @@ from distill_bench.teachers.prompts import read_prompts
 if TYPE_CHECKING:
     from distill_bench.method import Method
 
-WIDTH = 8  # of features, to ask a method whether it has modules; any number would do
+WIDTH = 8  # any feature width, to test if a method builds modules
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run whose keys are valid one by one, with what they name."""
+    """A run whose keys are each valid, with the method and the folders that they name."""
 
     config: RunConfig
     method: "Method"
@@ -56,8 +56,8 @@ def check_fake_score(run: Candidate) -> None:
     if config.fake_score_updates is None:
         if method.has_fake_score and config.fake_score == "trained":
             raise ConfigError(
-                "fake_score_updates is null: give a number, or `fake_score: exact` if the teacher "
-                "offers it"
+                "fake_score_updates is null: give a number, or set `fake_score: exact` if the "
+                "teacher offers it"
             )
         if len(method.modules(WIDTH)):
             raise ConfigError(
@@ -104,7 +104,7 @@ def check_plugins(config: RunConfig) -> None:
     for name in config.trackers:
         if name not in installed:
             known = name in LOGGER_TYPE_TO_CLASS
-            problem = "is not installed" if known else "is no tracker of accelerate"
+            problem = "is not installed" if known else "is not a tracker of accelerate"
             raise ConfigError(f"trackers: {name!r} {problem}; installed: {', '.join(installed)}")
 
 
@@ -135,7 +135,7 @@ def check_pipelines(run: Candidate) -> None:
 
 
 def check_prompts(teacher: str, path: Path) -> None:
-    """Check the prompts that lie beside a teacher's weights."""
+    """Check the prompts.txt in a teacher's folder."""
     if not path.is_file():
         raise ConfigError(
             f"teacher {teacher} has no prompts.txt: name a file of prompts in the key `prompts`"
@@ -147,7 +147,7 @@ def check_prompts(teacher: str, path: Path) -> None:
 
 
 def check_numbers(config: RunConfig) -> None:
-    """Check keys whose numbers bound each other."""
+    """Check numbers that limit each other."""
     if config.sigma_min >= config.sigma_max:
         raise ConfigError(
             f"sigma_min {config.sigma_min} must be below sigma_max {config.sigma_max}"
@@ -160,7 +160,7 @@ def check_numbers(config: RunConfig) -> None:
 
 
 def check_memory_settings(run: Candidate) -> None:
-    """Check the keys that say how networks are kept in memory and run."""
+    """Check the memory and precision settings, and which of them exclude each other."""
     config, teacher = run.config, run.teacher
     if config.weights == "bfloat16" and config.precision != "bfloat16":
         raise ConfigError(
@@ -175,7 +175,7 @@ def check_memory_settings(run: Candidate) -> None:
     if run.method.mixes_weights and not teacher.has_networks:
         raise ConfigError(
             f"teacher {config.teacher!r}: {run.method_name} averages weights of two roles, but "
-            "there student and fake score are networks of two kinds; name a pipeline folder"
+            "this teacher's student and fake score differ in architecture; name a pipeline folder"
         )
     if run.method.mixes_weights and config.adapter:
         raise ConfigError(
@@ -185,19 +185,19 @@ def check_memory_settings(run: Candidate) -> None:
     if config.adapter:
         check_targets(config.adapter, teacher.folder)
     graph = config.reuse_rollout == "graph"
-    compiled_once = "the blocks change between forwards and would be compiled again and again"
+    recompiled = "the blocks change between forwards, so each forward would compile them again"
     one_base = "all roles share one copy of the base weights"
     for conflict, keys, reason in (
         (config.sharding and config.adapter, "sharding with adapter", one_base),
         (config.teacher_offload and config.adapter, "teacher_offload with adapter", one_base),
         (config.student and config.adapter, "student with adapter", one_base),
-        (config.compile and config.adapter, "compile with adapter", compiled_once),
-        (config.compile and config.sharding, "compile with sharding", compiled_once),
-        (config.compile and config.teacher_offload, "compile with teacher_offload", compiled_once),
+        (config.compile and config.adapter, "compile with adapter", recompiled),
+        (config.compile and config.sharding, "compile with sharding", recompiled),
+        (config.compile and config.teacher_offload, "compile with teacher_offload", recompiled),
         (
             config.compile and graph,
             "compile with reuse_rollout 'graph'",
-            "a compiled backward runs once per forward",
+            "a compiled forward allows only one backward",
         ),
         (
             config.sharding and graph,
@@ -242,6 +242,6 @@ def check_targets(adapter: AdapterConfig, teacher: Path) -> None:
 
 
 def _feature_width(pipeline: Path) -> int:
-    """Width of the tokens inside a pipeline's transformer."""
+    """Width of the tokens in a pipeline's transformer."""
     config = read_config(pipeline / "transformer")
     return config["num_attention_heads"] * config["attention_head_dim"]

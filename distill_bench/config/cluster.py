@@ -1,4 +1,4 @@
-"""`cluster` of a sweep file, and the user's profiles that it may name."""
+"""`cluster` of a sweep file, and the user's cluster profiles."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from distill_bench.config.yaml_files import load_yaml
 
 
 class ClusterConfig(StrictModel):
-    """`cluster`: resources and limits of jobs, or the name of a profile; no part of a run's id."""
+    """`cluster`: resources and limits of jobs, or the name of a profile; not part of a run's id."""
 
     partition: str | None = None
     """SLURM partition."""
@@ -31,19 +31,19 @@ class ClusterConfig(StrictModel):
     cpus: Count = 2
     """Cores per process."""
     mem_gb: Count | None = 8
-    """Memory per node, in GB; null: the cluster's default, or what `sbatch` says."""
+    """Memory per node, in GB; null: the cluster's default, or the value in `sbatch`."""
     hours: float = Field(1.0, gt=0)
     """Time limit of a job, in hours."""
     runs_per_job: Count = 1
     """Small runs that share a job and its GPUs, side by side."""
     jobs: int | None = Field(None, ge=1)
-    """Jobs at once; null: one per GPU or core of this machine, or 16 of an array."""
+    """Jobs at once; null: on this machine as many as fit its GPUs or cores, on SLURM 16."""
     signal_seconds: Count = 120
-    """Warning before the time limit, in seconds, for runs to save."""
+    """Seconds before the time limit at which runs are told to save."""
     setup: tuple[str, ...] = ()
-    """Shell lines before each job."""
+    """Shell lines that run before each job."""
     sbatch: dict[str, str | int | bool] = {}
-    """Further sbatch options; false removes the option of that name."""
+    """Further sbatch options by name; false removes an option."""
 
     @model_validator(mode="after")
     def _packed_runs_train_alone(self) -> "ClusterConfig":
@@ -67,10 +67,10 @@ def profiles_file() -> Path:
 
 
 def with_profile(cluster: Any) -> Any:
-    """`cluster` of a sweep file laid over its profile: one sweep file serves several clusters.
+    """Merge `cluster` of a sweep file with its profile; the sweep file's keys win.
 
-    A text, or the key `profile`, names the profile; without either it is the profile `default`, if
-    the user has one.
+    A string, or the key `profile`, names the profile. Without a name, the profile `default` is used
+    if the user has one.
 
     Raises:
         ConfigError: if the profile is missing or malformed.
@@ -96,6 +96,6 @@ def with_profile(cluster: Any) -> Any:
             f"{path}: profile {name} = {profile!r}: a profile is a mapping of settings, "
             "for instance {partition: gpu}"
         )
-    # validated by itself: an error in a profile must name its file, not the sweep's
+    # validated separately, so that an error names the profile's file and not the sweep's
     validate(ClusterConfig, profile, f"{path}: profile {name}")
     return {**profile, **{key: value for key, value in cluster.items() if key != "profile"}}

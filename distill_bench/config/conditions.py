@@ -30,11 +30,11 @@ GRAMMAR = {
     ast.In: lambda element, values: element in values,
     ast.NotIn: lambda element, values: element not in values,
 }
-ALLOWED = "allowed are keys of a run, literals, comparisons, in, and, or, not"
+ALLOWED = "allowed: keys of a run, literals, comparisons, in, and, or, not"
 
 
 def check_condition(text: str) -> None:
-    """Check the names of a condition.
+    """Check the syntax and the keys of a condition.
 
     Raises:
         ConfigError: for a syntax error, or a key that no run has (it would be null everywhere).

@@ -1,11 +1,11 @@
-"""Errors of the configuration, one line each, and the suggestion that they end with."""
+"""Configuration errors, and the hint that ends a message about an unknown name."""
 
 import difflib
 from collections.abc import Sequence
 
 
 class ConfigError(ValueError):
-    """Bad input; the message is one line for the reader."""
+    """Invalid configuration; the message is one line."""
 
 
 class MissingPackage(ConfigError):
@@ -13,6 +13,6 @@ class MissingPackage(ConfigError):
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """End of a message about an unknown name: the closest known one, else all of them."""
+    """Hint that ends a message about an unknown name: the closest known name, or all names."""
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(known)}"

@@ -22,7 +22,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a run's data with dotted keys laid over it.
+    """A copy of a run's data with dotted keys set.
 
     `method: NAME` means `method.name: NAME`.
 
@@ -38,7 +38,7 @@ def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
                 node[part] = {"name": node[part]}
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{key}: {part} = {node!r}: a mapping of keys to values")
+                raise ConfigError(f"{key}: {part} = {node!r}: expected a mapping of keys to values")
         if key == "method" and isinstance(value, str) and isinstance(node.get("method"), dict):
             node["method"]["name"] = value
         else:
@@ -47,7 +47,7 @@ def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
 
 
 def run_value(config: RunConfig, key: str) -> Any:
-    """Value of a dotted key, None if the run has no such key; `method` is the method's name."""
+    """Value of a dotted key; None if the run lacks the key. `method` is the method's name."""
     value: Any = config.model_dump(mode="json")
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

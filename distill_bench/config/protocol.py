@@ -12,12 +12,12 @@ PROTOCOL_VERSION = 1  # raise it when the choice of prompts, seeds or controls c
 
 
 def protocol(config: RunConfig) -> dict[str, Any]:
-    """Prompts, seed, counts, sizes, frame rate, the teacher and its sampler."""
+    """The protocol: prompts, seed, counts, sizes, frame rate, the teacher and its sampler."""
     folder = teacher_folder(config.teacher)
     if config.prompts is not None:
         prompts = config.prompts_hash[:8]
     else:
-        # an outline, in a plan, has no prompts
+        # an outline, which stands in for a teacher in plans, has no prompts
         listed = b"" if is_outline(folder) else (folder / "prompts.txt").read_bytes()
         prompts = hashlib.sha256(listed).hexdigest()[:8]
     return {
@@ -41,5 +41,5 @@ def protocol_hash(config: RunConfig) -> str:
 
 
 def student_key(config: RunConfig) -> str:
-    """Key of the untrained student's clips: beside the protocol, everything they depend on."""
+    """Key of the untrained student's clips: all settings outside the protocol that change them."""
     return "-".join(filter(None, (f"nfe{config.nfe}", config.stepping, config.student_hash)))

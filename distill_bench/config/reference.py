@@ -91,7 +91,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(name: str, model: type[BaseModel]) -> str:
-    """The key's description, with its part in a run's id."""
+    """Description of a key, and how it enters a run's id."""
     field = model.model_fields[name]
     text = field.description.replace("\n", " ").removesuffix(".")
     if (field.json_schema_extra or {}).get("in_id", True):

@@ -37,15 +37,17 @@ def load_run(run_dir: Path) -> RunConfig:
     """
     path = run_dir / "run.yaml"
     if not path.is_file():
-        raise ConfigError(f"{run_dir} is no run folder: it has no run.yaml; runs lie under runs/")
+        raise ConfigError(
+            f"{run_dir} is not a run folder: it has no run.yaml; name a folder in runs/"
+        )
     return validate(RunConfig, load_yaml(path), str(path))
 
 
 def resolve(data: Mapping[str, Any]) -> RunConfig:
-    """A complete, checked run from the keys that were given.
+    """Complete the given keys of a run and check them.
 
-    Written out are the schema's defaults, the method's fields and version, its preset, and the
-    hashes of teacher, student, prompts and data. Teachers must be local
+    Adds the schema's defaults, the method's fields and version, the preset, and the hashes of
+    teacher, student, prompts and data. Teachers must be local
     (`distill_bench.teachers.hub.make_local`).
 
     Raises:
@@ -74,7 +76,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     config = validate(RunConfig, data, "run")
     check_run(Candidate(config, method, teacher, student))
     if config.fake_score_updates is None:
-        # without a trained fake score these have no effect, so they must not make another run
+        # these keys have no effect without a trained fake score, so they must not change the id
         kind = config.fake_score if method.has_fake_score else "trained"
         config = config.model_copy(update={"fake_score": kind, "reuse_rollout": False})
     return config
@@ -93,7 +95,7 @@ def method_of(config: RunConfig) -> "Method":
 
 
 def build_method(method_class: "type[Method]", fields: dict[str, Any]) -> "Method":
-    """A method with validated fields; "0.2" and true are no numbers, 8.0 is no integer.
+    """A method with validated fields: "0.2" and true are not numbers, 8.0 is not an integer.
 
     Raises:
         ConfigError: for an unknown field or an invalid value.
@@ -128,7 +130,7 @@ def _method_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str, Any]:
-    """The run with its method's preset laid under every key that the run states itself."""
+    """Fill in the method's preset; keys that the run states itself win."""
     fields = dict(data["method"])
     name = fields.pop("preset", None)
     if name is None:
@@ -144,7 +146,7 @@ def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str
 
 
 def _student_folder(data: Mapping[str, Any]) -> Path | None:
-    """Folder of the pipeline that the student starts from; None: the teacher's."""
+    """Folder of the pipeline that the student starts from; None for the teacher's."""
     if data.get("student") is None:
         return None
     try:
@@ -154,7 +156,7 @@ def _student_folder(data: Mapping[str, Any]) -> Path | None:
 
 
 def _hashes(data: Mapping[str, Any], teacher: Teacher, student: Path | None) -> dict[str, str]:
-    """Hashes of the files that a run names; empty for those that it does not name."""
+    """Hashes of a run's files; "" for keys that are omitted."""
     prompts, clips = data.get("prompts"), data.get("data")
     return {
         "teacher_hash": content_hash(teacher.folder),
@@ -181,6 +183,6 @@ def _clips_hash(folder: Path) -> str:
     files = [folder / "clips.npy", folder / "manifest.jsonl"]
     missing = [path.name for path in files if not path.is_file()]
     if missing:
-        raise ConfigError(f"data {folder} is no folder of clips: it lacks {', '.join(missing)}")
+        raise ConfigError(f"data {folder} is not a folder of clips: it lacks {', '.join(missing)}")
     file_hashes = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
     return hashlib.sha256(file_hashes).hexdigest()[:12]

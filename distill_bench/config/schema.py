@@ -15,9 +15,9 @@ def key(default: Any = ..., *, in_id: bool = True, added: bool = False, **bounds
 
     Args:
         default: value of an omitted key; `...`: the key is required.
-        in_id: part of the run's id. False for keys that do not change a run's numbers.
-        added: the key is newer than stored runs. It enters the id only if it differs from its
-            default, which is how runs behaved before, so that they keep their ids.
+        in_id: True if the key is part of a run's id; False if it does not change the numbers.
+        added: True if some stored runs are older than the key. It enters the id only if it differs
+            from its default, the earlier behaviour, so that the stored runs keep their ids.
         bounds: constraints of `pydantic.Field`.
     """
     extra = {"in_id": in_id, "added": added}
@@ -59,10 +59,7 @@ class AdapterConfig(StrictModel):
 
 
 class RunConfig(StrictModel):
-    """One run.
-
-    run.yaml states every key. In a sweep, a key is equal for all runs unless it is swept.
-    """
+    """Keys of one run; run.yaml states all of them."""
 
     # ---- what is trained
     method: dict[str, Any] = key()
@@ -112,8 +109,7 @@ class RunConfig(StrictModel):
     student_input: Literal["rollout", "real_data"] = key("rollout")
     """The student's own samples, or real clips noised to one of its levels."""
     data: str | None = key(None, in_id=False)
-    """Folder of real clips (clips.npy, manifest.jsonl); null: rendered, or sampled from the
-    teacher."""
+    """Folder of real clips (clips.npy, manifest.jsonl); null: rendered or teacher-sampled clips."""
     data_hash: str = key("")
     """Hash of the clips; written when the run is resolved."""
     reuse_rollout: bool | Literal["graph"] = key(False)
@@ -140,21 +136,20 @@ class RunConfig(StrictModel):
     grad_clip: float = key(10.0, gt=0)
     """Largest norm of a gradient, per optimiser."""
     ema: float | None = key(0.98, ge=0, lt=1)
-    """Decay per update of the student's moving average, which is scored; null: none."""
+    """Decay per update of the student's moving average, which is scored; null: no average."""
     precision: Literal["float32", "bfloat16", "float64"] = key("float32")
     """Dtype of the networks' passes in training; bfloat16: autocast."""
     # ---- scores and records
     evaluations: Count = key(4)
     """Evenly spaced student updates at which the student is kept and scored."""
     protocol: ProtocolConfig = key(ProtocolConfig())
-    """Drawing and scoring of clips."""
+    """How clips are drawn and scored; see below."""
     checkpoint_every: Count = key(50, in_id=False)
     """Student updates between checkpoints."""
     log_every: Count = key(10, in_id=False)
     """Student updates between lines of train.jsonl."""
     signals_every: Count | None = key(20, in_id=False)
-    """Student updates between diagnostic signals, which count in neither cost nor time; null:
-    never."""
+    """Student updates between diagnostic signals, not counted as cost or time; null: never."""
     trackers: tuple[str, ...] = key(("tensorboard",), in_id=False)
     """Trackers, by accelerate's names: tensorboard, wandb, ..."""
     threads: int | None = key(None, in_id=False, ge=1)
@@ -163,11 +158,11 @@ class RunConfig(StrictModel):
     adapter: AdapterConfig | None = key(None, added=True)
     """Train low-rank adapters of student and fake score; null: all weights."""
     weights: Literal["float32", "bfloat16"] = key("float32", added=True)
-    """Dtype of the networks in memory; bfloat16 keeps float32 masters of trained ones."""
+    """Dtype of weights in memory; bfloat16: trained networks also keep float32 masters."""
     gradient_checkpointing: bool = key(False, in_id=False)
     """Recompute blocks in the backward pass instead of storing activations."""
     guidance_forwards: Literal["batched", "sequential"] = key("batched", in_id=False)
-    """Conditional and unconditional pass in one forward, or in two with half the memory."""
+    """Conditional and unconditional pass in one forward, or in sequence with half the memory."""
     teacher_offload: bool = key(False, in_id=False)
     """Keep the teacher in host memory between uses."""
     sharding: bool = key(False, in_id=False)

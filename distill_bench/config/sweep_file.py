@@ -1,4 +1,4 @@
-"""Sweep files: a question, a base run and what varies; expanded into the list of resolved runs."""
+"""Sweep files: a question, a base run and a grid, expanded into a list of resolved runs."""
 
 import itertools
 from collections import Counter
@@ -18,7 +18,7 @@ from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
 
-# Values for conditions of keys that a cell does not state; a key without a default is null anyway.
+# Values in conditions for keys that a cell omits; keys without a default are null.
 DEFAULTS = {
     name: field.default
     for name, field in RunConfig.model_fields.items()
@@ -30,7 +30,7 @@ class SweepConfig(StrictModel):
     """A sweep file."""
 
     name: str = Field(pattern=r"^\w[\w .-]*$")
-    """Name of the results folder; by default the file's."""
+    """Name of the results folder; by default the name of the file."""
     question: str
     """Question that the sweep answers; heads its report."""
     defaults: Any = None
@@ -42,13 +42,13 @@ class SweepConfig(StrictModel):
     zip: list[list[dict[str, Any]]] = []
     """Axes of keys that vary together; a single axis needs no outer list."""
     include: list[dict[str, Any]] = []
-    """More cells, beside the grid."""
+    """Cells in addition to the grid."""
     exclude: list[str] = []
     """Conditions on dotted keys that remove cells, e.g. "method == 'a' and nfe > 2"."""
     seeds: int | list[int] = 1
     """Number of seeds, or the seeds, of every cell."""
     baseline: dict[str, Any] | None = None
-    """Dotted keys of the row that others are compared with; null: the first row."""
+    """Dotted keys of the row that other rows are compared with; null: the first row."""
     cluster: ClusterConfig = ClusterConfig()
     """Resources of the jobs."""
 
@@ -75,10 +75,10 @@ class SweepConfig(StrictModel):
                 runs.setdefault(run_id(config), config)
         if not runs:
             raise ConfigError(
-                f"{self.name}: the grid is empty: every cell is excluded or there are no seeds"
+                f"{self.name}: the grid is empty: every cell is excluded, or there are no seeds"
             )
         if self.baseline and not any(has_values(config, self.baseline) for config in runs.values()):
-            raise ConfigError(f"{self.name}: no run is the baseline {self.baseline}")
+            raise ConfigError(f"{self.name}: no run matches the baseline {self.baseline}")
         return list(runs.values())
 
     def cells(self) -> Iterator[dict[str, Any]]:
@@ -104,7 +104,7 @@ class SweepConfig(StrictModel):
         return teachers, students
 
     def presets(self) -> dict[str, str]:
-        """Group id -> preset that the group's cell names; a resolved run no longer knows it."""
+        """Group id -> preset of the group's cell; resolved runs do not record it."""
         presets = {}
         for cell in self.cells():
             data = apply_overrides(self.base, cell)
@@ -130,8 +130,8 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     """The sweep file at a path.
 
     Args:
-        overrides: `key: value` laid over the base, which then no longer varies; or `cluster.KEY`,
-            `seeds`, `name`.
+        overrides: dotted keys of a run, which replace those of base, grid and zip; also
+            `cluster.KEY`, `seeds` and `name`.
 
     Raises:
         ConfigError: if the file cannot be read or is invalid.
@@ -153,7 +153,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
 
 
 def zip_axes(value: Any) -> Any:
-    """Axes of `zip`: a plain list of mappings is one axis."""
+    """Axes of `zip`; a plain list of mappings becomes a single axis."""
     if isinstance(value, list) and any(isinstance(cell, dict) for cell in value):
         return [value]
     return value
@@ -187,7 +187,7 @@ def _with_overrides(
 ) -> dict[str, Any]:
     base = data.get("base") or {}
     if not isinstance(base, dict):
-        raise ConfigError(f"{path}: base = {base!r}: a mapping of keys of a run to their values")
+        raise ConfigError(f"{path}: base = {base!r}: expected a mapping of keys of a run to values")
     data = dict(data)
     for key, value in overrides.items():
         if key in ("seeds", "name"):
@@ -222,11 +222,11 @@ def _check_axes(sweep: SweepConfig, path: Path) -> None:
     repeated = [key for key, count in Counter(axes).items() if count > 1]
     if repeated:
         raise ConfigError(
-            f"{path}: {repeated[0]} is on two axes of grid and zip; it can vary along one"
+            f"{path}: {repeated[0]} is on two axes of grid and zip; a key can vary along only one"
         )
     keys = [*axes, *(key for cell in sweep.include for key in cell)]
     if "seed" in [*sweep.base, *keys]:
         raise ConfigError(
-            f"{path}: seed is no key of a cell: give `seeds`, a number or a list, for all cells"
+            f"{path}: seed cannot be set per cell: give `seeds`, a number or a list, for all cells"
         )
     check_run_keys([*keys, *(sweep.baseline or {})], str(path))

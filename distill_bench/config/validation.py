@@ -1,4 +1,4 @@
-"""Strict models for YAML, and their validation errors as one line."""
+"""Strict models for YAML, and one-line validation errors."""
 
 import json
 import re
@@ -24,13 +24,13 @@ class StrictModel(BaseModel):
 
 
 def validate(model: type[BaseModel], data: Any, where: str) -> Any:
-    """Data of a YAML file as an instance of a model.
+    """Validate data of a YAML file; returns an instance of the model.
 
     Args:
-        where: the file or part of it, for the message.
+        where: the file, or the part of it, that messages name.
 
     Raises:
-        ConfigError: for the first thing that is wrong.
+        ConfigError: for the first invalid key.
     """
     try:
         # JSON mode accepts lists for tuples, and stays strict otherwise
@@ -56,7 +56,7 @@ def one_line(error: ValidationError, where: str, model: type[BaseModel] | None =
     alternatives = [message.removeprefix("Input should be ") for message in messages[1:]]
     problem = " or ".join([messages[0], *alternatives])
     problem = problem.removeprefix("Value error, ").replace("a valid boolean", "true or false")
-    if not _dotted(path):  # several keys together
+    if not _dotted(path):  # a check of several keys
         return f"{where}: {problem}"
     given = "" if first["type"] == "missing" else f" = {first['input']!r}"
     return f"{where}: {_dotted(path)}{given}: {problem}"

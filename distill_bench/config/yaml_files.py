@@ -14,11 +14,11 @@ from distill_bench.config.errors import ConfigError
 
 
 class _Constructor(SafeConstructor):
-    """Dates stay text, because a sweep may be named after one."""
+    """Keeps dates as text, because a sweep may be named after a date."""
 
 
 class _Representer(SafeRepresenter):
-    """Floats are written 1.0e-06, which readers of YAML 1.1 also take for a number."""
+    """Writes floats as 1.0e-06, which YAML 1.1 readers also parse as a number."""
 
     def represent_float(self, data: float) -> ScalarNode:
         node = super().represent_float(data)
@@ -78,9 +78,9 @@ def _yaml() -> YAML:
     yaml.Constructor = _Constructor
     yaml.Representer = _Representer
     yaml.default_flow_style = False
-    yaml.allow_unicode = False  # ASCII files read alike in every locale
+    yaml.allow_unicode = False  # ASCII files read the same in every locale
     yaml.representer.sort_base_mapping_type_on_output = False
-    yaml.width = 10_000  # never fold a text
+    yaml.width = 10_000  # never fold long strings
     return yaml
 
 

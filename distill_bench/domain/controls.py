@@ -36,7 +36,7 @@ def backwards(frames: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def noisy(frames: np.ndarray, seed: int = 0, sd: float = 0.1) -> np.ndarray:
-    """Clips with Gaussian noise of standard deviation `sd`, as a share of the range."""
+    """Clips with Gaussian noise of standard deviation `sd`, a fraction of the value range."""
     noise = np.random.default_rng(seed).normal(0, 255 * sd, frames.shape)
     return np.clip(np.rint(frames + noise), 0, 255).astype(np.uint8)
 
@@ -67,7 +67,8 @@ def rendered(
         count: number of clips, N.
         first: key of the first clip; the others follow.
         pace: speed relative to the caption's.
-        without: a colour that is rendered as another one, although captions name it: a lost mode.
+        without: a colour that captions name but no clip shows, to simulate a lost mode; these
+            clips are rendered in the other colours.
     """
     every = shapes.all_attributes()
     captioned = [every[i % len(every)] for i in range(count)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 KNOTS = 9  # noise levels between which the student's linear map is interpolated
-# The teacher's prediction at sigma 1 is its mean, without variance: the student starts with some.
+# Variance added to the student's start: at sigma 1 the teacher predicts its mean, without variance.
 SPREAD = 0.5
 
 
@@ -43,7 +43,7 @@ def gaussian_velocity(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tens
 
 
 def log_density(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """log p(x_t) (B,) up to a constant of the dimension; arguments as in `gaussian_velocity`."""
+    """log p(x_t) (B,) without the constant -d/2 log(2 pi); arguments as in `gaussian_velocity`."""
     noisy = noisy_covariance(covariance, sigma)
     centred = x_t - (1 - sigma[:, None]) * mean
     mahalanobis = (centred * torch.linalg.solve(noisy, centred[..., None])[..., 0]).sum(1)

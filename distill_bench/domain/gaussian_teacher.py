@@ -1,6 +1,6 @@
 """The Gaussian teacher: mean, shifts and covariance in a folder instead of a pipeline.
 
-distill-bench gaussian --out FOLDER --frames 4 --size 2    write another one, for `teacher: FOLDER`
+distill-bench gaussian --out FOLDER --frames 4 --size 2    write a teacher, for `teacher: FOLDER`
 """
 
 import argparse
@@ -92,11 +92,11 @@ class GaussianPipeline:
         return torch.randn(*shape, generator=draws)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of the data, independent of the size asked for."""
+        """(C, T, H, W) of the data; the arguments have no effect."""
         return self.shape
 
     def student(self) -> nn.Module:
-        """New trainable linear student, off the teacher by SPREAD."""
+        """New trainable linear student; it differs from the teacher by SPREAD."""
         return self._new_net(LinearBlock)
 
     def fake_score(self) -> nn.Module:
@@ -107,7 +107,7 @@ class GaussianPipeline:
         return GaussianNet(block(self.mean, self.shifts, self.covariance)).float()
 
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
-        """1 for every role: their networks are of one size."""
+        """1 for every role: the cost of these networks is not compared."""
         return 1.0
 
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor:
@@ -120,7 +120,7 @@ class GaussianPipeline:
         return x0.float().reshape(-1, *self.shape).to(self.device)
 
     def encode(self, frames: np.ndarray) -> Tensor:
-        """Refused: frames do not determine the latents.
+        """Raise an error, because frames do not determine the latents.
 
         Raises:
             TeacherError: always.
@@ -177,7 +177,7 @@ def write_gaussian_teacher(
     Args:
         out: the new folder.
         shape: latents, (C, T, H, W).
-        prompts: how many prompts it has.
+        prompts: number of prompts.
         condition: largest over smallest variance; the eigenvalues are log-spaced and have mean 1.
         seed: of the random axes and means.
     """
@@ -193,8 +193,8 @@ def write_gaussian_teacher(
     }
     out.mkdir(parents=True, exist_ok=True)
     save_file(moments, out / MOMENTS)
-    about = {"latent_shape": list(shape), "condition": condition, "seed": seed}
-    (out / MARKER).write_text(json.dumps(about) + "\n")
+    marker = {"latent_shape": list(shape), "condition": condition, "seed": seed}
+    (out / MARKER).write_text(json.dumps(marker) + "\n")
     (out / PROMPTS).write_text("".join(f"component {i}\n" for i in range(prompts)))
 
 

@@ -34,7 +34,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Attributes:
-    """Contents of a clip, as its caption names them."""
+    """Attributes of a clip, as its caption names them."""
 
     colour: str
     shape: str
@@ -43,7 +43,7 @@ class Attributes:
 
 
 def all_attributes() -> list[Attributes]:
-    """All 216 combinations."""
+    """All 216 combinations of attributes."""
     return [
         Attributes(*values) for values in itertools.product(COLOURS, SHAPES, DIRECTIONS, SPEEDS)
     ]
@@ -61,10 +61,10 @@ _CAPTIONS = {caption(a): a for a in all_attributes()}
 
 
 def parse(text: str) -> Attributes:
-    """Attributes that a caption names.
+    """Attributes named by a caption.
 
     Raises:
-        ValueError: if the text is no caption of this domain.
+        ValueError: if the text is not a caption of this domain.
     """
     try:
         return _CAPTIONS[re.sub(r"[\s,]+", " ", text.strip().lower())]

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, peft): student and fake score as two adapters of the teacher.
 
-A role is a view of that one network (`Adapted`), which activates its own adapter before each
-forward. Parameter names are those of diffusers' LoRA files, without the adapter's name:
+Each role is a view of the shared network (`Adapted`), which activates the role's adapter before
+each forward. Parameter names are those of diffusers' LoRA files, without the adapter's name:
 `blocks.0.attn1.to_q.lora_A.weight`.
 """
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Adapted(nn.Module):
-    """A role's view of a network with adapters: its parameters are those of one adapter.
+    """A role's view of a network with adapters; its parameters are those of the role's adapter.
 
     Args:
         net: the network that all roles share.
-        name: of the role's adapter; None is the base without adapters.
+        name: name of the role's adapter; None for the base without adapters.
     """
 
     def __init__(self, net: nn.Module, name: str | None) -> None:
@@ -69,16 +69,16 @@ class Adapted(nn.Module):
         if parameters.keys() != state.keys():
             unmatched = sorted(parameters.keys() ^ state.keys())
             raise ValueError(
-                f"cannot load weights into adapter {self.name!r}: they belong to other layers; "
-                f"{len(unmatched)} names do not match, e.g. {unmatched[0]}"
+                f"cannot load weights into adapter {self.name!r}: {len(unmatched)} names do not "
+                f"match, e.g. {unmatched[0]}; the weights belong to an adapter of other layers"
             )
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
 
 
 def lora_config(adapter: AdapterConfig) -> "LoraConfig":
-    """These settings as peft's configuration."""
-    from peft import LoraConfig  # here: it takes a second, and few runs have adapters
+    """An adapter's settings as peft's configuration."""
+    from peft import LoraConfig  # takes a second, and few runs have adapters
 
     return LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets)
@@ -88,13 +88,13 @@ def lora_config(adapter: AdapterConfig) -> "LoraConfig":
 def add_adapter(net: nn.Module, name: str, adapter: AdapterConfig, seed: int) -> Adapted:
     """Add an adapter to `net`, in place, and freeze every other weight.
 
-    B is zero, so the network's output does not change; A is drawn by seed and name. The adapter is
-    float32 even where the network is bfloat16: it is small, and is its own master weights.
+    B is zero, so the network's output does not change; A is drawn from `seed` and `name`. The
+    adapter is float32 even if the network is bfloat16, so it needs no master weights.
 
     Args:
-        net: may have other adapters.
-        name: of the new adapter, which is the role's.
-        seed: of the run.
+        net: a transformer, possibly with other adapters.
+        name: name of the role, and of the new adapter.
+        seed: seed of the run.
 
     Returns:
         The role's view of `net`.
@@ -102,7 +102,7 @@ def add_adapter(net: nn.Module, name: str, adapter: AdapterConfig, seed: int) ->
     Raises:
         ConfigError: if no linear layer of the network matches a target.
     """
-    from peft import inject_adapter_in_model  # here: see lora_config
+    from peft import inject_adapter_in_model  # takes a second, and few runs have adapters
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(generator(seed, "adapter", name).initial_seed())

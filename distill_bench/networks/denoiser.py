@@ -1,4 +1,4 @@
-"""Wraps a role's network as a denoiser, (x_t, sigma, text) -> x0_hat; guidance; FLOPs."""
+"""Wraps a role's network as a denoiser, (x_t, sigma, text) -> x0_hat; guides it; counts FLOPs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,15 +16,15 @@ from distill_bench.teachers.architecture import Call, architecture_called
 
 
 class Denoiser:
-    """A role's network as clean prediction, (x_t, sigma, text) -> x0_hat (`method.Role`).
+    """Clean prediction of a role's network: (x_t, sigma, text) -> x0_hat (`method.Role`).
 
     Args:
         net: a transformer of a known architecture.
         role: name under which the ledger counts passes.
         ledger: counts every forward, and every backward when it runs.
-        autocast: dtype of the network's arithmetic; None: that of its weights.
-        weights: parameters by name to run the network with instead of its own. A moving average
-            is evaluated this way without a second copy of the network.
+        autocast: dtype of the network's arithmetic; None: the dtype of its weights.
+        weights: parameters by name that replace the network's own. They evaluate a moving average
+            without a second copy of the network.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Denoiser:
         return self._count(self._forward(x_t, sigma, text), len(x_t)).to(x_t.dtype)
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
-        """Tokens (B, N, width) after the first blocks; the later blocks neither run nor count.
+        """Tokens (B, N, width) after the first blocks; later blocks are neither run nor counted.
 
         Args:
             x_t: (B, C, T, H, W).
             sigma: (B,), in (0, 1].
             text: (B, L, D).
-            depth: share of the blocks that run, in [0, 1]; at least one does.
+            depth: share of the blocks that run, in [0, 1]; at least one block runs.
         """
         blocks = self.architecture.blocks(self.net)
         last = max(1, round(depth * len(blocks)))
@@ -105,10 +105,11 @@ class Denoiser:
         return output
 
     def _kind_of_backward(self) -> str:
-        """Kind of the backward that runs now; two phases may share a graph and train other roles.
+        """Kind of the backward that runs now.
 
-        With adapters a backward computes no gradient of the base's weights, so it costs about as
-        much as a backward to the input alone.
+        It is not known at the forward: two phases may share a graph and train different roles. With
+        adapters a backward computes no gradients of the base's weights, so it costs about as much
+        as a backward to the input alone.
         """
         trained = any(p.requires_grad for p in self.net.parameters())
         return (
@@ -122,9 +123,9 @@ class Guided:
     Args:
         denoiser: conditioned on a text.
         null_text: text of the unconditional prediction, (1, L, D).
-        guidance_scale: 1 is no guidance, and costs one forward instead of two.
-        batched: run both predictions in one forward; False: one after the other, in half the
-            memory.
+        guidance_scale: 1 means no guidance, and needs one forward instead of two.
+        batched: True runs both predictions in one forward; False runs one after the other, with
+            half the memory.
     """
 
     def __init__(
@@ -152,12 +153,12 @@ class Guided:
 
 
 def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
-    """FLOPs of a forward over one sample, counted by running it.
+    """FLOPs of a forward for one sample, counted by running the forward.
 
     Args:
         net: a transformer of a known architecture.
         latent_shape: (C, T, H, W).
-        text: (B, L, D); the first row is used, and its device and dtype.
+        text: (B, L, D); only the first row is used, with its device and dtype.
     """
     x = torch.zeros(1, *latent_shape, device=text.device, dtype=text.dtype)
     sigma = torch.full((1,), 0.5, device=text.device, dtype=text.dtype)

@@ -1,10 +1,10 @@
-"""`distill-bench embed`: encodes prompts with a teacher's text encoder, once, into the store.
+"""`distill-bench embed`: encodes prompts once with a teacher's text encoder, into the store.
 
     distill-bench embed TEACHER PROMPTS... [--store runs]
     torchrun --nproc_per_node 8 -m distill_bench.networks.embed ...    each rank encodes its share
 
-Training then reads embeddings and never loads the text encoder. The command resumes where it was
-stopped: prompts in the store are not encoded again. `distill_bench.teachers.embeddings` describes
+Training then reads embeddings and never loads the text encoder. An interrupted command resumes:
+prompts in the store are not encoded again. `distill_bench.teachers.embeddings` describes
 the folder of embeddings, `distill_bench.teachers.prompts` the formats of prompt files.
 """
 
@@ -38,15 +38,15 @@ def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
     if not has_text_encoder(pipeline.folder):
         raise TeacherError(
             f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights; "
-            "use a folder that has them"
+            "use a folder with a complete text_encoder/"
         )
-    # a share of all prompts, not of the missing ones: that set changes while other ranks write
+    # share all prompts and not the missing prompts, whose number changes while other ranks write
     encoded = pipeline.embed(prompts[here.rank :: here.world], store)
     return pipeline.embeddings_folder(store), encoded
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: encode prompt files once."""
+    """Command line: encode the prompts of files."""
     parser = argparse.ArgumentParser(
         prog="distill-bench embed", description="encode prompt files with a teacher's text encoder"
     )
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         "prompts",
         type=Path,
         nargs="+",
-        help="text files with one prompt per line; .jsonl with `prompt`; .json lists as VBench's",
+        help="text files with one prompt per line; .jsonl with `prompt`; .json lists like VBench's",
     )
     parser.add_argument(
         "--store", type=Path, default=Path("runs"), help="folder of the runs; default: runs"

@@ -1,4 +1,4 @@
-"""Counts the network passes of a run by role, and weighs them by FLOPs: the cost of a training."""
+"""Counts the network passes of a run by role, and weighs them by FLOPs to give the cost."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ class Ledger:
     batch_size: int  # samples per global batch
     flops: dict[str, float] = field(default_factory=dict)  # role -> FLOPs per sample of a forward
     counts: dict[str, dict[str, float]] = field(default_factory=dict)  # role -> kind -> batches
-    enabled: bool = True  # False: passes are not part of the training, e.g. for signals
+    enabled: bool = True  # False while passes are not part of training, e.g. for signals
 
     def add(self, role: str, kind: str, samples: float) -> None:
         """Count a pass of `kind` (a key of PASSES) of `role` over `samples` samples."""

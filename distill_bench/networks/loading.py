@@ -24,17 +24,17 @@ def load_part(
 ) -> nn.Module:
     """Load a part of a pipeline with all of its weights.
 
-    The libraries would only warn of missing weights, and draw them at random.
+    diffusers and transformers would only warn about missing weights and initialise them randomly.
 
     Args:
         part_class: a model class of diffusers or transformers.
         folder: the part's own folder, with config.json and weights.
         dtype: of the loaded weights.
-        no_extra: also refuse weights that the model has no place for. Files of text encoders may
-            hold such weights: copies, and decoders.
+        no_extra: also refuse weights that the model does not use. Files of text encoders may hold
+            unused weights: copies, and decoders.
 
     Raises:
-        TeacherError: if the files cannot be read, or weights are missing or of the wrong shape.
+        TeacherError: if the files cannot be read, or weights are missing or have the wrong shape.
     """
     if issubclass(part_class, transformers.PreTrainedModel):
         # report a wrong shape like a missing weight, as diffusers does, instead of raising
@@ -46,7 +46,7 @@ def load_part(
     wrong = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     if wrong:
         raise TeacherError(
-            f"{folder}: {len(wrong)} weights are missing or of another shape, e.g. {wrong[0]}; "
+            f"{folder}: {len(wrong)} weights are missing or have the wrong shape, e.g. {wrong[0]}; "
             "download the folder again"
         )
     extra = sorted(info["unexpected_keys"]) if no_extra else []
@@ -60,11 +60,11 @@ def load_part(
 
 @contextlib.contextmanager
 def naming_folder(folder: Path) -> Iterator[None]:
-    """Turn errors of diffusers and transformers into a TeacherError of one line with the folder."""
+    """Turn library errors into one-line TeacherErrors that name the folder."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        # the libraries append advice on their own arguments
+        # diffusers and transformers append advice about their own arguments
         reason = first_line(error).partition(". If you want to")[0]
         reason = reason.removeprefix("Cannot load  because ")
         raise TeacherError(f"cannot load {folder}: {reason}") from error

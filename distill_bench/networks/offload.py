@@ -1,4 +1,4 @@
-"""Keeps the blocks of a frozen network in host memory; each is on the device during its forward.
+"""Keeps the blocks of a frozen network in host memory and copies each to the device when it runs.
 
 diffusers' group offloading is not used: it does not support the backward through the teacher that
 several methods need.
@@ -21,7 +21,7 @@ class Streamed(nn.Module):
         super().__init__()
         self.block = block
         self._device = device
-        if device.type == "cuda":  # copies from pinned memory run beside the computation
+        if device.type == "cuda":  # copies from pinned memory overlap with computation
             for parameter in block.parameters():
                 parameter.data = parameter.data.pin_memory()
 
@@ -54,7 +54,7 @@ def place(net: nn.Module, device: torch.device, offload: bool = False) -> nn.Mod
 
 
 def to_host_memory(net: nn.Module) -> nn.Module:
-    """Undo `place`: the whole network in host memory, with its own blocks."""
+    """Undo `place`: restore the network's own blocks and move the network to host memory."""
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, Streamed):

@@ -26,7 +26,7 @@ from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import Pipeline, find_teacher
 from distill_bench.teachers.prompts import prompts_hash
 
-# Clips drawn in one batch; fewer if their frames together have more values than the bound.
+# Limits of a batch of sampled clips: number of clips, and pixel values of all their frames.
 CLIPS_PER_BATCH = 16
 VALUES_PER_BATCH = 2**26
 
@@ -57,7 +57,7 @@ class DiffusersPipeline(TextPipeline):
         return load_transformer(self.student_folder)
 
     def fake_score(self) -> nn.Module:
-        """A trainable float32 network at the fake score's starting point, the student's."""
+        """A trainable float32 network; the fake score starts from the student's weights."""
         return load_transformer(self.student_folder)
 
     def decode_video(self, latents: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class DiffusersPipeline(TextPipeline):
         return self.architecture.encode(self.vae, video)
 
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor | None:
-        """Latents (B, C, T, H, W) of rendered clips; None if a prompt has an unknown form."""
+        """Latents (B, C, T, H, W) of rendered clips; None if any prompt is not a shapes caption."""
         try:
             attributes = [shapes.parse(prompt) for prompt in prompts]
         except ValueError:
@@ -95,7 +95,7 @@ class DiffusersPipeline(TextPipeline):
         return self.encode(np.stack(clips))
 
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
-        """FLOPs of one forward of one sample: the weight of a role in the ledger."""
+        """FLOPs of one forward pass for one sample; the ledger weighs roles by them."""
         return forward_flops(net, latent_shape, text)
 
     def exact_fake_score(
@@ -119,8 +119,8 @@ def clips_per_batch(config: RunConfig) -> int:
 def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = None) -> Pipeline:
     """The pipeline of a run, with the run's student and prompts.
 
-    With a store, missing embeddings are made first, so that the text encoder has left memory before
-    the first network is loaded.
+    With a store, missing embeddings are made first, so that the text encoder is freed before the
+    first network is loaded.
 
     Args:
         config: a resolved run.
@@ -143,7 +143,7 @@ def check_content(config: RunConfig, prompts: Path | None = None) -> None:
     """Compare the content of teacher, student and prompts with the hashes in the run's config.
 
     Raises:
-        TeacherError: if one of them has changed since the run was resolved.
+        TeacherError: if a hash has changed since the run was resolved.
     """
     hashes = {"teacher": content_hash(teacher_folder(config.teacher))}
     if config.student is not None:
@@ -154,9 +154,9 @@ def check_content(config: RunConfig, prompts: Path | None = None) -> None:
         recorded = getattr(config, f"{key}_hash")
         if recorded and content != recorded:
             raise TeacherError(
-                f"{key} {getattr(config, key)} is not what the run was resolved with: its content "
-                f"is {content}, run.yaml has {recorded}; restore the files, or start the sweep "
-                "again to make a new run"
+                f"{key} {getattr(config, key)} has changed since the run was resolved: its hash is "
+                f"{content}, but run.yaml records {recorded}; restore the files, or start the "
+                "sweep again to make a new run"
             )
 
 
@@ -169,7 +169,7 @@ def load_pipeline(
 ) -> Pipeline:
     """Load a teacher in float32, frozen.
 
-    Its transformer stays in host memory: the caller may shard, offload or never use it.
+    Its transformer stays in host memory, so that the caller can shard or offload it.
 
     Args:
         name: of the teacher: a folder or hub name.
@@ -217,10 +217,10 @@ def load_transformer(folder: Path) -> nn.Module:
 
 
 def load_autoencoder(folder: Path, architecture: Architecture) -> nn.Module | None:
-    """A pipeline's autoencoder in float32, set up for clips of any size; None if it has none.
+    """A pipeline's autoencoder in float32, with limited memory; None if it has none.
 
     Raises:
-        TeacherError: if the autoencoder is not one that the architecture can call.
+        TeacherError: if the architecture cannot call the folder's autoencoder.
     """
     name = autoencoder_class(architecture)
     if name is None:
@@ -228,5 +228,5 @@ def load_autoencoder(folder: Path, architecture: Architecture) -> nn.Module | No
     if name == OWN_AUTOENCODER:
         return load_part(FrameAutoencoder, folder / "vae")
     vae = load_part(getattr(diffusers, name), folder / "vae")
-    architecture.at_size(vae)
+    architecture.limit_memory(vae)
     return vae

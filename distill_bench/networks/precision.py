@@ -1,4 +1,4 @@
-"""Networks in float64 or bfloat16, and float32 master weights of what is trained in bfloat16.
+"""Networks in float64 or bfloat16, and float32 master weights for training in bfloat16.
 
 An update of 1e-6 is lost in the 8 bits of a bfloat16 mantissa, so the optimiser steps float32
 masters.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def in_precision(net: nn.Module, precision: str) -> nn.Module:
-    """Convert a float32 network in place to float64 if that is the run's precision."""
+    """Convert a float32 network to float64 in place if `precision` is float64."""
     return net.double() if precision == "float64" else net
 
 
@@ -39,7 +39,7 @@ class Masters(nn.Module):
     """Float32 master weights of a bfloat16 network, by the network's parameter names.
 
     Optimiser, moving average and checkpoints see the masters. During a backward, each bfloat16
-    gradient is added to its master's float32 gradient and freed. `publish` rounds the masters into
+    gradient is added to its master's float32 gradient and freed. `publish` copies the masters into
     the network. Parameters that stay in float32 are their own masters.
     """
 
@@ -47,9 +47,7 @@ class Masters(nn.Module):
         super().__init__()
         float32 = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
         cast(net, torch.bfloat16)
-        self._net = (
-            net,
-        )  # in a tuple, so that it is no submodule and its parameters are not listed
+        self._net = (net,)  # in a tuple, so that it is not registered as a submodule
         self._masters: dict[str, Tensor] = {}
         for name, parameter in net.named_parameters():
             if parameter.dtype == torch.bfloat16:
@@ -75,14 +73,14 @@ class Masters(nn.Module):
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Copy updated masters into the bfloat16 network, rounded."""
+        """Copy the updated masters into the bfloat16 network."""
         for name, parameter in self._net[0].named_parameters():
             if parameter is not self._masters[name]:
                 parameter.copy_(self._masters[name])
 
 
 def publish(trained: Iterable[nn.Module]) -> None:
-    """Round updated master weights into their networks; skip networks without masters."""
+    """Copy updated float32 master weights into their bfloat16 networks; skip other networks."""
     for net in trained:
         if isinstance(net, Masters):
             net.publish()

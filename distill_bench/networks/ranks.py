@@ -1,8 +1,8 @@
 """Rank, world size and device of this process, and exchanges of objects between ranks.
 
-`ranks()` are the processes of the launch; `group_ranks()` those that can exchange values. They
-differ: sampling shares clips through files and needs no process group, and training ends its group
-before rank 0 scores the clips alone.
+`ranks()` describes the processes of the launch, `group_ranks()` the process group, which can
+exchange values. The two differ: sampling shares clips through files and needs no process group, and
+training ends its group before rank 0 scores the clips alone.
 """
 
 import os
@@ -22,7 +22,7 @@ class Ranks:
 
     rank: int  # 0 <= rank < world
     world: int  # number of processes
-    device: torch.device  # of the process
+    device: torch.device  # of this process
 
     @property
     def first(self) -> bool:
@@ -80,8 +80,8 @@ def gather(value: T) -> list[T]:
 def on_first_rank(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 of the process group; return its value on every rank.
 
-    For decisions on which all ranks must agree: if every rank read a file itself, another job could
-    write it between two reads, and ranks that went on would wait forever for the others.
+    Use it for decisions on which all ranks must agree. If each rank read a file itself, another job
+    could write the file between two reads, and the ranks would diverge and deadlock.
 
     Raises:
         ValueError, OSError: on every rank, if `make` raised it on rank 0.

@@ -26,7 +26,7 @@ def checkpointed(block: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 class _BlockState:
-    """Context that restores a block's active adapters and trainable weights of its creation."""
+    """Context that restores the active adapters and trainable weights of a block's forward."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block

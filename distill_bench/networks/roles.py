@@ -24,8 +24,8 @@ class RoleNetworks:
     student: nn.Module
     fake_score: nn.Module | None  # None: the run trains none
     teacher: nn.Module  # frozen
-    # The student's moving average as a network of its own; None: the average is a set of weights
-    # that a forward lays over the student's.
+    # The student's moving average as a separate network; None: the average is a set of weights that
+    # replaces the student's during a forward.
     target: nn.Module | None
     # Student and fake score for optimisers, average and checkpoints: networks or float32 masters.
     trained: Mapping[str, nn.Module]
@@ -79,11 +79,11 @@ def _adapters_of_one_base(
 def _sharded(
     config: RunConfig, pipeline: Pipeline, teacher: nn.Module, mesh: DeviceMesh
 ) -> RoleNetworks:
-    """Shard one role after the other: host memory holds one whole network at a time."""
+    """Shard the roles one by one, so that host memory holds only one whole network at a time."""
     compute = torch.bfloat16 if config.weights == "bfloat16" else None
     load = {"student": pipeline.student}
     if config.ema is not None:
-        # gathered weights are shared by all forwards: an average cannot be laid over them
+        # all forwards share the gathered weights, so an average cannot replace them
         load["target"] = pipeline.student
     if config.fake_score_updates is not None:
         load["fake_score"] = pipeline.fake_score

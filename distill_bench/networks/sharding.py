@@ -1,11 +1,11 @@
-"""Shards networks over the ranks of a run (FSDP2); tensors of which a rank holds a part.
+"""Shards networks over the ranks of a run (FSDP2), and handles sharded tensors.
 
 FSDP averages gradients over the ranks itself, in each backward. It gathers weights block by block
 for a forward or backward and frees them afterwards, the root's too, so code that averages or saves
 weights between passes always sees shards. Traps:
 
 - A forward that a hook aborts by an exception must still return normally (`Reached`).
-- A moving average cannot be laid over gathered weights; it is a network of its own.
+- A moving average cannot replace gathered weights, so it needs a separate network.
 - With bfloat16 compute, parameters that must stay float32 have to be excluded one by one
   (`param_dtype_override_fn`).
 """
@@ -29,7 +29,7 @@ from distill_bench.teachers.architecture import architecture_called
 
 
 class Reached(Exception):
-    """Raised by a hook once the block with the wanted output has run; it skips the later blocks."""
+    """Raised by a hook after the block whose output is needed, to skip the later blocks."""
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -64,9 +64,10 @@ def shard(
         except Reached as reached:
             return (reached.tokens,)
 
-    # Inside FSDP's hooks: they see a normal output, and gather the weights again for its backward.
+    # FSDP's hooks wrap this function: they see a normal output, and gather the weights again for
+    # its backward.
     net.forward = abortable
-    # A warning about in-place changes of views; nothing here changes an output in place.
+    # FSDP2 warns about in-place changes of views, but nothing here changes an output in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     offload_policy = OffloadPolicy()
     if offload:
@@ -90,8 +91,8 @@ def _precision(net: nn.Module, compute: torch.dtype | None) -> MixedPrecisionPol
     if kept:
         if not hasattr(MixedPrecisionPolicy, "param_dtype_override_fn"):
             raise ValueError(
-                f"sharding with weights: bfloat16 needs torch 2.15 or later, found "
-                f"{torch.__version__}: upgrade torch, or train with weights: float32"
+                "`sharding` with `weights: bfloat16` needs torch 2.15 or later; found "
+                f"{torch.__version__}; upgrade torch, or set `weights: float32`"
             )
         options["param_dtype_override_fn"] = lambda parameter: (
             parameter.dtype if parameter in kept else None
@@ -110,7 +111,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, in host memory; any other tensor unchanged.
+    """A sharded tensor gathered in host memory; any other tensor unchanged.
 
     A collective: if the tensor is sharded, every rank must call it.
     """
@@ -118,17 +119,17 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def shard_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """Shard a whole tensor, which every rank has, in the way `like` is sharded."""
+    """Shard a tensor, of which every rank has a whole copy, in the same way as `like`."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
-    """Scale the gradients of all parameters together to a norm of at most `max_norm`, in place.
+    """Clip the joint gradient norm of all parameters to `max_norm`, in place.
 
     Returns:
-        Their norm before, over sharded and replicated parameters alike.
+        The norm before clipping, over sharded and replicated parameters.
     """
     sharded = [p for p in parameters if is_sharded(p)]
     replicated = [p for p in parameters if not is_sharded(p)]

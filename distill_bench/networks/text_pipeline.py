@@ -32,7 +32,7 @@ PROMPTS_PER_SHARD = 128
 
 @dataclass(frozen=True)
 class TextPipeline:
-    """Prompts and texts of a pipeline folder. The text encoder is loaded only for missing texts."""
+    """Prompts and texts of a pipeline folder; the text encoder is loaded only when needed."""
 
     folder: Path
     architecture: Architecture
@@ -41,10 +41,10 @@ class TextPipeline:
     prompts_file: Path | None = None  # instead of the folder's own prompts.txt
 
     def prompts(self) -> list[str]:
-        """Training prompts: those of the run's file, else those of the folder's `prompts.txt`.
+        """Training prompts, from the run's file or else from the folder's `prompts.txt`.
 
         Raises:
-            TeacherError: if there is neither.
+            TeacherError: if there is no such file.
         """
         path = self.prompts_file or self.folder / "prompts.txt"
         if self.prompts_file is None and not path.is_file():
@@ -60,7 +60,7 @@ class TextPipeline:
         return torch.stack([embeddings[prompt] for prompt in prompts]).to(self.device)
 
     def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        """Texts of the prompts and the null text. With a store, each is read when it is used."""
+        """Texts of the prompts and the null text; with a store, they are read on demand."""
         return Texts(prompts, self._embeddings_of([*prompts, ""]), self.device, dtype)
 
     def embed(self, prompts: list[str], store: Path) -> int:
@@ -80,8 +80,8 @@ class TextPipeline:
         if not has_text_encoder(self.folder):
             raise TeacherError(
                 f"the prompt {missing[0]!r} has no embedding ({len(missing)} of {len(prompts)} "
-                f"have none) and the teacher {self.folder} has no text encoder; on a machine "
-                f"where it has one, run: distill-bench embed TEACHER PROMPTS --store {store}"
+                f"have none) and the teacher {self.folder} has no text encoder; with a complete "
+                f"copy of the teacher, run: distill-bench embed TEACHER PROMPTS --store {store}"
             )
         pipeline = self.text_encoder_pipeline()
         self._warn_of_truncation(missing, pipeline)
@@ -108,13 +108,13 @@ class TextPipeline:
         if longer:
             print(
                 f"{len(longer)} of {len(prompts)} prompts are longer than the {limit} tokens that "
-                f"{self.folder.name} takes: their ends are cut, e.g. {longer[0][:60]!r}",
+                f"{self.folder.name} takes and are truncated, e.g. {longer[0][:60]!r}",
                 file=sys.stderr,
                 flush=True,
             )
 
     def _embeddings_of(self, prompts: list[str]) -> Mapping[str, Tensor] | Embeddings:
-        """Embedding (L, D) of each prompt; one process of a store encodes for all that wait."""
+        """Embedding (L, D) of each prompt; with a store, one process encodes for all."""
         if self.store is None:
             encode = self._encoder(self.text_encoder_pipeline())
             return {prompt: encode(prompt) for prompt in prompts}
@@ -146,10 +146,10 @@ class TextPipeline:
         return embeddings_folder(store, self.folder, settings)
 
     def text_encoder_pipeline(self) -> diffusers.DiffusionPipeline:
-        """diffusers' pipeline with nothing but its tokenizer and text encoder.
+        """diffusers' pipeline with only its tokenizer and text encoder.
 
         Raises:
-            TeacherError: if one of the two cannot be loaded.
+            TeacherError: if the tokenizer or the text encoder cannot be loaded.
         """
         with naming_folder(self.folder / "tokenizer"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
@@ -164,7 +164,7 @@ class TextPipeline:
     def _encoder(self, pipeline: diffusers.DiffusionPipeline) -> Callable[[str], Tensor]:
         """A function from a prompt to its float32 embedding (L, D).
 
-        It encodes one prompt per call: in a batch, rounding would depend on the other prompts.
+        The function takes one prompt, because in a batch rounding would depend on other prompts.
         """
         length = self.architecture.text_length(pipeline.tokenizer)
 
@@ -187,7 +187,7 @@ def load_texts(
         store: where embeddings are kept; None: encode at every call.
 
     Raises:
-        TeacherError: if there is no such teacher, or it takes no text embeddings.
+        TeacherError: if there is no such teacher, or the teacher takes no text embeddings.
     """
     teacher = find_teacher(name)
     if not teacher.has_networks:

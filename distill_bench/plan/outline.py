@@ -91,5 +91,5 @@ def _autoencoder_outline(architecture: Architecture) -> nn.Module | None:
         vae = FrameAutoencoder.from_config(architecture.vae)
     else:
         vae = getattr(diffusers, name).from_config(architecture.vae)
-        architecture.at_size(vae)
+        architecture.limit_memory(vae)
     return vae.eval().requires_grad_(False)

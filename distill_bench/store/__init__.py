@@ -11,6 +11,6 @@
         submissions/  cancels/           one file per call
         errors/<run_id>.json             an error that the run's own folder could not hold
 
-Each file has one writer. There are no pickles and there is no database. A run's state is a pure
+Each file has one writer. The store uses no pickles and no database. A run's state is a pure
 function of its folder and of the scheduler's queue.
 """

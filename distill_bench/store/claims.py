@@ -1,4 +1,4 @@
-"""Claims on a folder: numbered attempts, kept alive by a heartbeat, and work done once for many."""
+"""Claims on a folder: numbered attempts, each kept alive by a heartbeat; work done only once."""
 
 import contextlib
 import os
@@ -20,15 +20,15 @@ BEAT_SECONDS = 5.0
 def try_claim(
     folder: Path, start: dict[str, Any], stale_seconds: float = STALE_SECONDS
 ) -> "Claim | None":
-    """Claim a folder; None if another process works in it or was faster.
+    """Claim a folder; None if another process holds the claim or takes it first.
 
-    An attempt without exit.json is dead if its process is gone (same host), if it belongs to an
-    earlier life of this SLURM job, or if its heartbeat is older than `stale_seconds`.
+    An attempt without exit.json is dead if its process is gone (same host), if this SLURM job was
+    requeued after the attempt began, or if its heartbeat is older than `stale_seconds`.
     """
-    before = attempts(folder)
-    if before and is_alive(before[-1], stale_seconds):
+    earlier = attempts(folder)
+    if earlier and is_alive(earlier[-1], stale_seconds):
         return None
-    attempt = folder / "attempts" / f"{len(before) + 1:03d}"
+    attempt = folder / "attempts" / f"{len(earlier) + 1:03d}"
     attempt.parent.mkdir(parents=True, exist_ok=True)
     try:
         attempt.mkdir()
@@ -42,7 +42,7 @@ def try_claim(
 
 
 class Claim:
-    """The right to work in a folder, held by a heartbeat in its newest attempt until `close`."""
+    """Exclusive claim on a folder: a heartbeat in the folder's newest attempt until `close`."""
 
     def __init__(self, attempt: Path, start: dict[str, Any]) -> None:
         self.attempt = attempt
@@ -61,7 +61,7 @@ class Claim:
                 return
 
     def is_newest(self) -> bool:
-        """False once another process has taken the folder over: write no results then."""
+        """False once another process has taken over the folder; write no results after that."""
         return attempts(self.attempt.parent.parent)[-1:] == [self.attempt]
 
     def close(self, status: str, **details: Any) -> None:
@@ -80,29 +80,29 @@ def attempts(folder: Path) -> list[Path]:
 
 
 def end_attempt(attempt: Path, status: str, **details: Any) -> None:
-    """Write an attempt's exit.json; the first rank to end decides what it says.
+    """Write an attempt's exit.json, unless another rank has already written it.
 
     Args:
-        status: "done", "collapsed", "stopped", "superseded" by another attempt, "lost" together
-            with another process of the run, or "error".
+        status: "done", "collapsed", "stopped", "superseded" (another process took over), "lost"
+            (another rank of the run died) or "error".
         details: for "error", `error` (its message) and `kind` (one of FAILURE_KINDS).
     """
     write_once(attempt / "exit.json", {"status": status, "time": time.time()} | details)
 
 
 def read_start(attempt: Path) -> dict[str, Any]:
-    """An attempt's process and provenance, with neutral values for what is not recorded."""
+    """An attempt's start.json (process and provenance), with neutral values for missing keys."""
     unknown = {"host": None, "pid": 0, "job": None, "restart": 0, "time": 0.0}
     return unknown | (read_record(attempt / "start.json") or {})
 
 
 def read_exit(attempt: Path) -> dict[str, Any] | None:
-    """End record of an attempt; None if there is none."""
+    """An attempt's exit.json; None if it is missing or damaged."""
     return read_record(attempt / "exit.json", status=str)
 
 
 def process_identity() -> dict[str, Any]:
-    """Host and process id and, under SLURM, job and restart count."""
+    """Host, process id and time; under SLURM also the job and its restart count."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -132,7 +132,7 @@ def _process_exists(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    with contextlib.suppress(OSError):  # a zombie has ended, though its parent has not waited
+    with contextlib.suppress(OSError):  # a zombie has ended; its parent has not reaped it
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 

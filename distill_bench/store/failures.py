@@ -1,4 +1,4 @@
-"""Kinds of failure, and errors in one line."""
+"""Failure kinds, and one-line error messages."""
 
 import errno
 
@@ -15,13 +15,13 @@ FAILURE_KINDS = (  # accepted by `--retry-failed=KIND`
 
 
 class CodeChanged(RuntimeError):
-    """The code differs from the code that the run began with."""
+    """The code has changed since the run began."""
 
 
 def failure_kind(error: BaseException) -> str:
     """The kind of a failure, one of FAILURE_KINDS."""
     message = str(error)
-    # by name: importing torch takes seconds
+    # compared by name, because importing torch takes seconds
     if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in message:
         return "cuda_oom"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:
@@ -29,7 +29,7 @@ def failure_kind(error: BaseException) -> str:
     if isinstance(error, CodeChanged):
         return "code_changed"
     number = error.errno if isinstance(error, OSError) else None
-    # safetensors raises an error of its own, with the system's message in it
+    # safetensors raises its own error type with the system's message
     full = "No space left on device" in message or "Disk quota exceeded" in message
     if full or number in (errno.ENOSPC, errno.EDQUOT):
         return "disk_full"

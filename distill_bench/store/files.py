@@ -63,7 +63,7 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None if the file is missing or holds anything else."""
+    """The mapping in a JSON file; None if the file is missing, damaged or holds no mapping."""
     try:
         return _mapping(path.read_bytes())
     except FileNotFoundError:
@@ -98,13 +98,13 @@ def _warn_damaged(path: Path) -> None:
 
 
 def append_jsonl(path: Path, value: Any) -> None:
-    """Append one line to a JSON-lines file. Only one process may write to a file."""
+    """Append one line to a JSON-lines file; each file must have only one writer."""
     with path.open("a") as file:
         file.write(json.dumps(value) + "\n")
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """The values in a JSON-lines file, without lines torn by a crash; [] if there is no file."""
+    """Values in a JSON-lines file, skipping lines torn by a crash; [] if the file is missing."""
     values = []
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text(errors="replace").splitlines():

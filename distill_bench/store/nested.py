@@ -1,4 +1,4 @@
-"""Nested mappings with dotted keys: flatten one, list the differences of two."""
+"""Flattens nested mappings to dotted keys, and lists the differences between two mappings."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Run folders: the state and result of a run, its errors, and the runs cancelled in a store."""
+"""Run folders: state, result and errors of a run, and the cancellations in a store."""
 
 import os
 import socket
@@ -15,14 +15,14 @@ from distill_bench.store.files import read_record, write_json
 def run_state(run_dir: Path, queued: bool = False) -> str:
     """The state of a run, from its folder and whether one of its jobs is in the scheduler's queue.
 
-    - "done", "collapsed": it has a result
-    - "running": a process works in it
-    - "queued": its job waits for the first attempt
+    - "done", "collapsed": the status in its result
+    - "running": a process is working in its folder
+    - "queued": its job waits to start it, or to repeat a failed attempt
     - "preempted": its job waits to resume a run that was stopped and saved
-    - "requeued": its job waits to resume a run that was lost; the last checkpoint serves
+    - "requeued": its job waits to resume a lost run from the last checkpoint
     - "failed": the last attempt ended with an error
-    - "stopped": the last attempt saved on request
-    - "lost": the last attempt ended without a record
+    - "stopped": the last attempt was asked to stop and saved a checkpoint
+    - "lost": the last attempt ended without a record or without a result
     - "missing": never attempted
     """
     result = read_result(run_dir)
@@ -58,18 +58,18 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def sweep_name(sweep: str | Path) -> str:
-    """The name of a sweep given by name, YAML, manifest or results folder; names may have dots."""
+    """Name of a sweep, given its name (dots allowed), YAML file, manifest or results folder."""
     path = Path(sweep)
     return path.stem if path.suffix in (".yaml", ".yml", ".json") else path.name
 
 
 def error_path(run_dir: Path) -> Path:
-    """Record of an error that the run's own folder could not hold, e.g. because it is read-only."""
+    """Record of an error that could not be written to the run's folder, e.g. on a full disk."""
     return run_dir.parent / "errors" / f"{run_dir.name}.json"
 
 
 def record_error(run_dir: Path, error: str, kind: str) -> None:
-    """Print a run's error and record it beside the run folders; it is cleared by the next claim."""
+    """Print a run's error and record it beside the run folders until the run is claimed again."""
     print(f"{run_dir.name}: {error}", file=sys.stderr, flush=True)
     path = error_path(run_dir)
     record = {"status": "error", "time": time.time(), "log": output_file()}
@@ -80,18 +80,18 @@ def record_error(run_dir: Path, error: str, kind: str) -> None:
 
 
 def output_file() -> str | None:
-    """The file that this process's standard output goes to; None if it is no file."""
+    """File that receives this process's standard output; None if it is not a file."""
     path = Path(os.path.realpath("/proc/self/fd/1"))
     return str(path) if path.is_file() else None
 
 
 def call_file(folder: Path) -> Path:
-    """A new file for one call of a command; names sort by time."""
+    """Path of a new file for one call of a command; the names sort by time."""
     return folder / f"{time.time():.3f}-{socket.gethostname()}-{os.getpid()}.json"
 
 
 def record_cancel(store: Path, runs: Iterable[str], jobs: Iterable[str]) -> None:
-    """Record a `--cancel`: local drivers on any host read it, and --status explains lost jobs."""
+    """Record a `--cancel` call, which stops local drivers and explains lost jobs."""
     write_json(call_file(store / "cancels"), {"runs": sorted(runs), "jobs": sorted(jobs)})
 
 

@@ -1,10 +1,10 @@
-"""Stop requests: signals set a flag, and training looks at it between updates.
+"""Stop requests: signals set a flag, which training checks between updates.
 
-- SIGUSR2: the job's --signal; a time limit or a preemption is near.
+- SIGUSR2: SLURM's warning before a time limit or a preemption (the job's --signal).
 - SIGTERM: preemption without a warning, `scontrol requeue`, `scancel`, or `--cancel`.
 - SIGINT: Ctrl-C on this machine; a second one ends the process at once.
 
-A worker whose driver has ended stops as well: nobody would start the next run.
+A worker also stops if its driver has ended, because nothing would start the next run.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ DRIVER = "DISTILL_BENCH_DRIVER"  # environment variable of a worker: pid of the 
 
 
 class Stopped(BaseException):
-    """Raised if a stop is requested during an all-or-nothing stage, which restarts next time."""
+    """Raised on a stop request during an all-or-nothing stage; the next attempt repeats it."""
 
 
 class StopRequest:
@@ -28,12 +28,12 @@ class StopRequest:
         self._driver = int(os.environ.get(DRIVER, 0))
 
     def listen(self) -> "StopRequest":
-        """Install the handlers. Call it first: imports take seconds, and SIGUSR2 would kill."""
+        """Install the handlers. Call this before slow imports: an unhandled SIGUSR2 kills."""
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._handle)
         return self
 
-    def _ask(self, number: int, _: object) -> None:
+    def _handle(self, number: int, _: object) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         # a SIGTERM after SIGUSR2 changes nothing: the job is requeued
@@ -49,7 +49,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside the context, raise `Stopped` on a request instead of setting the flag only."""
+        """Context in which a stop request sets the flag and raises `Stopped` at once."""
         self._at_once = True
         try:
             if self():

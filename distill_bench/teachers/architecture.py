@@ -1,4 +1,4 @@
-"""Use of a pipeline by its architecture: how its network is called, its latents and its texts.
+"""Base class of architectures: the call of a pipeline's network, its latents and its texts.
 
 `distill_bench.teachers.architectures` holds one architecture per file.
 """
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 SUFFIX = "Transformer3DModel"
 OWN_AUTOENCODER = "FrameAutoencoder"  # `distill_bench.autoencoder`; allowed for any architecture
 
-# runs the network: its own arguments without return_dict -> its output
+# runs the network: takes all of its arguments but return_dict, returns its output
 Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Use of one pipeline folder, decided by its configs.
+    """How to use one pipeline folder, according to its configs.
 
-    The base class is the plain call, (x_t, 1000 sigma, text) -> velocity. Subclasses give names of
-    classes in diffusers and transformers, and keys of configs.
+    The base class calls the network as (x_t, 1000 sigma, text) -> velocity. Subclasses override the
+    call, and name their classes in diffusers and transformers and the keys of their configs.
     """
 
     PIPELINE: ClassVar[str] = ""
@@ -42,7 +42,7 @@ class Architecture:
     TEXT_LENGTH: ClassVar[int] = 0  # tokens per prompt, unless the tokenizer allows fewer
     TEXT_WIDTH: ClassVar[str] = ""  # key of the transformer's config
     LATENT_CHANNELS: ClassVar[str] = "latent_channels"  # key of the autoencoder's config
-    FRAMEWISE: ClassVar[bool] = False  # the autoencoder decodes a few frames at a time if asked to
+    FRAMEWISE: ClassVar[bool] = False  # the autoencoder can decode a few frames at a time
 
     folder: Path | None = None
     transformer: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Architecture:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second that the model was trained at; None with another autoencoder."""
+        """Frames per second of the trained model; None if the folder has another autoencoder."""
         return self.own_fps if self.vae.get("_class_name") == self.AUTOENCODER else None
 
     @property
@@ -86,11 +86,11 @@ class Architecture:
         raise NotImplementedError
 
     def own_strides(self) -> tuple[int, int]:
-        """Frames and pixels per latent of its own autoencoder: temporal, spatial."""
+        """(temporal, spatial) strides of the released autoencoder: frames and pixels per latent."""
         raise NotImplementedError
 
     def strides(self) -> tuple[int, int]:
-        """Frames and pixels per latent of the folder's autoencoder; (1, 1) without one."""
+        """(temporal, spatial) strides of the folder's autoencoder; (1, 1) if it has none."""
         if not self.vae:
             return 1, 1
         return (1, 4) if self.vae["_class_name"] == OWN_AUTOENCODER else self.own_strides()
@@ -122,12 +122,12 @@ class Architecture:
         if inputs != outputs:
             return (
                 f"its transformer takes latents of {inputs} channels and gives {outputs}: "
-                "it is no text-to-video model"
+                "it is not a text-to-video model"
             )
         if encoded is not None and encoded != inputs:
             return (
                 f"its autoencoder makes latents of {encoded} channels, its transformer takes "
-                f"{inputs}: they belong to two models"
+                f"{inputs}: they belong to different models"
             )
         return None
 
@@ -158,19 +158,24 @@ class Architecture:
 
     def unlike(self, student: "Architecture") -> str | None:
         """Reason why another pipeline cannot be this teacher's student; None if it can."""
-        own, other = self.transformer, student.transformer
-        for name, wanted, found in (
-            ("transformer", own["_class_name"], other.get("_class_name")),
-            ("number of latent channels", own.get("in_channels"), other.get("in_channels")),
-            ("text width", own.get(self.TEXT_WIDTH), other.get(self.TEXT_WIDTH)),
+        config, student_config = self.transformer, student.transformer
+        for name, expected, actual in (
+            ("transformer", config["_class_name"], student_config.get("_class_name")),
+            (
+                "number of latent channels",
+                config.get("in_channels"),
+                student_config.get("in_channels"),
+            ),
+            ("text width", config.get(self.TEXT_WIDTH), student_config.get(self.TEXT_WIDTH)),
             (
                 "expand_timesteps",
                 self.index.get("expand_timesteps", False),
                 student.index.get("expand_timesteps", False),
             ),
         ):
-            if wanted != found:
-                return f"its {name} is {found}, that of the teacher {self.folder.name} is {wanted}"
+            if expected != actual:
+                teacher = f"the teacher {self.folder.name}"
+                return f"its {name} is {actual}, but that of {teacher} is {expected}"
         return None
 
     # ---- texts and clips
@@ -185,10 +190,10 @@ class Architecture:
             prompts, do_classifier_free_guidance=False, max_sequence_length=length
         )[0]
 
-    def at_size(self, vae: nn.Module) -> None:
+    def limit_memory(self, vae: nn.Module) -> None:
         """Make an autoencoder process one clip at a time, and large frames in tiles.
 
-        Frames smaller than a tile keep their values to the bit.
+        The results for frames smaller than a tile stay the same to the bit.
         """
         vae.enable_slicing()
         vae.enable_tiling(**self.tiles())
@@ -196,7 +201,7 @@ class Architecture:
             vae.use_framewise_decoding = True
 
     def tiles(self) -> dict[str, int]:
-        """Arguments of the autoencoder's `enable_tiling`; empty: its own defaults."""
+        """Arguments of the autoencoder's `enable_tiling`; {} for the defaults of diffusers."""
         return {}
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
@@ -214,7 +219,7 @@ class Architecture:
         return torch.randn(*shape, generator=draws)
 
     def student_scheduler(self, nfe: int, shift: float, stepping: str) -> "SchedulerMixin":
-        """Scheduler with which diffusers' pipeline takes the steps of `distill_bench.rollout`."""
+        """Scheduler that makes diffusers' pipeline take the steps of `distill_bench.rollout`."""
         from distill_bench.schedulers import flow_matching  # diffusers takes seconds
 
         return flow_matching(nfe, shift, stepping)
@@ -237,7 +242,7 @@ def architecture_of(folder: Path) -> Architecture:
     if not name.endswith(SUFFIX) or key not in architecture_names():
         raise TeacherError(
             f"{folder}: its transformer is a {name or 'network without config.json'}, which no "
-            f"architecture reads; known: {', '.join(architecture_names())}; to add one, imitate "
+            f"architecture reads; known: {', '.join(architecture_names())}; to add one, start from "
             "distill_bench/teachers/architectures/wan.py"
         )
     module = importlib.import_module(f"{architectures.__name__}.{key}")
@@ -253,5 +258,5 @@ def architecture_of(folder: Path) -> Architecture:
 
 
 def architecture_called(net: nn.Module) -> Architecture:
-    """The architecture that calls a network: its folder's, else the plain call."""
+    """Architecture of a network: that of its folder, or the base class if it has no folder."""
     return getattr(net, "architecture", None) or Architecture()

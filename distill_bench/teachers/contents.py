@@ -18,7 +18,7 @@ HashedFiles = tuple[tuple[Path, int, int], ...]  # path, bytes, modification tim
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict:
-    """A JSON config of a part of a pipeline; empty if the file does not exist.
+    """JSON config of one part of a pipeline; {} if the file does not exist.
 
     Raises:
         TeacherError: if it is not a JSON object.
@@ -32,8 +32,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
         raise TeacherError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict):
         raise TeacherError(
-            f"cannot read {path}: a config is an object of keys and values; "
-            f"found {type(config).__name__}"
+            f"cannot read {path}: a config must be a JSON object; found {type(config).__name__}"
         )
     return config
 
@@ -56,7 +55,9 @@ def weight_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for path in files:
         if not path.is_file():
-            raise TeacherError(f"{part} lacks weights: it has no {path.name}")
+            raise TeacherError(
+                f"{part} lacks weights: it has no {path.name}; download or copy the whole folder"
+            )
         stat = path.stat()
         shapes |= _shapes_in(path, stat.st_size, stat.st_mtime_ns)
     return shapes
@@ -68,7 +69,7 @@ def _shapes_in(path: Path, _size: int, _mtime_ns: int) -> dict[str, tuple[int, .
 
     try:
         with safe_open(path, "np") as file:
-            names = file.keys()  # the file is no mapping
+            names = file.keys()  # a safe_open file is not iterable
             return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"cannot load {path}: {error}") from error
@@ -84,7 +85,7 @@ def content_hash(folder: Path) -> str:
 
 
 def hash_is_slow(folder: Path) -> bool:
-    """True if `content_hash` must read more than LARGE bytes: no hash of these files is cached."""
+    """True if a folder is larger than LARGE and its hash is not cached."""
     files = _hashed_files(folder)
     return _is_large(files) and not _cached_hash(files).is_file()
 

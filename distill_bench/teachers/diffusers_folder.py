@@ -1,4 +1,4 @@
-"""Teachers in a diffusers pipeline folder: checks its configs and weights without loading them."""
+"""Teachers in a diffusers pipeline folder; checks configs and weights without loading networks."""
 
 import re
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class DiffusersTeacher:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second that the model was trained at; None: unknown.
+        """Frames per second of the trained model; None: unknown.
 
         Raises:
             TeacherError: if no architecture reads the folder.
@@ -34,7 +34,7 @@ class DiffusersTeacher:
         return _architecture(self.folder).fps
 
     def check_parts(self, student: Path | None = None) -> None:
-        """Check configs, and the headers of the weight files.
+        """Check the configs and the headers of the weight files.
 
         Raises:
             TeacherError: if an autoencoder is unknown, or a file is missing or truncated.
@@ -59,15 +59,15 @@ class DiffusersTeacher:
             TeacherError: if no architecture reads one of the folders.
         """
         architecture = _architecture(self.folder)
-        why = architecture.unfit(frames, height, width)
-        if why is None and student is not None:
-            why = architecture.unlike(_architecture(student))
-            why = why and f"student {student.name}: {why}"
-        return why
+        reason = architecture.unfit(frames, height, width)
+        if reason is not None or student is None:
+            return reason
+        reason = architecture.unlike(_architecture(student))
+        return reason and f"student {student.name}: {reason}"
 
 
 def autoencoder_class(architecture: "Architecture") -> str | None:
-    """Class name of a pipeline's autoencoder; None: it has none, and its latents are pixels.
+    """Class name of a pipeline's autoencoder; None if it has none because its latents are pixels.
 
     Raises:
         TeacherError: if it belongs to another architecture.
@@ -78,12 +78,12 @@ def autoencoder_class(architecture: "Architecture") -> str | None:
     if not architecture.vae:
         if (folder / "vae").is_dir():
             raise TeacherError(
-                f"{folder / 'vae'} has no config.json; a pipeline whose latents are pixels has no "
-                "vae/"
+                f"{folder / 'vae'} has no config.json; {COPY_ALL}, or remove vae/ if the latents "
+                "are pixels"
             )
         if any(architecture.index.get("vae") or ()):
             raise TeacherError(
-                f"{folder} has no vae/, and its model_index.json names one; {COPY_ALL}"
+                f"{folder} has no vae/, but its model_index.json lists one; {COPY_ALL}"
             )
         return None
     name = architecture.vae.get("_class_name")
@@ -110,11 +110,11 @@ def _check_configs(folder: Path) -> None:
         if "_class_name" not in read_config(folder, name):
             problem = "names no class" if (folder / name).is_file() else "is missing"
             raise TeacherError(
-                f"teacher {folder} is no pipeline folder: its {name} {problem}; {COPY_ALL}"
+                f"teacher {folder} is not a pipeline folder: its {name} {problem}; {COPY_ALL}"
             )
     if not any((folder / "tokenizer").iterdir()):
         raise TeacherError(
-            f"teacher {folder} is no pipeline folder: its tokenizer is empty; {COPY_ALL}"
+            f"teacher {folder} is not a pipeline folder: its tokenizer is empty; {COPY_ALL}"
         )
 
 
@@ -126,5 +126,5 @@ def _check_blocks(part: Path) -> None:
     if blocks and len(blocks) != configured:
         raise TeacherError(
             f"{part}: num_layers is {configured} in config.json, but the weights have "
-            f"{len(blocks)} blocks"
+            f"{len(blocks)} blocks; {COPY_ALL}"
         )

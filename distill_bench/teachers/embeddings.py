@@ -3,7 +3,7 @@
     <store>/embeddings/<tokenizer>-<text encoder>/<shard>.safetensors
 
 Both parts of the folder's name are content hashes. A shard maps `text_key(prompt)` to an embedding
-without its trailing zero rows. torch is imported late: resolving a run reads only names from here.
+without its trailing zero rows. torch is imported late, because resolving a run does not need it.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ def embeddings_folder(store: Path, teacher: Path, settings: Sequence[Any]) -> Pa
     Args:
         store: root of the runs.
         teacher: its pipeline folder.
-        settings: everything beside tokenizer and encoder that affects an embedding: the pipeline's
-            class and the number of tokens.
+        settings: other values that affect an embedding: the pipeline's class and the number of
+            tokens.
 
     Returns:
         None if the teacher has no text encoder and nothing is cached for its tokenizer.
 
     Raises:
-        TeacherError: if there is no text encoder, and several caches fit the tokenizer.
+        TeacherError: if the teacher has no text encoder and several caches fit its tokenizer.
     """
     hashed = json.dumps([content_hash(teacher / "tokenizer"), *settings])
     tokenizer = hashlib.sha256(hashed.encode()).hexdigest()[:12]
@@ -52,7 +52,7 @@ def embeddings_folder(store: Path, teacher: Path, settings: Sequence[Any]) -> Pa
     if len(cached) > 1:
         raise TeacherError(
             f"teacher {teacher} has no text encoder, and {len(cached)} folders in {root} fit its "
-            "tokenizer; remove those of other text encoders"
+            "tokenizer; remove the folders of other text encoders"
         )
     return cached[0] if cached else None
 
@@ -68,7 +68,7 @@ def write_shard(folder: Path, embeddings: Mapping[str, "Tensor"], teacher: str) 
     Args:
         folder: from `embeddings_folder`.
         embeddings: prompt -> (L, D), with one L for all.
-        teacher: name, for whoever looks into the file.
+        teacher: name of the teacher, recorded in the file's metadata.
     """
     from safetensors.torch import save  # needs torch, which takes seconds
 
@@ -88,7 +88,7 @@ def write_shard(folder: Path, embeddings: Mapping[str, "Tensor"], teacher: str) 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The cached embeddings of a folder, by prompt; each is read when it is asked for."""
+    """Cached embeddings of a folder by prompt, read on demand."""
 
     folder: Path
 
@@ -107,8 +107,8 @@ class Embeddings:
                 shard = safe_open(path, "pt")
             except (OSError, SafetensorError) as error:
                 raise TeacherError(
-                    f"embeddings {path} cannot be read ({error}): remove it, to have its prompts "
-                    "encoded again"
+                    f"embeddings {path} cannot be read ({error}); remove the file, and its prompts "
+                    "will be encoded again"
                 ) from error
             shards |= dict.fromkeys(shard.keys(), shard)
         return shards
@@ -127,10 +127,10 @@ class Embeddings:
 
 
 class Texts(Sequence):
-    """Embeddings (1, L, D) of a list of prompts on a device, and of the null text.
+    """Embeddings (1, L, D) of a list of prompts and of the null text, on one device.
 
     Args:
-        prompts: in the order of the indices.
+        prompts: item i of the sequence is the embedding of prompts[i].
         embedded: prompt -> (L, D), for the prompts and for "", the null text.
         device: of the embeddings that are returned.
         dtype: of the embeddings that are returned.

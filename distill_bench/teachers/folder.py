@@ -1,4 +1,4 @@
-"""Maps a teacher's name to a local folder, without the network and without heavy imports."""
+"""Maps a teacher's name to a local folder; needs no network access and no slow imports."""
 
 import contextlib
 from collections.abc import Iterator
@@ -75,9 +75,9 @@ def teacher_folder(name: str) -> Path:
 
 
 def split_hub_name(name: str) -> tuple[str | None, str | None]:
-    """Repository and revision of a hub name; no revision: the default branch.
+    """(repository, revision) of a hub name, or (None, None) for any other name.
 
-    Any other name gives (None, None).
+    The revision is None for the default branch.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         return None, None
@@ -86,10 +86,10 @@ def split_hub_name(name: str) -> tuple[str | None, str | None]:
 
 
 def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download  # half a second, and few sweeps name the hub
+    from huggingface_hub import snapshot_download  # takes half a second; few sweeps need it
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):  # ValueError: no possible name of a repository
+    except (LocalEntryNotFoundError, ValueError):  # ValueError: invalid repository name
         return None

@@ -24,7 +24,7 @@ def make_local(teachers: Iterable[str], students: Iterable[str] = ()) -> None:
         students: names of the pipelines whose transformer a student starts from.
 
     Raises:
-        TeacherError: if a name means no teacher, or a download fails.
+        TeacherError: if there is no such teacher, or a download fails.
     """
     hashed = [fetch(name) for name in dict.fromkeys(teachers)]
     hashed += [fetch(name) / "transformer" for name in dict.fromkeys(students)]
@@ -35,10 +35,10 @@ def make_local(teachers: Iterable[str], students: Iterable[str] = ()) -> None:
 
 
 def fetch(name: str) -> Path:
-    """Local folder of a teacher; one on the hub is downloaded if the cache lacks it or is outdated.
+    """Local folder of a teacher; a teacher on the hub is downloaded if missing or outdated.
 
     Raises:
-        TeacherError: if the name means no teacher, or the download fails.
+        TeacherError: if there is no such teacher, or the download fails.
     """
     if split_hub_name(name)[0] is None or Path(name).is_dir():
         return teacher_folder(name)
@@ -53,14 +53,14 @@ def download(name: str) -> Path:
         name: `OWNER/NAME` or `OWNER/NAME@REVISION`.
 
     Raises:
-        TeacherError: if it is no name on the hub, or the download fails.
+        TeacherError: if the name is not a hub name, or the download fails.
     """
     repository, revision = split_hub_name(name)
     if repository is None:
         raise TeacherError(f"{name!r} is not a hub name: write OWNER/NAME or OWNER/NAME@REVISION")
     from diffusers import DiffusionPipeline, logging  # takes seconds
 
-    logging.set_verbosity_error()  # the message below says the same in one line
+    logging.set_verbosity_error()  # the error below says the same in one line
     try:
         return Path(DiffusionPipeline.download(repository, revision=revision))
     except Exception as error:
@@ -68,7 +68,8 @@ def download(name: str) -> Path:
         question = f"; is {revision!r} a branch, tag or commit of it?" if revision else ""
         raise TeacherError(
             f"cannot download teacher {name!r} ({type(error).__name__}: {reason}{question}); "
-            "name a folder, or download it where there is a network, without HF_HUB_OFFLINE"
+            "name a local folder, or download it on a machine with network access and "
+            "HF_HUB_OFFLINE unset"
         ) from error
 
 

@@ -2,8 +2,8 @@
 
 A folder that holds one of the marker files of `CLOSED_FORM` is read by the class named there. Every
 other folder must be a diffusers pipeline. To add a kind: write one module with a subclass of
-`ClosedFormTeacher` and a `Pipeline`, and name the class in `CLOSED_FORM`. Nothing else in the
-package asks for a kind; it asks for a capability of `Teacher`.
+`ClosedFormTeacher` and a `Pipeline`, and name the class in `CLOSED_FORM`. The rest of the package
+tests the capabilities of a `Teacher`, never its kind.
 """
 
 import importlib
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from distill_bench.teachers.embeddings import Texts
 
-# Marker file -> "module:class". Named, not imported: they need torch and lie in a higher layer.
+# Marker file -> "module:class". The class is imported late: it needs torch and a higher layer.
 CLOSED_FORM = {"gaussian.json": "distill_bench.domain.gaussian_teacher:GaussianTeacher"}
 
 
 class Teacher(Protocol):
-    """A teacher's folder, with everything that a run may ask before anything is loaded."""
+    """A teacher's folder: its capabilities and checks, available before any network is loaded."""
 
     folder: Path
     kind: ClassVar[str]  # for messages
@@ -83,7 +83,7 @@ class Pipeline(Protocol):
         """Embeddings (B, L, D) of prompts; the empty prompt gives the null text."""
 
     def texts(self, prompts: list[str], dtype: "torch.dtype" = ...) -> "Texts":
-        """Embeddings of prompts, read one by one when they are used."""
+        """Embeddings of prompts, read on demand."""
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of a clip."""
@@ -98,7 +98,7 @@ class Pipeline(Protocol):
         """New trainable network, at the fake score's starting point."""
 
     def data(self, prompts: list[str], keys: Sequence[int]) -> "Tensor | None":
-        """Latents (B, C, T, H, W) of real clips, one per prompt and key; None: there are none."""
+        """Latents (B, C, T, H, W) of real clips, one per prompt and key; None if none exist."""
 
     def encode(self, frames: "np.ndarray") -> "Tensor":
         """Latents (B, C, T, H, W) of frames uint8 (B, F, 3, Y, X)."""
@@ -110,7 +110,7 @@ class Pipeline(Protocol):
         """Frames uint8 (B, F, 3, Y, X) of latents, on the CPU."""
 
     def flops(self, net: "nn.Module", latent_shape: tuple[int, ...], text: "Tensor") -> float:
-        """FLOPs of one forward of one sample: the weight of a role in the ledger."""
+        """FLOPs of one forward pass for one sample; the ledger weighs roles by them."""
 
     def exact_fake_score(
         self, student: "nn.Module", sigmas: "Tensor", stepping: str, exits: Sequence[int]
@@ -144,12 +144,12 @@ class ClosedFormTeacher:
     folder: Path
 
     def check_parts(self, student: Path | None = None) -> None:
-        """Nothing to check: `load` reads two small files."""
+        """Check nothing: `load` reads only two small files."""
 
     def unfit(
         self, frames: int, height: int, width: int, student: Path | None = None
     ) -> str | None:
-        """Refuse a student's folder; any size of clips is accepted, and has no effect."""
+        """Refuse any student folder. The size of the clips has no effect."""
         if student is None:
             return None
         return (
@@ -157,7 +157,7 @@ class ClosedFormTeacher:
         )
 
     def load(self, device: "torch.device") -> Pipeline:
-        """The teacher with its networks on a device."""
+        """Load the teacher onto a device."""
         raise NotImplementedError
 
 
@@ -174,16 +174,16 @@ def read_teacher(folder: Path) -> Teacher:
     missing = [part for part in ("transformer", "tokenizer") if not (folder / part).is_dir()]
     if missing and not is_outline(folder):
         raise TeacherError(
-            f"teacher {folder} is no pipeline folder: it lacks {', '.join(missing)}; "
+            f"teacher {folder} is not a pipeline folder: it lacks {', '.join(missing)}; "
             "download or copy the whole folder"
         )
     return DiffusersTeacher(folder)
 
 
 def find_teacher(name: str) -> Teacher:
-    """The teacher of a name (`teacher_folder`).
+    """The teacher with a name (see `teacher_folder`).
 
     Raises:
-        TeacherError: if the name means no folder, or the folder is of no known kind.
+        TeacherError: if there is no such folder, or the folder is of no known kind.
     """
     return read_teacher(teacher_folder(name))

@@ -23,20 +23,19 @@ def read_prompts(path: Path) -> list[str]:
     `prompt_en`. Their `seed` is checked and ignored: seeds belong to the protocol.
 
     Raises:
-        ValueError: if a line is no prompt, or the file has none.
+        ValueError: if an entry is not a prompt, or the file has no prompts.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ValueError(f"prompts {path}: {reason}") from error
     if path.suffix == ".json":
         entries = _parse_json(text, f"prompts {path}")
         if not isinstance(entries, list):
             kind = "null" if entries is None else type(entries).__name__
             raise ValueError(
-                f"prompts {path}: a list of strings or of {{'prompt': TEXT}} is allowed, "
-                f"found {kind}"
+                f"prompts {path}: expected a list of strings or of {{'prompt': TEXT}}, found {kind}"
             )
         prompts = [
             _prompt(entry, f"prompts {path}, entry {number}")
@@ -51,7 +50,7 @@ def read_prompts(path: Path) -> list[str]:
         else:
             prompts = [line for _, line in lines]
     if not prompts:
-        raise ValueError(f"prompts {path}: there are none")
+        raise ValueError(f"prompts {path}: the file has no prompts")
     return prompts
 
 
@@ -64,7 +63,7 @@ def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no JSON: {error.msg}") from error
+        raise ValueError(f"{where}: not JSON: {error.msg}") from error
 
 
 def _prompt(entry: Any, where: str) -> str:
@@ -78,6 +77,4 @@ def _prompt(entry: Any, where: str) -> str:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         problem = f"{key}: {first['msg']}" if key else first["msg"]
-        raise ValueError(
-            f"{where}: {problem}; a prompt is {{'prompt': TEXT, 'seed': 0}}"
-        ) from error
+        raise ValueError(f"{where}: {problem}; write a string or {{'prompt': TEXT}}") from error

@@ -44,7 +44,7 @@ def test_null_equals_null_alone():
      "method.name.upper() == 'A'", "(lambda: 1)() == 1", "method['name'] == 'a'"],
 )  # fmt: skip
 def test_nothing_else_is_evaluated(condition):
-    with pytest.raises(ConfigError, match=r"is not allowed; allowed are keys") as error:
+    with pytest.raises(ConfigError, match=r"is not allowed; allowed: keys") as error:
         holds(condition, RUN)
     assert "\n" not in str(error.value)
 

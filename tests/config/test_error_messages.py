@@ -22,10 +22,10 @@ RUN_KEYS = [
     ("accumulation: 3", "batch_size 8 must be a multiple of accumulation 3"),
     ("protocol: {evaluators: [fvdd]}", "no evaluator called 'fvdd' (did you mean 'fvd'?)"),
     ("protocol: {clips: 1}", "protocol.clips = 1"),
-    ("trackers: [wandbb]", "trackers: 'wandbb' is no tracker of accelerate"),
+    ("trackers: [wandbb]", "trackers: 'wandbb' is not a tracker of accelerate"),
     ("height: 33", "height 33 must be a multiple of 8"),
     ("frames: 9", "frames 9 must be a multiple of 2"),
-    ("seed: 3", "seed is no key of a cell"),
+    ("seed: 3", "seed cannot be set per cell"),
 ]
 
 # keys of `method`, part of the message
@@ -76,9 +76,12 @@ SWEEP_FILES = [
     ),
     ("question: q\nbase: {student_updates: 3}", "method is missing"),
     ("question: q\nbase: {method: 3}", "method.name is 3"),
-    ("question: q\nbase: [dmd2]", "base = ['dmd2']: a mapping"),
+    ("question: q\nbase: [dmd2]", "base = ['dmd2']: expected a mapping"),
     ("question: q\nname: ../evil\nbase: {method: dmd2}", "name = '../evil'"),
-    ("question: q\nbase: {method: dmd2}\nbaseline: {nfe: 3}", "no run is the baseline {'nfe': 3}"),
+    (
+        "question: q\nbase: {method: dmd2}\nbaseline: {nfe: 3}",
+        "no run matches the baseline {'nfe': 3}",
+    ),
     (
         "question: q\nbase: {method: dmd2}\nexclude: ['nfee == 4']",
         "'nfee == 4': unknown key 'nfee' (did you mean 'nfe'?)",
@@ -88,7 +91,7 @@ SWEEP_FILES = [
     ("question: q\nbase: {method: dmd2}\nexclude: ['nfe == 4']", "the grid is empty"),
     (
         "question: q\nbase: {method: dmd2}\nexclude: ['nfe + 1 > 4']",
-        "'nfe + 1 > 4': 'nfe + 1' is not allowed; allowed are keys",
+        "'nfe + 1 > 4': 'nfe + 1' is not allowed; allowed: keys",
     ),
     ("question: q\nbase: {method: dmd2}\ncluster: {hours: 0}", "cluster.hours = 0"),
     ("base: {method: dmd2}", "question"),

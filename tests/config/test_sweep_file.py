@@ -121,7 +121,7 @@ def test_overrides_keep_a_methods_fields_if_only_its_name_is_swept():
 
 
 def test_a_dotted_key_through_a_value_is_refused():
-    with pytest.raises(ConfigError, match="protocol.clips: protocol = 3: a mapping"):
+    with pytest.raises(ConfigError, match="protocol.clips: protocol = 3: expected a mapping"):
         apply_overrides({"protocol": 3}, {"protocol.clips": 8})
 
 

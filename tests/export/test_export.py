@@ -261,7 +261,7 @@ def test_impossible_exports_are_refused(teachers, tmp_path):
         pipeline.export(run, tmp_path / "out")
     (teachers / "wan21" / "extra.txt").write_text("something else")
     try:
-        with pytest.raises(ValueError, match="teacher .* is not what the run was resolved with"):
+        with pytest.raises(ValueError, match="teacher .* has changed since the run was resolved"):
             pipeline.export(run, tmp_path / "out")
     finally:
         (teachers / "wan21" / "extra.txt").unlink()

@@ -190,7 +190,7 @@ def test_the_tiles_of_cogvideox_fit_together(size):
     )
     before = vae.tile_latent_min_height, vae.tile_latent_min_width
     architecture_of_vae = cogvideox.CogVideoX(None, {}, vae.config, {})
-    architecture_of_vae.at_size(vae)
+    architecture_of_vae.limit_memory(vae)
     after = vae.tile_latent_min_height, vae.tile_latent_min_width
     assert after == (before if size[0] > 128 else (6, 5)) and (after[0] % 6, after[1] % 5) == (0, 0)
 

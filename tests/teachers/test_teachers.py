@@ -46,7 +46,7 @@ def test_an_unknown_architecture_names_the_known_ones_and_the_file_to_imitate(co
     change(copy / "transformer", _class_name="HunyuanVideoTransformer3DModel")
     said = refused(teacher=str(copy))
     assert "HunyuanVideoTransformer3DModel" in said and "cogvideox, ltxvideo, wan" in said
-    assert "imitate distill_bench/teachers/architectures/wan.py" in said
+    assert "start from distill_bench/teachers/architectures/wan.py" in said
 
 
 def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
@@ -69,7 +69,7 @@ def test_an_autoencoder_of_another_model_is_refused(copy):
 
 def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
     change(copy / "transformer", in_channels=36)
-    assert "takes latents of 36 channels and gives 4: it is no text-to-video model" in refused(
+    assert "takes latents of 36 channels and gives 4: it is not a text-to-video model" in refused(
         teacher=str(copy)
     )
     change(copy, boundary_ratio=0.875)
@@ -145,16 +145,16 @@ def test_a_pipeline_without_its_index_scheduler_or_tokenizer_is_refused(name, sa
         file.unlink()
     for fields in ({"teacher": str(copy)}, {"teacher": str(tiny_wan), "student": str(copy)}):
         assert (
-            f"teacher {copy} is no pipeline folder: {said}; download or copy the whole folder"
+            f"teacher {copy} is not a pipeline folder: {said}; download or copy the whole folder"
             in refused(**fields)
         )
 
 
 def test_a_teacher_without_its_autoencoder_or_prompts_is_refused(copy):
     (copy / "prompts.txt").write_text("\n")
-    assert f"prompts {copy / 'prompts.txt'}: there are none" in refused(teacher=str(copy))
+    assert f"prompts {copy / 'prompts.txt'}: the file has no prompts" in refused(teacher=str(copy))
     shutil.rmtree(copy / "vae")
-    assert f"{copy} has no vae/, and its model_index.json names one" in refused(teacher=str(copy))
+    assert f"{copy} has no vae/, but its model_index.json lists one" in refused(teacher=str(copy))
 
 
 def test_a_config_with_more_blocks_than_the_weights_is_refused(copy):
@@ -167,7 +167,7 @@ def test_a_config_with_more_blocks_than_the_weights_is_refused(copy):
 def test_cogvideox_has_no_positions_beyond_its_training_size(tmp_path):
     pipelines.save("cogvideox-1.5", tmp_path / "cog")
     said = refused(teacher=str(tmp_path / "cog"), frames=9, height=48, width=32)
-    assert said == "height 48: the teacher cog has positions up to 32"
+    assert said == "height 48 must be at most 32 for the teacher cog"
 
 
 def test_a_student_without_weights_is_refused(tiny_wan, copy):
@@ -184,7 +184,7 @@ def test_an_unknown_autoencoder_and_one_without_a_config_are_refused(copy):
 
 @pytest.mark.parametrize("name", ["transformer/config.json", "vae/config.json", "model_index.json"])
 @pytest.mark.parametrize(
-    ("text", "said"), [('{"a": 1,', "line 1"), ("[]", "an object of keys and values; found list")]
+    ("text", "said"), [('{"a": 1,', "line 1"), ("[]", "a config must be a JSON object; found list")]
 )
 def test_a_config_that_is_not_json_is_named(name, text, said, copy):
     (copy / name).write_text(text)
@@ -238,7 +238,7 @@ def test_files_that_changed_since_the_run_was_resolved_are_not_loaded(key, tiny_
     else:
         (copy / "prompts.txt").write_text("a blue circle\n")
     with pytest.raises(
-        TeacherError, match=f"{key} .* is not what the run was resolved with"
+        TeacherError, match=f"{key} .* has changed since the run was resolved"
     ) as caught:
         pipeline_of(config, torch.device("cpu"))
     assert "\n" not in str(caught.value)
@@ -255,19 +255,20 @@ def test_weights_of_another_shape_are_one_line(copy):
     change(copy / "text_encoder", d_ff=77)
     with pytest.raises(
         TeacherError,
-        match=r"text_encoder: 3 weights are missing or of another shape, e.g. encoder.block",
+        match=r"text_encoder: 3 weights are missing or have the wrong shape, e.g. encoder.block",
     ):
         load_texts(str(copy), torch.device("cpu")).encode_text(["a red circle"])
 
 
 def test_a_student_of_other_latents_or_texts_is_refused(tiny_wan, copy):
     change(copy / "transformer", text_dim=32)
-    assert "student broken: its text width is 32, that of the teacher tiny-wan is 16" in refused(
-        teacher=str(tiny_wan), student=str(copy)
+    assert (
+        "student broken: its text width is 32, but that of the teacher tiny-wan is 16"
+        in refused(teacher=str(tiny_wan), student=str(copy))
     )
     change(copy / "transformer", text_dim=16, in_channels=16, out_channels=16)
     assert (
-        "student broken: its number of latent channels is 16, that of the teacher tiny-wan is 4"
+        "student broken: its number of latent channels is 16, but that of the teacher tiny-wan is 4"
         in refused(teacher=str(tiny_wan), student=str(copy))
     )
     assert "no teacher 'nowhere'" in refused(teacher=str(tiny_wan), student="nowhere")

@@ -88,7 +88,7 @@ def test_prompts_that_are_too_long_are_named(tiny_wan, tmp_path, capsys):
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
     warning = capsys.readouterr().err
     assert "1 of 3 prompts are longer than the 8 tokens that tiny-wan takes" in warning
-    assert "their ends are cut, e.g. 'a blue square" in warning
+    assert "and are truncated, e.g. 'a blue square" in warning
     embedding.embed(str(tiny_wan), [tmp_path / "long.txt"], tmp_path / "store")
     assert capsys.readouterr().err == ""
 
@@ -107,10 +107,10 @@ def test_only_a_line_feed_ends_a_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.txt", "\n \n", "there are none"),
+        ("a.txt", "\n \n", "the file has no prompts"),
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2: prompt: Field required"),
         ("a.jsonl", '{"prompt": "x", "seed": -1}\n', "line 1: seed: Input should be greater"),
-        ("a.jsonl", "{", "line 1: no JSON"),
+        ("a.jsonl", "{", "line 1: not JSON"),
         ("a.json", '["x", 3]', "entry 2: "),
         ("a.json", '["x", " "]', "entry 2: prompt: String should have at least 1 character"),
         (
@@ -121,9 +121,9 @@ def test_only_a_line_feed_ends_a_prompt(tmp_path):
         (
             "a.json",
             '{"prompts": ["x"]}',
-            "a list of strings or of {'prompt': TEXT} is allowed, found dict",
+            "expected a list of strings or of {'prompt': TEXT}, found dict",
         ),
-        ("a.json", "null", "is allowed, found null"),
+        ("a.json", "null", "found null"),
         ("none.txt", None, "No such file"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, 
     assert (
         ended.value.code == 2
         and f"embeddings {shard} cannot be read" in said
-        and "remove it" in said
+        and "remove the file" in said
         and said.count("\n") == 1
     )
     shard.unlink()

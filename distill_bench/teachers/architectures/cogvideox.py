@@ -1,9 +1,9 @@
-"""CogVideoX: a variance-preserving network of v or epsilon, read as a velocity; padded T5 texts.
+"""CogVideoX: a variance-preserving network, converted to velocity; padded T5 texts.
 
-The network takes z = a x0 + b noise with a^2 + b^2 = 1. The x_t = (1 - sigma) x0 + sigma noise with
-the same ratio b / a equals z times sqrt((1 - sigma)^2 + sigma^2), so the conversion is a change of
-scale, exact at every step of the network's own schedule. Between two of its steps, the timestep is
-interpolated in sigma.
+The network predicts v or epsilon from z = a x0 + b noise with a^2 + b^2 = 1. At the same ratio
+b / a, x_t = (1 - sigma) x0 + sigma noise equals z times sqrt((1 - sigma)^2 + sigma^2). The
+conversion is therefore a change of scale, exact at every step of the network's own schedule.
+Between two of these steps, the timestep is interpolated in sigma.
 """
 
 from functools import cached_property
@@ -50,13 +50,13 @@ class CogVideoX(Architecture):
         return net.transformer_blocks
 
     def tokens(self, output: Any) -> Tensor:
-        return output[0]  # the text's tokens follow
+        return output[0]  # output[1] holds the text's tokens
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
         """Config of the folder's scheduler: the network's prediction type and noise levels."""
         config = read_config(self.folder / "scheduler", "scheduler_config.json")
-        return config.get("trained", config)  # an exported student's scheduler wraps the teacher's
+        return config.get("trained", config)  # as in an exported student's scheduler
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -82,7 +82,7 @@ class CogVideoX(Architecture):
         return self._patch_t or 1, patch, patch
 
     def frames_rule(self) -> tuple[int, int]:
-        # after the first, its autoencoder decodes two latents at a time
+        # after the first latent, the autoencoder decodes two latents at a time
         return 2 * self.strides()[0], 1
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -105,12 +105,12 @@ class CogVideoX(Architecture):
         rotary = self.transformer.get("use_rotary_positional_embeddings")
         if reason is not None or not self._patch_t or not rotary:
             return reason
-        # positions are a slice of those of the training
+        # positions are a slice of the training grid
         for key, size in (("height", height), ("width", width)):
             largest = self.transformer.get(f"sample_{key}", size) * self.strides()[1]
             if size > largest:
                 name = self.folder.name
-                return f"{key} {size}: the teacher {name} has positions up to {largest}"
+                return f"{key} {size} must be at most {largest} for the teacher {name}"
         return None
 
     def text_length(self, tokenizer: Any) -> int:
@@ -118,7 +118,7 @@ class CogVideoX(Architecture):
 
     def tiles(self) -> dict[str, int]:
         # Tiles overlap by a sixth of their height and a fifth of their width. They fit together
-        # only if that is a whole number of latents, as for the released sizes.
+        # only if each overlap is a whole number of latents, as it is for the released sizes.
         stride = self.own_strides()[1]
         sizes = {}
         for axis, share, usual in (("height", 6, 480), ("width", 5, 720)):
@@ -127,7 +127,7 @@ class CogVideoX(Architecture):
         return sizes
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        padded = 1 - latents.shape[2] % 2  # a first latent that only fills a patch
+        padded = 1 - latents.shape[2] % 2  # drop a first latent that only fills a patch
         return vae.decode(1 / vae.config.scaling_factor * latents[:, :, padded:]).sample
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
@@ -151,14 +151,14 @@ class CogVideoX(Architecture):
         grid = x_t.shape[3] // patch, x_t.shape[4] // patch
         base = config.sample_height // patch, config.sample_width // patch
         times = -(-x_t.shape[2] // (patch_t or 1))
-        wanted = config.attention_head_dim, grid, base, times, patch_t is not None, x_t.device
-        if wanted not in self._rotaries:
-            self._rotaries[wanted] = _rotary(*wanted)
-        return self._rotaries[wanted]
+        key = config.attention_head_dim, grid, base, times, patch_t is not None, x_t.device
+        if key not in self._rotaries:
+            self._rotaries[key] = _rotary(*key)
+        return self._rotaries[key]
 
     @cached_property
     def _rotaries(self) -> dict[tuple, tuple[Tensor, Tensor]]:
-        return {}  # per object: another one may hold fake tensors of a memory rehearsal
+        return {}  # per object, because a memory rehearsal caches fake tensors in its own object
 
 
 def _rotary(

@@ -1,7 +1,7 @@
 """LTX-Video: flow matching on latents packed to tokens, T5 texts with a mask, positions in seconds.
 
-Masked rows of a text are zero here, and the mask is read off them. They are ignored by the
-attention either way.
+Masked rows of a text are set to zero, so that the mask can be recovered from the embedding. The
+attention ignores masked rows, whatever their values.
 """
 
 import math
@@ -64,7 +64,7 @@ class LTXVideo(Architecture):
 
     def mismatch(self) -> str | None:
         if any(self.transformer.get(key, 1) != 1 for key in ("patch_size", "patch_size_t")):
-            return "its transformer patches its latents, which no released LTX-Video does"
+            return "its transformer has a patch size above 1, which no released LTX-Video has"
         return super().mismatch()
 
     def encode_text(self, pipeline: "DiffusionPipeline", prompts: list[str], length: int) -> Tensor:
@@ -78,7 +78,7 @@ class LTXVideo(Architecture):
         latents = latents * std / vae.config.scaling_factor + mean
         timestep = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
         with torch.random.fork_rng(enabled=any(vae.config.decoder_inject_noise)):
-            torch.manual_seed(0)  # some decoders add noise: always the same
+            torch.manual_seed(0)  # some decoders add noise; make it reproducible
             return vae.decode(latents, timestep).sample
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
@@ -87,7 +87,9 @@ class LTXVideo(Architecture):
         return (latents - mean) * vae.config.scaling_factor / std
 
     def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
-        if step == 0:  # drawn by the pipeline, which then packs; later noise is drawn packed
+        if (
+            step == 0
+        ):  # the pipeline packs the first noise after drawing; it draws later noise packed
             return super().draw(shape, step, draws)
         channels, *size = shape
         return torch.randn(math.prod(size), channels, generator=draws).T.unflatten(1, size)

@@ -1,4 +1,4 @@
-"""Wan2.1 and Wan2.2 with one transformer: flow matching, UMT5 texts padded with zeros.
+"""Wan2.1 and Wan2.2-TI2V-5B: flow matching, UMT5 texts padded with zeros.
 
 Wan2.2-TI2V-5B (`expand_timesteps`) has one timestep per token, and an autoencoder of stride 16 with
 48 channels.
@@ -53,7 +53,7 @@ class Wan(Architecture):
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         mean, std = _statistics(vae, latents)
-        return vae.decode(latents / (1 / std) + mean).sample  # rounds as WanPipeline does
+        return vae.decode(latents / (1 / std) + mean).sample  # the same rounding as WanPipeline
 
     def encode(self, vae: nn.Module, video: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mode()
