@@ -42,9 +42,8 @@ class DMD2(Method):
     blocks. Its loss is discriminator_weight * (softplus(D(x0)) + softplus(-D(real))). The blocks
     are those of
 
-    - `fake_score` (the paper, section 4.3): head and fake score share an optimiser, and the loss of
-    D
-      also trains the blocks;
+    - `fake_score` (the paper, section 4.3): head and fake score share an optimiser, and the loss
+      of D also trains the blocks;
     - `teacher` (FastGen@34f30e8, methods/distribution_matching/dmd2.py): the blocks are frozen, the
       head has its own optimiser, and r1_weight adds APT's approximate R1.
     """

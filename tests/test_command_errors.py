@@ -70,7 +70,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("compare / alpha", "'/' is neither a run folder nor a run in"),
         ("compare '' alpha", "matches several runs: alpha-s0-"),
         ("verify empty", "no sweep.json"),
-        ("verify nowhere", "no sweep.json"),
+        ("verify nowhere", "no sweep.json in results/nowhere"),
+        ("plot nowhere", "known: speed"),
     ],
 )
 def test_a_wrong_command_ends_in_one_line(command, message, workplace, capsys):

@@ -39,7 +39,8 @@ def normal_speed(clip: np.ndarray, epsilon: float = 4e-3) -> Tensor:
     """Normal flow |I_t| |grad I| / (|grad I|^2 + epsilon) of a blurred clip, summed over colours.
 
     Sees only the motion along the gradient. Reads low above 3 pixels per frame, and on textures and
-    small bodies at any speed (eval/motion.json). Intensities are in [0, 1]; epsilon damps noise.
+    small bodies at any speed (eval/motion_calibration.json). Intensities are in [0, 1]; epsilon
+    damps noise.
     """
     x = _blurred(torch.from_numpy(clip).float() / 255)
     change = x[1:] - x[:-1]

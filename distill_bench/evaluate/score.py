@@ -73,11 +73,12 @@ def evaluate(
             scores of other evaluators under another protocol.
     """
     out = out or folder / "metrics.jsonl"
+    names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
+    # every check comes before the first evaluator, which may work for hours
+    configured = {name: _configured(name, (settings or {}).get(name, {})) for name in names}
     clips, reference_clips = load_clips(folder), LazyReferences(references)
     under = conditions(clips, reference_clips)
     protocol = protocol or _digest(under)
-    names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
-    # every check comes before the first evaluator, which may work for hours
     for kind in COMPARED:
         if kind in reference_clips:
             require_same_frames(clips, reference_clips[kind], kind)
@@ -85,8 +86,7 @@ def evaluate(
     if (reason := on_first_rank(lambda: unwritable(out.parent))) is not None:
         raise ValueError(f"cannot write {out}: {reason}; name another file by --out")
     applicable: dict[str, Evaluator] = {}
-    for name in names:
-        evaluator = _configured(name, (settings or {}).get(name, {}))
+    for name, evaluator in configured.items():
         reason = evaluator.reason_to_skip(clips)
         if reason is None:
             applicable[name] = evaluator

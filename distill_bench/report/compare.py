@@ -181,12 +181,14 @@ def print_comparison(a: StoredRun, b: StoredRun, console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: print the differences between two runs."""
     parser = argparse.ArgumentParser(
-        prog="distill-bench compare", description="differences between two runs"
+        prog="distill-bench compare", description="Compare config, code and scores of two runs."
     )
     parser.add_argument(
         "run", nargs=2, metavar="RUN", help="a run folder, or a run's id or the beginning of it"
     )
-    parser.add_argument("--store", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "--store", type=Path, default=Path("runs"), help="folder of the runs; default: runs"
+    )
     options = parser.parse_args(argv)
     try:
         a, b = (find_run(name, options.store) for name in options.run)

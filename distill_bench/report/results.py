@@ -62,7 +62,7 @@ COSTS = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Results:
     """A study: its manifest, its data files as frames, and its runs grouped into rows.
 
@@ -83,6 +83,10 @@ class Results:
     training: pd.DataFrame
     rows: tuple[Row, ...]
     clip_scores: Mapping[tuple[str, str], np.ndarray]
+
+    def __repr__(self) -> str:
+        rows = f"{len(self.students)} rows, {len(self.references)} references"
+        return f"<results of {self.name}: {rows}>"
 
     @property
     def name(self) -> str:
@@ -229,7 +233,7 @@ def load(results: str | Path) -> Results:
         folder = Path("results") / sweep_name(results)
     for name in ("sweep.json", "runs.csv"):  # the other files may be empty
         if not (folder / name).is_file():
-            raise ResultsError(f"no {name} in {folder}; {REWRITE}")
+            raise ResultsError(f"no {name} in {folder}; {REWRITE}{_known(folder)}")
     manifest = _read_manifest(folder / "sweep.json")
     texts = read_texts(folder / "runs.csv")
     texts_columns = ["run_id", "method", "role", "seed", "status", "warnings", *manifest["swept"]]
@@ -252,6 +256,12 @@ def load(results: str | Path) -> Results:
         clip_scores,
     )
     return Results(folder, manifest, runs, checkpoints, training, rows, clip_scores)
+
+
+def _known(folder: Path) -> str:
+    """Name the studies beside a folder that does not exist; "" if there are none."""
+    names = sorted(path.parent.name for path in folder.parent.glob("*/sweep.json"))
+    return f"; known: {', '.join(names)}" if names and not folder.exists() else ""
 
 
 def parse_keys(text: str) -> dict[str, str]:

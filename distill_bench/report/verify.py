@@ -129,9 +129,10 @@ def _unlike_lines(name: str, text: str, expected: str) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0 if everything follows from the data, 1 if not, 2 without results."""
     parser = argparse.ArgumentParser(
-        prog="distill-bench verify", description="recompute the tables of a results folder"
+        prog="distill-bench verify",
+        description="Recompute the tables of a results folder and compare them with its files.",
     )
-    parser.add_argument("results", help="folder that a report wrote, or the sweep's name")
+    parser.add_argument("results", help="folder that a report wrote, or the name of a sweep")
     parser.add_argument("--store", type=Path, help="recompute the data files from these runs, too")
     options = parser.parse_args(argv)
     try:

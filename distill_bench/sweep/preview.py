@@ -39,7 +39,8 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
             f"one run at a time {duration(total)}"
         )
     if unknown := len(waiting) - len(estimates):
-        console.print(f"cost of {unknown} of them: unknown, no similar run is done yet")
+        which = f"cost of {unknown} of them" if estimates else "cost"
+        console.print(f"{which}: unknown, no similar run is done yet")
     if on_slurm:
         _print_cluster(sweep)
     elif cluster.partition or cluster.gpus or cluster.nodes > 1:

@@ -9,6 +9,7 @@ Everything runs the real trainer on a pipeline of Wan's own classes with random 
 in seconds.
 """
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,20 +58,29 @@ CHECKS = (
 
 
 def check_methods(
-    *methods: str | type[Method] | Mapping[str, Any], folder: Path, ranks: bool = True
+    *methods: str | type[Method] | Mapping[str, Any],
+    folder: Path | None = None,
+    ranks: bool = True,
 ) -> None:
     """Run every conformance check on each method.
 
     Args:
         methods: names as in a sweep, classes, or a run's `method` with its fields.
-        folder: receives the runs.
+        folder: empty, receives the runs; None: a temporary folder.
         ranks: also train with two processes; `check_two_ranks` does so for many methods in one
             launch.
 
     Raises:
         AssertionError: at the first failure, naming the method, the check and the fault. An error
             of the method itself is its cause.
+        FileExistsError: if the folder holds the runs of an earlier call.
     """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            check_methods(*methods, folder=Path(temporary), ranks=ranks)
+        return
+    if (folder / "runs").exists():
+        raise FileExistsError(f"{folder} has the runs of an earlier check; give an empty folder")
     for index, method in enumerate(methods):
         runs = Runs(method, folder, str(index))
         for check in CHECKS:

@@ -49,6 +49,8 @@ class Runs:
     ) -> None:
         if isinstance(method, type):
             method = f"{method.__module__}:{method.__qualname__}"
+        if not isinstance(method, str | Mapping):
+            raise TypeError(f"a method is a name, a class or a mapping, not {method!r}")
         self.method = {"name": method} if isinstance(method, str) else dict(method)
         self.name = ", ".join(str(value) for value in self.method.values())
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Calibrate the shipped extractors and the optical flow: writes eval/fvd.json and eval/motion.json.
+"""Calibrate the shipped extractors and the optical flow: writes eval/*_calibration.json.
 
     python tests/benchmarks/calibration.py
 
@@ -31,8 +31,8 @@ from distill_bench.evaluate.optical_flow import (
 from distill_bench.evaluator import Clips
 from distill_bench.store.files import write_json
 
-EXTRACTORS_FILE = ROOT / "eval" / "fvd.json"
-FLOW_FILE = ROOT / "eval" / "motion.json"
+EXTRACTORS_FILE = ROOT / "eval" / "fvd_calibration.json"
+FLOW_FILE = ROOT / "eval" / "motion_calibration.json"
 
 
 def extractor_self_test(extractor: Extractor, count: int = 432, nulls: int = 4) -> dict:

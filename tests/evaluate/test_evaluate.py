@@ -92,6 +92,8 @@ def test_scores_of_another_protocol_are_refused_and_the_difference_is_named(
     other = write_sampled(tmp_path / "c", first=200)
     with pytest.raises(ValueError, match=r"they differ in references.teacher \w{8} and \w{8}"):
         evaluate(folder, {"teacher": other}, ["fidelity"])
+    with pytest.raises(ValueError, match="no evaluator called 'fidelty'"):  # is said first
+        evaluate(folder, {"teacher": other}, ["fidelty"])
     lines = evaluate(folder, {"teacher": other}, ["motion", "fidelity"])
     assert {line["metric"] for line in lines} == {"motion", "fidelity"}
 

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from stores import RUNS, write_store
 
 from distill_bench.report.data_files import data_files
-from distill_bench.report.figures import canvas
+from distill_bench.report.figures import canvas, style
 from distill_bench.report.figures.command import draw_pair, main, plot
 from distill_bench.report.figures.curves import curves
 from distill_bench.report.figures.drawings import drawings
@@ -85,8 +85,8 @@ def test_series_at_the_same_cost_stand_side_by_side(folder):
 
 
 def test_margin_labels_keep_apart_and_in_order():
-    with canvas.rc_context(canvas.STYLE):
-        axes = Figure(figsize=canvas.SIZE).subplots()
+    with canvas.rc_context(style.STYLE):
+        axes = Figure(figsize=style.SIZE).subplots()
         axes.set_ylim(0, 1)
         canvas.margin_labels(axes, [(0.99, "d"), (0.5, "b"), (0.98, "c"), (0.49, "a"), (1.0, "e")])
         axes.figure.draw_without_rendering()
@@ -114,7 +114,7 @@ def test_a_row_without_a_place_on_the_axis_is_a_line_across(folder):
 
 def test_a_reference_with_both_scores_is_a_marker(folder):
     figure = against(folder, "distance", "detail", "series")
-    references = [line for line in figure.axes[0].lines if line.get_color() == canvas.QUIET]
+    references = [line for line in figure.axes[0].lines if line.get_color() == style.QUIET]
     at = [(line.get_xdata(), line.get_ydata()) for line in references if line.get_marker() == "d"]
     assert [(list(x), list(y)) for x, y in at] == [([3.0], [0.5])]
     assert "teacher" in legend_of(figure)
@@ -127,7 +127,7 @@ def test_only_rows_of_one_series_are_joined_and_controls_are_hollow():
     hollow = [
         float(markers.get_offsets()[0, 1])
         for markers in axes.collections
-        if [to_hex(colour) for colour in markers.get_facecolors()] == [canvas.GROUND]
+        if [to_hex(colour) for colour in markers.get_facecolors()] == [style.GROUND]
     ]
     assert hollow == pytest.approx([1.3, 25.0, 0.7])
 
@@ -150,7 +150,7 @@ def test_a_control_has_the_colour_of_its_line():
     looks = choose_looks({"a": 3, "a lr=5": 1, "b paper lr=1": 2, "b paper": 1})
     assert looks.line_of == {"a lr=5": "a", "b paper": "b paper lr=1"}
     assert looks.colour("a") == looks.colour("a lr=5") != looks.colour("b paper")
-    assert looks.styles["a lr=5"]["markerfacecolor"] == canvas.GROUND
+    assert looks.styles["a lr=5"]["markerfacecolor"] == style.GROUND
     assert looks.controls == "hollow: another lr"
 
 
@@ -222,7 +222,7 @@ def test_bands_end_at_the_limits_of_a_logarithmic_axis():
 def test_clear_differences_are_filled(folder):
     distance = differences(folder).axes[0]
     markers = [line for line in distance.lines if line.get_marker() not in ("None", "", "|")]
-    hollow = [line for line in markers if line.get_markerfacecolor() == canvas.GROUND]
+    hollow = [line for line in markers if line.get_markerfacecolor() == style.GROUND]
     assert len(markers) == 3 and len(hollow) == 2, "one of three intervals is clear of 0"
 
 
@@ -330,7 +330,7 @@ def test_nothing_finished_is_no_figure_and_no_folder_is_an_error(tmp_path):
 def test_no_text_is_cut_off_or_under_the_legend():
     for drawing in drawings(Study(controlled_sweep())):
         figure = drawing.draw()
-        with canvas.rc_context(canvas.STYLE):
+        with canvas.rc_context(style.STYLE):
             figure.draw_without_rendering()
         page = figure.bbox.padded(3)
         labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]

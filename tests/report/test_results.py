@@ -25,6 +25,9 @@ def test_a_study_is_loaded_by_its_name_or_its_folder(reported, tmp_path, monkeyp
     assert by_name.baseline.label == "alpha fake_score_updates=1"
     with pytest.raises(ResultsError, match="no sweep.json in results/nothing"):
         load("nothing")
+    with pytest.raises(ResultsError, match="; known: speed$"):
+        load("nothing")
+    assert re.fullmatch(r"<results of speed: \d rows, \d references>", repr(by_name))
 
 
 def test_frames_have_numbers_as_numbers_and_every_digit_of_the_files(reported):

@@ -208,3 +208,11 @@ def test_a_method_may_make_no_samples_of_its_own_and_then_has_none_to_reuse(fold
         match="Broken: the student's phase makes no samples to reuse; set `reuse_rollout: false`",
     ):
         train(runs.make(reuse_rollout=True))
+
+
+def test_a_check_needs_a_method_and_an_empty_folder(tmp_path):
+    with pytest.raises(TypeError, match=r"a method is a name, a class or a mapping, not \['dmd'\]"):
+        checks.check_methods(["dmd"], ranks=False)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(FileExistsError, match="earlier check; give an empty folder"):
+        checks.check_methods("dmd", folder=tmp_path, ranks=False)

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill_bench.report.figures import canvas
-from distill_bench.report.figures.canvas import SIZE, STYLE
 from distill_bench.report.figures.marks import log_from
 from distill_bench.report.figures.study import Study, column_of, opened
+from distill_bench.report.figures.style import SIZE, STYLE
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import SCORED
 from distill_bench.report.stats import mean_interval

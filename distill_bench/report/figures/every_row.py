@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill_bench.report.figures import canvas
-from distill_bench.report.figures.canvas import GROUND, QUIET, SMALL, STYLE
 from distill_bench.report.figures.marks import REACH, log_from
 from distill_bench.report.figures.study import Study, opened
+from distill_bench.report.figures.style import GROUND, QUIET, SMALL, STYLE
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import Row

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from distill_bench.report.figures import canvas
-from distill_bench.report.figures.canvas import DASHES, QUIET
 from distill_bench.report.figures.study import Study
+from distill_bench.report.figures.style import DASHES, QUIET
 from distill_bench.report.results import Column
 
 FLOOR = {"color": QUIET, "linestyle": DASHES[1], "linewidth": 0.8}

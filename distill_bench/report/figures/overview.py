@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill_bench.report.figures import canvas
-from distill_bench.report.figures.canvas import STYLE
 from distill_bench.report.figures.looks import Looks
 from distill_bench.report.figures.marks import FLOOR, log_from, mark_one, rows_across
 from distill_bench.report.figures.study import Study, opened
+from distill_bench.report.figures.style import STYLE
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import Column
 

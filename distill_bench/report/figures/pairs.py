@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill_bench.report.figures import canvas
-from distill_bench.report.figures.canvas import COLOURS, QUIET, STYLE
 from distill_bench.report.figures.looks import marker_sizes
 from distill_bench.report.figures.marks import draw_references, log_from, mark_one, rows_across
 from distill_bench.report.figures.study import (
@@ -18,6 +17,7 @@ from distill_bench.report.figures.study import (
     find_column,
     opened,
 )
+from distill_bench.report.figures.style import COLOURS, QUIET, SMALL, STYLE
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import COSTS, Column, Results
 
@@ -98,7 +98,7 @@ def against(
         f"series of the same {x.title.lower()} stand side by side" if moved else "",
         canvas.wrapped(far, 88),
     ]
-    figure.supxlabel("\n".join(filter(None, notes)), fontsize=canvas.SMALL, color=QUIET)
+    figure.supxlabel("\n".join(filter(None, notes)), fontsize=SMALL, color=QUIET)
     entries = _entries(study, points, group, bool(across)) + reference_entries
     if len(entries) > 1 or group == "series":
         canvas.legend(figure, entries, title=group if group not in ("method", "series") else None)

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill_bench.report.figures import canvas
-from distill_bench.report.figures.canvas import SIZE, STYLE
 from distill_bench.report.figures.study import UPDATES, Study, opened
+from distill_bench.report.figures.style import SIZE, STYLE
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import COST, Results
 

@@ -29,7 +29,7 @@ from distill_bench.sample.roles import STUDENT
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
 
-# Inks of the figures (`figures.canvas`) that the page sets for light and dark.
+# Inks of the figures (`figures.style`) that the page sets for light and dark.
 INK = {"#1b1f24": "--text", "#d5dae0": "--rule", "#59636e": "--quiet", "#fefefe": "--ground"}
 PROCESS = {"pid", "time", "restart", "command", "executable", "log"}  # of one process alone
 
