@@ -30,7 +30,7 @@ Call = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to use one pipeline folder, according to its configs.
+    """Use of one pipeline folder, decided by its configs.
 
     The base class calls the network as (x_t, 1000 sigma, text) -> velocity. Subclasses override the
     call, and name their classes in diffusers and transformers and the keys of their configs.
