@@ -1,4 +1,4 @@
-"""Attribute accuracy: share of clips that show the colour, shape, direction and speed they name."""
+"""Attribute accuracy: share of clips with the captioned colour, shape, direction and speed."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,9 +10,10 @@ from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
 
 @dataclass(frozen=True)
 class AttributeAccuracy(Evaluator):
-    """Share of clips whose attributes all match the caption, read by arithmetic, not by a network.
+    """Share of clips whose attributes all match the caption.
 
-    The idea of T2I-CompBench with exact answers: the embedded domain is rendered.
+    The idea is that of T2I-CompBench, but attributes are computed exactly instead of being read by
+    a network. This is possible because clips of the embedded domain show rendered shapes.
     """
 
     paper: ClassVar[str] = "arXiv:2307.06350"
@@ -56,5 +57,5 @@ class AttributeAccuracy(Evaluator):
 
 
 def histogram_distance(asked: list[str], shown: list[str]) -> float:
-    """Total variation of two equally long lists: the share of values that would have to change."""
+    """Total variation of two equally long lists: the share of values that must change."""
     return sum(abs(asked.count(v) - shown.count(v)) for v in {*asked, *shown}) / (2 * len(asked))

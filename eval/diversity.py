@@ -21,7 +21,7 @@ from distill_bench.evaluator import (
 )
 
 NEIGHBOURS = 5
-GRID = 8  # cells per side that frames are averaged to: keeps where things are, drops noise
+GRID = 8  # frames are averaged to 8x8 cells, which keeps positions and drops noise
 COPY = 1.0  # of 255: clips closer than this look identical
 EXTRACTOR = "random-r2p1"  # takes clips of any size and is untrained
 FEW_PROMPTS = 30
@@ -29,7 +29,7 @@ FEW_PROMPTS = 30
 
 @dataclass(frozen=True)
 class Diversity(Evaluator):
-    """Spread of one prompt's clips over the teacher's (1 is right), recall, coverage, copies.
+    """Spread of a prompt's clips as a ratio to the teacher's (1 is best), recall, coverage, copies.
 
     A student that makes one clip per prompt keeps its prompt fidelity and loses its spread. Recall
     (Kynkäänniemi et al., 2019) and coverage (Naeem et al., 2020) use 5 neighbours in the features
@@ -58,7 +58,7 @@ class Diversity(Evaluator):
 
 
 def spread_ratio(clips: Clips, spread: np.ndarray, teacher: Clips) -> list[Score]:
-    """Spread over the teacher's; empty if no prompt of the teacher has two clips."""
+    """Ratio of the spread to the teacher's; empty if no prompt of the teacher has two clips."""
     teacher_spread = same_prompt_spread(coarse(teacher), teacher.prompts)
     if teacher_spread is None:
         return []
@@ -114,9 +114,9 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def same_prompt_spread(x: Tensor, prompts: list[str]) -> np.ndarray | None:
-    """Mean distance between the clips of each prompt that has several, (prompts,).
+    """Mean pairwise distance of the clips of each prompt with several clips, (prompts,).
 
-    None if no prompt has several. Clips of unknown prompt ("") are left out.
+    None if no prompt has several clips. Clips without a prompt ("") are left out.
     """
     groups: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -137,10 +137,10 @@ def copies(x: Tensor) -> np.ndarray:
 
 
 def recall_and_coverage(x: Tensor, y: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """1 or 0 for each y (M,), twice.
+    """Recall and coverage of each y as 1 or 0, (M,) each.
 
-    Recall: y is no farther from some x than that x's k-th neighbour. Coverage: some x is no farther
-    from y than y's own k-th neighbour.
+    Recall is 1 if y is no farther from some x than the k-th neighbour of that x. Coverage is 1 if
+    some x is no farther from y than the k-th neighbour of y.
     """
     between = torch.cdist(x.double(), y.double())
     recall = (between <= _radius(x, k)[:, None]).any(0)

@@ -57,7 +57,7 @@ def kl(mean: np.ndarray, covariance: np.ndarray, mean_q: np.ndarray, cov_q: np.n
 def fisher(
     mean: np.ndarray, covariance: np.ndarray, mean_q: np.ndarray, cov_q: np.ndarray
 ) -> float:
-    """E_p |grad log p - grad log q|^2."""
+    """Fisher divergence E_p |grad log p - grad log q|^2."""
     slope = np.linalg.inv(cov_q) - np.linalg.inv(covariance)
     offset = np.linalg.solve(cov_q, mean - mean_q)
     return np.trace(slope @ covariance @ slope.T) + offset @ offset

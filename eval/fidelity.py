@@ -18,11 +18,11 @@ from distill_bench.evaluator import (
 
 @dataclass(frozen=True)
 class Fidelity(Evaluator):
-    """Saturation, contrast and sharpness of the frames, and over the teacher's; 1 is right.
+    """Saturation, contrast and sharpness of the frames, and their ratios to the teacher's.
 
-    Distribution matching with strong guidance raises saturation and contrast, a collapsing student
-    loses or inflates both, and regression blurs. These are pixel statistics: no network is
-    involved.
+    A ratio of 1 is best. Distribution matching with strong guidance raises saturation and contrast,
+    a collapsing student loses or inflates both, and regression blurs. These are pixel statistics,
+    computed without a network.
     """
 
     paper: ClassVar[str] = "arXiv:2404.04465"

@@ -40,7 +40,7 @@ class FVD(Evaluator):
     """Fréchet and kernel distances to the teacher's clips of the same prompts, and to data.
 
     Values compare only for one extractor and equal numbers of clips and frames. The distance of an
-    extractor other than I3D is called FD[name] and has units of its own. KVD is unbiased;
+    extractor other than I3D is called FD[name] and has its own units. KVD is unbiased;
     `fvd_infinity` removes the bias of few clips at the price of a larger spread.
     """
 
@@ -128,11 +128,11 @@ class Comparison:
         return scores
 
     def over_floor(self, other: Clips) -> Score:
-        """Distance over the floor: the distance of the reference's other seeds to the reference.
+        """Distance divided by the floor, the distance of the reference's other seeds to it.
 
         Raises:
-            ValueError: if the other seeds share a clip with the reference, or the floor is rounding
-            error.
+            ValueError: if the other seeds share a clip with the reference, or the floor is only
+                rounding error.
         """
         if set(self.reference.digests) & set(other.digests):
             raise ValueError(
@@ -202,7 +202,7 @@ def reference_features(extractor: Extractor, reference: Clips, clips: Clips, kin
     """Features (M, d) of a reference.
 
     Raises:
-        ValueError: if its clips differ from those to score in size or rate, or repeat each other.
+        ValueError: if size or rate differ from the clips to score, or the reference has copies.
     """
     require_same_frames(clips, reference, kind)
     if reference.copies:

@@ -26,15 +26,14 @@ from distill_bench.evaluator import (
 
 RAFT = "DISTILL_BENCH_RAFT"  # environment variable: path of RAFT's weights
 TOP = 0.05  # share of pixels that counts as the fastest, as in VBench's dynamic degree
-NOISE = 0.02  # standard deviation of the noise of the noise floor, as a share of the range
+NOISE = 0.02  # standard deviation of noise for the noise floor, as a share of the range
 
 
 @dataclass(frozen=True)
 class Motion(Evaluator):
-    """Mean optical flow of the fastest 5 % of pixels (VBench's statistic), also over the teacher's.
+    """Mean optical flow of the fastest 5 % of pixels (as VBench), and its ratio to the teacher's.
 
-    More motion is not better: noise and shuffled frames move a lot. The ratio to the teacher should
-    be 1.
+    More motion is not better: noise and shuffled frames move a lot. The best ratio is 1.
     """
 
     paper: ClassVar[str] = "arXiv:2311.17982"
@@ -92,7 +91,7 @@ class Motion(Evaluator):
 def ratio_to_teacher(
     clips: Clips, top: np.ndarray, teacher: Clips, method: str, speed: Speed
 ) -> Score:
-    """Mean motion over the teacher's.
+    """Ratio of the mean motion to the teacher's.
 
     Raises:
         ValueError: if the teacher's clips differ in size or rate, or stand still.
@@ -120,8 +119,9 @@ def ratio_to_teacher(
 def ratio_by_clip(values: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Per-clip linearisation (N,) of mean(values) / mean(references), by the delta method.
 
-    Its mean is the ratio and its spread the ratio's sampling error when pairs are resampled
-    together: how fast a prompt moves cancels. A single entry is not the ratio of a clip.
+    The mean of the entries is the ratio. Their spread is the sampling error of the ratio when pairs
+    are resampled jointly: differences in speed between prompts cancel. A single entry is not the
+    ratio of a clip.
     """
     ratio = values.mean() / references.mean()
     return ratio + (values - ratio * references) / references.mean()
@@ -154,14 +154,15 @@ def motion(frames: np.ndarray, speed: Speed) -> tuple[np.ndarray, np.ndarray]:
 
 
 def noise_floor(clips: Clips, speed: Speed, most: int = 64) -> float:
-    """Motion read off the first `most` clips when they stand still under noise; the truth is 0."""
+    """Motion measured on the first `most` clips, frozen and with noise added; the truth is 0."""
     still = controls.noisy(controls.frozen(clips.frames[:most, :2]), 0, NOISE)
     return float(motion(still, speed)[0].mean())
 
 
 def dynamic_degree(clips: Clips, top: np.ndarray, speed: Speed) -> np.ndarray | None:
-    """1 for each dynamic clip, else 0, (N,): VBench's count (dynamic_degree.py@45e79ec), our flow.
+    """1 for each dynamic clip, else 0, (N,), as in VBench (dynamic_degree.py@45e79ec).
 
+    The optical flow is that of this evaluator, not VBench's.
     Frames are taken at 8 per second. A clip of n frames is dynamic if the fastest 5 % exceed 6
     min(H, W) / 256 pixels in at least round(4 n / 16) pairs. None below 3 frames: VBench then
     requires 0 pairs and calls every clip dynamic.

@@ -6,15 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from distill_bench.method import (
-    Batch,
-    Count,
-    Loss,
-    Method,
-    Nets,
-    Preset,
-    mean_per_sample,
-)
+from distill_bench.method import Batch, Count, Loss, Method, Nets, Preset, mean_per_sample
 from distill_bench.noise import add_noise, over, warp, x0_to_velocity
 
 
@@ -29,7 +21,7 @@ class Consistency(Method):
     Distances: `mse` is |.|^2 / 2 per element. `pseudo_huber` is sqrt(|.|^2 + c^2) - c per sample of
     d elements, over d, with c = 0.00054 sqrt(d).
 
-    Song et al., 2023; Song and Dhariwal, 2024. Weight and Euler step as FastGen@34f30e8,
+    Song et al., 2023; Song and Dhariwal, 2024. Weight and Euler step as in FastGen@34f30e8,
     methods/consistency_model/CM.py.
     """
 

@@ -1,4 +1,4 @@
-"""Decoupled DMD: matching and guidance as two terms, each at noise levels of its own."""
+"""Decoupled DMD: matching and guidance as two terms, each at its own noise levels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,21 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from distill_bench.method import (
-    Batch,
-    Loss,
-    Method,
-    Nets,
-    Preset,
-    dmd_normaliser,
-    toward,
-)
+from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, toward
 from distill_bench.noise import add_noise
 
 
 @dataclass(frozen=True)
 class DecoupledDMD(Method):
-    """The guided reverse-KL gradient in two terms, each at noise levels of its own.
+    """The guided reverse-KL gradient in two terms, each at its own noise levels.
 
     With g the run's guidance_scale, and x_c and x_u the teacher with and without the prompt, the
     gradient at x0 is the sum of

@@ -9,31 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from distill_bench.method import (
-    Batch,
-    Loss,
-    Method,
-    Nets,
-    NotNegative,
-    Preset,
-    renoise,
-    reverse_kl,
-)
+from distill_bench.method import Batch, Loss, Method, Nets, NotNegative, Preset, renoise, reverse_kl
 
 
 @dataclass(frozen=True)
 class DMD(Method):
     """Gradient (x0_fake - x0_teacher) / n at x0, plus regression_weight * distance(student(z), y).
 
-    n = mean |x0 - x0_teacher| per sample. z is noise at sigma = 1 and y the sample that the guided
-    teacher's ODE makes of it, so the regression anchors the student's first step (Yin et al., 2023,
-    eq. 7-9). Distances:
+    n = mean |x0 - x0_teacher| per sample. z is noise at sigma = 1, and y the sample that the guided
+    teacher's ODE makes from z, so the regression anchors the student's first step (Yin et al.,
+    2023, eq. 7-9). Distances:
 
-    - `mse`: |.|^2 / 2 in latents, as the ODE initialisation of the video codes
+    - `mse`: |.|^2 / 2 in latents, as in the ODE initialisation of the video codes
       (Self-Forcing@33593df, model/ode_regression.py);
-    - `lpips`: the paper's, on decoded frames in [-1, 1] (Zhang et al., 2018, VGG). Needs the
-    package
-      lpips and torchvision's VGG weights in torch's cache; nothing here downloads them.
+    - `lpips`: the paper's, on decoded frames in [-1, 1] (Zhang et al., 2018, VGG). It needs the
+      package lpips and torchvision's VGG weights in torch's cache; nothing here downloads them.
     """
 
     paper: ClassVar[str] = "arXiv:2311.18828"
@@ -102,7 +92,7 @@ def lpips(video: Tensor, target: Tensor) -> Tensor:
 
 @cache
 def _lpips_net(device: torch.device, _kind: type[Tensor]) -> nn.Module:
-    """VGG's LPIPS, one per kind of tensors: in a rehearsal of memory its weights have no data."""
+    """LPIPS of VGG, cached per type of tensor: in a memory rehearsal, its weights have no data."""
     from lpips import LPIPS  # optional
 
     return LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)

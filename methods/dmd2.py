@@ -39,11 +39,11 @@ class DMD2(Method):
     rule is the run's `fake_score_updates`.
 
     D is a small head on the hidden states of noised samples, after the share `feature_depth` of the
-    blocks. Its loss is discriminator_weight * (softplus(D(x0)) + softplus(-D(real))). The blocks
-    are those of
+    blocks. Its loss is discriminator_weight * (softplus(D(x0)) + softplus(-D(real))). The field
+    `gan` selects the network that provides the blocks:
 
-    - `fake_score` (the paper, section 4.3): head and fake score share an optimiser, and the loss
-      of D also trains the blocks;
+    - `fake_score` (the paper, section 4.3): head and fake score share an optimiser, and the loss of
+      D also trains the blocks;
     - `teacher` (FastGen@34f30e8, methods/distribution_matching/dmd2.py): the blocks are frozen, the
       head has its own optimiser, and r1_weight adds APT's approximate R1.
     """

@@ -23,12 +23,12 @@ from distill_bench.rollout import euler
 
 @dataclass(frozen=True)
 class DPDMD(Method):
-    """DMD2's gradient if the rollout exits after its first step, plus a regression of that step.
+    """DMD2's gradient for rollouts that exit after step 1, plus a regression of step 1.
 
     Regression: diversity_weight * |velocity(z) - (z - x_a) / (1 - s_a)|^2 / 2, with velocity(z) the
-    student's at noise z. x_a, at level s_a, is reached from z by `anchor` of the guided teacher's
-    `teacher_steps` Euler steps, so the first step follows the teacher's own trajectory. The levels
-    of the teacher's steps have the run's score_shift.
+    student's velocity at noise z. x_a, at level s_a, is reached from z by `anchor` of the guided
+    teacher's `teacher_steps` Euler steps, so the first step follows the teacher's own trajectory.
+    The levels of the teacher's steps have the run's score_shift.
 
     DP-DMD, author's code and notes; LightX2V@f8aee98, trick `div_loss`: weight 0.05; 40 steps and
     anchor 10 in its DMD configs, 30 and 5 in the 1.3B config of SGMD.

@@ -1,4 +1,4 @@
-"""The whole family of gradients as one line of YAML: a D + J^T (b D + lam r) at x0."""
+"""A whole family of gradients in one line of YAML: a D + J^T (b D + lam r) at x0."""
 
 import ast
 import math
@@ -29,7 +29,7 @@ PROBES = [(n, sigma) for n in (0.37, 1.73) for sigma in (0.13, 0.57, 0.91)]
 
 
 def _written(value: object) -> object:
-    """Convert a number of the YAML to an expression."""
+    """Convert a number in the YAML to an expression."""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
@@ -135,7 +135,7 @@ class GradientTemplate(Method):
 def _number(constant: object) -> float:
     if isinstance(constant, bool) or not isinstance(constant, int | float):
         raise ExpressionError(f"{constant!r} is no number")
-    return float(constant)  # powers of integers have no bound
+    return float(constant)  # powers of Python integers have no size limit
 
 
 GRAMMAR = {

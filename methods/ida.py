@@ -16,7 +16,7 @@ class IDA(Method):
     After each student update, weights move: fake_score <- keep * fake_score + (1 - keep) * student.
     This reduces the fake score's lag without a rollout or a network pass.
 
-    Implicit distribution alignment: SenseFlow, arXiv:2506.00523, section 3; keep = 0.97 as
+    Implicit distribution alignment: SenseFlow, arXiv:2506.00523, section 3; keep = 0.97 as in
     LightX2V@f8aee98, trainers/dmd, trick `ida`.
     """
 

@@ -4,15 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distill_bench.method import (
-    Batch,
-    Loss,
-    Method,
-    Nets,
-    Preset,
-    dmd_normaliser,
-    renoise,
-)
+from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, renoise
 
 
 @dataclass(frozen=True)
@@ -28,7 +20,7 @@ class SiD(Method):
     The guided teacher needs two input-only backwards.
 
     Zhou et al., 2024, algorithm 1; SiD@01fbb13, training/sid_loss.py:25-56; in clean predictions as
-    Self-Forcing@33593df, model/sid.py:83-145.
+    in Self-Forcing@33593df, model/sid.py:83-145.
     """
 
     paper: ClassVar[str] = "arXiv:2404.04057"

@@ -4,15 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from distill_bench.method import (
-    Batch,
-    Loss,
-    Method,
-    Nets,
-    Preset,
-    dmd_normaliser,
-    renoise,
-)
+from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, renoise
 from distill_bench.noise import over
 
 
@@ -25,8 +17,7 @@ class TSGFisher(Method):
 
     - `inv_n`: 1 / (mean |x0 - x0_teacher| per sample + 1e-8);
     - `c_t`: (1 - sigma)^2 / sigma^4, which makes the loss the squared difference of scores and
-    spans
-      ten decades.
+      spans ten decades.
 
     arXiv:2605.30116, a baseline; LightX2V@f8aee98, trainers/sgmd.py:23-35.
     """

@@ -4,15 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distill_bench.method import (
-    Batch,
-    Loss,
-    Method,
-    Nets,
-    Preset,
-    dmd_normaliser,
-    renoise,
-)
+from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, renoise
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ manifest.jsonl with one line per clip:
   {"file": "a.mp4", "prompt": "a red circle moving left slowly", "seed": 0, "fps": 16}
 
 seed and fps are optional. Without a manifest the clips have no captions, and evaluators that need
-captions are skipped. Clips and references must have one frame count, size and frame rate."""
+captions are skipped. Clips and references must agree in frame count, size and frame rate."""
 
 EXAMPLES = """\
 examples:

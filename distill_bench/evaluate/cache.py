@@ -23,11 +23,16 @@ from distill_bench.store.files import write_bytes
 BATCH = 32  # clips per forward pass
 VALUES = 2**26  # pixel values per forward pass, which bounds the batch for large clips
 
-CACHE_VERSION = 2  # raise it when features change for a reason that no cache key names
+CACHE_VERSION = 2  # raise it when features change for a reason that is not part of the cache key
 
 
 def refuse_training_clips(seen: frozenset[int], clips: Clips, name: str, consequence: str) -> None:
-    """Raise ValueError if a network with these training clips was trained on one of the clips."""
+    """Raise ValueError if the network `name` was trained on any of the clips.
+
+    Args:
+        seen: digests of the network's training clips.
+        consequence: end of the message.
+    """
     known = len(seen.intersection(clips.digests))
     if known:
         raise ValueError(f"{name} was trained on {known} of these clips: {consequence}")
@@ -64,7 +69,9 @@ def _rows(net: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
             f"{name} fails on these clips: {type(error).__name__}: {first_line(error)}"
         ) from error
     if len(rows) != len(batch):
-        raise ValueError(f"{name} gave {len(rows)} rows for {len(batch)} clips")
+        raise ValueError(
+            f"{name} gave {len(rows)} rows for {len(batch)} clips; it must give one per clip"
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""CLIP models for the CLIP score: the two that ship with the package, and any of open_clip."""
+"""CLIP models for the CLIP score: the two shipped with the package, and any model of open_clip."""
 
 import hashlib
 import logging
@@ -19,7 +19,7 @@ from distill_bench.store.files import sha256
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A frozen CLIP of frames or, if `whole`, of clips. Embeddings are unit vectors."""
+    """Frozen CLIP of single frames or, if `whole`, of whole clips; embeddings are unit vectors."""
 
     id: str
     embed: Callable[[Tensor], Tensor]  # uint8 (B, 3, H, W), or (B, T, 3, H, W) if whole -> (B, d)
@@ -29,10 +29,9 @@ class ClipModel:
     seen: frozenset[int] = frozenset()  # digests of its training clips
 
     def similarities(self, clips: Clips) -> tuple[Tensor, Tensor]:
-        """100 times the cosine of every clip with every distinct caption, and each clip's caption.
+        """Cosine similarity (times 100) of every clip with every distinct caption.
 
-        Captions with equal tokens count as one, so a model that drops words is not asked to tell
-        them apart.
+        Captions with equal tokens are merged: a model that drops words cannot tell them apart.
 
         Returns:
             Cosines (N, captions), averaged over frames, and the index (N,) of each clip's caption.
@@ -61,7 +60,10 @@ class ClipModel:
 
 @cache
 def indomain_clip(whole: bool) -> ClipModel:
-    """Shipped CLIP of whole clips, or of single frames, which ignores words that no frame shows."""
+    """Load the shipped CLIP of whole clips, or of single frames.
+
+    The frame CLIP ignores caption words that no single frame can show, such as speeds.
+    """
     name, words, make = encoders.FRAME_CLIP, encoders.FRAME_WORDS, encoders.frame_clip
     if whole:
         name, words, make = encoders.VIDEO_CLIP, encoders.CLIP_WORDS, encoders.video_clip
@@ -83,15 +85,15 @@ def indomain_clip(whole: bool) -> ClipModel:
 
 @cache
 def open_clip_model(spec: str) -> ClipModel:
-    """CLIP of open_clip: `local-dir:/folder`, `MODEL:TAG` or `MODEL:/weights/file`.
+    """Load a CLIP of open_clip given as `local-dir:/folder`, `MODEL:TAG` or `MODEL:/weights/file`.
 
     A weights file carries no configuration: OpenAI's weights need a `-quickgelu` model.
 
     Raises:
-        ValueError: if the model or its weights cannot be loaded; a random model never scores.
+        ValueError: if the model or its weights cannot be loaded. Random weights are refused.
     """
     name, _, weights = spec.partition(":")
-    logging.disable(logging.ERROR)  # open_clip logs what the error below says
+    logging.disable(logging.ERROR)  # the error below says the same
     try:
         load = _load_folder if name == "local-dir" else _load_named
         model, preprocess, tokenizer, digest = load(name, weights)
@@ -124,7 +126,7 @@ def _load_folder(name: str, weights: str) -> tuple[nn.Module, Callable, Callable
     suffixes = {".safetensors", ".bin", ".pt", ".pth"}
     has_weights = any(path.suffix in suffixes for path in folder.glob("open_clip_*"))
     if not config.is_file() or not has_weights:
-        raise ValueError("it needs open_clip_config.json and open_clip_model.safetensors")
+        raise ValueError("the folder needs open_clip_config.json and open_clip_model.safetensors")
     spec = f"{name}:{weights}"
     model, _, preprocess = open_clip.create_model_and_transforms(spec, require_pretrained=True)
     digest = hashlib.sha256((_state_digest(model) + sha256(config)).encode()).hexdigest()

@@ -23,12 +23,12 @@ def frechet_distance(x: Features, y: Features) -> float:
 
     |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), covariances over N - 1 (Dowson and Landau,
     1982; Heusel et al., 2017, eq. 6). The trace of the root is the nuclear norm of A B^T for any A,
-    B with the Gram matrices of the centred features. This needs no matrix square root, so nothing
-    turns complex, and it is exact for N < d.
+    B with the Gram matrices of the centred features. No matrix square root is taken, so no value
+    becomes complex, and the result is exact for N < d.
 
     Raises:
-        ValueError: if x and y are not two sets of real, finite features of one d >= 1, or if their
-            distance is not finite.
+        ValueError: if x and y are not two sets of real, finite features with the same d >= 1, or if
+            their distance is not finite.
     """
     x, y = checked_features(x, y)
     mean_x = x.numpy().mean(0, dtype=np.float64)
@@ -62,9 +62,9 @@ def gram(x: Tensor, mean: np.ndarray, rows: int = 8192) -> np.ndarray:
 def root_trace(a: np.ndarray, b: np.ndarray) -> float | None:
     """tr (a b)^(1/2) of two Gram matrices, upper triangles (d, d); None if nearly singular.
 
-    Eigenvalues of the product cost half as much as singular values. Rounding moves each by about an
-    ulp of the largest, which matters most for the roots of small ones. If that could show in the
-    sum, singular values of Cholesky factors are used instead.
+    Eigenvalues of the product cost half as much as singular values of the factors, but rounding
+    moves each eigenvalue by about an ulp of the largest. If the error of the summed roots could
+    exceed ROUNDING, singular values of Cholesky factors are used instead.
     """
     try:
         squares = eigh(
@@ -92,10 +92,10 @@ def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
     Bińkowski et al., 2018 (KID).
 
     Args:
-        paired: x and y belong to the same prompts, in the same order. Pairs of one prompt are then
-            left out of the cross term, as each clip is left out of its own set (Gretton et al.,
-            2012, eq. 4). Without this, the distance of equal distributions would be negative on
-            average.
+        paired: x and y belong to the same prompts, in the same order. The cross term then leaves
+            out pairs with equal prompts, just as the other terms leave out pairs of a clip with
+            itself (Gretton et al., 2012, eq. 4). Otherwise the distance of equal distributions
+            would be negative on average.
 
     Raises:
         ValueError: as `frechet_distance`, and if paired sets differ in size.
@@ -110,7 +110,7 @@ def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / d + 1)^3 of every pair, (N, M)."""
+    """Kernel matrix (N, M): (x.y / d + 1)^3 of all pairs."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
@@ -122,12 +122,13 @@ def frechet_infinity(x: Tensor, y: Tensor, paired: bool, points: int = 15, draws
     """Fréchet distance extrapolated to infinitely many clips, which removes its bias.
 
     Intercept of the distance against 1 / n (Chong and Forsyth, 2020), for n from half of the clips
-    to all. Both sets are cut to n: a reference of the size of the clips has as much bias.
+    to all. Both sets are cut to n, because both contribute bias.
 
     Args:
-        paired: x and y belong to the same prompts, in the same order, and are cut to the same ones.
+        paired: x and y belong to the same prompts, in the same order; both are cut to the same
+            prompts.
         points: number of values of n.
-        draws: random subsets per n below all.
+        draws: random subsets per value of n, except the largest.
 
     Raises:
         ValueError: for fewer than 4 clips, and as `frechet_distance`.
@@ -150,8 +151,8 @@ def frechet_infinity(x: Tensor, y: Tensor, paired: bool, points: int = 15, draws
 def frechet_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
     """Bootstrap standard deviation of `frechet_distance` (Efron, 1979); paired sets jointly.
 
-    Resampling repeats clips, which shifts every distance up. The spread is right; percentiles of
-    the resampled distances are not an interval.
+    Resampling repeats clips, which shifts all distances up. Their spread remains valid; their
+    percentiles are not a confidence interval.
     """
     pairs = zip(*resampled(x, y, paired, resamples), strict=True)
     return float(np.std([frechet_distance(x[i], y[j]) for i, j in pairs], ddof=1))
@@ -160,8 +161,8 @@ def frechet_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
 def infinity_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
     """Bootstrap standard deviation of `frechet_infinity`.
 
-    Each resample is extrapolated from two values of n, its half and its whole: as precise as 15 at
-    a sixth of the cost.
+    Each resample is extrapolated from two values of n (half of the clips and all), which is as
+    precise as 15 values at a sixth of the cost.
     """
     pairs = zip(*resampled(x, y, paired, resamples), strict=True)
     limits = [frechet_infinity(x[i], y[j], paired, points=2, draws=8) for i, j in pairs]
@@ -201,7 +202,7 @@ def checked_features(x: Features, y: Features) -> tuple[Tensor, Tensor]:
     """Both sets as float32 or float64 tensors on the CPU.
 
     Raises:
-        ValueError: if they are not two sets of real, finite features of one d >= 1.
+        ValueError: if they are not two sets of real, finite features with the same d >= 1.
     """
     x, y = _as_tensor(x), _as_tensor(y)
     if x.is_complex() or y.is_complex():

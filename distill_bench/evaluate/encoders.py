@@ -22,7 +22,7 @@ CLASSIFIER = "indomain-r2p1-cls"
 FRAME_CLIP = "indomain-frameclip"
 VIDEO_CLIP = "indomain-videoclip"
 
-DIM = 32  # features of the classifier; a protocol's 256 clips are more than 5 per feature
+DIM = 32  # features of the classifier; a protocol of 256 clips has 8 clips per feature
 CONTEXT = 12  # tokens per caption
 
 HEADS = {  # classes of each head of the classifier
@@ -33,7 +33,7 @@ HEADS = {  # classes of each head of the classifier
     "course": [*shapes.DIRECTIONS, "none"],  # direction of the motion
 }
 CLIP_WORDS = sorted({word for a in shapes.all_attributes() for word in shapes.caption(a).split()})
-# words that one frame can show; captions that differ in other words (speed) are equal for a frame
+# words that a single frame can show; captions that differ only in speed become equal
 FRAME_WORDS = [*shapes.COLOURS, *shapes.SHAPES, *shapes.DIRECTIONS]
 
 
@@ -144,7 +144,7 @@ def _small_clip(tower: Callable[[int], nn.Module], words: list[str]) -> nn.Modul
 
 
 def tokenize(prompts: list[str], words: list[str]) -> Tensor:
-    """Tokens (B, CONTEXT) of the known words, ending in the largest id, where open_clip pools."""
+    """Tokens (B, CONTEXT) of the known words, then the largest id, at which open_clip pools."""
     index = {word: i + 1 for i, word in enumerate(words)}
     tokens = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for row, prompt in zip(tokens, prompts, strict=True):
@@ -167,7 +167,7 @@ def load_encoder(
     """Load weights into `net`; return it with the file's sha256 and its training clips' digests."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
-        raise ValueError(f"no weights at {path}; train them by distill-bench pretrain --encoders")
+        raise ValueError(f"no weights at {path}; train them: distill-bench pretrain --encoders")
     state = load_file(path)
     seen = frozenset(state.pop("trained_on").tolist())
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

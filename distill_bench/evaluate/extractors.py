@@ -1,8 +1,9 @@
 """Frozen networks that turn clips into features, with their input requirements and cached outputs.
 
-An extractor is named `name` or `name:path`. Your own is `module:function` or
-`path/to/file.py:function`, a function without arguments that returns an `Extractor`. The id of an
-extractor carries the sha256 of its weights, and the number of frames if values depend on it.
+Shipped extractors are given as `name` or `name:path`. To use another network, give
+`module:function` or `path/to/file.py:function`, where the function takes no arguments and returns
+an `Extractor`. The id of an extractor contains the sha256 of its weights, and the number of frames
+if its values depend on that number.
 """
 
 import hashlib
@@ -66,12 +67,11 @@ class Extractor:
         return f"{self.name} takes {needed} frames; the clips have {frames}"
 
     def __call__(self, clips: Clips) -> Tensor:
-        """Features (N, dim), float32, from the cache if they are there.
+        """Features (N, dim), float32, read from the cache if possible.
 
         Raises:
-            ValueError: if the network cannot take the clips or was trained on one, or if its
-            features are
-                malformed.
+            ValueError: if the network cannot take the clips, was trained on any of them, or gives
+                malformed features.
         """
         reason = self.reason_to_refuse(clips)
         if reason is not None:
@@ -105,7 +105,7 @@ class Extractor:
 
 
 def load_extractor(spec: str) -> Extractor:
-    """Extractor of a spec, see the module docstring.
+    """Load the extractor that `spec` names (syntax: see the module docstring).
 
     Raises:
         ValueError: if the spec names no extractor, or its weights are missing or invalid.
@@ -161,10 +161,10 @@ def classifier(path: str = "") -> Extractor:
 
 @cache
 def random_r2p1(path: str = "") -> Extractor:
-    """The classifier's architecture with 64 features and random weights, untouched by the domain.
+    """Randomly initialised network of the classifier's architecture, with 64 features.
 
-    Random features judge appearance well and motion weakly (arXiv:2208.09218). Group norms, because
-    with the initial statistics of batch norms the features of all clips are nearly equal.
+    Random features judge appearance well and motion weakly (arXiv:2208.09218). The norms are group
+    norms, because untrained batch norms make the features of all clips nearly equal.
     """
     if path:
         raise ValueError(f"random-r2p1 has no weights to read from {path}; leave out the path")
@@ -195,13 +195,13 @@ def random_r2p1(path: str = "") -> Extractor:
 def i3d(path: str) -> Extractor:
     """Kinetics-400 logits of I3D (StyleGAN-V's `i3d_torchscript.pt`): the features of FVD.
 
-    Frames are resized to 224x224 by bilinear interpolation without antialiasing and scaled to [-1,
-    1], as in the published distances; another resize changes them by 10 %. Values depend strongly
-    on the number of frames.
+    As for published distances, frames are resized to 224x224 by bilinear interpolation without
+    antialiasing and scaled to [-1, 1]; another resizing changes the distances by 10 %. Values
+    depend strongly on the number of frames.
     """
     name = "i3d-k400-logits-400"
     if not path:
-        raise ValueError(f"{name} needs i3d_torchscript.pt by path: {name}:/path")
+        raise ValueError(f"{name} needs the path of i3d_torchscript.pt; write {name}:/path")
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"no weights at {path}; {name} needs the TorchScript i3d_torchscript.pt")
@@ -243,7 +243,7 @@ def i3d_input(frames: Tensor) -> Tensor:
 
 @cache
 def videomae(path: str) -> Extractor:
-    """Mean token of a VideoMAE in a transformers folder, which fixes the number of frames."""
+    """Mean token of a VideoMAE in a transformers folder; the model fixes the number of frames."""
     from transformers import VideoMAEModel  # slow to import, rarely used
 
     folder = Path(path)

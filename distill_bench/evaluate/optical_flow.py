@@ -22,12 +22,12 @@ SMALL = 64  # shorter side in pixels up to which normal flow is used
 
 
 def is_large(frames: np.ndarray) -> bool:
-    """True if normal flow is not used for frames (..., H, W) of this size."""
+    """True if frames (..., H, W) are too large for normal flow."""
     return min(frames.shape[-2:]) > SMALL
 
 
 def flow_method(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
-    """Name and function of a method: RAFT if its weights are given, else by frame size."""
+    """Name and function of the method: RAFT if its weights are given, else by frame size."""
     if raft is not None:
         return raft_speed(Path(raft))
     if is_large(frames):
@@ -38,9 +38,9 @@ def flow_method(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
 def normal_speed(clip: np.ndarray, epsilon: float = 4e-3) -> Tensor:
     """Normal flow |I_t| |grad I| / (|grad I|^2 + epsilon) of a blurred clip, summed over colours.
 
-    Sees only the motion along the gradient. Reads low above 3 pixels per frame, and on textures and
-    small bodies at any speed (eval/motion_calibration.json). Intensities are in [0, 1]; epsilon
-    damps noise.
+    Measures only the motion along the gradient. Underestimates speeds above 3 pixels per frame, and
+    the speed of textures and small bodies (eval/motion_calibration.json). Intensities are in
+    [0, 1]; epsilon damps noise.
     """
     x = _blurred(torch.from_numpy(clip).float() / 255)
     change = x[1:] - x[:-1]
@@ -79,7 +79,7 @@ def farneback_speed(clip: np.ndarray) -> Tensor:
 
 
 def raft_speed(path: Path) -> tuple[str, Speed]:
-    """Name with digest, and function, of torchvision's RAFT with the weights of a file.
+    """Load torchvision's RAFT from a weights file; returns its name with digest, and its function.
 
     Raises:
         ValueError: if the file holds neither raft_small's weights nor raft_large's.
@@ -100,7 +100,7 @@ def raft_speed(path: Path) -> tuple[str, Speed]:
             net.load_state_dict(state)
             net.eval().requires_grad_(False)
             return f"{name}#{sha256(path)[:8]}", partial(_raft, net)
-    raise ValueError(f"{path} holds neither torchvision's raft_small nor its raft_large")
+    raise ValueError(f"{path} holds neither raft_small nor raft_large weights of torchvision")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Score a folder of clips: one line per score in metrics.jsonl; nothing is computed twice.
+"""Score a folder of clips: one line per score in metrics.jsonl; valid lines are kept.
 
 A line is kept if its evaluator, version, settings and protocol are unchanged; otherwise it is
 replaced. `sample/load_folder.py` says which folders can be scored.
@@ -77,12 +77,12 @@ def evaluate(
     # every check comes before the first evaluator, which may work for hours
     configured = {name: _configured(name, (settings or {}).get(name, {})) for name in names}
     clips, reference_clips = load_clips(folder), LazyReferences(references)
-    under = conditions(clips, reference_clips)
-    protocol = protocol or _digest(under)
+    current = conditions(clips, reference_clips)
+    protocol = protocol or _digest(current)
     for kind in COMPARED:
         if kind in reference_clips:
             require_same_frames(clips, reference_clips[kind], kind)
-    _refuse_mixed_protocols(out, on_first_rank(lambda: _read(out)), names, protocol, under)
+    _refuse_mixed_protocols(out, on_first_rank(lambda: _read(out)), names, protocol, current)
     if (reason := on_first_rank(lambda: unwritable(out.parent))) is not None:
         raise ValueError(f"cannot write {out}: {reason}; name another file by --out")
     applicable: dict[str, Evaluator] = {}
@@ -95,7 +95,7 @@ def evaluate(
         else:
             _print(f"{name} skipped: {reason}")
     for name, evaluator in applicable.items():
-        identity = _identity(name, evaluator, protocol, under)
+        identity = _identity(name, evaluator, protocol, current)
         lines = on_first_rank(lambda: _read(out))
         if any(identity.items() <= line.items() for line in lines):
             continue
@@ -110,7 +110,7 @@ def evaluate(
 
 
 def conditions(clips: Clips, references: Mapping[str, Clips]) -> dict[str, Any]:
-    """Conditions that two comparable rows share: counts, size, rate, prompts, seeds, references."""
+    """Conditions that comparable scores share: counts, size, rate, prompts, seeds, references."""
     count, frames, _, height, width = clips.frames.shape
     return {
         "clips": count,
@@ -162,13 +162,13 @@ def _digest(value: Any) -> str:
 
 
 def _refuse_mixed_protocols(
-    out: Path, lines: list[dict], names: Sequence[str], protocol: str, under: Mapping[str, Any]
+    out: Path, lines: list[dict], names: Sequence[str], protocol: str, current: Mapping[str, Any]
 ) -> None:
     """Raise ValueError if a line that would stay in `out` has another protocol."""
     for line in lines:
         if line.get("metric") in names:
             continue
-        differing = differences(line.get("conditions") or {}, under)
+        differing = differences(line.get("conditions") or {}, current)
         if differing or line.get("protocol") != protocol:
             differing = differing or "the teacher's sampling"
             raise ValueError(
@@ -179,10 +179,10 @@ def _refuse_mixed_protocols(
 
 
 def _configured(name: str, settings: Mapping[str, Any]) -> Evaluator:
-    """The named evaluator with these fields.
+    """Build the named evaluator with these settings.
 
     Raises:
-        ValueError: if it has no such field, or a value is of the wrong type or out of range.
+        ValueError: for an unknown setting, or a value of the wrong type or out of range.
     """
     evaluator = find_evaluator(name)
     known = [field.name for field in fields(evaluator)]
@@ -198,7 +198,7 @@ def _configured(name: str, settings: Mapping[str, Any]) -> Evaluator:
 
 
 def _identity(
-    name: str, evaluator: Evaluator, protocol: str, under: Mapping[str, Any]
+    name: str, evaluator: Evaluator, protocol: str, current: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Fields of a line that must be unchanged for it to stay valid."""
     return {
@@ -206,7 +206,7 @@ def _identity(
         "version": evaluator.version,
         "protocol": protocol,
         "settings": json.loads(json.dumps(asdict(evaluator), default=str)),
-        "conditions": dict(under),
+        "conditions": dict(current),
     }
 
 

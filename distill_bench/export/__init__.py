@@ -1,4 +1,4 @@
-"""A run's student as a diffusers pipeline folder with scheduler, model card and snippet."""
+"""Export a run's student as a diffusers pipeline folder with scheduler and model card."""
 
 from distill_bench.export.draws import harness_draws
 from distill_bench.export.pipeline import export

@@ -9,7 +9,7 @@ from distill_bench.export.pipeline import DTYPES, export
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: write a student as a pipeline folder."""
+    """Write a student as a pipeline folder; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="distill-bench export", description=export.__doc__.splitlines()[0]
     )
@@ -22,12 +22,12 @@ def main(argv: list[str] | None = None) -> int:
         "--dtype",
         choices=list(DTYPES),
         default="float32",
-        help="of the student's weights; default: float32",
+        help="data type of the student's weights; default: float32",
     )
     parser.add_argument(
         "--lora",
         action="store_true",
-        help="only the adapter, as a file for load_lora_weights, and the scheduler",
+        help="write only the adapter, as a file for load_lora_weights, and the scheduler",
     )
     options = parser.parse_args(argv)
     try:

@@ -26,9 +26,9 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
 
     Args:
         run_dir: the run's folder, for its cost, code and scores.
-        config: of the run.
+        config: config of the run.
         updates: student update at which the student was kept.
-        name: of the exported folder, the card's title.
+        name: name of the exported folder; the card's title.
         call: lines of Markdown on how to sample it, from `snippet`.
     """
     teacher = model_name(config.teacher)
@@ -70,7 +70,7 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
 
 
 def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, object]]:
-    """Names and values of a run's settings, cost and code; unknown ones are left out."""
+    """Settings, cost and code of a run as (name, value) pairs; unknown values are left out."""
     start = config.student and model_name(config.student)
     fields = [f"{key} {value}" for key, value in config.method.items() if key != "name"]
     summary = read_json(run_dir / "train.json") or {}
@@ -98,12 +98,12 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
 
 
 def model_name(pipeline: str) -> str:
-    """Name of a pipeline for readers elsewhere: last part of a local folder, or hub name."""
+    """Name of a pipeline without local paths: last part of a local folder, or the hub name."""
     return Path(pipeline).name if Path(pipeline).exists() else pipeline
 
 
 def _split_revision(name: str) -> tuple[str, str]:
-    """Name and revision of a hub name; a revision may be empty."""
+    """Split `owner/name@revision` of the hub; the revision may be empty."""
     repository, _, revision = name.partition("@") if "/" in name else (name, "", "")
     return repository, revision
 
@@ -114,9 +114,9 @@ def snippet(
     """Lines of Markdown with the code that samples an exported student.
 
     Args:
-        config: of the run.
-        architecture: of the teacher.
-        name: of the exported folder.
+        config: config of the run.
+        architecture: architecture of the teacher.
+        name: name of the exported folder.
         index: the folder's model_index.json: library and class of each part.
         lora: the folder holds only an adapter and a scheduler.
     """
@@ -185,7 +185,7 @@ def _decoding_code(architecture: Architecture) -> list[str]:
 
 
 def _scores_of(run_dir: Path, updates: int) -> list[dict]:
-    """Scores of the student kept at an update; the run's own scores are those of its last one."""
+    """Scores of the student kept at an update; metrics.jsonl of the run is for its last student."""
     scores = read_jsonl(run_dir / "samples" / str(updates) / "metrics.jsonl")
     if not scores and updates == max(checkpoint.students(run_dir)):
         scores = read_jsonl(run_dir / "metrics.jsonl")

@@ -15,13 +15,13 @@ from distill_bench.draws import generator
 def harness_draws(pipe: diffusers.DiffusionPipeline, seed: int) -> Iterator[torch.Generator]:
     """Make `pipe`, on a CPU, draw the noise that `distill_bench.sample` draws for one clip.
 
-    The first noise comes from the yielded generator, which must be passed to the pipeline. Its
-    scheduler draws the later noises from that generator or from torch's global one, depending on
-    the class, so both are seeded before each step.
+    The first noise comes from the yielded generator, which must be passed to the pipeline. The
+    scheduler draws later noises from this generator or from torch's global generator, depending on
+    its class, so both are seeded before each step.
 
     Args:
         pipe: an exported pipeline.
-        seed: of the clip, as in manifest.jsonl.
+        seed: sampling seed of the clip, as in manifest.jsonl.
 
     Yields:
         The generator to pass: `pipe(..., generator=draws)`.

@@ -3,7 +3,7 @@
 The folder holds the student's weights (their moving average, if the run keeps one), copies of the
 teacher's text encoder, tokenizer and autoencoder, a model card, and a scheduler with which the
 pipeline takes the student's own steps: call it with `num_inference_steps` = nfe and
-`guidance_scale` = 1. For a run with an adapter, `lora` writes instead a file for
+`guidance_scale` = 1. For a run with an adapter, `lora=True` instead writes a file for
 `load_lora_weights`, the card and the scheduler.
 """
 
@@ -42,10 +42,10 @@ def export(
         run_dir: a run folder with a trained student.
         out: the folder to write; new or empty.
         updates: export the student kept at this student update; None: the last one.
-        dtype: of the student's weights, a key of `DTYPES`; the teacher's parts are copied as they
-            are.
-        lora: write only the adapter, for the pipeline that the student started from. Otherwise an
-            adapter is added to the weights.
+        dtype: data type of the student's weights, a key of `DTYPES`; parts of the teacher are
+            copied unchanged.
+        lora: write only the adapter, for the pipeline that the student started from. If False, the
+            adapter is merged into the weights.
 
     Returns:
         `out`.
@@ -91,7 +91,7 @@ def export(
 
 
 def _kept_student(run_dir: Path, updates: int | None) -> tuple[int, Path]:
-    """Student update and weights file of the student that was kept there, or last."""
+    """Student update and weights file of the student kept at `updates`; None: of the last."""
     kept = checkpoint.students(run_dir)
     if not kept:
         raise ValueError(
@@ -107,7 +107,7 @@ def _kept_student(run_dir: Path, updates: int | None) -> tuple[int, Path]:
 
 
 def _complete_teacher(run_dir: Path, config: RunConfig, lora: bool) -> Path:
-    """Folder of the run's teacher, checked for all parts that the export copies."""
+    """Folder of the run's teacher, checked to have all parts that the export copies."""
     teacher = find_teacher(config.teacher)
     if not teacher.has_networks:
         raise ValueError(
@@ -138,7 +138,7 @@ def _load_student(weights: Path, student: torch.nn.Module, adapter: AdapterConfi
     """Load a kept student into its transformer, in place; an adapter is merged.
 
     Raises:
-        ValueError: if the weights are of another transformer.
+        ValueError: if the weights belong to another transformer.
     """
     if adapter is not None:
         checkpoint.load_student(weights, student, adapter)

@@ -1,13 +1,13 @@
 """Predicts the cost or the memory of every cell of a sweep without loading a weight.
 
-    distill-bench cost SWEEP                                      roles of one size
+    distill-bench cost SWEEP                                      all roles of the same size
     distill-bench cost SWEEP --size teacher=14 --size student=1.3 a larger teacher
     distill-bench cost SWEEP --memory                             GiB by role, FLOPs per update
 
-Costs are in forward equivalents: one forward of the student over one global batch. An input-only
-backward costs one, a full backward (weights and input) two. Roles of another size are weighted by
-their FLOPs per forward. Forwards that gradient checkpointing runs again do not count, so that a
-run's cost does not depend on its memory settings; `--memory` shows them in a column of their own.
+The unit of cost is the forward equivalent: one forward of the student over one global batch. An
+input-only backward costs one, a full backward (weights and input) two. Roles of another size are
+weighted by their FLOPs per forward. Forwards recomputed by gradient checkpointing do not count, so
+that the cost of a run does not depend on its memory settings; `--memory` shows them separately.
 FLOPs of adapters do not count either.
 """
 
@@ -28,11 +28,11 @@ from distill_bench.plan.cost import passes, priced
 from distill_bench.teachers.folder import outlines
 
 ROLES = ("student", "fake_score", "teacher", "target")
-WIDTH = 200  # columns of a table that is no terminal's
+WIDTH = 200  # characters per line where the output is not a terminal
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print what one student update of every cell of a sweep costs."""
+    """Print the cost of one student update for every cell of a sweep."""
     options = _parser().parse_args(argv)
     try:
         sizes = _sizes(options.size)
@@ -84,7 +84,7 @@ def _sizes(arguments: list[str]) -> dict[str, float]:
     """Sizes by role of `--size` arguments.
 
     Raises:
-        ValueError: for an unknown role, no positive number, or sizes without the student's.
+        ValueError: for an unknown role, a size that is not positive, or no size for the student.
     """
     sizes = {}
     for argument in arguments:

@@ -24,7 +24,7 @@ from distill_bench.train.run import Run
 
 Counts = dict[str, dict[str, float]]  # role -> kind of pass -> count, as in `Ledger.counts`
 
-# The settings that decide which passes an update makes. `adapter` and `guidance_scale` do so too.
+# Settings that decide which passes an update makes, besides `adapter` and `guidance_scale`.
 DECISIVE = (
     "method",
     "fake_score",
@@ -39,7 +39,7 @@ BATCH = 2
 
 
 def passes(config: RunConfig) -> Counts:
-    """Passes of one student update with its fake-score updates, in batches; mean over exit steps.
+    """Batched passes per student update, fake-score updates included; mean over exit steps.
 
     Raises:
         ValueError: if the method fails on the stand-in network.
@@ -57,13 +57,13 @@ def passes(config: RunConfig) -> Counts:
 
 
 def priced(counts: Counts, sizes: Mapping[str, float]) -> float:
-    """Forward equivalents of `counts` for roles of the given sizes; others are of the student's."""
+    """Forward equivalents of `counts`; roles missing in `sizes` are as large as the student."""
     ledger = Ledger(1, dict(sizes), counts)
     return ledger.forward_equivalents()
 
 
 def _blocks(config: RunConfig) -> tuple[int, int]:
-    """Number of blocks of the teacher and of the student: features cost their share."""
+    """Block counts of teacher and student, by which intermediate features are priced."""
     teacher = find_teacher(config.teacher)
     if not teacher.has_networks:
         return 1, 1
@@ -103,7 +103,7 @@ def _passes(config_json: str, blocks: int, student_blocks: int) -> Counts:
 
 
 def _rehearse(run: Run) -> None:
-    """The passes of one update: both phases forwards and backwards, and no optimiser step."""
+    """Run the forwards and backwards of one update, without optimiser steps."""
     kept = []
     run.student.backward(run.student_losses(kept))
     for index in range(run.fake_score_updates):
@@ -112,14 +112,14 @@ def _rehearse(run: Run) -> None:
 
 
 def _extra(draws: Draws) -> dict[str, torch.Tensor]:
-    """Extra data of any kind."""
+    """Placeholder for every kind of extra training data."""
     x0, noise = (draws.noise(name, SHAPE) for name in ("x0", "noise"))
     return {"x0": x0, "noise": noise, "text": torch.zeros(len(x0), 1, 1)}
 
 
 @functools.cache
 def _exiting_at(step: int) -> type[Draws]:
-    """Draws with which every rollout ends at one step."""
+    """Class of draws with which every rollout exits at `step`."""
 
     class ExitingDraws(Draws):
         def shared_integer(self, purpose: str, high: int) -> int:

@@ -32,7 +32,7 @@ class FakeDraws(Draws):
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Inside, new tensors have no data, and attention is the fused kernel of real devices."""
+    """Make new tensors without data; attention uses the fused kernel, as on real devices."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(nn.Module, "_apply", _apply),
@@ -42,7 +42,7 @@ def fake_tensors() -> Iterator[None]:
 
 
 def _apply(net: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply` in place: torch's own cannot swap a fake tensor that is referred to."""
+    """`nn.Module._apply` in place: torch's version cannot swap fake tensors that are referenced."""
     for tensor in [*net.parameters(recurse), *net.buffers(recurse)]:
         tensor.data = function(tensor.data)
     return net

@@ -1,4 +1,4 @@
-"""Bytes of tensors: of networks, and the most that are alive at once while something runs."""
+"""Count the bytes of a network, and the peak of live bytes while code runs."""
 
 import weakref
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from distill_bench.networks.offload import Streamed
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of live storages that operations made; `peaks` has the maximum per stage."""
+    """Counts bytes of live storages created by operations; `peaks` has the maximum per stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
     def _see(self, storage: torch.UntypedStorage, made: bool) -> None:
         key = storage._cdata
         if key not in self._alive:
-            # a storage that was there before counts nothing
+            # storages created before this mode was entered count as 0
             size = self._alive[key] = storage.nbytes() if made else 0
             self.now += size
             self.peaks[-1] = max(self.peaks[-1], self.now)

@@ -1,6 +1,6 @@
 """Predicts peak memory by role, and FLOPs per update, from a teacher's configs alone.
 
-`distill-bench cost SWEEP --memory` prints it; a training on a GPU that has less memory ends before
+`distill-bench cost SWEEP --memory` prints both. On a GPU with less memory, training stops before
 its first step.
 """
 
@@ -23,10 +23,13 @@ from distill_bench.teachers.kinds import find_teacher
 
 
 def predicted(config: RunConfig, processes: int = 1) -> Prediction:
-    """Memory of each of the `processes` that train a run together, and FLOPs of a forward by role.
+    """Predict the memory per process and the FLOPs per forward of every role.
+
+    Args:
+        processes: number of processes that train the run together.
 
     Raises:
-        TeacherError: for a teacher that is no pipeline of networks.
+        TeacherError: if the teacher has no networks.
     """
     teacher = find_teacher(config.teacher)
     folder = teacher.folder
@@ -44,8 +47,8 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch_size})
     student_folder = folder if config.student is None else teacher_folder(config.student)
     blocks = (_blocks(folder), _blocks(student_folder))
-    # Blocks are alike: at a fixed ratio of teacher to student blocks each number is linear in their
-    # count.
+    # All blocks have the same size, so every number is linear in the block count, at a fixed ratio
+    # of teacher to student blocks.
     whole = math.gcd(*blocks)
     ratio = [count // whole for count in blocks]
     few = math.ceil(2 / min(ratio))
@@ -66,7 +69,7 @@ def step_flops(prediction: Prediction, config: RunConfig) -> tuple[float, float]
     """FLOPs of one student update with its fake-score updates on the whole batch.
 
     Returns:
-        The FLOPs that the ledger counts, and those of the forwards that checkpointing runs again.
+        The FLOPs that the ledger counts, and the FLOPs recomputed by gradient checkpointing.
     """
     needed = recomputed = 0.0
     for role, row in passes(config).items():
@@ -86,7 +89,7 @@ def check_memory(config: RunConfig) -> None:
     if here.device.type != "cuda" or not find_teacher(config.teacher).has_networks:
         return
     available = torch.cuda.get_device_properties(here.device).total_memory
-    why = too_large(predicted(config, here.world), available, config)
-    why = why or too_large_to_sample(sampling_peak(config), available, config)
-    if why is not None:
-        raise ValueError(why)
+    reason = too_large(predicted(config, here.world), available, config)
+    reason = reason or too_large_to_sample(sampling_peak(config), available, config)
+    if reason is not None:
+        raise ValueError(reason)

@@ -60,7 +60,7 @@ class Rehearsals:
         self.samplings: dict[tuple[object, ...], int] = {}
 
     def training(self, config: RunConfig) -> Prediction:
-        """The prediction for a run, shared with runs that differ in settings without a byte."""
+        """Prediction for a run, shared by runs that differ only in settings that take no memory."""
         update = {
             "fake_score_updates": config.fake_score_updates and 1,
             "student_lr": 1.0,
@@ -73,7 +73,7 @@ class Rehearsals:
         return self.trainings[key]
 
     def sampling(self, config: RunConfig) -> int:
-        """The most bytes while the run's clips and references are sampled."""
+        """Peak bytes while the clips and references of a run are sampled."""
         key = (
             protocol_hash(config),
             student_key(config),

@@ -73,7 +73,7 @@ def outline(config: RunConfig, layers: tuple[int | None, int | None] = (None, No
 
 
 def transformer_outline(folder: Path, layers: int | None = None) -> nn.Module:
-    """The transformer of a pipeline folder with random weights, of so many blocks."""
+    """Build the transformer of a folder, untrained, with `layers` blocks (None: as configured)."""
     architecture = architecture_of(folder)
     config = dict(architecture.transformer)
     if layers is not None:

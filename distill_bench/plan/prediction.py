@@ -5,17 +5,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MOMENTS = 2  # of AdamW, each as large as the weights that it moves
+MOMENTS = 2  # of AdamW, each as large as the trained weights
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes on one device, and FLOPs of a forward of one sample, by role.
+    """Bytes on one device, and FLOPs of one forward per sample, by role.
 
     Attributes:
         other: autoencoder, null text, and the method's modules with their moments.
-        stages: by phase, the most bytes in each stage (from one network pass to the next) beside
-            those held.
+        stages: by phase, the peak bytes of each stage (from one network pass to the next), without
+            the bytes in `held`.
         held_back: bytes in host memory: the blocks of an offloaded teacher.
     """
 
@@ -37,14 +37,14 @@ class Prediction:
 
     @property
     def activations(self) -> dict[str, int]:
-        """By phase, the most bytes at once beside those held and the phase's gradients."""
+        """Peak bytes by phase, without `held` and the gradients of the phase."""
         return {
             role: max(0, max(stages) - self.gradients[role]) for role, stages in self.stages.items()
         }
 
     @property
     def peak(self) -> int:
-        """The most bytes at once, in either phase."""
+        """Peak bytes of the run: the larger peak of the two phases."""
         return self.held + max(
             self.gradients[role] + size for role, size in self.activations.items()
         )
@@ -71,8 +71,7 @@ def sharded(prediction: Prediction, share: int, in_flight: int) -> Prediction:
         return {role: math.ceil(size / share) for role, size in sizes.items()}
 
     gradients = part(prediction.gradients)
-    # A rank shards the masters and the weights that are their own masters; no bfloat16 copy is
-    # held.
+    # Ranks shard the masters, and the weights that are their own masters, without a bfloat16 copy.
     own_masters = {
         role: prediction.moments[role] // MOMENTS - size
         for role, size in prediction.masters.items()

@@ -1,9 +1,8 @@
 """Rehearses both phases of a run on fake tensors and counts the bytes alive at the worst moment.
 
-The method's own code, the run's settings and the architecture decide; no formula of ours. Not
-counted: savings of `compile`, workspace inside kernels, rounding and fragments of the allocator,
-the text encoder (freed before the first step), and the teacher's samples of methods that need such
-data.
+The count comes from the method's own code, the run's settings and the architecture, not from a
+formula. Not counted: savings of `compile`, workspace inside kernels, rounding and fragmentation of
+the allocator, the text encoder (freed before the first step), and teacher samples kept as data.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,13 +28,13 @@ from distill_bench.train.run import Run
 
 
 def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tuple[Prediction, int]:
-    """Prediction for networks of a given depth, and unsharded bytes that FSDP adds to a phase.
+    """Predict for networks of a given depth; also returns the unsharded bytes that FSDP adds.
 
     Args:
-        blocks: of the teacher, of the student.
+        blocks: block counts of teacher and student.
         processes: ranks that share the batch.
     """
-    # the steps before the exit keep nothing: FakeDraws exits at the first
+    # FakeDraws exits at the first step; earlier steps would keep no activations
     config = config.model_copy(update={"exit_step": "random"})
     with fake_tensors():
         pipeline = outline(config, blocks)
@@ -67,7 +66,7 @@ def _extras(config: RunConfig, pipeline: Outline) -> dict[str, Provider]:
 
 
 def _stages(run: Run) -> dict[str, tuple[int, ...]]:
-    """Live bytes at most in each stage (from one network pass to the next), by phase."""
+    """Peak live bytes of each stage (from one network pass to the next), by phase."""
     live = LiveBytes()
     count = run.ledger.add
 
@@ -93,7 +92,7 @@ def _stages(run: Run) -> dict[str, tuple[int, ...]]:
 
 
 def _prediction(run: Run, pipeline: Outline, stages: Mapping[str, tuple[int, ...]]) -> Prediction:
-    """Adds up what a run holds."""
+    """Add up the memory of a run."""
     teacher = run.nets.unguided_teacher.net
     nets = {role: net for role, net in run.networks.items() if role != "modules"}
     trained = {role: run.trained[role] for role in nets}

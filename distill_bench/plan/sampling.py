@@ -17,7 +17,7 @@ FEW_FRAMES = (3, 5)
 
 
 def sampling_peak(config: RunConfig) -> int:
-    """Bytes at most on one device while clips of the student or the teacher are sampled."""
+    """Peak bytes on one device while clips of the student or the teacher are sampled."""
     with fake_tensors():
         clips = min(clips_per_batch(config), config.protocol.clips)
         config = config.model_copy(update={"threads": None})
@@ -36,7 +36,7 @@ def sampling_peak(config: RunConfig) -> int:
 
 
 def _drawing_peak(sampler: Sampler, latents: Latents) -> int:
-    """Live bytes at most while the latents of one batch of clips are drawn."""
+    """Peak live bytes while the latents of one batch of clips are drawn."""
     clips = len(sampler.prompts)
 
     def draw() -> None:
@@ -47,7 +47,7 @@ def _drawing_peak(sampler: Sampler, latents: Latents) -> int:
 
 
 def _decoding_peak(sampler: Sampler) -> int:
-    """Live bytes at most while one batch is decoded; linear in the frames beyond a few."""
+    """Peak live bytes while one batch is decoded; extrapolated linearly to many frames."""
     channels, frames, *size = sampler.shape
 
     def peak(decoded: int) -> int:

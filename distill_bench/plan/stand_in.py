@@ -1,6 +1,6 @@
 """A tiny stand-in for a teacher's pipeline: runs a method's own code in milliseconds.
 
-Imports no diffusers, so that a sweep is planned at once.
+Imports no diffusers, so that a sweep is planned without delay.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 class StandInNet(nn.Module):
-    """Blocks with the call of diffusers' transformers: (x_t, timestep, text) -> (velocity,)."""
+    """Blocks called like diffusers' transformers: (x_t, timestep, text) -> (velocity,)."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class StandIn:
 
     Attributes:
         blocks: number of blocks of the teacher's network.
-        student_blocks: of the student's and the fake score's.
+        student_blocks: number of blocks of the student and of the fake score.
     """
 
     blocks: int

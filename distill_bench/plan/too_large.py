@@ -1,4 +1,4 @@
-"""Messages for runs that do not fit a device, with the settings that would help."""
+"""Error messages for runs that do not fit a device, with the settings that would help."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from distill_bench.plan.prediction import Prediction
 
 
 def too_large(prediction: Prediction, available: int, config: RunConfig) -> str | None:
-    """One line with what to set if a training does not fit `available` bytes; else None."""
+    """Error message with settings to try if training does not fit `available` bytes; else None."""
     if prediction.peak <= available:
         return None
     needs = (
@@ -30,7 +30,7 @@ def too_large(prediction: Prediction, available: int, config: RunConfig) -> str 
 
 
 def too_large_to_sample(peak: int, available: int, config: RunConfig) -> str | None:
-    """One line with what to set if sampling does not fit `available` bytes; else None."""
+    """Error message with settings to try if sampling does not fit `available` bytes; else None."""
     if peak <= available:
         return None
     already_set = {
@@ -51,5 +51,5 @@ def _too_little(needs: str, available: int, already_set: Mapping[str, bool]) -> 
 
 
 def gib(size: float) -> str:
-    """`12.3 GiB`."""
+    """Format bytes, e.g. `12.3 GiB`."""
     return f"{size / 2**30:.3g} GiB"

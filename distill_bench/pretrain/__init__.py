@@ -1,1 +1,1 @@
-"""Trains the networks that ship with the package: mini-wan and the evaluators' networks."""
+"""Train the networks shipped with the package: mini-wan and the evaluators' networks."""

@@ -1,7 +1,7 @@
-"""Trains the evaluators' networks: a classifier and two CLIPs of the embedded domain.
+"""Train the evaluators' networks: a classifier and two CLIPs of the embedded domain.
 
-Networks of whole clips see every second clip reversed, labelled with the direction of its motion.
-Otherwise they would read the direction off the nose, which a single frame shows.
+For networks of whole clips, half of the training clips are reversed and labelled with the direction
+of their motion. Otherwise the networks could read the direction from the nose in a single frame.
 """
 
 import json
@@ -84,14 +84,14 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
 
 
 def rendered(count: int, first_key: int) -> tuple[np.ndarray, list[shapes.Attributes]]:
-    """`count` clips through all attributes in turn, with keys from `first_key` on, and labels."""
+    """Render `count` labelled clips, cycling through all attributes, with keys from `first_key`."""
     attributes = shapes.all_attributes()
     labels = [attributes[i % len(attributes)] for i in range(count)]
     return np.stack([shapes.render(a, first_key + i) for i, a in enumerate(labels)]), labels
 
 
 def answers(labels: list[shapes.Attributes], backwards: bool) -> dict[str, Tensor]:
-    """Classes of each head, (N,) each, of clips played forwards or backwards."""
+    """Target classes (N,) of each head, for clips played forwards or backwards."""
     rows = [asdict(a) | {"heading": a.direction, "course": _course(a, backwards)} for a in labels]
     return {k: torch.tensor([values.index(row[k]) for row in rows]) for k, values in HEADS.items()}
 
@@ -103,7 +103,7 @@ def _course(a: shapes.Attributes, backwards: bool) -> str:
 
 
 def captions(labels: list[shapes.Attributes], backwards: bool) -> list[str]:
-    """Captions of clips played forwards or backwards; a moving body's direction is its motion's."""
+    """Captions of clips played forwards or backwards; the direction is that of the motion."""
     turned = [
         replace(a, direction=OPPOSITE[a.direction]) if backwards and a.speed != "still" else a
         for a in labels
@@ -144,7 +144,7 @@ def standardise(net: Classifier, clips: np.ndarray) -> None:
 def fit_frame_clip(
     clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
 ) -> nn.Module:
-    """Train the frame CLIP; each batch holds every caption once, so no negative is false."""
+    """Train the frame CLIP; each batch has every caption once, so there are no false negatives."""
     torch.manual_seed(seed)
     net, draw = frame_clip(), generator("frame_clip", seed)
     kinds, members = _kinds(tokenize([shapes.caption(a) for a in labels], FRAME_WORDS))
@@ -166,7 +166,7 @@ def fit_video_clip(
     tokens = tokenize(
         [c for backwards in (False, True) for c in captions(labels, backwards)], CLIP_WORDS
     )
-    kinds, members = _kinds(tokens)  # an index of len(clips) or more is a reversed clip
+    kinds, members = _kinds(tokens)  # indices from len(clips) on are reversed clips
 
     def images() -> tuple[Tensor, Tensor]:
         batch = torch.randperm(len(kinds), generator=draw)[: BATCH + BATCH // 2]
@@ -177,7 +177,7 @@ def fit_video_clip(
 
 
 def _kinds(tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Distinct captions (captions, L), and the indices of the clips of each."""
+    """Distinct captions (captions, L), and the indices of the clips of each caption."""
     kinds, kind = tokens.unique(dim=0, return_inverse=True)
     return kinds, [(kind == k).nonzero()[:, 0] for k in range(len(kinds))]
 
@@ -241,7 +241,7 @@ def _descend(
 def classifier_accuracy(
     net: Classifier, clips: np.ndarray, labels: list[shapes.Attributes]
 ) -> dict[str, float]:
-    """Share of clips that each head reads right, played forwards and backwards."""
+    """Accuracy of each head on clips played forwards and backwards."""
     result = {}
     for backwards in (False, True):
         right = answers(labels, backwards)
@@ -260,7 +260,7 @@ def classifier_accuracy(
 def frame_retrieval(
     net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
 ) -> dict[str, float]:
-    """`retrieval` by the middle frames."""
+    """`retrieval` by middle frames."""
     tokens = tokenize([shapes.caption(a) for a in labels], FRAME_WORDS)
     return retrieval(net, scaled(torch.from_numpy(clips[:, clips.shape[1] // 2])), tokens)
 
@@ -268,7 +268,7 @@ def frame_retrieval(
 def video_retrieval(
     net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
 ) -> dict[str, float]:
-    """`retrieval` by clips; also R@1 of reversed clips with their forward captions (0 is best)."""
+    """`retrieval` by clips; also R@1 of reversed clips for their forward captions (0 is best)."""
     x = scaled(torch.from_numpy(clips)).transpose(1, 2)
     tokens = tokenize([shapes.caption(a) for a in labels], CLIP_WORDS)
     moving = torch.tensor([a.speed != "still" for a in labels])
@@ -279,7 +279,7 @@ def video_retrieval(
 
 @torch.no_grad()
 def retrieval(net: nn.Module, images: Tensor, tokens: Tensor) -> dict[str, float]:
-    """R@1, the share of images whose nearest caption is their own, and 100 times its cosine."""
+    """R@1 (share of images nearest to their own caption), and 100 times the mean own cosine."""
     kinds, kind = tokens.unique(dim=0, return_inverse=True)
     image = torch.cat([net.encode_image(part, normalize=True) for part in images.split(BATCH)])
     cosine = image @ net.encode_text(kinds, normalize=True).T

@@ -1,8 +1,8 @@
-"""Trains mini-wan, the embedded teacher, from nothing.
+"""Train mini-wan, the embedded teacher, from scratch.
 
-First a per-frame autoencoder, then a `WanTransformer3DModel` with its text encoder by flow matching
-on the autoencoder's latents. Both resume from the work folder. The pipeline folder is rewritten at
-every evaluation, with a card of its quality.
+First a per-frame autoencoder is trained, then a `WanTransformer3DModel` with its text encoder, by
+flow matching on the autoencoder's latents. Both resume from the work folder. The pipeline folder is
+rewritten at every evaluation, with a card of its quality.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FIELDS = ("colour", "shape", "direction", "speed")
 
 
 def render_clips(count: int) -> tuple[list[str], np.ndarray]:
-    """`count` captions and their clips, uint8 (N, T, 3, H, W)."""
+    """Render `count` captioned clips; returns captions and clips, uint8 (N, T, 3, H, W)."""
     attributes = shapes.all_attributes()
     chosen = [attributes[i % len(attributes)] for i in range(count)]
     rendering = track(chosen, "rendering", console=_console())
@@ -52,7 +52,7 @@ def to_video(clips: np.ndarray) -> Tensor:
 def train_autoencoder(
     clips: np.ndarray, options: argparse.Namespace, device: torch.device
 ) -> FrameAutoencoder:
-    """Load the work folder's autoencoder, or train it."""
+    """Load the autoencoder from the work folder, or train it."""
     folder = options.work / "vae"
     if (folder / "config.json").is_file():
         return FrameAutoencoder.from_pretrained(folder).to(device).eval()
@@ -68,7 +68,7 @@ def train_autoencoder(
         latents = vae.encode(video)
         noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator).to(device)
         error = vae.decode(noisy) - video
-        # the square is for colours, the modulus for edges; the last term bounds the latents
+        # squared error for colours, absolute error for edges; the last term bounds the latents
         loss = error.square().mean() + 0.2 * error.abs().mean() + 1e-3 * latents.square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -114,7 +114,7 @@ def to_clips(video: Tensor) -> np.ndarray:
 
 
 def oracle_accuracy(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:
-    """Share of clips that the oracle reads as captioned, per attribute and for all of them."""
+    """Share of clips that the oracle reads as captioned, per attribute and for all attributes."""
     pairs = zip(shapes.read(clips), attributes, strict=True)
     right = np.array([[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in pairs])
     by_field = dict(zip(FIELDS, right.mean(0).round(4).tolist(), strict=True))
@@ -180,7 +180,7 @@ def train_teacher(
     options: argparse.Namespace,
     device: torch.device,
 ) -> None:
-    """Flow matching (Lipman et al., 2022) with dropped captions; exports at every evaluation."""
+    """Train by flow matching (Lipman et al., 2022) with dropped captions; export when evaluated."""
     tokenizer = make_tokenizer()
     torch.manual_seed(options.seed)
     teacher = Teacher(len(tokenizer)).to(device)
@@ -262,7 +262,7 @@ def evaluate(
     device: torch.device,
     count: int,
 ) -> dict[str, float]:
-    """Oracle accuracy and motion over the data's, of `count` samples of 32 unguided Euler steps."""
+    """Oracle accuracy of `count` samples (32 unguided Euler steps), and motion ratio to data."""
     averaged = Teacher(len(tokenizer)).to(device).eval()
     averaged.load_state_dict(ema)
     known = shapes.all_attributes()

@@ -2,7 +2,7 @@
 
     python -m distill_bench.report SWEEP [--baseline method=NAME,KEY=VALUE] [--budget COST]
 
-Reads files alone and needs no torch.
+Reads only files and needs no torch.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--baseline",
         metavar="KEY=VALUE,...",
-        help="row to which differences are taken, e.g. method=dmd2,fake_score_updates=5; "
+        help="row that is subtracted in differences, e.g. method=dmd2,fake_score_updates=5; "
         "default: the sweep's baseline, else its first row",
     )
     parser.add_argument(

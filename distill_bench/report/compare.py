@@ -2,8 +2,7 @@
 
     distill-bench compare RUN_A RUN_B [--store runs]
 
-The intervals are over clips alone: single runs say nothing about other training seeds. Needs no
-torch.
+The intervals cover clips only: single runs say nothing about other training seeds. Needs no torch.
 """
 
 import argparse
@@ -37,11 +36,11 @@ RECORDED = ("code_fingerprint", "commit", "version", "hardware", "protocol")  # 
 
 
 class CompareError(ValueError):
-    """No run, or several runs, have the given name; the message is one line."""
+    """No run matches the given name, or several do; the message is one line."""
 
 
 def find_run(name: str, store: Path) -> StoredRun:
-    """Read a run, named by its folder, by its id, or by the beginning of its id.
+    """Read a run, given by its folder, its id, or the beginning of its id.
 
     Raises:
         CompareError: if no run or several runs match.
@@ -62,7 +61,7 @@ def find_run(name: str, store: Path) -> StoredRun:
 def config_differences(a: StoredRun, b: StoredRun) -> list[tuple[str, Any, Any]]:
     """Return the keys of config, code and hardware that differ, with both values.
 
-    A field that was added after a run has its default there.
+    A config without a field, written before the field existed, counts as having its default.
     """
     fields_a, fields_b = _fields(a), _fields(b)
     return [
@@ -90,9 +89,9 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 def score_differences(
     a: StoredRun, b: StoredRun
 ) -> list[tuple[str, float | None, float | None, str]]:
-    """Return name, value of a, value of b, and b - a as text, of every score and cost.
+    """Return name, value of a, value of b, and b - a as text, for every score and cost.
 
-    The text says why if the two scores cannot be compared. Costs have the ratio b / a.
+    If two scores cannot be compared, the text is the reason. For costs it is the ratio b / a.
     """
     names = _names(a.scores | b.scores)
     clips = _clips(a)
@@ -118,7 +117,7 @@ def score_differences(
 
 
 def _names(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Name each column by title and unit; equal names get their extractor, then their column."""
+    """Name columns by title and unit; to equal names, append the extractor, then the column."""
     names = {}
     for column, score in scores.items():
         unit = score.get("unit")
@@ -137,7 +136,7 @@ def clip_difference(
 ) -> Interval:
     """Return b - a of one score, with an interval over clips.
 
-    There is no interval if the score has no value per clip, or the clips differ.
+    There is no interval if the score has no values per clip, or the clips of the runs differ.
 
     Args:
         prompts: one per clip, the same for both runs; clips of one prompt are resampled together.
@@ -151,7 +150,7 @@ def clip_difference(
 
 
 def _clips(run: StoredRun) -> list[tuple[str, int]]:
-    """Prompt and sampling seed of each of a run's last clips."""
+    """Prompt and sampling seed of each clip in a run's newest samples."""
     folders = sample_folders(run.folder)
     lines = read_jsonl(folders[-1] / "manifest.jsonl") if folders else []
     return [(line["prompt"], line["seed"]) for line in lines]
@@ -184,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="distill-bench compare", description="Compare config, code and scores of two runs."
     )
     parser.add_argument(
-        "run", nargs=2, metavar="RUN", help="a run folder, or a run's id or the beginning of it"
+        "run", nargs=2, metavar="RUN", help="folder, id or beginning of the id of a run"
     )
     parser.add_argument(
         "--store", type=Path, default=Path("runs"), help="folder of the runs; default: runs"

@@ -1,4 +1,4 @@
-"""CSV files of results, read and written so that a number keeps its digits."""
+"""Read and write CSV files of results without changing the digits of a number."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ class ResultsError(ValueError):
 
 
 def cells(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Arrange lines under these columns, as cells of a CSV file.
+    """Turn lines into a frame with the given columns, ready for `csv_text`.
 
-    Lists and mappings become JSON. Integers stay integers beside empty cells.
+    Lists and mappings become JSON. Integers stay integers in columns with empty cells.
     """
     written = [
         {
@@ -54,7 +54,7 @@ def read_frame(path: Path) -> pd.DataFrame:
 
 
 def read_texts(path: Path) -> pd.DataFrame:
-    """Read a CSV file with every cell as text, "" if it is empty; an absent file is an empty frame.
+    """Read a CSV file with every cell as text; a missing file gives an empty frame.
 
     Raises:
         ResultsError: if a line lacks cells.
@@ -62,7 +62,7 @@ def read_texts(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        # this engine marks cells that a line lacks as NaN
+        # this engine fills missing cells of a short line with NaN
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, engine="python")
     except ValueError as error:  # of the parser or of the encoding
         raise ResultsError(f"{path} is cut off or damaged ({error}); {REWRITE}") from error

@@ -3,7 +3,7 @@
 sweep.json       question, swept keys, columns, baseline, notes
 runs.csv         one line per run and per reference; failed and missing runs included
 clips.csv        headline scores per clip, for intervals over clips
-checkpoints.csv  scores at the evaluated student updates, with the cost of getting there
+checkpoints.csv  scores at the evaluated student updates, with the training cost so far
 training.csv     the training logs, thinned
 """
 
@@ -61,10 +61,10 @@ def data_files(
     """Return the text of each data file, by file name.
 
     Args:
-        baseline: keys and values of the row that differences are taken to; None: the sweep's own
-            baseline, else its first row.
-        budget: training cost of the equal-cost table, forward equivalents; None: the largest that
-            every finished run reaches.
+        baseline: keys and values of the row that is subtracted in differences; None: the
+            sweep's baseline, else its first row.
+        budget: training cost of the equal-cost table in forward equivalents; None: the largest
+            cost that every finished run reaches.
     """
     swept = _swept_keys(sweep)
     columns = _columns(sweep.everything)
@@ -120,7 +120,7 @@ def _swept_keys(sweep: StoredSweep) -> list[str]:
 def _axis(sweep: StoredSweep, swept: Sequence[str]) -> str | None:
     """Return the x axis of the figures: the numeric swept key with most values within one method.
 
-    Fields of methods are left out. Of equals the first is taken; None if no key has two values.
+    Fields of methods do not count. Ties go to the first key; None if no key has two values.
     """
 
     def most_values(key: str) -> int:
@@ -168,7 +168,7 @@ def _prompts(sweep: StoredSweep) -> list[int] | None:
 
 
 def _notes(runs: Sequence[StoredRun]) -> list[str]:
-    """Return notes on scores that are not finite, several versions of code, and unlike hardware."""
+    """Return notes on non-finite scores, mixed versions of code, and mixed hardware."""
     notes = []
     for run in runs:
         broken = [name for name, score in run.scores.items() if finite(score["value"]) is None]
@@ -192,7 +192,7 @@ def _notes(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def _count_values(runs: Iterable[StoredRun], key: str) -> tuple[int, str]:
-    """Count a key's values in the runs with a result; returns their number and a description."""
+    """Count the distinct values of a key in finished runs; also describes them in words."""
     counts = Counter(str(run.known(key)) for run in runs if run.result and run.known(key))
     return len(counts), ", ".join(f"{value} in {count} runs" for value, count in counts.items())
 
@@ -252,7 +252,7 @@ def _run_line(run: StoredRun, swept: Sequence[str]) -> dict[str, Any]:
         line[name] = score["value"]
         line[f"{name}_sd"] = score.get("sd")
         line[f"{name}_extractor"] = score.get("extractor")
-    # The scores' own protocol, even if no result names one.
+    # the protocol recorded with the scores, even if the result names none
     protocols = [score["protocol"] for score in run.scores.values()]
     line["protocol"] = protocols[0] if protocols else run.result.get("protocol")
     warnings = {name: score.get("warnings") for name, score in run.scores.items()}
@@ -261,7 +261,7 @@ def _run_line(run: StoredRun, swept: Sequence[str]) -> dict[str, Any]:
 
 
 def _clips(sweep: StoredSweep, columns: Sequence[str]) -> pd.DataFrame:
-    """Headline scores per clip, four digits, where the score is their mean."""
+    """Headline scores per clip with four digits, for scores that are means over clips."""
     lines = []
     for run in sweep.everything:
         for name in columns:
@@ -277,7 +277,7 @@ def _clips(sweep: StoredSweep, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _checkpoints(sweep: StoredSweep, columns: Sequence[str]) -> pd.DataFrame:
-    """Scores of each run at its evaluated student updates, with cost and seconds there."""
+    """Scores of each run at its evaluated student updates, with cost and seconds so far."""
     lines = []
     for run in sweep.runs:
         for updates, scores in run.checkpoints.items():
@@ -289,7 +289,7 @@ def _checkpoints(sweep: StoredSweep, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _clock_at(run: StoredRun, updates: int) -> dict[str, Any]:
-    """Cost and seconds at a student update: from the result, else interpolated in the log."""
+    """Cost and seconds up to a student update, from the result or interpolated in the log."""
     result = run.result
     if updates == result.get("student_updates") and result.get("train_seconds") is not None:
         return {
@@ -306,7 +306,7 @@ def _clock_at(run: StoredRun, updates: int) -> dict[str, Any]:
 
 
 def _training(sweep: StoredSweep) -> pd.DataFrame:
-    """At most TRAINING_LINES lines per run, the last line of its log among them."""
+    """At most TRAINING_LINES lines per run, including the last line of its log."""
     lines = []
     for run in sweep.runs:
         for line in spread(run.training[::-1], TRAINING_LINES)[::-1]:
@@ -323,7 +323,7 @@ def _five_digits(value: Any) -> Any:
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` of the items, evenly spread, the first among them."""
+    """Return at most `count` of the items, evenly spread, including the first."""
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Labels of rows: the method plus the swept values that tell its rows apart."""
+"""Labels of rows: the method plus the swept values that distinguish its rows."""
 
 from math import isfinite
 
@@ -14,7 +14,7 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
         axis: swept key on the x axis of the figures; it is left out of a series.
 
     Returns:
-        Per row its series (the label without the row's place on the axis) and its label.
+        Per row: its series (the label without the place on the axis) and its label.
     """
     swept = [key for key in keys.columns if key != "method"]
     rows_of = dict(list(keys.groupby("method", sort=False)))
@@ -24,7 +24,7 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
     for row in keys.to_dict("records"):
         method = row["method"]
         rows = rows_of[method]
-        # Most rows of the method have this value.
+        # keys whose value in this row is the most common one of the method
         usual = {key for key in swept if (rows[key] == row[key]).sum() > len(rows) / 2}
         words = [
             name_value(key, row[key])
@@ -33,7 +33,7 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
         ]
         words += [name_value(key, row[key]) for key, value in common.items() if row[key] != value]
         place = row[axis] if axis else ""
-        if axis and not place:  # nothing on the axis identifies the row: add its unusual words
+        if axis and not place:  # without a place the label may be ambiguous: add unusual words
             words += [
                 row[key]
                 for key in swept
@@ -45,9 +45,9 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
 
 
 def _distinctive(rows: pd.DataFrame, swept: list[str], axis: str | None) -> list[str]:
-    """Return the swept keys that, with the axis, tell a method's rows apart.
+    """Return the swept keys that, with the axis, distinguish the rows of a method.
 
-    As few as possible are chosen, fields of the method before fields of the run.
+    Keys are chosen greedily, fields of the method before fields of the run.
     """
     candidates = [key for key in swept if key != axis]
     candidates.sort(key=lambda key: not key.startswith("method."))
@@ -62,10 +62,10 @@ def _distinctive(rows: pd.DataFrame, swept: list[str], axis: str | None) -> list
 
 
 def _common_values(keys: pd.DataFrame, swept: list[str], axis: str | None) -> dict[str, str]:
-    """Return the most frequent value of each key that differs between methods but not within one.
+    """Return the most frequent value of each key that differs only between methods.
 
-    These keys do not separate rows of one method, but must be shown: they mean that two methods
-    differ in more than the objective.
+    Such a key does not distinguish rows of one method. Labels show it because it means that two
+    methods differ in more than the objective.
     """
     common = {}
     for key in swept:
@@ -79,7 +79,7 @@ def _common_values(keys: pd.DataFrame, swept: list[str], axis: str | None) -> di
 
 
 def name_value(key: str, value: str) -> str:
-    """Format a swept value: a word alone, a switch as its key, a number with its key."""
+    """Format a swept value: a word as it is, a switch as its key, a number with its key."""
     name = key.rpartition(".")[2]
     if not value or is_word(value):
         return value
@@ -96,13 +96,13 @@ def is_word(value: str) -> bool:
 
 
 def show_value(value: str) -> str:
-    """Format a swept value: numbers without trailing zeros, "—" for none."""
+    """Format a swept value: numbers without trailing zeros, "—" for an empty text."""
     number = parse_number(value)
     return (f"{number:g}" if number is not None else value) or "—"
 
 
 def parse_number(text: str) -> float | None:
-    """Return the finite number that a text spells, or None."""
+    """Parse a finite number; None for any other text."""
     try:
         value = float(text)
     except ValueError:

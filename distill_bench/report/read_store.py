@@ -1,6 +1,6 @@
-"""Reads a sweep from the store: runs, references, scores, logs. Failed and missing runs are kept.
+"""Read a sweep from the store: runs (also failed and missing ones), references, scores, logs.
 
-Names, units and directions of the metrics come from the scores.
+Names, units and directions of metrics come from the scores.
 """
 
 import re
@@ -23,7 +23,7 @@ COMPARABLE = ("protocol", "version", "extractor")  # equal for all scores of a c
 
 
 class StoreReadError(ValueError):
-    """The store cannot be turned into results; the message is one line."""
+    """The store has no valid data for a sweep; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class StoredRun:
     """One run or one reference row, as its folder describes it."""
 
     run_id: str
-    method: str  # kind, of a reference
+    method: str  # for a reference: its kind
     seed: int | None
     status: str
     folder: Path
     role: str = STUDENT
-    reason: str = ""  # why there is no result, or why the run collapsed
+    reason: str = ""  # cause of a failure or collapse
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # by column
@@ -96,7 +96,7 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
         axes=manifest.get("axes", {}),
         baseline=manifest.get("baseline"),
         runs=runs,
-        # A folder without scores means that no evaluator of the protocol applies to the row.
+        # a folder without scores: no evaluator of the protocol applies to this reference
         references=[row for row in references if row.scores or not row.folder.is_dir()],
     )
     _check_comparable(stored.runs + stored.references, store)
@@ -114,7 +114,10 @@ def _with_preset(run: StoredRun, preset: str | None) -> StoredRun:
 def _with_configs(runs: Sequence[StoredRun], groups: Mapping[str, str]) -> list[StoredRun]:
     """Give runs whose folder was deleted the config of another seed of their row.
 
-    They then count as missing in that row. `groups` is run id -> name of its row.
+    These runs then count as missing in that row.
+
+    Args:
+        groups: run id -> name of its row.
     """
     known = {groups[run.run_id]: run.config for run in runs if run.config and run.run_id in groups}
     completed = []
@@ -127,7 +130,7 @@ def _with_configs(runs: Sequence[StoredRun], groups: Mapping[str, str]) -> list[
 
 
 def read_run(folder: Path) -> StoredRun:
-    """Read a run's folder, in whatever state the run is.
+    """Read the folder of a run in any state.
 
     Raises:
         StoreReadError: if its run.yaml is damaged.
@@ -150,7 +153,7 @@ def read_run(folder: Path) -> StoredRun:
         config=config,
         result=result,
         scores=scores,
-        checkpoints={updates: of for updates, of in sorted(checkpoints.items()) if of},
+        checkpoints={updates: scored for updates, scored in sorted(checkpoints.items()) if scored},
         training=[_numbers(line) for line in read_jsonl(folder / "train.jsonl")],
         provenance=_read(tried[-1] / "start.json") if tried else {},
         attempts=len(tried),
@@ -158,7 +161,7 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def sample_folders(folder: Path) -> list[Path]:
-    """The folders of a run's clips, one per sampled student update, in that order."""
+    """The folders of a run's clips, one per sampled student update, in ascending order."""
     folders = [path for path in (folder / "samples").glob("*") if path.name.isdigit()]
     return sorted(folders, key=lambda path: int(path.name))
 
@@ -173,7 +176,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _reason(result: Mapping[str, Any], tried: Sequence[Path]) -> str:
-    """Return the last line of a run's error, or why it collapsed; "" for neither."""
+    """Return the last line of a run's error, or the reason of its collapse; "" without either."""
     text = result.get("reason")
     if not result and tried:
         text = _read(tried[-1] / "exit.json").get("error")
@@ -196,7 +199,7 @@ def _read_reference(kind: str, folder: Path) -> StoredRun:
 
 
 def _read_scores(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read metrics.jsonl by column; of a column's lines the last is the newest evaluation."""
+    """Read metrics.jsonl by column; the last line of a column is its newest evaluation."""
     return {line["column"]: line for line in read_jsonl(folder / "metrics.jsonl")}
 
 
@@ -205,7 +208,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """Keep the numbers of a line of the training log; nested ones are called `name/bin`."""
+    """Keep the numbers of a line of the training log; nested keys become `name/bin`."""
     return {key: value for key, value in flat(line, "/").items() if finite(value) is not None}
 
 
@@ -231,15 +234,15 @@ def _check_comparable(runs: Iterable[StoredRun], store: Path) -> None:
                         raise StoreReadError(
                             f"{column} of {other_run.run_id} ({key} {other.get(key)}) and of "
                             f"{run.run_id} ({key} {score.get(key)}) cannot share a column"
-                            f"{details}; evaluate both alike"
+                            f"{details}; evaluate both with the same settings"
                         )
 
 
 def _protocol_details(a: Mapping[str, Any], b: Mapping[str, Any], store: Path) -> str:
     """Name the fields in which two scores' protocols differ.
 
-    Protocols are stored beside the reference rows. If they are gone, the scores'
-    conditions are compared.
+    Protocols are stored beside the reference rows. If a protocol is gone, the conditions recorded
+    with the scores are compared.
     """
     hashes = [str(score.get("protocol")) for score in (a, b)]
     protocols = [_read(store / "references" / digest / "protocol.json") for digest in hashes]

@@ -1,4 +1,4 @@
-"""A study in `results/<name>`, loaded as data frames from its data files and nothing else."""
+"""Load a study from the data files in `results/<name>`, as data frames."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -67,10 +67,10 @@ class Results:
     """A study: its manifest, its data files as frames, and its runs grouped into rows.
 
     Attributes:
-        folder: where the data files are.
+        folder: folder of the data files.
         manifest: sweep.json: question, swept keys, axis, baseline, columns, notes, provenance.
         runs: one line per run and per reference, including failed and missing runs.
-        checkpoints: scores at the evaluated student updates, with cost and seconds there.
+        checkpoints: scores at the evaluated student updates, with cost and seconds so far.
         training: training logs, thinned.
         rows: references, then one row per configuration (all its seeds together).
         clip_scores: (run id, column) -> values (clips,); `clips` has them as a frame.
@@ -103,7 +103,7 @@ class Results:
 
     @property
     def axis(self) -> str | None:
-        """The swept key on the x axis of the figures."""
+        """The swept key on the x axis of the figures, if any."""
         return self.manifest["axis"]
 
     @property
@@ -154,7 +154,7 @@ class Results:
 
     @property
     def baseline(self) -> Row | None:
-        """The row that differences are taken to: the one that the sweep names, else its first.
+        """The row that is subtracted in differences: the baseline of the sweep, else the first row.
 
         Raises:
             ResultsError: if no row matches the sweep's baseline.
@@ -169,11 +169,11 @@ class Results:
         return rows[0]
 
     def matching(self, keys: Mapping[str, Any]) -> list[Row]:
-        """Return the students' rows with these keys and values."""
+        """Return the students' rows that have these keys and values."""
         return [row for row in self.students if row.matches(keys)]
 
     def clusters(self, lengths: set[int]) -> list[int] | None:
-        """Number of the prompt of each clip, if scores of these lengths have one value per clip."""
+        """Prompt number of each clip; None unless these scores have one value per clip."""
         prompts = self.manifest["prompts"]
         return prompts if prompts is not None and lengths == {len(prompts)} else None
 
@@ -214,7 +214,7 @@ class Results:
         return list(places.items())
 
     def marks(self, row: Row, column: str) -> list[int]:
-        """Numbers of the footnotes that concern a row's score, from 1."""
+        """Footnote numbers (from 1) of a row's score."""
         cells = {(run_id, column) for run_id in row.runs["run_id"]}
         return [i for i, (_, places) in enumerate(self.footnotes, 1) if cells & set(places)]
 
@@ -306,7 +306,7 @@ def _numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> pd.Data
 
 
 def _logged(path: Path) -> pd.DataFrame:
-    """Read checkpoints.csv or training.csv: numbers but for the run's id."""
+    """Read checkpoints.csv or training.csv; every column except run_id is numeric."""
     frame = read_frame(path)
     if frame.empty and "run_id" not in frame:
         return pd.DataFrame({"run_id": [], COST: []})
@@ -315,7 +315,7 @@ def _logged(path: Path) -> pd.DataFrame:
 
 
 def _clip_scores(path: Path) -> dict[tuple[str, str], np.ndarray]:
-    """(run id, column) -> values (clips,)."""
+    """Read clips.csv: (run id, column) -> values (clips,)."""
     frame = read_texts(path)
     if frame.empty:
         return {}

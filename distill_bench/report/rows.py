@@ -1,4 +1,4 @@
-"""Rows of a study: runs that differ in nothing but the training seed, or one reference."""
+"""Rows of a study: runs that differ only in the training seed, or one reference."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Row:
     label: str
     series: str  # the label without the row's place on the sweep's axis
     at: str  # value on the sweep's axis, "" if the row has none
-    method: str  # kind, of a reference
+    method: str  # for a reference: its kind
     role: str
     swept: Mapping[str, str]  # key -> value, as written in runs.csv
     runs: pd.DataFrame  # lines of runs.csv
@@ -64,18 +64,19 @@ class Row:
 
     @property
     def keys(self) -> dict[str, str]:
-        """Method and swept values: what identifies the row."""
+        """Method and swept values, which identify the row."""
         return {"method": self.method} | dict(self.swept)
 
     @property
     def name(self) -> str:
-        """The keys as `--baseline` takes them, e.g. `method=dmd2,fake_score_updates=5`."""
+        """The keys in the syntax of `--baseline`, e.g. `method=dmd2,fake_score_updates=5`."""
         return ",".join(f"{key}={value}" for key, value in self.keys.items() if value)
 
     def by_seed(self, column: str) -> dict[Hashable, np.ndarray]:
-        """Scores per training seed: one value per clip, (clips,), or one value, (1,).
+        """Scores per training seed: one value per clip, (clips,), or a single value, (1,).
 
-        The mean over clips is the score in runs.csv, which has more digits than clips.csv.
+        Values per clip are shifted so that their mean is the score in runs.csv, which has more
+        digits than clips.csv.
         """
         return self._by_seed.get(column, {})
 
@@ -139,8 +140,8 @@ def group_rows(
     """Group runs into rows: references first, then one row per configuration in the sweep's order.
 
     Args:
-        runs: runs.csv with numbers as numbers.
-        texts: the same lines with every cell as text, which tells `1e-4` from `0.0001`.
+        runs: lines of runs.csv, numbers parsed.
+        texts: the same lines with every cell as text, which distinguishes `1e-4` from `0.0001`.
         swept: keys that, with the method, identify a configuration.
         axis: swept key on the x axis of the figures.
     """

@@ -1,8 +1,8 @@
 """Statistics of the tables: intervals over seeds and clips, paired differences, Holm, power.
 
-A row's scores are an array (seeds, clips). Clips have the same prompts, sampling seeds and noise
-for every row and training seed, so the two factors are crossed. A metric without a value per clip
-(a distance between sets of clips) gives an array (seeds, 1).
+The scores of a row are an array (seeds, clips). Clips have the same prompts, sampling seeds and
+noise for every row and training seed, so the two factors are crossed. A metric without values per
+clip, such as a distance between sets of clips, gives an array (seeds, 1).
 
 Resampling uses generators with fixed keys; global random state is never read.
 """
@@ -37,14 +37,14 @@ class Interval:
 
     @property
     def half(self) -> float:
-        """Half the width, nan without an interval."""
+        """Half the width; nan without an interval."""
         return (self.high - self.low) / 2
 
     @property
     def p(self) -> float:
-        """Two-sided p of a mean of 0 (Student's t); nan without an interval.
+        """Two-sided p-value for a true mean of 0 (Student's t); nan without an interval.
 
-        Also nan if all values are equal but not 0: a few seeds of a coarse score agree by chance.
+        Also nan if all values are equal but not 0: seeds of a coarse score can agree by chance.
         """
         if not isfinite(self.error):
             return nan
@@ -60,7 +60,7 @@ class Interval:
 
     @property
     def _degenerate(self) -> bool:
-        """All values are equal, up to rounding."""
+        """True if all values are equal up to rounding."""
         return self.error <= 1e-12 * abs(self.mean)
 
 
@@ -97,12 +97,13 @@ def crossed_interval(
     """Mean of values (seeds, clips) with an interval from a bootstrap over both factors.
 
     Seeds are resampled with fixed clips, and clips (in clusters) with fixed seeds. Each variance is
-    multiplied by n / (n - 1), since resampling n values underestimates it, and the two are added.
+    multiplied by n / (n - 1), since resampling n values underestimates it. The two are added.
     The quantile is Student's t with Satterthwaite's degrees of freedom: percentiles of resamples of
-    three seeds would cover 75 % instead of 95 %. With one value per seed, Student's t over seeds.
+    three seeds would cover 75 % instead of 95 %. With one value per seed, the interval is Student's
+    t over seeds.
 
     Args:
-        seed: key of the resamples; rows of one shape share them, see `resampled_shares`.
+        seed: key of the resamples, see `resampled_shares`.
         clusters: one label per clip; clips with the same label (prompt) are drawn together.
         seeds_vary: False for a reference, which has no training seed: its interval is over clips.
             If True, a single seed gives no interval: clips do not show how seeds differ.
@@ -143,9 +144,9 @@ def _resampled_variance(
 
 @cache
 def resampled_shares(n: int, seed: int, repetitions: int = REPETITIONS) -> np.ndarray:
-    """Return each member's share of each resample of n members, (repetitions, n).
+    """Return the share of each of n members in each resample, (repetitions, n).
 
-    The shares depend on (n, seed) alone, so rows of one shape are resampled alike.
+    The shares depend only on (n, seed), so all rows with n members get the same resamples.
     """
     generator = np.random.default_rng([seed, n])
     return generator.multinomial(n, np.full(n, 1 / n), size=repetitions) / n
@@ -190,10 +191,10 @@ def clear_winner(
     better: str | None,
     clusters: Sequence[Hashable] | None = None,
 ) -> int | None:
-    """Return the index of the row that is better than every other row, None if there is none.
+    """Return the index of the row that is clearly better than every other row; None without one.
 
-    Its paired differences to all other rows exclude 0. Their intervals are widened for the number
-    of comparisons (Bonferroni), so that all hold at 95 % together.
+    The paired differences of the winner to all other rows exclude 0. Their intervals are widened
+    for the number of comparisons (Bonferroni), so that all hold jointly at 95 %.
 
     Args:
         rows: per row, seed -> values (clips,). Empty rows neither win nor count as rivals.
@@ -202,9 +203,9 @@ def clear_winner(
     """
     if better is None:
         return None
-    of_rows = [losses(row, better) for row in rows]
-    means = [float(np.mean([v.mean() for v in row.values()])) if row else inf for row in of_rows]
-    rivals = [i for i, row in enumerate(of_rows) if row]
+    row_losses = [losses(row, better) for row in rows]
+    means = [float(np.mean([v.mean() for v in row.values()])) if row else inf for row in row_losses]
+    rivals = [i for i, row in enumerate(row_losses) if row]
     if len(rivals) < 2:
         return None
     best = min(rivals, key=means.__getitem__)
@@ -212,9 +213,9 @@ def clear_winner(
     for other in rivals:
         if other == best:
             continue
-        if not of_rows[best].keys() & of_rows[other].keys():
+        if not row_losses[best].keys() & row_losses[other].keys():
             return None
-        differences = paired(of_rows[best], of_rows[other])
+        differences = paired(row_losses[best], row_losses[other])
         difference = crossed_interval(differences, clusters=clusters, confidence=confidence)
         if not (difference.excludes(0.0) and difference.mean < 0):
             return None
@@ -222,7 +223,7 @@ def clear_winner(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for one family of comparisons (Holm, 1979); nan is not counted."""
+    """Return p-values adjusted for one family of comparisons (Holm, 1979); nan is skipped."""
     order = sorted((i for i, p in enumerate(p_values) if isfinite(p)), key=lambda i: p_values[i])
     adjusted = [nan] * len(p_values)
     largest = 0.0

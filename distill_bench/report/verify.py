@@ -29,10 +29,10 @@ MOST = 20  # differences shown per file
 
 
 def verify(folder: Path, store: Path | None = None) -> list[str]:
-    """Return every difference between the files of a results folder and what they are made from.
+    """Recompute the files of a results folder and return every difference.
 
     Args:
-        store: recompute the data files from these runs, too.
+        store: also recompute the data files from the runs in this store.
 
     Raises:
         ResultsError: if the data files are missing or damaged, or no row is the baseline.
@@ -53,7 +53,7 @@ def verify(folder: Path, store: Path | None = None) -> list[str]:
 
 
 def _changed_files(folder: Path) -> Iterator[str]:
-    """Name the files that are not as the report wrote them."""
+    """Name the files that changed after the report wrote them."""
     recorded = read_json(folder / "digests.json")
     if recorded is None:
         yield "digests.json is missing or damaged: `python -m distill_bench.report` writes it"
@@ -67,7 +67,7 @@ def _changed_files(folder: Path) -> Iterator[str]:
 
 
 def _contradictions(results: Results) -> Iterator[str]:
-    """Name the scores in runs.csv that disagree with their clips, or with the last checkpoint."""
+    """Name the scores in runs.csv that disagree with clips.csv or checkpoints.csv."""
     runs = results.runs.set_index("run_id")
     for (run_id, column), clips in results.clip_scores.items():
         value = runs.at[run_id, column] if run_id in runs.index and column in runs else np.nan
@@ -127,7 +127,7 @@ def _unlike_lines(name: str, text: str, expected: str) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: 0 if everything follows from the data, 1 if not, 2 without results."""
+    """Run the command; returns 0 if every table follows from the data, 1 if not, 2 on bad input."""
     parser = argparse.ArgumentParser(
         prog="distill-bench verify",
         description="Recompute the tables of a results folder and compare them with its files.",

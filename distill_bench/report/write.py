@@ -36,8 +36,8 @@ def report(
         sweep: name or YAML of the sweep.
         store: folder of runs, e.g. `runs`.
         out: folder of all results, e.g. `results`.
-        baseline: method and swept keys of the row to which differences are taken; default: the
-            baseline that the sweep names, else its first row.
+        baseline: method and swept keys of the row that is subtracted in differences; default: the
+            baseline of the sweep, else its first row.
         budget: training cost of the equal-cost table in forward equivalents; default: the largest
             cost that every finished run reaches.
 
@@ -45,7 +45,7 @@ def report(
         Path of report.html.
 
     Raises:
-        ReportError: if the sweep or the baseline is unknown, or its rows cannot share a column.
+        ReportError: if the sweep or the baseline is unknown, or scores cannot share a column.
     """
     if budget is not None and not 0 < budget < inf:
         raise ReportError(f"budget {budget:g}: a cost in forward equivalents must be above 0")
@@ -63,7 +63,7 @@ def report(
     folder = Path(out) / stored.name
     for name, text in files.items():
         write_bytes(folder / name, text.encode())
-    # Matplotlib takes a second to import: only after every check.
+    # Matplotlib takes a second to import, so it comes after every check.
     from distill_bench.report.figures.command import plot
 
     plot(folder, workers=os.cpu_count() or 1)
@@ -74,7 +74,7 @@ def report(
 
 
 def _load_texts(files: Mapping[str, str]) -> Results:
-    """Load results from the texts of data files, to check them before any is written."""
+    """Load results from the texts of data files, to check them before writing any file."""
     with tempfile.TemporaryDirectory() as draft:
         for name, text in files.items():
             (Path(draft) / name).write_bytes(text.encode())

@@ -1,8 +1,8 @@
-"""Runs a sweep file from its grid to its tables, on SLURM if a cluster is configured, else here.
+"""Run a sweep file from grid to tables, on SLURM if a cluster is configured, else locally.
 
     python -m distill_bench.sweep sweeps/quick.yaml
 
-The same command again resumes: runs that are done, here or in another sweep, are not done again.
+The same command resumes the sweep. Runs that this or another sweep has finished are skipped.
 sweeps/README.md is the reference.
 """
 
@@ -16,13 +16,7 @@ from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.registry import RegistryError
 from distill_bench.store.failures import FAILURE_KINDS, failure_kind
 from distill_bench.sweep.cancel import cancel_runs
-from distill_bench.sweep.launch import (
-    LaunchOptions,
-    local_slots,
-    run_debug,
-    run_local,
-    run_slurm,
-)
+from distill_bench.sweep.launch import LaunchOptions, local_slots, run_debug, run_local, run_slurm
 from distill_bench.sweep.manifest import OpenSweep, check_writable, open_sweep, recorded_entries
 from distill_bench.sweep.preview import print_preview
 from distill_bench.sweep.slurm.queue import SchedulerError, read_queue, slurm_available
@@ -72,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="distill_bench.sweep",
         usage="python -m distill_bench.sweep [options] FILE",
@@ -86,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument(
         "--only",
         metavar="CONDITION",
-        help="only runs that satisfy it, e.g. \"method == 'a' and seed < 2\"",
+        help="only runs that satisfy the condition, e.g. \"method == 'a' and seed < 2\"",
     )
     runs.add_argument(
         "--set",
@@ -107,12 +101,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--stale",
         choices=["warn", "rerun", "ignore"],
         default="warn",
-        help="results made by other code than the present: warn (default), do them again, ignore",
+        help="results made by different code: warn (default), rerun them, or ignore it",
     )
     runs.add_argument(
         "--allow-changed-code",
         action="store_true",
-        help="resume half-done runs that began under other code",
+        help="resume unfinished runs that began under different code",
     )
 
     where = parser.add_argument_group("where they run")
@@ -164,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--watch",
         type=float,
         metavar="SECONDS",
-        help="print the status again and again until no run is waiting or running",
+        help="print the status every SECONDS until no run is waiting or running",
     )
     action.add_argument(
         "--explain",
@@ -172,14 +166,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="print config, jobs, attempts and log of one run, given by a part of its id",
     )
     action.add_argument(
-        "--cancel", action="store_true", help="cancel the runs; whatever is running saves first"
+        "--cancel", action="store_true", help="cancel the runs; running ones save first"
     )
     look.add_argument("--json", action="store_true", help="print the status as JSON")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Do what the options ask for."""
+    """Dispatch to the action that the options select."""
     retry = _failure_kinds(options.retry_failed)
     config = load_sweep(options.file, _overrides(options))
     on_slurm = options.cluster in ("auto", "slurm") and slurm_available()
@@ -210,7 +204,7 @@ def _failure_kinds(kinds: str | None) -> frozenset[str]:
     """The kinds of --retry-failed.
 
     Raises:
-        ConfigError: if one is unknown.
+        ConfigError: for an unknown kind.
     """
     chosen = frozenset(kinds.split(",")) if kinds is not None else frozenset()
     if unknown := sorted(chosen - {"all", *FAILURE_KINDS}):
@@ -232,7 +226,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _entries(config: SweepConfig, options: argparse.Namespace) -> dict[str, ManifestEntry]:
-    """The runs of the sweep as --status needs them; from the manifest if it still applies."""
+    """Manifest entries of the runs; expands the sweep only if the manifest is out of date."""
     if options.only is None:
         entries = recorded_entries(config, options.store)
         if entries is not None:
@@ -296,8 +290,8 @@ def _launch(
 
 
 def _finish(sweep: OpenSweep, chosen: OpenSweep, launch: LaunchOptions, on_slurm: bool) -> int:
-    """Report on the results, and list the runs without one."""
-    # pandas and the templates take a second to import, and few calls of `sweep` report.
+    """Write the report, and list the runs without a result."""
+    # pandas and Jinja take a second to import, and few commands write a report
     from distill_bench.report.write import ReportError, report
 
     sweep.write()  # the reference rows are known now

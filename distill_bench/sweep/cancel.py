@@ -1,4 +1,4 @@
-"""The --cancel: ends the jobs and workers of runs; whatever is running saves first."""
+"""Implement --cancel: end the jobs and workers of runs; running work is saved first."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def cancel_runs(store: Path, runs: Iterable[str], queue: Queue) -> int:
     and keeps local drivers from starting the runs again.
 
     Raises:
-        ConfigError: if a job also does a run that is not to be cancelled.
+        ConfigError: if a job also does a run that is not selected.
     """
     runs = set(runs)
     jobs = {job for run in runs for job in queue.active(run)}
@@ -56,7 +56,7 @@ def _needed_only_by(jobs: set[str], queue: Queue) -> set[str]:
 
 
 def _stop_worker(run_dir: Path) -> bool:
-    """Tell a run's worker on this machine to save and stop; whether there was one."""
+    """Tell a run's worker on this machine to save and stop; returns True if there was one."""
     tried = attempts(run_dir)
     if not tried or run_state(run_dir) != "running":
         return False

@@ -1,7 +1,7 @@
-"""One run from its config to its result: claim, train, sample, evaluate, each resumed where it was.
+"""Do one run from config to result: claim, train, sample, evaluate. Resumes an interrupted run.
 
     distill-bench job RUN_FOLDER             do one run
-    distill-bench job --prepare RUN_FOLDER   make the artefacts that it shares with other runs
+    distill-bench job --prepare RUN_FOLDER   make only the artefacts shared with other runs
 
 Worker processes execute this, on this machine or on a node of a cluster. Only they write into a
 run's folder.
@@ -48,9 +48,9 @@ from distill_bench.sweep.provenance import code_fingerprint, dirty_diff, provena
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import ended, train
 
-STOPS_WITHOUT_PROGRESS = 3  # of a SLURM job in a row, after which it fails instead of requeueing
+STOPS_WITHOUT_PROGRESS = 3  # consecutive; a SLURM job then fails instead of requeueing
 MORE_TIME = "give it more time (cluster.hours)"
-# how a rank complains about another rank that is gone
+# errors of a rank that has lost its peer
 LOST_RANK = re.compile(r"by peer|remote process exited|Connection was likely closed|Broken pipe")
 
 
@@ -79,7 +79,7 @@ def execute(
     except Exception as error:
         traceback.print_exc()
         message, kind = f"{type(error).__name__}: {error}", failure_kind(error)
-        # the loss of a rank is no failure of the run, though the other ranks raise
+        # a lost rank makes the others raise; the run itself has not failed
         status = "lost" if here.world > 1 and LOST_RANK.search(message) else "error"
         try:
             if claim is None:
@@ -92,7 +92,7 @@ def execute(
 
 
 def _claim(run_dir: Path) -> tuple[Claim | None, int]:
-    """Claim a run; without a claim, the exit code says why."""
+    """Claim a run; returns the claim, or None and the exit code that explains its absence."""
     if read_result(run_dir) is not None:
         return None, DONE
     try:
@@ -131,7 +131,7 @@ def _lead(run_dir: Path, claim: Claim, stop: StopRequest, allow_changed_code: bo
 
 
 def _follow(run_dir: Path, stop: StopRequest) -> int:
-    """Do the share of another rank than 0: train and sample."""
+    """Do the work of a rank other than 0: train and sample."""
     summary = _train(run_dir, stop)
     if summary["status"] == "stopped":
         return STOPPED
@@ -154,7 +154,7 @@ def _train(run_dir: Path, stop: Callable[[], bool]) -> dict[str, Any]:
 
 
 def _record_provenance(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:
-    """Record what this attempt's numbers come from: code, packages, machine, job.
+    """Record the provenance of this attempt: code, packages, machine, job.
 
     Raises:
         CodeChanged: if the run has a checkpoint made by other code, unless that is allowed.
@@ -163,7 +163,7 @@ def _record_provenance(attempt: Path, run_dir: Path, allow_changed_code: bool) -
     code, file = code_fingerprint(method), method_file(method)
     start = read_start(attempt) | provenance() | {"code_fingerprint": code}
     write_json(attempt / "start.json", start)
-    if file is not None:  # it may be in no commit, nor in the checkout
+    if file is not None:  # it may be outside the repository
         write_bytes(attempt / file.name, file.read_bytes())
     diff = dirty_diff()
     if diff:
@@ -187,7 +187,7 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Sample and score a trained run; returns its result."""
     config = load_run(run_dir)
     students = checkpoint.students(run_dir)
-    # shared by all runs: no part of this run's seconds
+    # shared by all runs, so not part of this run's seconds
     folders = prepare_references(config, run_dir.parent) if students else {}
     began = time.perf_counter()
     if students:
@@ -215,7 +215,7 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stopped(run_dir: Path, claim: Claim, stop: StopRequest) -> int:
-    """End an attempt on request; as a failure if its SLURM job is stopped without progress."""
+    """End an attempt on request; a SLURM job stopped repeatedly without progress fails."""
     updates = [int(folder.name) for folder in checkpoint.folders(run_dir)]
     trained = (run_dir / "train.json").is_file()
     rows = run_dir.parent / "references" / protocol_hash(load_run(run_dir))
@@ -241,19 +241,19 @@ def _stopped(run_dir: Path, claim: Claim, stop: StopRequest) -> int:
 
 
 def _superseded(claim: Claim) -> int:
-    """End without a result: another process took the run over after a silence of this one."""
+    """End without a result: another process took the run over while this one was silent."""
     print(f"{claim.attempt.parent.parent.name} was taken over by another process", flush=True)
     claim.close("superseded")
     return CLAIMED_ELSEWHERE
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of a worker; returns its exit code."""
+    """Run a worker; returns its exit code."""
     stop = StopRequest().listen()
     parser = argparse.ArgumentParser(prog="distill-bench job", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder with a run.yaml")
     parser.add_argument(
-        "--prepare", action="store_true", help="only make the artefacts that it shares with others"
+        "--prepare", action="store_true", help="make only the artefacts shared with other runs"
     )
     parser.add_argument(
         "--allow-changed-code",

@@ -1,7 +1,7 @@
-"""Starts the runs of a sweep that have no result: here, in this process, or on SLURM.
+"""Start the unfinished runs of a sweep: in worker processes, in this process, or on SLURM.
 
-A run's state is read from its folder, so a run that another call or another sweep has finished is
-not done again.
+The state of a run is read from its folder, so runs that another call or another sweep has finished
+are skipped.
 """
 
 import os
@@ -22,12 +22,12 @@ from distill_bench.sweep.slurm.queue import Queue, read_partition, read_queue
 from distill_bench.sweep.status import TO_LAUNCH, read_statuses
 from distill_bench.sweep.watch import ProgressBoard, console, warn
 
-TRIES = 3  # of a run whose worker died, per call
+TRIES = 3  # starts of a run per call, if its worker dies
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Which runs a call may start, and how."""
+    """Options that select the runs to start, and set their flags."""
 
     retry: frozenset[str] = frozenset()  # kinds of failure to try again, or "all"
     stale: str = "warn"
@@ -40,7 +40,10 @@ class LaunchOptions:
 
 
 def select_runs(sweep: OpenSweep, queue: Queue, options: LaunchOptions) -> list[str]:
-    """The runs to start, each with its run.yaml; stale "rerun" moves stale runs aside first."""
+    """Select the runs to start, and write missing run.yaml files.
+
+    With `stale` = "rerun", stale runs are first moved aside.
+    """
     selected = []
     for s in read_statuses(sweep.store, sweep.entries, queue):
         if s.stale and options.stale == "rerun":
@@ -79,8 +82,8 @@ def run_debug(sweep: OpenSweep, options: LaunchOptions) -> None:
 def local_slots(cluster: ClusterConfig) -> tuple[int, int]:
     """Number of runs at once on this machine, and of processes per run.
 
-    With GPUs, a run has as many processes here as on the cluster, one per GPU, as far as there are
-    GPUs. Without GPUs, it has `tasks` processes.
+    With GPUs, a run has as many processes as on the cluster, but at most one per GPU. Without GPUs,
+    it has `tasks` processes.
     """
     gpus = len(visible_gpus())
     wanted = cluster.nodes * cluster.processes if gpus else cluster.tasks or 1
@@ -106,7 +109,7 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
 
     def is_cancelled(task: Task) -> bool:
         runs = cancelled_runs()
-        # a preparation is cancelled once nobody needs it
+        # a prepare task is cancelled together with the last run
         return task.name in runs if task.name in sweep.runs else runs.issuperset(todo)
 
     with ProgressBoard(sweep, jobs, processes) as board:
@@ -129,7 +132,7 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
 
 
 def launch_order(config: RunConfig) -> tuple[int, float]:
-    """Sort key of runs: by seed, so that rows are soon comparable; the longest first."""
+    """Sort key of runs: by seed, so that rows become comparable early; then the longest first."""
     # needs torch, which takes seconds; a status must start fast
     from distill_bench.plan.cost import passes, priced
 
@@ -146,7 +149,7 @@ def _run_task(folder: Path, options: LaunchOptions, processes: int) -> Task:
 
 
 def _prepare_tasks(sweep: OpenSweep, todo: list[str]) -> list[Task]:
-    """Tasks that make shared artefacts; first in the queue, so that runs hardly wait for them."""
+    """Tasks that make shared artefacts, to be started before the runs that need them."""
     tasks = []
     for label, run in missing_artefacts(sweep, todo).items():
         folder, log = sweep.store / run, sweep.store / "logs" / f"{run}.txt"
@@ -156,7 +159,7 @@ def _prepare_tasks(sweep: OpenSweep, todo: list[str]) -> list[Task]:
 
 
 def missing_artefacts(sweep: OpenSweep, todo: Iterable[str]) -> dict[str, str]:
-    """Sets of shared artefacts that do not exist yet: label -> a run that needs the set."""
+    """Missing sets of shared artefacts: label -> a run that needs the set."""
     sets: dict[tuple, str] = {}
     for run in todo:
         config = sweep.runs[run]

@@ -47,10 +47,10 @@ class OpenSweep:
         return {run: run_state(self.store / run, bool(queue.active(run))) for run in self.runs}
 
     def only(self, condition: str | None) -> "OpenSweep":
-        """The runs that satisfy a condition on dotted keys.
+        """Restrict the sweep to runs that satisfy a condition on dotted keys.
 
         Raises:
-            ConfigError: if no run does.
+            ConfigError: if no run satisfies it.
         """
         if condition is None:
             return self
@@ -92,7 +92,7 @@ class OpenSweep:
             text = dump_yaml(config.model_dump(mode="json"))
             try:
                 write_bytes(path, text.encode())
-            except OSError as error:  # concerns this run alone
+            except OSError as error:  # affects only this run
                 message = f"cannot write into {path.parent}: {error.strerror}"
                 record_error(path.parent, message, failure_kind(error))
 
@@ -102,7 +102,7 @@ class OpenSweep:
         pairs = dict.fromkeys(
             pair for result in results for pair in result.get("references", {}).items()
         )
-        # a sweep over the student's steps has one row of a kind per number of steps
+        # a sweep over nfe has one row per nfe for some kinds
         folders_of = Counter(kind for kind, _ in pairs)
         return {
             kind if folders_of[kind] == 1 else Path(folder).name: folder for kind, folder in pairs
@@ -113,7 +113,7 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> OpenSweep:
     """Expand a sweep.
 
     Raises:
-        ConfigError: for a run that cannot be resolved, or runs whose scores could share no table.
+        ConfigError: if a run cannot be resolved, or the runs have several protocols.
     """
     runs = {run_id(run): run for run in config.expand()}
     _check_one_protocol(config.name, runs.values())
@@ -121,11 +121,11 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> OpenSweep:
 
 
 def _check_one_protocol(name: str, runs: Iterable[RunConfig]) -> None:
-    """Raise ConfigError if the runs have several protocols: their scores could share no table."""
+    """Raise ConfigError if the runs have several protocols: their scores cannot share a table."""
     first, *others = {protocol_hash(run): protocol(run) for run in runs}.values()
     if others:
         raise ConfigError(
-            f"{name}: its runs have {1 + len(others)} protocols, and their scores share no table; "
+            f"{name}: the runs have {1 + len(others)} protocols: scores cannot share a table; "
             f"the first two differ in {differences(first, others[0])}: write one sweep per protocol"
         )
 
@@ -158,7 +158,7 @@ RESOLVING = ("config", "teachers", "registry.py", "method.py", "methods")
 
 
 def spec_digest(config: SweepConfig) -> str:
-    """Digest (12 digits) of what decides a sweep's run ids, except weights and clips.
+    """Digest (12 digits) of the inputs that decide a sweep's run ids, except weights and clips.
 
     Covers the sweep file, the files that it names (prompts, methods) and the code that resolves it.
     """

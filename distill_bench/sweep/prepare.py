@@ -1,6 +1,6 @@
-"""Artefacts that runs share: reference rows with scores, and the extra data of a method.
+"""Make artefacts that runs share: scored reference rows, and the extra data of a method.
 
-Each is made once per store, by the process that comes first.
+Each artefact is made once per store, by the first process that needs it.
 """
 
 import json
@@ -25,7 +25,7 @@ from distill_bench.train.inputs import needs_of
 
 
 def prepare_run(run_dir: Path) -> None:
-    """Make what a run shares with others; does not wait for rows that another process is making."""
+    """Make a run's shared artefacts, without waiting for rows that another process is making."""
     config = load_run(run_dir)
     prepare_extras(config, run_dir.parent)
     prepare_references(config, run_dir.parent, wait=False)
@@ -79,7 +79,7 @@ def _version(name: str) -> Any:
 
 
 def bytes_in(*folders: Path) -> int:
-    """Total size of the files in some folders, without attempts; grows with each artefact."""
+    """Total size of the files in the folders, except attempts; it grows with each artefact."""
     size = 0
     for folder in folders:
         for path in folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""The --dry-run: the runs with ids, states and estimated cost, and the job that SLURM would get."""
+"""Print --dry-run: the runs with ids, states and estimated cost, and the SLURM job."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from distill_bench.teachers.folder import is_outline, teacher_folder
 
 
 def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) -> None:
-    """Print the runs, what varies between them, their cost, and what the cluster cannot do."""
+    """Print the runs with their swept values and costs, and the shortfalls of the cluster."""
     estimates = _estimates(sweep, statuses)
     _print_runs(sweep, statuses, estimates)
     waiting = [s for s in statuses if s.state not in ENDED]
@@ -44,16 +44,15 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
     if on_slurm:
         _print_cluster(sweep)
     elif cluster.partition or cluster.gpus or cluster.nodes > 1:
-        from distill_bench.sweep.slurm.submit import (
-            batch_script,  # Submitit takes a second to import
-        )
+        # Submitit takes a second to import
+        from distill_bench.sweep.slurm.submit import batch_script
 
         console.print("\non SLURM each run would be a job like this:\n")
         console.print(batch_script(cluster, sweep.store), markup=False, soft_wrap=True)
 
 
 def _estimates(sweep: OpenSweep, statuses: Sequence[Status]) -> dict[str, tuple[float, int]]:
-    """Run -> seconds left and number of similar finished runs, for runs that have any."""
+    """Run -> (seconds left, number of similar finished runs), if there are similar runs."""
     history = _history(sweep.store)
     estimates = {}
     for s in statuses:
@@ -101,7 +100,7 @@ def _formatted(value: Any) -> str:
 
 
 def _print_cluster(sweep: OpenSweep) -> None:
-    """Print the batch script, and what this cluster cannot do for it."""
+    """Print the batch script and the shortfalls of the cluster."""
     from distill_bench.sweep.slurm.submit import batch_script  # Submitit takes a second to import
 
     wanted = sweep.config.cluster

@@ -28,9 +28,9 @@ SLURM_KEYS = {
     "SLURM_JOB_QOS",
 }
 
-# Packages and modules that a run's weights and clips pass through. Everything else may change under
-# a half-done run: what happens before run.yaml is written is in the run's id, and evaluators have
-# versions of their own.
+# Packages and modules that decide a run's weights and clips. Everything else may change during a
+# run: the run's id covers all steps before run.yaml is written, and evaluators have their own
+# versions.
 NUMBERS = (
     "autoencoder",
     "config/protocol",
@@ -84,9 +84,9 @@ def dirty_diff() -> str:
 
 
 def code_fingerprint(method: str) -> str:
-    """Digest (12 digits) of a method's file and of the NUMBERS.
+    """Digest (12 digits) of a method's file and of the code in NUMBERS.
 
-    Comments, docstrings and layout do not count. Command lines (`__main__.py`) do not either.
+    Comments, docstrings, layout and command lines (`__main__.py`) do not count.
     """
     files = [method_file(method), *sorted(path for name in NUMBERS for path in _sources(name))]
     trees = [syntax_digest(path.read_text()) for path in files if path is not None]
@@ -102,7 +102,7 @@ def _sources(name: str) -> list[Path]:
 
 @cache
 def syntax_digest(source: str) -> str:
-    """Digest of a module's syntax tree without docstrings, those of class attributes included."""
+    """Digest of a module's syntax tree without docstrings (also those of attributes)."""
     tree = _WithoutDocstrings().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -134,7 +134,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name and its numbers; virtual machines give several models one name."""
+    """Name and numbers of the processor; on virtual machines several models share a name."""
     try:
         first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:

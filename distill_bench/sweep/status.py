@@ -53,7 +53,7 @@ class Status:
     kind: str | None = None  # of failure
     note: str = ""
     log: str | None = None
-    stale: bool = False  # the result was made by other code than the present
+    stale: bool = False  # the result was made by different code
 
     @property
     def rate(self) -> float | None:
@@ -79,14 +79,14 @@ def read_statuses(store: Path, entries: Mapping[str, ManifestEntry], queue: Queu
 
 
 def _is_full(store: Path) -> bool:
-    """True if the store's disk is full, so that runs cannot record why they ended."""
+    """True if the store's disk is full, so that runs could not record their end."""
     with contextlib.suppress(OSError):
         return os.statvfs(store).f_bavail == 0
     return False
 
 
 def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) -> Status:
-    """The status of one run as far as its folder and the queue tell it."""
+    """The status of one run, from its folder and the queue."""
     run = folder.name
     jobs = queue.jobs.get(run, [])
     state = run_state(folder, queued=bool(queue.active(run)))
@@ -136,13 +136,13 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
 
 
 def _requeues(starts: Sequence[Mapping[str, Any]]) -> int:
-    """Attempts that belong to the same SLURM job as the attempt before them."""
+    """Number of attempts in the same SLURM job as the attempt before."""
     pairs = itertools.pairwise(starts)
     return sum(a["job"] is not None and a["job"] == b["job"] for a, b in pairs)
 
 
 def _explained(status: Status, end: str | None, disk_full: bool) -> Status:
-    """Fill in SLURM's reason (`end`) for a run that ended without recording one."""
+    """Add the kind of end, from SLURM's final state `end`, if the run recorded none."""
     kind = KIND_OF_END.get(end or "")
     if status.state == "stopped":
         return replace(status, kind=kind)
@@ -166,7 +166,7 @@ def _progress(folder: Path, result: Mapping[str, Any] | None) -> tuple[int, floa
 
 
 def _last_words(log: Path) -> str:
-    """Last line of a log, without srun's lines, which only repeat that something ended."""
+    """Last line of a log, ignoring the lines of srun."""
     return next((line for line in last_lines(log) if not line.startswith("srun:")), "")[:300]
 
 
@@ -224,7 +224,7 @@ def exit_code(statuses: Iterable[Status]) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a reader: "40 s", "12 min", "3.5 h"."""
+    """Format seconds, e.g. "40 s", "12 min", "3.5 h"."""
     if seconds < 120:
         return f"{math.ceil(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -233,7 +233,7 @@ def duration(seconds: float) -> str:
 def explanation(
     store: Path, run: str, axes: Mapping[str, Any], queue: Queue, entry: ManifestEntry
 ) -> str:
-    """The text of --explain: config, jobs, attempts, the end of the log, the command by hand.
+    """The text of --explain: config, jobs, attempts, end of the log, command to run it by hand.
 
     Args:
         axes: the run's values of the keys that vary in the sweep.

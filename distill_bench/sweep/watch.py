@@ -27,9 +27,9 @@ from distill_bench.sweep.status import (
     status_table,
 )
 
-QUIET_SECONDS = 60.0  # --watch takes a local sweep for ended after so long without a running run
+QUIET_SECONDS = 60.0  # without a running run, after which --watch takes a local sweep as ended
 
-# a log has no width of its own
+# without a terminal, use a fixed width
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
@@ -45,7 +45,7 @@ def show_status(
     every: float | None = None,
     as_json: bool = False,
 ) -> int:
-    """Print the status of the runs, and with `every` again until no run is waiting or running.
+    """Print the status of the runs; with `every`, repeat until no run is waiting or running.
 
     Args:
         every: seconds between two prints; None prints once.
@@ -71,11 +71,11 @@ def show_status(
         if every is None or quiet:
             return exit_code(statuses)
         time.sleep(every)
-        queue = _queue_or(queue, store, on_slurm)
+        queue = _reread_queue(queue, store, on_slurm)
 
 
-def _queue_or(previous: Queue, store: Path, on_slurm: bool) -> Queue:
-    """The queue, or the previous one while SLURM does not answer."""
+def _reread_queue(previous: Queue, store: Path, on_slurm: bool) -> Queue:
+    """Read the queue; return `previous` if SLURM does not answer."""
     try:
         return read_queue(store, on_slurm)
     except SchedulerError as error:
@@ -84,7 +84,7 @@ def _queue_or(previous: Queue, store: Path, on_slurm: bool) -> Queue:
 
 
 def wait_for_jobs(sweep: OpenSweep, seconds: float = 5.0) -> None:
-    """Return when no run is waiting or running on SLURM.
+    """Wait until no run is waiting or running on SLURM.
 
     Shows a live table in a terminal and prints one line per change elsewhere.
     """
@@ -167,12 +167,12 @@ class ProgressBoard:
 
 def print_table(sweep: OpenSweep) -> None:
     """Print the headline table of the sweep's results."""
-    from distill_bench.report.results import COSTS, load  # numpy and more, for one table at the end
+    from distill_bench.report.results import COSTS, load  # pandas takes a second
     from distill_bench.report.tables.scores import score_table
 
     results = load(sweep.out / sweep.config.name)
-    found = score_table(results, results.headline + COSTS[:1])
-    table = Table(*found.heads, box=None, pad_edge=False)
-    for _, line in found.lines:
+    scores = score_table(results, results.headline + COSTS[:1])
+    table = Table(*scores.heads, box=None, pad_edge=False)
+    for _, line in scores.lines:
         table.add_row(*(cell.text for cell in line))
     console.print(table)

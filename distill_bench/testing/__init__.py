@@ -1,12 +1,11 @@
-"""Conformance tests for any method, and the gradient of its loss at x0.
+"""Conformance checks for any method, and the gradient of its loss at x0.
 
     from distill_bench.testing import check_methods
 
     def test_my_method_conforms(tmp_path):
         check_methods("path/to/my_method.py:MyMethod", folder=tmp_path)
 
-Everything runs the real trainer on a pipeline of Wan's own classes with random weights, on the CPU,
-in seconds.
+The checks run the real trainer on a tiny Wan pipeline with random weights, on the CPU, in seconds.
 """
 
 from distill_bench.testing.checks import CHECKS, check_methods

@@ -1,4 +1,4 @@
-"""Trains run folders one after another: the processes of `check_two_ranks`."""
+"""Train run folders one after another; `check_two_ranks` launches this module."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,10 @@ from distill_bench.train.loop import train
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train each run folder given."""
+    """Train the given run folders."""
     torch.set_num_threads(1)
-    # The end of a training destroys the process group, and ranks that join a new one at once may
-    # miss each other: keep one group for all runs.
+    # Each training destroys its process group at the end. Ranks that join a new group at once may
+    # miss each other, so all runs share one group.
     with mock.patch("torch.distributed.destroy_process_group"):
         for run_dir in sys.argv[1:] if argv is None else argv:
             train(Path(run_dir))

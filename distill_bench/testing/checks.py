@@ -1,13 +1,4 @@
-"""The conformance checks of a method, for methods inside and outside this project.
-
-    from distill_bench.testing import check_methods
-
-    def test_my_method_conforms(tmp_path):
-        check_methods("path/to/my_method.py:MyMethod", folder=tmp_path)
-
-Everything runs the real trainer on a pipeline of Wan's own classes with random weights, on the CPU,
-in seconds.
-"""
+"""All conformance checks of a method, and `check_methods`, which runs them."""
 
 import tempfile
 from collections.abc import Mapping
@@ -33,12 +24,12 @@ from distill_bench.testing.training_checks import (
 
 @conformance
 def check_presets(runs: Runs) -> None:
-    """Every preset resolves to a run that states all of it and survives its own YAML."""
+    """Every preset resolves to a complete run that survives a round trip through YAML."""
     for preset in find_method(runs.method["name"]).presets:
         try:
             config = resolve({"method": {"name": runs.method["name"], "preset": preset}})
         except MissingPackage:
-            continue  # whoever resolves such a run is told
+            continue  # reported when such a run is resolved
         assert "preset" not in config.method, f"preset {preset} is still a key of the method"
         reread = resolve(parse_yaml(dump_yaml(config.model_dump(mode="json"))))
         assert reread == config, f"preset {preset} resolves differently from its own YAML"
@@ -71,8 +62,8 @@ def check_methods(
             launch.
 
     Raises:
-        AssertionError: at the first failure, naming the method, the check and the fault. An error
-            of the method itself is its cause.
+        AssertionError: at the first failure, naming the method, the check and the fault. If the
+            method itself raises, its error is the cause.
         FileExistsError: if the folder holds the runs of an earlier call.
     """
     if folder is None:

@@ -1,4 +1,4 @@
-"""The gradient of a method's loss at x0, to be compared with a formula."""
+"""Gradient of a method's loss at x0, for comparison with a formula."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,26 +28,26 @@ def student_gradient(
     """Gradient (B, C, T, H, W) of a method's student loss at x0, for given denoisers and draws.
 
     Nothing is random: every draw of noise is `noise`, every draw of a noise level is `sigma`, and
-    every draw of an integer is 0. Everything has the dtype of the inputs. Heads have random weights
-    of a fixed seed; they see the denoisers' `features`, or their predictions as tokens. A method
-    that makes its own samples is differentiated at its `Loss.x0`.
+    every draw of an integer is 0. All tensors have the dtype of the inputs. Heads have random
+    weights from a fixed seed. They read the `features` of a denoiser or, if it has none, its
+    prediction as tokens. A method that makes its own samples is differentiated at its `Loss.x0`.
 
     Args:
         method: the objective.
         student_x0: the student's samples, (B, C, T, H, W).
-        noise: (B, C, T, H, W).
-        sigma: in (0, 1], (B,).
-        fake_score: (x_t, sigma, text) -> x0_hat; any callable.
-        teacher: the same, without guidance.
+        noise: value of every draw of noise, (B, C, T, H, W).
+        sigma: value of every draw of a noise level, in (0, 1], (B,).
+        fake_score: any callable (x_t, sigma, text) -> x0_hat.
+        teacher: teacher without guidance, with the same signature.
         text: (B, L, D); None: zeros (B, 1, 1).
         null_text: (1, L, D), used if guidance_scale is not 1 or the method guides; None: zeros.
-        guidance_scale: of the teacher, uncond + g (cond - uncond).
-        student: the student where a term runs it directly; None: it predicts student_x0.
-        extras: `real_latents` and `ode_pairs` as `Batch.extra` gives them; None: student_x0 stands
-            for data.
+        guidance_scale: weight g of the teacher's guidance, uncond + g (cond - uncond).
+        student: called where a term runs the student directly; None: it predicts student_x0.
+        extras: `real_latents` and `ode_pairs` as returned by `Batch.extra`; None: student_x0
+            stands for data.
 
     Raises:
-        ValueError: if the method makes no samples.
+        ValueError: if the method makes no samples of the student.
     """
     x0 = student_x0.detach().clone().requires_grad_()
     prediction = student_x0.detach().clone().requires_grad_()
@@ -96,7 +96,7 @@ def _constant(value: Any) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _GivenDraws:
-    """Draws of given values."""
+    """Draws that always return the given values."""
 
     given_noise: Tensor
     given_sigma: Tensor
@@ -119,7 +119,7 @@ class _GivenDraws:
 
 @dataclasses.dataclass(frozen=True)
 class _WithFeatures:
-    """A denoiser with features: its own, or its prediction as tokens (B, T H W, C)."""
+    """Denoiser with features: those of the wrapped one, or its prediction as tokens (B, THW, C)."""
 
     denoise: Denoise
 

@@ -1,4 +1,4 @@
-"""Conformance checks that look at a method's losses and their graphs, without a training."""
+"""Conformance checks that inspect a method's losses and their graphs, without training."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ from distill_bench.train.run import Run
 
 @conformance
 def check_losses(runs: Runs) -> None:
-    """Terms of both phases are finite scalars with a gradient, and the student's pass `Loss.x0`.
+    """Terms of both phases are finite scalars with a gradient, the student's through `Loss.x0`.
 
-    A term on another prediction of the student (a regression) need not pass `Loss.x0`.
+    Terms on a separate prediction of the student (a regression) need not depend on `Loss.x0`.
     """
     run = runs.untrained
     rollouts: list[Tensor] = []
@@ -39,7 +39,7 @@ def check_losses(runs: Runs) -> None:
         assert loss.x0.shape == expected, (
             f"Loss.x0 is {tuple(loss.x0.shape)}, not samples of {expected}"
         )
-        # samples that no term uses are for the fake score alone, and need no gradient
+        # samples that no term uses only train the fake score, and need no gradient
         for_fake_score = rollouts and not _reaches(loss.total, rollouts)
         assert _reaches(loss.total, [loss.x0]) or for_fake_score, (
             "no term has a gradient at Loss.x0: give the samples that the terms are made of, "
@@ -82,11 +82,11 @@ def _reaches(value: Tensor, tensors: Sequence[Tensor]) -> bool:
 
 @conformance
 def check_detachment(runs: Runs) -> None:
-    """A backward reaches frozen roles by their input alone, and only `differentiated_roles`.
+    """Gradients pass through the inputs of `differentiated_roles` only, and reach no frozen weight.
 
-    Frozen weights are never part of a graph. A prediction left attached by mistake (the x0_teacher
-    of a normaliser) is found. A mistake outside of networks is not: a normaliser of an attached x0
-    changes nothing but the objective, which `student_gradient` against the formula shows.
+    The check finds a prediction that is left attached by mistake, such as the x0_teacher of a
+    normaliser. It cannot find mistakes outside networks, such as an attached x0 in a normaliser;
+    for these, compare `student_gradient` with the formula.
     """
     run = runs.untrained
     run.student.only_trainable()
@@ -119,7 +119,7 @@ def check_detachment(runs: Runs) -> None:
 
 
 def _check_frozen(run: Run, phase: str, loss: Loss, frozen: Iterable[str]) -> None:
-    """The loss has no graph to the weights of frozen roles."""
+    """Assert that the loss has no graph to the weights of frozen roles."""
     nets = run.networks | {"teacher": run.nets.unguided_teacher.net}
     leaves = _leaves(loss.total)
     for role in frozen:
@@ -164,7 +164,7 @@ def _leaves(value: Tensor) -> set[int]:
 
 @conformance
 def check_shared_graph(runs: Runs) -> None:
-    """A graph shared by both phases moves each of them by its own terms alone."""
+    """With a graph shared by both phases, each phase is trained by its own terms only."""
     if not find_method(runs.method["name"]).shares_graph:
         return
     fields = {"accumulation": 2, "grad_clip": 1e6}
@@ -194,7 +194,7 @@ def check_shared_graph(runs: Runs) -> None:
 
 
 def _gradients_of_own_terms(run: Run, weights: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Gradients at the fake score's weights of the fake-score terms in the student's losses."""
+    """Gradients of the fake-score terms in the student's losses at the fake score's weights."""
     run.fake_score.only_trainable()
     accumulation = run.config.accumulation
     losses = [

@@ -1,4 +1,4 @@
-"""Conformance of a method in two processes."""
+"""Conformance check of methods in two processes."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from distill_bench.store.files import read_json
 from distill_bench.testing.runs import Runs, named
 from distill_bench.train import checkpoint
 
-TRAIN_FOLDERS = "distill_bench.testing"  # trains the run folders that it is given (__main__.py)
+TRAIN_FOLDERS = "distill_bench.testing"  # module that trains the given run folders (__main__.py)
 
 
 def check_two_ranks(
@@ -25,10 +25,10 @@ def check_two_ranks(
     tolerance: float = 1e-7,
     timeout: float | None = None,
 ) -> None:
-    """Two processes end where one does with their batches together, in float64.
+    """Two processes train the same weights as one process with the whole batch, in float64.
 
     Args:
-        fields: of every run, for instance `sharding`.
+        fields: fields of every run, for instance `sharding`.
         tolerance: largest difference of a weight after two updates; by default a thousandth of a
             step. (Adam moves a weight by about its learning rate, 1e-4, whatever the size of its
             gradient. Networks compute their norms in float32 at any precision, and Adam turns the
@@ -78,7 +78,7 @@ def _train_all(runs: Mapping[str, Path], command: Sequence[str], timeout: float)
         try:
             _, output = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun then ends its processes; killed, it would leave them
+            process.terminate()  # torchrun then ends its processes; SIGKILL would orphan them
             _, output = process.communicate()
             failure = f"not done after {timeout:g} s"
     if process.returncode and not failure:

@@ -1,4 +1,4 @@
-"""Runs of one method on a tiny pipeline, and the frame of a conformance check."""
+"""Runs of one method on a tiny pipeline, and the decorator of conformance checks."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -36,8 +36,8 @@ class Runs:
     Args:
         method: a name as in a sweep, a class, or a run's `method` with its fields.
         folder: receives the pipeline, its clips and the run folders.
-        prefix: of the run folders; two `Runs` in one folder need different ones.
-        fields: of every run, for instance an adapter.
+        prefix: prefix of the run folders; two `Runs` in one folder need different prefixes.
+        fields: fields of every run, for instance an adapter.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Runs:
         self.made = 0
 
     def make(self, **fields: Any) -> Path:
-        """A new run folder; `fields` override those of all runs, and these the tiny default."""
+        """Make a run folder; `fields` override the fields of all runs, which override BASE."""
         teacher, data = self.folder / "tiny-wan", self.folder / "clips"
         if not teacher.is_dir():
             tiny_pipeline(teacher)
@@ -73,12 +73,12 @@ class Runs:
         return run_dir
 
     def build(self, **fields: Any) -> Run:
-        """A new run, built and not yet trained."""
+        """Build a new run without training it."""
         return build_from(self.make(**fields))
 
     @functools.cached_property
     def untrained(self) -> Run:
-        """A run that nobody trains, for checks that only look at losses."""
+        """A run that is never trained, for checks that only inspect losses."""
         return self.build()
 
 

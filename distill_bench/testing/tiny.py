@@ -1,4 +1,4 @@
-"""A tiny pipeline of Wan's own classes, and clips that stand for real data."""
+"""A tiny pipeline of Wan's own classes, and clips in place of real data."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def tiny_pipeline(folder: Path) -> None:
 
 
 def tiny_clips(folder: Path) -> None:
-    """Write a folder of eight clips of noise, to stand for real data of `tiny_pipeline`."""
+    """Write a folder of eight clips of noise, in place of real data for `tiny_pipeline`."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(
         folder / "clips.npy",

@@ -22,7 +22,7 @@ from distill_bench.train.setup import build
 
 @conformance
 def check_routing(runs: Runs) -> None:
-    """A phase moves its own roles, leaves a gradient on none, and never touches the teacher."""
+    """Each phase updates only its own roles, and leaves no gradient on any role."""
     run = runs.build()
     nets = run.networks | {"teacher": run.nets.unguided_teacher.net}
 
@@ -55,7 +55,7 @@ def _same(weights: list[Tensor], others: list[Tensor]) -> bool:
 
 @conformance
 def check_cost(runs: Runs) -> None:
-    """The ledger of a training counts the passes that `plan.cost` rehearses on stand-ins."""
+    """The ledger of a trained run has the passes that `plan.cost` counts on stand-in networks."""
     run = runs.untrained
     run.student.only_trainable()
     makes_samples = run.method.student_loss(run.nets, run.batch("student")).x0 is not None
@@ -73,14 +73,17 @@ def check_cost(runs: Runs) -> None:
         assert summary["status"] == "done", f"{case}: {summary['reason']}"
         counted, expected = summary["cost"], passes(load_run(run_dir))
         for role in sorted({*counted, *expected}):
-            one, other = counted.get(role, {}), expected.get(role, {})
-            same = all(abs(one.get(kind, 0) - other.get(kind, 0)) < 1e-9 for kind in {*one, *other})
-            assert same, f"{case}: rehearsed {other} of {role}, the ledger counted {one}"
+            ledger, rehearsed = counted.get(role, {}), expected.get(role, {})
+            same = all(
+                abs(ledger.get(kind, 0) - rehearsed.get(kind, 0)) < 1e-9
+                for kind in {*ledger, *rehearsed}
+            )
+            assert same, f"{case}: rehearsed {rehearsed} of {role}, the ledger counted {ledger}"
 
 
 @conformance
 def check_optimiser_steps(runs: Runs) -> None:
-    """The student steps once per update, all else per fake-score update, at any accumulation."""
+    """Each update makes one step of each of its optimisers, at any accumulation."""
     for accumulation in (1, 4):
         run = runs.build(accumulation=accumulation)
         for updates in (1, 3):
@@ -104,7 +107,7 @@ def check_optimiser_steps(runs: Runs) -> None:
 
 @conformance
 def check_resume(runs: Runs) -> None:
-    """A run stopped after every update and resumed ends in the bits of an uninterrupted one."""
+    """A run stopped and resumed after every update has the bits of an uninterrupted run."""
     whole, parts = runs.make(student_updates=3), runs.make(student_updates=3)
     train(whole)
     statuses = [train(parts, stop=lambda: True)["status"] for _ in range(3)]
@@ -114,7 +117,7 @@ def check_resume(runs: Runs) -> None:
 
 @conformance
 def check_guard(runs: Runs) -> None:
-    """A NaN term of either phase stops the run, is named, and leaves every weight as it was."""
+    """A NaN term of either phase stops the run with an error that names it; no weight changes."""
     updates = {"student_loss": Run.update_student}
     if runs.untrained.fake_score is not None:
         updates["fake_score_loss"] = lambda run: run.update_fake_score(0)
@@ -136,7 +139,7 @@ def check_guard(runs: Runs) -> None:
 
 
 class Poisoned:
-    """A method one of whose losses has NaN as its first term."""
+    """Wrapper of a method that makes the first term of one loss NaN."""
 
     def __init__(self, method: Method, loss: str) -> None:
         self.method = method

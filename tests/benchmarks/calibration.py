@@ -22,12 +22,7 @@ from distill_bench.eval.fvd import DEFAULT, SECOND
 from distill_bench.eval.motion import NOISE, motion
 from distill_bench.evaluate.distances import frechet_distance
 from distill_bench.evaluate.extractors import Extractor, load_extractor
-from distill_bench.evaluate.optical_flow import (
-    SMALL,
-    Speed,
-    farneback_speed,
-    normal_speed,
-)
+from distill_bench.evaluate.optical_flow import SMALL, Speed, farneback_speed, normal_speed
 from distill_bench.evaluator import Clips
 from distill_bench.store.files import write_json
 

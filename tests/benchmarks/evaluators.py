@@ -28,10 +28,7 @@ if THREADED not in sys.argv:
 import numpy as np
 import scipy.linalg
 import torch
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

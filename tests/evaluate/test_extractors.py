@@ -122,7 +122,7 @@ def test_malformed_features_are_refused(net, reason):
 def test_unknown_extractors_and_missing_weights_are_named(tmp_path):
     for spec, reason in (
         ("i3d", "known: indomain-r2p1-cls, random-r2p1, i3d-k400-logits-400, videomae"),
-        ("i3d-k400-logits-400", "by path: i3d-k400-logits-400:/path"),
+        ("i3d-k400-logits-400", "write i3d-k400-logits-400:/path"),
         (f"i3d-k400-logits-400:{tmp_path}/none.pt", "no weights at"),
         (f"videomae:{tmp_path}", "needs a transformers folder"),
         (f"{tmp_path}/none.py:make", "no extractor at"),

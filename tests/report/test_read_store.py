@@ -38,11 +38,12 @@ def test_the_error_names_the_fields_in_which_protocols_differ(pair):
         folder.mkdir(parents=True)
         protocol = {"clips": clips, "fps": fps, "teacher_steps": 32}
         (folder / "protocol.json").write_text(json.dumps(protocol))
-    both = r"column: they differ in clips 144 and 256, fps 8.0 and 16.0; evaluate both alike"
+    advice = "; evaluate both with the same settings"
+    both = f"column: they differ in clips 144 and 256, fps 8.0 and 16.0{advice}"
     with pytest.raises(StoreReadError, match=both):
         read_sweep("speed", pair)
     (pair / "references" / "beta" / "protocol.json").unlink()
-    clips = r"column: they differ in clips 144 and 256; evaluate both alike"
+    clips = f"column: they differ in clips 144 and 256{advice}"
     with pytest.raises(StoreReadError, match=clips):
         read_sweep("speed", pair)
 

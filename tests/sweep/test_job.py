@@ -78,4 +78,4 @@ def test_only_stops_without_progress_end_a_run(make_run, monkeypatch):
 
 def test_a_prepare_job_is_stuck_after_three_stops_with_the_same_bytes(tmp_path):
     made = (0, 1, 2, 2, 2)
-    assert [is_stuck(tmp_path / "lives.jsonl", size, 3) for size in made] == [False] * 4 + [True]
+    assert [is_stuck(tmp_path / "stops.jsonl", size, 3) for size in made] == [False] * 4 + [True]

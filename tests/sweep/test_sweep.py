@@ -127,7 +127,7 @@ def test_a_sweep_whose_scores_share_no_table_is_refused_before_it_runs(
     grid = {"method": ["dmd2"], "protocol.clips": [4, 6], "protocol.fps": [8.0, 16.0]}
     assert main(arguments(sweep_yaml(grid=grid), tmp_path)) == 2
     error = capsys.readouterr().err
-    assert "its runs have 4 protocols" in error
+    assert "the runs have 4 protocols" in error
     assert "the first two differ in fps 8.0 and 16.0: write one sweep per protocol" in error
     assert not list((tmp_path / "runs").glob("dmd2-*"))
 

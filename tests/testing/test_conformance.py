@@ -9,15 +9,7 @@ from typing import ClassVar
 import pytest
 from torch import nn
 
-from distill_bench.method import (
-    Batch,
-    Loss,
-    Method,
-    Nets,
-    mean_per_sample,
-    renoise,
-    toward,
-)
+from distill_bench.method import Batch, Loss, Method, Nets, mean_per_sample, renoise, toward
 from distill_bench.noise import add_noise
 from distill_bench.registry import methods
 from distill_bench.testing import checks, ranks

@@ -1,1 +1,1 @@
-"""Figures of results/<name>: one module per family, all drawn from the data files alone."""
+"""Figures of results/<name>: one module per kind of figure, all drawn from the data files only."""

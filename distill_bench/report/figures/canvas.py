@@ -1,7 +1,7 @@
-"""Drawing tools that know nothing of sweeps: limits, interval bars, legends, files.
+"""General drawing tools: limits, interval bars, legends, files.
 
-Figures are plain `matplotlib.figure.Figure` objects: without pyplot there is no window, no global
-list of open figures, and a second less to wait for the import.
+Figures are plain `matplotlib.figure.Figure` objects. Without pyplot there are no windows and no
+global list of open figures, and the import is a second faster.
 """
 
 import io
@@ -35,12 +35,12 @@ def set_limits(
     """Choose the scale and the limits of an axis.
 
     The scale is logarithmic if all values are positive and span more than a factor of `log_from`.
-    The limits contain every value. They extend towards the ends of the intervals, but only so far
-    that one long interval does not flatten everything else.
+    The limits contain every value. They extend towards the ends of the intervals, but not so far
+    that one long interval flattens everything else.
 
     Args:
-        values: to be shown in full; nothing happens if none of them is finite.
-        ends: of the intervals; may lie outside the limits in the end.
+        values: values that must lie inside the limits; without finite values nothing happens.
+        ends: ends of intervals, which may stay outside the limits.
     """
     values = [value for value in values if isfinite(value)]
     if not values:
@@ -76,7 +76,7 @@ def extend_limits(axis: Axis, values: Sequence[float]) -> None:
 
 
 def _apply_limits(axis: Axis, low: float, high: float) -> None:
-    """Set limits that are given on the axis's scale, see `scaled`."""
+    """Set limits, given on the scale of the axis (see `scaled`)."""
     limits = (low, high)
     if axis.get_scale() == "log":
         limits = (10**low, 10**high)
@@ -85,7 +85,7 @@ def _apply_limits(axis: Axis, low: float, high: float) -> None:
 
 
 def scaled(axis: Axis, values: Any) -> np.ndarray:
-    """Return `values` on the axis's scale: their decimal logarithms if it is logarithmic."""
+    """Convert values to the scale of the axis: decimal logarithms for a logarithmic axis."""
     values = np.asarray(values, float)
     if axis.get_scale() != "log":
         return values
@@ -117,7 +117,7 @@ def interval_bars(
     colours: Sequence[str],
     upright: bool = True,
 ) -> None:
-    """Draw intervals as thin lines, with an arrow head where the limits of the axes cut one off.
+    """Draw intervals as thin lines, with arrow heads where the limits of the axes cut them off.
 
     Call it after the limits are set. Intervals that are not finite are left out.
     """
@@ -137,7 +137,7 @@ def interval_bars(
 
 
 def margin_labels(axes: Axes, labels: Sequence[tuple[float, str]]) -> None:
-    """Write labels for y values into the right margin, spread so that none covers another.
+    """Write labels for y values into the right margin, spread so that they do not overlap.
 
     A thin line leads from each value to its label.
     """
@@ -208,7 +208,7 @@ def shortened(label: str, most: int) -> str:
 
 
 def brief(value: float) -> str:
-    """A number with three digits."""
+    """Format a number with three significant digits."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) > 1e-9 else "0"
@@ -220,7 +220,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def titled(column: Column, width: int) -> str:
-    """Title of a column; its unit and direction get a line of their own if they do not fit."""
+    """Title of a column; unit and direction go on a second line if they do not fit."""
     if len(column.axis_label) <= width:
         return column.axis_label
     note = column.axis_label.removeprefix(column.title).strip()
@@ -231,7 +231,7 @@ def titled(column: Column, width: int) -> str:
 
 
 def file_name(text: str) -> str:
-    """Turn a text into a file's name."""
+    """Turn a text into a file name."""
     return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
 
 
@@ -255,7 +255,7 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def _small_svg(text: str) -> str:
-    """Shorten an SVG to about half without a visible change."""
+    """Shrink an SVG to about half its size without a visible change."""
     options = scour.sanitizeOptions()
     options.digits = 4
     options.enable_viewboxing = True

@@ -25,12 +25,12 @@ MOST_WORKERS = 4
 
 
 def plot(folder: Path, workers: int = 1) -> list[Path]:
-    """Draw every figure, and list them in figures/index.jsonl in the order of the page.
+    """Draw every figure and list all in figures/index.jsonl, in the order of the page.
 
-    Figures of an earlier report that is listed there are deleted first; others stay.
+    Figures that the existing index lists are deleted first; other files stay.
 
     Args:
-        workers: processes that draw.
+        workers: number of processes.
 
     Returns:
         Paths of the SVGs.
@@ -55,7 +55,7 @@ def plot(folder: Path, workers: int = 1) -> list[Path]:
 
 
 def _draw_share(share: tuple[Path, int, int]) -> dict[int, dict]:
-    """Draw every `step`-th figure; returns its place among all and its line in the index."""
+    """Draw every `step`-th figure from `first` on; returns index lines by position in the list."""
     folder, first, step = share
     lines = {}
     for place, drawing in enumerate(drawings(opened(folder))):
@@ -76,13 +76,13 @@ def _index_line(drawing: Drawing) -> dict:
 
 
 def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
-    """Draw one column of runs.csv against another, named as `find_column` allows.
+    """Draw one column of runs.csv against another; `find_column` resolves the names.
 
     Returns:
         Path of the SVG.
 
     Raises:
-        PlotError: if there is no such column, or no finished run has numbers in both.
+        PlotError: for an unknown column, or if no finished run has numbers in both.
     """
     study = opened(folder)
     x, y = (find_column(study.results, name) for name in (x, y))
@@ -97,7 +97,7 @@ def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, or 2 if nothing can be drawn."""
+    """Run the command; returns 0, or 2 if nothing can be drawn."""
     parser = argparse.ArgumentParser(
         prog="distill-bench plot",
         description="Draw the figures of a sweep's results: all of them, or one with --y.",
@@ -112,9 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--y", help="draw only this column of runs.csv; a part of its name is enough"
     )
-    parser.add_argument(
-        "--group", help="column whose values get a colour each, with --y; default: method"
-    )
+    parser.add_argument("--group", help="column that sets the colours, with --y; default: method")
     options = parser.parse_args(argv)
     if options.y is None and (options.x or options.group):
         parser.error("--x and --group need --y")

@@ -21,8 +21,8 @@ from distill_bench.report.stats import mean_interval
 def curves(source: Path | Results | Study, score: Column | str, x: Column | str) -> Figure | None:
     """Draw a score at the evaluated checkpoints over student updates or cost.
 
-    A panel per place on the axis; lines are means over the finished runs of a row, bands their
-    95 % intervals over seeds (controls have none), crosses the last score of a collapsed run.
+    One panel per place on the axis. Lines are means over the finished runs of a row, bands their
+    95 % intervals over seeds (none for controls), crosses the last scores of collapsed runs.
 
     Returns:
         None if no run was evaluated before its end.
@@ -86,7 +86,7 @@ def _draw_collapses(axes: Axes, study: Study, points: pd.DataFrame) -> None:
 
 
 def _draw_bands(axes: Axes, study: Study, means: pd.DataFrame) -> None:
-    """Draw intervals, cut at the limits: a logarithmic axis has no place for ends below 0."""
+    """Draw intervals, clipped to the limits: a logarithmic axis cannot show ends below 0."""
     bottom, top = axes.get_ylim()
     for series, line in means.groupby("series", sort=False):
         low = np.clip(line.low.fillna(line.value), bottom, top)

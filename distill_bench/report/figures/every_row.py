@@ -1,4 +1,4 @@
-"""Every row of the table as a line of a figure: scores, and differences to the baseline."""
+"""Figures with one line per row of the table: scores, and differences to the baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +22,10 @@ REFERENCE = {"marker": "d", "color": QUIET, "linestyle": "none"}
 
 @rc_context(STYLE)
 def every_row(source: Path | Results | Study) -> Figure | None:
-    """Draw a panel per headline score: mean and interval of every row, its runs as dots below.
+    """Draw one panel per headline score: mean and interval of every row, its runs as dots below.
 
-    References are diamonds. One that lies far from the runs is a number at the border instead, so
-    that the runs keep the axis.
+    References are diamonds. A reference far from the runs becomes a number at the border, so that
+    it does not stretch the axis.
     """
     study = opened(source)
     scores = {column: study.means(column.name) for column in study.results.headline}
@@ -62,7 +62,7 @@ def _score_panel(axes: Axes, study: Study, column: Column, rows: pd.DataFrame) -
 
 
 def _draw_references(axes: Axes, references: pd.DataFrame, bounded: bool) -> None:
-    """Draw the references of a panel; `bounded` means that runs have set its limits."""
+    """Draw the references of a panel; `bounded`: runs have set the limits of its axis."""
     reach = REACH[axes.get_xscale()]
     fractions = references.value.map(lambda value: canvas.axis_fraction(axes.xaxis, value))
     near = fractions.between(-reach, 1 + reach) | (not bounded)
@@ -80,7 +80,7 @@ def _draw_references(axes: Axes, references: pd.DataFrame, bounded: bool) -> Non
 
 @rc_context(STYLE)
 def differences(source: Path | Results | Study) -> Figure | None:
-    """Draw a panel per headline score: the paired difference of every row to the baseline.
+    """Draw one panel per headline score: the paired difference of every row to the baseline.
 
     Markers are filled where p after Holm's correction is below 0.05.
     """
@@ -118,7 +118,7 @@ def differences(source: Path | Results | Study) -> Figure | None:
 
 
 def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Axes]]:
-    """Make `count` panels with a line per row; a series is named at its first row."""
+    """Make `count` panels with one line per row; only the first row of a series has its name."""
     wide = canvas.panels_per_line(count)
     tall = -(-count // wide)
     figure = Figure(figsize=(2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(rows))))
@@ -138,7 +138,7 @@ def _line_label(row: Row, before: Row | None) -> str:
     series = canvas.shortened(row.series, 34)
     if not row.at:
         return series
-    place = show_value(row.at).rjust(4, "\u2007")  # figure spaces: the places stand in a column
+    place = show_value(row.at).rjust(4, "\u2007")  # figure spaces align the places
     repeated = before is not None and before.series == row.series
     return place if repeated else f"{series}  {place}"
 

@@ -1,9 +1,10 @@
 """Colour, marker and dash of every series, the same in each figure of a sweep.
 
-A series is named by words and settings: `sgmd paper fake_score_lr=0.0001`. The words are its stem.
-Lines of the sweep differ in colour and marker. A *control* has the stem of a line and other
-settings, at fewer places of the sweep's axis: it takes the line's colour and is hollow. A series
-without a place on the axis takes the colour of the line whose name it extends and is dashed.
+The name of a series has words and settings, as in `sgmd paper fake_score_lr=0.0001`; the words are
+its stem. The main series, called lines, differ in colour and marker. A *control* has the stem of a
+line but other settings, at fewer places of the sweep's axis; it has the colour of the line, and is
+hollow. A series without a place on the axis is dashed, in the colour of the line whose name it
+extends.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,10 +25,10 @@ class Looks:
     """Keyword arguments of `Axes.plot` for every series, and the legend that explains them."""
 
     styles: dict[str, dict]
-    line_of: dict[str, str]  # control or series without a place -> line whose colour it has
+    line_of: dict[str, str]  # control or series without a place -> line with the same colour
     names: dict[str, str]  # line -> its name in the legend
     dashes: dict[str, str | tuple]  # settings -> dash, where one colour has several lines
-    controls: str  # in the legend; "" without controls
+    controls: str  # legend text for controls; "" without controls
     unplaced: list[str] = field(default_factory=list)
 
     def colour(self, series: str) -> str:
@@ -71,7 +72,7 @@ def choose_looks(places: Mapping[str, int]) -> Looks:
     dashes: dict[str, str | tuple] = {}
     few_settings = len(set(settings.values())) <= len(DASHES)
     if len(lines) > len(COLOURS) >= len(set(unique)) and few_settings:
-        # Too many lines for one colour each: colours for the stems, dashes for the settings.
+        # more lines than colours: give colours to the stems and dashes to the settings
         names = stems
         dashes = dict(zip(dict.fromkeys(settings.values()), DASHES, strict=False))
     hues = list(dict.fromkeys(names.values()))
@@ -88,7 +89,7 @@ def choose_looks(places: Mapping[str, int]) -> Looks:
         dash = DASHED if series in unplaced else DOTTED
         styles[series] = styles[line] | {"markerfacecolor": GROUND, "linestyle": dash}
     controls = {s: line for s, line in line_of.items() if s not in unplaced}
-    return Looks(styles, line_of, names, dashes, _about_controls(controls), unplaced)
+    return Looks(styles, line_of, names, dashes, _controls_text(controls), unplaced)
 
 
 def marker_sizes(places: Collection[str]) -> dict[str, float]:
@@ -97,7 +98,7 @@ def marker_sizes(places: Collection[str]) -> dict[str, float]:
 
 
 def _lines_of(places: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
-    """Return the line of every series that is none itself, and the series without a place."""
+    """Map every series that is not a line to its line; also list the series without a place."""
     unplaced = [s for s, count in places.items() if count == 0] if any(places.values()) else []
     most = {}
     for series, count in places.items():
@@ -120,12 +121,13 @@ def _stem(series: str) -> str:
     return " ".join(word for word in series.split() if "=" not in word)
 
 
-def _about_controls(controls: Mapping[str, str]) -> str:
-    """Legend text for the controls: their setting if all share it, else the keys that differ."""
+def _controls_text(controls: Mapping[str, str]) -> str:
+    """Legend text for the controls: their shared setting, else the keys that differ."""
     differing = [set(series.split()) ^ set(line.split()) for series, line in controls.items()]
-    own = {" ".join(sorted(set(s.split()) - set(line.split()))) for s, line in controls.items()}
+    added = [sorted(set(s.split()) - set(line.split())) for s, line in controls.items()]
+    settings = {" ".join(words) for words in added}
     keys = sorted({word.partition("=")[0] for words in differing for word in words})
     if not controls:
         return ""
-    alike = len(own) == 1 and "" not in own
-    return f"hollow: {own.pop()}" if alike else f"hollow: another {' or '.join(keys)}"
+    shared = len(settings) == 1 and "" not in settings
+    return f"hollow: {settings.pop()}" if shared else f"hollow: another {' or '.join(keys)}"

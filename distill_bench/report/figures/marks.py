@@ -16,16 +16,17 @@ from distill_bench.report.results import Column
 FLOOR = {"color": QUIET, "linestyle": DASHES[1], "linewidth": 0.8}
 REFERENCE_MARKERS = ["d", "*", "p", "h", "8"]
 NO_BREAK = "\u00a0"
-REACH = {"linear": 0.6, "log": 0.3}  # of an axis, by which it may grow for a reference
+# fraction of its length by which an axis may grow for a reference, by scale
+REACH = {"linear": 0.6, "log": 0.3}
 
 
 def log_from(column: Column) -> float:
-    """Ratio of largest to smallest value from which a column has a logarithmic axis."""
+    """Ratio of largest to smallest value above which the axis of a column is logarithmic."""
     return 30.0 if column.better in ("higher", "one") else 8.0
 
 
 def mark_one(axes: Axes, column: Column) -> None:
-    """Draw a dotted line at 1 for a score that is best there."""
+    """Draw a dotted line at 1 if 1 is the best score."""
     if column.better == "one":
         axes.axhline(1, color=QUIET, linestyle=DASHES[2], zorder=0)
 
@@ -48,11 +49,11 @@ def rows_across(axes: Axes, study: Study, column: Column) -> list[float]:
 def draw_references(axes: Axes, study: Study, x: Column, y: Column) -> tuple[list[Line2D], str]:
     """Draw the references that lie near the runs, and widen the axes for them.
 
-    References with both columns are grey markers, one shape per role; those with y alone are
-    lines, named in the margin.
+    References with both columns are grey markers, one shape per role. References with y only are
+    lines, labelled in the margin.
 
     Returns:
-        Legend entries of the markers, and a sentence on the references that are too far away.
+        Legend entries of the markers, and a note that lists the references too far away.
     """
     references = study.references(x.name, y.name)
     near = _near(axes, references)
@@ -77,7 +78,7 @@ def draw_references(axes: Axes, study: Study, x: Column, y: Column) -> tuple[lis
 
 
 def _near(axes: Axes, references: pd.DataFrame) -> pd.DataFrame:
-    """References for which an axis needs to grow by less than its `REACH`."""
+    """References that fit if the axes grow by at most `REACH`."""
     inside = pd.Series(True, index=references.index)
     for axis, values in ((axes.xaxis, references.x), (axes.yaxis, references.y)):
         reach = REACH[axis.get_scale()]

@@ -1,4 +1,4 @@
-"""Every headline score against the axis of the sweep: the first figure to look at."""
+"""Overview figure: every headline score against the axis of the sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +16,15 @@ from distill_bench.report.figures.style import STYLE
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import Column
 
-SLOT = 0.16  # width of one series, where 1 is the distance between two places
+SLOT = 0.16  # offset between neighbouring series, in units of the distance between two places
 
 
 @rc_context(STYLE)
 def overview(results: Path | Study) -> Figure | None:
-    """Draw a panel per headline score: mean and interval of every row, its runs as dots.
+    """Draw one panel per headline score: mean and interval of every row, its runs as dots.
 
-    Series stand side by side at each place of the axis, a control half a step beside the series
-    whose colour it has. A row without a place is a horizontal line. For a distance, a dashed line
+    Series stand side by side at each place of the axis; a control is half a step right of the line
+    with the same colour. A row without a place is a horizontal line. For a distance, a dashed line
     marks the floor: the teacher against its own clips of other seeds.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One column of runs.csv against another: scores against cost, scores against each other."""
+"""Figures of one column of runs.csv against another, such as a score against cost."""
 
 from pathlib import Path
 
@@ -11,20 +11,15 @@ from matplotlib.lines import Line2D
 from distill_bench.report.figures import canvas
 from distill_bench.report.figures.looks import marker_sizes
 from distill_bench.report.figures.marks import draw_references, log_from, mark_one, rows_across
-from distill_bench.report.figures.study import (
-    Study,
-    column_of,
-    find_column,
-    opened,
-)
+from distill_bench.report.figures.study import Study, column_of, find_column, opened
 from distill_bench.report.figures.style import COLOURS, QUIET, SMALL, STYLE
 from distill_bench.report.labels import show_value
 from distill_bench.report.results import COSTS, Column, Results
 
-BESIDE = 0.012  # of the axis, between series with the same x
-BESIDE_ALONE = 0.08  # the same where all series have this x
+BESIDE = 0.012  # gap between series with the same x, as a fraction of the axis
+BESIDE_ALONE = 0.08  # gap if all points of the figure have the same x
 MOST_TICKS = 8
-WIDE = (5.4, 3.4)  # inches; the margin names references
+WIDE = (5.4, 3.4)  # inches; leaves a margin for the labels of references
 
 
 def score_by_axis(source: Path | Results | Study, score: Column | str) -> Figure | None:
@@ -42,14 +37,14 @@ def score_against_cost(source: Path | Results | Study, score: Column | str) -> F
 def against(
     source: Path | Results | Study, x: Column | str, y: Column | str, group: str = "method"
 ) -> Figure | None:
-    """Draw one column of runs.csv against another: a marker per row, a colour per group.
+    """Draw one column of runs.csv against another: one marker per row, one colour per group.
 
-    Rows of one series are joined; their markers grow along the axis of the sweep. If x is that
-    axis, rows without a place on it are lines across. References are grey: markers where they
-    have both columns, lines where they have y alone.
+    Rows of a series are joined; their markers grow along the axis of the sweep. If x is the axis of
+    the sweep, rows without a place on it are horizontal lines. References are grey: markers if they
+    have both columns, lines if they have y only.
 
     Args:
-        group: column of runs.csv whose values get a colour each, or "series".
+        group: column of runs.csv that sets the colours, or "series".
 
     Returns:
         None if no finished run has both columns.
@@ -94,7 +89,7 @@ def against(
     axes.set_xlabel(canvas.titled(x, 48))
     axes.set_ylabel(canvas.titled(y, 34))
     notes = [
-        _about_sizes(study) if len(sizes) > 1 else "",
+        _sizes_text(study) if len(sizes) > 1 else "",
         f"series of the same {x.title.lower()} stand side by side" if moved else "",
         canvas.wrapped(far, 88),
     ]
@@ -124,7 +119,7 @@ def _draw_points(axes: Axes, study: Study, points: pd.DataFrame, sizes: dict[str
 
 
 def _side_by_side(axes: Axes, points: pd.DataFrame) -> pd.Series:
-    """Return x values that move series with the same x apart, so that all are seen."""
+    """Shift x values so that series with the same x stand side by side."""
     low, high = axes.get_xlim()
     alike = points.groupby(points.x.round(6)).series
     rank = alike.transform(lambda series: pd.factorize(series)[0])
@@ -134,7 +129,7 @@ def _side_by_side(axes: Axes, points: pd.DataFrame) -> pd.Series:
 
 
 def _colours(study: Study, points: pd.DataFrame, group: str) -> pd.Series:
-    """Colour of every point: of its series, or of its group where that is something else."""
+    """Colour of every point, by series or by another group."""
     own = points.series.map(study.looks.colour)
     groups = list(dict.fromkeys(points.group))
     first = own.groupby(points.group).first()
@@ -147,7 +142,7 @@ def _colours(study: Study, points: pd.DataFrame, group: str) -> pd.Series:
 
 
 def _entries(study: Study, points: pd.DataFrame, group: str, across: bool) -> list[Line2D]:
-    """Legend entries: of the series, or one per group."""
+    """Legend entries: one per series or one per group."""
     unplaced = study.looks.unplaced if across else []
     if group == "series":
         return study.looks.legend([*points.series, *unplaced])
@@ -158,6 +153,6 @@ def _entries(study: Study, points: pd.DataFrame, group: str, across: bool) -> li
     return entries + study.looks.legend(unplaced)
 
 
-def _about_sizes(study: Study) -> str:
-    """Sentence on the marker sizes."""
+def _sizes_text(study: Study) -> str:
+    """Note that explains the marker sizes."""
     return f"small to large markers: {study.axis} {', '.join(map(show_value, study.places))}"

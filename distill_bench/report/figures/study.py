@@ -1,4 +1,4 @@
-"""Results of a sweep as the frames that figures draw: means per row, scores per run, logs."""
+"""Results of a sweep as data frames for figures: means per row, scores per run, logs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Study:
 
     @cached_property
     def places(self) -> list[str]:
-        """Values of the axis, rising."""
+        """Values on the axis, in ascending order."""
         places = {row.at for row in self.results.students if row.at}
         return sorted(places, key=_place_order)
 
@@ -48,7 +48,7 @@ class Study:
 
     @cached_property
     def panels(self) -> dict[str, str]:
-        """Title of the panel of each place on the axis; "" is the place of rows without one."""
+        """Panel title by place on the axis; rows without a place have the place ""."""
         places = {row.at for row in self.results.students}
         without = f"without {self.axis}" if self.axis else ""
         return {
@@ -57,7 +57,7 @@ class Study:
         }
 
     def means(self, column: str) -> pd.DataFrame:
-        """Mean and interval of a column for every row; nan where there is none.
+        """Mean and interval of a column for every row; nan if missing.
 
         Columns: label, series, place, reference, value, low, high.
         """
@@ -75,7 +75,7 @@ class Study:
         return rows[~rows.reference & (rows.place != "") & rows.value.notna()]
 
     def run_scores(self, column: str) -> pd.DataFrame:
-        """Score of every finished run: label, score."""
+        """Score of every finished run. Columns: label, score."""
         lines = [
             (row.label, float(values.mean()))
             for row in self.results.students
@@ -109,7 +109,7 @@ class Study:
         return pd.DataFrame(lines, columns=names)
 
     def references(self, x: str, y: str) -> pd.DataFrame:
-        """References with a value in y: label, role, x, y; x is nan where it has none."""
+        """References with a value in y. Columns: label, role, x (may be nan), y."""
         lines = [
             (row.label, row.role, _mean(row, x), _mean(row, y)) for row in self.results.references
         ]
@@ -143,10 +143,10 @@ class Study:
 
 
 def opened(source: Path | Results | Study) -> Study:
-    """Open a results folder, or its runs.csv.
+    """Wrap results, or load them from a results folder or its runs.csv.
 
     Raises:
-        PlotError: if it is not a folder of results.
+        PlotError: if the folder holds no results.
     """
     if isinstance(source, Study):
         return source
@@ -159,12 +159,12 @@ def opened(source: Path | Results | Study) -> Study:
 
 
 def find_column(results: Results, name: str) -> str:
-    """Find a column of runs.csv by its name, or by a beginning or a part that fits no other.
+    """Find a column of runs.csv by its name or an unambiguous part of the name.
 
-    Headline scores take precedence.
+    Prefixes of headline scores take precedence.
 
     Raises:
-        PlotError: if no column fits, or several do.
+        PlotError: if no column matches, or several do.
     """
     known = list(results.runs.columns)
     headline = [column.name for column in results.headline]
@@ -185,7 +185,7 @@ def find_column(results: Results, name: str) -> str:
 
 
 def column_of(results: Results, name: Column | str) -> Column:
-    """The column that a name means, with its title and direction; see `find_column`."""
+    """Look up a column by name, with its title and direction; see `find_column`."""
     if isinstance(name, Column):
         return name
     known = {column.name: column for column in [*results.columns, *COSTS, UPDATES]}
@@ -200,7 +200,7 @@ def _place_order(place: str) -> float:
 
 
 def _mean(row: Row, column: str) -> float:
-    """Score of a reference; nan without one."""
+    """Score of a reference; nan if it has none."""
     return next((float(values.mean()) for values in row.by_seed(column).values()), nan)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# The page replaces these four inks by its own for light and dark; see `page.html.INK`.
+# The page replaces these four colours by its light and dark themes; see `INK` in page/html.py.
 TEXT, RULE, QUIET, GROUND = "#1b1f24", "#d5dae0", "#59636e", "#fefefe"
 # Okabe and Ito, 2008: distinguishable with any colour vision. Yellow is too pale for white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", TEXT]

@@ -1,4 +1,4 @@
-"""Training logs: over student updates, by noise level, by term of the loss.
+"""Figures of training logs: over student updates, by noise level, by term of the loss.
 
 A quantity is logged as `name`, or as `name/bin`. Bins are intervals of a number, as in
 `score_gap/sigma_0.02-0.26`, or terms of the student's loss, as in `x0_gradient_norm/fisher`.
@@ -30,9 +30,9 @@ ROW = ["series", "place"]
 def training(source: Path | Results | Study) -> Figure | None:
     """Draw quantities of the training logs over student updates.
 
-    A line of panels per quantity, a panel per place on the axis. Quantities with numeric bins come
-    first, as means over their bins, then those that most methods log. Quantities that never change
-    are left out, as are copies of another one.
+    One line of panels per quantity, one panel per place on the axis. Quantities with numeric bins
+    come first, as means over their bins; the others follow, ordered by the number of methods that
+    log them. Constant quantities and duplicates of other quantities are left out.
     """
     study = opened(source)
     quantities = _quantities(study)
@@ -77,8 +77,8 @@ def binned_names(study: Study) -> list[str]:
 def by_bin(source: Path | Results | Study, name: str) -> Figure | None:
     """Draw a quantity that is logged as `name/bin`: mean over runs and the last third of training.
 
-    Numeric bins are the x axis, with a panel per place on the sweep's axis. Terms of a loss have a
-    panel each, over the places.
+    Numeric bins are the x axis, with one panel per place on the sweep's axis. Terms of a loss have
+    one panel each, with the places on the x axis.
     """
     study = opened(source)
     keys = _bins(study, name)
@@ -108,7 +108,7 @@ def _by_number(study: Study, name: str, keys: list[str]) -> Figure | None:
 
 
 def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
-    """Draw the terms of a loss: a panel per term, the places of the sweep's axis on x."""
+    """Draw the terms of a loss: one panel per term, the places of the sweep's axis on x."""
     means = _late_means(study, keys)
     wide = canvas.panels_per_line(len(keys))
     tall = -(-len(keys) // wide)
@@ -122,7 +122,7 @@ def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
     for axes, key in zip(panels, keys, strict=False):
         known = means[means[key].notna()]
         for series, line in known.groupby("series", sort=False):
-            # Without an axis the series stand side by side.
+            # without an axis, series stand side by side
             place = line.place if study.axis else line.series
             line = line.assign(x=place.map(places.index)).sort_values("x")
             axes.plot(line.x, line[key], **study.looks.styles[series])
@@ -141,7 +141,7 @@ def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
 def _grid(
     study: Study, quantities: dict[str, pd.DataFrame], x_title: str, markers: bool = False
 ) -> Figure | None:
-    """Draw a line of panels per quantity, and a panel per place where any of them is logged.
+    """Draw one line of panels per quantity, and one panel per place that has logs.
 
     Args:
         quantities: name -> frame of series, place, x and y.
@@ -173,7 +173,7 @@ def _draw_lines(axes: Axes, study: Study, frame: pd.DataFrame, markers: bool) ->
 
 
 def _late_means(study: Study, keys: list[str]) -> pd.DataFrame:
-    """Means over the runs of a row and the last third of their logs: series, place and the keys."""
+    """Means over the runs of a row and the last third of their logs. Columns: *ROW, *keys."""
     logs = study.logs
     last = logs.groupby("run_id")[UPDATES.name].transform("max")
     late = logs[logs[UPDATES.name] * 1.5 >= last]
@@ -183,7 +183,7 @@ def _late_means(study: Study, keys: list[str]) -> pd.DataFrame:
 
 
 def _bins(study: Study, name: str) -> list[str]:
-    """The columns of a name, in the order of their bins."""
+    """Columns of a binned quantity, in the order of their bins."""
     keys = {column for column in study.logs if column.startswith(f"{name}/")}
     return sorted(keys, key=lambda key: (_first_number(key), key))
 

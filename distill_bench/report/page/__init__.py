@@ -1,1 +1,1 @@
-"""The page of a study: report.html, which needs no other file and no network."""
+"""The page of a study, report.html: self-contained, without other files or a network."""

@@ -29,9 +29,9 @@ from distill_bench.sample.roles import STUDENT
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
 
-# Inks of the figures (`figures.style`) that the page sets for light and dark.
+# colours of figures/style.py -> CSS variables of the page, for its light and dark themes
 INK = {"#1b1f24": "--text", "#d5dae0": "--rule", "#59636e": "--quiet", "#fefefe": "--ground"}
-PROCESS = {"pid", "time", "restart", "command", "executable", "log"}  # of one process alone
+PROCESS = {"pid", "time", "restart", "command", "executable", "log"}  # not shown as provenance
 
 
 def render(results: Results, stored: StoredSweep, folder: Path) -> str:
@@ -81,7 +81,7 @@ def _environment() -> Environment:
 def _groups(
     results: Results, stored: dict[str, StoredRun]
 ) -> list[tuple[Row, list[tuple[dict[str, Any], StoredRun]]]]:
-    """Every row of students with its runs: the line of runs.csv, and the run in the store."""
+    """Rows of students with their runs: the line of runs.csv, and the run in the store."""
     return [
         (row, [(line, stored[line["run_id"]]) for line in row.runs.to_dict("records")])
         for row in results.students
@@ -100,7 +100,7 @@ class ComparedRow:
 
 
 def _families(results: Results) -> list[tuple[Column, str, list[ComparedRow]]]:
-    """Per headline score the differences to the baseline, and the heading of their p."""
+    """Per headline score: the column, the heading of p, and the differences to the baseline."""
     baseline = results.baseline
     if baseline is None or len(results.students) < 2:
         return []
@@ -136,12 +136,12 @@ def _bar(difference: Difference, scale: float) -> tuple[float, float, float] | N
 
 
 def _figures(folder: Path) -> list[dict[str, Any]]:
-    """The figures in figures/index.jsonl as inline SVG with the page's colours."""
+    """Read the figures of figures/index.jsonl as inline SVG in the page's colours."""
     figures = []
     for line in read_jsonl(folder / "figures" / "index.jsonl"):
         svg = (folder / "figures" / f"{line['name']}.svg").read_text()
         svg = svg[svg.index("<svg") :]
-        # Ids are unique within one SVG only.
+        # ids are unique only within one SVG
         svg = re.sub(r'\bid="', f'id="{line["name"]}-', svg)
         svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{line['name']}-", svg)
         for colour, variable in INK.items():
@@ -151,7 +151,7 @@ def _figures(folder: Path) -> list[dict[str, Any]]:
 
 
 def _provenance(run: StoredRun) -> str:
-    """Code, machine and job of a run's newest attempt."""
+    """Describe code, machine and job of a run's newest attempt."""
     facts = {
         key: value
         for key, value in flat(run.provenance).items()
@@ -163,7 +163,7 @@ def _provenance(run: StoredRun) -> str:
 
 
 def _number(value: Any, digits: int) -> str:
-    """A number with so many digits; "—" for none."""
+    """Format a number with `digits` significant digits; "—" if it is missing or not finite."""
     if not isinstance(value, int | float) or not isfinite(value):
         return "—"
     return f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""Findings of a study in words, none stronger than the intervals in the tables."""
+"""Findings of a study in words; no claim goes beyond the intervals in the tables."""
 
 from math import isfinite
 
@@ -10,7 +10,7 @@ BEST = {"lower": "Lowest", "higher": "Highest", "one": "Nearest to 1"}
 
 
 def findings(results: Results) -> list[str]:
-    """Write one sentence or two per headline score that has a direction."""
+    """Write one or two sentences per headline score with a direction, and one on missing runs."""
     table = score_table(results, results.headline)
     first = len(table.heads) - len(results.headline)
     sentences = []
@@ -34,12 +34,12 @@ def findings(results: Results) -> list[str]:
 
 
 def _distance(column: Column, value: float) -> float:
-    """Distance of a score from the best; smaller is better."""
+    """Sort key of a score; smaller is better."""
     return {"lower": value, "higher": -value, "one": abs(value - 1)}[column.better]
 
 
 def _against_baseline(results: Results, column: Column) -> str:
-    """Count the rows that are clearly better and clearly worse than the baseline."""
+    """Sentence with the number of rows clearly better and clearly worse than the baseline."""
     baseline = results.baseline
     family = against_baseline(results, column, baseline)
     verdicts = [(difference, verdict(difference, p)) for difference, p in family]

@@ -24,17 +24,17 @@ CLIP_PIXELS = 128  # longest side of a clip in the page
 class Clips:
     """Newest samples of a run or a reference."""
 
-    frames: np.ndarray  # (N, T, 3, H, W) uint8, mapped, not loaded
+    frames: np.ndarray  # (N, T, 3, H, W) uint8, memory-mapped
     manifest: list[dict[str, Any]]  # prompt and sampling seed of each clip
     fps: float
 
     def same_prompts(self, other: "Clips") -> bool:
         """Return whether both sets have the same prompts and sampling seeds, in the same order."""
-        mine, others = (
-            [(line["prompt"], line.get("seed")) for line in clips.manifest]
-            for clips in (self, other)
-        )
-        return mine == others
+        return self.prompts() == other.prompts()
+
+    def prompts(self) -> list[tuple[str, int | None]]:
+        """Prompt and sampling seed of every clip."""
+        return [(line["prompt"], line.get("seed")) for line in self.manifest]
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Wall:
 
 
 def wall(results: Results, stored: Mapping[str, StoredRun]) -> Wall | None:
-    """Choose clips of every row: PROMPTS prompts, its first finished training seed.
+    """Choose clips of every row for the same PROMPTS prompts, from its first finished run.
 
-    The prompts go from the most to the least motion in the teacher's clips. References that were
-    sampled with other seeds are left out.
+    The prompts are ordered from most to least motion in the teacher's clips. References sampled
+    with other seeds are left out.
 
     Args:
         stored: run id -> run or reference in the store.
 
     Returns:
-        None without clips.
+        The wall; None if no row has clips.
     """
     clips = {row.label: _first_clips(row, stored) for row in results.rows}
     students = [clips[row.label] for row in results.students if clips[row.label]]
@@ -104,7 +104,7 @@ def _load_clips(folder: Path) -> Clips | None:
 
 
 def _spread_by_motion(clips: Clips) -> list[int]:
-    """Numbers of PROMPTS clips with different prompts, from the most to the least motion."""
+    """Indices of PROMPTS clips with different prompts, from most to least motion."""
     first: dict[str, int] = {}
     for i, line in enumerate(clips.manifest):
         first.setdefault(line["prompt"], i)
@@ -121,7 +121,7 @@ def _motion(clip: np.ndarray) -> float:
 def _data_uri(clip: np.ndarray) -> str:
     """Encode a clip (T, 3, H, W) uint8 as one WebP of its frames side by side; the page plays it.
 
-    Lossless if the clip is small enough to be shown in its own size.
+    Clips of at most CLIP_PIXELS are stored lossless at full size.
     """
     frames: Sequence[Image.Image] = [
         Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in clip

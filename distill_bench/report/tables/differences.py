@@ -18,7 +18,7 @@ from distill_bench.report.stats import (
     seeds_needed,
 )
 
-GAPS = (0.05, 0.1, 0.25, 0.5)  # of the baseline's mean, in the table of seeds needed
+GAPS = (0.05, 0.1, 0.25, 0.5)  # fractions of the baseline's mean, for the table of seeds needed
 Scores = Mapping[Hashable, np.ndarray]  # training seed -> values
 
 
@@ -30,9 +30,9 @@ class Difference:
     a: Row
     b: Row
     interval: Interval | None  # None without a common seed
-    p: float  # of no difference; of equal distance to 1 if 1 is best
-    favours: Row | None  # by sign alone; see `p`
-    sd: float  # of one seed's difference
+    p: float  # p-value of no difference; if 1 is best, of equal distance to 1
+    favours: Row | None  # better row by sign only; see `p` for significance
+    sd: float  # standard deviation of the difference over seeds
 
     @property
     def seeds(self) -> int:
@@ -70,11 +70,11 @@ def _difference(
 ) -> Difference:
     if not scores_a.keys() & scores_b.keys():
         return Difference(column, a, b, None, nan, None, nan)
-    values = paired(scores_a, scores_b)
-    lengths = {len(of_seed) for scores in (scores_a, scores_b) for of_seed in scores.values()}
-    clusters = results.clusters(lengths) if values.shape[1] > 1 else None
-    interval = crossed_interval(values, clusters=clusters)
-    sd = float(values.mean(1).std(ddof=1)) if len(values) > 1 else nan
+    paired_values = paired(scores_a, scores_b)
+    lengths = {len(values) for scores in (scores_a, scores_b) for values in scores.values()}
+    clusters = results.clusters(lengths) if paired_values.shape[1] > 1 else None
+    interval = crossed_interval(paired_values, clusters=clusters)
+    sd = float(paired_values.mean(1).std(ddof=1)) if len(paired_values) > 1 else nan
     if not column.better:
         return Difference(column, a, b, interval, interval.p, None, sd)
     loss = interval  # negative: a is better
@@ -88,22 +88,19 @@ def _difference(
 def against_baseline(
     results: Results, column: Column, baseline: Row, cost: float | None = None
 ) -> list[tuple[Difference, float]]:
-    """Return every other student row minus the baseline, each with its p.
-
-    p is adjusted (Holm) for these comparisons.
-    """
+    """Return every other student row minus the baseline, with its Holm-adjusted p-value."""
     pairs = [(row, baseline) for row in results.students if row is not baseline]
     family = differences(results, column, pairs, cost)
     return list(zip(family, holm([difference.p for difference in family]), strict=True))
 
 
 def comparisons(family: Sequence[Difference]) -> int:
-    """Number of differences that have a p: what Holm corrects for."""
+    """Number of differences with a p-value, for which Holm corrects."""
     return sum(isfinite(difference.p) for difference in family)
 
 
 def verdict(difference: Difference, p: float) -> str:
-    """Label of the row that the evidence favours, "" for none."""
+    """Label of the row that is significantly better; "" if neither is."""
     significant = p < 1 - CONFIDENCE
     return difference.favours.label if difference.favours and significant else ""
 
@@ -127,10 +124,10 @@ def spread_of_differences(results: Results, column: Column, baseline: Row) -> fl
 
 
 def seeds_for_gaps(results: Results) -> list[tuple[Column, float, float, list[int | None]]]:
-    """Return column, mean, sd and seeds of each headline score.
+    """Return the seeds needed to detect differences of each size in GAPS, per headline score.
 
-    They are the baseline's mean, the pooled standard deviation of one seed's difference to it, and
-    the seeds that a difference of each of GAPS needs.
+    Each entry is the column, the baseline's mean, the pooled standard deviation of one seed's
+    difference to the baseline, and the number of seeds for each gap.
     """
     baseline = results.baseline
     lines = []

@@ -33,7 +33,7 @@ PARTS = ("mean", "low", "high", "n")  # of an interval, in CSV files
 
 
 def table_files(results: Results) -> dict[str, str]:
-    """Return the text of each table file, by file name. It depends on the data files alone."""
+    """Return the text of each table file, by file name. It depends only on the data files."""
     scores = score_table(results, results.headline + COSTS)
     at_cost = equal_cost(results)
     caption = equal_cost_caption(results)
@@ -53,7 +53,7 @@ def table_files(results: Results) -> dict[str, str]:
 
 
 def _score_frame(results: Results) -> pd.DataFrame:
-    """Mean and interval of every score and cost per row, with its runs by state."""
+    """Mean and interval of every score and cost per row, with the number of runs per state."""
     columns = results.columns + COSTS
     states = results.runs.loc[results.runs["role"] == STUDENT, "status"]
     states = list(dict.fromkeys(["done", "collapsed", "failed", *states]))
@@ -88,13 +88,13 @@ def _equal_cost_frame(results: Results) -> pd.DataFrame:
 
 
 def _difference_frame(results: Results) -> pd.DataFrame:
-    """Every pair of student rows at the end of training."""
+    """Differences of all pairs of student rows at the end of training."""
     lines = _difference_lines(results, None)
     return cells(lines, _difference_header("seeds_needed"))
 
 
 def _equal_cost_difference_frame(results: Results) -> pd.DataFrame:
-    """Every pair of student rows at one training cost."""
+    """Differences of all pairs of student rows at one training cost."""
     cost = budget(results)
     lines = _difference_lines(results, cost) if cost is not None else []
     return cells([line | {COST: _six_digits(cost)} for line in lines], _difference_header(COST))
@@ -106,11 +106,11 @@ def _difference_header(last: str) -> list[str]:
 
 
 def _difference_lines(results: Results, cost: float | None) -> list[dict[str, Any]]:
-    """Describe every pair of student rows; the baseline is always subtracted.
+    """Describe every pair of student rows; in pairs with the baseline, it is subtracted.
 
-    Holm's correction is per score, for two families of comparisons: `p_holm` and `favours` are over
-    all pairs (`comparisons` of them), `p_holm_baseline` is over the pairs with the baseline
-    (`comparisons_baseline` of them), as in table.md and on the page.
+    Holm's correction is per score, for two families of comparisons. `p_holm` and `favours` are over
+    all pairs (`comparisons` pairs). `p_holm_baseline` is over the pairs with the baseline
+    (`comparisons_baseline` pairs), as in table.md and on the page.
     """
     rows, baseline = results.students, results.baseline
     pairs = [(b, a) if a is baseline else (a, b) for i, b in enumerate(rows) for a in rows[i + 1 :]]
@@ -147,7 +147,7 @@ def _difference_lines(results: Results, cost: float | None) -> list[dict[str, An
 
 
 def _seeds_needed_frame(results: Results) -> pd.DataFrame:
-    """Seeds that a difference of each of GAPS needs, per headline score."""
+    """Seeds needed to detect a difference of each size in GAPS, per headline score."""
     gaps = [f"gap_{gap:.0%}".rstrip("%") for gap in GAPS]
     lines = []
     for column, mean, sd, needed in seeds_for_gaps(results):
@@ -162,7 +162,7 @@ def _seeds_needed_frame(results: Results) -> pd.DataFrame:
 
 
 def _identity(row: Row) -> dict[str, Any]:
-    """The cells that identify a row, and the number of its runs."""
+    """Cells that identify a row, and the number of its runs."""
     return row.keys | {"label": row.label, "expected": len(row.runs)}
 
 
@@ -182,5 +182,5 @@ def _interval_parts(column: str, interval: Interval | None) -> dict[str, Any]:
 
 
 def _six_digits(value: float) -> str:
-    """Format the digits that do not depend on the order of a sum, "" for nan."""
+    """Format with six digits, which do not depend on the order of summation; "" for nan."""
     return f"{value:.6g}" if isfinite(value) else ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from distill_bench.report.results import Results
 from distill_bench.report.tables.scores import Cell, Table, footnotes_of, row_heads
 
-COLUMNS = 3  # per float, beside the columns that name the row: the text width of `article`
+COLUMNS = 3  # score columns per float, which fit the text width of `article`
 HINTS = (
     r"needs \usepackage{booktabs}",
     r"each float fits the text width of article; on a wider page join the tabulars",
@@ -54,7 +54,7 @@ def latex_table(results: Results, table: Table, label: str, caption: str) -> str
     """Format a table as LaTeX floats, at most COLUMNS scores in each.
 
     Args:
-        label: added to `tab:<sweep's name>`, the label of the first float.
+        label: suffix of `tab:<sweep's name>`, the label of the first float.
         caption: plain text; it follows the sweep's question.
     """
     reference = "tab:" + re.sub("[^A-Za-z0-9]+", "-", results.name) + label
@@ -77,7 +77,7 @@ def latex_table(results: Results, table: Table, label: str, caption: str) -> str
 
 
 def _tabular(table: Table, block: Sequence[int], names: int) -> str:
-    """Format a block of columns, without rows that are empty there (references have no costs)."""
+    """Format a block of columns without its empty rows (references have no costs)."""
     body = []
     references = False
     for row, cells in table.lines:

@@ -1,4 +1,4 @@
-"""table.md: all tables of a study with their captions."""
+"""Format table.md: all tables of a study with their captions."""
 
 from collections.abc import Sequence
 
@@ -21,6 +21,7 @@ from distill_bench.report.tables.scores import (
 
 
 def markdown(results: Results, scores: Table, at_cost: Table) -> str:
+    """Return the text of table.md."""
     parts = [results.question] if results.question else []
     parts += ["## At the end of training", _markdown_table(scores), CAPTION]
     parts += [f"[{number}] {text}." for number, text in footnotes_of(results, scores)]

@@ -1,4 +1,4 @@
-"""The tables of a study as cells of text, the same for page, Markdown, LaTeX and terminal."""
+"""Tables of a study as cells of text, shared by page, Markdown, LaTeX and terminal."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,7 @@ from distill_bench.report.labels import show_value
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import COST, SCORED, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
-from distill_bench.report.tables.differences import (
-    Difference,
-    against_baseline,
-    comparisons,
-)
+from distill_bench.report.tables.differences import Difference, against_baseline, comparisons
 from distill_bench.sample.roles import STUDENT
 
 CAPTION = (
@@ -30,7 +26,7 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    key: float = nan  # sorts the column; nan: sort by the text
+    key: float = nan  # sort key; nan: sort by the text
     best: bool = False
     marks: tuple[int, ...] = ()  # numbers of footnotes
 
@@ -81,7 +77,7 @@ def _interval_cell(
 def winner(results: Results, column: Column) -> Row | None:
     """Return the row that is clearly best in a score, if any.
 
-    There is none if any row lost a run: its surviving seeds are a biased sample.
+    No row wins if any row lost a run, because the surviving seeds are a biased sample.
     """
     rows = results.students
     scores = [row.by_seed(column.name) for row in rows]
@@ -100,16 +96,16 @@ def footnotes_of(results: Results, table: Table) -> list[tuple[int, str]]:
 
 
 def show_interval(interval: Interval | None, separator: str = " ± ", sign: str = "") -> str:
-    """Format as `112.3 ± 4.0`: the half width has two significant digits.
+    """Format as `112.3 ± 4.0`, with two significant digits for the half width.
 
-    Without an interval the mean has three.
+    Without an interval, the mean has three significant digits.
     """
     if interval is None:
         return "—"
-    # A set scored against itself: 0 up to rounding.
+    # a set scored against itself gives 0 up to rounding
     if abs(interval.mean) < 5e-7 and not interval.half >= 5e-7:
         return "0"
-    # Values that are equal up to rounding have no spread.
+    # values that are equal up to rounding have no spread
     half = interval.half if interval.half > 1e-9 * abs(interval.mean) else nan
     scale = half if isfinite(half) else abs(interval.mean) / 10
     decimals = min(6, max(0, 1 - floor(log10(scale)))) if scale > 0 else 0
@@ -121,9 +117,9 @@ def show_interval(interval: Interval | None, separator: str = " ± ", sign: str 
 
 
 def budget(results: Results) -> float | None:
-    """Training cost of the equal-cost table, forward equivalents.
+    """Training cost of the equal-cost table in forward equivalents.
 
-    The requested one, else the largest that every finished run reaches; None without any.
+    The requested cost, else the largest that every finished run reaches, if any run is finished.
     """
     if results.manifest["budget"] is not None:
         return results.manifest["budget"]
@@ -163,7 +159,7 @@ def _at_cost(row: Row, column: str, cost: float | None) -> dict[Hashable, float]
 
 
 def _why_absent(row: Row, count: int, cost: float | None) -> str:
-    """Say which runs have no score at the cost, and why."""
+    """Number of runs without a score at this cost, by reason."""
     reasons = [row.lost] if row.lost else []
     unevaluated = row.done - count
     points = row.checkpoints[row.checkpoints["run_id"].isin(row.scored["run_id"])]
@@ -176,6 +172,7 @@ def _why_absent(row: Row, count: int, cost: float | None) -> str:
 
 
 def equal_cost_caption(results: Results) -> str:
+    """Caption of `equal_cost`."""
     cost = budget(results)
     if cost is None:
         return "No finished run has a training cost."
@@ -203,11 +200,11 @@ def equal_cost_differences(results: Results) -> Table | None:
         return None
     families = [against_baseline(results, column, baseline, cost) for column in results.headline]
     lines = []
-    for of_row in zip(*families, strict=True):
-        row = of_row[0][0].a
-        seeds = max(difference.seeds for difference, _ in of_row)
+    for by_column in zip(*families, strict=True):
+        row = by_column[0][0].a
+        seeds = max(difference.seeds for difference, _ in by_column)
         cells = [*_row_cells(results, row), Cell(str(seeds), seeds)]
-        for difference, p in of_row:
+        for difference, p in by_column:
             mean = difference.interval.mean if difference.interval else nan
             text = show_interval(difference.interval, sign="+")
             cells.append(Cell(text, mean, best=p < 1 - CONFIDENCE))
@@ -217,6 +214,7 @@ def equal_cost_differences(results: Results) -> Table | None:
 
 
 def equal_cost_differences_caption(results: Results) -> str:
+    """Caption of `equal_cost_differences`."""
     cost = budget(results)
     counts = [
         comparisons([d for d, _ in against_baseline(results, column, results.baseline, cost)])
@@ -233,6 +231,7 @@ def equal_cost_differences_caption(results: Results) -> str:
 
 
 def differences_caption(results: Results) -> str:
+    """Caption of the differences to the baseline at the end of training."""
     pairs = len(results.students) * (len(results.students) - 1) // 2
     return (
         "Row minus baseline over the training seeds that both have, on the same prompts and noise. "
@@ -245,12 +244,12 @@ def differences_caption(results: Results) -> str:
 
 
 def holm_head(family: Sequence[tuple[Difference, float]]) -> str:
-    """Head of a column of p, with the number of comparisons."""
+    """Heading of a column of p-values, with the number of comparisons."""
     return f"p (Holm over {comparisons([difference for difference, _ in family])})"
 
 
 def show_p(p: float) -> str:
-    """Format a p-value, "—" for none."""
+    """Format a p-value; "—" if there is none."""
     if not isfinite(p):
         return "—"
     if p < 0.001:

@@ -1,7 +1,7 @@
-"""Workers as forks of one process that has imported the libraries: saves 5 s of CPU per worker.
+"""Fork workers from one process with preloaded libraries, which saves 5 s of CPU per worker.
 
-The fork server imports libraries only, nothing of this package. Each worker thus runs the code that
-is on disk when it starts and that its provenance records. On a machine with GPUs workers are not
+The fork server imports libraries but not this package. Each worker imports the package when it
+starts, so it runs the code that its provenance records. On machines with GPUs, workers are not
 forked: an import may initialise CUDA, which does not survive a fork.
 """
 
@@ -26,7 +26,7 @@ LIBRARIES = [
     "pydantic",
     "rich.progress",
 ]
-LONGEST_TEMPORARY_FOLDER = 70  # the server's socket lies in it, and a socket's path has 107 bytes
+LONGEST_TEMPORARY_FOLDER = 70  # bytes; the path of the server's socket may have 107
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(LIBRARIES)
@@ -36,7 +36,7 @@ _threads_of_server: list[int] = []  # set by the first fork
 def can_fork(threads: int) -> bool:
     """True if a worker with this many threads can be a fork.
 
-    The libraries read the number of threads when the server imports them, at the first fork.
+    Libraries read the number of threads when the server imports them, at the first fork.
     """
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY_FOLDER:
         return False
@@ -45,7 +45,7 @@ def can_fork(threads: int) -> bool:
 
 
 class Fork:
-    """A forked `python -m MODULE ...`, with the part of Popen that is used here."""
+    """A forked `python -m MODULE ...` with the methods of Popen that workers.py uses."""
 
     def __init__(self, argv: list[str], env: dict[str, str], log: Path) -> None:
         """Start the module argv[0] with the arguments argv[1:] and `env` over the environment."""
@@ -65,16 +65,16 @@ class Fork:
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it has none."""
+        """Return the exit code, negative for a signal; None while the process runs."""
         return self._process.exitcode
 
     def wait(self) -> None:
-        """Return when it has ended."""
+        """Wait until the process has ended."""
         self._process.join()
 
 
 def _run_module(argv: list[str], env: dict[str, str], log: str) -> None:
-    """In the fork: run a module as `python -m` does, in a session of its own."""
+    """Run a module as `python -m` does, in a new session; called in the fork."""
     os.setsid()
     with open(log, "ab") as output:
         os.dup2(output.fileno(), 1)

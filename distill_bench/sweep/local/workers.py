@@ -1,4 +1,4 @@
-"""Worker processes on this machine: some at once, each with its share of cores and GPUs."""
+"""Run worker processes on this machine, several at once, each with its cores and GPUs."""
 
 import contextlib
 import os
@@ -29,14 +29,14 @@ class Task:
     name: str
     argv: list[str]
     log: Path
-    forks: bool = False  # argv runs a module of this package, which a fork can run (forks.py)
-    processes: int = 1  # that work together, each with a GPU if there are any
+    forks: bool = False  # argv runs a Python module, so that a fork can run it (forks.py)
+    processes: int = 1  # ranks of the task, each with a GPU if there are any
     process: "subprocess.Popen | Fork | _Ranks | None" = field(default=None, repr=False)
-    error: str | None = None  # why it could not be started
+    error: str | None = None  # reason why the task could not be started
 
     @property
     def exit_code(self) -> int | None:
-        """None while it has not ended; negative for a signal; 127 if it could not be started."""
+        """None while the task runs, negative for a signal, 127 if it could not be started."""
         if self.error is not None:
             return 127
         return None if self.process is None else self.process.poll()
@@ -71,12 +71,12 @@ def run_tasks(
     Args:
         changed: called at each start and end of a task.
         tick: called about once per second.
-        stop: once true, the running tasks are asked to save and no other is started.
-        cancelled: a task for which it is true is asked to save, or not started.
+        stop: once it returns True, running tasks are asked to save and no more tasks are started.
+        cancelled: if it returns True, the task is asked to save, or not started.
     """
     waiting: list[Task] = list(tasks)
     running: dict[int, Task] = {}  # by slot
-    told: set[str] = set()  # names of running tasks that were asked to save
+    signalled: set[str] = set()  # names of running tasks that were asked to save
     ticked = 0.0
     stopping = False
     try:
@@ -96,9 +96,9 @@ def run_tasks(
                 changed(running.pop(slot))
             if time.monotonic() - ticked > 1:
                 tick()
-                to_tell = [t for t in running.values() if t.name not in told and cancelled(t)]
-                _signal(to_tell, signal.SIGTERM)
-                told.update(task.name for task in to_tell)
+                to_stop = [t for t in running.values() if t.name not in signalled and cancelled(t)]
+                _signal(to_stop, signal.SIGTERM)
+                signalled.update(task.name for task in to_stop)
                 ticked = time.monotonic()
             time.sleep(POLL_SECONDS)
     except BaseException as error:
@@ -148,7 +148,7 @@ def _start(task: Task, slot: int, jobs: int) -> None:
                 task.process = _Ranks(task.argv, env, log, task.processes)
             else:
                 task.process = _popen(task.argv, env, log, start_new_session=True)
-    except OSError as error:  # a read-only folder or a missing Python concerns this task alone
+    except OSError as error:  # a read-only folder or a missing Python affects only this task
         task.error = f"cannot start: {error.strerror}: {error.filename}"
 
 
@@ -166,10 +166,11 @@ def _popen(
 
 
 class _Ranks:
-    """The processes of one task in one process group, with the part of Popen that is used here.
+    """The ranks of one task in one process group, with the methods of Popen that are used here.
 
-    Sets the variables that torchrun sets. torchrun itself kills 30 s after a SIGTERM, and saving
-    may take longer. If a rank dies or fails, the others may wait for it for ever: they are killed.
+    Sets the environment variables of torchrun. torchrun itself is not used, because it kills ranks
+    30 s after a SIGTERM and saving may take longer. If a rank dies or fails, the others might wait
+    for it for ever, so they are killed after GRACE_SECONDS.
     """
 
     def __init__(self, argv: list[str], env: dict[str, str], log: BinaryIO, processes: int) -> None:
@@ -188,7 +189,7 @@ class _Ranks:
         self.pid = self._ranks[0].pid
 
     def poll(self) -> int | None:
-        """Exit code once all ranks have ended: of the first that died or failed, else of rank 0."""
+        """Exit code once all ranks have ended: of the first failed rank, else of rank 0."""
         codes = [rank.poll() for rank in self._ranks]
         failed = [code for code in codes if code is not None and (code < 0 or code == FAILED)]
         if failed and self._failed_at is None:
@@ -202,6 +203,6 @@ class _Ranks:
         return None
 
     def wait(self) -> None:
-        """Return when all ranks have ended."""
+        """Wait until all ranks have ended."""
         while self.poll() is None:
             time.sleep(POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""The part of a SLURM job that runs on its node: does the runs, saves on a signal, requeues itself.
+"""Code of a SLURM job on its node: do the runs, save on a signal, requeue the job.
 
-Submitit imports these functions by name; they are given run folders only. Measured on SLURM:
+Submitit imports these functions by name and passes run folders. Signals, as tested on SLURM:
 
 - After SIGUSR2 (the job's --signal: a time limit or a preemption is near), save, requeue the job
   and wait to be killed.
@@ -34,10 +34,10 @@ PATIENCE_SECONDS = 900.0  # for SLURM to kill a job that it has told to stop
 
 
 def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> None:
-    """One job: one run with all its processes, or several runs side by side.
+    """Body of a job: one run with all its processes, or several runs side by side.
 
     Args:
-        submitted: seconds since the epoch; a run that failed later is left to --retry-failed.
+        submitted: seconds since the epoch. A run that failed after this time is not retried.
     """
     stop = StopRequest().listen()
     processes = int(os.environ.get("SLURM_NTASKS", 1))
@@ -61,7 +61,7 @@ def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> 
 
 
 def _is_left(run_dir: Path, submitted: float) -> bool:
-    """True if this job should do the run: no end, and no failure since `submitted`."""
+    """True if the run is not done, not running, and has not failed since `submitted`."""
     state = run_state(run_dir)
     if state == "failed":
         records = [attempt / "exit.json" for attempt in attempts(run_dir)[-1:]]
@@ -80,14 +80,14 @@ def _side_by_side(
         argv = python_command("distill_bench.sweep.job", str(run_dir), *flags)
         tasks.append(Task(run_dir.name, argv, run_dir / "log.txt"))
     run_tasks(tasks, len(tasks), stop=stop)
-    # stopped before it started, or before it had installed its handlers
+    # a task may be stopped before it starts, or before it installs its handlers
     early = {None, -signal.SIGTERM, -signal.SIGUSR2} if stop() else set()
     codes = [STOPPED if task.exit_code in early else task.exit_code for task in tasks]
     return [128 - code if code < 0 else code for code in codes]
 
 
 def prepare_shared(run_dirs: list[str]) -> None:
-    """The prepare job: make what these runs share with others."""
+    """Body of the prepare job: make the shared artefacts of these runs."""
     stop = StopRequest().listen()
     from distill_bench.sweep.job import MORE_TIME, STOPS_WITHOUT_PROGRESS  # takes seconds
     from distill_bench.sweep.prepare import bytes_in, prepare_run
@@ -98,9 +98,9 @@ def prepare_shared(run_dirs: list[str]) -> None:
             for run in run_dirs:
                 prepare_run(Path(run))
     except Stopped:
-        lives = store / "slurm" / f"prepare-{slurm_job()}.jsonl"
+        record = store / "slurm" / f"prepare-{slurm_job()}.jsonl"
         made = bytes_in(store / "references", store / "extras")
-        if is_stuck(lives, made, STOPS_WITHOUT_PROGRESS):
+        if is_stuck(record, made, STOPS_WITHOUT_PROGRESS):
             message = f"stopped {STOPS_WITHOUT_PROGRESS} times without progress: {MORE_TIME}"
             print(message, flush=True)
             raise SystemExit(FAILED) from None  # the runs will make the artefacts, or fail
@@ -108,20 +108,22 @@ def prepare_shared(run_dirs: list[str]) -> None:
         raise SystemExit(STOPPED) from None
 
 
-def is_stuck(lives: Path, made: int, limit: int) -> bool:
-    """Record the bytes made so far; True if they are the same at the last `limit` stops."""
-    append_jsonl(lives, made)
-    ends = read_jsonl(lives)[-limit:]
+def is_stuck(record: Path, made: int, limit: int) -> bool:
+    """Record the bytes made so far; returns True if the last `limit` records are equal."""
+    append_jsonl(record, made)
+    ends = read_jsonl(record)[-limit:]
     return len(ends) == limit and len(set(ends)) == 1
 
 
 def end_stopped_job(stop: StopRequest, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Requeue a saved job if the signal left that to it, and wait for SLURM to kill it.
+    """Requeue a saved job after SIGUSR2, and wait for SLURM to kill it.
 
     Returns if SLURM refuses to requeue; the run stays stopped and the sweep's next call resumes it.
     """
     if stop.signal != signal.SIGUSR2:
-        _sleep(patience_seconds)  # longer only if somebody sent the signal by hand
+        _sleep(
+            patience_seconds
+        )  # SLURM kills the job meanwhile, unless the signal was sent by hand
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
         print(f"saved; {slurm_job()} goes back into the queue", flush=True)
         done = subprocess.run(["scontrol", "requeue", slurm_job()], capture_output=True, text=True)
@@ -132,7 +134,7 @@ def end_stopped_job(stop: StopRequest, patience_seconds: float = PATIENCE_SECOND
 
 
 def _sleep(seconds: float) -> None:
-    """Sleep although signals arrive."""
+    """Sleep for the whole time, even if signals arrive."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         time.sleep(left)

@@ -1,7 +1,7 @@
-"""The SLURM queue: queued jobs, how jobs ended, what a partition offers (squeue, sacct, scontrol).
+"""Query SLURM: queued jobs, final states of jobs, limits of partitions (squeue, sacct, scontrol).
 
-Reads and cancels jobs, never submits any. The truth about a run is in its folder; this module adds
-what no folder can know. Everything works without accounting.
+This module reads and cancels jobs, but submits none. The state of a run is in its folder; SLURM
+only adds the states of its jobs. Everything works without accounting.
 """
 
 import contextlib
@@ -34,21 +34,21 @@ NEVER_STARTS = re.compile(
 
 
 class SchedulerError(RuntimeError):
-    """SLURM does not answer, or refuses a question; the message is one line."""
+    """SLURM does not answer or reports an error; the message is one line."""
 
 
 def slurm_available() -> bool:
     """True if this machine can submit to a cluster: `sbatch` is installed and configured.
 
     Raises:
-        SchedulerError: if it is, but the cluster does not answer.
+        SchedulerError: if sbatch is configured but the cluster does not answer.
     """
     if shutil.which("sbatch") is None:
         return False
     try:
         _call("sinfo", "--noheader", "--format=%P")
     except SchedulerError as error:
-        if "configuration source" in str(error):  # programs without a configured cluster
+        if "configuration source" in str(error):  # SLURM is installed, but no cluster is configured
             return False
         raise
     return True
@@ -56,7 +56,7 @@ def slurm_available() -> bool:
 
 @dataclass(frozen=True)
 class Queue:
-    """The user's jobs in SLURM's queue, and the jobs that a store's runs were submitted as."""
+    """The user's jobs in SLURM's queue, and the jobs of a store's runs."""
 
     states: dict[str, str] = field(default_factory=dict)  # queued job -> PENDING, RUNNING, ...
     jobs: dict[str, list[str]] = field(default_factory=dict)  # run -> its jobs, oldest first
@@ -116,7 +116,7 @@ def final_states(jobs: Iterable[str]) -> dict[str, str]:
     sacct = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
     squeue = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T"]
     states: dict[str, str] = {}
-    for command in (sacct, squeue):  # squeue remembers a job for minutes, accounting or not
+    for command in (sacct, squeue):  # squeue remembers a job for minutes, even without accounting
         with contextlib.suppress(SchedulerError):
             lines = _call(*command, f"--jobs={ids}").splitlines()
             states |= dict(line.split("|", 1) for line in lines if "|" in line)
@@ -145,7 +145,7 @@ class Partition:
     requeue: bool
 
     def shortfalls(self, wanted: ClusterConfig) -> list[str]:
-        """List what the partition cannot do for such jobs; some would be pending for ever."""
+        """Describe the requirements that the partition cannot meet; such jobs may pend for ever."""
         cpus = wanted.processes * wanted.cpus
         memory = wanted.mem_gb or 0
         too_long = self.max_hours is not None and wanted.hours > self.max_hours
@@ -216,7 +216,7 @@ def read_partition(partition: str | None) -> Partition:
 
 
 def _most_nodes(blocks: list[dict[str, str]], nodes_of: Counter[str]) -> int:
-    """The most nodes that a job can have in any of some partitions."""
+    """Largest number of nodes that a job can get in any of the partitions."""
     most = 0
     for block in blocks:
         nodes = nodes_of[block["PartitionName"]]

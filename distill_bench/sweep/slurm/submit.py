@@ -1,7 +1,7 @@
-"""Submits runs as SLURM arrays through Submitit: the sbatch lines, setup and teardown of a job.
+"""Submit runs as SLURM arrays through Submitit: the sbatch lines, setup and teardown of a job.
 
-node.py is what a job runs. Submitit is never asked what became of a job: without accounting it
-hangs, and after a lost node it is wrong. Run folders and queue.py say that.
+A job runs the functions of node.py. Submitit only submits: its job states hang without accounting
+and are wrong after a lost node, so states come from run folders and queue.py.
 """
 
 import contextlib
@@ -44,12 +44,12 @@ def submit(
     prepare: Sequence[Path] = (),
     allow_changed_code: bool = False,
 ) -> list[str]:
-    """Submit runs as arrays below MaxArraySize; returns each run's job id.
+    """Submit runs as arrays of at most MaxArraySize jobs; returns each run's job id.
 
     The ids are also recorded in store/submissions/, one file per array, for `queue.read_queue`.
 
     Args:
-        prepare: runs whose shared artefacts a job of its own makes first; the arrays wait for it.
+        prepare: runs whose shared artefacts a separate job makes first; the arrays wait for it.
 
     Raises:
         ConfigError: if SLURM refuses an array; arrays accepted before stay submitted.
@@ -61,7 +61,7 @@ def submit(
     arrays = [packs[i : i + limit] for i in range(0, len(packs), limit)]
     parallel = _shares(cluster.jobs or JOBS_AT_ONCE, len(arrays))
     prepare_job = _submit_prepare(cluster, store, prepare) if prepare else None
-    # "any": a run that finds nothing prepared makes it, or fails with the reason
+    # afterany: if the prepare job fails, a run makes the artefacts itself or reports the reason
     after = {"dependency": f"afterany:{prepare_job}"} if prepare_job else {}
     ids: dict[Path, str] = {}
     for array, at_once in zip(arrays, parallel, strict=True):
@@ -84,7 +84,7 @@ def submit(
 
 
 def _shares(jobs: int, arrays: int) -> list[int]:
-    """Jobs at once per array: SLURM limits each array, not several together."""
+    """Split the limit of `jobs` at once over the arrays: SLURM limits each array separately."""
     share, rest = divmod(jobs, arrays)
     return [max(1, share + (index < rest)) for index in range(arrays)]
 
@@ -98,7 +98,7 @@ def _submit_array(
 
 
 def _submit_prepare(cluster: ClusterConfig, store: Path, runs: Sequence[Path]) -> str:
-    """Submit the prepare job: one process, however many a run has."""
+    """Submit the prepare job, which always has one process."""
     single = cluster.model_copy(update={"nodes": 1, "tasks": 1})
     executor = make_executor(single, store, "distill-bench-prepare", 1)
     (job,) = _job_ids(lambda: [executor.submit(prepare_shared, [str(r.resolve()) for r in runs])])
@@ -106,10 +106,10 @@ def _submit_prepare(cluster: ClusterConfig, store: Path, runs: Sequence[Path]) -
 
 
 def _job_ids(call: Callable[[], list[submitit.Job]]) -> list[str]:
-    """Job ids of a submission.
+    """Submit and return the job ids.
 
     Raises:
-        ConfigError: with SLURM's reason, if it refuses.
+        ConfigError: if SLURM refuses the job; the message has SLURM's reason.
     """
     try:
         with _clean_env():
@@ -133,7 +133,7 @@ def sbatch_errors(output: str) -> str:
 
 @contextlib.contextmanager
 def _clean_env() -> Iterator[None]:
-    """Submitit's clean_env, so that a job may submit jobs, but keeping SLURM_CONF."""
+    """Hide SLURM's variables, so that a job can submit jobs, but keep SLURM_CONF."""
     conf = os.environ.get("SLURM_CONF")
     with clean_env(extra_names=(DRIVER,)):
         if conf is not None:
@@ -170,7 +170,7 @@ def make_executor(
     """Submitit's executor with the sbatch lines, setup and teardown of a job.
 
     Args:
-        parallel: jobs of an array at once.
+        parallel: number of jobs of an array that run at once.
         more: further parameters of Submitit's executor.
     """
     executor = kind(folder=(store / "slurm" / "%A").resolve())
@@ -209,7 +209,7 @@ def _resources(cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def _further_parameters(cluster: ClusterConfig) -> dict[str, Any]:
-    """Parameters that Submitit does not know; the user's `sbatch` comes last, false drops one."""
+    """Parameters unknown to Submitit; the user's `sbatch` overrides them, false removes one."""
     parameters = {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch}
     if parameters["requeue"] is False:
         parameters["no-requeue"] = True  # without either, the cluster's default would apply
