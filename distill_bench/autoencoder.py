@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class FrameAutoencoder(ModelMixin, ConfigMixin):
     """Convolutional autoencoder of single frames.
 
-    Latents are standardised with statistics that are saved with the weights.
+    Latents are standardised by statistics that are stored with the weights.
     """
 
     @register_to_config

@@ -70,11 +70,11 @@ def _help_lines() -> Iterable[str]:
 
 def list_plugins() -> int:
     """Print every installed method and evaluator: purpose, paper, fields with their defaults."""
-    # torch and rich take seconds, and other commands need neither of them here
+    # takes seconds, and other commands do not need it
     from rich.console import Console
     from rich.markup import escape
 
-    # torch takes seconds, as above
+    # import torch, which takes seconds
     from distill_bench.config.reference import type_text
     from distill_bench.registry import RegistryError, evaluators, methods
 

@@ -24,7 +24,7 @@ def generator(*key: object) -> torch.Generator:
 class Draws:
     """The draws of one phase of one student update for some samples of the global batch.
 
-    Values are drawn in float32 and then converted to `dtype`, so that float64 runs see the same.
+    Values are drawn in float32 and converted to `dtype`, so that float64 runs see the same draws.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""The contract of an evaluator: the base class of `eval/*.py`, its clips and its scores."""
+"""The contract of an evaluator: base class of the metrics in `eval/`, clips and scores."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ class Clips:
 
     Raises:
         ValueError: if the frames are not uint8 (N, T, 3, H, W) with N, T >= 2 and H, W >= 4, or if
-            there is not one prompt and one seed per clip.
+            the number of prompts or seeds is not N.
     """
 
     frames: np.ndarray  # uint8 (N, T, 3, H, W), 0..255
@@ -41,7 +41,7 @@ class Clips:
         if not shape[0] == len(self.prompts) == len(self.seeds):
             raise ValueError(
                 f"{shape[0]} clips with {len(self.prompts)} prompts and {len(self.seeds)} seeds; "
-                "each clip needs one of both"
+                "each clip needs one prompt and one seed"
             )
         if shape[0] < 2:
             raise ValueError(f"too few clips to score: {shape[0]}; at least 2 are needed")
@@ -84,8 +84,8 @@ class Score:
     unit: str = ""
     better: Literal["lower", "higher", "one"] | None = None  # "one": closer to 1
     headline: bool = False  # shown in tables and figures
-    per_clip: tuple[float, ...] | None = None  # (N,), where the value is their mean
-    sd: float | None = None  # sampling error over clips, where it is not that of a mean
+    per_clip: tuple[float, ...] | None = None  # (N,), if the value is a mean over clips
+    sd: float | None = None  # standard error over clips, if the value is not a mean
     extractor: str | None = None  # network or method, with the digest of its weights
     note: str | None = None  # a caveat on the column
     warnings: tuple[str, ...] = ()  # reasons to doubt this value
@@ -111,7 +111,7 @@ class Evaluator(ABC):
     """
 
     paper: ClassVar[str]  # arXiv number or another source of the metric
-    version: ClassVar[int]  # raise it when the values change for the same clips
+    version: ClassVar[int]  # increase it if the same clips get other values
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         """Reason why these clips cannot be scored, or None; asked before any score is computed."""
@@ -127,7 +127,7 @@ class Evaluator(ABC):
                 `data_other` are real clips. A reference is read from disk on first access.
 
         Raises:
-            ValueError: if the clips or a reference are unfit; the message is shown to the user.
+            ValueError: if the clips or a reference cannot be scored; users see the message.
         """
 
 

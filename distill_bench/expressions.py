@@ -1,4 +1,4 @@
-"""Evaluates expressions of YAML files: a chosen subset of Python's syntax; nothing else runs."""
+"""Evaluates expressions in YAML files, in a small and safe subset of Python's syntax."""
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ Grammar = Mapping[type[ast.AST], Callable[..., Any]]  # operators, and ast.Const
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be read, or goes beyond its grammar; the message is one line."""
+    """An expression with invalid or forbidden syntax; the message is one line."""
 
 
 def evaluate_expression(text: str, grammar: Grammar, value_of: Callable[[str], Any]) -> Any:
@@ -21,7 +21,7 @@ def evaluate_expression(text: str, grammar: Grammar, value_of: Callable[[str], A
         value_of: value of a name; dotted names are passed whole, as in "protocol.clips".
 
     Raises:
-        ExpressionError: if it is no expression, or uses anything else.
+        ExpressionError: if the text is not an expression, or uses syntax outside the grammar.
     """
 
     def refused(node: ast.AST) -> ExpressionError:
@@ -61,10 +61,10 @@ def evaluate_expression(text: str, grammar: Grammar, value_of: Callable[[str], A
 
 
 def names_in(text: str) -> Iterator[str]:
-    """Names in an expression, without what follows a dot.
+    """First part of each name in an expression: "protocol" for "protocol.clips".
 
     Raises:
-        ExpressionError: if it is no expression.
+        ExpressionError: if the text is not an expression.
     """
     return (node.id for node in ast.walk(_parse(text)) if isinstance(node, ast.Name))
 

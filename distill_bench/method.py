@@ -1,4 +1,4 @@
-"""The contract of an objective: what a file in `methods/` implements, and what it is given.
+"""The contract of an objective: base class of the methods in `methods/`, their inputs and losses.
 
 A method is a frozen dataclass whose fields are its hyper-parameters. Settings that must be equal
 between methods to compare them (noise levels, rollout, guidance, learning rates, cadence) belong to
@@ -36,7 +36,7 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Role(Protocol):
-    """A role's network (student, fake score or teacher) as clean prediction.
+    """Clean prediction by the network of a role (student, fake score or teacher).
 
     Arguments of all three: x_t (B, C, T, H, W), sigma (B,) in (0, 1], text (B, L, D).
     """
@@ -62,8 +62,8 @@ class Loss:
     x0: Tensor | None = None
     # Further detached scalars for train.jsonl.
     logs: Mapping[str, Tensor] = field(default_factory=dict)
-    # The fake score's own loss on the same samples and draws, from the forward that the student's
-    # terms needed anyway; only of methods with `Method.shares_graph`.
+    # The fake score's loss on the same samples and draws, from the forward of the student's terms;
+    # only for methods with `Method.shares_graph`.
     fake_score_terms: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -80,7 +80,7 @@ class Batch:
     draws: Draws
     latent_shape: tuple[int, ...]  # (C, T, H, W)
     score_shift: float  # shift of the noise levels at which scores are compared
-    sigma_min: float  # their range
+    sigma_min: float  # lowest and highest of these noise levels
     sigma_max: float
     # Extra data by name: a function that draws it for this batch.
     extras: Mapping[str, Callable[[Draws], dict[str, Tensor]]] = field(default_factory=dict)
@@ -212,9 +212,9 @@ class Method(ABC):
         return Loss({"denoise": velocity_loss(nets.fake_score, batch, x0)})
 
     def modules(self, feature_width: int) -> Mapping[str, nn.Module]:
-        """Networks and buffers of the method's own, e.g. heads; checkpointed with the run.
+        """The method's own networks and buffers, e.g. GAN heads.
 
-        They are trained in the fake score's phase.
+        They are trained in the fake score's phase and checkpointed with the run.
 
         Args:
             feature_width: width of the tokens that `Role.features` returns.
@@ -238,8 +238,8 @@ class Method(ABC):
     def rehearsed(self) -> "Method":
         """The method that is run on tiny stand-in networks to count its passes.
 
-        By default the method itself. Override it if the method loads weights of its own: return one
-        that makes the same passes without them.
+        By default this is the method itself. Override it if the method loads weights of its own, to
+        return a method that makes the same passes without these weights.
         """
         return self
 
@@ -281,7 +281,7 @@ def renoise(
         x0: samples, (B, C, T, H, W).
         through_fake_score: keep the graph from the fake score's prediction to x0. Without it the
             prediction is detached and costs no backward.
-        through_teacher: likewise for the teacher's prediction.
+        through_teacher: keep the graph from the teacher's prediction to x0.
     """
     sigma = batch.sigma("renoise/sigma")
     x_t = add_noise(x0, batch.noise("renoise/noise"), sigma)

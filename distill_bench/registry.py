@@ -57,7 +57,7 @@ def find_evaluator(name: str) -> "type[Evaluator]":
 
 
 def method_file(name: str) -> Path | None:
-    """Source file of a method, found without importing it; None if there is none."""
+    """Source file of a method, found without importing it; None if no file is found."""
     module = name.rpartition(":")[0]
     if module.endswith(".py"):
         return Path(module)
@@ -99,7 +99,8 @@ def _find(kind: str, name: str) -> type:
         plugin = _load(kind, points[name].value, points[name].load)
     if not (inspect.isclass(plugin) and issubclass(plugin, base)):
         raise RegistryError(
-            f"{name!r} is no {kind}: it must be a subclass of {base.__module__}.{base.__name__}"
+            f"{name!r} is not a subclass of {base.__module__}.{base.__name__}, "
+            f"as every {kind} must be"
         )
     return plugin
 

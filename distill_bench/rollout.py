@@ -1,4 +1,4 @@
-"""Samples by a network: the student in its few steps (in training too), the teacher in its many."""
+"""Sampling: the student in a few steps, also during training, and the teacher in many."""
 
 import itertools
 

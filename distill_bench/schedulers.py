@@ -1,8 +1,8 @@
-"""Schedulers with which diffusers' pipelines take an exported student's own steps.
+"""Schedulers that make diffusers' pipelines take the steps of an exported student.
 
 A student's levels are warp(1 - i / nfe, shift), then 0 (`distill_bench.noise.student_sigmas`). For
-a network that predicts velocity, diffusers' own scheduler makes them, suitably configured; only a
-variance-preserving network (CogVideoX) needs a class of ours.
+a network that predicts velocity, diffusers' own scheduler can be configured to give these levels.
+Only a variance-preserving network (CogVideoX) needs a class of its own.
 """
 
 import torch
@@ -32,7 +32,7 @@ from distill_bench.noise import (
 def flow_matching(
     nfe: int, shift: float, stepping: str, spaced: bool = False
 ) -> FlowMatchEulerDiscreteScheduler:
-    """diffusers' scheduler with the student's levels; only for `nfe` steps, others differ.
+    """diffusers' scheduler with the student's levels, valid for `nfe` steps only.
 
     diffusers spaces its steps evenly between 1 and its lowest training level, warps them by its
     shift and stretches the last one to `shift_terminal`. The result is a ratio of two linear
@@ -43,7 +43,7 @@ def flow_matching(
         nfe: number of steps.
         shift: of the student's levels, as for `student_sigmas`.
         stepping: `renoise` or `ode`.
-        spaced: for a pipeline that passes the levels 1 - i / nfe itself, which the scheduler warps.
+        spaced: True if the pipeline itself passes the levels 1 - i / nfe for the scheduler to warp.
 
     Raises:
         ValueError: if the levels differ from the student's by more than rounding (1e-6).
@@ -72,7 +72,7 @@ def flow_matching(
     if error(exact) > 1e-6:
         raise ValueError(
             f"no shift of diffusers' scheduler gives the student's levels {levels.tolist()} "
-            f"(nfe {nfe}, shift {shift}): the installed diffusers spaces its steps in another way"
+            f"(nfe {nfe}, shift {shift}): the installed diffusers spaces its steps differently"
         )
     return FlowMatchEulerDiscreteScheduler(shift=exact, **options)
 

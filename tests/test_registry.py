@@ -91,7 +91,7 @@ def test_a_method_in_the_users_own_file_is_found(tmp_path):
         ("nowhere:Mine", "cannot load the method nowhere"),
         (
             "pathlib:Path",
-            "'pathlib:Path' is no method: it must be a subclass of distill_bench.method.Method",
+            "'pathlib:Path' is not a subclass of distill_bench.method.Method, as every method",
         ),
         ("pathlib:Nothing", "no class 'Nothing' in pathlib"),
     ],

@@ -1,4 +1,4 @@
-"""Reads one clip from a file, with one reader per kind of file, and writes clips as mp4."""
+"""Reads one clip from a file, with one reader per file type, and writes clips as mp4."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ClipFile:
-    """Contents of one file."""
+    """Frames and frame rate of one file."""
 
     frames: np.ndarray  # uint8 (T, 3, H, W)
-    fps: float | None = None  # None if the file does not say
-    merged: bool = False  # equal consecutive frames are stored as one and times are rounded
+    fps: float | None = None  # None if the file does not state it
+    merged: bool = False  # the file stores equal consecutive frames as one, and rounds durations
 
 
 def read_clip(path: Path) -> ClipFile:
-    """Read a file of a kind in `READERS`.
+    """Read a file of a type in `READERS`.
 
     Raises:
-        ValueError: if the file is missing, unreadable, damaged or of another kind.
+        ValueError: if the file is missing, unreadable, damaged or of another type.
     """
     if not path.is_file():
         raise ValueError(f"no file {path}")
@@ -34,7 +34,7 @@ def read_clip(path: Path) -> ClipFile:
         raise ValueError(
             f"{path}: reading videos needs PyAV: pip install 'distill-bench[video]'"
         ) from error
-    # a torn chunk is a SyntaxError to PIL
+    # PIL raises SyntaxError for a truncated chunk
     except (OSError, EOFError, ValueError, LookupError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -51,7 +51,7 @@ def read_array(path: Path) -> ClipFile:
         return ClipFile(frames)
     hint = ""
     if frames.ndim == 5:
-        hint = ", and several clips in one file are named clips.npy"
+        hint = "; a file of several clips must be named clips.npy"
     elif frames.ndim == 4 and frames.shape[3] == 3:
         hint = "; this looks like (T, H, W, 3)"
     elif frames.ndim == 4 and frames.shape[0] == 3:
@@ -89,21 +89,21 @@ def read_animation(path: Path) -> ClipFile:
     clip = np.stack(frames).transpose(0, 3, 1, 2)
     if not any(milliseconds):
         return ClipFile(clip, merged=True)
-    tick = 10 if path.suffix.lower() == ".gif" else 1  # a gif counts hundredths of a second
+    tick = 10 if path.suffix.lower() == ".gif" else 1  # a gif counts in hundredths of a second
     counts = frame_counts(milliseconds, tick)
     return ClipFile(clip.repeat(counts, 0), 1000 * sum(counts) / sum(milliseconds), merged=True)
 
 
 def frame_counts(milliseconds: list[int], tick: int) -> list[int]:
-    """Number of frames of one common rate in each stored frame.
+    """Number of frames, at one common rate, that each stored frame stands for.
 
-    Durations are rounded to `tick` milliseconds, and encoders spread the remainder: 24 frames per
-    second in a gif are 40, 40 and 50 ms. Read literally, they would be 100 frames per second of
-    which three in four repeat. So the longest period is chosen that explains every duration up to
-    one tick per frame.
+    Durations are rounded to `tick` milliseconds, and encoders spread the remainder: a gif of 24
+    frames per second has durations of 40, 40 and 50 ms. Read literally, these mean 100 frames per
+    second with many repeats. This function therefore finds the longest frame period that explains
+    every duration up to one tick per frame.
 
     Raises:
-        ValueError: if a frame has no duration, or no period explains them all.
+        ValueError: if a frame has no duration, or no period explains all durations.
     """
     shortest = min(milliseconds)
     if shortest <= 0:
@@ -115,14 +115,14 @@ def frame_counts(milliseconds: list[int], tick: int) -> list[int]:
             for duration in milliseconds
         ]
         explained = (
-            # both this duration and the shortest are rounded
+            # this duration and the shortest are both rounded
             abs(duration - count * period) <= tick * (1 + count / parts)
             for duration, count in zip(milliseconds, counts, strict=True)
         )
         if all(explained):
             return counts
     raise ValueError(
-        f"its frames are shown for {sorted(set(milliseconds))} milliseconds, which fit no one rate"
+        f"its frames last {sorted(set(milliseconds))} milliseconds, which fit no constant rate"
     )
 
 

@@ -1,4 +1,4 @@
-"""Loads a folder of clips: one that the harness sampled, or any folder of clip files.
+"""Loads a folder of clips: a folder that the harness sampled, or any folder of clip files.
 
 A sampled folder holds `clips.npy` (uint8, (N, T, 3, H, W)) and `manifest.jsonl` with index, prompt
 and seed per clip. Any other folder holds one file per clip. Its `manifest.jsonl` is optional and
@@ -25,7 +25,7 @@ from distill_bench.store.files import read_json
 MANIFEST = "manifest.jsonl"
 CACHE = ".features"
 MAPPED_BYTES = 2**30  # a larger clips.npy stays on disk
-DEFAULT_FPS = 8.0  # if neither the manifest nor the file says
+DEFAULT_FPS = 8.0  # if neither the manifest nor the file states a rate
 Fps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -54,7 +54,7 @@ def load_clips(folder: Path) -> Clips:
     """Load the clips of a folder.
 
     Raises:
-        ValueError: if there are none, a file cannot be read, or clips differ in size or rate.
+        ValueError: if there are no clips, a file cannot be read, or clips differ in size or rate.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}")
@@ -78,7 +78,7 @@ def _load_sampled(folder: Path) -> tuple[np.ndarray, list[str], list[int], float
     if [line.index for line in lines] != list(range(len(frames))):
         raise ValueError(
             f"{folder / MANIFEST} lists {len(lines)} clips, clips.npy holds {len(frames)}; "
-            "index must count from 0"
+            "write one line per clip, with index counting from 0"
         )
     row = read_json(folder / "row.json")
     if row is None:
@@ -86,7 +86,7 @@ def _load_sampled(folder: Path) -> tuple[np.ndarray, list[str], list[int], float
             raise ValueError(
                 f"{folder / 'row.json'} is not a JSON object; delete it to use fps of {MANIFEST}"
             )
-        # with a row.json the harness decoded the clips, and a black student must be scored as one
+        # only without row.json: the harness's own clips may really be black, and must be scored
         _refuse_unscaled(frames)
     try:
         row_fps = TypeAdapter(Fps).validate_python((row or {}).get("fps", DEFAULT_FPS))
@@ -103,7 +103,7 @@ def _load_sampled(folder: Path) -> tuple[np.ndarray, list[str], list[int], float
 
 
 def _load_array(path: Path) -> np.ndarray:
-    # copy-on-write: torch takes no read-only arrays
+    # copy-on-write, because torch does not accept read-only arrays
     mmap_mode = "c" if path.stat().st_size > MAPPED_BYTES else None
     try:
         frames = np.load(path, allow_pickle=False, mmap_mode=mmap_mode)
@@ -146,7 +146,7 @@ def _file_lines(folder: Path) -> list[FileLine]:
     if count > 1:
         raise ValueError(f"{folder / MANIFEST} names {path.name} {count} times; name it once")
     missing = [name for name in files if folder / name not in counts]
-    if missing:  # leaving it out silently would change every score
+    if missing:  # silently leaving out a clip would change every score
         raise ValueError(
             f"{folder / MANIFEST} does not name {missing[0]} ({len(missing)} such files); "
             "add it or move it away"
@@ -159,8 +159,8 @@ def _at_one_rate(
 ) -> tuple[list[np.ndarray], float]:
     """Frames of every clip at one rate, and the rate.
 
-    The rate of files that state it exactly wins over rounded ones. Files that merge equal frames
-    are repeated to it: a still clip is stored as one frame, often without a duration.
+    Exact rates win over rounded rates. Files that merge equal frames get these frames back by
+    repetition: such a file stores a still clip as one frame, often without a duration.
 
     Raises:
         ValueError: if rates or shapes differ.
@@ -177,7 +177,7 @@ def _at_one_rate(
         if abs(rate - fps) > (0.1 * fps if clip.merged else 0.01):
             raise ValueError(
                 f"{path} has {rate:g} frames per second, others {fps:g}; all clips of a folder "
-                f"must have one rate (if a file states a wrong one, give fps in {MANIFEST})"
+                f"must have one rate (if a file states a wrong rate, give fps in {MANIFEST})"
             )
         result.append(frames)
         if frames.shape != result[0].shape:
@@ -189,10 +189,10 @@ def _at_one_rate(
 
 
 def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
-    """Lines of the manifest, or none if there is no file.
+    """Lines of the manifest; [] if there is no file.
 
     Raises:
-        ValueError: for an invalid line: skipping it would silently drop a clip.
+        ValueError: for an invalid line, because skipping it would silently drop a clip.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -222,7 +222,7 @@ def _line(place: str, text: str, kind: type[Line]) -> Line:
         raise ValueError(f"{place}: {key or text[:40]!r}: {first['msg']}") from error
     for key in json.loads(text).keys() - kind.model_fields.keys():
         if key.lower() in kind.model_fields:
-            raise ValueError(f"{place}: {key!r} is written {key.lower()!r}")
+            raise ValueError(f"{place}: unknown key {key!r}; write {key.lower()!r}")
     return line
 
 
@@ -234,6 +234,6 @@ def _facts(path: Path) -> dict[str, np.ndarray]:
 
 
 def _refuse_unscaled(frames: np.ndarray) -> None:
-    """Raise ValueError for floats in 0..1 cast to bytes, which leaves only 0 and 1."""
+    """Raise ValueError for clips of floats in 0..1 cast to bytes, which leaves only 0 and 1."""
     if frames.size and frames.max() <= 1:
         raise ValueError("no value of the clips is above 1; they must be 0..255, not 0..1")

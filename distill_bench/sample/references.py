@@ -1,4 +1,4 @@
-"""Makes the reference rows of a protocol: the clips that every run's clips are compared with."""
+"""Makes the reference rows of a protocol: clips that the clips of every run are compared with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,10 @@ RENDERED_BATCH = 16  # rendered clips per part
 
 
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
-    """Folders of the reference rows by kind (see `roles`), sampled where they are missing.
+    """Folders of the reference rows by kind (see `roles`); missing rows are made first.
 
     All rows have the prompts of the protocol. `data` and `data_other` exist only if the prompts are
-    of the embedded domain.
+    captions of the embedded domain.
     """
     root = store / "references" / protocol_hash(config)
     folders = {kind: root / name for kind, name in folder_names(config).items()}
@@ -30,7 +30,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     sampler = Sampler(config, store)
     if not all(map(_in_domain, sampler.prompts)):
         del folders["data"], folders["data_other"]
-    # the student first, so that a device holds one network at a time
+    # the untrained student first, so that the device holds only one network at a time
     for kind in sorted(folders, key=lambda kind: kind != "untrained"):
         folder = folders[kind]
         if _is_written(folder):
@@ -44,13 +44,13 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
 
 
 def folder_names(config: RunConfig) -> dict[str, str]:
-    """Kind of every reference row -> name of its folder, in the order of tables."""
+    """Kind of each reference row -> name of its folder, in the order of the tables."""
     return {
         "data": "data",
         "data_other": "data_other",
         "teacher": "teacher",
         "teacher_other": "teacher_other",
-        # these two depend on settings of the run beside the protocol
+        # these two also depend on settings of the run outside the protocol
         "teacher_few": f"teacher_few-nfe{config.nfe}",
         "untrained": f"untrained-{student_key(config)}",
         "frozen": "frozen",

@@ -1,14 +1,14 @@
-"""Kinds of reference rows, what each is for, and its role in results.
+"""Kinds of reference rows, their purposes, and their roles in results.
 
-Imports no torch: reports read it, too. `sample/references.py` makes the rows.
+Imports no torch, because reports read it. `sample/references.py` makes the rows.
 """
 
 STUDENT = "student"  # role of a trained run
 TEACHER = "teacher"  # the teacher's many-step clips; ratios divide by them
 FLOOR = "floor"  # the teacher at other seeds: its distance to the teacher is a perfect score
 DATA = "data"  # rendered clips, only if the prompts are of the embedded domain
-UNDISTILLED = "undistilled"  # without distillation: what a student has to beat
-CONTROL = "control"  # wrong on purpose: every evaluator must tell them apart
+UNDISTILLED = "undistilled"  # few steps without distillation: the baseline for students
+CONTROL = "control"  # corrupted on purpose: every evaluator must detect them
 OTHER = "reference"  # role of kinds that are not in ROLES
 
 ROLES = {  # kind of a reference row -> role
@@ -23,7 +23,7 @@ ROLES = {  # kind of a reference row -> role
     "noise": CONTROL,  # uniform noise
 }
 
-# kinds that evaluators get; the others differ between runs of one protocol or are wrong
+# kinds that evaluators receive; the other kinds are corrupted or depend on the run
 COMPARED = ("teacher", "teacher_other", "data", "data_other")
 
 

@@ -64,7 +64,7 @@ class Sampler:
         return place(net, self.device, offload)
 
     def student(self, net: nn.Module) -> ClipSource:
-        """Clips of a student's own steps, without guidance."""
+        """Clips from a student's rollout, without guidance."""
         return self._clips(self.seeds, self.student_latents(net))
 
     def student_latents(self, net: nn.Module) -> Latents:
@@ -74,7 +74,7 @@ class Sampler:
         return lambda noises, text: rollout(denoiser, noises, sigmas, text, self.config.stepping)
 
     def facts(self, net: nn.Module) -> dict[str, np.ndarray]:
-        """Exact moments of a student's distribution; empty unless the teacher is Gaussian."""
+        """Exact moments of a student's samples; {} unless the teacher has a closed form."""
         sigmas = student_sigmas(self.config.nfe, self.config.shift)
         guidance = self.config.protocol.teacher_guidance
         return self.pipeline.facts(net, sigmas, self.config.stepping, guidance)
@@ -116,7 +116,9 @@ class Sampler:
             noises, text = self._noises(seeds[first:end]), self.texts.rows(range(first, end))
             return self.pipeline.decode(latents(noises, text)).numpy()
 
-        released = self.pipeline.fps is not None  # its clips are large enough to watch
+        released = (
+            self.pipeline.fps is not None
+        )  # clips of a released model are large enough to watch
         return ClipSource(frames, clips_per_batch(self.config), videos=released)
 
     def _noises(self, seeds: list[int]) -> list[Tensor]:
@@ -131,7 +133,7 @@ class Sampler:
 
 
 def protocol_prompts(known: Sequence[str], protocol: ProtocolConfig) -> list[str]:
-    """Prompts of a protocol's clips, in random order by its seed; two clips per prompt.
+    """Prompts of a protocol's clips, in an order drawn from its seed; two clips per prompt.
 
     Diversity is scored between the clips of one prompt.
     """

@@ -1,9 +1,9 @@
-"""Writes a folder of clips: batch by batch, resumable, shared between ranks, complete or absent.
+"""Writes a folder of clips: in resumable batches, shared between ranks, all or nothing.
 
 A folder holds `clips.npy` (uint8, (N, T, 3, H, W)), `manifest.jsonl` (index, prompt, seed),
 `row.json` (kind, fps) and, if the source asks for it, `videos/*.mp4`. Finished batches are kept in
-`.parts-<name>` beside the folder, so a stopped process loses one batch. Batches are the same for
-any number of ranks and stops, so no bit depends on either.
+`.parts-<name>` beside the folder, so a stopped process loses only one batch. Batches, and so the
+bits of the clips, do not depend on the number of ranks or on interruptions.
 """
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 from distill_bench.networks.ranks import ranks
 from distill_bench.sample.clip_files import write_video
 
-PATIENCE_SECONDS = 60.0  # without a new batch, before rank 0 makes the batches of other ranks
+PATIENCE_SECONDS = 60.0  # rank 0 waits this long for a new batch, then makes one itself
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ClipSource:
     """Makes clips by index."""
 
     frames: Callable[[int, int], np.ndarray]  # (first, end) -> uint8 (end - first, T, 3, H, W)
-    batch_size: int  # clips made together, which is part of their bits
+    batch_size: int  # clips per batch; a clip's bits depend on it
     videos: bool = False  # also write mp4 files
 
 
@@ -43,11 +43,11 @@ def write_folder(
     """Write a folder of clips; every rank of the launch must call it.
 
     Each rank makes its share of the batches. Rank 0 waits for the others, makes batches that do not
-    arrive, and assembles the folder. If another process has written the folder meanwhile, it stays.
+    arrive, and assembles the folder. A folder that another process finished meanwhile is kept.
 
     Args:
         row: contents of row.json, with `kind` and `fps`.
-        facts: contents of facts.npz: what is known exactly of the clips' distribution.
+        facts: contents of facts.npz: exact moments of the clips' distribution.
     """
     here = ranks()
     parts = Parts(folder, source, len(prompts), row["fps"])
@@ -81,10 +81,10 @@ def write_folder(
 
 
 class Parts:
-    """Batches of a folder's clips, one npy file each, in a folder of their own."""
+    """Finished batches of a folder's clips, one npy file per batch, in a temporary folder."""
 
     def __init__(self, target: Path, source: ClipSource, count: int, fps: float) -> None:
-        self.target = target  # the folder that they will be assembled to
+        self.target = target  # the final folder
         self.folder = target.with_name(f".parts-{target.name}")
         self.source = source
         self.count = count
@@ -107,7 +107,7 @@ class Parts:
                 np.save(file, frames)
             temporary.replace(path)
         except FileNotFoundError:
-            if not _is_written(self.target):  # else another process finished and removed the parts
+            if not _is_written(self.target):  # otherwise another process removed the parts
                 raise
 
     def complete(self, patience_seconds: float) -> None:
@@ -117,12 +117,12 @@ class Parts:
             if len(missing) != missing_before:
                 missing_before, since = len(missing), time.monotonic()
             if time.monotonic() - since > patience_seconds:
-                self.make(missing[-1])  # the other ranks work from the front
+                self.make(missing[-1])  # from the back, because other ranks work from the front
             else:
                 time.sleep(0.2)
 
     def assemble(self, out: Path) -> None:
-        """Write clips.npy batch by batch, as all may not fit in memory, and move the videos."""
+        """Write clips.npy batch by batch to bound memory, and move the videos."""
         first_batch = np.load(self._path(0), mmap_mode="r")
         shape = (self.count, *first_batch.shape[1:])
         clips = np.lib.format.open_memmap(out / "clips.npy", mode="w+", dtype=np.uint8, shape=shape)

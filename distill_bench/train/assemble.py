@@ -1,6 +1,6 @@
-"""Assembles a run: each choice of its config becomes one object, so that updates branch on nothing.
+"""Assembles a run: each option of its config becomes one object, so that updates need no branches.
 
-Imports no diffusers: costs are counted on stand-in networks before anything is loaded.
+Imports no diffusers, because `distill_bench.plan` assembles runs on stand-in networks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ def assemble(
     method: Method | None = None,
     draws: type[Draws] = Draws,
 ) -> Run:
-    """The run that `config` describes, at its start.
+    """Assemble the run that `config` describes, at its start.
 
     Args:
         config: a resolved run.
@@ -52,11 +52,11 @@ def assemble(
         processes: the processes that train the run.
         extras: a provider for each of `needs_of(config)`.
         method: the objective; None: the config's.
-        draws: kind of the draws of a batch.
+        draws: class that makes the draws of a batch.
 
     Raises:
-        ValueError: if so many processes cannot share the batch, or nothing would train the method's
-            modules.
+        ValueError: if the processes cannot share the batch equally, or no phase would train the
+            method's modules.
     """
     check_batch_size(config, processes.world)
     method = method or method_of(config)
@@ -69,13 +69,13 @@ def assemble(
         config, pipeline, all_ranks(processes.device) if shards else None
     )
     average = _average(config, role_networks)
-    # each rank counts its share of a batch in units of its share: in global batches, the whole
+    # a rank counts its own samples in units of its share of a batch, which gives global batches
     ledger = Ledger(config.batch_size // processes.world)
     denoisers = _denoisers(config, role_networks, average, ledger)
     teacher = denoisers["teacher"]
     modules = _modules(config, method, teacher, latent_shape, texts.null_text)
     _weigh(ledger, config, pipeline, role_networks, latent_shape, texts.null_text)
-    if config.compile:  # after the FLOPs: compiled blocks hide theirs
+    if config.compile:  # after the FLOPs are counted: the counter cannot see into compiled blocks
         _compile(role_networks)
     networks = {"student": role_networks.student, "modules": modules}
     if role_networks.fake_score is not None:
@@ -111,9 +111,9 @@ def assemble(
     def phase(name: str, roles: tuple[str, ...], keeps_graph: bool) -> Phase:
         parameters = [p for role in roles for p in networks[role].parameters()]
         is_student = name == "student"
-        own = {key: o for key, o in optimisers.items() if (key == "student") == is_student}
+        stepped = {key: o for key, o in optimisers.items() if (key == "student") == is_student}
         backward = reuse.backward(parameters, keeps_graph)
-        return Phase(name, roles, networks, trained, own, backward, processes, config)
+        return Phase(name, roles, networks, trained, stepped, backward, processes, config)
 
     fake_score_phase = None
     if role_networks.fake_score is not None:
@@ -159,7 +159,7 @@ def _average(config: RunConfig, role_networks: RoleNetworks) -> Average:
 def _denoisers(
     config: RunConfig, role_networks: RoleNetworks, average: Average, ledger: Ledger
 ) -> dict[str, Denoiser]:
-    """The networks of the roles as clean predictions that count their passes."""
+    """Denoisers of the roles; they count their passes in the ledger."""
     autocast = torch.bfloat16 if config.precision == "bfloat16" else None
     denoisers = {
         "teacher": Denoiser(role_networks.teacher, "teacher", ledger, autocast),
@@ -191,10 +191,10 @@ def _modules(
     latent_shape: tuple[int, ...],
     null_text: Tensor,
 ) -> nn.ModuleDict:
-    """The method's own modules: the same on every rank and in every run of a seed.
+    """The method's own modules, initialised equally on every rank and in every run with one seed.
 
     Raises:
-        ValueError: if there are any, and the run trains no fake score.
+        ValueError: if the method has modules, but the run trains no fake score.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, "modules").initial_seed())
@@ -205,7 +205,7 @@ def _modules(
     if len(modules) and config.fake_score_updates is None:
         raise ValueError(
             f"{config.method['name']} has modules of its own, which are trained in the fake "
-            "score's updates, and the run trains no fake score"
+            "score's updates, but the run trains no fake score; set `fake_score: trained`"
         )
     return in_precision(modules, config.precision).to(null_text.device)
 
@@ -213,9 +213,9 @@ def _modules(
 def _optimisers(
     config: RunConfig, trained: Mapping[str, nn.Module], own_rates: Mapping[str, float]
 ) -> dict[str, torch.optim.AdamW]:
-    """One for the student, one for the fake score, and one per module with a rate of its own.
+    """Optimisers of the student, the fake score, and each module with its own learning rate.
 
-    The other modules share the fake score's.
+    All other modules share the fake score's optimiser.
     """
 
     def adamw(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
@@ -256,13 +256,13 @@ def _weigh(
         "teacher": role_networks.teacher,
     }
     counted: dict[str, float] = {}
-    low = config.precision == "bfloat16"
+    autocast = config.precision == "bfloat16"
     for role, net in nets.items():
         if net is None:
             continue
         architecture = f"{type(net)} {getattr(net, 'config', role)}"
         if architecture not in counted:
-            with torch.autocast(null_text.device.type, torch.bfloat16, enabled=low):
+            with torch.autocast(null_text.device.type, torch.bfloat16, enabled=autocast):
                 counted[architecture] = pipeline.flops(net, latent_shape, null_text)
         ledger.flops[role] = counted[architecture]
 

@@ -1,6 +1,6 @@
-"""The student's moving average: none, laid over the student's network, or a network of its own.
+"""The student's moving average: none, weights that replace the student's, or a separate network.
 
-The average is what is sampled and what methods see as `nets.target`.
+Clips are sampled from the average, and methods see it as `nets.target`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from distill_bench.networks.sharding import local
 
 
 class NoAverage:
-    """`ema: null`: the student stands for its average."""
+    """`ema: null`: the student itself is used instead of an average."""
 
     laid_over: Mapping[str, Tensor] | None = None
 
@@ -22,7 +22,7 @@ class NoAverage:
         self.weights: dict[str, Tensor] = {}
 
     def update(self) -> None:
-        """Move the average towards the student."""
+        """Do nothing: there are no averaged weights."""
 
     def sampled(self) -> Mapping[str, Tensor]:
         """The weights to sample from, by name."""
@@ -34,10 +34,10 @@ class MovingAverage:
 
     Args:
         trained: the student as its optimiser sees it (its network, or float32 masters).
-        net: the network that predicts with the average: the student's, or one of its own.
+        net: the network that predicts with the average: the student's, or a separate network.
         decay: in [0, 1).
         own_network: True if `net` holds the average itself (sharded or low-rank students); False if
-            the average is laid over the student's network in each forward.
+            the average replaces the student's weights in each forward.
     """
 
     def __init__(self, trained: nn.Module, net: nn.Module, decay: float, own_network: bool) -> None:
@@ -53,6 +53,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the average towards the student."""
         newest = [local(p) for p in self.trained.parameters()]
         averages = [local(value) for value in self.weights.values()]
         torch._foreach_lerp_(averages, newest, 1 - self.decay)

@@ -3,7 +3,7 @@
 checkpoints/<student_updates>/{weights,optimisers}.safetensors, state.json    the two newest
 students/<student_updates>.safetensors                                        all of them
 
-Both are written beside their final name and renamed into place: all or nothing.
+Both are written under a temporary name and then renamed, so they appear complete or not at all.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from distill_bench.networks.adapters import Adapted, activate, add_adapter
 from distill_bench.networks.sharding import shard_as, whole
 from distill_bench.store.files import atomic_file, read_json, write_json
 
-KEPT = 2  # checkpoints
+KEPT = 2  # newest checkpoints that are not pruned
 DTYPES = {  # names in a safetensors header
     torch.float64: "F64",
     torch.float32: "F32",
@@ -51,7 +51,7 @@ def save(
     state: dict,
     writes: bool = True,
 ) -> None:
-    """Write one checkpoint, all or nothing, and prune all but the newest KEPT.
+    """Write one checkpoint, complete or not at all, and prune all but the newest KEPT.
 
     Collective if weights are sharded. Ranks with `writes=False` only take part in the gathers.
     """
@@ -74,7 +74,7 @@ def save(
         return
     root = run_dir / "checkpoints"
     root.mkdir(exist_ok=True)
-    for torn in root.glob(".writing-*"):  # of a killed writer: a run has one at a time
+    for torn in root.glob(".writing-*"):  # left by a killed writer; a run has one writer
         shutil.rmtree(torn, ignore_errors=True)
     temporary = root / f".writing-{os.getpid()}"
     temporary.mkdir()
@@ -98,10 +98,10 @@ def save(
 def write_tensors(file: BinaryIO | None, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors by name as a safetensors file, one after the other.
 
-    safetensors' own writer needs all of them in host memory at once. Collective: every rank must
-    call it. Ranks with `file=None` only take part in the gathers of shards.
+    safetensors' own writer would need all tensors in host memory at once. Collective: every rank
+    must call it. Ranks with `file=None` only take part in the gathers of shards.
     """
-    # the widest first: every tensor is aligned
+    # the widest dtypes first, so that every tensor is aligned
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     if file is not None:
         _write_header(file, tensors)
@@ -172,17 +172,17 @@ def load(
 
 
 def _checked_state(folder: Path) -> dict:
-    """The state of a checkpoint whose files have their recorded checksums.
+    """The state of a checkpoint, once its files match their recorded checksums.
 
     Raises:
-        ValueError, KeyError, OSError: if they do not, or there is no state.
+        ValueError, KeyError, OSError: if a file is missing or differs from its checksum.
     """
     state = read_json(folder / "state.json")
     if state is None:
-        raise ValueError("no state.json")
+        raise ValueError("state.json is missing or damaged")
     for name, checksum in state.pop("checksums").items():
         if _checksum(folder / name) != checksum:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} does not match its checksum")
     return state
 
 
@@ -210,7 +210,7 @@ def _checksum(path: Path) -> int:
 def save_student(
     run_dir: Path, student_updates: int, weights: Mapping[str, Tensor], writes: bool = True
 ) -> None:
-    """Keep the weights that are sampled: the student's or its average's; `writes` as in `save`."""
+    """Write the weights to sample from, the student's or its average's; `writes` as in `save`."""
     if not writes:
         write_tensors(None, weights)
         return
@@ -219,7 +219,7 @@ def save_student(
 
 
 def students(run_dir: Path) -> dict[int, Path]:
-    """Files of the kept students by student update, in order."""
+    """Files of the kept students by student update, in ascending order."""
     paths = (run_dir / "students").glob("*.safetensors")
     return dict(sorted((int(path.stem), path) for path in paths if path.stem.isdigit()))
 
@@ -238,8 +238,8 @@ def load_student(path: Path, student: nn.Module, adapter: AdapterConfig | None =
 
 
 def _with_prefix(file: safe_open, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Names without the prefix, and tensors, read one by one: a rank keeps only its shards."""
-    names = file.keys()  # the file is no mapping
+    """Tensors by name without the prefix, read one by one, because a rank keeps only its shards."""
+    names = file.keys()  # a safe_open file is not iterable
     for name in names:
         if name.startswith(f"{prefix}."):
             yield name.removeprefix(f"{prefix}."), file.get_tensor(name)

@@ -30,17 +30,19 @@ from distill_bench.train.inputs import Provider
 ODE_PAIRS = 256
 ODE_STEPS = 24
 REAL_LATENTS = 432
-FIRST_KEY = 2_000_000  # of rendered clips; neither the teacher nor the evaluators have seen them
-ENCODED_TOGETHER = 16  # clips of a run's own data
+FIRST_KEY = (
+    2_000_000  # of rendered clips; the teacher and the evaluators were trained on other keys
+)
+ENCODED_TOGETHER = 16  # clips of a run's `data` per encoded batch
 
 
 def providers(
     needs: frozenset[str], config: RunConfig, pipeline: Pipeline, store: Path
 ) -> dict[str, Provider]:
-    """A provider for each need; makes the data if the store lacks them.
+    """A provider for each need; data that the store lacks are made first.
 
     Raises:
-        ValueError: for an unknown need, or clips of another size than the run's.
+        ValueError: for an unknown need, or if the clips have another size than the run's.
     """
     unknown = sorted(needs - PROVIDERS.keys())
     if unknown:
@@ -78,24 +80,25 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
     """Clean latents of real clips and their text: `x0`, `text`.
 
     They come from the folder of clips in the run's `data` (`clips.npy` and `manifest.jsonl`, as
-    `distill_bench.sample` writes them). Without `data` they are rendered for the teacher's prompts,
-    or, if those cannot be rendered, sampled from the guided teacher.
+    `distill_bench.sample` writes them). Without `data`, clips are rendered for the teacher's
+    prompts, or sampled from the guided teacher if the prompts cannot be rendered.
     """
     if config.data is not None:
         prompts, x0 = _clips_of_run(config, pipeline)
         texts = pipeline.texts(prompts)
         return Rows("real_latents", {"x0": x0}, texts, range(len(prompts)))
-    known = pipeline.prompts()[:REAL_LATENTS]
-    text_of_row = [i % len(known) for i in range(REAL_LATENTS)]
-    one = pipeline.data([known[0]], [FIRST_KEY])
-    if one is None:
+    prompts = pipeline.prompts()[:REAL_LATENTS]
+    text_of_row = [i % len(prompts) for i in range(REAL_LATENTS)]
+    example = pipeline.data([prompts[0]], [FIRST_KEY])
+    if example is None:
         pairs, texts, text_of_row = _teacher_samples(config, pipeline, store)
         return Rows("real_latents", {"x0": pairs["x0"]}, texts, text_of_row)
     expected = pipeline.latent_shape(config.frames, config.height, config.width)
-    if tuple(one.shape[1:]) != tuple(expected):
+    shape = tuple(example.shape[1:])
+    if shape != tuple(expected):
         raise ValueError(
-            f"rendered clips make latents {tuple(one.shape[1:])}, the run's are {tuple(expected)}; "
-            "name a folder in `data`"
+            f"rendered clips have latents of shape {shape}, but the run needs {tuple(expected)}; "
+            "name a folder of clips in `data`"
         )
     key = [
         config.teacher_hash,
@@ -109,10 +112,10 @@ def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider
 
     def render() -> dict[str, Tensor]:
         keys = range(FIRST_KEY, FIRST_KEY + REAL_LATENTS)
-        return {"x0": pipeline.data([known[i] for i in text_of_row], list(keys)).cpu()}
+        return {"x0": pipeline.data([prompts[i] for i in text_of_row], list(keys)).cpu()}
 
     path = _cached(store, "real_latents", key, render)
-    return Rows("real_latents", load_file(path), pipeline.texts(known), text_of_row)
+    return Rows("real_latents", load_file(path), pipeline.texts(prompts), text_of_row)
 
 
 PROVIDERS = {"ode_pairs": ode_pairs, "real_latents": real_latents}
@@ -121,10 +124,10 @@ PROVIDERS = {"ode_pairs": ode_pairs, "real_latents": real_latents}
 def _teacher_samples(
     config: RunConfig, pipeline: Pipeline, store: Path
 ) -> tuple[dict[str, Tensor], Texts, list[int]]:
-    """Samples of the guided teacher's ODE, cached one file per batch.
+    """Samples of the guided teacher's ODE, cached in one file per batch.
 
-    Ranks share the batches, and a killed process loses one batch. The teacher has the precision of
-    the run's own passes.
+    Ranks share the batches, and a killed process loses only one batch. The teacher runs in the
+    run's training precision.
 
     Returns:
         `noise` and `x0`, (ODE_PAIRS, C, T, H, W); the texts; the index of each row's text.
@@ -173,10 +176,10 @@ def _teacher_samples(
             for first in range(0, ODE_PAIRS, batch_size)
         ]
 
-    batches(wait=False)  # make those that no other process is making
+    batches(wait=False)  # make the batches that no other process is making
     made = [load_file(path) for path in batches(wait=True)]
     if teacher.cache_info().currsize:
-        to_host_memory(pipeline.transformer)  # as the pipeline promises
+        to_host_memory(pipeline.transformer)  # where it was before
     samples = {name: torch.cat([part[name] for part in made]) for name in made[0]}
     return samples, texts, text_of_row
 
@@ -192,7 +195,7 @@ def _cached(
     """The file extras/<name>-<hash of key>.safetensors, made if it is missing.
 
     Args:
-        wait: False: if another process is making the file, return before it exists.
+        wait: if False, return before the file exists while another process is making it.
     """
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     path = store / "extras" / f"{name}-{digest}.safetensors"
@@ -212,14 +215,14 @@ def _clips_of_run(config: RunConfig, pipeline: Pipeline) -> tuple[list[str], Ten
     prompts = [line["prompt"] for line in read_jsonl(folder / "manifest.jsonl")]
     if len(prompts) != len(frames):
         raise ValueError(
-            f"data {folder}: clips.npy holds {len(frames)} clips, "
-            f"manifest.jsonl lists {len(prompts)}"
+            f"data {folder}: clips.npy holds {len(frames)} clips, but manifest.jsonl lists "
+            f"{len(prompts)}; write one line per clip"
         )
     expected = (config.frames, 3, config.height, config.width)
     if frames.shape[1:] != expected:
         raise ValueError(
-            f"data {folder}: clips are {frames.shape[1:]} (T, 3, H, W), the run's {expected}; "
-            "render them at the run's frames, height and width"
+            f"data {folder}: clips are {frames.shape[1:]} (T, 3, H, W), but the run needs "
+            f"{expected}; render them at the run's frames, height and width"
         )
     parts = np.array_split(frames, -(-len(frames) // ENCODED_TOGETHER))
     return prompts, torch.cat([pipeline.encode(part).cpu() for part in parts])

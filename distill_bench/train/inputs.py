@@ -1,4 +1,4 @@
-"""The inputs of an update: prompts and draws of a micro-batch, and the student's samples.
+"""Inputs of an update: prompts and draws of a micro-batch, and the student's samples.
 
 The student predicts either from its own rollout or from noised real data (`student_input`).
 """
@@ -28,7 +28,7 @@ def needs_of(config: RunConfig) -> frozenset[str]:
 
 
 def exits(config: RunConfig) -> list[int]:
-    """The steps of a rollout at which it may end in training."""
+    """Steps at which a rollout may end in training."""
     return list(range(config.nfe)) if config.exit_step == "random" else [config.nfe - 1]
 
 
@@ -40,10 +40,11 @@ class ExitStep:
     steps: Sequence[int]
 
     def step(self, batch: Batch) -> int:
+        """Index of the exit step."""
         return self.steps[batch.draws.shared_integer("exit", len(self.steps))]
 
     def sigma(self, batch: Batch) -> Tensor:
-        """The noise level (B,) of that step."""
+        """Noise level (B,) of the exit step."""
         return self.sigmas[self.step(batch)].expand(len(batch.text))
 
 

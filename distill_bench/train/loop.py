@@ -1,8 +1,7 @@
 """The only training loop: one student update, then its fake-score updates, until the end.
 
 `python -m distill_bench.train RUN_FOLDER` trains the run that RUN_FOLDER/run.yaml describes. The
-loop knows no method and no setting: `distill_bench.train.setup` turns both into the objects that it
-calls.
+loop does not depend on methods or settings: `distill_bench.train.setup` turns them into objects.
 """
 
 import time
@@ -34,7 +33,7 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
 
 
 def finish(run: Run, records: Records, stop: Callable[[], bool] = lambda: False) -> dict:
-    """Train a run that was built to its end, or until `stop()`; returns its summary."""
+    """Train an already built run to its end, or until `stop()`; returns the summary."""
     try:
         with records:
             while run.student_updates < run.config.student_updates:
@@ -50,7 +49,7 @@ def finish(run: Run, records: Records, stop: Callable[[], bool] = lambda: False)
 
 
 def update(run: Run) -> None:
-    """One student update with its fake-score updates."""
+    """Make one student update and its fake-score updates."""
     kept = run.update_student()
     run.after_student_update()
     for index in range(run.fake_score_updates):
@@ -60,6 +59,6 @@ def update(run: Run) -> None:
 
 
 def ended(run_dir: Path) -> dict | None:
-    """The summary of a training that is done or collapsed; None if some of it is left to do."""
+    """The summary of a training that is done or collapsed; None if the training is unfinished."""
     summary = read_record(run_dir / "train.json", status=str)
     return summary if summary is not None and summary["status"] != "stopped" else None

@@ -21,11 +21,11 @@ Scalars = dict[str, Tensor | float]
 
 
 class Collapsed(RuntimeError):
-    """The run diverged: a data point, not a crash."""
+    """The run diverged. This is recorded as a result, not as a crash."""
 
 
 def only_trainable(roles: Mapping[str, nn.Module], trained: Iterable[str]) -> None:
-    """Freeze all roles but `trained`: a backward through a frozen role reaches its input alone."""
+    """Freeze all roles but `trained`; a frozen role passes gradients only to its input."""
     trained = set(trained)
     for role, net in roles.items():
         net.requires_grad_(role in trained)
@@ -58,7 +58,7 @@ class Phase:
         only_trainable(self.networks, self.trains)
 
     def backward(self, losses: Iterable[Loss]) -> dict[str, Tensor]:
-        """Accumulate the gradients of the micro-batches; returns the means of what is logged.
+        """Accumulate the gradients of the micro-batches; returns the means of the logged values.
 
         Args:
             losses: one per micro-batch, made lazily: each graph is freed before the next is built.
@@ -71,7 +71,8 @@ class Phase:
             if not loss.terms or not total.requires_grad:
                 raise ValueError(
                     f"{self.config.method['name']}: the {self.name} loss "
-                    f"({', '.join(loss.terms)}) has no gradient"
+                    f"({', '.join(loss.terms)}) has no gradient; it must depend on "
+                    "a trained network"
                 )
             self.differentiate(total / accumulation)
             logs = {f"{self.name}_loss": total, **loss.terms, **loss.logs}
@@ -83,11 +84,11 @@ class Phase:
         return scalars
 
     def step(self, losses: Iterable[Loss]) -> Scalars:
-        """One optimiser step on the losses of the micro-batches; returns what is logged.
+        """Make one optimiser step on the losses of the micro-batches; returns the values to log.
 
         Raises:
-            Collapsed: on every rank, if the samples degenerate or a gradient is not finite; no
-                weight moves.
+            Collapsed: on every rank, if the samples degenerate or a gradient is not finite; the
+                weights stay unchanged.
         """
         scalars: Scalars = self.processes.means(self.backward(losses))
         if "x0_std" in scalars:
@@ -115,7 +116,7 @@ class Phase:
         self.processes.average_gradients(parameters)
         norm = clip_gradients(parameters, self.config.grad_clip)
         if not math.isfinite(norm):
-            bad = [term for term, value in scalars.items() if not math.isfinite(value)]
-            named = f" (not finite: {', '.join(bad)})" if bad else ""
-            raise Collapsed(f"the gradient of the {name} is {norm}{named}")
+            not_finite = [term for term, value in scalars.items() if not math.isfinite(value)]
+            terms = f" (not finite: {', '.join(not_finite)})" if not_finite else ""
+            raise Collapsed(f"the gradient of the {name} is {norm}{terms}")
         return norm

@@ -1,4 +1,4 @@
-"""The processes that train one run together, behind one interface for one process and for many.
+"""The processes that train one run, with one interface for a single process and for several.
 
 Gradients are averaged over the ranks once, at the end of a phase, and no network is wrapped:
 data-parallel wrappers are silently wrong for two forwards before one backward, and accelerate's
@@ -16,7 +16,7 @@ from distill_bench.networks.sharding import is_sharded
 
 
 class OneProcess:
-    """A run in one process: nothing is communicated.
+    """A run in one process, without communication.
 
     Args:
         device: the device that trains.
@@ -50,11 +50,11 @@ class OneProcess:
         return []
 
     def wait(self) -> None:
-        """Return once every rank has called."""
+        """Wait until every rank has called this method."""
 
 
 class ManyProcesses:
-    """The ranks of one launch. Methods are those of `OneProcess`, and collective."""
+    """The ranks of one launch. The methods are those of `OneProcess`; each is a collective."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.rank = ranks.rank
@@ -70,7 +70,7 @@ class ManyProcesses:
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
-            if not is_sharded(parameter):  # FSDP averaged the gradients of shards in the backward
+            if not is_sharded(parameter):  # FSDP has averaged gradients of shards
                 parameter.grad = self.mean(parameter.grad)
 
     def any(self, flag: bool) -> bool:

@@ -20,9 +20,9 @@ from distill_bench.train.signals import signals_of
 
 
 class Records:
-    """Writes the records of a run; rank 0 writes, the others take part in what is collective.
+    """Writes the records of a run: rank 0 writes files, the other ranks join collectives.
 
-    As a context it shows the progress of the training.
+    As a context manager, it shows the progress of training.
     """
 
     def __init__(self, run: Run, run_dir: Path) -> None:
@@ -46,7 +46,7 @@ class Records:
         self.progress.__exit__(*exception)
 
     def write(self, stop: Callable[[], bool]) -> bool:
-        """Write what is due after an update; returns True if training is to stop before its end."""
+        """Write the records due after an update; returns True if training should stop early."""
         run, config = self.run, self.run.config
         at_end = run.student_updates == config.student_updates
         stopping = not at_end and run.processes.any(stop())
@@ -84,7 +84,7 @@ class Records:
         """Write checkpoints/<student_updates>/ atomically and prune all but the two newest.
 
         Raises:
-            RuntimeError: if the ranks differ.
+            RuntimeError: if ranks have different weights.
         """
         run = self.run
         self.check_ranks()
@@ -126,10 +126,10 @@ class Records:
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def check_ranks(self) -> None:
-        """Every rank must stand at the same update with the same weights of every role.
+        """Check that all ranks are at the same update and have the same weights.
 
         Raises:
-            RuntimeError: naming the roles that differ.
+            RuntimeError: if they differ; it names the roles.
         """
         if self.run.processes.world == 1:
             return
@@ -138,7 +138,7 @@ class Records:
             state[role] = sum(float(whole(p.detach()).double().sum()) for p in net.parameters())
         unequal = self.run.processes.unequal(state)
         if unequal:
-            raise RuntimeError(f"the ranks differ in: {', '.join(unequal)}")
+            raise RuntimeError(f"ranks have different values of: {', '.join(unequal)}")
 
     def end(self, status: str, reason: str | None = None) -> dict:
         """Write train.json and close the trackers; returns the summary."""
@@ -149,7 +149,7 @@ class Records:
         return summary
 
     def summary(self) -> dict:
-        """Clock, cost by role and peak memory, for the tables."""
+        """Updates, seconds, cost by role and peak memory, for the tables."""
         run = self.run
         if run.processes.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**30

@@ -1,7 +1,7 @@
-"""The fake score's samples (`reuse_rollout`): fresh rollouts, the student's, or its whole graph.
+"""Samples of the fake score (`reuse_rollout`): fresh rollouts, the student's samples or its graph.
 
-Each kind gives the loss of both phases and the backward that goes with it. Only the first
-fake-score update after a student update is given samples to reuse.
+Each class gives the losses and the backward of both phases. Only the first fake-score update after
+a student update receives samples to reuse.
 """
 
 import functools
@@ -22,7 +22,7 @@ Backward = Callable[[Tensor], None]
 class Samples:
     """One micro-batch of the student's samples, detached, with their text.
 
-    `fake_score_terms` are the fake score's loss on them, still attached to the student's graph.
+    `fake_score_terms` are the fake score's loss on these samples, attached to the student's graph.
     """
 
     x0: Tensor
@@ -43,11 +43,11 @@ class FreshRollouts:
         return self.method.student_loss(self.nets, batch)
 
     def kept(self, batch: Batch, loss: Loss) -> Samples | None:
-        """The samples of a student loss that the first fake-score update reuses."""
+        """The samples that the first fake-score update reuses; None for fresh rollouts."""
         return None
 
     def fake_score_loss(self, batch: Batch, samples: Samples | None) -> Loss:
-        """The loss of one micro-batch of the fake score's phase; samples=None makes a rollout."""
+        """The loss of one micro-batch of the fake score's phase, on `samples` or a new rollout."""
         with torch.no_grad():
             x0 = self.nets.rollout(batch)
         return self.method.fake_score_loss(self.nets, batch, x0)
@@ -57,7 +57,7 @@ class FreshRollouts:
         return Tensor.backward
 
     def publish(self, trained: Mapping[str, nn.Module]) -> None:
-        """Copy the master weights that the method's hook may have changed into their networks."""
+        """Copy master weights into their networks after the method's hook may have changed them."""
         publish(trained.values())
 
 
@@ -94,7 +94,7 @@ class SharedGraph:
     fake_score: nn.Module
 
     def student_loss(self, batch: Batch) -> Loss:
-        self.fake_score.requires_grad_(True)  # the graph must reach its weights as well
+        self.fake_score.requires_grad_(True)  # so that the graph includes its weights
         try:
             return self.fresh.student_loss(batch)
         finally:
@@ -109,12 +109,12 @@ class SharedGraph:
         return Loss(samples.fake_score_terms)
 
     def backward(self, parameters: Iterable[nn.Parameter], keeps_graph: bool) -> Backward:
-        # each phase takes its own part of the graph: gradients of its own weights alone
+        # each phase computes only the gradients of its own weights
         inputs = list(parameters)
         return functools.partial(Tensor.backward, inputs=inputs, retain_graph=keeps_graph)
 
     def publish(self, trained: Mapping[str, nn.Module]) -> None:
-        # the kept graph must find the fake score's weights as its forward saw them
+        # the kept graph needs the fake score's weights unchanged since its forward
         publish([trained["student"]])
 
 
@@ -122,13 +122,13 @@ Reuse = FreshRollouts | ReusedSamples | SharedGraph
 
 
 def reuse_of(config: RunConfig, method: Method, nets: Nets, fake_score: nn.Module | None) -> Reuse:
-    """The kind of reuse that a run asks for; fresh rollouts if no fake score is trained."""
+    """Reuse as configured by `reuse_rollout`; fresh rollouts if no fake score is trained."""
     fresh = FreshRollouts(config.method["name"], method, nets)
     if fake_score is None or not config.reuse_rollout:
         return fresh
-    return (
-        SharedGraph(fresh, fake_score) if config.reuse_rollout == "graph" else ReusedSamples(fresh)
-    )
+    if config.reuse_rollout == "graph":
+        return SharedGraph(fresh, fake_score)
+    return ReusedSamples(fresh)
 
 
 def _samples_of(loss: Loss, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""A run in training: its networks, its two phases and its clock."""
+"""A run in training: its networks, its two phases and its progress."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from distill_bench.train.reuse import Reuse, Samples
 
 @dataclass
 class Run:
-    """Everything that an update needs; `student_updates` and `seconds` are its clock.
+    """State of a run in training; `student_updates` and `seconds` measure its progress.
 
     Attributes:
         pipeline: the teacher's pipeline.
@@ -72,27 +72,29 @@ class Run:
     def fake_score_losses(self, index: int, kept: Sequence[Samples | None] = ()) -> Iterator[Loss]:
         """The fake score's loss on each micro-batch of its update `index`.
 
-        Without `kept` the samples are new rollouts.
+        Args:
+            kept: samples to reuse; empty: make new rollouts.
         """
         for micro, samples in enumerate(kept or [None] * self.config.accumulation):
             yield self.reuse.fake_score_loss(self.batch(f"fake_score/{index}", micro), samples)
 
     def update_student(self) -> list[Samples | None]:
-        """One optimiser step of the student; returns the samples that the fake score may reuse."""
+        """Make one optimiser step of the student; returns samples that the fake score may reuse."""
         kept: list[Samples | None] = []
         self.scalars |= self.student.step(self.student_losses(kept))
         return kept
 
     @torch.no_grad()
     def after_student_update(self) -> None:
-        """The method's hook, then the student's moving average."""
+        """Call the method's hook, then update the student's moving average."""
         self.method.after_student_update(self.trained)
         self.reuse.publish(self.trained)
         self.average.update()
 
     def update_fake_score(self, index: int, kept: Sequence[Samples | None] = ()) -> None:
-        """One optimiser step of the fake score and the method's modules.
+        """Make one optimiser step of the fake score and the method's modules.
 
-        Without `kept` the samples are new rollouts.
+        Args:
+            kept: samples to reuse; empty: make new rollouts.
         """
         self.scalars |= self.fake_score.step(self.fake_score_losses(index, kept))

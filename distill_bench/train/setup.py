@@ -1,4 +1,4 @@
-"""Loads what a run needs and assembles it."""
+"""Loads the teacher and the extra data of a run, and assembles the run."""
 
 from pathlib import Path
 
@@ -28,17 +28,17 @@ def build(
         config: a resolved run.
         store: folder of run folders; embeddings and extra data are cached in it.
         method: the objective; None: the config's.
-        draws: kind of the draws of a batch.
+        draws: class that makes the draws of a batch.
 
     Raises:
-        ValueError: if the launched processes cannot train the run.
+        ValueError: if a file has changed, or the launched processes cannot share the batch.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     processes = launched()
     check_batch_size(config, processes.world)
     pipeline = pipeline_of(config, processes.device, store)
-    # before the networks: the teacher's transformer may have to make the data
+    # before the networks are built, because the teacher may have to make the data
     extras = providers(needs_of(config), config, pipeline, store)
     return assemble(config, pipeline, processes, extras, method, draws)
 

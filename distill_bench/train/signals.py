@@ -1,8 +1,8 @@
-"""Signals of a training that its losses hide: with the 1/n normaliser they have no scale.
+"""Diagnostic signals of training. Losses hide them: the 1/n normaliser removes the losses' scale.
 
-Every call uses the same training prompts and the same noise, which no update sees, so that a curve
-shows the training and not the draws. The samples are of the student's last step, as clips are made,
-so that seeds compare. Keys of train.jsonl:
+Every call uses the same training prompts and the same noise, so that a curve shows training and not
+the draws. No update uses this noise. Samples come from the student's last step, as clips do, so
+that seeds are comparable. Keys of train.jsonl:
 
     x0_gradient_norm/<term>              RMS of the term's gradient at x0, times its elements
     x0_gradient_cosine/<term>/<term>     between two terms' gradients at x0
@@ -10,8 +10,8 @@ so that seeds compare. Keys of train.jsonl:
     fake_score_error/sigma_<low>-<high>  mean (x0 - x0_fake)^2: posterior variance + tracking lag
     tracking_lag/sigma_<low>-<high>      mean (x0_exact - x0_fake)^2: the lag, if x0_exact is known
 
-A term without a gradient at x0 (a regression on another prediction of the student) has neither of
-the first two.
+A term without a gradient at x0 (a regression on another prediction of the student) has no norm and
+no cosine.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ SIGMA_BINS = 4
 
 
 def signals_of(run: Run) -> dict[str, float]:
-    """The signals of a run now; its clock, ledger and weights stay as they are."""
+    """The current signals of a run; its clock, ledger and weights do not change."""
     last_step = dataclasses.replace(
         run.student_input.exit_step, steps=run.student_input.exit_step.steps[-1:]
     )
@@ -50,7 +50,7 @@ def signals_of(run: Run) -> dict[str, float]:
 def signals(
     method: Method, nets: Nets, batch: Batch, exact: Denoise | None = None
 ) -> dict[str, float]:
-    """The signals of a method on a batch; leaves no gradient behind.
+    """The signals of a method on a batch; no gradient is accumulated.
 
     Args:
         nets: with a student whose weights require gradients.

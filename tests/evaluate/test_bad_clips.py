@@ -195,7 +195,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "npy files of 0..1": (only_arrays(a=BLACK, b=BLACK), r"0\.\.255, not 0\.\.1"),
     "all clips in one npy file": (
         all_clips_in_one_file,
-        r"\(12, 8, 3, 32, 32\); a clip is \(T, 3, H, W\), and several clips in one file are named",
+        r"\(12, 8, 3, 32, 32\); a clip is \(T, 3, H, W\); a file of several clips must be named",
     ),
     "an npy file with channels last": (
         only_arrays(a=CLIP.transpose(0, 2, 3, 1)),
@@ -224,7 +224,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     ),
     "a key in capitals": (
         second_line('{"file": "a.npy", "prompt": "a", "FPS": 24}'),
-        "line 2: 'FPS' is written 'fps'",
+        "line 2: unknown key 'FPS'; write 'fps'",
     ),
 }
 

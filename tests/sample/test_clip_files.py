@@ -49,7 +49,8 @@ def test_rounded_durations_are_frames_of_one_rate(milliseconds, tick, counts):
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "reason"), [([0, 40], "no duration"), ([100, 137, 171, 113], "no one rate")]
+    ("milliseconds", "reason"),
+    [([0, 40], "no duration"), ([100, 137, 171, 113], "no constant rate")],
 )
 def test_durations_without_a_common_rate_are_refused(milliseconds, reason):
     with pytest.raises(ValueError, match=reason):
