@@ -113,7 +113,8 @@ def _from_path(kind: str, name: str, base: type) -> Any:
     elif Path(where).is_file():
         module = _load(kind, where, lambda: _load_file(Path(where)))
     else:
-        raise RegistryError(f"no plugin file {where}")
+        relative = "" if Path(where).is_absolute() else f" in the current folder, {Path.cwd()}"
+        raise RegistryError(f"no plugin file {where}{relative}")
     if not hasattr(module, class_name):
         classes = ", ".join(_classes(module, base)) or "none"
         raise RegistryError(f"no class {class_name!r} in {where}; it has: {classes}")

@@ -87,7 +87,7 @@ def test_a_method_in_the_users_own_file_is_found(tmp_path):
     ("name", "message"),
     [
         ("dmd22", "no method called 'dmd22' (did you mean 'dmd2'?)"),
-        ("nowhere.py:Mine", "no plugin file nowhere.py"),
+        ("nowhere.py:Mine", "no plugin file nowhere.py in the current folder, "),
         ("nowhere:Mine", "cannot load the method nowhere"),
         (
             "pathlib:Path",
