@@ -11,7 +11,7 @@ from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.evaluate.score import NEEDS, evaluate
 from distill_bench.networks.ranks import group_ranks, ranks
 from distill_bench.registry import evaluators as all_evaluators
-from distill_bench.sample.roles import COMPARED
+from distill_bench.sample.reference_kinds import COMPARED
 
 DESCRIPTION = """\
 Score a folder of clips and write one line per score to its metrics.jsonl.

@@ -19,7 +19,7 @@ from distill_bench.networks.ranks import group_ranks, on_first_rank
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
 from distill_bench.sample.load_folder import load_clips
-from distill_bench.sample.roles import COMPARED
+from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.store.files import unwritable, write_bytes
 from distill_bench.store.nested import differences
 

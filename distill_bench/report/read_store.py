@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_bench.config.yaml_files import parse_yaml
-from distill_bench.sample.roles import STUDENT, role_of
+from distill_bench.sample.reference_kinds import STUDENT, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, read_jsonl, read_record

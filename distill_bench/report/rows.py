@@ -10,7 +10,7 @@ import pandas as pd
 
 from distill_bench.report.labels import label_rows, parse_number
 from distill_bench.report.read_store import DONE, REFERENCE
-from distill_bench.sample.roles import STUDENT
+from distill_bench.sample.reference_kinds import STUDENT
 
 SCORED = (DONE, REFERENCE)  # states of runs whose scores enter means
 COST = "cost_forward_equivalents"

@@ -9,7 +9,7 @@ from distill_bench.sample.run import sample
 def main(argv: list[str] | None = None) -> int:
     """Sample the students of a run folder and print the folders of clips; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="distill_bench.sample", description="Sample the clips of a run's kept students."
+        prog="distill-bench sample", description="Sample the clips of a run's kept students."
     )
     parser.add_argument("run", type=Path, help="run folder with run.yaml and a checkpoint")
     options = parser.parse_args(argv)

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="distill_bench.sweep",
+        prog="distill-bench sweep",
         usage="python -m distill_bench.sweep [options] FILE",
         description=__doc__.splitlines()[0],
         epilog=EXIT_CODES,

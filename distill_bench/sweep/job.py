@@ -27,8 +27,8 @@ from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.ranks import broadcast, connect
 from distill_bench.plan.memory import check_memory
 from distill_bench.registry import RegistryError, method_file
+from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.sample.references import references
-from distill_bench.sample.roles import COMPARED
 from distill_bench.sample.run import sample
 from distill_bench.store.claims import (
     Claim,

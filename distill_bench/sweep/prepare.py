@@ -16,8 +16,8 @@ from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.networks.ranks import ranks
 from distill_bench.registry import evaluators, find_evaluator
+from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.sample.references import references
-from distill_bench.sample.roles import COMPARED
 from distill_bench.store.claims import once
 from distill_bench.store.files import read_json, read_record, write_json
 from distill_bench.train.extras import providers

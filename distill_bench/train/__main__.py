@@ -12,7 +12,7 @@ from distill_bench.train.loop import ended, train
 def main(argv: list[str] | None = None) -> int:
     """Train one run folder from the command line."""
     parser = argparse.ArgumentParser(
-        prog="distill_bench.train", description=train.__doc__.splitlines()[0]
+        prog="distill-bench train", description=train.__doc__.splitlines()[0]
     )
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
     options = parser.parse_args(argv)

@@ -15,7 +15,7 @@ from distill_bench.method import Method, Nets
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.precision import in_precision
-from distill_bench.networks.roles import RoleNetworks, build_networks
+from distill_bench.networks.role_networks import RoleNetworks, build_networks
 from distill_bench.networks.sharding import all_ranks, is_sharded
 from distill_bench.noise import student_sigmas
 from distill_bench.teachers.embeddings import Texts

@@ -13,7 +13,7 @@ from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.report.data_files import data_files
 from distill_bench.report.read_store import read_sweep
 from distill_bench.report.results import COSTS, Column, Results, load
-from distill_bench.sample.roles import STUDENT
+from distill_bench.sample.reference_kinds import STUDENT
 
 PROMPTS = [
     "a red circle moves left",

@@ -8,7 +8,7 @@ from stores import write_results
 from distill_bench.report.read_store import REFERENCE
 from distill_bench.report.results import Column, Results, load
 from distill_bench.report.rows import COST
-from distill_bench.sample.roles import role_of
+from distill_bench.sample.reference_kinds import role_of
 
 SCORES = [
     Column("d", "Distance to the clips of the teacher, in a long title", "", "lower", True),

@@ -8,7 +8,7 @@ from stores import RUNS, edit_lines, load_results, score, update_json, write_sto
 
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.report.read_store import StoreReadError, read_sweep
-from distill_bench.sample.roles import ROLES, role_of
+from distill_bench.sample.reference_kinds import ROLES, role_of
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.sample import write_folder
 from distill_bench.sample.__main__ import main
 from distill_bench.sample.load_folder import load_clips
+from distill_bench.sample.reference_kinds import ROLES
 from distill_bench.sample.references import references
-from distill_bench.sample.roles import ROLES
 from distill_bench.sample.run import sample
 from distill_bench.train.loop import train
 

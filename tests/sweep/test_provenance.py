@@ -49,7 +49,7 @@ COUNTS = {
     "sample/clip_files": False,
     "sample/load_folder": False,
     "sample/references": True,
-    "sample/roles": False,
+    "sample/reference_kinds": False,
     "sample/run": True,
     "sample/sampler": True,
     "sample/write_folder": True,

@@ -12,7 +12,7 @@ from distill_bench.report.figures.looks import Looks, choose_looks
 from distill_bench.report.labels import name_value, parse_number, show_value
 from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
 from distill_bench.report.rows import Row
-from distill_bench.sample.roles import FLOOR
+from distill_bench.sample.reference_kinds import FLOOR
 
 UPDATES = Column("student_updates", "Student updates")
 

@@ -25,7 +25,7 @@ from distill_bench.report.tables.differences import (
     seeds_for_gaps,
     verdict,
 )
-from distill_bench.sample.roles import STUDENT
+from distill_bench.sample.reference_kinds import STUDENT
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
 

@@ -13,7 +13,7 @@ from PIL import Image
 from distill_bench.report.read_store import StoredRun
 from distill_bench.report.results import Results
 from distill_bench.report.rows import Row
-from distill_bench.sample.roles import TEACHER
+from distill_bench.sample.reference_kinds import TEACHER
 from distill_bench.store.files import read_json, read_jsonl
 
 PROMPTS = 4

@@ -27,7 +27,7 @@ from distill_bench.report.tables.scores import (
     score_table,
     winner,
 )
-from distill_bench.sample.roles import STUDENT
+from distill_bench.sample.reference_kinds import STUDENT
 
 PARTS = ("mean", "low", "high", "n")  # of an interval, in CSV files
 

@@ -11,7 +11,7 @@ from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import COST, SCORED, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
 from distill_bench.report.tables.differences import Difference, against_baseline, comparisons
-from distill_bench.sample.roles import STUDENT
+from distill_bench.sample.reference_kinds import STUDENT
 
 CAPTION = (
     "Mean ± half of the 95 % interval. Intervals are a bootstrap over training seeds and clips if "
