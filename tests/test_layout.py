@@ -161,3 +161,21 @@ def test_a_planted_folder_of_too_many_modules_is_found():
 )
 def test_text_within_the_limits_passes(check, path, text):
     assert check({path: text}) == []
+
+
+def public_definitions(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Name -> the files that define a function or class of that name for others, if several do."""
+    files: dict[str, list[str]] = {}
+    for path, source in sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                files.setdefault(node.name, []).append(path)
+    return {name: paths for name, paths in files.items() if len(paths) > 1}
+
+
+def test_a_public_name_has_one_meaning():
+    """`main` is every command's; `checkpoint.load` is called by its module's name."""
+    sources = {p: s for p, s in TEXTS.items() if p.startswith("distill_bench") and p[-3:] == ".py"}
+    assert set(public_definitions(sources)) - {"main", "load"} == set()
+    planted = {"a.py": "def render(): ...", "b.py": "class render: ...", "c.py": "def _f(): ..."}
+    assert public_definitions(planted) == {"render": ["a.py", "b.py"]}

@@ -29,7 +29,7 @@ from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import ClosedFormTeacher
 
 MARKER = "gaussian.json"  # as in `distill_bench.teachers.kinds.CLOSED_FORM`
-MOMENTS = "gaussian.safetensors"
+MOMENTS_FILE = "gaussian.safetensors"
 PROMPTS = "prompts.txt"
 
 
@@ -42,7 +42,9 @@ class GaussianTeacher(ClosedFormTeacher):
     def load(self, device: torch.device) -> "GaussianPipeline":
         """The loaded teacher: network in float32 on a device, moments in float64 on the CPU."""
         shape = tuple(json.loads((self.folder / MARKER).read_text())["latent_shape"])
-        moments = {name: value.double() for name, value in load_file(self.folder / MOMENTS).items()}
+        moments = {
+            name: value.double() for name, value in load_file(self.folder / MOMENTS_FILE).items()
+        }
         net = GaussianNet(GaussianBlock(**moments)).float().to(device).requires_grad_(False)
         return GaussianPipeline(self.folder, device, shape, **moments, transformer=net)
 
@@ -192,7 +194,7 @@ def write_gaussian_teacher(
         "covariance": (covariance + covariance.T) / 2,
     }
     out.mkdir(parents=True, exist_ok=True)
-    save_file(moments, out / MOMENTS)
+    save_file(moments, out / MOMENTS_FILE)
     marker = {"latent_shape": list(shape), "condition": condition, "seed": seed}
     (out / MARKER).write_text(json.dumps(marker) + "\n")
     (out / PROMPTS).write_text("".join(f"component {i}\n" for i in range(prompts)))

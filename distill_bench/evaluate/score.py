@@ -21,7 +21,7 @@ from distill_bench.registry import find_evaluator
 from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.store.files import unwritable, write_bytes
-from distill_bench.store.nested import differences
+from distill_bench.store.nested import describe_differences
 
 NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"
 
@@ -168,7 +168,7 @@ def _refuse_mixed_protocols(
     for line in lines:
         if line.get("metric") in names:
             continue
-        differing = differences(line.get("conditions") or {}, current)
+        differing = describe_differences(line.get("conditions") or {}, current)
         if differing or line.get("protocol") != protocol:
             differing = differing or "the teacher's sampling"
             raise ValueError(

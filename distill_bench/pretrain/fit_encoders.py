@@ -43,8 +43,8 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
     """Train the three networks on rendered clips; write each with its card."""
-    train, labels = rendered(clips, TRAIN_KEYS)
-    held_out, held_labels = rendered(432, HELD_OUT_KEYS)
+    train, labels = rendered_clips(clips, TRAIN_KEYS)
+    held_out, held_labels = rendered_clips(432, HELD_OUT_KEYS)
     seen = torch.tensor([clip_digest(clip) for clip in train])
     command = f"distill-bench pretrain --encoders --steps {steps} --clips {clips} --seed {seed}"
     for name, fit, score in (
@@ -83,7 +83,7 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
         print(json.dumps(card), flush=True)
 
 
-def rendered(count: int, first_key: int) -> tuple[np.ndarray, list[shapes.Attributes]]:
+def rendered_clips(count: int, first_key: int) -> tuple[np.ndarray, list[shapes.Attributes]]:
     """Render `count` labelled clips, cycling through all attributes, with keys from `first_key`."""
     attributes = shapes.all_attributes()
     labels = [attributes[i % len(attributes)] for i in range(count)]

@@ -137,7 +137,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-class Teacher(nn.Module):
+class TeacherNetwork(nn.Module):
     """Transformer and text encoder, trained together."""
 
     def __init__(self, vocabulary: int) -> None:
@@ -183,7 +183,7 @@ def train_teacher(
     """Train by flow matching (Lipman et al., 2022) with dropped captions; export when evaluated."""
     tokenizer = make_tokenizer()
     torch.manual_seed(options.seed)
-    teacher = Teacher(len(tokenizer)).to(device)
+    teacher = TeacherNetwork(len(tokenizer)).to(device)
     ema = {k: v.detach().clone() for k, v in teacher.state_dict().items()}
     optimiser = torch.optim.AdamW(
         teacher.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -235,11 +235,13 @@ def train_teacher(
             print(f"{progress} {seconds:.0f} s", flush=True)
         last = step + 1 == options.steps
         if last or (step + 1) % options.every == 0:
-            quality = evaluate(teacher, ema, vae, tokenizer, device, count=432 if last else 72)
+            quality = measure_quality(
+                teacher, ema, vae, tokenizer, device, count=432 if last else 72
+            )
             row = {"step": step + 1, "loss": round(running_loss, 4), "seconds": round(seconds)}
             curve.append(row | quality)
             print(json.dumps(curve[-1]), flush=True)
-            export(teacher, ema, vae, tokenizer, curve, options)
+            write_pipeline(teacher, ema, vae, tokenizer, curve, options)
         if last or (step + 1) % 250 == 0:
             state = {
                 "teacher": teacher.state_dict(),
@@ -254,8 +256,8 @@ def train_teacher(
 
 
 @torch.no_grad()
-def evaluate(
-    teacher: Teacher,
+def measure_quality(
+    teacher: TeacherNetwork,
     ema: dict[str, Tensor],
     vae: FrameAutoencoder,
     tokenizer: PreTrainedTokenizerFast,
@@ -263,7 +265,7 @@ def evaluate(
     count: int,
 ) -> dict[str, float]:
     """Oracle accuracy of `count` samples (32 unguided Euler steps), and motion ratio to data."""
-    averaged = Teacher(len(tokenizer)).to(device).eval()
+    averaged = TeacherNetwork(len(tokenizer)).to(device).eval()
     averaged.load_state_dict(ema)
     known = shapes.all_attributes()
     order = np.random.default_rng(1).permutation(len(known))
@@ -291,8 +293,8 @@ def evaluate(
     return oracle_accuracy(clips, attributes) | {"motion_over_data": round(motion, 4)}
 
 
-def export(
-    teacher: Teacher,
+def write_pipeline(
+    teacher: TeacherNetwork,
     ema: dict[str, Tensor],
     vae: FrameAutoencoder,
     tokenizer: PreTrainedTokenizerFast,
@@ -300,7 +302,7 @@ def export(
     options: argparse.Namespace,
 ) -> None:
     """Write the pipeline folder (float16 safetensors), all-or-nothing."""
-    averaged = Teacher(len(tokenizer)).eval()
+    averaged = TeacherNetwork(len(tokenizer)).eval()
     averaged.load_state_dict(ema)
     folder = options.out.with_name(f".{options.out.name}.writing")
     shutil.rmtree(folder, ignore_errors=True)
@@ -323,13 +325,13 @@ def export(
     (folder / "prompts.txt").write_text(
         "".join(shapes.caption(a) + "\n" for a in shapes.all_attributes())
     )
-    (folder / "README.md").write_text(card(curve, options))
+    (folder / "README.md").write_text(quality_card(curve, options))
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(options.out)
 
 
-def card(curve: list[dict], options: argparse.Namespace) -> str:
+def quality_card(curve: list[dict], options: argparse.Namespace) -> str:
     """Model card: command, seed, training curve and quality."""
     head = list(curve[-1])
     lines = [

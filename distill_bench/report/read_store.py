@@ -15,7 +15,7 @@ from distill_bench.sample.reference_kinds import STUDENT, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, read_jsonl, read_record
-from distill_bench.store.nested import differences, flat
+from distill_bench.store.nested import describe_differences, flat
 from distill_bench.store.runs import read_result, run_state, sweep_name
 
 DONE, REFERENCE = "done", "reference"  # states with scores
@@ -250,5 +250,5 @@ def _protocol_details(a: Mapping[str, Any], b: Mapping[str, Any], store: Path) -
         protocols = [dict(score.get("conditions") or {}) for score in (a, b)]
         for conditions in protocols:
             conditions.pop("references", None)
-    fields = differences(*protocols)
+    fields = describe_differences(*protocols)
     return f": they differ in {fields}" if fields else ""

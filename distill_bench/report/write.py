@@ -10,7 +10,7 @@ from typing import Any
 
 from distill_bench.report.data_files import data_files
 from distill_bench.report.digests import digests
-from distill_bench.report.page.html import render
+from distill_bench.report.page.html import render_page
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, ResultsError, load
 from distill_bench.report.tables.files import table_files
@@ -68,7 +68,7 @@ def report(
 
     plot(folder, workers=os.cpu_count() or 1)
     page = folder / "report.html"
-    write_bytes(page, render(results, stored, folder).encode())
+    write_bytes(page, render_page(results, stored, folder).encode())
     write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())
     return page
 

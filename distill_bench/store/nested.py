@@ -15,7 +15,7 @@ def flat(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dic
     return result
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+def describe_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     """Keys whose values differ, e.g. "clips 144 and 256, references.teacher 1a2b and 5e6f"."""
     a, b = flat(first), flat(second)
     return ", ".join(

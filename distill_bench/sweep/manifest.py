@@ -19,7 +19,7 @@ from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.store.failures import failure_kind
 from distill_bench.store.files import read_record, unwritable, write_bytes, write_json
-from distill_bench.store.nested import differences
+from distill_bench.store.nested import describe_differences
 from distill_bench.store.runs import read_result, record_error, run_state
 from distill_bench.sweep.slurm.queue import Queue
 from distill_bench.sweep.status import ManifestEntry
@@ -126,7 +126,8 @@ def _check_one_protocol(name: str, runs: Iterable[RunConfig]) -> None:
     if others:
         raise ConfigError(
             f"{name}: the runs have {1 + len(others)} protocols: scores cannot share a table; "
-            f"the first two differ in {differences(first, others[0])}: write one sweep per protocol"
+            f"the first two differ in {describe_differences(first, others[0])}: write one sweep "
+            "per protocol"
         )
 
 

@@ -21,7 +21,7 @@ from distill_bench.pretrain.fit_encoders import TRAIN_KEYS
 from distill_bench.registry import find_evaluator
 from distill_bench.sample.load_folder import load_clips
 from distill_bench.store.files import read_jsonl
-from distill_bench.store.nested import differences
+from distill_bench.store.nested import describe_differences
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,8 +111,8 @@ def test_one_protocol_name_for_two_references_is_refused(tmp_path, folder, refer
 def test_conditions_differ_in_the_frame_rate(folder):
     clips = load_clips(folder)
     faster = dataclasses.replace(clips, fps=16)
-    assert differences(conditions(clips, {}), conditions(clips, {})) == ""
-    assert differences(conditions(clips, {}), conditions(faster, {})) == "fps 8.0 and 16"
+    assert describe_differences(conditions(clips, {}), conditions(clips, {})) == ""
+    assert describe_differences(conditions(clips, {}), conditions(faster, {})) == "fps 8.0 and 16"
 
 
 def test_cached_features_give_the_same_scores(tmp_path, folder, reference):

@@ -30,7 +30,7 @@ QUALITY = {
 CPU = torch.device("cpu")
 
 
-class TinyTeacher(pretrain.Teacher):
+class TinyTeacher(pretrain.TeacherNetwork):
     def __init__(self, vocabulary: int) -> None:
         torch.nn.Module.__init__(self)
         self.text_encoder = UMT5EncoderModel(
@@ -60,8 +60,8 @@ class TinyTeacher(pretrain.Teacher):
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "Teacher", TinyTeacher)
-    monkeypatch.setattr(pretrain, "evaluate", lambda *args, **kwargs: dict(QUALITY))
+    monkeypatch.setattr(pretrain, "TeacherNetwork", TinyTeacher)
+    monkeypatch.setattr(pretrain, "measure_quality", lambda *args, **kwargs: dict(QUALITY))
 
 
 def train(folder: Path, steps: int) -> None:
@@ -131,13 +131,15 @@ def test_what_comes_out_is_a_pipeline_folder_in_half_precision(tmp_path: Path):
 def test_the_oracle_judges_samples_of_any_teacher():
     torch.manual_seed(0)
     tokenizer, vae = pretrain.make_tokenizer(), FrameAutoencoder(width=8).eval()
-    teacher = pretrain.Teacher
+    teacher = pretrain.TeacherNetwork
     try:
-        pretrain.Teacher = TinyTeacher
+        pretrain.TeacherNetwork = TinyTeacher
         network = TinyTeacher(len(tokenizer))
-        quality = pretrain.evaluate(network, network.state_dict(), vae, tokenizer, CPU, count=36)
+        quality = pretrain.measure_quality(
+            network, network.state_dict(), vae, tokenizer, CPU, count=36
+        )
     finally:
-        pretrain.Teacher = teacher
+        pretrain.TeacherNetwork = teacher
     assert quality.keys() == QUALITY.keys()
     assert all(0 <= quality[f] <= 1 for f in (*pretrain.FIELDS, "all"))
 
@@ -202,5 +204,5 @@ def test_the_encoders_are_trained_by_the_same_command_and_know_what_they_have_se
         )
         assert seen == {
             evaluator.clip_digest(clip)
-            for clip in fit_encoders.rendered(12, fit_encoders.TRAIN_KEYS)[0]
+            for clip in fit_encoders.rendered_clips(12, fit_encoders.TRAIN_KEYS)[0]
         }

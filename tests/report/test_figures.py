@@ -16,7 +16,7 @@ from distill_bench.report.figures import canvas, style
 from distill_bench.report.figures.command import draw_pair, main, plot
 from distill_bench.report.figures.curves import curves
 from distill_bench.report.figures.drawings import drawings
-from distill_bench.report.figures.every_row import differences
+from distill_bench.report.figures.every_row import draw_differences
 from distill_bench.report.figures.looks import choose_looks, marker_sizes
 from distill_bench.report.figures.overview import overview
 from distill_bench.report.figures.pairs import against, score_by_axis
@@ -220,14 +220,14 @@ def test_bands_end_at_the_limits_of_a_logarithmic_axis():
 
 
 def test_clear_differences_are_filled(folder):
-    distance = differences(folder).axes[0]
+    distance = draw_differences(folder).axes[0]
     markers = [line for line in distance.lines if line.get_marker() not in ("None", "", "|")]
     hollow = [line for line in markers if line.get_markerfacecolor() == style.GROUND]
     assert len(markers) == 3 and len(hollow) == 2, "one of three intervals is clear of 0"
 
 
 def test_a_series_is_named_at_its_first_row():
-    axes = differences(controlled_sweep()).axes[0]
+    axes = draw_differences(controlled_sweep()).axes[0]
     labels = [tick.get_text().replace("\u2007", "") for tick in axes.get_yticklabels()]
     assert labels[:5] == ["alpha official lr=0.5  2", "5", "alpha paper lr=0.1  1", "2", "5"]
 

@@ -11,7 +11,7 @@ import pytest
 from stores import PROMPTS, RUNS, write_clips, write_lines, write_store
 
 from distill_bench.report.data_files import data_files
-from distill_bench.report.page.html import render
+from distill_bench.report.page.html import render_page
 from distill_bench.report.page.sentences import findings
 from distill_bench.report.page.wall import Wall, wall
 from distill_bench.report.read_store import read_sweep
@@ -50,7 +50,7 @@ def test_warnings_are_footnotes(tmp_path):
     first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
     write_lines(path, [first | {"warnings": ["too few clips to trust"]}, *rest])
     results = results_of(store, tmp_path / "data")
-    page = render(results, read_sweep("speed", store), tmp_path / "data")
+    page = render_page(results, read_sweep("speed", store), tmp_path / "data")
     assert page.count("<sup>1</sup>") == 2, "at the cell and below the table"
     assert "too few clips to trust" in page
 

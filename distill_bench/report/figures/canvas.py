@@ -50,8 +50,8 @@ def set_limits(
         axis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
         axis.set_minor_formatter(NullFormatter())
     logarithmic = axis.get_scale() == "log"
-    shown = scaled(axis, values)
-    reached = scaled(axis, [end for end in ends if isfinite(end)])
+    shown = on_scale(axis, values)
+    reached = on_scale(axis, [end for end in ends if isfinite(end)])
     low, high = shown.min(), shown.max()
     span = high - low or 0.1 * abs(low) or 1.0
     room = 0.25 * span if logarithmic else span  # a lower end near 0 is far down on a log scale
@@ -68,7 +68,7 @@ def set_limits(
 
 def extend_limits(axis: Axis, values: Sequence[float]) -> None:
     """Widen the limits of an axis until they contain `values`."""
-    low, high = scaled(axis, axis.get_view_interval())
+    low, high = on_scale(axis, axis.get_view_interval())
     fractions = [axis_fraction(axis, value) for value in values]
     below = min([0.0, *(fraction - 0.05 for fraction in fractions)])
     above = max([0.0, *(fraction - 0.95 for fraction in fractions)])
@@ -84,7 +84,7 @@ def _apply_limits(axis: Axis, low: float, high: float) -> None:
     axis.axes.set(**{f"{axis.axis_name}lim": limits})
 
 
-def scaled(axis: Axis, values: Any) -> np.ndarray:
+def on_scale(axis: Axis, values: Any) -> np.ndarray:
     """Convert values to the scale of the axis: decimal logarithms for a logarithmic axis."""
     values = np.asarray(values, float)
     if axis.get_scale() != "log":
@@ -95,8 +95,8 @@ def scaled(axis: Axis, values: Any) -> np.ndarray:
 
 def axis_fraction(axis: Axis, value: float) -> float:
     """Position of a value along an axis: 0 at its lower end, 1 at its upper end."""
-    low, high = scaled(axis, axis.get_view_interval())
-    return float((scaled(axis, value) - low) / (high - low))
+    low, high = on_scale(axis, axis.get_view_interval())
+    return float((on_scale(axis, value) - low) / (high - low))
 
 
 def drawn_values(panels: Iterable[Axes]) -> list[float]:
@@ -236,7 +236,7 @@ def file_name(text: str) -> str:
 
 
 @rc_context(STYLE)
-def save(figure: Figure, folder: Path, name: str) -> Path:
+def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Write figures/name.svg (transparent, for the page) and figures/name.png (on white).
 
     Both are small enough to be committed. Returns the path of the SVG.

@@ -61,7 +61,7 @@ def _draw_share(share: tuple[Path, int, int]) -> dict[int, dict]:
     for place, drawing in enumerate(drawings(opened(folder))):
         figure = drawing.draw() if place % step == first else None
         if figure is not None:
-            canvas.save(figure, folder, drawing.name)
+            canvas.save_figure(figure, folder, drawing.name)
             lines[place] = _index_line(drawing)
     return lines
 
@@ -91,7 +91,7 @@ def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
     figure = against(study, x, y, group)
     if figure is None:
         raise PlotError(f"columns {x} and {y}: no finished run has numbers in both")
-    return canvas.save(
+    return canvas.save_figure(
         figure, folder, "_".join(map(canvas.file_name, (y, "against", x, "by", group)))
     )
 

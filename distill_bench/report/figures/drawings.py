@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from distill_bench.report.figures import canvas
 from distill_bench.report.figures.curves import curves
-from distill_bench.report.figures.every_row import differences, every_row
+from distill_bench.report.figures.every_row import draw_differences, every_row
 from distill_bench.report.figures.overview import overview
 from distill_bench.report.figures.pairs import against
 from distill_bench.report.figures.study import UPDATES, Study
@@ -47,7 +47,7 @@ def drawings(study: Study) -> Iterator[Drawing]:
             "differences",
             f"{titles}: paired difference of every row to {study.results.baseline.label} with its "
             "95 % interval; filled markers: p < 0.05 after Holm's correction",
-            lambda: differences(study),
+            lambda: draw_differences(study),
             wide=True,
         )
     yield from _diagnostics(study)

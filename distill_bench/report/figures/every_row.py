@@ -79,7 +79,7 @@ def _draw_references(axes: Axes, references: pd.DataFrame, bounded: bool) -> Non
 
 
 @rc_context(STYLE)
-def differences(source: Path | Results | Study) -> Figure | None:
+def draw_differences(source: Path | Results | Study) -> Figure | None:
     """Draw one panel per headline score: the paired difference of every row to the baseline.
 
     Markers are filled where p after Holm's correction is below 0.05.

@@ -34,7 +34,7 @@ INK = {"#1b1f24": "--text", "#d5dae0": "--rule", "#59636e": "--quiet", "#fefefe"
 PROCESS = {"pid", "time", "restart", "command", "executable", "log"}  # not shown as provenance
 
 
-def render(results: Results, stored: StoredSweep, folder: Path) -> str:
+def render_page(results: Results, stored: StoredSweep, folder: Path) -> str:
     """Build the page.
 
     Args:

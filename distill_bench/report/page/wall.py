@@ -21,14 +21,14 @@ CLIP_PIXELS = 128  # longest side of a clip in the page
 
 
 @dataclass(frozen=True)
-class Clips:
+class StoredClips:
     """Newest samples of a run or a reference."""
 
     frames: np.ndarray  # (N, T, 3, H, W) uint8, memory-mapped
     manifest: list[dict[str, Any]]  # prompt and sampling seed of each clip
     fps: float
 
-    def same_prompts(self, other: "Clips") -> bool:
+    def same_prompts(self, other: "StoredClips") -> bool:
         """Return whether both sets have the same prompts and sampling seeds, in the same order."""
         return self.prompts() == other.prompts()
 
@@ -81,17 +81,17 @@ def wall(results: Results, stored: Mapping[str, StoredRun]) -> Wall | None:
     return Wall(prompts, tiles, frames, frames / shared.fps)
 
 
-def _has_prompts(clips: Clips | None, shared: Clips) -> bool:
+def _has_prompts(clips: StoredClips | None, shared: StoredClips) -> bool:
     return clips is not None and clips.same_prompts(shared)
 
 
-def _first_clips(row: Row, stored: Mapping[str, StoredRun]) -> Clips | None:
+def _first_clips(row: Row, stored: Mapping[str, StoredRun]) -> StoredClips | None:
     """Clips of the first finished run of a row that still has its clips."""
     loaded = (_load_clips(stored[run_id].folder) for run_id in row.scored["run_id"])
     return next(filter(None, loaded), None)
 
 
-def _load_clips(folder: Path) -> Clips | None:
+def _load_clips(folder: Path) -> StoredClips | None:
     """Load the newest samples of a run or reference."""
     samples = [path for path in (folder / "samples").glob("*") if path.name.isdigit()]
     samples.sort(key=lambda path: int(path.name), reverse=True)
@@ -99,11 +99,13 @@ def _load_clips(folder: Path) -> Clips | None:
         if (place / "clips.npy").is_file() and (place / "manifest.jsonl").is_file():
             frames = np.load(place / "clips.npy", mmap_mode="r")
             manifest = list(read_jsonl(place / "manifest.jsonl"))
-            return Clips(frames, manifest, (read_json(place / "row.json") or {}).get("fps", 8))
+            return StoredClips(
+                frames, manifest, (read_json(place / "row.json") or {}).get("fps", 8)
+            )
     return None
 
 
-def _spread_by_motion(clips: Clips) -> list[int]:
+def _spread_by_motion(clips: StoredClips) -> list[int]:
     """Indices of PROMPTS clips with different prompts, from most to least motion."""
     first: dict[str, int] = {}
     for i, line in enumerate(clips.manifest):
