@@ -1,4 +1,4 @@
-"""Errors of the command line: exit code 2, one line that says what is wrong, nothing written."""
+"""Errors of the command line: exit code 2, one line that names the fault, nothing written."""
 
 import shlex
 import shutil

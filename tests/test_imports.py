@@ -141,7 +141,7 @@ def import_circles(sources: Mapping[str, str]) -> list[list[str]]:
 def plugin_violations(sources: Mapping[str, str]) -> list[str]:
     """Imports of a plugin, and plugin names in the harness.
 
-    A plugin is a file of `methods/` or `eval/`. Plugins import the harness alone, neither each
+    A plugin is a file of `methods/` or `eval/`. Plugins import only the harness, neither each
     other nor a file beside them. The harness finds plugins by name and knows none.
     """
     plugins = {Path(path).stem for path in sources if path.startswith(("methods/", "eval/"))}

@@ -22,7 +22,7 @@ README, NETWORKS = DOCUMENTS[0].read_text(), DOCUMENTS[-1].read_text()
 
 
 def block(document: str, language: str, beginning: str) -> str:
-    """The code block of a document that begins so."""
+    """The first code block of a language that starts with `beginning`."""
     blocks = re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL)
     return next(b for b in blocks if b.startswith(beginning))
 
@@ -89,7 +89,7 @@ def test_the_evaluator_of_the_readme_scores_brightness(tmp_path):
     assert score.value == 0.5
 
 
-def test_the_data_frames_of_the_readme_are_there(monkeypatch):
+def test_the_data_frames_of_the_readme_exist(monkeypatch):
     monkeypatch.chdir(ROOT)
     scope: dict = {}
     exec(block(README, "python", "from distill_bench.report import load"), scope)

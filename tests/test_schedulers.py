@@ -37,7 +37,7 @@ def test_levels_that_the_pipeline_spaces_are_shifted_by_the_scheduler(nfe, shift
 
 
 def test_the_students_shift_in_a_plain_scheduler_gives_other_levels():
-    """A mistake easily made: the plain scheduler spaces down to its lowest training level."""
+    """An easy mistake: the plain scheduler spaces levels down to its lowest training level."""
     plain = FlowMatchEulerDiscreteScheduler(shift=5.0)
     plain.set_timesteps(4)
     assert (plain.sigmas[:-1] - student_sigmas(4, 5.0)).abs().max() > 0.5

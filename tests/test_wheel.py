@@ -26,7 +26,7 @@ grid: {method: [dmd2]}
 
 
 def required_distributions(name: str) -> list[metadata.Distribution]:
-    """Installed distributions that `name` requires without any extra, and what those require."""
+    """Installed distributions that `name` requires without any extra, recursively."""
     queue = [(name, frozenset({""}))]
     for required, extras in queue:  # the queue grows as it is read
         for line in metadata.requires(required) or []:

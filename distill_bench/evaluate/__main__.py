@@ -109,7 +109,9 @@ def _names(text: str | None) -> list[str] | None:
         return None
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ValueError(f"--evaluators names none; known: {', '.join(all_evaluators())}")
+        raise ValueError(
+            f"--evaluators {text!r} names no evaluator; known: {', '.join(all_evaluators())}"
+        )
     return names
 
 

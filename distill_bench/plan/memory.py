@@ -1,4 +1,4 @@
-"""Predicts peak memory by role, and FLOPs per update, from a teacher's configs alone.
+"""Predict peak memory by role, and FLOPs per update, from the configs of a teacher.
 
 `distill-bench cost SWEEP --memory` prints both. On a GPU with less memory, training stops before
 its first step.

@@ -3,7 +3,7 @@
     python tests/benchmarks/calibration.py
 
 Extractors are judged by how far they move under known corruptions, optical flow by clips whose
-motion is known. The tests of both evaluators hold the stored numbers against the code.
+motion is known. The tests of both evaluators compare the stored numbers with the code.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ FLOW_FILE = ROOT / "eval" / "motion_calibration.json"
 
 
 def extractor_self_test(extractor: Extractor, count: int = 432, nulls: int = 4) -> dict:
-    """Distance of each corruption of held-out clips over that of clean ones, and its z.
+    """Distance of corrupted held-out clips as a ratio to that of clean clips, and its z.
 
     z counts standard deviations of `nulls` clean sets. The shipped classifier must read frozen
     clips above 5, half speed above 2 and shuffled frames above 3.

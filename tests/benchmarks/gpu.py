@@ -32,13 +32,13 @@ from distill_bench.testing.tiny import tiny_pipeline
 from distill_bench.train.assemble import assemble
 from distill_bench.train.processes import OneProcess
 
-PEAKS = {
+PEAKS = {  # FLOPs per second in dense bfloat16, as published by the makers
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
     "B200": 2250e12,
     "L40S": 362e12,
-}  # dense bfloat16, by the makers
+}
 METHODS = {
     "dmd2": {"name": "dmd2", "preset": "video"},
     "sgmd": {"name": "sgmd", "preset": "official"},
@@ -189,7 +189,7 @@ def row(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the benchmark and write its table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=SIZES, default="wan-1.3b")
@@ -198,7 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         "--skip", action="append", default=[], choices=ROWS, help="a setting to leave out"
     )
     parser.add_argument(
-        "--peak-tflops", type=float, help="of the device in bfloat16; default: by its name"
+        "--peak-tflops",
+        type=float,
+        help="peak of the device in bfloat16; default: known by its name",
     )
     parser.add_argument("--out", type=Path, default=Path("results/bench_gpu.md"))
     options = parser.parse_args(argv)

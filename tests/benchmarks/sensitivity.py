@@ -4,8 +4,8 @@
 
 Clips are rendered, two or more per prompt; the reference ("teacher") has other clips of the same
 captions. A score moves if its distance from the mean of clean sets is over 5 of their standard
-deviations and over 2 % of its scale. The command fails if a score moves that should not, or stays
-although it should move.
+deviations and over 2 % of its scale. The command fails if a score moves unexpectedly, or fails to
+move.
 """
 
 import argparse
@@ -48,7 +48,7 @@ MUST = {
     "attribute_histogram": {"frozen", "half speed", "shuffled", "blur", "one colour missing"},
 }
 MAY = {
-    "fvd": {"one clip per prompt"},  # copies add bias; the diversity scores see what they lack
+    "fvd": {"one clip per prompt"},  # copies add bias; diversity scores detect the missing clips
     "fvd_random": TIME | {"one clip per prompt"},
     "motion_true": {"noise"},
     # less motion or softer pictures bring clips nearer to each other
@@ -125,7 +125,7 @@ def table(values: dict[str, dict[str, float]], count: int) -> str:
 
 
 def unexpected(values: dict[str, dict[str, float]]) -> list[str]:
-    """Scores that a set moves and should not, or does not move and should."""
+    """Describe scores that move unexpectedly, or fail to move."""
     problems = []
     for column, must in MUST.items():
         sets_that_move = moved(values[column])

@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs on a processor at a tiny size, to the table that it makes at size."""
+"""The GPU benchmark runs on a CPU at a tiny size and writes its whole table."""
 
 import gpu
 import pytest
@@ -7,47 +7,37 @@ import pytest
 @pytest.mark.slow
 def test_the_benchmark_ends_with_its_table(tmp_path, capsys):
     out = tmp_path / "bench.md"
-    skipped = [
+    skipped = [  # each takes seconds
         "compiled blocks",
         "no checkpointing",
         "batched guidance",
         "float32 weights under autocast",
-    ]  # seconds each
-    arguments = [
-        "--device",
-        "cpu",
-        "--size",
-        "tiny",
-        "--rounds",
-        "1",
-        "--peak-tflops",
-        "0.0001",
-        "--out",
-        str(out),
     ]
-    assert gpu.main([*arguments, *(word for row in skipped for word in ("--skip", row))]) == 0
+    arguments = ["--device=cpu", "--size=tiny", "--rounds=1", "--peak-tflops=0.0001"]
+    arguments += [f"--out={out}", *(f"--skip={row}" for row in skipped)]
+    assert gpu.main(arguments) == 0
     lines = [
         line.strip("| ").split(" | ")
         for line in out.read_text().splitlines()
         if line.startswith("|")
     ]
     assert tuple(lines[0]) == gpu.HEADINGS
-    found = {
+    rows = {
         (cells[0], cells[1]): dict(zip(gpu.HEADINGS, cells, strict=True)) for cells in lines[2:]
     }
-    assert found.keys() == {
+    assert rows.keys() == {
         (method, row) for method in gpu.METHODS for row in gpu.ROWS if row not in skipped
     }
-    for cells in found.values():
+    for cells in rows.values():
         assert float(cells["student update, s"]) > 0 and float(cells["MFU"].rstrip("%")) > 0
         assert float(cells["predicted, GiB"]) > 0
 
 
-def test_without_a_gpu_it_says_so(capsys):
+def test_without_a_gpu_the_benchmark_ends_with_a_message(capsys):
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     with pytest.raises(SystemExit) as ended:
         gpu.main([])
     assert ended.value.code == 2 and "no GPU here" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_a_missing_mode_shows_in_the_histogram():
     assert values(dataclasses.replace(sample, frames=only_red))["attribute_histogram"] > 0.2
 
 
-def test_the_histogram_distance_is_the_share_to_change():
+def test_the_histogram_distance_is_the_share_of_values_to_change():
     assert histogram_distance(["a", "a", "b", "b"], ["a", "a", "a", "c"]) == 0.5
 
 

@@ -51,9 +51,10 @@ def test_coverage_and_recall_fall_with_missing_modes_and_coverage_with_noise():
 
 
 def test_recall_and_coverage_of_points_on_a_line():
-    """With k = 1 each x reaches 1 and each y 2: 0.5 is in reach of an x, 2.5 and 10.5 are not.
+    """With k = 1 the radius of each x is 1; the radii of the three y are 2, 2 and 8.
 
-    Both x are within the reach of 0.5, and 1 is within the reach of 2.5.
+    Recall: only 0.5 is within 1 of an x. Coverage: 0.5 and 2.5 have an x within their radius, but
+    10.5 is 9.5 away from the nearest x.
     """
     x = torch.tensor([[0.0], [1.0]])
     y = torch.tensor([[0.5], [2.5], [10.5]])

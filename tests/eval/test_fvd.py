@@ -91,7 +91,7 @@ def reordered(sample: Clips, order) -> Clips:
 
 
 def test_the_order_of_the_clips_does_not_matter():
-    """Two clips per prompt, also swapped within it; up to the rounding of other batches."""
+    """Two clips per prompt, also swapped within a prompt; equal up to rounding in other batches."""
     sample, reference = (
         dataclasses.replace(
             rendered, prompts=[rendered.prompts[i // 2] for i in range(36)], seeds=list(range(36))
@@ -104,9 +104,8 @@ def test_the_order_of_the_clips_does_not_matter():
         scores = by_column(evaluator.scores(reordered(sample, order), {"teacher": reference}))
         for column, score in expected.items():
             assert scores[column].value == pytest.approx(score.value, rel=1e-3, abs=1e-5), column
-            assert score.sd is None or scores[column].sd == pytest.approx(score.sd, rel=1e-3), (
-                column
-            )
+            if score.sd is not None:
+                assert scores[column].sd == pytest.approx(score.sd, rel=1e-3), column
         assert not any("unpaired" in w for score in scores.values() for w in score.warnings)
     backwards = np.arange(36)[::-1]
     references = {"teacher": reordered(reference, backwards)}

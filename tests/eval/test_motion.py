@@ -47,7 +47,7 @@ def test_normal_flow_reads_the_speed_of_shapes_within_its_stated_errors(sd, larg
 
 @pytest.mark.parametrize("size, radius", [(32, 4), (64, 4), (64, 8), (64, 16)])
 def test_the_low_reading_of_small_bodies_cancels_in_a_ratio(size, radius):
-    """Discs read up to 72 % low. At half and double speed they read half and double within 10 %."""
+    """Readings of discs are up to 72 % low, but proportional to the speed within 10 %."""
     half, one, double = (
         motion(disc(size, size, radius, speed, 0.4)[None], normal_speed)[0].mean()
         for speed in (0.5, 1.0, 2.0)
@@ -183,7 +183,7 @@ def test_the_dynamic_degree_reads_every_second_frame_at_16_per_second():
 
 
 def test_short_clips_are_not_dynamic_by_default():
-    """VBench would require 0 pairs of them."""
+    """VBench would require 0 fast pairs and call them dynamic."""
     sample = clips(2)
     two_frames = dataclasses.replace(sample, frames=sample.frames[:, :2])
     assert dynamic_degree(two_frames, np.full((2, 1), 0.8), normal_speed) is None

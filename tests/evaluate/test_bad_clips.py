@@ -54,7 +54,7 @@ def emptied(folder: Path) -> None:
 
 
 def only_file(name: str, content: bytes) -> Spoil:
-    """A folder that holds one damaged file."""
+    """Replace the files of the folder by one damaged file."""
 
     def spoil(folder: Path) -> None:
         if name.endswith(".mp4"):
@@ -66,7 +66,7 @@ def only_file(name: str, content: bytes) -> Spoil:
 
 
 def only_arrays(**clips: np.ndarray) -> Spoil:
-    """A folder of npy clips without a manifest."""
+    """Replace the files of the folder by npy clips without a manifest."""
 
     def spoil(folder: Path) -> None:
         emptied(folder)
@@ -77,7 +77,7 @@ def only_arrays(**clips: np.ndarray) -> Spoil:
 
 
 def second_line(text: str) -> Spoil:
-    """A folder of one clip file whose manifest has this second line."""
+    """Replace the files of the folder by one clip, with this second line in the manifest."""
 
     def spoil(folder: Path) -> None:
         only_arrays(a=CLIP)(folder)
@@ -123,7 +123,7 @@ def all_clips_in_one_file(folder: Path) -> None:
 
 
 def damaged_frames(folder: Path) -> None:
-    """The container of the video is whole, its frames are not."""
+    """Damage the frames of a video but not its container."""
     emptied(folder)
     noise = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), np.uint8)
     save_clip(folder / "a.mp4", noise)
@@ -138,7 +138,7 @@ BLACK = np.zeros_like(CLIP)
 LATIN_1 = '{"index": 0, "prompt": "caf\xe9", "seed": 0}\n'.encode("latin-1")
 ONE_LINE = {"index": 0, "prompt": "a", "seed": 0}
 
-# fault -> (what is done to a folder of 12 sampled clips, what the error line says)
+# fault -> (change to a folder of 12 sampled clips, pattern of the error line)
 FAULTS: dict[str, tuple[Spoil, str]] = {
     "float frames": (
         edited(lambda x: x.astype(np.float32) / 255),

@@ -16,9 +16,9 @@ def make():
 # arguments after the folder; {b} is a folder of reference clips with some files -> error
 FAULTS = {
     "--evaluators fvdd": "no evaluator called 'fvdd' (did you mean 'fvd'?)",
-    # nothing is scored before the last name is known to be right
+    # all names are checked before anything is scored
     "--evaluators motion,clip_scoree": "no evaluator called 'clip_scoree'",
-    "--evaluators ,": "--evaluators names none; known: attributes,",
+    "--evaluators ,": "--evaluators ',' names no evaluator; known: attributes,",
     "--evaluators fvd": "fvd needs a reference (--reference FOLDER)",
     "--reference teachers={b}": "no kind 'teachers'; known: teacher, teacher_other, data,",
     "--reference {b} --reference teacher={b}": "--reference gives teacher twice",

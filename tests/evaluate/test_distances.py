@@ -160,7 +160,7 @@ def test_the_kernel_distance_agrees_with_the_reference_packages():
 
 
 def test_the_paired_kernel_distance_of_paired_sets_is_unbiased():
-    """x and y share the component of their prompt. With those pairs the distance is negative."""
+    """Clips of one prompt share a component. Unpaired, the distance would be negative."""
     values = []
     for seed in range(30):
         draw = torch.Generator().manual_seed(seed)
@@ -173,7 +173,7 @@ def test_the_paired_kernel_distance_of_paired_sets_is_unbiased():
 
 
 def test_extrapolation_to_infinite_clips_removes_the_bias():
-    """Gaussians 2 apart: the distance of 200 clips is far above 4, the extrapolated one is not."""
+    """Gaussians 2 apart: the distance of 200 clips is far above 4, the extrapolation is not."""
     limits, plain = [], []
     for seed in range(6):
         x, y = (
@@ -198,7 +198,7 @@ def test_extrapolation_to_infinite_clips_removes_the_bias():
     ],
 )
 def test_the_bootstrap_sd_is_the_sd_over_independent_draws(distance, sd, paired):
-    """Sets 2 apart; paired sets share half of their variance clip by clip."""
+    """The sets are 2 apart; paired sets share half of their variance clip by clip."""
     draws = []
     for seed in range(40):
         x, y, prompt = torch.randn(3, 150, 10, generator=torch.Generator().manual_seed(seed))

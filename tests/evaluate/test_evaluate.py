@@ -77,8 +77,8 @@ def test_only_a_changed_evaluator_is_computed_again(folder, reference, monkeypat
 
 def test_a_line_records_the_score_and_how_it_was_made(folder, reference):
     (line, *_) = evaluate(folder, {"teacher": reference}, ["fvd"], "abcd1234")
-    of_the_score = {field.name for field in dataclasses.fields(Score)}
-    assert of_the_score | {"n", "metric", "version"} < set(line)
+    score_fields = {field.name for field in dataclasses.fields(Score)}
+    assert score_fields | {"n", "metric", "version"} < set(line)
     assert line["protocol"] == "abcd1234" and line["settings"]["resamples"] == 100
     assert line["conditions"]["clips"] == 12
     assert line["conditions"]["references"].keys() == {"teacher"}
@@ -159,13 +159,13 @@ def test_two_ranks_give_the_scores_of_one(tmp_path):
     one = evaluate(folder, {"teacher": reference}, names, out=tmp_path / "one.jsonl")
     two = read_jsonl(tmp_path / "two.jsonl")
     assert [line["column"] for line in two] == [line["column"] for line in one] and len(one) > 12
-    for of_one, of_two in zip(one, two, strict=True):
+    for line, other_line in zip(one, two, strict=True):
         numbers = [
-            [line.pop("value"), line.pop("sd") or 0, *(line.pop("per_clip") or ())]
-            for line in (of_one, of_two)
+            [scored.pop("value"), scored.pop("sd") or 0, *(scored.pop("per_clip") or ())]
+            for scored in (line, other_line)
         ]
-        assert np.allclose(*numbers, rtol=1e-12, atol=1e-12), of_one["column"]
-        assert of_one == of_two
+        assert np.allclose(*numbers, rtol=1e-12, atol=1e-12), line["column"]
+        assert line == other_line
 
 
 class NotANumber(Evaluator):

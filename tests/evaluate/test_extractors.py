@@ -150,7 +150,7 @@ def test_a_users_extractor_is_loaded_by_path(tmp_path):
 
 
 class FakeI3D(torch.nn.Module):
-    """The signature of the published file."""
+    """Network with the signature of the published file."""
 
     def forward(
         self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
@@ -174,8 +174,7 @@ def test_i3d_gets_frames_preprocessed_as_in_published_distances(tmp_path):
     assert extractor.id_for(sample) == f"i3d-k400-logits-400@T12#{extractor.sha256[:8]}"
     with pytest.raises(ValueError, match="takes 10 or more frames; the clips have 8"):
         extractor(dataclasses.replace(sample, frames=frames[:, :8]))
-    # as in cd-fvd, StyleGAN-V: per frame, bilinear, half-pixel centres, no antialiasing, (2 x /
-    # 255) - 1
+    # as in cd-fvd and StyleGAN-V: per frame, bilinear, half-pixel centres, no antialiasing
     one = torch.from_numpy(frames[:1]).float() / 255
     resized = [interpolate(frame[None], (224, 224), mode="bilinear")[0] for frame in one[0]]
     expected = 2 * torch.stack(resized, 1)[None] - 1

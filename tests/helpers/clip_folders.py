@@ -1,4 +1,4 @@
-"""Folders of clips for tests: sampled ones and folders of clip files."""
+"""Write folders of clips for tests: sampled folders and folders of clip files."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from distill_bench.domain import controls
 
-rendered = functools.cache(controls.rendered)  # tests write the same clips again and again
+rendered = functools.cache(controls.rendered)  # many tests write the same clips
 
 
 def write_sampled(

@@ -1,4 +1,4 @@
-"""Tiny runs on every architecture, and calls of the pipelines that they are exported as."""
+"""Tiny runs on every architecture, and calls of their exported pipelines."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run folders written by hand, as the moments of a run's life leave them."""
+"""Write run folders by hand, in the states that a run passes through."""
 
 import os
 import socket

@@ -34,18 +34,18 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    """Same names, same bits."""
+    """Assert equal names and equal bits."""
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 def assert_same_weights(run: Path, other: Path) -> None:
-    """Two runs end in the same bits of every role's weights."""
+    """Assert that two runs end with the same bits in every role's weights."""
     assert_same_tensors(weights(run), weights(other))
 
 
 def assert_same_results(store: Path, other: Path) -> None:
-    """Two stores hold the same runs with the same students, scores and training curves."""
+    """Assert that two stores hold the same runs: students, scores and training curves."""
     names = [path.parent.name for path in sorted(store.glob("*/result.json"))]
     assert names
     assert names == [path.parent.name for path in sorted(other.glob("*/result.json"))]

@@ -1,4 +1,4 @@
-"""Stores and results written file by file, for the tests of what reads them."""
+"""Write stores and results file by file, for tests of their readers."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -102,11 +102,11 @@ def test_the_expected_gradient_of_dmd_is_that_of_the_reverse_kl(sigma):
     """Up to (1 - s)^2 / s^2: score differences are (1 - s)/s^2 D, and dx_t/dx0 is 1 - s."""
     k = Gaussians(sigma)
     mean, scale = (x.clone().requires_grad_() for x in (k.mean, k.scale))
-    of_mean, of_scale = torch.autograd.grad(k.kl(mean, scale), (mean, scale))
+    expected_mean, expected_scale = torch.autograd.grad(k.kl(mean, scale), (mean, scale))
     weight = (1 - sigma) ** 2 / sigma**2
     gradient_mean, gradient_scale = k.expected_gradient(GradientTemplate("1", normaliser="none"))
-    torch.testing.assert_close(weight * gradient_mean, of_mean, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(weight * gradient_scale, of_scale, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(weight * gradient_mean, expected_mean, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(weight * gradient_scale, expected_scale, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 0.9])
@@ -115,17 +115,17 @@ def test_tsg_fisher_follows_the_fisher_term_and_the_residual_of_sgmd_moves_no_me
     k = Gaussians(sigma)
     (p, q), (p_t, q_t) = k.affine(k.mean, k.scale), k.affine(k.target_mean, k.target_scale)
     c = (1 - sigma) ** 2 / sigma**4
-    of_mean = c * (1 - sigma) * p.T @ ((p - p_t) @ k.mean * (1 - sigma) + q - q_t)
-    of_scale = c * (1 - sigma) ** 2 * p.T @ (p - p_t) @ k.scale
+    expected_mean = c * (1 - sigma) * p.T @ ((p - p_t) @ k.mean * (1 - sigma) + q - q_t)
+    expected_scale = c * (1 - sigma) ** 2 * p.T @ (p - p_t) @ k.scale
     fisher_mean, fisher_scale = k.expected_gradient(TSGFisher("c_t"))
-    torch.testing.assert_close(fisher_mean, of_mean, rtol=1e-9, atol=1e-9 * float(c))
-    torch.testing.assert_close(fisher_scale, of_scale, rtol=1e-9, atol=1e-9 * float(c))
+    torch.testing.assert_close(fisher_mean, expected_mean, rtol=1e-9, atol=1e-9 * float(c))
+    torch.testing.assert_close(fisher_scale, expected_scale, rtol=1e-9, atol=1e-9 * float(c))
     sgmd_mean, sgmd_scale = k.expected_gradient(SGMD("c_t", "x0"))
-    torch.testing.assert_close(sgmd_mean, of_mean, rtol=1e-9, atol=1e-9 * float(c))
+    torch.testing.assert_close(sgmd_mean, expected_mean, rtol=1e-9, atol=1e-9 * float(c))
     # E[r | x_t] = 0, but the detached x0 in r stays correlated with z: along the scale, the
     # residual pulls by lam (1 - s) P^T E[r z^T]
     pull = 0.1 * (1 - sigma) * p.T @ (k.scale - (1 - sigma) * p @ k.scale)
-    torch.testing.assert_close(sgmd_scale, of_scale + pull, rtol=1e-9, atol=1e-9 * float(c))
+    torch.testing.assert_close(sgmd_scale, expected_scale + pull, rtol=1e-9, atol=1e-9 * float(c))
 
 
 # Weight of the residual that methods with a detached x0 or a detached teacher keep.

@@ -1,4 +1,4 @@
-"""The cost table of the field, by rehearsal on stand-ins and by the ledger of a training."""
+"""Cost of the field's methods, by rehearsal on stand-in networks and by the ledger of training."""
 
 import subprocess
 import sys
@@ -30,84 +30,48 @@ BASE = {
 }
 E = 0.5  # share of the blocks before a head's features
 
-# row: run, forwards and backwards (an input backward is one, a full one two) of student, fake score
-# and teacher, total at equal sizes, total with a teacher of 14 and others of 1.3. Hand counts with
-# R = 2.5 rollout forwards at four steps, random exit.
+# Row: run; (forwards, backwards) of student, fake score and teacher; total at equal sizes; total
+# with a teacher of 14 and other networks of 1.3. An input backward counts one, a full backward two.
+# Counted by hand, with 2.5 forwards per rollout (four steps, random exit).
 TABLE = {
     "dmd2 video K=5": ({"method": "dmd2"}, (15, 2), (6, 10), (2, 0), 35.0, 54.5),
     "the same, sample reused": (
         {"method": "dmd2", "reuse_rollout": True},
-        (12.5, 2),
-        (6, 10),
-        (2, 0),
-        32.5,
-        52.0,
+        (12.5, 2), (6, 10), (2, 0), 32.5, 52.0,
     ),
     "fastvideo simulate": (
         {"method": "dmd2", "exit_step": "last"},
-        (24, 2),
-        (6, 10),
-        (2, 0),
-        44.0,
-        63.5,
+        (24, 2), (6, 10), (2, 0), 44.0, 63.5,
     ),
     "dmd2 video K=1": (
         {"method": "dmd2", "fake_score_updates": 1},
-        (5, 2),
-        (2, 2),
-        (2, 0),
-        13.0,
-        32.5,
+        (5, 2), (2, 2), (2, 0), 13.0, 32.5,
     ),
     "tsg_fisher K=5": ({"method": "tsg_fisher"}, (15, 2), (6, 11), (2, 0), 36.0, 55.5),
     "tsg_fisher K=1": (
         {"method": "tsg_fisher", "fake_score_updates": 1},
-        (5, 2),
-        (2, 3),
-        (2, 0),
-        14.0,
-        33.5,
+        (5, 2), (2, 3), (2, 0), 14.0, 33.5,
     ),
     "sgmd own rollout": (
         {"method": {"name": "sgmd", "preset": "official"}},
-        (5, 2),
-        (2, 3),
-        (2, 0),
-        14.0,
-        33.5,
+        (5, 2), (2, 3), (2, 0), 14.0, 33.5,
     ),
     "sgmd shared": (
         {"method": {"name": "sgmd", "preset": "shared"}},
-        (2.5, 2),
-        (2, 3),
-        (2, 0),
-        11.5,
-        31.0,
+        (2.5, 2), (2, 3), (2, 0), 11.5, 31.0,
     ),
     "sgmd shared graph": (
         {"method": {"name": "sgmd", "preset": "paper"}},
-        (2.5, 2),
-        (1, 3),
-        (2, 0),
-        10.5,
-        30.0,
+        (2.5, 2), (1, 3), (2, 0), 10.5, 30.0,
     ),
     "tsg_sim K=1": (
         {"method": {"name": "tsg_sim", "preset": "paper"}},
-        (5, 2),
-        (2, 3),
-        (2, 0),
-        14.0,
-        33.5,
+        (5, 2), (2, 3), (2, 0), 14.0, 33.5,
     ),
     "sid K=1": ({"method": {"name": "sid", "preset": "paper"}}, (5, 2), (2, 3), (2, 2), 16.0, 55.1),
     "sid K=5": (
         {"method": {"name": "sid", "preset": "video"}},
-        (15, 2),
-        (6, 11),
-        (2, 2),
-        38.0,
-        77.1,
+        (15, 2), (6, 11), (2, 2), 38.0, 77.1,
     ),
     "consistency": ({"method": "consistency"}, (2, 2), (0, 0), (2, 0), 6.0, 25.5),
     "dmd one step": (
@@ -117,53 +81,37 @@ TABLE = {
             "reuse_rollout": False,
             "guidance_scale": 1.0,
         },
-        (3, 4),
-        (2, 2),
-        (1, 0),
-        12.0,
-        None,
+        (3, 4), (2, 2), (1, 0), 12.0, None,
     ),
     "dmd one step, sample reused": (
         {"method": {"name": "dmd", "preset": "latent"}, "nfe": 1, "guidance_scale": 1.0},
-        (2, 4),
-        (2, 2),
-        (1, 0),
-        11.0,
-        None,
+        (2, 4), (2, 2), (1, 0), 11.0, None,
     ),
     "dmd2 paper, one step": (
         {"method": {"name": "dmd2", "preset": "paper"}, "nfe": 1, "teacher": "mini-wan"},
-        (5, 2),
-        (6 + 11 * E, 10 + 21 * E),
-        (2, 0),
-        25 + 32 * E,
-        None,
+        (5, 2), (6 + 11 * E, 10 + 21 * E), (2, 0), 25 + 32 * E, None,
     ),
     "f_distill": (
         {
             "method": {"name": "f_distill", "preset": "fastgen", "r1_weight": 1.0},
             "teacher": "mini-wan",
         },
-        (5, 2),
-        (5, 8),
-        (2 + 13 * E, E),
-        22 + 14 * E,
-        None,
+        (5, 2), (5, 8), (2 + 13 * E, E), 22 + 14 * E, None,
     ),
-}
+}  # fmt: skip
 
 
 def folded(counts: dict) -> dict[str, tuple[float, float]]:
     """Forwards and backwards by role; the moving average is a student."""
-    found = {"student": (0.0, 0.0), "fake_score": (0.0, 0.0), "teacher": (0.0, 0.0)}
+    totals = {"student": (0.0, 0.0), "fake_score": (0.0, 0.0), "teacher": (0.0, 0.0)}
     for role, row in counts.items():
         name = "student" if role == "target" else role
-        forward, backward = found[name]
-        found[name] = (
+        forward, backward = totals[name]
+        totals[name] = (
             forward + row["forward"],
             backward + row["input_backward"] + 2 * row["full_backward"],
         )
-    return found
+    return totals
 
 
 @pytest.mark.parametrize("row", TABLE)
@@ -202,7 +150,7 @@ def counted_by_exit(fields: dict, store: Path) -> dict:
 
 
 def exiting_at(step: int) -> type[Draws]:
-    """Draws under which every rollout ends at `step`."""
+    """Class of draws with which every rollout exits at `step`."""
 
     class Exiting(Draws):
         def shared_integer(self, purpose: str, high: int) -> int:
@@ -225,8 +173,8 @@ class SGMDAsReleased(Method):
         return Loss({"fisher": (scores.x0_fake - scores.x0_teacher).square().mean()}, x0)
 
 
-def test_the_released_code_of_sgmd_pays_for_what_it_throws_away(tmp_path, monkeypatch):
-    """18.0 where 14.0 are needed: the ledger of the passes which that code runs."""
+def test_the_released_code_of_sgmd_pays_for_passes_that_it_discards(tmp_path, monkeypatch):
+    """The passes of the released code cost 18.0 per update; 14.0 suffice."""
     # it freezes nothing: its student's backward computes weight gradients of the fake score, which
     # the next phase drops
     monkeypatch.setattr(
@@ -258,7 +206,7 @@ def test_the_command_prices_a_sweep_for_a_larger_teacher(tmp_path: Path, capsys)
 
 @dataclass(frozen=True)
 class NeedsItsArchitecture(Method):
-    """A method that works with one architecture's networks alone."""
+    """A method that works only with networks of one architecture."""
 
     paper: ClassVar[str] = "none"
 

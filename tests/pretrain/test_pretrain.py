@@ -65,25 +65,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(folder: Path, steps: int) -> None:
+    small = ["--clips=12", "--autoencoder-steps=2", "--batch=2", "--every=1000", "--threads=1"]
     command.main(
-        [
-            "--out",
-            str(folder / "mini"),
-            "--work",
-            str(folder / "work"),
-            "--clips",
-            "12",
-            "--autoencoder-steps",
-            "2",
-            "--steps",
-            str(steps),
-            "--batch",
-            "2",
-            "--every",
-            "1000",
-            "--threads",
-            "1",
-        ]
+        [f"--out={folder / 'mini'}", f"--work={folder / 'work'}", f"--steps={steps}", *small]
     )
 
 
@@ -117,7 +101,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_what_comes_out_is_a_pipeline_folder_in_half_precision(tmp_path: Path):
+def test_the_result_is_a_pipeline_folder_in_half_precision(tmp_path: Path):
     train(tmp_path, 2)
     folder = tmp_path / "mini"
     index = json.loads((folder / "model_index.json").read_text())
@@ -157,10 +141,8 @@ def test_the_autoencoder_keeps_its_statistics_and_shapes(tmp_path: Path):
     vae.latents_mean.copy_(torch.arange(4.0))
     vae.latents_std.copy_(torch.arange(4.0) + 1)
     vae.save_pretrained(tmp_path)
-    again, video = (
-        FrameAutoencoder.from_pretrained(tmp_path).eval(),
-        torch.rand(2, 3, 5, 32, 32) * 2 - 1,
-    )
+    again = FrameAutoencoder.from_pretrained(tmp_path).eval()
+    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     with torch.no_grad():
         latents = again.encode(video)
         assert latents.shape == (2, 4, 5, 8, 8)

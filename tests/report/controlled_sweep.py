@@ -21,7 +21,7 @@ REFERENCES = ["teacher_other", *(f"a_reference_with_a_long_name-nfe{n}" for n in
 def controlled_sweep(spread: float = 0.1) -> Results:
     """Two presets of one method, and another method, at three values of `k` with three seeds.
 
-    Each has a control, with another learning rate, at k = 1 alone.
+    Each has a control, with another learning rate, only at k = 1.
 
     Args:
         spread: relative difference in distance of two seeds.

@@ -1,4 +1,4 @@
-"""The data files: one line per run, notes on what limits a mean, and the keys that make rows."""
+"""The data files: one line per run, notes on limits of the means, and the keys that make rows."""
 
 import re
 

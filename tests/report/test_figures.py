@@ -1,4 +1,4 @@
-"""Figures of a sweep: what they draw, what they leave out, and that nothing in them is cut off."""
+"""Figures of a sweep: their points, labels and legends, and text that is never cut off."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_margin_labels_keep_apart_and_in_order():
 
 
 def test_a_row_without_a_place_on_the_axis_is_a_line_across(folder):
-    """Methods that never update what the sweep counts are compared with every place."""
+    """A method without the swept key is compared with every place."""
     runs = pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False)
     runs.loc[runs["method"] == "beta", "fake_score_updates"] = ""
     runs.to_csv(folder / "runs.csv", index=False)
@@ -315,7 +315,7 @@ def test_any_two_columns_can_be_drawn_from_the_command_line(folder, capsys):
         main([str(folder), "--x", "seconds"])
 
 
-def test_nothing_finished_is_no_figure_and_no_folder_is_an_error(tmp_path):
+def test_without_finished_runs_there_is_no_figure_and_a_missing_folder_is_an_error(tmp_path):
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0, None)], references=())
     (tmp_path / "results").mkdir()
     for name, text in data_files(read_sweep("speed", store)).items():

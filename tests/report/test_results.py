@@ -111,8 +111,8 @@ def test_keys_of_a_row_are_parsed_and_matched_as_numbers(results):
 def test_a_damaged_data_file_is_named(reported, tmp_path, name, old, new, message):
     folder = shutil.copytree(reported[0], tmp_path / "speed")
     text = (folder / name).read_text()
-    first, found, rest = text.partition(old)
-    assert found
+    first, separator, rest = text.partition(old)
+    assert separator
     (folder / name).write_text(first + new + rest)
     with pytest.raises(ResultsError, match=message):
         load(folder)

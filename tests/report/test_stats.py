@@ -54,19 +54,19 @@ def test_95_percent_of_intervals_over_seeds_cover_the_truth():
 
 
 @pytest.mark.parametrize(
-    "of_seeds, of_clips, of_both",
+    "seed_sd, clip_sd, both_sd",
     [(1.0, 0.0, 0.5), (1.0, 3.0, 1.0), (0.05, 3.0, 1.0), (0.0, 0.0, 1.0)],
 )
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_the_bootstrap_over_seeds_and_clips_covers_the_truth(seeds, of_seeds, of_clips, of_both):
+def test_the_bootstrap_over_seeds_and_clips_covers_the_truth(seeds, seed_sd, clip_sd, both_sd):
     """Crossed random effects around 5, with either factor dominating."""
     generator = np.random.default_rng(1)
     clips = 40
     covered = []
     for _ in range(400):
-        values = 5 + of_seeds * generator.normal(size=(seeds, 1))
-        values = values + of_clips * generator.normal(size=(1, clips))
-        values = values + of_both * generator.normal(size=(seeds, clips))
+        values = 5 + seed_sd * generator.normal(size=(seeds, 1))
+        values = values + clip_sd * generator.normal(size=(1, clips))
+        values = values + both_sd * generator.normal(size=(seeds, clips))
         covered.append(not crossed_interval(values).excludes(5))
     assert np.mean(covered) > 0.925
 

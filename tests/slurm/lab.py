@@ -1,4 +1,4 @@
-"""A sweep of small runs on the test cluster, and questions about its jobs."""
+"""Run sweeps of small runs on the test cluster, and query their jobs."""
 
 import json
 import os
@@ -45,14 +45,7 @@ class Lab:
 
     def argv(self, *more: str, where: Path | None = None) -> list[str]:
         where = where or self.folder
-        return [
-            str(self.file),
-            "--store",
-            str(where / "runs"),
-            "--out",
-            str(where / "results"),
-            *more,
-        ]
+        return [str(self.file), f"--store={where / 'runs'}", f"--out={where / 'results'}", *more]
 
     def start(
         self, *more: str, slow: float = 0.0, python: str = sys.executable
@@ -89,23 +82,24 @@ class Lab:
         return read_json(attempts(self.store / run)[-1] / "start.json")["pid"]
 
     def end(self) -> None:
-        """Cancel the jobs that are left."""
+        """Cancel the remaining jobs."""
         jobs = [job for runs in read_queue(self.store).jobs.values() for job in runs]
         subprocess.run(["scancel", *jobs, *prepare_jobs()], capture_output=True)
 
     def reference(self) -> Path:
-        """Store of the same sweep, done undisturbed in this process."""
+        """Store of the same sweep, run undisturbed in this process."""
         where = self.folder / "undisturbed"
         assert main(self.argv("--cluster", "debug", where=where)) == 0
         return where / "runs"
 
 
 def command(*argv: str) -> str:
+    """Run a command; returns its output."""
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 def quiet(statuses: dict[str, Status]) -> bool:
-    """Condition: no run is waiting or running."""
+    """Condition on statuses: no run is waiting or running."""
     return all(s.state in ("done", "failed", "stopped", "lost") for s in statuses.values())
 
 
@@ -120,7 +114,7 @@ def read_ends(run_dir: Path) -> list[dict]:
 
 
 def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
-    """Condition: the runs are training and have a checkpoint."""
+    """Condition on statuses: the runs are training and have a checkpoint."""
     return lambda statuses: all(
         statuses[run].state == "running" and statuses[run].student_updates > 1 for run in runs
     )
@@ -138,4 +132,5 @@ def pid_of_rank(rank: int, store: Path) -> int:
 
 
 def prepare_jobs() -> list[str]:
+    """Prepare jobs in the queue."""
     return command("squeue", "--noheader", "--name=distill-bench-prepare", "--format=%i").split()

@@ -1,6 +1,6 @@
 """Sweeps on a real SLURM (tests/slurm/up.sh).
 
-Whatever the cluster does to a run, the run ends in the bits of an undisturbed one.
+Whatever the cluster does to a run, the run ends with the bits of an undisturbed run.
 """
 
 import os
@@ -45,8 +45,8 @@ def lab(tiny_wan: Path, tmp_path: Path):
         return made[-1]
 
     yield make
-    for one in made:
-        one.end()
+    for sweep in made:
+        sweep.end()
 
 
 LIVES = f"""
@@ -79,11 +79,11 @@ def timed(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory):
     """
     cluster = {"runs_per_job": 2, "cpus": 1, "hours": 2 / 60, "signal_seconds": 30}
     folder = tmp_path_factory.mktemp("timed") / "lab"
-    it = Lab(folder, tiny_wan, {"student_updates": 200}, cluster, seeds=2)
+    sweep = Lab(folder, tiny_wan, {"student_updates": 200}, cluster, seeds=2)
     # an update ends well within the time that a cancelled job has to save
-    assert it.go(slow=2.0) == 0
-    yield it
-    it.end()
+    assert sweep.go(slow=2.0) == 0
+    yield sweep
+    sweep.end()
 
 
 def test_whatever_happens_to_an_array_each_run_is_done_once_with_the_same_bits(
@@ -94,30 +94,30 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_with_the_same_bits(
     broken.write_text("7")
     held.touch()  # catches the runs amid their updates, however far apart they start
     method = {"name": f"{SLOW}:Slow", "broken": str(broken), "held": str(held)}
-    it = lab({"method": method}, {"partition": "low"}, grid={}, seeds=8)
+    sweep = lab({"method": method}, {"partition": "low"}, grid={}, seeds=8)
 
-    first, second = it.start("--wait", slow=0.6), it.start(slow=0.6)
+    first, second = sweep.start("--wait", slow=0.6), sweep.start(slow=0.6)
     assert second.wait() == 0
     # jobs of other tests have the other CPUs
-    statuses = it.until(lambda now: sum(moving(run)(now) for run in now) >= 5)
+    statuses = sweep.until(lambda now: sum(moving(run)(now) for run in now) >= 5)
     first.kill()
 
     victims = [run for run in statuses if moving(run)(statuses)]
-    jobs = {run: last_job(it.store / run) for run in victims}
+    jobs = {run: last_job(sweep.store / run) for run in victims}
     nodes = {run: command("squeue", "-h", "-j", jobs[run], "-o", "%N").strip() for run in victims}
     on_n1, on_n2 = ([run for run in victims if nodes[run] == node] for node in ("n1", "n2"))
     on_lost_node = on_n2[0]
     requeued, killed, cancelled = (on_n1 + on_n2[1:])[:3]
     held.unlink()
     command("scontrol", "requeue", jobs[requeued])
-    os.kill(it.pid(killed), signal.SIGKILL)
+    os.kill(sweep.pid(killed), signal.SIGKILL)
     command("scancel", jobs[cancelled])
     command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     operator = subprocess.Popen(
         ["sh", "-c", BACK_IN_SERVICE], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     request.addfinalizer(operator.kill)
-    it.until(
+    sweep.until(
         lambda now: (
             now[on_lost_node].attempts >= 2 or now[on_lost_node].state in ("requeued", "preempted")
         )
@@ -126,8 +126,8 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_with_the_same_bits(
     size = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3")
     command("srun", "--partition=main", *size, "true")
 
-    statuses = it.until(quiet)
-    signals = [end.get("signal") for end in read_ends(it.store / cancelled)]
+    statuses = sweep.until(quiet)
+    signals = [end.get("signal") for end in read_ends(sweep.store / cancelled)]
     assert "SIGTERM" in signals, "the cancelled run saved"
     # the other driver's job may have resumed it
     cancelled_states = [("stopped", "cancelled"), ("done", None)]
@@ -135,19 +135,19 @@ def test_whatever_happens_to_an_array_each_run_is_done_once_with_the_same_bits(
     (failed,) = [s for s in statuses.values() if s.state == "failed"]
     assert failed.note == "RuntimeError: the method is broken"
     assert "the method is broken" in Path(failed.log).read_text()
-    assert len(attempts(it.store / failed.run)) == 1, "the other driver does not try it again"
+    assert len(attempts(sweep.store / failed.run)) == 1, "the other driver does not try it again"
     for run in (requeued, killed, on_lost_node):
         assert statuses[run].attempts >= 2
 
     broken.unlink()
-    assert it.go("--wait") == 1, "resumes the cancelled run; the failed one waits"
-    assert it.go("--wait", "--retry-failed=cuda_oom") == 1
-    assert it.go("--wait", "--retry-failed=exception") == 0
-    assert_same_results(it.store, it.reference())
+    assert sweep.go("--wait") == 1, "resumes the cancelled run; the failed one waits"
+    assert sweep.go("--wait", "--retry-failed=cuda_oom") == 1
+    assert sweep.go("--wait", "--retry-failed=exception") == 0
+    assert_same_results(sweep.store, sweep.reference())
     for run in statuses:
-        ends = [end.get("status") for end in read_ends(it.store / run)]
+        ends = [end.get("status") for end in read_ends(sweep.store / run)]
         assert ends.count("done") == 1
-    assert (it.folder / "results" / "lab" / "table.csv").read_text().count("\n") > 2
+    assert (sweep.folder / "results" / "lab" / "table.csv").read_text().count("\n") > 2
 
 
 def test_a_run_of_several_processes_equals_the_run_of_one(lab):
@@ -161,7 +161,7 @@ def test_a_run_of_several_processes_equals_the_run_of_one(lab):
         "exit_step": "last",
     }
     across, within = (lab(base, layout, grid={}) for layout in ({"nodes": 2}, {"tasks": 2}))
-    drivers = [one.start("--wait") for one in (across, within)]
+    drivers = [sweep.start("--wait") for sweep in (across, within)]
     reference = across.reference()
     (run,) = across.statuses()
     within.until(lambda now: now[run].student_updates >= 1)
@@ -199,19 +199,19 @@ def test_each_failure_is_one_line_of_its_run_and_the_others_go_on(lab, tmp_path)
     code = tmp_path / "own" / "slow.py"
     code.parent.mkdir()
     shutil.copy(SLOW, code)
-    it = lab(grid={"method": [f"{code}:Slow"]}, seeds=4)
-    runs = sorted(open_sweep(load_sweep(it.file), it.store, it.folder / "results").runs)
+    sweep = lab(grid={"method": [f"{code}:Slow"]}, seeds=4)
+    runs = sorted(open_sweep(load_sweep(sweep.file), sweep.store, sweep.folder / "results").runs)
     full, unwritable, changed, sound = runs
     for run in runs:
-        (it.store / run).mkdir(parents=True)
-    command("mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(it.store / full))
-    command("mount", "-t", "tmpfs", "-o", "size=64k,ro", "tmpfs", str(it.store / unwritable))
+        (sweep.store / run).mkdir(parents=True)
+    command("mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(sweep.store / full))
+    command("mount", "-t", "tmpfs", "-o", "size=64k,ro", "tmpfs", str(sweep.store / unwritable))
     try:
-        assert it.go(slow=0.5) == 0
-        it.until(moving(changed))
-        command("scontrol", "requeue", last_job(it.store / changed))
+        assert sweep.go(slow=0.5) == 0
+        sweep.until(moving(changed))
+        command("scontrol", "requeue", last_job(sweep.store / changed))
         code.write_text(code.read_text().replace("x0, scores.x0_fake", "x0, 2 * scores.x0_fake"))
-        statuses = it.until(lambda now: quiet(now) and now[changed].attempts == 2)
+        statuses = sweep.until(lambda now: quiet(now) and now[changed].attempts == 2)
         failures = {
             full: ("disk_full", "No space left on device"),
             unwritable: ("read_only", "cannot write"),
@@ -223,53 +223,53 @@ def test_each_failure_is_one_line_of_its_run_and_the_others_go_on(lab, tmp_path)
         assert statuses[sound].state == "done"
     finally:
         for run in (full, unwritable):
-            command("umount", "-l", str(it.store / run))
-    assert it.go("--wait", "--retry-failed=disk_full,read_only") == 1
-    assert it.go("--wait", "--retry-failed", "--allow-changed-code") == 0
-    results = {run: read_json(it.store / run / "result.json") for run in (changed, full)}
+            command("umount", "-l", str(sweep.store / run))
+    assert sweep.go("--wait", "--retry-failed=disk_full,read_only") == 1
+    assert sweep.go("--wait", "--retry-failed", "--allow-changed-code") == 0
+    results = {run: read_json(sweep.store / run / "result.json") for run in (changed, full)}
     before, after = results[changed]["code_fingerprint"].split("+")
     assert before != after
     assert after == results[full]["code_fingerprint"]
 
 
 def test_a_missing_python_is_named_and_the_run_can_be_started_again(lab, tmp_path):
-    it = lab({"student_updates": 2}, {"sbatch": {"hold": True}})
+    sweep = lab({"student_updates": 2}, {"sbatch": {"hold": True}})
     environment = tmp_path / "environment"
     environment.symlink_to(sys.prefix)
-    assert it.start(python=str(environment / "bin" / "python")).wait() == 0
+    assert sweep.start(python=str(environment / "bin" / "python")).wait() == 0
     environment.unlink()
-    jobs = [job for runs in read_queue(it.store).jobs.values() for job in runs]
+    jobs = [job for runs in read_queue(sweep.store).jobs.values() for job in runs]
     command("scontrol", "release", *jobs, *prepare_jobs())
-    (status,) = it.until(quiet).values()
+    (status,) = sweep.until(quiet).values()
     assert (status.state, status.kind) == ("lost", "not_started")
     assert "No such file or directory" in status.note
-    assert it.go("--wait", "--set", "cluster.sbatch={}") == 0
+    assert sweep.go("--wait", "--set", "cluster.sbatch={}") == 0
 
 
 def test_two_hundred_runs_are_submitted_in_seconds_as_arrays_below_the_limit(lab):
-    it = lab(cluster={"sbatch": {"hold": True}, "jobs": 8}, seeds=200)
+    sweep = lab(cluster={"sbatch": {"hold": True}, "jobs": 8}, seeds=200)
     began = time.monotonic()
-    assert it.go() == 0
+    assert sweep.go() == 0
     seconds = time.monotonic() - began
     print(f"200 runs expanded, hashed, checked and submitted in {seconds:.1f} s")
-    queue = read_queue(it.store)
+    queue = read_queue(sweep.store)
     assert len(queue.states) >= 200
     assert len({job.partition("_")[0] for jobs in queue.jobs.values() for job in jobs}) > 1
-    assert it.go() == 0
-    assert len(read_queue(it.store).states) == len(queue.states), "no run is submitted twice"
+    assert sweep.go() == 0
+    assert len(read_queue(sweep.store).states) == len(queue.states), "no run is submitted twice"
     (prepare,) = set(queue.prepared_by.values())
-    assert main(it.argv("--cancel", "--only", "seed == 0")) == 0
+    assert main(sweep.argv("--cancel", "--only", "seed == 0")) == 0
     assert prepare in prepare_jobs(), "the other runs need it"
-    assert main(it.argv("--cancel")) == 0
+    assert main(sweep.argv("--cancel")) == 0
     assert prepare not in prepare_jobs()
-    assert {(s.state, s.kind) for s in it.statuses().values()} == {("lost", "cancelled")}
+    assert {(s.state, s.kind) for s in sweep.statuses().values()} == {("lost", "cancelled")}
     assert seconds < 10
 
 
 def test_limits_of_the_cluster_are_warned_of_and_sbatch_s_refusal_is_shown(lab, capsys):
     cluster = {"partition": "main,low", "nodes": 3, "cpus": 9, "hours": 200, "mem_gb": 9}
-    it = lab(cluster=cluster | {"sbatch": {"hold": True}})
-    assert main(it.argv()) == 0
+    sweep = lab(cluster=cluster | {"sbatch": {"hold": True}})
+    assert main(sweep.argv()) == 0
     out = capsys.readouterr().out
     assert "submitted 1 runs" in out
     for shortfall in ("200 h is over", "3 nodes are more", "1 x 9 CPUs are", "9 GB are more"):
@@ -278,11 +278,11 @@ def test_limits_of_the_cluster_are_warned_of_and_sbatch_s_refusal_is_shown(lab, 
     assert not read_partition("main").preemptible
     with pytest.raises(SchedulerError, match="no partition 'moon'; known: main, low"):
         read_partition("main,moon")
-    (run,) = (it.store / run for run in it.statuses())
-    assert main(it.argv("--cancel")) == 0
+    (run,) = (sweep.store / run for run in sweep.statuses())
+    assert main(sweep.argv("--cancel")) == 0
     before = prepare_jobs()
     with pytest.raises(ConfigError, match="--gpus < -N; Invalid generic resource"):
-        submit([run], ClusterConfig(nodes=2, sbatch={"gpus": 1, "hold": True}), it.store, [run])
+        submit([run], ClusterConfig(nodes=2, sbatch={"gpus": 1, "hold": True}), sweep.store, [run])
     assert prepare_jobs() == before, "nobody would wait for it"
 
 
@@ -296,22 +296,21 @@ def test_a_job_that_was_requeued_often_still_survives_a_kill(often_requeued):
 
 def test_runs_that_share_a_job_go_on_after_its_time_limit(timed):
     """They save at the signal and resume after the requeue, and again after `--cancel`."""
-    it = timed
 
     def has_resumed(status: Status) -> bool:
-        ends = read_ends(it.store / status.run)
+        ends = read_ends(timed.store / status.run)
         saved_at = ends[0].get("student_updates", 200) if ends else 200
         resumed = len(ends) > 1 and status.student_updates > saved_at
         return resumed and status.state == "running" and status.requeues > 0
 
-    it.until(lambda now: all(map(has_resumed, now.values())))
-    assert it.go("--cancel") == 0
-    statuses = it.until(quiet)
+    timed.until(lambda now: all(map(has_resumed, now.values())))
+    assert timed.go("--cancel") == 0
+    statuses = timed.until(quiet)
     assert {s.state for s in statuses.values()} == {"stopped"}
     assert 0 < min(s.student_updates for s in statuses.values()) < 200
     for run in statuses:
-        first = read_ends(it.store / run)[0]
+        first = read_ends(timed.store / run)[0]
         assert (first["status"], first["signal"]) == ("stopped", "SIGUSR2")
         assert first["student_updates"] > 0
-    assert it.go("--wait") == 0
-    assert_same_results(it.store, it.reference())
+    assert timed.go("--wait") == 0
+    assert_same_results(timed.store, timed.reference())

@@ -20,8 +20,8 @@ RUN = "dmd2-s0-0"
 
 
 @pytest.mark.slow
-def test_cancel_ends_a_local_sweep_on_whatever_host_its_driver_is(sweep_file, tmp_path, capsys):
-    """The driver reads a file: it stops the preparation and starts no run."""
+def test_cancel_ends_a_local_sweep_on_any_host(sweep_file, tmp_path, capsys):
+    """The driver reads the record of the call, stops the prepare task and starts no run."""
     sweep = open_sweep(load_sweep(sweep_file), tmp_path / "runs", tmp_path / "results")
 
     def cancel_once_busy() -> None:

@@ -128,9 +128,8 @@ def test_the_reference_has_every_sweep():
 
 
 def test_the_table_of_cluster_settings_is_that_of_distill_bench_keys():
-    table = README.split("<!-- distill-bench keys -->\n")[1].split("<!-- /distill-bench keys -->")[
-        0
-    ]
+    after = README.split("<!-- distill-bench keys -->\n")[1]
+    table = after.split("<!-- /distill-bench keys -->")[0]
     assert table.strip() in reference()
     assert first_column(table) == list(ClusterConfig.model_fields)
 

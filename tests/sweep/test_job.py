@@ -33,7 +33,7 @@ def test_an_attempt_that_was_taken_over_ends_without_a_result(make_run, monkeypa
     first = attempts(run)[0]
     assert read_exit(first)["status"] == "superseded"
     assert not (run / "result.json").exists()
-    # the method's code, which may be in no commit
+    # the method's code, which may be outside the repository
     assert (first / "dmd2.py").is_file()
     checkpoints = run / "checkpoints"
     assert checkpoints.stat().st_mode == next(checkpoints.iterdir()).stat().st_mode

@@ -1,4 +1,4 @@
-"""The code fingerprint moves with the code that a run's numbers pass through, and with no other."""
+"""The code fingerprint depends on the code that decides weights and clips, and on no other."""
 
 import re
 import shutil
@@ -98,13 +98,13 @@ def moves(code: Path, path: Path, change: str = "\nCHANGED = 1\n") -> bool:
 
 def test_a_change_moves_the_fingerprint_if_numbers_pass_through_the_module(code):
     root = code / "distill_bench"
-    expected, found = {}, {}
+    expected, actual = {}, {}
     for path in sorted(root.rglob("*.py")):
         module = str(path.relative_to(root).with_suffix(""))
         expected[module] = counts(module)
-        found[module] = moves(code, path)
-    assert len(found) > 80
-    assert found == expected
+        actual[module] = moves(code, path)
+    assert len(actual) > 80
+    assert actual == expected
 
 
 def test_of_the_plugins_only_the_method_s_own_file_counts(code):

@@ -1,6 +1,6 @@
 """`make soak`: a hundred SIGKILLs at random moments, at drivers and workers of small local sweeps.
 
-No run may be lost, none done twice, and each must end in the bits of an undisturbed run. Writes
+No run may be lost, none done twice, and each must end with the bits of an undisturbed run. Writes
 results/soak.log.
 """
 

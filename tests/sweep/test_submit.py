@@ -1,4 +1,4 @@
-"""SLURM's refusals and pending reasons in one line, without a SLURM; tests/slurm has a real one."""
+"""SLURM's refusals and pending reasons in one line, without SLURM; tests/slurm uses a real one."""
 
 from dataclasses import replace
 

@@ -45,7 +45,7 @@ def test_every_built_in_method_conforms(method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # above the check's own, which says which method it was
+@pytest.mark.timeout(1800)  # longer than the check's own timeout, which names the method
 def test_two_ranks_end_where_one_does(folder):
     """One launch for all, as starting processes takes longest; the last method differs by rank."""
     others = [{"name": f"{__file__}:Broken", "fault": fault} for fault in ("none", "rank")]
@@ -62,7 +62,7 @@ def test_two_ranks_that_hang_are_a_failure_of_the_method(tmp_path):
         ranks.check_two_ranks("dmd2", folder=tmp_path, timeout=0.5)
 
 
-SAYS = {  # faults of the loss as a whole -> what is said of them
+SAYS = {  # fault of the whole loss -> error message
     "nan": "the student's loss: term 'kl' is nan",
     "no gradient": r"the student's loss has no gradient: no term of \['kl'\] has a graph",
     "no scalar": r"the student's loss: term 'kl' is no scalar but torch.Size\(\[4\]\)",
@@ -129,9 +129,8 @@ class Broken(Method):
 
     def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
         if self.fault == "resume":
-            self.__dict__["seen"] = (
-                self.__dict__.get("seen", 0) + 1
-            )  # state that no checkpoint knows
+            # state that is in no checkpoint
+            self.__dict__["seen"] = self.__dict__.get("seen", 0) + 1
             next(networks["student"].parameters()).add_(0.01 * self.__dict__["seen"])
 
 

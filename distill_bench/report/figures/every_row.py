@@ -134,7 +134,7 @@ def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Ax
 
 
 def _line_label(row: Row, before: Row | None) -> str:
-    """Series and place of a row; the place alone below a row of the same series."""
+    """Series and place of a row; only the place if the row above has the same series."""
     series = canvas.shortened(row.series, 34)
     if not row.at:
         return series

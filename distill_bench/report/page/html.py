@@ -95,7 +95,7 @@ class ComparedRow:
     difference: Difference
     p: float  # after Holm's correction
     favours: str  # "this row", "the baseline" or "neither"
-    cost: float | None  # training cost, divided by that of the baseline
+    cost: float | None  # training cost relative to the baseline
     bar: tuple[float, float, float] | None  # left end, width and mean in percent, 0 in the middle
 
 

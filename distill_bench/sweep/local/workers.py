@@ -63,7 +63,7 @@ def run_tasks(
     stop: Callable[[], bool] = lambda: False,
     cancelled: Callable[[Task], bool] = lambda task: False,
 ) -> None:
-    """Run all tasks in order, at most `jobs` at once, each in a process group of its own.
+    """Run all tasks in order, at most `jobs` at once, each in its own process group.
 
     Ctrl-C asks the running tasks to save and raises KeyboardInterrupt when they have ended; a
     second Ctrl-C kills them.

@@ -73,7 +73,7 @@ def _is_left(run_dir: Path, submitted: float) -> bool:
 def _side_by_side(
     run_dirs: Sequence[Path], stop: StopRequest, allow_changed_code: bool
 ) -> list[int]:
-    """Do each run in a process of its own, sharing cores and GPUs; returns their exit codes."""
+    """Do each run in its own process, sharing cores and GPUs; returns their exit codes."""
     flags = ["--allow-changed-code"] if allow_changed_code else []
     tasks = []
     for run_dir in run_dirs:
