@@ -162,10 +162,10 @@ def noise_floor(clips: Clips, speed: Speed, most: int = 64) -> float:
 def dynamic_degree(clips: Clips, top: np.ndarray, speed: Speed) -> np.ndarray | None:
     """1 for each dynamic clip, else 0, (N,), as in VBench (dynamic_degree.py@45e79ec).
 
-    The optical flow is that of this evaluator, not VBench's.
-    Frames are taken at 8 per second. A clip of n frames is dynamic if the fastest 5 % exceed 6
-    min(H, W) / 256 pixels in at least round(4 n / 16) pairs. None below 3 frames: VBench then
-    requires 0 pairs and calls every clip dynamic.
+    The optical flow is that of this evaluator, not VBench's. Frames are taken at 8 per second. A
+    clip of n frames is dynamic if the fastest 5 % exceed 6 min(H, W) / 256 pixels in at least
+    round(4 n / 16) pairs. None below 3 frames: VBench then requires 0 pairs and calls every clip
+    dynamic.
     """
     step = max(1, round(clips.fps / 8))
     frames = clips.frames[:, ::step]
