@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("sweep sweep.yaml --status --only 'seed > 5'", "no run of the sweep satisfies it"),
         ("sweep sweep.yaml --explain xyz", "no runs of the sweep match; name one of: dmd2-s0-"),
         ("sweep sweep.yaml --explain ''", "2 runs of the sweep match"),
-        ("cost sweep.yaml --size critic=1", "roles are student"),
+        ("cost sweep.yaml --size critic=1", "no role called 'critic'; known: student"),
         ("cost sweep.yaml --size student=big", "--size 'student=big' takes ROLE=NUMBER"),
         ("cost sweep.yaml --set student_lr=1e999", "student_lr = inf"),
         ("train empty", "no run.yaml"),

@@ -102,7 +102,9 @@ def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
     """
     x, y = (features.double() for features in checked_features(x, y))
     if paired and len(x) != len(y):
-        raise ValueError(f"{len(x)} and {len(y)} features cannot be paired; give as many of each")
+        raise ValueError(
+            f"{len(x)} and {len(y)} features cannot be paired; the numbers must be equal"
+        )
     within = sum(_off_diagonal_mean(k) for k in (kernel(x, x), kernel(y, y)))
     cross = kernel(x, y)
     between = _off_diagonal_mean(cross) if paired else cross.mean()

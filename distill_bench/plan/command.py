@@ -96,10 +96,12 @@ def _sizes(arguments: list[str]) -> dict[str, float]:
         if not 0 < size < math.inf:
             raise ValueError(f"--size {argument!r} takes ROLE=NUMBER, for instance teacher=14e9")
         if role not in ROLES:
-            raise ValueError(f"--size {role}: roles are student, fake_score, teacher and target")
+            raise ValueError(f"--size: no role called {role!r}; known: {', '.join(ROLES)}")
         sizes[role] = size
     if sizes and "student" not in sizes:
-        raise ValueError("--size needs the student's size too: costs are in its forwards")
+        raise ValueError(
+            "--size: the student's size, the unit of costs, is missing; add student=NUMBER"
+        )
     return sizes
 
 

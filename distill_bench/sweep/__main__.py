@@ -183,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
             "allowed here: local, debug"
         )
     if options.watch is not None and not options.watch > 0:
-        raise ConfigError(f"--watch {options.watch:g}: seconds between two prints, above 0")
+        raise ConfigError(f"--watch {options.watch:g}: seconds between two prints must be above 0")
     if options.dry_run:
         return _preview(config, options, on_slurm)
     if options.explain is not None:

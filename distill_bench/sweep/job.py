@@ -173,7 +173,7 @@ def _record_provenance(attempt: Path, run_dir: Path, allow_changed_code: bool) -
     if first != code and has_output and not allow_changed_code:
         raise CodeChanged(
             f"the code has changed since this run began (fingerprint {first}, now {code}): "
-            f"resume with --allow-changed-code, or remove {run_dir} to begin anew"
+            f"resume with --allow-changed-code, or remove {run_dir} to start again"
         )
 
 

@@ -32,7 +32,7 @@ def check_presets(runs: Runs) -> None:
             continue  # reported when such a run is resolved
         assert "preset" not in config.method, f"preset {preset} is still a key of the method"
         reread = resolve(parse_yaml(dump_yaml(config.model_dump(mode="json"))))
-        assert reread == config, f"preset {preset} resolves differently from its own YAML"
+        assert reread == config, f"preset {preset} changes in a round trip through YAML"
 
 
 CHECKS = (

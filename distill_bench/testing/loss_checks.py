@@ -32,7 +32,7 @@ def check_losses(runs: Runs) -> None:
     _check_terms("the student's", loss)
     if loss.x0 is None:
         assert not rollouts, (
-            "the student's phase makes a rollout, and Loss.x0 is None: give the samples"
+            "the student's phase makes a rollout, but Loss.x0 is None; set it to the samples"
         )
     else:
         expected = (len(batch.text), *batch.latent_shape)
@@ -42,8 +42,8 @@ def check_losses(runs: Runs) -> None:
         # samples that no term uses only train the fake score, and need no gradient
         for_fake_score = rollouts and not _reaches(loss.total, rollouts)
         assert _reaches(loss.total, [loss.x0]) or for_fake_score, (
-            "no term has a gradient at Loss.x0: give the samples that the terms are made of, "
-            "with their graph"
+            "no term has a gradient at Loss.x0; set it to the samples that the terms are computed "
+            "from, without detaching them"
         )
     if run.fake_score is not None:
         _check_terms("the fake score's", fake_score_loss(run, run.nets))
@@ -55,7 +55,7 @@ def _check_terms(phase: str, loss: Loss) -> None:
     for name, term in loss.terms.items():
         scalar = isinstance(term, Tensor) and term.ndim == 0
         kind = getattr(term, "shape", type(term).__name__)
-        assert scalar, f"{phase} loss: term {name!r} is no scalar but {kind}"
+        assert scalar, f"{phase} loss: term {name!r} is not a scalar but {kind}"
         assert term.isfinite(), f"{phase} loss: term {name!r} is {term.item()}"
     assert loss.total.requires_grad, (
         f"{phase} loss has no gradient: no term of {list(loss.terms)} has a graph"
@@ -103,18 +103,18 @@ def check_detachment(runs: Runs) -> None:
         declared = role in run.method.differentiated_roles
         assert declared or not reached, (
             f"the student's loss reaches the input of {role}, which differentiated_roles lacks: "
-            "detach what is made of the prediction (a normaliser, a target), or add the role"
+            "detach normalisers and targets computed from the prediction, or add the role"
         )
         assert reached or not declared, (
-            f"differentiated_roles has {role}, whose input the student's loss does not reach: the "
-            "prediction is detached, or its graph is built in vain"
+            f"differentiated_roles has {role}, whose input the student's loss does not reach: "
+            "remove the role, or use its prediction without detaching it"
         )
     if run.fake_score is not None:
         student = Watched(run.nets.student)
         loss = fake_score_loss(run, dataclasses.replace(run.nets, student=student))
         _check_frozen(run, "the fake score's", loss, ("student", "teacher"))
         assert not student.predictions, (
-            "the fake score's loss runs the student: its samples x0 are given"
+            "the fake score's loss runs the student; use the given samples x0"
         )
 
 
@@ -177,7 +177,7 @@ def check_shared_graph(runs: Runs) -> None:
     apart.update_student()
     students = (run.networks["student"].parameters() for run in (sharing, apart))
     for p, q in zip(*students, strict=True):
-        assert torch.equal(p, q), "a shared graph moves the student elsewhere"
+        assert torch.equal(p, q), "a shared graph gives the student other weights"
     gradients: list[Tensor | None] = []
     sharing.optimisers["fake_score"].register_step_pre_hook(
         lambda *_: gradients.extend(p.grad for p in weights)
@@ -188,7 +188,7 @@ def check_shared_graph(runs: Runs) -> None:
             gradient is None if own is None else torch.allclose(gradient, own, rtol=1e-4, atol=1e-7)
         )
         assert same, (
-            f"the fake score's gradient of a shared graph, {tuple(weight.shape)}, "
+            f"with a shared graph, the fake score's gradient of shape {tuple(weight.shape)} "
             "is not that of its own terms"
         )
 

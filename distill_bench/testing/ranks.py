@@ -103,7 +103,7 @@ def assert_same(what: str, run: Path, other: Path, tolerance: float) -> None:
         load_file(checkpoint.folders(folder)[-1] / "weights.safetensors") for folder in (run, other)
     )
     unmatched = sorted(weights.keys() ^ others.keys())
-    assert not unmatched, f"{what}: tensors of one run alone, {unmatched}"
+    assert not unmatched, f"{what}: tensors in only one run, {unmatched}"
     errors = {
         name: float((weight - others[name]).abs().nan_to_num(nan=torch.inf).max())
         for name, weight in weights.items()

@@ -133,9 +133,9 @@ def check_guard(runs: Runs) -> None:
             message = f"the reason {str(error)!r} does not name the term {method.term!r}"
             assert method.term in str(error), message
         else:
-            raise AssertionError(f"a term of {loss} that is NaN was not noticed")
+            raise AssertionError(f"a NaN term of {loss} did not stop the run")
         after = _weights(*run.networks.values())
-        assert _same(after, before), f"a term of {loss} that is NaN moved weights"
+        assert _same(after, before), f"a NaN term of {loss} changed weights"
 
 
 class Poisoned:

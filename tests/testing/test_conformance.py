@@ -65,9 +65,9 @@ def test_two_ranks_that_hang_are_a_failure_of_the_method(tmp_path):
 SAYS = {  # fault of the whole loss -> error message
     "nan": "the student's loss: term 'kl' is nan",
     "no gradient": r"the student's loss has no gradient: no term of \['kl'\] has a graph",
-    "no scalar": r"the student's loss: term 'kl' is no scalar but torch.Size\(\[4\]\)",
+    "no scalar": r"the student's loss: term 'kl' is not a scalar but torch.Size\(\[4\]\)",
     "cut": "no term has a gradient at Loss.x0",
-    "lost": "makes a rollout, and Loss.x0 is None",
+    "lost": "makes a rollout, but Loss.x0 is None",
     "raises": "KeyError: 'raises'",
 }
 

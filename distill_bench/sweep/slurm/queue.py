@@ -188,7 +188,9 @@ def read_partition(partition: str | None) -> Partition:
     default = next((n for n, block in known.items() if block.get("Default") == "YES"), None)
     name = partition or default
     if not name:
-        raise SchedulerError(f"no default partition; set cluster.partition: {', '.join(known)}")
+        raise SchedulerError(
+            f"no default partition; set cluster.partition to one of {', '.join(known)}"
+        )
     if missing := [part for part in name.split(",") if part not in known]:
         raise SchedulerError(f"no partition {missing[0]!r}; known: {', '.join(known)}")
     blocks = [known[part] for part in name.split(",")]
