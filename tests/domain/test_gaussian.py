@@ -1,4 +1,4 @@
-"""The Gaussian teacher: closed forms against sampling, and a run up to exact scores."""
+"""The Gaussian teacher: closed forms equal sampling, and a run trains and gets exact scores."""
 
 import json
 
@@ -45,7 +45,7 @@ def pipeline():
 
 
 def test_the_teacher_is_the_best_denoiser_of_its_data(pipeline):
-    """Its error is the posterior variance, and no affine correction improves it."""
+    """Its error equals the posterior variance, and an affine correction does not reduce it."""
     x0 = pipeline.data(["component 1"] * 4000, list(range(4000)))
     text = pipeline.encode_text(["component 1"]).expand(4000, -1, -1)
     sigma = torch.full((4000,), 0.6)
@@ -57,39 +57,35 @@ def test_the_teacher_is_the_best_denoiser_of_its_data(pipeline):
     assert (inputs @ correction).square().mean() / error.square().mean() < 0.01
     eye = torch.eye(16, dtype=torch.float64)
     posterior = torch.linalg.inv(torch.linalg.inv(pipeline.covariance) + (0.4 / 0.6) ** 2 * eye)
-    assert float(error.square().mean()) == pytest.approx(
-        float(torch.trace(posterior) / 16), rel=0.03
-    )
+    variance = float(torch.trace(posterior) / 16)
+    assert float(error.square().mean()) == pytest.approx(variance, rel=0.03)
 
 
 def test_guidance_moves_only_the_mean(pipeline):
     text, null = pipeline.encode_text(["component 2", ""]).split(1)
-    x_t, sigma = (
-        torch.randn(1, *pipeline.shape, generator=torch.Generator().manual_seed(1)),
-        torch.tensor([0.5]),
-    )
+    x_t = torch.randn(1, *pipeline.shape, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([0.5])
     teacher = Denoiser(pipeline.transformer, "teacher", Ledger(1))
-    torch.testing.assert_close(
-        Guided(teacher, null, 3.0)(x_t, sigma, text), teacher(x_t, sigma, 3.0 * text)
-    )
+    guided = Guided(teacher, null, 3.0)(x_t, sigma, text)
+    torch.testing.assert_close(guided, teacher(x_t, sigma, 3.0 * text))
 
 
 @pytest.mark.parametrize("stepping", ["renoise", "ode"])
 @pytest.mark.parametrize("nfe", [1, 3])
 def test_a_students_exact_moments_equal_those_of_its_samples(pipeline, stepping, nfe):
-    net, many = pipeline.student(), 6000
+    net, count = pipeline.student(), 6000
     sigmas = student_sigmas(nfe, 2.0)
     facts = pipeline.facts(net, sigmas, stepping, 1.0)
     draw = torch.Generator().manual_seed(0)
-    noises = [torch.randn(many, *pipeline.shape, generator=draw) for _ in range(nfe)]
-    text = pipeline.encode_text(["component 3"]).expand(many, -1, -1)
+    noises = [torch.randn(count, *pipeline.shape, generator=draw) for _ in range(nfe)]
+    text = pipeline.encode_text(["component 3"]).expand(count, -1, -1)
     with torch.no_grad():
         x0 = rollout(Denoiser(net, "student", Ledger(1)), noises, sigmas, text, stepping).flatten(1)
     spread = np.sqrt(np.diag(facts["covariance"]))
-    assert np.abs(x0.mean(0).numpy() - facts["mean"][3]).max() < 5 * spread.max() / many**0.5
-    assert (
-        np.abs(np.cov(x0.numpy().T) - facts["covariance"]).max() < 6 * spread.max() ** 2 / many**0.5
-    )
+    mean_error = np.abs(x0.mean(0).numpy() - facts["mean"][3]).max()
+    covariance_error = np.abs(np.cov(x0.numpy().T) - facts["covariance"]).max()
+    assert mean_error < 5 * spread.max() / count**0.5
+    assert covariance_error < 6 * spread.max() ** 2 / count**0.5
 
 
 def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moments(pipeline):
@@ -97,47 +93,38 @@ def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moment
     sigmas = student_sigmas(2, 2.0).double()
     facts = pipeline.facts(net, sigmas, "renoise", 1.0)
     text = pipeline.encode_text(["component 0"]).double()
-    x_t, sigma = (
-        torch.randn(1, *pipeline.shape, dtype=torch.float64),
-        torch.tensor([0.4], dtype=torch.float64),
-    )
+    x_t = torch.randn(1, *pipeline.shape, dtype=torch.float64)
+    sigma = torch.tensor([0.4], dtype=torch.float64)
     mean, covariance = (torch.from_numpy(facts[key]) for key in ("mean", "covariance"))
     noisy = 0.36 * covariance + 0.16 * torch.eye(16, dtype=torch.float64)
     expected = mean[0] + 0.6 * covariance @ torch.linalg.solve(noisy, x_t.flatten() - 0.6 * mean[0])
-    found = pipeline.exact_fake_score(net, sigmas, "renoise", [1])(x_t, sigma, text)
-    torch.testing.assert_close(found.flatten(), expected, rtol=1e-9, atol=1e-11)
+    x0_fake = pipeline.exact_fake_score(net, sigmas, "renoise", [1])(x_t, sigma, text)
+    torch.testing.assert_close(x0_fake.flatten(), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_exact_fake_score_of_random_exits_is_the_gradient_of_a_mixture(pipeline):
     """Tweedie: x0 = (x_t + sigma^2 grad log p(x_t)) / (1 - sigma), p the mixture over exits."""
     net, sigmas = pipeline.student().double(), student_sigmas(3, 2.0).double()
     text = pipeline.encode_text(["component 0"]).double()
-    s, x_t = (
-        0.4,
-        torch.randn(
-            1, *pipeline.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
-        ).requires_grad_(),
-    )
-    eye = torch.eye(16, dtype=torch.float64)
-    logs = []
-    for exits in (1, 2, 3):
-        facts = pipeline.facts(net, sigmas[:exits], "renoise", 1.0)
+    generator = torch.Generator().manual_seed(2)
+    x_t = torch.randn(1, *pipeline.shape, dtype=torch.float64, generator=generator)
+    x_t.requires_grad_()
+    s, eye = 0.4, torch.eye(16, dtype=torch.float64)
+    log_densities = []
+    for steps in (1, 2, 3):
+        facts = pipeline.facts(net, sigmas[:steps], "renoise", 1.0)
         mean, covariance = torch.from_numpy(facts["mean"][0]), torch.from_numpy(facts["covariance"])
-        logs.append(
-            MultivariateNormal((1 - s) * mean, (1 - s) ** 2 * covariance + s**2 * eye).log_prob(
-                x_t.flatten()
-            )
-        )
-    (score,) = torch.autograd.grad(torch.stack(logs).logsumexp(0), x_t)
-    found = pipeline.exact_fake_score(net, sigmas, "renoise", [0, 1, 2])(
-        x_t.detach(), torch.tensor([s], dtype=torch.float64), text
-    )
-    torch.testing.assert_close(
-        found, ((x_t + s**2 * score) / (1 - s)).detach(), rtol=1e-7, atol=1e-9
-    )
+        density = MultivariateNormal((1 - s) * mean, (1 - s) ** 2 * covariance + s**2 * eye)
+        log_densities.append(density.log_prob(x_t.flatten()))
+    (score,) = torch.autograd.grad(torch.stack(log_densities).logsumexp(0), x_t)
+    expected = ((x_t + s**2 * score) / (1 - s)).detach()
+    fake_score = pipeline.exact_fake_score(net, sigmas, "renoise", [0, 1, 2])
+    x0_fake = fake_score(x_t.detach(), torch.tensor([s], dtype=torch.float64), text)
+    torch.testing.assert_close(x0_fake, expected, rtol=1e-7, atol=1e-9)
 
 
 def test_exact_divergences_equal_torch_and_their_definitions():
+    """KL against torch, Fisher against sampling, W2 against equal and shifted Gaussians."""
     g = torch.Generator().manual_seed(3)
     means = torch.randn(2, 4, generator=g, dtype=torch.float64)
     roots = torch.randn(2, 4, 4, generator=g, dtype=torch.float64)
@@ -145,7 +132,8 @@ def test_exact_divergences_equal_torch_and_their_definitions():
         MultivariateNormal(m, a @ a.T + torch.eye(4, dtype=torch.float64))
         for m, a in zip(means, roots, strict=True)
     )
-    arrays = [each.numpy() for each in (p.mean, p.covariance_matrix, q.mean, q.covariance_matrix)]
+    moments = (p.mean, p.covariance_matrix, q.mean, q.covariance_matrix)
+    arrays = [moment.numpy() for moment in moments]
     assert kl(*arrays) == pytest.approx(float(kl_divergence(p, q)), rel=1e-9)
     torch.manual_seed(0)
     x = p.sample((40_000,)).requires_grad_()
@@ -157,6 +145,7 @@ def test_exact_divergences_equal_torch_and_their_definitions():
 
 
 def run_folder(tmp_path, name: str, **fields):
+    """Write the run folder `name`: the config BASE with other `fields`."""
     run = tmp_path / "runs" / name
     run.mkdir(parents=True)
     (run / "run.yaml").write_text(dump_yaml(resolve(BASE | fields).model_dump(mode="json")))
@@ -167,25 +156,20 @@ def run_folder(tmp_path, name: str, **fields):
 def test_a_run_trains_samples_and_is_scored_exactly(fake_score, tmp_path):
     run = run_folder(tmp_path, "run", method="sgmd", fake_score=fake_score)
     summary = train(run)
-    assert summary["status"] == "done" and ("fake_score" in summary["cost"]) == (
-        fake_score == "trained"
-    )
+    assert summary["status"] == "done"
+    assert ("fake_score" in summary["cost"]) == (fake_score == "trained")
     lines = evaluate(sample(run)[-1], {}, ["exact_divergence"])
     assert {line["column"] for line in lines} == {"exact_kl", "exact_fisher", "exact_w2"}
     assert all(line["value"] > 0 for line in lines)
-    lags = [
-        v
-        for k, v in json.loads((run / "train.jsonl").read_text().splitlines()[-1]).items()
-        if k.startswith("tracking_lag/")
-    ]
-    assert len(lags) == 4 and all(lag > 0 if fake_score == "trained" else lag == 0 for lag in lags)
+    last_line = json.loads((run / "train.jsonl").read_text().splitlines()[-1])
+    lags = [value for key, value in last_line.items() if key.startswith("tracking_lag/")]
+    assert len(lags) == 4
+    assert all(lag > 0 if fake_score == "trained" else lag == 0 for lag in lags)
 
 
-def test_signals_are_logged_and_cost_nothing(tmp_path):
-    with_signals, without = (
-        run_folder(tmp_path, "with", method="sgmd"),
-        run_folder(tmp_path, "without", method="sgmd", signals_every=None),
-    )
+def test_signals_are_logged_and_change_neither_cost_nor_student(tmp_path):
+    with_signals = run_folder(tmp_path, "with", method="sgmd")
+    without = run_folder(tmp_path, "without", method="sgmd", signals_every=None)
     costs = [train(run)["cost"] for run in (with_signals, without)]
     assert costs[0] == costs[1]
     line = json.loads((with_signals / "train.jsonl").read_text().splitlines()[-1])
@@ -218,49 +202,38 @@ def test_an_exact_fake_score_has_no_updates_and_needs_a_gaussian_teacher():
         resolve(BASE | {"method": "dmd2", "fake_score": "exact", "fake_score_updates": k})
         for k in (1, 5)
     ]
-    assert exact[0].fake_score_updates is None and run_id(exact[0]) == run_id(exact[1])
+    assert exact[0].fake_score_updates is None
+    assert run_id(exact[0]) == run_id(exact[1])
     with pytest.raises(ConfigError, match="closed form"):
         resolve({"method": "dmd2", "fake_score": "exact"})
     with pytest.raises(ConfigError, match="fake_score_updates is null"):
         resolve({"method": "dmd2", "fake_score_updates": None})
 
 
-def test_a_preset_is_written_out_below_the_keys_of_the_run():
-    config = resolve(
-        {
-            "method": {"name": "sgmd", "preset": "paper", "residual_weight": 0.2},
-            "stepping": "renoise",
-        }
-    )
-    assert (
-        config.method["weighting"] == "c_t"
-        and config.method["residual_weight"] == 0.2
-        and "preset" not in config.method
-    )
-    assert (config.fake_score_updates, config.reuse_rollout, config.stepping) == (
-        1,
-        "graph",
-        "renoise",
-    )
-    written = resolve(
-        {
-            "method": {
-                "name": "sgmd",
-                "weighting": "c_t",
-                "residual_space": "x0",
-                "correction": "x0",
-                "residual_weight": 0.2,
-            },
-            "fake_score_updates": 1,
-            "reuse_rollout": "graph",
-        }
-    )
-    assert run_id(config) == run_id(written)
+def test_keys_of_a_run_override_its_preset_which_is_replaced_by_its_values():
+    method = {"name": "sgmd", "preset": "paper", "residual_weight": 0.2}
+    config = resolve({"method": method, "stepping": "renoise"})
+    assert config.method["weighting"] == "c_t"
+    assert config.method["residual_weight"] == 0.2
+    assert "preset" not in config.method
+    assert config.fake_score_updates == 1
+    assert config.reuse_rollout == "graph"
+    assert config.stepping == "renoise"
+    spelled_out = {
+        "name": "sgmd",
+        "weighting": "c_t",
+        "residual_space": "x0",
+        "correction": "x0",
+        "residual_weight": 0.2,
+    }
+    keys = {"fake_score_updates": 1, "reuse_rollout": "graph"}
+    assert run_id(config) == run_id(resolve({"method": spelled_out} | keys))
     with pytest.raises(ConfigError, match="no such preset; known: paper, official, shared"):
         resolve({"method": {"name": "sgmd", "preset": "papr"}})
 
 
 def test_input_and_full_backward_give_equal_gradients_and_are_counted_apart(tmp_path):
+    """Each backward covers 2 of the 4 samples of a batch."""
     run = Runs("dmd2", tmp_path).build()
     net, ledger = run.nets.fake_score, run.ledger
     batch = run.batches.drawn(0, "student", range(2))
@@ -277,25 +250,24 @@ def test_input_and_full_backward_give_equal_gradients_and_are_counted_apart(tmp_
         "forward": 1.0,
         "input_backward": 0.5,
         "full_backward": 0.5,
-    }  # 2 of a batch of 4
+    }
 
 
 def test_features_run_and_cost_only_their_share_of_the_blocks(tmp_path):
     run = Runs("dmd2", tmp_path).build()
     net, batch = run.nets.unguided_teacher, run.batch("student")
     x, sigma, text = batch.noise("x"), torch.full((4,), 0.5), batch.text
-    ran = []
+    blocks_run = []
     for i, block in enumerate(net.net.blocks):
-        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+        block.register_forward_hook(lambda *_, i=i: blocks_run.append(i))
     tokens = net.features(x, sigma, text, 0.5)
-    assert tokens.shape == (4, tokens.shape[1], 24) and ran == [0]
+    assert tokens.shape == (4, tokens.shape[1], 24)
+    assert blocks_run == [0]
     assert run.ledger.counts["teacher"]["forward"] == 0.5
-    whole = net(x, sigma, text)
-    assert (
-        whole.shape == x.shape
-        and ran == [0, 0, 1]
-        and run.ledger.counts["teacher"]["forward"] == 1.5
-    )
+    x0 = net(x, sigma, text)
+    assert x0.shape == x.shape
+    assert blocks_run == [0, 0, 1]
+    assert run.ledger.counts["teacher"]["forward"] == 1.5
 
 
 def test_real_data_come_from_a_folder_and_enter_the_id_by_content(tmp_path):
@@ -303,9 +275,8 @@ def test_real_data_come_from_a_folder_and_enter_the_id_by_content(tmp_path):
     run = runs.build()
     batch = run.batch("student")
     data = batch.extra("real_latents")
-    assert data["x0"].shape == (4, *batch.latent_shape) and torch.equal(
-        data["x0"], batch.extra("real_latents")["x0"]
-    )
+    assert data["x0"].shape == (4, *batch.latent_shape)
+    assert torch.equal(data["x0"], batch.extra("real_latents")["x0"])
     assert run.config.data_hash != resolve({"method": "consistency"}).data_hash
     with pytest.raises(ConfigError, match=r"it lacks clips.npy, manifest.jsonl"):
         resolve({"method": "consistency", "data": str(tmp_path / "nowhere")})
@@ -317,8 +288,7 @@ def test_real_data_come_from_a_folder_and_enter_the_id_by_content(tmp_path):
 def test_a_run_with_an_exact_fake_score_conforms(check, tmp_path):
     class Exact(Runs):
         def make(self, **fields):
-            return super().make(
-                **{"teacher": "gaussian", "fake_score": "exact", "data": None} | fields
-            )
+            exact = {"teacher": "gaussian", "fake_score": "exact", "data": None}
+            return super().make(**exact | fields)
 
     check(Exact("sgmd", tmp_path))

@@ -15,6 +15,7 @@ def clips() -> np.ndarray:
 
 
 def accuracy(clips: np.ndarray) -> np.ndarray:
+    """Share of the clips whose attribute is read correctly, one value per field."""
     pairs = zip(shapes.read(clips), EVERY, strict=True)
     return np.mean([[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in pairs], axis=0)
 
@@ -30,28 +31,26 @@ def test_parse_forgives_case_spaces_and_commas():
     assert shapes.parse(" A red circle facing left, standing  still ") == expected
 
 
-def test_parse_refuses_another_text():
+def test_parse_refuses_text_that_is_not_a_caption():
     with pytest.raises(ValueError, match="a red dog"):
         shapes.parse("a red dog")
 
 
 def test_a_clip_depends_only_on_attributes_and_key():
-    once = shapes.render(EVERY[5], 3)
+    clip = shapes.render(EVERY[5], 3)
     np.random.seed(0)
-    assert once.shape == (shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE)
-    assert once.dtype == np.uint8
-    assert np.array_equal(once, shapes.render(EVERY[5], 3))
-    assert not np.array_equal(once, shapes.render(EVERY[5], 4))
+    assert clip.shape == (shapes.FRAMES, 3, shapes.SIZE, shapes.SIZE)
+    assert clip.dtype == np.uint8
+    assert np.array_equal(clip, shapes.render(EVERY[5], 3))
+    assert not np.array_equal(clip, shapes.render(EVERY[5], 4))
 
 
 def test_the_body_stays_in_frame(clips: np.ndarray):
     border = np.concatenate(
         [clips[..., 0, :], clips[..., -1, :], clips[..., 0], clips[..., -1]], -1
     )
-    assert (
-        border.max() <= 0.6 * 255
-    )  # half a pixel is left: the nose covers half of a border pixel at most
-    assert np.ptp(border, axis=2).max() == 0  # and no colour reaches the border
+    assert border.max() <= 0.6 * 255, "the nose covers at most half of a border pixel"
+    assert np.ptp(border, axis=2).max() == 0, "no colour reaches the border"
 
 
 @pytest.mark.slow
@@ -63,38 +62,29 @@ def test_the_oracle_reads_what_was_rendered(clips: np.ndarray, noise: float):
 
 @pytest.mark.slow
 def test_the_oracle_reads_corrupted_clips_as_they_look(clips: np.ndarray):
-    """Clips rotated, reversed or stopped are read as such, not as their captions."""
-    order = list(shapes.DIRECTIONS)
-    turned = {
-        "left": "down",
-        "down": "right",
-        "right": "up",
-        "up": "left",
-    }  # counter-clockwise, y grows downwards
-    body = [
-        i for i, a in enumerate(EVERY) if a.shape != "triangle"
-    ]  # a turned triangle has its apex elsewhere
-    read = shapes.read(np.rot90(clips[body], axes=(-2, -1)).copy())
-    assert (
-        np.mean(
-            [r.direction == turned[EVERY[i].direction] for i, r in zip(body, read, strict=True)]
-        )
-        >= 0.99
-    )
+    """Rotated, reversed and stopped clips are read as they look, not as their captions say."""
+
+    def agreement(changed: np.ndarray, directions: list[str]) -> float:
+        pairs = zip(shapes.read(changed), directions, strict=True)
+        return np.mean([read.direction == direction for read, direction in pairs])
+
+    # counter-clockwise, with y growing downwards
+    turned = {"left": "down", "down": "right", "right": "up", "up": "left"}
+    # not triangles: a turned triangle has its apex at another side
+    turnable = [i for i, a in enumerate(EVERY) if a.shape != "triangle"]
+    rotated = np.rot90(clips[turnable], axes=(-2, -1)).copy()
+    assert agreement(rotated, [turned[EVERY[i].direction] for i in turnable]) >= 0.99
+    opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     moving = [i for i, a in enumerate(EVERY) if a.speed != "still"]
-    opposite = dict(zip(order, [order[1], order[0], order[3], order[2]], strict=True))
-    backwards = shapes.read(clips[moving][:, ::-1])
-    expected = [opposite[EVERY[i].direction] for i in moving]
-    assert np.mean([r.direction == e for r, e in zip(backwards, expected, strict=True)]) >= 0.99
+    reversed_clips = clips[moving][:, ::-1]
+    assert agreement(reversed_clips, [opposite[EVERY[i].direction] for i in moving]) >= 0.99
     stopped = shapes.read(np.repeat(clips[moving][:, :1], shapes.FRAMES, axis=1))
     assert {r.speed for r in stopped} == {"still"}
 
 
 def test_speed_is_in_pixels_per_frame(clips: np.ndarray):
-    measured, speeds = (
-        shapes.centroid_speed(clips),
-        np.array([shapes.SPEEDS[a.speed] for a in EVERY]),
-    )
+    measured = shapes.centroid_speed(clips)
+    speeds = np.array([shapes.SPEEDS[a.speed] for a in EVERY])
     assert np.abs(measured - speeds).max() < 0.25
     for speed in shapes.SPEEDS.values():
         assert measured[speeds == speed].mean() == pytest.approx(speed, abs=0.06)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -24,162 +25,176 @@ STEPS, GUIDANCE = 4, 3.0
 
 @pytest.fixture(scope="module", params=SIZES)
 def folder(request, tmp_path_factory) -> Path:
+    """A tiny pipeline folder of each kind in `pipelines.SIZES`."""
     path = tmp_path_factory.mktemp("tiny") / request.param
     pipelines.save(request.param, path)
     return path
 
 
 @pytest.fixture(scope="module")
-def mine(folder):
+def pipeline(folder):
+    """The folder as the harness loads it."""
     return load_pipeline(str(folder), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def theirs(folder):
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def reference(folder):
+    """The folder as diffusers loads it."""
+    loaded = diffusers.DiffusionPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
 
 
-def called(pipe, folder, latents, guidance, **options):
-    """Final latents (B, C, T, H, W) of diffusers' pipeline, in the harness's axes."""
+def size_of(folder: Path) -> dict[str, int]:
+    """Arguments of diffusers' pipelines for the size of a folder's clips."""
     frames, height, width = SIZES[folder.name]
-    length = {"wan21": 8, "wan22": 512, "ltx": 128}.get(folder.name, 12)
-    given = {"ltx": latents.flatten(2).transpose(1, 2)}.get(folder.name, latents)
-    given = latents.transpose(1, 2) if "cog" in folder.name else given
-    out = pipe(
+    return {"num_frames": frames, "height": height, "width": width}
+
+
+def to_reference(folder: Path, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, T, H, W) in the axes of diffusers' pipeline."""
+    if folder.name == "ltx":
+        return latents.flatten(2).transpose(1, 2)
+    return latents.transpose(1, 2) if "cog" in folder.name else latents
+
+
+def from_reference(folder: Path, latents: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Latents of diffusers' pipeline as (B, C, T, H, W); the inverse of `to_reference`."""
+    if folder.name == "ltx":
+        return latents.transpose(1, 2).unflatten(2, shape[2:])
+    return latents.transpose(1, 2) if "cog" in folder.name else latents
+
+
+def reference_latents(reference, folder: Path, noise: torch.Tensor, guidance: float):
+    """Final latents (B, C, T, H, W) of diffusers' pipeline."""
+    (latents,) = reference(
         PROMPTS,
-        height=height,
-        width=width,
-        num_frames=frames,
         num_inference_steps=STEPS,
         guidance_scale=guidance,
-        latents=given,
-        max_sequence_length=length,
+        latents=to_reference(folder, noise),
+        max_sequence_length={"wan21": 8, "wan22": 512, "ltx": 128}.get(folder.name, 12),
         output_type="latent",
         return_dict=False,
-        **options,
-    )[0]
-    if folder.name == "ltx":
-        return out.transpose(1, 2).unflatten(2, latents.shape[2:])
-    return out.transpose(1, 2) if "cog" in folder.name else out
+        **size_of(folder),
+    )
+    return from_reference(folder, latents, noise.shape)
 
 
-def levels(pipe, architecture, shape):
+def reference_levels(reference, architecture) -> torch.Tensor:
     """Noise levels of diffusers' scheduler, with a final 0."""
-    if isinstance(pipe, diffusers.CogVideoXPipeline):
-        pipe.scheduler.set_timesteps(STEPS)
-        return torch.cat([architecture.sigmas[pipe.scheduler.timesteps].float(), torch.zeros(1)])
-    return pipe.scheduler.sigmas
+    if isinstance(reference, diffusers.CogVideoXPipeline):
+        reference.scheduler.set_timesteps(STEPS)
+        levels = architecture.sigmas[reference.scheduler.timesteps].float()
+        return torch.cat([levels, torch.zeros(1)])
+    return reference.scheduler.sigmas
+
+
+def seeded_noise(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
-def test_sampling_equals_diffusers_own_pipeline(folder, mine, theirs, guidance):
+def test_sampling_equals_diffusers_own_pipeline(folder, pipeline, reference, guidance):
     """Text, velocity, guidance and every Euler step, to 1e-5 in float32."""
-    shape = mine.latent_shape(*SIZES[folder.name])
-    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
-    expected = called(theirs, folder, noise, guidance)
-    text = mine.encode_text([*PROMPTS, ""])
-    guided = Guided(Denoiser(mine.transformer, "teacher", Ledger(1)), text[2:], guidance)
-    latents = euler(guided, noise, levels(theirs, mine.architecture, shape), text[:2])
+    noise = seeded_noise(2, *pipeline.latent_shape(*SIZES[folder.name]), seed=1)
+    expected = reference_latents(reference, folder, noise, guidance)
+    text = pipeline.encode_text([*PROMPTS, ""])
+    teacher = Denoiser(pipeline.transformer, "teacher", Ledger(1))
+    guided = Guided(teacher, text[2:], guidance)
+    levels = reference_levels(reference, pipeline.architecture)
+    latents = euler(guided, noise, levels, text[:2])
     assert (expected - noise).abs().max() > 0.1
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
 
 
-def test_decoding_equals_diffusers_own_pipeline(folder, mine, theirs):
-    """Decoded latents equal the pipeline's, and encoding them restores their scale."""
+def test_decoding_equals_diffusers_own_pipeline(folder, pipeline, reference):
     frames, height, width = SIZES[folder.name]
-    shape = mine.latent_shape(frames, height, width)
-    latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))
-    with mock.patch.object(
-        theirs.scheduler, "step", lambda *_, **__: (packed,)
-    ):  # the last latents are these
-        packed = latents.flatten(2).transpose(1, 2) if folder.name == "ltx" else latents
-        packed = latents.transpose(1, 2) if "cog" in folder.name else packed
-        expected = theirs(
+    latents = seeded_noise(1, *pipeline.latent_shape(frames, height, width), seed=2)
+    last_latents = to_reference(folder, latents)
+    # the scheduler's only step returns the latents of this test
+    with mock.patch.object(reference.scheduler, "step", lambda *_, **__: (last_latents,)):
+        expected = reference(
             PROMPTS[0],
-            height=height,
-            width=width,
-            num_frames=frames,
             num_inference_steps=1,
             guidance_scale=1.0,
             max_sequence_length=12,
             output_type="pt",
+            **size_of(folder),
         ).frames
-    video = (mine.decode_video(latents).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+    video = (pipeline.decode_video(latents).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
     assert video.shape == (1, frames, 3, height, width)
     torch.testing.assert_close(video, expected, rtol=0, atol=1e-5)
 
 
-def test_encoding_inverts_the_scaling_of_decoding(folder, mine):
-    """The mean of the autoencoder's posterior follows from the latents of `encode`."""
+def test_encoding_inverts_the_scaling_of_decoding(folder, pipeline):
+    """`decode_video` gives the autoencoder the mean of its posterior back."""
     frames, height, width = SIZES[folder.name]
     clip = np.random.default_rng(0).integers(0, 256, (1, frames, 3, height, width), dtype=np.uint8)
-    latents, seen = mine.encode(clip), []
-    assert latents.shape[1:] == mine.latent_shape(frames, height, width)
-    with mock.patch.object(
-        type(mine.vae), "decode", lambda _, z, *__: seen.append(z) or mock.Mock(sample=z)
-    ):
-        mine.decode_video(latents)
-        video = torch.from_numpy(clip).float().transpose(1, 2) / 127.5 - 1
-        torch.testing.assert_close(
-            seen[0], mine.vae.encode(video).latent_dist.mode(), rtol=1e-4, atol=1e-5
-        )
+    latents = pipeline.encode(clip)
+    assert latents.shape[1:] == pipeline.latent_shape(frames, height, width)
+    decoded = []
+
+    def record(_, z, *__):
+        decoded.append(z)
+        return mock.Mock(sample=z)
+
+    with mock.patch.object(type(pipeline.vae), "decode", record):
+        pipeline.decode_video(latents)
+    video = torch.from_numpy(clip).float().transpose(1, 2) / 127.5 - 1
+    mean = pipeline.vae.encode(video).latent_dist.mode()
+    torch.testing.assert_close(decoded[0], mean, rtol=1e-4, atol=1e-5)
 
 
-def test_features_are_the_videos_tokens_after_a_share_of_the_blocks(mine):
+def test_features_are_the_videos_tokens_after_a_share_of_the_blocks(pipeline):
     """At half depth of two blocks, only the first block runs; the text's tokens are dropped."""
-    frames, height, width = SIZES[mine.folder.name]
-    shape = mine.latent_shape(frames, height, width)
+    shape = pipeline.latent_shape(*SIZES[pipeline.folder.name])
     ledger = Ledger(1)
-    teacher = Denoiser(mine.transformer, "teacher", ledger)
-    x_t, text = torch.randn(1, *shape), mine.encode_text(PROMPTS[:1])
-    with mock.patch.object(
-        teacher.architecture.blocks(mine.transformer)[1],
-        "forward",
-        side_effect=AssertionError("it ran"),
-    ):
+    teacher = Denoiser(pipeline.transformer, "teacher", ledger)
+    x_t, text = torch.randn(1, *shape), pipeline.encode_text(PROMPTS[:1])
+    second_block = teacher.architecture.blocks(pipeline.transformer)[1]
+    with mock.patch.object(second_block, "forward", side_effect=AssertionError("it ran")):
         tokens = teacher.features(x_t, torch.full((1,), 0.5), text, 0.5)
-    config, patch = mine.transformer.config, mine.architecture.patch()
-    count = math.prod(size // each for size, each in zip(shape[1:], patch, strict=True))
+    config, patch = pipeline.transformer.config, pipeline.architecture.patch()
+    count = math.prod(size // stride for size, stride in zip(shape[1:], patch, strict=True))
     assert tokens.shape == (1, count, config.num_attention_heads * config.attention_head_dim)
     assert ledger.counts["teacher"]["forward"] == 0.5
 
 
-@pytest.mark.slow
-def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, mine):
+def test_large_frames_are_decoded_in_tiles_and_differentiably(folder, pipeline):
     """A frame of two by two tiles has the right shape, and gradients reach every latent."""
     frames, height, width = SIZES[folder.name]
-    channels, times, *size = mine.latent_shape(frames, height, width)
-    noise = torch.randn(
-        1, channels, times, *(2 * each for each in size), generator=torch.Generator().manual_seed(5)
-    )
-    latents, (vae, ratio) = noise.requires_grad_(), (mine.vae, mine.architecture.strides()[1])
+    channels, times, *size = pipeline.latent_shape(frames, height, width)
+    doubled = [2 * length for length in size]
+    latents = seeded_noise(1, channels, times, *doubled, seed=5).requires_grad_()
+    vae, stride = pipeline.vae, pipeline.architecture.strides()[1]
     tiles = {
         "tile_sample_min": (height, width),
-        "tile_sample_stride": (height - ratio, width - ratio),
+        "tile_sample_stride": (height - stride, width - stride),
     }
     if "cog" in folder.name:
-        tiles = {"tile_sample_min": (6 * ratio, 5 * ratio), "tile_latent_min": (6, 5)}
-    named = {
-        f"{key}_{axis}": each
-        for key, pair in tiles.items()
-        for axis, each in zip(("height", "width"), pair, strict=True)
+        tiles = {"tile_sample_min": (6 * stride, 5 * stride), "tile_latent_min": (6, 5)}
+    attributes = {
+        f"{key}_{axis}": length
+        for key, lengths in tiles.items()
+        for axis, length in zip(("height", "width"), lengths, strict=True)
     }
     with (
-        mock.patch.multiple(vae, **named),
-        mock.patch.object(vae, "tiled_decode", wraps=vae.tiled_decode) as tiled,
+        mock.patch.multiple(vae, **attributes),
+        mock.patch.object(vae, "tiled_decode", wraps=vae.tiled_decode) as tiled_decode,
     ):
-        video = mine.decode_video(latents)
-    assert tiled.called and video.shape == (1, 3, frames, 2 * height, 2 * width)
+        video = pipeline.decode_video(latents)
+    assert tiled_decode.called
+    assert video.shape == (1, 3, frames, 2 * height, 2 * width)
     (gradient,) = torch.autograd.grad(video.square().mean(), latents)
-    reached = gradient.abs().amax((0, 1, 2)) > 0
-    assert gradient.isfinite().all() and reached.all()
+    assert gradient.isfinite().all()
+    assert (gradient.abs().amax((0, 1, 2)) > 0).all()
 
 
-@pytest.mark.parametrize("size", [(480, 720), (768, 1360), (128, 128)])
-def test_the_tiles_of_cogvideox_fit_together(size):
-    """Released autoencoders keep their tile sizes; others get sizes that fit."""
+@pytest.mark.parametrize(
+    ("size", "kept"), [((480, 720), True), ((768, 1360), True), ((128, 128), False)]
+)
+def test_the_tiles_of_cogvideox_fit_together(size, kept):
+    """Released autoencoders keep their tile sizes; other autoencoders get sizes that fit."""
     vae = diffusers.AutoencoderKLCogVideoX(
         block_out_channels=(4, 4, 4, 4),
         norm_num_groups=2,
@@ -188,123 +203,134 @@ def test_the_tiles_of_cogvideox_fit_together(size):
         sample_height=size[0],
         sample_width=size[1],
     )
-    before = vae.tile_latent_min_height, vae.tile_latent_min_width
-    architecture_of_vae = cogvideox.CogVideoX(None, {}, vae.config, {})
-    architecture_of_vae.limit_memory(vae)
-    after = vae.tile_latent_min_height, vae.tile_latent_min_width
-    assert after == (before if size[0] > 128 else (6, 5)) and (after[0] % 6, after[1] % 5) == (0, 0)
+    released = vae.tile_latent_min_height, vae.tile_latent_min_width
+    cogvideox.CogVideoX(None, {}, vae.config, {}).limit_memory(vae)
+    height, width = vae.tile_latent_min_height, vae.tile_latent_min_width
+    assert (height, width) == (released if kept else (6, 5))
+    assert (height % 6, width % 5) == (0, 0)
 
 
-CONFIGS = {  # keys that decide shapes, as the released folders have them
-    "Wan2.1-T2V-1.3B": (
-        {
+@dataclass(frozen=True)
+class Released:
+    """Configs of a released folder, as far as they decide shapes, and the shapes of its card."""
+
+    transformer: dict
+    vae: dict
+    size: tuple[int, int, int]  # frames, height, width
+    latents: tuple[int, int, int, int]
+    fps: float
+    index: dict = field(default_factory=dict)  # model_index.json
+
+
+RELEASED = {
+    "Wan2.1-T2V-1.3B": Released(
+        transformer={
             "_class_name": "WanTransformer3DModel",
             "in_channels": 16,
             "out_channels": 16,
             "patch_size": [1, 2, 2],
         },
-        {
+        vae={
             "_class_name": "AutoencoderKLWan",
             "z_dim": 16,
             "temperal_downsample": [False, True, True],
         },
-        {"boundary_ratio": None},
-        (81, 480, 832),
-        (16, 21, 60, 104),
-        16.0,
+        index={"boundary_ratio": None},
+        size=(81, 480, 832),
+        latents=(16, 21, 60, 104),
+        fps=16.0,
     ),
-    "Wan2.2-TI2V-5B": (
-        {
+    "Wan2.2-TI2V-5B": Released(
+        transformer={
             "_class_name": "WanTransformer3DModel",
             "in_channels": 48,
             "out_channels": 48,
             "patch_size": [1, 2, 2],
         },
-        {
+        vae={
             "_class_name": "AutoencoderKLWan",
             "z_dim": 48,
             "patch_size": 2,
             "scale_factor_temporal": 4,
             "scale_factor_spatial": 16,
         },
-        {"expand_timesteps": True, "boundary_ratio": None},
-        (121, 704, 1280),
-        (48, 31, 44, 80),
-        24.0,
+        index={"expand_timesteps": True, "boundary_ratio": None},
+        size=(121, 704, 1280),
+        latents=(48, 31, 44, 80),
+        fps=24.0,
     ),
-    "CogVideoX-5b": (
-        {
+    "CogVideoX-5b": Released(
+        transformer={
             "_class_name": "CogVideoXTransformer3DModel",
             "in_channels": 16,
             "out_channels": 16,
             "patch_size": 2,
         },
-        {
+        vae={
             "_class_name": "AutoencoderKLCogVideoX",
             "latent_channels": 16,
             "block_out_channels": [128, 256, 256, 512],
             "temporal_compression_ratio": 4,
         },
-        {},
-        (49, 480, 720),
-        (16, 13, 60, 90),
-        8.0,
+        size=(49, 480, 720),
+        latents=(16, 13, 60, 90),
+        fps=8.0,
     ),
-    "CogVideoX1.5-5B": (
-        {
+    "CogVideoX1.5-5B": Released(
+        transformer={
             "_class_name": "CogVideoXTransformer3DModel",
             "in_channels": 16,
             "out_channels": 16,
             "patch_size": 2,
             "patch_size_t": 2,
         },
-        {
+        vae={
             "_class_name": "AutoencoderKLCogVideoX",
             "latent_channels": 16,
             "block_out_channels": [128, 256, 256, 512],
             "temporal_compression_ratio": 4,
         },
-        {},
-        (81, 768, 1360),
-        (16, 22, 96, 170),
-        16.0,
+        size=(81, 768, 1360),
+        latents=(16, 22, 96, 170),
+        fps=16.0,
     ),
-    "LTX-Video": (
-        {
+    "LTX-Video": Released(
+        transformer={
             "_class_name": "LTXVideoTransformer3DModel",
             "in_channels": 128,
             "out_channels": 128,
             "patch_size": 1,
         },
-        {
+        vae={
             "_class_name": "AutoencoderKLLTXVideo",
             "latent_channels": 128,
             "patch_size": 4,
             "patch_size_t": 1,
             "spatio_temporal_scaling": [True, True, True, False],
         },
-        {},
-        (161, 512, 704),
-        (128, 21, 16, 22),
-        25.0,
+        size=(161, 512, 704),
+        latents=(128, 21, 16, 22),
+        fps=25.0,
     ),
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", RELEASED)
 def test_latents_of_released_models_have_the_shapes_of_their_cards(name, tmp_path):
-    """One frame more than the card's size is refused."""
-    transformer, vae, index, size, latents, fps = CONFIGS[name]
-    for part, config in (
-        ("transformer/config.json", transformer),
-        ("vae/config.json", vae),
-        ("model_index.json", index),
-    ):
-        (tmp_path / part).parent.mkdir(exist_ok=True)
-        (tmp_path / part).write_text(json.dumps(config))
-    (tmp_path / "scheduler").mkdir()
+    """A clip with one more frame than the card's size is refused."""
+    released = RELEASED[name]
     scheduler = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for file, config in (
+        ("transformer/config.json", released.transformer),
+        ("vae/config.json", released.vae),
+        ("model_index.json", released.index),
+        ("scheduler/scheduler_config.json", scheduler),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(json.dumps(config))
     architecture = architecture_of(tmp_path)
-    assert architecture.unfit(*size) is None and architecture.unfit(size[0] + 1, *size[1:])
-    assert architecture.latent_shape(*size) == latents and architecture.fps == fps
+    frames, height, width = released.size
+    assert architecture.unfit(frames, height, width) is None
+    assert architecture.unfit(frames + 1, height, width) is not None
+    assert architecture.latent_shape(frames, height, width) == released.latents
+    assert architecture.fps == released.fps
