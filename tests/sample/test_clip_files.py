@@ -1,4 +1,4 @@
-"""Reading and writing single clip files of every kind."""
+"""Reading and writing single clip files of every type."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from distill_bench.sample.clip_files import frame_counts, read_clip, write_video
     ("suffix", "error"), [(".npy", 0), (".webp", 0), (".gif", 12), (".mp4", 6)]
 )
 def test_every_kind_of_file_gives_its_frames_and_rate(tmp_path, suffix, error):
-    """Lossless kinds to the bit. A gif has 256 colours and rounded times, an mp4 other colours."""
+    """Lossless files keep every bit; a gif has 256 colours, and an mp4 compresses them."""
     frames = controls.rendered(3, 4)[0][2]
     save_clip(tmp_path / f"clip{suffix}", frames)
     clip = read_clip(tmp_path / f"clip{suffix}")
@@ -40,7 +40,7 @@ def test_a_written_video_reads_back_with_its_rate(tmp_path):
         ([20, 30, 20, 30], 10, [1, 1, 1, 1]),
         ([41, 42, 42], 1, [1, 1, 1]),  # 24 per second in a webp
         ([120, 250, 120, 380], 10, [1, 2, 1, 3]),  # equal frames are stored as one
-        ([250, 375], 1, [2, 3]),  # no stored frame is a single one
+        ([250, 375], 1, [2, 3]),  # every stored frame stands for several
         ([125] * 8, 1, [1] * 8),
     ],
 )

@@ -50,109 +50,92 @@ def test_every_row_has_the_protocols_prompts_and_its_own_seeds(rows):
         "noise",
     }
     assert set(folders) == set(ROLES), "every kind has a role in the results"
-    clips = {kind: load_clips(folder) for kind, folder in folders.items()}
-    for kind, some in clips.items():
-        assert some.frames.shape == (4, 8, 3, 32, 32), kind
-        assert some.prompts == clips["teacher"].prompts
+    rows_of_clips = {kind: load_clips(folder) for kind, folder in folders.items()}
+    prompts = rows_of_clips["teacher"].prompts
+    assert prompts[:2] == prompts[2:], "two clips per prompt"
+    for kind, clips in rows_of_clips.items():
+        assert clips.frames.shape == (4, 8, 3, 32, 32), kind
+        assert clips.prompts == prompts, kind
         start = 1004 if kind.endswith("_other") else 1000
-        assert some.seeds == list(range(start, start + 4)), kind
-    assert len({some.digest for some in clips.values()}) == 8, (
-        "at 2 steps the few-step teacher is the teacher"
-    )
-    assert clips["teacher"].prompts[:2] == clips["teacher"].prompts[2:], "two clips per prompt"
+        assert clips.seeds == list(range(start, start + 4)), kind
+    digests = {clips.digest for clips in rows_of_clips.values()}
+    assert len(digests) == 8, "at 2 steps, teacher_few equals teacher"
 
 
 @pytest.mark.slow
 def test_memory_settings_change_no_clip_and_the_precision_is_part_of_the_protocol(rows, tmp_path):
+    """Sequential guidance may change rounding, because its batches have half the size."""
     config, folders = rows
-    held = config.model_copy(update={"teacher_offload": True})
+    offloaded = config.model_copy(update={"teacher_offload": True})
     sequential = config.model_copy(update={"guidance_forwards": "sequential"})
-    low = config.model_copy(
-        update={"protocol": config.protocol.model_copy(update={"precision": "bfloat16"})}
-    )
-    assert (
-        protocol_hash(held)
-        == protocol_hash(sequential)
-        == protocol_hash(config)
-        != protocol_hash(low)
-    )
-    for kind, folder in references(held, tmp_path / "held").items():
+    low_protocol = config.protocol.model_copy(update={"precision": "bfloat16"})
+    low = config.model_copy(update={"protocol": low_protocol})
+    assert protocol_hash(offloaded) == protocol_hash(sequential) == protocol_hash(config)
+    assert protocol_hash(low) != protocol_hash(config)
+    for kind, folder in references(offloaded, tmp_path / "offloaded").items():
         assert load_clips(folder).digest == load_clips(folders[kind]).digest, kind
-    made = references(sequential, tmp_path / "sequential")
-    for kind in (
-        "teacher",
-        "teacher_other",
-        "untrained",
-    ):  # some processors round otherwise for half as many samples
-        assert (
-            np.abs(
-                load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames
-            ).max()
-            <= 1
-        ), kind
-    made = references(low, tmp_path / "low")
+    sequential_folders = references(sequential, tmp_path / "sequential")
+    low_folders = references(low, tmp_path / "low")
     for kind in ("teacher", "teacher_other", "untrained"):
-        apart = np.abs(load_clips(made[kind]).frames.astype(int) - load_clips(folders[kind]).frames)
-        assert apart.max() > 0 and apart.mean() < 8, kind
+        expected = load_clips(folders[kind]).frames.astype(int)
+        assert np.abs(load_clips(sequential_folders[kind]).frames - expected).max() <= 1, kind
+        difference = np.abs(load_clips(low_folders[kind]).frames - expected)
+        assert difference.max() > 0, kind
+        assert difference.mean() < 8, kind
 
 
 def test_controls_are_the_teachers_clips_frozen_and_shuffled(rows):
     teacher, frozen, shuffled = (
         load_clips(rows[1][kind]).frames for kind in ("teacher", "frozen", "shuffled")
     )
-    assert (np.diff(frozen.astype(int), axis=1) == 0).all() and (
-        frozen[:, 0] == teacher[:, 4]
-    ).all()
-    for mine, theirs in zip(shuffled, teacher, strict=True):
-        assert not (mine == theirs).all()
-        assert sorted(f.tobytes() for f in mine) == sorted(f.tobytes() for f in theirs)
+    assert (np.diff(frozen.astype(int), axis=1) == 0).all()
+    assert (frozen[:, 0] == teacher[:, 4]).all()
+    for clip, original in zip(shuffled, teacher, strict=True):
+        assert not (clip == original).all()
+        assert sorted(f.tobytes() for f in clip) == sorted(f.tobytes() for f in original)
 
 
 def test_data_rows_show_what_their_captions_say(rows):
     for kind in ("data", "data_other"):
-        some = load_clips(rows[1][kind])
-        assert shapes.read(some.frames) == [shapes.parse(prompt) for prompt in some.prompts]
+        clips = load_clips(rows[1][kind])
+        assert shapes.read(clips.frames) == [shapes.parse(prompt) for prompt in clips.prompts]
 
 
 def test_the_protocol_is_stored_beside_the_rows_and_every_part_changes_its_hash(rows):
+    """Method and number of student steps are not part of the protocol."""
     config, folders = rows
     root = folders["teacher"].parent
-    assert json.loads((root / "protocol.json").read_text()) == protocol(
-        config
-    ) and root.name == protocol_hash(config)
-    for key, value in (
-        ("clips", 5),
-        ("seed", 7),
-        ("teacher_steps", 3),
-        ("teacher_guidance", 2.0),
-        ("fps", 16.0),
+    assert json.loads((root / "protocol.json").read_text()) == protocol(config)
+    assert root.name == protocol_hash(config)
+    common = {"clips": 4, "teacher_steps": 2}
+    other_student = resolve({"method": "dmd", "nfe": 4, "protocol": common})
+    assert protocol_hash(other_student) == root.name
+    for change in (
+        {"clips": 5},
+        {"seed": 7},
+        {"teacher_steps": 3},
+        {"teacher_guidance": 2.0},
+        {"fps": 16.0},
     ):
-        changed = resolve(
-            {"method": "dmd2", "nfe": 2, "protocol": {"clips": 4, "teacher_steps": 2, key: value}}
-        )
-        assert protocol_hash(changed) != root.name, key
-    assert (
-        protocol_hash(
-            resolve({"method": "dmd", "nfe": 4, "protocol": {"clips": 4, "teacher_steps": 2}})
-        )
-        == root.name
-    )
+        changed = resolve({"method": "dmd2", "nfe": 2, "protocol": common | change})
+        assert protocol_hash(changed) != root.name, change
 
 
 def test_rows_carry_the_protocols_rate_which_scales_motion_per_second(rows, tmp_path):
-    config = resolve(
-        {"method": "dmd2", "nfe": 2, "protocol": {"clips": 2, "teacher_steps": 1, "fps": 16.0}}
-    )
+    """`motion_diagonals` is per second, `motion` per frame."""
+    fast_protocol = {"clips": 2, "teacher_steps": 1, "fps": 16.0}
+    config = resolve({"method": "dmd2", "nfe": 2, "protocol": fast_protocol})
     fast = load_clips(references(config, tmp_path)["teacher"])
-    assert load_clips(rows[1]["teacher"]).fps == 8 and fast.fps == 16
+    assert load_clips(rows[1]["teacher"]).fps == 8
+    assert fast.fps == 16
     slow = dataclasses.replace(fast, fps=8.0)
-    at = [
-        {score.column: score.value for score in Motion().scores(each, {})} for each in (slow, fast)
-    ]
-    assert (
-        at[1]["motion_diagonals"] == pytest.approx(2 * at[0]["motion_diagonals"])
-        and at[1]["motion"] == at[0]["motion"]
+    slow_scores, fast_scores = (
+        {score.column: score.value for score in Motion().scores(clips, {})}
+        for clips in (slow, fast)
     )
+    doubled = pytest.approx(2 * slow_scores["motion_diagonals"])
+    assert fast_scores["motion_diagonals"] == doubled
+    assert fast_scores["motion"] == slow_scores["motion"]
 
 
 def test_ids_and_protocols_of_committed_results_are_unchanged():
@@ -163,44 +146,43 @@ def test_ids_and_protocols_of_committed_results_are_unchanged():
         line["run_id"] for line in lines if line["status"] != "reference"
     }
     assert {protocol_hash(config) for config in configs} == {line["protocol"] for line in lines}
-    later = resolve({"method": "dmd2", "protocol": {"fps": 16.0}})
-    assert (
-        run_id(later)
-        != run_id(resolve({"method": "dmd2"}))
-        == run_id(resolve({"method": "dmd2", "protocol": {"fps": 8.0}}))
+    plain, default_fps, other_fps = (
+        run_id(resolve({"method": "dmd2", "protocol": protocol_keys}))
+        for protocol_keys in ({}, {"fps": 8.0}, {"fps": 16.0})
     )
+    assert plain == default_fps != other_fps
 
 
 def test_corruptions_change_what_they_name():
     frames, _ = controls.rendered(3, 0)
     assert (controls.backwards(controls.backwards(frames)) == frames).all()
-    assert (
-        controls.noisy(frames, 1).std() > frames.std()
-        and (controls.noisy(frames, 1) == controls.noisy(frames, 1)).all()
+    noisy = controls.noisy(frames, 1)
+    assert noisy.std() > frames.std()
+    assert (noisy == controls.noisy(frames, 1)).all()
+    edges, blurred_edges = (
+        np.abs(np.diff(clips.astype(int))).mean() for clips in (frames, controls.blurred(frames))
     )
-    assert (
-        np.abs(np.diff(controls.blurred(frames).astype(int))).mean()
-        < np.abs(np.diff(frames.astype(int))).mean()
-    )
-    half, _ = controls.rendered(72, 0, pace=0.5)
-    whole, _ = controls.rendered(72, 0)
-    assert shapes.centroid_speed(half).mean() == pytest.approx(
-        shapes.centroid_speed(whole).mean() / 2, rel=0.02
-    )
-    without, said = controls.rendered(72, 0, without="red")
-    assert "red" not in {a.colour for a in shapes.read(without)} and any(
-        " red " in prompt for prompt in said
-    )
+    assert blurred_edges < edges
+
+
+def test_rendered_controls_change_speed_and_colours_but_not_captions():
+    full_speed, captions = controls.rendered(72, 0)
+    half_speed, slow_captions = controls.rendered(72, 0, pace=0.5)
+    expected = shapes.centroid_speed(full_speed).mean() / 2
+    assert shapes.centroid_speed(half_speed).mean() == pytest.approx(expected, rel=0.02)
+    without_red, red_captions = controls.rendered(72, 0, without="red")
+    assert "red" not in {attributes.colour for attributes in shapes.read(without_red)}
+    assert any(" red " in caption for caption in red_captions)
+    assert captions == slow_captions == red_captions
 
 
 def test_a_folder_without_a_run_ends_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path)])
-    assert (
-        ended.value.code == 2
-        and "it has no run.yaml" in (said := capsys.readouterr().err)
-        and said.count("\n") == 1
-    )
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "it has no run.yaml" in message
+    assert message.count("\n") == 1
 
 
 @pytest.fixture
@@ -231,26 +213,31 @@ def trained(tmp_path, tiny_wan):
 
 
 def test_interrupted_sampling_resumes_batch_by_batch_to_the_same_bytes(trained, monkeypatch):
-    """Interrupted in its third batch, it makes only that one when it resumes."""
+    """Sampling that was interrupted in its third batch makes only this batch when it resumes."""
     monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     (folder,) = sample(trained)
-    whole = (folder / "clips.npy").read_bytes()
+    uninterrupted = (folder / "clips.npy").read_bytes()
     shutil.rmtree(folder)
-    decode, made = DiffusersPipeline.decode, []
+    decode, batch_sizes = DiffusersPipeline.decode, []
 
-    def dying(self, latents):
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(len(latents))
+    def count(self, latents):
+        batch_sizes.append(len(latents))
         return decode(self, latents)
 
-    monkeypatch.setattr(DiffusersPipeline, "decode", dying)
+    def count_until_third(self, latents):
+        if len(batch_sizes) == 2:
+            raise KeyboardInterrupt
+        return count(self, latents)
+
+    monkeypatch.setattr(DiffusersPipeline, "decode", count_until_third)
     with pytest.raises(KeyboardInterrupt):
         sample(trained)
-    assert not folder.exists() and made == [2, 2]
-    made.insert(0, None)  # never two again
-    assert sample(trained) == [folder] and made == [None, 2, 2, 1]
-    assert (folder / "clips.npy").read_bytes() == whole
+    assert not folder.exists()
+    assert batch_sizes == [2, 2]
+    monkeypatch.setattr(DiffusersPipeline, "decode", count)
+    assert sample(trained) == [folder]
+    assert batch_sizes == [2, 2, 1]
+    assert (folder / "clips.npy").read_bytes() == uninterrupted
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
     assert sorted(path.name for path in (folder / "videos").iterdir()) == [
         f"{i:06d}.mp4" for i in range(5)
@@ -261,20 +248,22 @@ def test_ranks_share_the_batches_and_rank_0_assembles_the_folder(trained, monkey
     """Ranks as torchrun starts them; rank 0 does not repeat the batch of rank 1."""
     monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
     (folder,) = sample(trained)
-    whole = (folder / "clips.npy").read_bytes()
+    by_one_process = (folder / "clips.npy").read_bytes()
     shutil.rmtree(folder)
-    decode, made = DiffusersPipeline.decode, []
-    monkeypatch.setattr(
-        DiffusersPipeline,
-        "decode",
-        lambda self, latents: made.append(len(latents)) or decode(self, latents),
-    )
+    decode, batch_sizes = DiffusersPipeline.decode, []
+
+    def count(self, latents):
+        batch_sizes.append(len(latents))
+        return decode(self, latents)
+
+    monkeypatch.setattr(DiffusersPipeline, "decode", count)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, sizes in (("1", [2]), ("0", [2, 2, 1])):
+    for rank, expected in (("1", [2]), ("0", [2, 2, 1])):
         monkeypatch.setenv("RANK", rank)
         sample(trained)
-        assert made == sizes and folder.exists() == (rank == "0")
-    assert (folder / "clips.npy").read_bytes() == whole
+        assert batch_sizes == expected
+        assert folder.exists() == (rank == "0")
+    assert (folder / "clips.npy").read_bytes() == by_one_process
 
 
 def test_rank_0_makes_batches_that_other_ranks_do_not(trained, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files of tensors: written one by one, and the very bytes of safetensors' own writer."""
+"""Tensor files: written tensor by tensor, with the same bytes as safetensors' own writer."""
 
 import io
 
@@ -8,7 +8,8 @@ from safetensors.torch import save
 
 from distill_bench.train.checkpoint import write_tensors
 
-GROUPS = [  # of one size there is one: safetensors orders such by kind, which is of no use
+# In each group no two dtypes have one size, because safetensors orders equal sizes by dtype.
+GROUPS = [
     (torch.float64, torch.float32, torch.float16, torch.int8),
     (torch.int64, torch.bfloat16, torch.uint8),
     (torch.int32, torch.int16, torch.bool),
