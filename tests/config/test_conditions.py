@@ -34,8 +34,10 @@ def test_null_is_neither_above_nor_below_a_number(comparison):
     assert not holds(f"missing {comparison} 0.1", RUN)
 
 
-def test_null_equals_null_alone():
-    assert holds("ema == None", RUN) and not holds("ema == 0", RUN) and holds("ema != 0", RUN)
+def test_null_equals_only_null():
+    assert holds("ema == None", RUN)
+    assert not holds("ema == 0", RUN)
+    assert holds("ema != 0", RUN)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_null_equals_null_alone():
     ["__import__('os')", "nfe + 1 > 4", "[x for x in nfe]", "nfe if nfe else 1", "f'{nfe}' == '4'",
      "method.name.upper() == 'A'", "(lambda: 1)() == 1", "method['name'] == 'a'"],
 )  # fmt: skip
-def test_nothing_else_is_evaluated(condition):
+def test_other_syntax_is_not_evaluated(condition):
     with pytest.raises(ConfigError, match=r"is not allowed; allowed: keys") as error:
         holds(condition, RUN)
     assert "\n" not in str(error.value)
@@ -53,14 +55,14 @@ def test_nothing_else_is_evaluated(condition):
     ("condition", "says"),
     [
         ("nfe ==", "'nfe ==': invalid syntax"),
-        ("nfe > 'a'", "'nfe > 'a'': '>' not supported between"),
+        ("nfe > 'a'", "\"nfe > 'a'\": '>' not supported between"),
         ("nfe in 3", "is not iterable"),
     ],
 )
-def test_a_malformed_condition_is_one_line(condition, says):
+def test_a_malformed_condition_is_refused_in_one_line(condition, says):
     with pytest.raises(ConfigError) as error:
         holds(condition, RUN)
-    assert says.replace("'nfe > 'a''", repr("nfe > 'a'")) in str(error.value)
+    assert says in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""Bad sweep files: every problem is one line that names the key, the value and what is allowed."""
+"""Bad sweep files: each error is one line with the key, the value and the allowed values."""
 
 from pathlib import Path
 

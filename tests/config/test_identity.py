@@ -1,4 +1,4 @@
-"""Ids of runs: equal for equal numbers however a run is written, else different."""
+"""Ids of runs: equal if and only if the runs have equal numbers, however they are written."""
 
 import shutil
 
@@ -57,7 +57,7 @@ def test_a_key_that_does_not_change_the_numbers_leaves_the_id(change):
     assert id_of(**change) == id_of()
 
 
-def test_keys_without_effect_make_no_run_of_their_own():
+def test_keys_without_effect_do_not_change_the_id():
     plain = id_of(method="consistency")
     assert id_of(method="consistency", fake_score="exact") == plain
     assert id_of(method="consistency", reuse_rollout=True) == plain
@@ -99,7 +99,7 @@ def test_a_teacher_counts_by_content_and_not_by_path(tiny_wan, tmp_path):
     assert id_of(teacher=str(copy), frames=5) != original
 
 
-def test_a_resolved_run_survives_its_own_yaml(tmp_path):
+def test_a_resolved_run_is_unchanged_by_writing_and_reading_its_yaml(tmp_path):
     config = resolve({"method": {"name": "gradient_template", "b": "1e-1"}, "student_lr": 3e-7})
     (tmp_path / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     assert load_run(tmp_path) == config

@@ -1,4 +1,4 @@
-"""Sweep files: which runs a grid, zip, include, exclude and overrides expand to."""
+"""Sweep files: expansion of grid, zip, include, exclude and overrides into runs."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def load(folder: Path, text: str, **overrides) -> SweepConfig:
     return load_sweep(path, overrides)
 
 
-def test_a_grid_is_every_combination_by_every_seed_and_includes_come_beside_it(tmp_path):
+def test_a_grid_is_every_combination_with_every_seed_plus_the_included_cells(tmp_path):
     runs = load(
         tmp_path,
         """
@@ -36,7 +36,7 @@ def test_a_grid_is_every_combination_by_every_seed_and_includes_come_beside_it(t
     assert {r.student_updates for r in runs} == {4}
 
 
-def test_null_is_excluded_by_no_comparison(tmp_path):
+def test_a_comparison_does_not_exclude_null(tmp_path):
     text = "question: q\nbase: {method: dmd2}\ngrid: {ema: [null, 0.5]}\nexclude: ['ema > 0.1']\n"
     assert [run.ema for run in load(tmp_path, text).expand()] == [None]
 
@@ -66,7 +66,7 @@ def test_several_zipped_axes_are_combined(tmp_path):
     assert cells == [("dmd2", 1e-3, 5), ("dmd2", 1e-3, 1), ("sgmd", 2e-3, 5), ("sgmd", 2e-3, 1)]
 
 
-def test_an_override_ends_the_variation_of_a_zipped_key(tmp_path):
+def test_an_override_replaces_a_zipped_key_in_every_cell(tmp_path):
     runs = load(tmp_path, ONE_AXIS, fake_score_lr=2e-4).expand()
     assert {(r.fake_score_updates, r.fake_score_lr) for r in runs} == {(5, 2e-4), (1, 2e-4)}
 
@@ -84,7 +84,7 @@ def test_a_wrong_zip_is_refused(text, says, tmp_path):
         load(tmp_path, text).expand()
 
 
-def test_cells_that_are_one_run_are_made_once(tmp_path):
+def test_cells_that_resolve_to_one_run_are_expanded_once(tmp_path):
     text = """
         question: q
         base: {method: dmd2}
@@ -100,7 +100,7 @@ def test_a_method_field_can_be_swept(tmp_path):
     assert [r.method["residual_weight"] for r in runs] == [0.0, 0.1]
 
 
-def test_an_override_lies_over_base_and_grid(tmp_path):
+def test_an_override_replaces_keys_of_base_and_grid(tmp_path):
     text = """
         question: q
         base: {method: dmd2, nfe: 2}
@@ -125,7 +125,7 @@ def test_a_dotted_key_through_a_value_is_refused():
         apply_overrides({"protocol": 3}, {"protocol.clips": 8})
 
 
-def test_an_override_of_the_command_line_is_yaml():
+def test_an_override_on_the_command_line_is_yaml():
     assert parse_override("student_lr=2e-6") == ("student_lr", 2e-6)
     assert parse_override("ema=null") == ("ema", None)
     assert parse_override("trackers=[]") == ("trackers", [])

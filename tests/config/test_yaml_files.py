@@ -36,10 +36,11 @@ from distill_bench.config.yaml_files import dump_yaml, load_yaml, parse_yaml
 )
 def test_scalars_have_the_types_of_yaml_1_2(text, value):
     parsed = parse_yaml(f"key: {text}")["key"]
-    assert parsed == value and type(parsed) is type(value)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
-def test_merge_keys_are_read_and_own_keys_win(tmp_path):
+def test_merge_keys_are_read_and_explicit_keys_win(tmp_path):
     path = tmp_path / "merged.yaml"
     path.write_text(
         """
@@ -77,7 +78,8 @@ grid: {method: [dmd2]}
 def test_an_error_is_one_line_with_its_line_number(text, says, tmp_path):
     with pytest.raises(ConfigError) as error:
         parse_yaml(text)
-    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
     path = tmp_path / "file.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"^{path}: "):
@@ -99,7 +101,7 @@ TEXTS = [
 ]
 
 
-def test_what_is_written_is_read_back_unchanged_and_in_order():
+def test_written_data_are_read_back_unchanged_and_in_order():
     data = {
         "z": TEXTS,
         "a": {"small": 1e-6, "large": 1e22, "zero": -0.0, "whole": 3.0, "count": 10**20},

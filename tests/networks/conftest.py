@@ -1,4 +1,4 @@
-"""Runs beside a folder of real clips, which some methods train on."""
+"""Runs with a folder of real clips, on which some methods train."""
 
 import functools
 from pathlib import Path

@@ -1,10 +1,9 @@
 """Trains run folders in two processes for test_sharding.py; `FOLDER:stop` stops after one update.
 
-Writes FOLDER/held.json: the share of each role's weights that rank 0 holds before training, and
-their bytes. For a folder with "peak" in its name, writes peak.json: bytes that the second update
-holds at its worst moment beyond those held between updates. The allocator maps large blocks one by
-one (MALLOC_MMAP_THRESHOLD_) and counts them for all threads: collectives free buffers in threads of
-their own.
+Writes FOLDER/held.json: share and bytes of each role's weights that rank 0 holds before training.
+If FOLDER has "peak" in its name, also writes peak.json: peak bytes of the second update beyond the
+bytes held between updates. They come from the allocator, which maps each large block separately
+(MALLOC_MMAP_THRESHOLD_) and covers all threads: collectives free buffers in their own threads.
 """
 
 import ctypes
@@ -41,7 +40,7 @@ def train(run_dir: Path, stops: bool) -> None:
 
 
 def weights_held(run: Run) -> dict[str, dict[str, float]]:
-    """By role, the share of the weights that this process holds, and their bytes."""
+    """Share of each role's weights that this process holds, and their bytes."""
     nets = {**run.trained, "teacher": run.nets.unguided_teacher.net}
     weights = {role: list(net.parameters()) for role, net in nets.items()}
     shares = {role: share_held(tensors) for role, tensors in weights.items() if tensors}
@@ -58,16 +57,16 @@ def share_held(tensors: list[torch.Tensor]) -> float:
 
 
 def peak_of_update(run: Run) -> int:
-    """Bytes that an update holds at its worst moment beyond those held before it."""
+    """Peak bytes of an update beyond the bytes held before it."""
     gc.collect()
     before = mapped()
-    with Mapped() as most:
+    with PeakMapped() as peak:
         update(run)
-    return most.bytes - before
+    return peak.bytes - before
 
 
-class Mapped(TorchDispatchMode):
-    """The most bytes that were mapped after an operation."""
+class PeakMapped(TorchDispatchMode):
+    """Largest number of bytes mapped after any operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +101,7 @@ _libc.mallinfo2.restype = _Allocator
 
 
 def mapped() -> int:
-    """Bytes that the allocator has mapped one by one."""
+    """Bytes in the blocks that the allocator has mapped separately."""
     return _libc.mallinfo2().hblkhd
 
 

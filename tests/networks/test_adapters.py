@@ -125,7 +125,7 @@ def test_samples_come_from_the_adapted_student(make_run, tiny_wan):
         assert torch.equal(loaded, trainer.nets.student(*inputs))
 
 
-def test_an_adapter_for_unknown_layers_is_refused_with_the_known_ones(tiny_wan):
+def test_an_adapter_for_unknown_layers_is_refused_with_the_known_suffixes(tiny_wan):
     """`config` checks targets by the names in the weight files; an outline has no weights."""
     message = "adapter.targets: no linear layer matches 'query'; available suffixes: .*to_q"
     with pytest.raises(ConfigError, match=message):

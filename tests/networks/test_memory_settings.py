@@ -29,7 +29,7 @@ from distill_bench.train.setup import build_from
     ],
 )
 def test_settings_that_change_no_number_are_not_in_the_id(setting):
-    """The id is one from before these settings existed."""
+    """The expected id is older than these settings."""
     assert run_id(resolve({"method": "dmd2"} | setting)) == "dmd2-s0-5c88f7749f83"
 
 
@@ -73,7 +73,7 @@ def test_impossible_combinations_are_refused_in_one_line(fields, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd2", ON_FEATURES, SHARED_GRAPH, "sid"], ids=str)
 def test_gradient_checkpointing_changes_neither_numbers_nor_the_ledger(method, make_run):
-    """Recomputed forwards are the machine's, not the method's: the ledger does not count them."""
+    """The ledger does not count recomputed forwards, which are a cost of the memory setting."""
     plain = make_run("plain", method=method)
     saving = make_run("saving", method=method, gradient_checkpointing=True)
     assert train(plain)["cost"] == train(saving)["cost"]
@@ -142,7 +142,7 @@ def test_an_offloaded_teacher_has_one_block_on_the_device_at_a_time(tiny_wan):
     for block in net.blocks:
         assert isinstance(block, Streamed)
         block.block.register_forward_pre_hook(count_copies)
-    # at another address, memory may be summed in another order
+    # tensors at other addresses may be summed in another order
     torch.testing.assert_close(gradient(net), gradient(plain), rtol=1e-5, atol=1e-6)
     assert len(net.blocks) > 1
     assert most_copies == 1

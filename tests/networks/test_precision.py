@@ -14,7 +14,7 @@ TRAINED = ("student", "fake_score")
 
 
 def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run):
-    """Adam's first steps are 1e-6 (the fake score makes two), far below bfloat16's step at 0.1."""
+    """Adam's first steps are 1e-6 (the fake score makes two), below the spacing of bfloat16 at 0.1."""
     rates = {"student_lr": 1e-6, "fake_score_lr": 1e-6}
     run = make_run("low", student_updates=1, **rates, **LOW)
     trainer = build_from(run)
@@ -49,7 +49,7 @@ def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run
         {"method": SHARED_GRAPH, "gradient_checkpointing": True, "accumulation": 2},
     ],
 )
-def test_bfloat16_weights_train_like_autocast_to_bfloat16s_precision(fields, make_run):
+def test_bfloat16_weights_train_like_autocast_up_to_rounding(fields, make_run):
     lines = {}
     for dtype in ("float32", "bfloat16"):
         run = make_run(dtype, precision="bfloat16", weights=dtype, **fields)

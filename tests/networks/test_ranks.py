@@ -29,15 +29,15 @@ def test_a_launch_of_several_processes_is_read_from_its_variables(monkeypatch):
 
 @pytest.mark.parametrize(("visible_gpus", "index"), [(8, 3), (2, 1), (1, 0)])
 def test_local_ranks_wrap_around_the_visible_gpus(visible_gpus, index, monkeypatch):
-    """SLURM may show each rank its own GPU alone."""
+    """SLURM may show each rank only its own GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible_gpus)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert ranks().device == torch.device("cuda", index)
 
 
-def test_without_a_process_group_a_rank_of_a_launch_exchanges_with_nobody(monkeypatch):
-    """As after a training, which ends its group."""
+def test_without_a_process_group_a_rank_keeps_its_own_values(monkeypatch):
+    """This is the state after training, which ends its group."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert group_ranks() == Ranks(0, 1, CPU)

@@ -1,4 +1,4 @@
-"""Two ranks that share the weights of every role (FSDP2, gloo) train as one process does."""
+"""Sharding: two ranks that share the weights of every role (FSDP2, gloo) train like one process."""
 
 import json
 import math
@@ -44,12 +44,12 @@ RESUMED = {
 }
 LOW = {"precision": "bfloat16", "weights": "bfloat16", "signals_every": None}
 PEAKS = {"float32": {"signals_every": None}, "bfloat16": LOW}
-# The allocator maps every large buffer by itself, so that mapped bytes can be counted.
+# The allocator maps each large buffer separately, so that mapped bytes can be counted.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
 
 
 def make_method_runs(folder: Path) -> dict[str, Path]:
-    """Each method once for one process and once for two ranks."""
+    """One run per method for one process, and one for two ranks."""
     return {
         f"{ranks} {name}": Runs(method, folder, f"{index}-{ranks}").make(**FIELDS, sharding=True)
         for index, (name, method) in enumerate(METHODS.items())
@@ -176,7 +176,7 @@ def test_a_checkpoint_resumes_with_another_number_of_ranks(name, trained):
 
 
 def test_shards_are_the_masters_of_weights_gathered_in_bfloat16(trained):
-    """Forwards agree: norms are gathered in float32. Some gradients round in one run alone."""
+    """Forwards agree, because norms are gathered in float32; gradients round differently."""
     shared, replicated = (
         read_jsonl(trained[f"low {sharding}"] / "train.jsonl") for sharding in (True, False)
     )

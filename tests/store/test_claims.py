@@ -1,4 +1,4 @@
-"""Claims: one process per folder, takeovers of dead attempts, a full disk, shared artefacts."""
+"""Claims: one process per folder, takeover of dead attempts, full disks, shared artefacts."""
 
 import errno
 import json
@@ -37,12 +37,12 @@ def test_an_attempt_on_another_host_is_dead_once_its_heartbeat_is_old(
         claim.close("done")
 
 
-def test_a_requeued_job_takes_over_its_own_earlier_life_at_once(tmp_path, monkeypatch):
+def test_a_requeued_job_takes_over_its_earlier_attempt_at_once(tmp_path, monkeypatch):
     write_attempt(tmp_path, 1, ELSEWHERE | {"job": "7_3", "restart": 0})
     assert try_claim(tmp_path, {}) is None
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert try_claim(tmp_path, {}) is None, "the same life of the same job"
+    assert try_claim(tmp_path, {}) is None, "the job was not requeued"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     claim = try_claim(tmp_path, {})
     assert claim is not None
@@ -62,12 +62,12 @@ def test_a_claim_that_cannot_be_recorded_leaves_no_attempt(tmp_path, monkeypatch
     assert attempts(tmp_path) == []
 
 
-def test_the_first_process_makes_a_shared_artefact_and_the_next_can_skip_waiting(tmp_path):
+def test_a_shared_artefact_is_made_once_and_other_processes_may_skip_waiting(tmp_path):
     made = []
-    held = try_claim(tmp_path, {})
+    claim = try_claim(tmp_path, {})
     once(tmp_path, lambda: bool(made), lambda: made.append("twice"), wait=False)
     assert made == []
-    held.close("stopped")
+    claim.close("stopped")
     once(tmp_path, lambda: bool(made), lambda: made.append("once"))
     once(tmp_path, lambda: bool(made), lambda: made.append("twice"))
     assert made == ["once"]
@@ -85,7 +85,7 @@ def test_an_artefact_that_failed_is_made_by_the_next_process(tmp_path):
     assert made
 
 
-def test_the_first_rank_to_end_an_attempt_decides_what_it_says(tmp_path):
+def test_only_the_first_rank_to_end_an_attempt_writes_its_exit_record(tmp_path):
     claim = try_claim(tmp_path, {})
     (claim.attempt / "exit.json").write_text(json.dumps({"status": "lost"}))
     claim.close("error", error="RuntimeError: connection closed")

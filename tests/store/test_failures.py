@@ -1,4 +1,4 @@
-"""Kinds of failure, as --retry-failed selects them."""
+"""Failure kinds, by which --retry-failed selects runs."""
 
 import errno
 
@@ -30,7 +30,7 @@ def test_every_error_has_a_kind_that_retry_failed_knows(error, kind):
     assert kind in FAILURE_KINDS
 
 
-def test_an_error_in_one_line():
+def test_an_error_is_shortened_to_one_line():
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(ValueError("")) == "ValueError"
     assert len(first_line(ValueError("x" * 999))) == 300

@@ -1,6 +1,7 @@
 """Files of the store: atomic writes, damaged records, torn lines."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from distill_bench.store.files import (
 )
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "result.json"
     write_json(path, {"status": "done"})
     with pytest.raises(RuntimeError), atomic_file(path) as file:
@@ -52,7 +53,7 @@ def test_a_missing_record_is_not_damaged(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_torn_line_is_left_out(tmp_path):
+def test_a_torn_line_is_skipped(tmp_path):
     path = tmp_path / "train.jsonl"
     append_jsonl(path, {"a": 1})
     append_jsonl(path, {"a": 2})
@@ -63,7 +64,7 @@ def test_a_torn_line_is_left_out(tmp_path):
     assert last_lines(tmp_path / "none.txt") == []
 
 
-def test_a_folder_that_cannot_be_made_says_why(tmp_path):
+def test_a_folder_that_cannot_be_made_has_a_reason(tmp_path):
     assert unwritable(tmp_path / "new" / "folder") is None
     assert not (tmp_path / "new").exists()
-    assert unwritable(tmp_path.__class__("/proc/nowhere")) is not None
+    assert unwritable(Path("/proc/nowhere")) is not None

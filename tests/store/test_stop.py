@@ -1,4 +1,4 @@
-"""Stop requests: signals, all-or-nothing stages, a driver that is gone."""
+"""Stop requests: signals, all-or-nothing stages, a driver that has ended."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from distill_bench.store.stop import DRIVER, Stopped, StopRequest
 
 @pytest.fixture
 def stop():
-    """A listening request; the handlers before it are restored."""
+    """A listening request; the previous handlers are restored afterwards."""
     numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield StopRequest().listen()
@@ -29,7 +29,7 @@ def test_a_signal_sets_the_flag_and_sigusr2_wins_over_sigterm(stop):
     assert stop.signal == signal.SIGUSR2
 
 
-def test_a_request_ends_an_all_or_nothing_stage_and_a_second_ctrl_c_the_process(stop):
+def test_a_request_ends_an_all_or_nothing_stage_and_a_second_ctrl_c_ends_the_process(stop):
     with pytest.raises(Stopped), stop.at_once():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
@@ -40,7 +40,7 @@ def test_a_request_ends_an_all_or_nothing_stage_and_a_second_ctrl_c_the_process(
         time.sleep(1)
 
 
-def test_a_worker_whose_driver_is_gone_stops(monkeypatch):
+def test_a_worker_whose_driver_has_ended_stops(monkeypatch):
     monkeypatch.setenv(DRIVER, str(os.getppid()))
     assert not StopRequest()()
     monkeypatch.setenv(DRIVER, "1" if os.getppid() != 1 else "2")

@@ -1,4 +1,4 @@
-"""Only `make_local` and `download` use the network; planning uses what is cached."""
+"""Teachers on the hub: only `make_local` and `download` use the network; plans use the cache."""
 
 import shutil
 import socket
@@ -31,7 +31,7 @@ class NetworkUsed(Exception):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty Hugging Face cache, on a machine whose network must not be used."""
+    """An empty Hugging Face cache; every use of the network raises `NetworkUsed`."""
 
     def refuse(*args, **kwargs):
         raise NetworkUsed
@@ -68,10 +68,11 @@ def test_a_cached_teacher_resolves_without_the_network(cache, tiny_wan):
 
 
 @pytest.mark.parametrize("key", ["teacher", "student"])
-def test_a_teacher_that_is_not_cached_is_one_line_that_names_the_command(key, cache):
+def test_a_teacher_that_is_not_cached_is_refused_with_the_command_to_download_it(key, cache):
     with pytest.raises(ConfigError, match=r"`distill-bench download lab/tiny@v2`") as caught:
         resolve(RUN | {key: "lab/tiny@v2"})
-    assert "no teacher 'lab/tiny@v2'" in str(caught.value) and "\n" not in str(caught.value)
+    assert "no teacher 'lab/tiny@v2'" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--status"]])
@@ -85,7 +86,7 @@ def test_a_plan_of_a_teacher_that_is_not_cached_ends_without_the_network(
     assert "distill-bench download lab/tiny" in capsys.readouterr().err
 
 
-def test_the_outlines_stand_in_for_missing_weights_in_plans_alone(cache):
+def test_outlines_stand_in_for_missing_weights_only_in_plans(cache):
     (name, *_) = OUTLINES
     with pytest.raises(TeacherError, match="not in the Hugging Face cache"):
         teacher_folder(name)
@@ -108,16 +109,16 @@ def test_a_launch_downloads_before_anything_is_resolved(
     assert calls == [("lab/tiny", None)]
     assert "checking the hub for lab/tiny" in capsys.readouterr().err
     (run,) = config.expand()
-    assert run.teacher == "lab/tiny" and len(calls) == 1
+    assert run.teacher == "lab/tiny"
+    assert len(calls) == 1
 
 
 def test_a_failed_download_is_one_line_and_names_the_revision(cache):
     with pytest.raises(TeacherError, match=r"is 'v2' a branch, tag or commit of it\?") as caught:
         hub.download("lab/tiny@v2")
-    said = str(caught.value)
-    assert (
-        said.startswith("cannot download teacher 'lab/tiny@v2' (NetworkUsed") and "\n" not in said
-    )
+    message = str(caught.value)
+    assert message.startswith("cannot download teacher 'lab/tiny@v2' (NetworkUsed")
+    assert "\n" not in message
 
 
 def test_a_slow_hash_is_announced_once(tiny_wan, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Kinds of teachers: each follows its Protocols; a new one is one module and one line."""
+"""Kinds of teachers: each implements the Protocols; a new kind is one module and one line."""
 
 import inspect
 import sys
@@ -17,7 +17,7 @@ from distill_bench.teachers.folder import EMBEDDED
 
 
 def members(protocol: type) -> set[str]:
-    """Names that a class must have to follow a Protocol."""
+    """Names that a class must have to implement a Protocol."""
     public = {name for name in vars(protocol) if not name.startswith("_")}
     return public | set(protocol.__annotations__)
 
@@ -38,8 +38,8 @@ def test_an_implementation_has_every_member_of_its_protocol(protocol, implementa
     assert members(protocol) <= fields | set(dir(implementation))
     for name, method in vars(protocol).items():
         if inspect.isfunction(method) and not name.startswith("_"):
-            asked = list(inspect.signature(method).parameters)
-            assert list(inspect.signature(getattr(implementation, name)).parameters) == asked
+            implemented = inspect.signature(getattr(implementation, name))
+            assert list(implemented.parameters) == list(inspect.signature(method).parameters)
 
 
 def test_a_new_kind_is_one_module_and_one_line(tmp_path, monkeypatch):

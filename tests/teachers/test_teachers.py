@@ -1,4 +1,4 @@
-"""Broken teachers and students are refused in one line, before a job runs."""
+"""Broken teachers and students: refused in one line before a job runs."""
 
 import json
 import shutil
@@ -30,23 +30,25 @@ def copy(tiny_wan, tmp_path) -> Path:
 
 
 def change(folder: Path, **keys) -> None:
-    """Set keys of a config."""
+    """Set keys of the config in a folder, or of its model_index.json."""
     path = next(folder.glob("*config.json"), folder / "model_index.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
 def refused(**fields) -> str:
+    """The error of a run, checked to be one line."""
     with pytest.raises(ConfigError) as caught:
         resolve(RUN | fields)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_an_unknown_architecture_names_the_known_ones_and_the_file_to_imitate(copy):
+def test_an_unknown_architecture_is_refused_with_the_known_names_and_a_template(copy):
     change(copy / "transformer", _class_name="HunyuanVideoTransformer3DModel")
-    said = refused(teacher=str(copy))
-    assert "HunyuanVideoTransformer3DModel" in said and "cogvideox, ltxvideo, wan" in said
-    assert "start from distill_bench/teachers/architectures/wan.py" in said
+    message = refused(teacher=str(copy))
+    assert "HunyuanVideoTransformer3DModel" in message
+    assert "cogvideox, ltxvideo, wan" in message
+    assert "start from distill_bench/teachers/architectures/wan.py" in message
 
 
 def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
@@ -63,35 +65,32 @@ def test_an_architecture_is_found_by_its_file_name(copy, monkeypatch, tmp_path):
 
 def test_an_autoencoder_of_another_model_is_refused(copy):
     change(copy / "vae", z_dim=48)
-    said = refused(teacher=str(copy))
-    assert "its autoencoder makes latents of 48 channels, its transformer takes 4" in said
+    message = refused(teacher=str(copy))
+    assert "its autoencoder makes latents of 48 channels, its transformer takes 4" in message
 
 
-def test_an_image_to_video_model_and_one_of_two_transformers_are_refused(copy):
+def test_models_from_images_or_with_two_transformers_are_refused(copy):
     change(copy / "transformer", in_channels=36)
-    assert "takes latents of 36 channels and gives 4: it is not a text-to-video model" in refused(
-        teacher=str(copy)
-    )
+    message = "takes latents of 36 channels and gives 4: it is not a text-to-video model"
+    assert message in refused(teacher=str(copy))
     change(copy, boundary_ratio=0.875)
     assert "two transformers" in refused(teacher=str(copy))
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "message"),
     [
         (
             {"frames": 1},
-            (
-                "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, "
-                "here at least 5 frames"
-            ),
+            "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, "
+            "here at least 5 frames",
         ),
         ({"frames": 7}, "frames 7 must be 1 more than a multiple of 4"),
         ({"height": 24}, "height 24 must be a multiple of 16"),
     ],
 )
-def test_a_clip_that_the_teacher_cannot_make_is_refused(size, said, tiny_wan):
-    assert said in refused(teacher=str(tiny_wan), **size)
+def test_a_clip_that_the_teacher_cannot_make_is_refused(size, message, tiny_wan):
+    assert message in refused(teacher=str(tiny_wan), **size)
 
 
 def test_missing_weights_are_not_drawn_at_random(copy):
@@ -132,22 +131,22 @@ def test_missing_or_truncated_weights_are_refused(part, copy):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "problem"),
     [
         ("model_index.json", "its model_index.json is missing"),
         ("scheduler/scheduler_config.json", "its scheduler/scheduler_config.json is missing"),
         ("tokenizer", "its tokenizer is empty"),
     ],
 )
-def test_a_pipeline_without_its_index_scheduler_or_tokenizer_is_refused(name, said, tiny_wan, copy):
+def test_a_pipeline_without_its_index_scheduler_or_tokenizer_is_refused(
+    name, problem, tiny_wan, copy
+):
     path = copy / name
     for file in path.iterdir() if path.is_dir() else [path]:
         file.unlink()
-    for fields in ({"teacher": str(copy)}, {"teacher": str(tiny_wan), "student": str(copy)}):
-        assert (
-            f"teacher {copy} is not a pipeline folder: {said}; download or copy the whole folder"
-            in refused(**fields)
-        )
+    message = f"teacher {copy} is not a pipeline folder: {problem}; download or copy the whole"
+    assert f"{message} folder" in refused(teacher=str(copy))
+    assert f"{message} folder" in refused(teacher=str(tiny_wan), student=str(copy))
 
 
 def test_a_teacher_without_its_autoencoder_or_prompts_is_refused(copy):
@@ -159,15 +158,14 @@ def test_a_teacher_without_its_autoencoder_or_prompts_is_refused(copy):
 
 def test_a_config_with_more_blocks_than_the_weights_is_refused(copy):
     change(copy / "transformer", num_layers=3)
-    assert "transformer: num_layers is 3 in config.json, but the weights have 2 blocks" in refused(
-        teacher=str(copy)
-    )
+    message = "transformer: num_layers is 3 in config.json, but the weights have 2 blocks"
+    assert message in refused(teacher=str(copy))
 
 
 def test_cogvideox_has_no_positions_beyond_its_training_size(tmp_path):
     pipelines.save("cogvideox-1.5", tmp_path / "cog")
-    said = refused(teacher=str(tmp_path / "cog"), frames=9, height=48, width=32)
-    assert said == "height 48 must be at most 32 for the teacher cog"
+    message = refused(teacher=str(tmp_path / "cog"), frames=9, height=48, width=32)
+    assert message == "height 48 must be at most 32 for the teacher cog"
 
 
 def test_a_student_without_weights_is_refused(tiny_wan, copy):
@@ -175,7 +173,7 @@ def test_a_student_without_weights_is_refused(tiny_wan, copy):
     assert "broken/transformer lacks weights" in refused(teacher=str(tiny_wan), student=str(copy))
 
 
-def test_an_unknown_autoencoder_and_one_without_a_config_are_refused(copy):
+def test_an_autoencoder_of_unknown_class_or_without_a_config_is_refused(copy):
     change(copy / "vae", _class_name="AutoencoderKLLTXVideo")
     assert "unknown autoencoder 'AutoencoderKLLTXVideo'" in refused(teacher=str(copy))
     (copy / "vae" / "config.json").unlink()
@@ -184,25 +182,22 @@ def test_an_unknown_autoencoder_and_one_without_a_config_are_refused(copy):
 
 @pytest.mark.parametrize("name", ["transformer/config.json", "vae/config.json", "model_index.json"])
 @pytest.mark.parametrize(
-    ("text", "said"), [('{"a": 1,', "line 1"), ("[]", "a config must be a JSON object; found list")]
+    ("text", "problem"),
+    [('{"a": 1,', "line 1"), ("[]", "a config must be a JSON object; found list")],
 )
-def test_a_config_that_is_not_json_is_named(name, text, said, copy):
+def test_a_config_that_is_not_a_json_object_is_named(name, text, problem, copy):
     (copy / name).write_text(text)
     message = refused(teacher=str(copy))
     assert f"cannot read {copy / name}" in message
-    assert said in message
+    assert problem in message
 
 
 def test_every_target_of_an_adapter_must_name_a_layer(tiny_wan):
     """peft ignores a target without a match if another target has one."""
-    targets = {"method": "dmd2", "teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "to_w"]}}
-    assert (
-        "adapter.targets: no linear layer matches 'to_w'; available suffixes: attn1.to_k, "
-        in refused(**targets)
-    )
-    assert resolve(
-        RUN | {"teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "ffn.net.2"]}}
-    ).adapter
+    message = "adapter.targets: no linear layer matches 'to_w'; available suffixes: attn1.to_k, "
+    assert message in refused(teacher=str(tiny_wan), adapter={"targets": ["to_q", "to_w"]})
+    known = {"teacher": str(tiny_wan), "adapter": {"targets": ["to_q", "ffn.net.2"]}}
+    assert resolve(RUN | known).adapter
 
 
 @pytest.mark.parametrize(
@@ -228,10 +223,10 @@ def test_a_config_with_fewer_layers_than_the_weights_is_refused(copy):
 
 @pytest.mark.parametrize("key", ["teacher", "student", "prompts"])
 def test_files_that_changed_since_the_run_was_resolved_are_not_loaded(key, tiny_wan, copy):
-    named = {"teacher": str(tiny_wan), "student": str(copy), "prompts": str(copy / "prompts.txt")}
+    keys = {"teacher": str(tiny_wan), "student": str(copy), "prompts": str(copy / "prompts.txt")}
     if key == "teacher":
-        named = {"teacher": str(copy)}
-    config = resolve(RUN | named)
+        keys = {"teacher": str(copy)}
+    config = resolve(RUN | keys)
     assert pipeline_of(config, torch.device("cpu")).folder == Path(config.teacher)
     if key == "student":
         change(copy / "transformer", eps=1e-5)
@@ -248,10 +243,9 @@ def test_weights_of_another_shape_are_one_line(copy):
     change(copy / "transformer", ffn_dim=64)
     with pytest.raises(TeacherError) as caught:
         load_pipeline(str(copy), torch.device("cpu"))
-    said = str(caught.value)
-    assert said.startswith(f"cannot load {copy}/transformer: blocks.") and said.endswith(
-        "but got torch.Size([32])"
-    )
+    message = str(caught.value)
+    assert message.startswith(f"cannot load {copy}/transformer: blocks.")
+    assert message.endswith("but got torch.Size([32])")
     change(copy / "text_encoder", d_ff=77)
     with pytest.raises(
         TeacherError,
@@ -261,43 +255,34 @@ def test_weights_of_another_shape_are_one_line(copy):
 
 
 def test_a_student_of_other_latents_or_texts_is_refused(tiny_wan, copy):
+    pair = {"teacher": str(tiny_wan), "student": str(copy)}
     change(copy / "transformer", text_dim=32)
-    assert (
-        "student broken: its text width is 32, but that of the teacher tiny-wan is 16"
-        in refused(teacher=str(tiny_wan), student=str(copy))
-    )
+    message = "its text width is 32, but that of the teacher tiny-wan is 16"
+    assert f"student broken: {message}" in refused(**pair)
     change(copy / "transformer", text_dim=16, in_channels=16, out_channels=16)
-    assert (
-        "student broken: its number of latent channels is 16, but that of the teacher tiny-wan is 4"
-        in refused(teacher=str(tiny_wan), student=str(copy))
-    )
+    message = "its number of latent channels is 16, but that of the teacher tiny-wan is 4"
+    assert f"student broken: {message}" in refused(**pair)
     assert "no teacher 'nowhere'" in refused(teacher=str(tiny_wan), student="nowhere")
     assert "gaussian" in refused(teacher="gaussian", student=str(tiny_wan))
 
 
 def test_a_student_enters_the_id_by_content(tiny_wan, copy):
-    """A run without one keeps the id from before the key existed."""
+    """A run without a student keeps the id from before the key `student` existed."""
     assert run_id(resolve({"method": "dmd2"})) == "dmd2-s0-5c88f7749f83"
-    plain, one = (
-        resolve(RUN | {"teacher": str(tiny_wan), "student": student})
-        for student in (None, str(copy))
-    )
     moved = Path(shutil.copytree(copy, copy.with_name("moved")))
-    other = resolve(RUN | {"teacher": str(tiny_wan), "student": str(moved)})
-    assert run_id(one) == run_id(other) != run_id(plain)
+    without, original, elsewhere = (
+        run_id(resolve(RUN | {"teacher": str(tiny_wan), "student": student}))
+        for student in (None, str(copy), str(moved))
+    )
+    assert original == elsewhere != without
 
 
 def test_a_student_of_another_width_cannot_share_the_teachers_heads(tiny_wan, copy):
     change(copy / "transformer", num_attention_heads=1)
-    gan = {
-        "method": {"name": "dmd2", "gan": "fake_score"},
-        "teacher": str(tiny_wan),
-        "student": str(copy),
-    }
-    said = (
-        "has heads on features of the teacher's width 24, but the student's features have width 12"
-    )
-    assert said in refused(**gan)
+    gan = {"name": "dmd2", "gan": "fake_score"}
+    message = "features of the teacher's width 24, but the student's features have width 12"
+    refusal = refused(method=gan, teacher=str(tiny_wan), student=str(copy))
+    assert f"has heads on {message}" in refusal
 
 
 def test_the_hash_of_a_large_teacher_is_cached_until_a_file_changes(copy, tmp_path, monkeypatch):
@@ -306,21 +291,18 @@ def test_the_hash_of_a_large_teacher_is_cached_until_a_file_changes(copy, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     contents._hash_of.cache_clear()
     assert contents.content_hash(copy) == expected
-    (kept,) = (tmp_path / "cache" / "distill-bench" / "hashes").iterdir()
-    kept.write_text("from-the-file")
+    (cached,) = (tmp_path / "cache" / "distill-bench" / "hashes").iterdir()
+    cached.write_text("from-the-cache")
     contents._hash_of.cache_clear()
-    assert contents.content_hash(copy) == "from-the-file", "not read again"
+    assert contents.content_hash(copy) == "from-the-cache"
     change(copy / "transformer", ffn_dim=64)
-    assert contents.content_hash(copy) not in (expected, "from-the-file")
+    assert contents.content_hash(copy) not in (expected, "from-the-cache")
 
 
 def test_a_tokenizer_that_is_only_a_sentencepiece_model_is_read(tmp_path):
-    """CogVideoX and LTX-Video ship theirs so: the ids are sentencepiece's, then </s>."""
-    (tmp_path / "text").write_text(
-        "\n".join(
-            ["a red circle moving left", "a blue square moving right", "circle and square"] * 40
-        )
-    )
+    """CogVideoX and LTX-Video ship such a tokenizer: ids are sentencepiece's, then </s>."""
+    lines = ["a red circle moving left", "a blue square moving right", "circle and square"]
+    (tmp_path / "text").write_text("\n".join(lines * 40))
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
@@ -335,19 +317,16 @@ def test_a_tokenizer_that_is_only_a_sentencepiece_model_is_read(tmp_path):
         minloglevel=2,
     )
     (folder / "spiece.vocab").unlink()
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "T5Tokenizer",
-                "eos_token": "</s>",
-                "pad_token": "<pad>",
-                "unk_token": "<unk>",
-                "extra_ids": 0,
-                "model_max_length": 226,
-                "legacy": True,
-            }
-        )
-    )
+    config = {
+        "tokenizer_class": "T5Tokenizer",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+        "model_max_length": 226,
+        "legacy": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
     ids = transformers.AutoTokenizer.from_pretrained(folder)("a red square moving").input_ids
     assert ids == [*reference.encode("a red square moving"), 1]

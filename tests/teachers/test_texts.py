@@ -1,4 +1,4 @@
-"""Prompt files, and embeddings that are encoded once per store."""
+"""Prompt files, and embeddings: encoded once per store."""
 
 import json
 import shutil
@@ -39,6 +39,7 @@ RUN = {
 
 @pytest.fixture
 def prompts(tmp_path) -> Path:
+    """A file with PROMPTS."""
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(PROMPTS) + "\n\n")
     return path
@@ -53,6 +54,7 @@ def bare(tiny_wan, tmp_path) -> Path:
 
 
 def run_of(teacher: Path, prompts: Path, store: Path, **fields) -> Path:
+    """Write a run folder in a store."""
     run = store / "run"
     run.mkdir(parents=True, exist_ok=True)
     config = resolve(RUN | {"teacher": str(teacher), "prompts": str(prompts)} | fields)
@@ -61,20 +63,16 @@ def run_of(teacher: Path, prompts: Path, store: Path, **fields) -> Path:
 
 
 def test_the_three_formats_of_prompt_files_give_the_same_prompts(tmp_path, prompts):
-    lines, listed = tmp_path / "p.jsonl", tmp_path / "VBench.json"
-    lines.write_text(
-        "".join(json.dumps({"prompt": p, "seed": i}) + "\n" for i, p in enumerate(PROMPTS))
-    )
-    listed.write_text(
-        json.dumps(
-            [{"prompt_en": p, "dimension": ["color"], "auxiliary_info": {}} for p in PROMPTS]
-        )
-    )
-    assert read_prompts(prompts) == read_prompts(lines) == read_prompts(listed) == PROMPTS
+    json_lines, vbench = tmp_path / "p.jsonl", tmp_path / "VBench.json"
+    lines = [json.dumps({"prompt": p, "seed": i}) for i, p in enumerate(PROMPTS)]
+    json_lines.write_text("\n".join(lines) + "\n")
+    entries = [{"prompt_en": p, "dimension": ["color"], "auxiliary_info": {}} for p in PROMPTS]
+    vbench.write_text(json.dumps(entries))
+    assert read_prompts(prompts) == read_prompts(json_lines) == read_prompts(vbench) == PROMPTS
 
 
-def test_a_byte_order_mark_and_outer_spaces_are_no_part_of_a_prompt(tiny_wan, tmp_path):
-    """In the run's own file, for `embed`, and in the teacher's prompts.txt, for training."""
+def test_a_byte_order_mark_and_outer_spaces_are_not_part_of_a_prompt(tiny_wan, tmp_path):
+    """`embed` and training read the same prompts from a teacher's prompts.txt."""
     teacher = Path(shutil.copytree(tiny_wan, tmp_path / "teacher"))
     (teacher / "prompts.txt").write_text(
         "".join(f" {prompt} \n" for prompt in PROMPTS), encoding="utf-8-sig"
@@ -105,7 +103,7 @@ def test_only_a_line_feed_ends_a_prompt(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.txt", "\n \n", "the file has no prompts"),
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2: prompt: Field required"),
@@ -127,22 +125,23 @@ def test_only_a_line_feed_ends_a_prompt(tmp_path):
         ("none.txt", None, "No such file"),
     ],
 )
-def test_a_malformed_prompt_file_is_one_line(name, text, said, tmp_path, tiny_wan):
+def test_a_malformed_prompt_file_is_refused_in_one_line(name, text, message, tmp_path, tiny_wan):
     path = tmp_path / name
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         resolve(RUN | {"teacher": str(tiny_wan), "prompts": str(path)})
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_cached_embeddings_equal_the_text_encoders(tiny_wan, prompts, tmp_path):
-    """Trailing zero rows are not stored, and come back on reading."""
-    folder, made = embedding.embed(str(tiny_wan), [prompts], tmp_path)
-    assert made == len(PROMPTS) + 1, "and the null text"
+    """Trailing zero rows are not stored; reading restores them."""
+    folder, encoded = embedding.embed(str(tiny_wan), [prompts], tmp_path)
+    assert encoded == len(PROMPTS) + 1, "the prompts and the null text"
     (shard,) = folder.glob("*.safetensors")
     with safe_open(shard, "pt") as file:
-        names = file.keys()  # the file is no mapping
+        names = file.keys()  # a safe_open file is not iterable
         lengths = [file.get_tensor(name).shape[0] for name in names]
     assert sorted(lengths) == [0, 3, 4, 5]
     fresh = load_pipeline(str(tiny_wan), torch.device("cpu"))
@@ -162,24 +161,23 @@ def test_cached_prompts_are_not_encoded_again(tiny_wan, prompts, tmp_path):
     more = tmp_path / "more.txt"
     more.write_text(f"{PROMPTS[0]}\na red square\n")
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 4
-    folder, made = embedding.embed(str(tiny_wan), [prompts, more], tmp_path)
-    assert made == 1 and len(list(folder.glob("*.safetensors"))) == 2
+    folder, encoded = embedding.embed(str(tiny_wan), [prompts, more], tmp_path)
+    assert encoded == 1
+    assert len(list(folder.glob("*.safetensors"))) == 2
     assert embedding.embed(str(tiny_wan), [prompts, more], tmp_path)[1] == 0
 
 
-def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, capsys):
+def test_a_damaged_shard_is_named_in_one_line(tiny_wan, prompts, tmp_path, capsys):
     folder, _ = embedding.embed(str(tiny_wan), [prompts], tmp_path)
     (shard,) = folder.glob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(SystemExit) as ended:
         embedding.main([str(tiny_wan), str(prompts), "--store", str(tmp_path)])
-    said = capsys.readouterr().err
-    assert (
-        ended.value.code == 2
-        and f"embeddings {shard} cannot be read" in said
-        and "remove the file" in said
-        and said.count("\n") == 1
-    )
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"embeddings {shard} cannot be read" in message
+    assert "remove the file" in message
+    assert message.count("\n") == 1
     shard.unlink()
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == len(PROMPTS) + 1
 
@@ -187,13 +185,13 @@ def test_a_damaged_shard_is_one_line_that_names_it(tiny_wan, prompts, tmp_path, 
 def test_encoding_resumes_after_the_last_complete_shard(tiny_wan, prompts, tmp_path, monkeypatch):
     write = embeddings.write_shard
 
-    def full_after_one(folder: Path, *shard) -> None:
+    def fail_after_one_shard(folder: Path, *shard) -> None:
         if list(folder.glob("*")):
             raise OSError("full")
         write(folder, *shard)
 
     monkeypatch.setattr(text_pipeline, "PROMPTS_PER_SHARD", 2)
-    monkeypatch.setattr(text_pipeline, "write_shard", full_after_one)
+    monkeypatch.setattr(text_pipeline, "write_shard", fail_after_one_shard)
     with pytest.raises(OSError, match="full"):
         embedding.embed(str(tiny_wan), [prompts], tmp_path)
     monkeypatch.setattr(text_pipeline, "write_shard", write)
@@ -205,7 +203,7 @@ def test_training_reads_embeddings_and_needs_no_text_encoder(tiny_wan, bare, pro
     assert train(run_of(bare, prompts, tmp_path))["status"] == "done"
 
 
-def test_a_prompt_without_an_embedding_is_one_line_that_says_how_to_make_it(
+def test_a_prompt_without_an_embedding_is_refused_with_the_command_to_encode_it(
     tiny_wan, bare, prompts, tmp_path
 ):
     with pytest.raises(
@@ -227,34 +225,33 @@ def test_a_run_encodes_missing_prompts_before_it_loads_a_network(
 ):
     folder, _ = embedding.embed(str(tiny_wan), [prompts], tmp_path)
     prompts.write_text("a red circle\nright\n")
-    load, stored = pipeline.load_transformer, []
+    load, encoded_before_load = pipeline.load_transformer, []
 
-    def later(of: Path):
-        stored.append("right" in Embeddings(folder))
-        return load(of)
+    def check_and_load(transformer_folder: Path):
+        encoded_before_load.append("right" in Embeddings(folder))
+        return load(transformer_folder)
 
-    monkeypatch.setattr(pipeline, "load_transformer", later)
+    monkeypatch.setattr(pipeline, "load_transformer", check_and_load)
     assert train(run_of(tiny_wan, prompts, tmp_path))["status"] == "done"
-    assert stored and all(stored) and len(list(folder.glob("*.safetensors"))) == 2
+    assert encoded_before_load
+    assert all(encoded_before_load)
+    assert len(list(folder.glob("*.safetensors"))) == 2
 
 
 def test_prompts_enter_the_id_by_content(tiny_wan, prompts, tmp_path):
-    lines = tmp_path / "p.jsonl"
-    lines.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
-    ids = [
-        run_id(resolve(RUN | {"teacher": str(tiny_wan), "prompts": p and str(p)}))
-        for p in (prompts, lines, None)
-    ]
-    assert ids[0] == ids[1] != ids[2]
-    assert "a gaussian teacher has prompts of its own" in str(
-        pytest.raises(
-            ConfigError, resolve, {"method": "dmd2", "teacher": "gaussian", "prompts": str(prompts)}
-        ).value
+    json_lines = tmp_path / "p.jsonl"
+    json_lines.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    as_text, as_json, without = (
+        run_id(resolve(RUN | {"teacher": str(tiny_wan), "prompts": file}))
+        for file in (str(prompts), str(json_lines), None)
     )
+    assert as_text == as_json != without
+    with pytest.raises(ConfigError, match="a gaussian teacher has prompts of its own"):
+        resolve({"method": "dmd2", "teacher": "gaussian", "prompts": str(prompts)})
 
 
 def test_ranks_share_the_prompts(tiny_wan, prompts, tmp_path, monkeypatch):
-    """With torchrun's environment: each rank encodes every second prompt."""
+    """In torchrun's environment, each of two ranks encodes every second prompt."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
