@@ -14,7 +14,7 @@ TRAINED = ("student", "fake_score")
 
 
 def test_bfloat16_weights_have_float32_masters_that_small_updates_reach(make_run):
-    """Adam's first steps are 1e-6 (the fake score makes two), below the spacing of bfloat16 at 0.1."""
+    """Adam steps by 1e-6 (twice for the fake score), far below bfloat16's spacing at 0.1."""
     rates = {"student_lr": 1e-6, "fake_score_lr": 1e-6}
     run = make_run("low", student_updates=1, **rates, **LOW)
     trainer = build_from(run)
