@@ -81,7 +81,7 @@ def test_gradient_checkpointing_changes_neither_numbers_nor_the_ledger(method, m
 
 
 def test_gradient_checkpointing_runs_each_block_once_more_per_backward(make_run):
-    """methods.md 1.12: one more forward per network backward."""
+    """One more forward per network backward."""
     counts = {}
     for on in (False, True):
         run = make_run(f"{on}", gradient_checkpointing=on, exit_step="last", guidance_scale=1.0)

@@ -102,7 +102,7 @@ TABLE = {
 
 
 def folded(counts: dict) -> dict[str, tuple[float, float]]:
-    """Forwards and backwards by role; the moving average is a student."""
+    """Forwards and backwards by role; the moving average counts as the student."""
     totals = {"student": (0.0, 0.0), "fake_score": (0.0, 0.0), "teacher": (0.0, 0.0)}
     for role, row in counts.items():
         name = "student" if role == "target" else role

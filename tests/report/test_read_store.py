@@ -26,7 +26,7 @@ def test_scores_made_differently_cannot_share_a_column(pair, key, value):
 
 
 def test_the_error_names_the_fields_in_which_protocols_differ(pair):
-    """They come from protocol.json, and from the conditions of the scores if that file is gone."""
+    """Fields come from protocol.json or, without it, from the conditions of the scores."""
     for name, clips, fps in (("alpha", 144, 8.0), ("beta", 256, 16.0)):
         changed = {
             "protocol": name,

@@ -161,7 +161,7 @@ def test_a_budget_can_be_requested(store, tmp_path):
 
 
 def test_differences_at_equal_cost_are_the_paired_t_test_of_scipy(tmp_path):
-    """The baseline is subtracted in every pair that it is in."""
+    """In pairs with the baseline, the baseline is subtracted."""
     runs = [("alpha", s, c, 10.0 * c + s * s + c * s) for c in (1, 2) for s in range(4)]
     runs += [("beta", s, 1, 9.0 + (2.5 * s) % 2) for s in range(3)]
     store = write_store(tmp_path, runs, baseline={"method": "alpha", "fake_score_updates": 2})
