@@ -143,7 +143,7 @@ class RunConfig(StrictModel):
     evaluations: Count = key(4)
     """Evenly spaced student updates at which the student is kept and scored."""
     protocol: ProtocolConfig = key(ProtocolConfig())
-    """How clips are drawn and scored; see below."""
+    """Sampling and scoring of clips; see below."""
     checkpoint_every: Count = key(50, in_id=False)
     """Student updates between checkpoints."""
     log_every: Count = key(10, in_id=False)

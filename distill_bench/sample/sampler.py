@@ -116,10 +116,9 @@ class Sampler:
             noises, text = self._noises(seeds[first:end]), self.texts.rows(range(first, end))
             return self.pipeline.decode(latents(noises, text)).numpy()
 
-        released = (
-            self.pipeline.fps is not None
-        )  # clips of a released model are large enough to watch
-        return ClipSource(frames, clips_per_batch(self.config), videos=released)
+        # only released models have a frame rate, and their clips are large enough to watch
+        videos = self.pipeline.fps is not None
+        return ClipSource(frames, clips_per_batch(self.config), videos=videos)
 
     def _noises(self, seeds: list[int]) -> list[Tensor]:
         """Noise (B, C, T, H, W) of each of the student's steps; every row starts from the first."""
