@@ -37,7 +37,7 @@ def test_local_ranks_wrap_around_the_visible_gpus(visible_gpus, index, monkeypat
 
 
 def test_without_a_process_group_a_rank_keeps_its_own_values(monkeypatch):
-    """This is the state after training, which ends its group."""
+    """Training ends its process group; the rank that goes on samples alone."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert group_ranks() == Ranks(0, 1, CPU)
