@@ -85,7 +85,9 @@ def alive() -> dict[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inspecting every object triggers deprecation warnings
         tensors = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
-    return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    storages = [t.untyped_storage() for t in tensors]
+    # traces that torch.compile keeps hold tensors of symbolic size
+    return {s._cdata: s.nbytes() for s in storages if isinstance(s.nbytes(), int)}
 
 
 def measured(run: Path, trace: Path) -> tuple[int, int]:

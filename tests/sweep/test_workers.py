@@ -145,6 +145,7 @@ def test_a_fork_runs_a_module_as_python_m_does(gpus, forked, module, tmp_path, m
         "distill_bench.store",
         "distill_bench.store.stop",
         "distill_bench.sweep",
+        "distill_bench.sweep.local",
         "distill_bench.sweep.local.forks",
     }
     assert shown == {

@@ -77,14 +77,16 @@ def test_models_from_images_or_with_two_transformers_are_refused(copy):
     assert "two transformers" in refused(teacher=str(copy))
 
 
+TOO_SHORT = (
+    "frames 1 is too short for the teacher tiny-wan: a clip needs two latents in time, "
+    "here at least 5 frames"
+)
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (
-            {"frames": 1},
-            "frames 1 is too short for the teacher tiny-wan: "
-            + "a clip needs two latents in time, here at least 5 frames",
-        ),
+        ({"frames": 1}, TOO_SHORT),
         ({"frames": 7}, "frames 7 must be 1 more than a multiple of 4"),
         ({"height": 24}, "height 24 must be a multiple of 16"),
     ],
