@@ -27,7 +27,7 @@ from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.plan.cost import passes, priced
 from distill_bench.teachers.folder import outlines
 
-ROLES = ("student", "fake_score", "teacher", "target")
+PRICED_ROLES = ("student", "fake_score", "teacher", "target")
 WIDTH = 200  # characters per line where the output is not a terminal
 
 
@@ -95,8 +95,8 @@ def _sizes(arguments: list[str]) -> dict[str, float]:
             size = math.nan
         if not 0 < size < math.inf:
             raise ValueError(f"--size {argument!r} takes ROLE=NUMBER, for instance teacher=14e9")
-        if role not in ROLES:
-            raise ValueError(f"--size: no role called {role!r}; known: {', '.join(ROLES)}")
+        if role not in PRICED_ROLES:
+            raise ValueError(f"--size: no role called {role!r}; known: {', '.join(PRICED_ROLES)}")
         sizes[role] = size
     if sizes and "student" not in sizes:
         raise ValueError(
@@ -112,7 +112,7 @@ def cost_table(sweep: SweepConfig, runs: list[RunConfig], sizes: Mapping[str, fl
     table = Table(title=f"forward equivalents of one student update: {sweep.name}")
     for heading in ("method", *axes):
         table.add_column(heading)
-    for heading in (*(f"{role} fwd / bwd" for role in ROLES), "total", "to the first"):
+    for heading in (*(f"{role} fwd / bwd" for role in PRICED_ROLES), "total", "to the first"):
         table.add_column(heading, justify="right")
     first = None
     for config in runs:
@@ -122,7 +122,7 @@ def cost_table(sweep: SweepConfig, runs: list[RunConfig], sizes: Mapping[str, fl
         table.add_row(
             method_title(config, presets),
             *(_text(run_value(config, key)) for key in axes),
-            *(_forwards_and_backwards(counts.get(role)) for role in ROLES),
+            *(_forwards_and_backwards(counts.get(role)) for role in PRICED_ROLES),
             f"{total:.4g}",
             f"{total / first:.2f}",
         )

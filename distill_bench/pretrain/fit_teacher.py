@@ -61,7 +61,7 @@ def train_autoencoder(
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=0.0)
     generator, began = torch.Generator().manual_seed(options.seed), time.time()
     for step in range(options.autoencoder_steps):
-        _set_lr(optimiser, 2e-3, step, options.autoencoder_steps)
+        set_lr(optimiser, 2e-3, step, options.autoencoder_steps)
         index = torch.randint(len(clips), (64,), generator=generator).numpy()
         frame = torch.randint(clips.shape[1], (64,), generator=generator).numpy()
         video = to_video(clips[index, frame][:, None]).to(device)
@@ -206,7 +206,7 @@ def train_teacher(
     running_loss = None
     for step in range(start, options.steps):
         began = time.time()
-        _set_lr(optimiser, options.lr, step, options.steps)
+        set_lr(optimiser, options.lr, step, options.steps)
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         index = torch.randint(len(captions), (options.batch,), generator=generator)
         dropped = torch.rand(options.batch, generator=generator) < NULL_PROBABILITY
@@ -362,7 +362,7 @@ def quality_card(curve: list[dict], options: argparse.Namespace) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _set_lr(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
+def set_lr(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
     warmup = min(1.0, (step + 1) / 100)
     for group in optimiser.param_groups:
         group["lr"] = peak * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))

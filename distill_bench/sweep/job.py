@@ -75,7 +75,7 @@ def execute(
     except Stopped:
         if claim is None:
             return STOPPED
-        return _stopped(run_dir, claim, stop) if claim.is_newest() else _superseded(claim)
+        return record_stop(run_dir, claim, stop) if claim.is_newest() else _superseded(claim)
     except Exception as error:
         traceback.print_exc()
         message, kind = f"{type(error).__name__}: {error}", failure_kind(error)
@@ -214,7 +214,7 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stopped(run_dir: Path, claim: Claim, stop: StopRequest) -> int:
+def record_stop(run_dir: Path, claim: Claim, stop: StopRequest) -> int:
     """End an attempt on request; a SLURM job stopped repeatedly without progress fails."""
     updates = [int(folder.name) for folder in checkpoint.folders(run_dir)]
     trained = (run_dir / "train.json").is_file()

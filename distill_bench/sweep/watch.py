@@ -71,10 +71,10 @@ def show_status(
         if every is None or quiet:
             return exit_code(statuses)
         time.sleep(every)
-        queue = _reread_queue(queue, store, on_slurm)
+        queue = reread_queue(queue, store, on_slurm)
 
 
-def _reread_queue(previous: Queue, store: Path, on_slurm: bool) -> Queue:
+def reread_queue(previous: Queue, store: Path, on_slurm: bool) -> Queue:
     """Read the queue; return `previous` if SLURM does not answer."""
     try:
         return read_queue(store, on_slurm)

@@ -81,7 +81,7 @@ def content_hash(folder: Path) -> str:
     A teacher enters a run's id by this hash, not by its name. Hashes of large folders are cached in
     `~/.cache/distill-bench/hashes` until a file's size or modification time changes.
     """
-    return _hash_of(folder, _hashed_files(folder))
+    return hash_of(folder, _hashed_files(folder))
 
 
 def hash_is_slow(folder: Path) -> bool:
@@ -110,7 +110,7 @@ def _cached_hash(files: HashedFiles) -> Path:
 
 
 @cache
-def _hash_of(folder: Path, files: HashedFiles) -> str:
+def hash_of(folder: Path, files: HashedFiles) -> str:
     large = _is_large(files)
     cached = _cached_hash(files)
     if large and cached.is_file():

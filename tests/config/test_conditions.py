@@ -42,9 +42,17 @@ def test_null_equals_only_null():
 
 @pytest.mark.parametrize(
     "condition",
-    ["__import__('os')", "nfe + 1 > 4", "[x for x in nfe]", "nfe if nfe else 1", "f'{nfe}' == '4'",
-     "method.name.upper() == 'A'", "(lambda: 1)() == 1", "method['name'] == 'a'"],
-)  # fmt: skip
+    [
+        "__import__('os')",
+        "nfe + 1 > 4",
+        "[x for x in nfe]",
+        "nfe if nfe else 1",
+        "f'{nfe}' == '4'",
+        "method.name.upper() == 'A'",
+        "(lambda: 1)() == 1",
+        "method['name'] == 'a'",
+    ],
+)
 def test_other_syntax_is_not_evaluated(condition):
     with pytest.raises(ConfigError, match=r"is not allowed; allowed: keys") as error:
         holds(condition, RUN)

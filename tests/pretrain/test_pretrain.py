@@ -82,18 +82,18 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train(tmp_path / "whole", 253)
-    set_lr = pretrain._set_lr
+    set_lr = pretrain.set_lr
 
     def cut(optimiser, peak, step, steps):
         if steps == 253 and step == 252:  # two steps past the checkpoint of step 250
             raise KeyboardInterrupt
         set_lr(optimiser, peak, step, steps)
 
-    monkeypatch.setattr(pretrain, "_set_lr", cut)
+    monkeypatch.setattr(pretrain, "set_lr", cut)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", 253)
     assert torch.load(tmp_path / "cut" / "work" / "teacher.pt", weights_only=True)["step"] == 250
-    monkeypatch.setattr(pretrain, "_set_lr", set_lr)
+    monkeypatch.setattr(pretrain, "set_lr", set_lr)
     train(tmp_path / "cut", 253)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert whole.keys() == resumed.keys()

@@ -14,7 +14,7 @@ from distill_bench.store.failures import FAILURE_KINDS
 from distill_bench.sweep.__main__ import main, make_parser
 from distill_bench.sweep.slurm.queue import Queue
 from distill_bench.sweep.status import ENDED, TO_LAUNCH, WAITING
-from distill_bench.sweep.watch import _reread_queue
+from distill_bench.sweep.watch import reread_queue
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "sweeps" / "README.md").read_text()
@@ -52,7 +52,7 @@ def test_watch_ends_when_nobody_works_on_a_local_sweep(argv, monkeypatch):
 def test_the_queue_stays_the_last_known_while_slurm_does_not_answer(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     before = Queue({"7_0": "RUNNING"})
-    assert _reread_queue(before, tmp_path, on_slurm=True) is before
+    assert reread_queue(before, tmp_path, on_slurm=True) is before
     assert "squeue does not answer" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from distill_bench.store.claims import attempts, read_exit, try_claim
 from distill_bench.store.files import write_json
 from distill_bench.store.runs import run_state
 from distill_bench.store.stop import StopRequest
-from distill_bench.sweep.job import LOST_RANK, _stopped, execute
+from distill_bench.sweep.job import LOST_RANK, execute, record_stop
 from distill_bench.sweep.local.workers import CLAIMED_ELSEWHERE, FAILED, STOPPED
 from distill_bench.sweep.slurm.node import is_stuck
 
@@ -65,7 +65,7 @@ def test_only_stops_without_progress_end_a_run(make_run, monkeypatch):
     def stop_after(clips: int) -> int:
         try_claim(rows, {}).close("stopped")  # an attempt alone is no progress
         (run / "samples" / f"{clips}.npy").write_bytes(b"clip")
-        return _stopped(run, try_claim(run, {}), stop)
+        return record_stop(run, try_claim(run, {}), stop)
 
     assert [stop_after(clips) for clips in (1, 2, 3, 4, 4)] == [STOPPED] * 5
     assert stop_after(4) == FAILED

@@ -6,7 +6,7 @@ import pytest
 
 from distill_bench.config.cluster import ClusterConfig
 from distill_bench.sweep.slurm.queue import Partition, Queue
-from distill_bench.sweep.slurm.submit import _shares, batch_script, sbatch_errors
+from distill_bench.sweep.slurm.submit import batch_script, sbatch_errors, shares
 from distill_bench.sweep.status import ManifestEntry, read_statuses
 
 RUN = "dmd2-s0-0"
@@ -70,7 +70,7 @@ def test_a_partition_says_what_it_cannot_do(limits, shortfall):
 
 
 def test_jobs_at_once_are_shared_between_arrays():
-    assert [_shares(16, arrays) for arrays in (1, 3, 20)] == [[16], [6, 5, 5], [1] * 20]
+    assert [shares(16, arrays) for arrays in (1, 3, 20)] == [[16], [6, 5, 5], [1] * 20]
 
 
 def test_the_batch_script_has_the_cluster_block_and_the_user_s_sbatch_last(tmp_path):

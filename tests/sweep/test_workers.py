@@ -127,7 +127,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def jobs_of_server() -> int:
     """Jobs at once for which tasks have the thread count of the fork server, if one runs."""
-    return CORES // (forks._threads_of_server or [CORES])[0]
+    return CORES // (forks.threads_of_server or [CORES])[0]
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_a_killed_fork_has_the_exit_code_of_its_signal(module, tmp_path, monkeyp
 def test_a_long_temporary_folder_rules_out_forks(tmp_path, monkeypatch):
     """The fork server's socket lies in it, and the path of a socket has 107 bytes."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 100)))
-    monkeypatch.setattr(forks, "_threads_of_server", [])
+    monkeypatch.setattr(forks, "threads_of_server", [])
     assert not forks.can_fork(1)
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
     assert forks.can_fork(1)

@@ -126,7 +126,7 @@ def test_a_slow_hash_is_announced_once(tiny_wan, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(contents, "LARGE", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    contents._hash_of.cache_clear()
+    contents.hash_of.cache_clear()
     hub.make_local([str(tiny_wan)])
     hub.make_local([str(tiny_wan)])
     assert capsys.readouterr().err.count(f"hashing {tiny_wan}") == 1

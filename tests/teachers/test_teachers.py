@@ -291,11 +291,11 @@ def test_the_hash_of_a_large_teacher_is_cached_until_a_file_changes(copy, tmp_pa
     expected = contents.content_hash(copy)
     monkeypatch.setattr(contents, "LARGE", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    contents._hash_of.cache_clear()
+    contents.hash_of.cache_clear()
     assert contents.content_hash(copy) == expected
     (cached,) = (tmp_path / "cache" / "distill-bench" / "hashes").iterdir()
     cached.write_text("from-the-cache")
-    contents._hash_of.cache_clear()
+    contents.hash_of.cache_clear()
     assert contents.content_hash(copy) == "from-the-cache"
     change(copy / "transformer", ffn_dim=64)
     assert contents.content_hash(copy) not in (expected, "from-the-cache")

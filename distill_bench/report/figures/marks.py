@@ -13,7 +13,7 @@ from distill_bench.report.figures.study import Study
 from distill_bench.report.figures.style import DASHES, QUIET
 from distill_bench.report.results import Column
 
-FLOOR = {"color": QUIET, "linestyle": DASHES[1], "linewidth": 0.8}
+FLOOR_LINE = {"color": QUIET, "linestyle": DASHES[1], "linewidth": 0.8}
 REFERENCE_MARKERS = ["d", "*", "p", "h", "8"]
 NO_BREAK = "\u00a0"
 # fraction of its length by which an axis may grow for a reference, by scale

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from distill_bench.report.figures import canvas
 from distill_bench.report.figures.looks import Looks
-from distill_bench.report.figures.marks import FLOOR, log_from, mark_one, rows_across
+from distill_bench.report.figures.marks import FLOOR_LINE, log_from, mark_one, rows_across
 from distill_bench.report.figures.study import Study, opened
 from distill_bench.report.figures.style import STYLE
 from distill_bench.report.labels import show_value
@@ -45,7 +45,7 @@ def overview(results: Path | Study) -> Figure | None:
     figure.supxlabel(study.axis.replace("_", " "))
     entries = study.looks.legend(study.looks.styles)
     if any(study.floor(column) is not None for column in columns):
-        entries.append(Line2D([], [], **FLOOR, label="floor: teacher against its other seeds"))
+        entries.append(Line2D([], [], **FLOOR_LINE, label="floor: teacher against its other seeds"))
     spare = panels[len(columns)] if len(panels) > len(columns) and len(entries) <= 12 else None
     canvas.legend(figure, entries, spare)
     return figure
@@ -64,7 +64,7 @@ def _panel(axes: Axes, study: Study, column: Column) -> None:
         axes.plot(line.x, line.value, **looks.styles[series])
     shown = [*runs.score, *rows.value, *rows_across(axes, study, column)]
     if (floor := study.floor(column)) is not None:
-        axes.axhline(floor, **FLOOR, zorder=0)
+        axes.axhline(floor, **FLOOR_LINE, zorder=0)
         shown.append(floor)
     canvas.set_limits(axes.yaxis, shown, [*rows.low, *rows.high], log_from(column))
     canvas.interval_bars(axes, rows.x, rows.low, rows.high, rows.colour)

@@ -14,7 +14,7 @@ from distill_bench.report.figures.marks import draw_references, log_from, mark_o
 from distill_bench.report.figures.study import Study, column_of, find_column, opened
 from distill_bench.report.figures.style import COLOURS, QUIET, SMALL, STYLE
 from distill_bench.report.labels import show_value
-from distill_bench.report.results import COSTS, Column, Results
+from distill_bench.report.results import Column, Results
 
 BESIDE = 0.012  # gap between series with the same x, as a fraction of the axis
 BESIDE_ALONE = 0.08  # gap if all points of the figure have the same x
@@ -26,11 +26,6 @@ def score_by_axis(source: Path | Results | Study, score: Column | str) -> Figure
     """Draw a score against the axis of the sweep; None without an axis."""
     study = opened(source)
     return against(study, study.axis, score, "series") if study.axis else None
-
-
-def score_against_cost(source: Path | Results | Study, score: Column | str) -> Figure | None:
-    """Draw a score at the end of training against the cost of the training."""
-    return against(source, COSTS[0], score, "series")
 
 
 @rc_context(STYLE)

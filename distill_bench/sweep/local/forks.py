@@ -30,7 +30,7 @@ LONGEST_TEMPORARY_FOLDER = 70  # bytes; the path of the server's socket may have
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(LIBRARIES)
-_threads_of_server: list[int] = []  # set by the first fork
+threads_of_server: list[int] = []  # set by the first fork
 
 
 def can_fork(threads: int) -> bool:
@@ -40,8 +40,8 @@ def can_fork(threads: int) -> bool:
     """
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY_FOLDER:
         return False
-    _threads_of_server[:] = _threads_of_server or [threads]
-    return _threads_of_server == [threads]
+    threads_of_server[:] = threads_of_server or [threads]
+    return threads_of_server == [threads]
 
 
 class Fork:

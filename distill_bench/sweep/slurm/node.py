@@ -121,9 +121,8 @@ def end_stopped_job(stop: StopRequest, patience_seconds: float = PATIENCE_SECOND
     Returns if SLURM refuses to requeue; the run stays stopped and the sweep's next call resumes it.
     """
     if stop.signal != signal.SIGUSR2:
-        _sleep(
-            patience_seconds
-        )  # SLURM kills the job meanwhile, unless the signal was sent by hand
+        # SLURM kills the job meanwhile, unless the signal was sent by hand
+        _sleep(patience_seconds)
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
         print(f"saved; {slurm_job()} goes back into the queue", flush=True)
         done = subprocess.run(["scontrol", "requeue", slurm_job()], capture_output=True, text=True)

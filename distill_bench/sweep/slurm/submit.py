@@ -59,7 +59,7 @@ def submit(
     packs = [run_dirs[i : i + size] for i in range(0, len(run_dirs), size)]
     limit = read_partition(cluster.partition).max_array  # the largest index is one less
     arrays = [packs[i : i + limit] for i in range(0, len(packs), limit)]
-    parallel = _shares(cluster.jobs or JOBS_AT_ONCE, len(arrays))
+    parallel = shares(cluster.jobs or JOBS_AT_ONCE, len(arrays))
     prepare_job = _submit_prepare(cluster, store, prepare) if prepare else None
     # afterany: if the prepare job fails, a run makes the artefacts itself or reports the reason
     after = {"dependency": f"afterany:{prepare_job}"} if prepare_job else {}
@@ -83,7 +83,7 @@ def submit(
     return [ids[run] for run in run_dirs]
 
 
-def _shares(jobs: int, arrays: int) -> list[int]:
+def shares(jobs: int, arrays: int) -> list[int]:
     """Split the limit of `jobs` at once over the arrays: SLURM limits each array separately."""
     share, rest = divmod(jobs, arrays)
     return [max(1, share + (index < rest)) for index in range(arrays)]
