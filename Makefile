@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
 
-test: install  ## the whole test suite
-	$(BIN)/python -m pytest
+test: install  ## the whole test suite, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: install  ## the tests to run while writing: 90 seconds on two cores
 	$(BIN)/python -m pytest -m "not slow"
