@@ -274,3 +274,38 @@ def test_a_planted_import_without_reason_is_found():
     assert imports_without_reason(planted) == [
         "eval/bare.py:2 imports inside a function without a reason"
     ]
+
+
+def private_uses(source: str) -> list[str]:
+    """Private names of this package that a file imports, or reads from a module that it imports."""
+    names = [name for name in imported_names(source) if name.startswith("distill_bench.")]
+    imported = [name for name in names if is_private(name.rpartition(".")[2])]
+    modules = {name.rpartition(".")[2] for name in names if name.islower()}
+    return imported + [
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(syntax_tree(source))
+        if isinstance(node, ast.Attribute) and is_private(node.attr)
+        if isinstance(node.value, ast.Name) and node.value.id in modules
+    ]
+
+
+def is_private(name: str) -> bool:
+    """True for a name with one leading underscore."""
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_private_names_stay_in_their_file():
+    """The rule covers the tests, too."""
+    sources = SOURCES | python_sources("tests")
+    assert {path: uses for path, source in sources.items() if (uses := private_uses(source))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from distill_bench.store.claims import _beat",
+        "from distill_bench.store import claims\nclaims._beat()",
+    ],
+)
+def test_a_private_name_used_elsewhere_is_reported(source):
+    assert len(private_uses(source)) == 1
