@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill_bench.networks.precision import kept_in_float32
+from distill_bench.networks.ranks import group_ranks
 from distill_bench.teachers.architecture import architecture_called
 
 
@@ -38,7 +39,7 @@ class Reached(Exception):
 
 def all_ranks(device: torch.device) -> DeviceMesh:
     """All ranks of the process group as a one-dimensional mesh."""
-    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    return init_device_mesh(device.type, (group_ranks().world,))
 
 
 def shard(

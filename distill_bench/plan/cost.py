@@ -14,7 +14,7 @@ from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.draws import Draws
 from distill_bench.networks.ledger import PASSES, Ledger
 from distill_bench.plan.stand_in import LAYER, SHAPE, StandIn
-from distill_bench.teachers.architecture import architecture_of
+from distill_bench.teachers.architecture import block_count
 from distill_bench.teachers.folder import teacher_folder
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.train.assemble import assemble
@@ -68,9 +68,7 @@ def _blocks(config: RunConfig) -> tuple[int, int]:
     if not teacher.has_networks:
         return 1, 1
     student = teacher.folder if config.student is None else teacher_folder(config.student)
-    return tuple(
-        architecture_of(folder).transformer["num_layers"] for folder in (teacher.folder, student)
-    )
+    return block_count(teacher.folder), block_count(student)
 
 
 @functools.cache

@@ -5,7 +5,6 @@ its first step.
 """
 
 import math
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from distill_bench.plan.prediction import Prediction, extrapolate, sharded
 from distill_bench.plan.rehearsal import rehearsed
 from distill_bench.plan.sampling import sampling_peak
 from distill_bench.plan.too_large import too_large, too_large_to_sample
-from distill_bench.teachers.architecture import architecture_of
+from distill_bench.teachers.architecture import block_count
 from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import find_teacher
 
@@ -46,7 +45,7 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         batch_size = config.batch_size // config.accumulation * 2
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch_size})
     student_folder = folder if config.student is None else teacher_folder(config.student)
-    blocks = (_blocks(folder), _blocks(student_folder))
+    blocks = (block_count(folder), block_count(student_folder))
     # All blocks have the same size, so every number is linear in the block count, at a fixed ratio
     # of teacher to student blocks.
     whole = math.gcd(*blocks)
@@ -59,10 +58,6 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         high, _ = rehearsed(config, tuple(2 * few * n for n in ratio), processes)
         prediction = extrapolate(low, high, (whole - few) / few)
     return prediction if share == 1 else sharded(prediction, share, in_flight)
-
-
-def _blocks(folder: Path) -> int:
-    return architecture_of(folder).transformer["num_layers"]
 
 
 def step_flops(prediction: Prediction, config: RunConfig) -> tuple[float, float]:

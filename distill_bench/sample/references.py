@@ -10,7 +10,7 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.domain import controls, shapes
 from distill_bench.networks.ranks import ranks
 from distill_bench.sample.sampler import Sampler
-from distill_bench.sample.write_folder import ClipSource, write_folder
+from distill_bench.sample.write_folder import ClipSource, is_written, write_folder
 from distill_bench.store.files import write_json
 
 RENDERED_BATCH = 16  # rendered clips per part
@@ -24,7 +24,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     """
     root = store / "references" / protocol_hash(config)
     folders = {kind: root / name for kind, name in folder_names(config).items()}
-    if all(map(_is_written, folders.values())):
+    if all(map(is_written, folders.values())):
         return folders
     write_json(root / "protocol.json", protocol(config))
     sampler = Sampler(config, store)
@@ -33,7 +33,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     # the untrained student first, so that the device holds only one network at a time
     for kind in sorted(folders, key=lambda kind: kind != "untrained"):
         folder = folders[kind]
-        if _is_written(folder):
+        if is_written(folder):
             continue
         if ranks().first:
             print(f"reference {kind}: {config.protocol.clips} clips", flush=True)
@@ -102,10 +102,6 @@ def _rendered(prompts: list[str], seeds: list[int]) -> ClipSource:
 
 def _frames(folder: Path) -> np.ndarray:
     return np.load(folder / "clips.npy", allow_pickle=False)
-
-
-def _is_written(folder: Path) -> bool:
-    return (folder / "clips.npy").is_file()
 
 
 def _in_domain(prompt: str) -> bool:

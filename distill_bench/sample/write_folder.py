@@ -73,7 +73,7 @@ def write_folder(
         try:
             temporary.rename(folder)
         except OSError:
-            if not _is_written(folder):
+            if not is_written(folder):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -94,7 +94,7 @@ class Parts:
     def make(self, first: int) -> None:
         """Make the batch that starts at clip `first`, unless it or the whole folder exists."""
         path = self._path(first)
-        if path.is_file() or _is_written(self.target):
+        if path.is_file() or is_written(self.target):
             return
         frames = self.source.frames(first, min(first + self.source.batch_size, self.count))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ class Parts:
                 np.save(file, frames)
             temporary.replace(path)
         except FileNotFoundError:
-            if not _is_written(self.target):  # otherwise another process removed the parts
+            if not is_written(self.target):  # otherwise another process removed the parts
                 raise
 
     def complete(self, patience_seconds: float) -> None:
@@ -139,5 +139,6 @@ class Parts:
         return self.folder / f"{first:06d}.npy"
 
 
-def _is_written(folder: Path) -> bool:
+def is_written(folder: Path) -> bool:
+    """True if the folder has its clips; a folder appears only when it is complete."""
     return (folder / "clips.npy").is_file()

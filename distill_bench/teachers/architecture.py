@@ -260,3 +260,8 @@ def architecture_of(folder: Path) -> Architecture:
 def architecture_called(net: nn.Module) -> Architecture:
     """Architecture of a network: that of its folder, or the base class if it has no folder."""
     return getattr(net, "architecture", None) or Architecture()
+
+
+def block_count(folder: Path) -> int:
+    """Number of transformer blocks of the pipeline in a folder, from its config."""
+    return architecture_of(folder).transformer["num_layers"]
