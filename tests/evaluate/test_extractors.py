@@ -97,7 +97,7 @@ def test_the_shipped_networks_match_their_cards_and_stay_small():
 
 def test_the_shipped_classifier_reads_every_attribute_of_held_out_clips():
     net, _, _ = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER)
-    held_out, labels = fit_encoders.rendered(216, fit_encoders.HELD_OUT_KEYS + 10_000)
+    held_out, labels = fit_encoders.rendered_clips(216, fit_encoders.HELD_OUT_KEYS + 10_000)
     assert min(fit_encoders.classifier_accuracy(net, held_out, labels).values()) > 0.98
 
 

@@ -220,6 +220,7 @@ def test_a_method_that_fails_on_stand_ins_has_no_cost_and_says_why():
         passes(config)
 
 
+@pytest.mark.slow
 def test_costs_are_known_without_diffusers():
     """A sweep is planned before anything of diffusers is imported, which takes seconds."""
     code = "import sys, distill_bench.plan.cost; assert 'diffusers' not in sys.modules"

@@ -276,6 +276,7 @@ def test_each_setting_saves_its_part_of_the_memory(small_wan):
     )
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_line_with_the_need_and_settings_to_try(tiny_wan):
     config = resolve(
         BASE

@@ -38,6 +38,7 @@ def is_up(task: Task) -> bool:
     return task.log.exists() and "up" in task.log.read_text()
 
 
+@pytest.mark.slow
 def test_tasks_share_cores_and_gpus_and_no_more_run_at_once_than_jobs(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     running: set[str] = set()
@@ -79,6 +80,7 @@ def test_a_stop_lets_running_tasks_save_and_starts_no_more(tmp_path):
     assert exit_codes(tasks) == [3, None, None]
 
 
+@pytest.mark.slow
 def test_a_cancelled_task_saves_or_never_starts_and_the_others_run(tmp_path):
     tasks = [*make_tasks(tmp_path, 2, SAVES), *make_tasks(tmp_path / "more", 1, "pass")]
     run_tasks(tasks, 1, cancelled=lambda task: task.log.parent == tmp_path and is_up(tasks[0]))
