@@ -111,7 +111,7 @@ def _from_path(kind: str, name: str, base: type) -> Any:
     if not where.endswith(".py"):
         module = _load(kind, where, lambda: importlib.import_module(where))
     elif Path(where).is_file():
-        module = _load(kind, where, lambda: _load_file(Path(where)))
+        module = _load(kind, where, lambda: load_file(Path(where)))
     else:
         relative = "" if Path(where).is_absolute() else f" in the current folder, {Path.cwd()}"
         raise RegistryError(f"no plugin file {where}{relative}")
@@ -157,7 +157,8 @@ def _load(kind: str, where: str, load: Callable[[], Any]) -> Any:
 
 
 @cache
-def _load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
+    """The module in a Python file outside any package; whatever the file raises passes through."""
     name = f"distill_bench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None  # the path ends in .py

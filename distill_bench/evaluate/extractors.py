@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
 from distill_bench.evaluator import Clips
+from distill_bench.registry import load_file
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, sha256
 
@@ -121,7 +121,7 @@ def load_extractor(spec: str) -> Extractor:
     place, _, function = spec.rpartition(":")
     try:
         is_file = place.endswith(".py")
-        module = _load_file(Path(place)) if is_file else importlib.import_module(place)
+        module = _module_in(Path(place)) if is_file else importlib.import_module(place)
         extractor = getattr(module, function)()
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise ValueError(f"no extractor at {spec!r}: {error}") from error
@@ -130,13 +130,7 @@ def load_extractor(spec: str) -> Extractor:
     return replace(extractor, code=sha256(Path(module.__file__)) if module.__file__ else "")
 
 
-@cache
-def _load_file(path: Path) -> ModuleType:
-    name = f"distill_bench_extractor_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+_module_in = cache(load_file)  # an extractor is asked for once per evaluator
 
 
 @cache
