@@ -1,7 +1,9 @@
-"""Attribute accuracy: share of clips with the captioned colour, shape, direction and speed."""
+"""Attribute accuracy: share of clips that show all that their captions name."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from distill_bench.domain import shapes
@@ -10,7 +12,7 @@ from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
 
 @dataclass(frozen=True)
 class AttributeAccuracy(Evaluator):
-    """Share of clips whose attributes all match the caption.
+    """Share of clips whose attributes all match the caption, as far as the caption names them.
 
     The idea is that of T2I-CompBench, but attributes are computed exactly instead of being read by
     a network. This is possible because clips of the embedded domain show rendered shapes.
@@ -31,8 +33,11 @@ class AttributeAccuracy(Evaluator):
         return None
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
-        asked = [asdict(shapes.parse(prompt)) for prompt in clips.prompts]
-        shown = [asdict(attributes) for attributes in shapes.read(clips.frames)]
+        asked = [shapes.parse(prompt).named() for prompt in clips.prompts]
+        shown = [
+            {key: getattr(attributes, key) for key in named}
+            for named, attributes in zip(asked, shapes.read(clips.frames), strict=True)
+        ]
         pairs = list(zip(asked, shown, strict=True))
         all_right = [float(a == b) for a, b in pairs]
         title = "all attributes right"
@@ -40,10 +45,11 @@ class AttributeAccuracy(Evaluator):
             mean_score("attribute_accuracy", all_right, title, better="higher", headline=True)
         ]
         distances = {}
-        for key in asked[0]:
-            right = [float(a[key] == b[key]) for a, b in pairs]
-            scores.append(mean_score(f"attribute_{key}", right, f"{key} right", better="higher"))
-            distances[key] = histogram_distance([a[key] for a in asked], [b[key] for b in shown])
+        for key in shapes.FIELDS:
+            values = [(a[key], b[key]) for a, b in pairs if key in a]
+            if values:
+                scores.append(_share_right(key, values, len(pairs)))
+                distances[key] = histogram_distance(*map(list, zip(*values, strict=True)))
         scores.append(
             Score(
                 "attribute_histogram",
@@ -54,6 +60,20 @@ class AttributeAccuracy(Evaluator):
             )
         )
         return scores
+
+
+def _share_right(key: str, values: list[tuple[str, str]], clips: int) -> Score:
+    """Share of equal pairs (asked, shown), over the clips whose captions name `key`."""
+    right = [float(asked == shown) for asked, shown in values]
+    score = mean_score(f"attribute_{key}", right, f"{key} right", better="higher")
+    if len(right) == clips:
+        return score
+    return dataclasses.replace(
+        score,
+        per_clip=None,
+        sd=math.sqrt(score.value * (1 - score.value) / len(right)),
+        note=f"over the {len(right)} of {clips} clips whose captions name the {key}",
+    )
 
 
 def histogram_distance(asked: list[str], shown: list[str]) -> float:

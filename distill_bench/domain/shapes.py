@@ -1,12 +1,17 @@
-"""Moving shapes: captioned clips whose colour, shape, direction and speed are known exactly.
+"""Moving shapes: captioned clips whose colour, shape, heading and speed are known exactly.
 
 A clip is 8 frames of 32x32: one anti-aliased body on a dark background. A white nose on its leading
 side shows its heading, even if the body stands still. Without this cue, networks learn the sign of
 the direction last, because it is a parity of caption, time and position.
+
+Captions come in three kinds. `named` ones fix direction and speed. `direction` ones leave the speed
+free: "moving left" includes bodies that stand still with the nose to the left. `free` ones leave
+the whole motion free: any heading in [0, 2 pi).
 """
 
 import colorsys
 import itertools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,36 +33,73 @@ SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS = {"still": 0.0, "slow": 0.6, "fast": 1.8}  # pixels per frame
 ADVERBS = {"slow": "slowly", "fast": "quickly"}
+# A speed that the caption leaves free is 0 with this probability, else log-uniform in the range.
+# At its lower end a body travels 2.8 pixels in a clip, most of a latent cell of mini-wan (4 pixels)
+# and many times the jitter of sampled bodies, so that still clips and moving ones are two modes. At
+# its upper end a body travels 14 pixels; the largest body has 15.4 pixels of room.
+STILL_SHARE = 0.25
+FREE_SPEEDS = (0.4, 2.0)  # pixels per frame
+STILL_BELOW = FREE_SPEEDS[0] / 2  # pixels per frame; clips of free speed below it count as still
+KINDS = ("named", "direction", "free")  # of captions, from all motion named to none
+FIELDS = ("colour", "shape", "direction", "speed")  # of attributes
 NOSE = 1.6  # radius in pixels
 SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """Attributes of a clip, as its caption names them."""
+    """Attributes of a clip, as its caption names them; None where the caption leaves them free.
+
+    A caption that names the speed also names the direction.
+    """
 
     colour: str
     shape: str
-    direction: str
-    speed: str
+    direction: str | None = None
+    speed: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Kind of the caption, one of KINDS."""
+        return "named" if self.speed else "direction" if self.direction else "free"
+
+    def named(self) -> dict[str, str]:
+        """The attributes that the caption names, by field."""
+        return {k: v for k, v in vars(self).items() if v is not None}
 
 
-def all_attributes() -> list[Attributes]:
-    """All 216 combinations of attributes."""
-    return [
-        Attributes(*values) for values in itertools.product(COLOURS, SHAPES, DIRECTIONS, SPEEDS)
-    ]
+@dataclass(frozen=True)
+class Motion:
+    """Heading of the nose and speed of a body."""
+
+    heading: tuple[float, float]  # unit vector (x, y), y pointing down
+    speed: float  # pixels per frame
+
+
+def all_attributes(kind: str = "named") -> list[Attributes]:
+    """All attributes of one kind of caption: 216 named, 72 direction, 18 free."""
+    axes = {"named": (DIRECTIONS, SPEEDS), "direction": (DIRECTIONS,), "free": ()}[kind]
+    return [Attributes(*values) for values in itertools.product(COLOURS, SHAPES, *axes)]
 
 
 def caption(attributes: Attributes) -> str:
-    """Caption of a clip: "a red circle moving left slowly", "... facing left standing still"."""
+    """Caption of a clip.
+
+    named: "a red circle moving left slowly", "a red circle facing left standing still";
+    direction: "a red circle moving left"; free: "a red circle".
+    """
     a = attributes
+    body = f"a {a.colour} {a.shape}"
+    if a.direction is None:
+        return body
+    if a.speed is None:
+        return f"{body} moving {a.direction}"
     if a.speed == "still":
-        return f"a {a.colour} {a.shape} facing {a.direction} standing still"
-    return f"a {a.colour} {a.shape} moving {a.direction} {ADVERBS[a.speed]}"
+        return f"{body} facing {a.direction} standing still"
+    return f"{body} moving {a.direction} {ADVERBS[a.speed]}"
 
 
-_CAPTIONS = {caption(a): a for a in all_attributes()}
+_CAPTIONS = {caption(a): a for kind in KINDS for a in all_attributes(kind)}
 
 
 def parse(text: str) -> Attributes:
@@ -72,19 +114,35 @@ def parse(text: str) -> Attributes:
         raise ValueError(f"not a caption of moving shapes: {text!r}") from None
 
 
+def draw_motion(attributes: Attributes, key: int) -> Motion:
+    """Motion of the clip of these attributes and key: named by the caption, or drawn."""
+    rng = np.random.Generator(np.random.Philox(key=[key, 0x307104]))
+    turn, moves, rank = rng.uniform(size=3)
+    heading = (math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn))
+    if attributes.direction is not None:
+        heading = DIRECTIONS[attributes.direction]
+    if attributes.speed is not None:
+        return Motion(heading, SPEEDS[attributes.speed])
+    slowest, fastest = FREE_SPEEDS
+    return Motion(heading, 0.0 if moves < STILL_SHARE else slowest * (fastest / slowest) ** rank)
+
+
 def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
     """The clip of these attributes and key, uint8 (T, 3, H, W).
 
     Args:
-        key: seeds position, size, brightness and background.
+        key: seeds position, size, brightness and background, the 5 % by which a named speed
+            varies, and the motion that the caption leaves free.
         pace: speed relative to the caption's.
     """
     rng = np.random.Generator(np.random.Philox(key=[key, 0x5A4E5]))
     radius = rng.uniform(5.0, 6.2)
     background = rng.uniform(0.05, 0.15)
     value = rng.uniform(0.85, 1.0)
-    heading = np.array(DIRECTIONS[attributes.direction], float)
-    step = heading * SPEEDS[attributes.speed] * pace * rng.uniform(0.95, 1.05)
+    variation = rng.uniform(0.95, 1.05)
+    motion = draw_motion(attributes, key)
+    heading = np.array(motion.heading, float)
+    step = heading * motion.speed * pace * (variation if attributes.speed is not None else 1.0)
     margin = radius + NOSE + 0.5
     travel = step * (FRAMES - 1)
     low, high = margin - np.minimum(travel, 0), SIZE - margin - np.maximum(travel, 0)
@@ -106,9 +164,10 @@ def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
 
 
 def read(clips: np.ndarray) -> list[Attributes]:
-    """Read the attributes off clips, uint8 (N, T, 3, H, W).
+    """Read the attributes off clips, uint8 (N, T, 3, H, W): all of them, in the words of captions.
 
-    A clip without a body gets arbitrary attributes.
+    Headings become the nearest direction and speeds the nearest named one. A clip without a body
+    gets arbitrary attributes.
     """
     mask, rgb = _body(clips)
     centre = _centroid(mask)  # (N, T, 2) x, y
@@ -134,11 +193,19 @@ def read(clips: np.ndarray) -> list[Attributes]:
     ]
 
 
-def centroid_speed(clips: np.ndarray) -> np.ndarray:
-    """Speed of the body in pixels per frame, (N,): the slope of a line fitted to its centroids."""
+def velocity(clips: np.ndarray) -> np.ndarray:
+    """Velocity (x, y) of the body in pixels per frame, y pointing down, (N, 2).
+
+    The slope of a line fitted to its centroids; 0 for a clip without a body.
+    """
     centre = _centroid(_body(clips)[0])
     t = np.arange(clips.shape[1]) - (clips.shape[1] - 1) / 2
-    return np.hypot(*np.moveaxis((centre * t[:, None]).sum(1) / (t**2).sum(), -1, 0))
+    return (centre * t[:, None]).sum(1) / (t**2).sum()
+
+
+def centroid_speed(clips: np.ndarray) -> np.ndarray:
+    """Speed of the body in pixels per frame, (N,): the length of its `velocity`."""
+    return np.hypot(*velocity(clips).T)
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:

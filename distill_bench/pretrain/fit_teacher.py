@@ -32,7 +32,6 @@ FIRST_KEY = 10_000_000  # of the rendered training clips; protocols use smaller 
 SHIFT = 2.0
 TEXT_LENGTH = 10  # tokens per caption
 NULL_PROBABILITY = 0.1  # of dropping a caption, for guidance
-FIELDS = ("colour", "shape", "direction", "speed")
 
 
 def render_clips(count: int) -> tuple[list[str], np.ndarray]:
@@ -116,8 +115,8 @@ def to_clips(video: Tensor) -> np.ndarray:
 def oracle_accuracy(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:
     """Share of clips that the oracle reads as captioned, per attribute and for all attributes."""
     pairs = zip(shapes.read(clips), attributes, strict=True)
-    right = np.array([[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in pairs])
-    by_field = dict(zip(FIELDS, right.mean(0).round(4).tolist(), strict=True))
+    right = np.array([[getattr(r, f) == getattr(a, f) for f in shapes.FIELDS] for r, a in pairs])
+    by_field = dict(zip(shapes.FIELDS, right.mean(0).round(4).tolist(), strict=True))
     return by_field | {"all": round(float(right.all(1).mean()), 4)}
 
 

@@ -1,11 +1,12 @@
 """Moving shapes: captions, rendering from a key, and the oracle that reads clips back."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from distill_bench.domain import shapes
 
-FIELDS = ("colour", "shape", "direction", "speed")
 EVERY = shapes.all_attributes()
 
 
@@ -17,7 +18,9 @@ def clips() -> np.ndarray:
 def accuracy(clips: np.ndarray) -> np.ndarray:
     """Share of the clips whose attribute is read correctly, one value per field."""
     pairs = zip(shapes.read(clips), EVERY, strict=True)
-    return np.mean([[getattr(r, f) == getattr(a, f) for f in FIELDS] for r, a in pairs], axis=0)
+    return np.mean(
+        [[getattr(r, f) == getattr(a, f) for f in shapes.FIELDS] for r, a in pairs], axis=0
+    )
 
 
 def test_captions_are_distinct_and_parse_back():
@@ -32,8 +35,63 @@ def test_parse_forgives_case_spaces_and_commas():
 
 
 def test_parse_refuses_text_that_is_not_a_caption():
-    with pytest.raises(ValueError, match="a red dog"):
-        shapes.parse("a red dog")
+    for text in ("a red dog", "a red circle moving", "a red circle standing still"):
+        with pytest.raises(ValueError, match=text):
+            shapes.parse(text)
+
+
+def test_captions_leave_speed_or_all_motion_free():
+    direction, free = shapes.all_attributes("direction"), shapes.all_attributes("free")
+    assert (len(direction), len(free)) == (72, 18)
+    parsed = shapes.parse("a red circle moving left")
+    assert (parsed.kind, parsed.direction, parsed.speed) == ("direction", "left", None)
+    assert shapes.parse("a red circle").named() == {"colour": "red", "shape": "circle"}
+    for kind in shapes.KINDS:
+        every = shapes.all_attributes(kind)
+        assert [shapes.parse(shapes.caption(a)) for a in every] == every
+        assert {a.kind for a in every} == {kind}
+
+
+def test_named_clips_do_not_change():
+    """Clips of earlier runs and references are rendered again from their captions and seeds."""
+    every = np.stack([shapes.render(a, i) for i, a in enumerate(EVERY)])
+    digest = "b0df75394c777f46028b3eeda91c7d7500815aa4799e08aac69fa545f551e913"
+    assert hashlib.sha256(every.tobytes()).hexdigest() == digest
+
+
+def test_free_motion_has_its_documented_distribution():
+    free = shapes.Attributes("red", "circle")
+    motions = [shapes.draw_motion(free, key) for key in range(4000)]
+    speeds = np.array([motion.speed for motion in motions])
+    moving = speeds[speeds > 0]
+    assert np.mean(speeds == 0) == pytest.approx(shapes.STILL_SHARE, abs=0.02)
+    low, high = np.log(shapes.FREE_SPEEDS)
+    # Kolmogorov-Smirnov distance to the uniform distribution, far above its 1 % quantile 0.03
+    ranks = np.sort((np.log(moving) - low) / (high - low))
+    assert np.abs(ranks - np.linspace(0, 1, len(ranks))).max() < 0.04
+    headings = np.array([motion.heading for motion in motions])
+    assert np.allclose(np.hypot(*headings.T), 1)
+    for moments in (headings, headings**2 - 0.5, headings[:, :1] * headings[:, 1:]):
+        assert np.abs(moments.mean(0)).max() < 0.04
+
+
+def test_the_oracle_reads_free_motion_as_a_vector():
+    chosen = [shapes.all_attributes(kind)[i] for kind in shapes.KINDS[1:] for i in range(18)]
+    clips = np.stack([shapes.render(a, 100 + i) for i, a in enumerate(chosen)])
+    motions = [shapes.draw_motion(a, 100 + i) for i, a in enumerate(chosen)]
+    expected = np.array([np.multiply(m.heading, m.speed) for m in motions])
+    assert np.abs(shapes.velocity(clips) - expected).max() < 0.08
+    still = [m.speed == 0 for m in motions]
+    assert (shapes.centroid_speed(clips) < shapes.STILL_BELOW).tolist() == still
+    assert 0 < sum(still) < len(still)
+
+
+def test_a_still_body_of_free_speed_faces_the_named_direction():
+    left = shapes.parse("a red circle moving left")
+    key = next(key for key in range(100) if shapes.draw_motion(left, key).speed == 0)
+    clip = shapes.render(left, key)
+    assert (clip == clip[:1]).all()
+    assert shapes.read(clip[None])[0].direction == "left"
 
 
 def test_a_clip_depends_only_on_attributes_and_key():

@@ -48,3 +48,32 @@ def test_known_good_is_above_known_bad():
         for frames in worse_and_worse
     ]
     assert accuracy == sorted(accuracy, reverse=True) and accuracy[2] < 0.1
+
+
+def test_only_named_attributes_count():
+    chosen = [*shapes.all_attributes()[::6], *shapes.all_attributes("direction")[::6]]
+    free = shapes.all_attributes("free")
+    frames = np.stack([shapes.render(a, i) for i, a in enumerate([*chosen, *free])])
+    prompts = [shapes.caption(a) for a in [*chosen, *free]]
+    sample = Clips(frames, prompts, list(range(len(prompts))))
+    scores = {score.column: score for score in AttributeAccuracy().scores(sample, {})}
+    assert scores["attribute_accuracy"].value == 1 and scores["attribute_histogram"].value == 0
+    assert scores["attribute_speed"].note == "over the 36 of 66 clips whose captions name the speed"
+    assert scores["attribute_speed"].per_clip is None and scores["attribute_shape"].per_clip
+    wrong = dataclasses.replace(
+        sample, frames=np.concatenate([frames[:-18], np.roll(frames[-18:], 1, 0)])
+    )
+    assert values(wrong)["attribute_accuracy"] == 48 / 66
+    assert values(wrong)["attribute_direction"] == 1
+
+
+def test_a_caption_without_motion_scores_no_motion():
+    free = shapes.all_attributes("free")
+    frames = np.stack([shapes.render(a, i) for i, a in enumerate(free)])
+    sample = Clips(frames, [shapes.caption(a) for a in free], list(range(len(free))))
+    assert set(values(sample)) == {
+        "attribute_accuracy",
+        "attribute_colour",
+        "attribute_shape",
+        "attribute_histogram",
+    }

@@ -125,7 +125,7 @@ def test_the_oracle_judges_samples_of_any_teacher():
     finally:
         pretrain.TeacherNetwork = teacher
     assert quality.keys() == QUALITY.keys()
-    assert all(0 <= quality[f] <= 1 for f in (*pretrain.FIELDS, "all"))
+    assert all(0 <= quality[f] <= 1 for f in (*shapes.FIELDS, "all"))
 
 
 def test_every_caption_fits_the_tokenizer_without_unknown_words():
@@ -160,7 +160,7 @@ def test_the_shipped_autoencoder_keeps_every_attribute():
     attributes = shapes.all_attributes()[::3]
     clips = np.stack([shapes.render(a, 9_000 + i) for i, a in enumerate(attributes)])
     quality = pretrain.oracle_accuracy(pretrain.reconstruct(vae, clips, CPU), attributes)
-    assert min(quality[f] for f in pretrain.FIELDS) >= 0.98
+    assert min(quality[f] for f in shapes.FIELDS) >= 0.98
     std = pretrain.encode(vae, clips, CPU).std((0, 2, 3, 4))
     assert ((std > 0.8) & (std < 1.25)).all()
 
