@@ -7,7 +7,7 @@ bits of the clips, do not depend on the number of ranks or on interruptions.
 """
 
 import json
-import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -101,7 +101,7 @@ class Parts:
         if self.source.videos:
             for index, clip in enumerate(frames, first):
                 write_video(self.folder / f"{index:06d}.mp4", clip, self.fps)
-        temporary = self.folder / f".{path.name}.{os.getpid()}"
+        temporary = self.folder / f".{path.name}.{secrets.token_hex(4)}"
         try:
             with temporary.open("wb") as file:
                 np.save(file, frames)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_bench.store.files import read_record, write_json, write_once
-from distill_bench.store.stop import slurm_job
+from distill_bench.store.processes import is_running, process_identity
 
-STALE_SECONDS = 120.0  # an attempt on another host is dead once its heartbeat is this old
+STALE_SECONDS = 120.0  # an attempt whose process cannot be seen is dead after this silence
 BEAT_SECONDS = 5.0
 
 
@@ -22,8 +22,9 @@ def try_claim(
 ) -> "Claim | None":
     """Claim a folder; None if another process holds the claim or takes it first.
 
-    An attempt without exit.json is dead if its process is gone (same host), if this SLURM job was
-    requeued after the attempt began, or if its heartbeat is older than `stale_seconds`.
+    An attempt without exit.json is dead if its process has ended, or if this SLURM job was requeued
+    after the attempt began. If its process cannot be seen from here (another host, another
+    container), the attempt is dead once its heartbeat is older than `stale_seconds`.
     """
     earlier = attempts(folder)
     if earlier and is_alive(earlier[-1], stale_seconds):
@@ -101,17 +102,6 @@ def read_exit(attempt: Path) -> dict[str, Any] | None:
     return read_record(attempt / "exit.json", status=str)
 
 
-def process_identity() -> dict[str, Any]:
-    """Host, process id and time; under SLURM also the job and its restart count."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "job": slurm_job(),
-        "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-        "time": time.time(),
-    }
-
-
 def is_alive(attempt: Path, stale_seconds: float) -> bool:
     """True if a process still works in an attempt; see `try_claim` for the rules."""
     if (attempt / "exit.json").is_file():
@@ -119,22 +109,23 @@ def is_alive(attempt: Path, stale_seconds: float) -> bool:
     start, here = read_start(attempt), process_identity()
     if start["job"] and start["job"] == here["job"] and here["restart"] > start["restart"]:
         return False
-    if start["host"] == here["host"] and not _process_exists(start["pid"]):
-        return False
+    if (running := is_running(start)) is not None:
+        return running
     beats = (p.stat().st_mtime for p in (attempt / "heartbeat", attempt) if p.exists())
-    return time.time() - next(beats, 0.0) < stale_seconds
-
-
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    beat = next(beats, 0.0)
+    if time.time() - beat < stale_seconds:
         return True
-    with contextlib.suppress(OSError):  # a zombie has ended; its parent has not reaped it
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return True
+    return _file_time(attempt.parent.parent) - beat < stale_seconds
+
+
+def _file_time(folder: Path) -> float:
+    """The clock that dates the files of a folder: a file server's may differ from this host's."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"\0")
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # a read-only folder, which nobody can claim
+        return time.time()
 
 
 def once(

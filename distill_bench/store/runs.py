@@ -1,6 +1,7 @@
 """Run folders: state, result and errors of a run, and the cancellations in a store."""
 
 import os
+import secrets
 import socket
 import sys
 import time
@@ -87,7 +88,9 @@ def output_file() -> str | None:
 
 def call_file(folder: Path) -> Path:
     """Path of a new file for one call of a command; the names sort by time."""
-    return folder / f"{time.time():.3f}-{socket.gethostname()}-{os.getpid()}.json"
+    # containers may share a hostname and a process id
+    token = secrets.token_hex(4)
+    return folder / f"{time.time():.3f}-{socket.gethostname()}-{os.getpid()}-{token}.json"
 
 
 def record_cancel(store: Path, runs: Iterable[str], jobs: Iterable[str]) -> None:

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.store.claims import attempts, read_start
+from distill_bench.store.processes import is_running
 from distill_bench.store.runs import record_cancel, run_state
 from distill_bench.sweep.slurm.queue import Queue, scancel
 from distill_bench.sweep.status import ENDED
@@ -56,14 +56,14 @@ def _needed_only_by(jobs: set[str], queue: Queue) -> set[str]:
 
 
 def _stop_worker(run_dir: Path) -> bool:
-    """Tell a run's worker on this machine to save and stop; returns True if there was one."""
+    """Tell a run's worker to save and stop; returns True if this process can signal it."""
     tried = attempts(run_dir)
     if not tried or run_state(run_dir) != "running":
         return False
     start = read_start(tried[-1])
-    if start["host"] != socket.gethostname() or start["job"] is not None or not start["pid"]:
+    if start["job"] is not None or not is_running(start):
         return False
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(start["pid"], signal.SIGTERM)
         return True
     return False

@@ -1,16 +1,16 @@
 """Write run folders by hand, in the states that a run passes through."""
 
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from distill_bench.store.files import write_json
+from distill_bench.store.processes import process_identity
 
-HERE = {"host": socket.gethostname(), "pid": os.getpid(), "job": None, "restart": 0}
+HERE = process_identity() | {"job": None, "restart": 0}
 GONE = HERE | {"pid": 2**22 + 1}  # above the largest process id
-ELSEWHERE = HERE | {"host": "another"}
+ELSEWHERE = HERE | {"host": "another", "pid_space": "another boot"}
 
 
 def write_attempt(
