@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 
 from distill_bench import ASSETS
+from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
-from distill_bench.pretrain.fit_encoders import train_encoders
-from distill_bench.pretrain.fit_teacher import (
-    encode,
-    render_clips,
+from distill_bench.pretrain.fit_autoencoder import (
+    load_latents,
     train_autoencoder,
-    train_teacher,
+    training_attributes,
 )
+from distill_bench.pretrain.fit_encoders import train_encoders
+from distill_bench.pretrain.fit_teacher import train_teacher
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,14 +32,22 @@ def main(argv: list[str] | None = None) -> int:
         help="folder of checkpoints, from which a rerun resumes",
     )
     parser.add_argument(
-        "--clips", type=int, help="rendered training clips; default: 6480, or 4320 for the encoders"
+        "--clips",
+        type=int,
+        help="rendered training clips; default: 40000, or 4320 for the encoders",
     )
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, help="default: 6000 for the teacher, 600 per encoder")
+    parser.add_argument("--steps", type=int, help="default: 24000 for the teacher, 600 per encoder")
+    parser.add_argument(
+        "--decay-steps", type=int, default=6000, help="last steps, with a falling learning rate"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
-        "--every", type=int, default=500, help="steps between evaluations and exports"
+        "--every", type=int, default=2000, help="steps between evaluations and exports"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network: 1.2 times faster on a CPU"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
@@ -54,13 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 0
     options.out = options.out or ASSETS / "mini-wan"
-    options.steps, options.clips = options.steps or 6000, options.clips or 6480
+    options.steps, options.clips = options.steps or 24_000, options.clips or 40_000
     options.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    captions, clips = render_clips(options.clips)
-    vae = train_autoencoder(clips, options, device)
-    latents = encode(vae, clips, device)
-    train_teacher(vae, captions, latents, options, device)
+    vae = train_autoencoder(options, device)
+    captions = [shapes.caption(a) for a in training_attributes(options.clips)]
+    train_teacher(vae, captions, load_latents(vae, options, device), options, device)
     return 0
 
 

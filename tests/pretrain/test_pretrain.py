@@ -1,6 +1,7 @@
 """Training mini-wan in miniature: a resumed run gives the same weights, in a pipeline folder."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +15,16 @@ from transformers import UMT5Config, UMT5EncoderModel
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.domain import shapes
 from distill_bench.pretrain import __main__ as command
-from distill_bench.pretrain import fit_teacher as pretrain
+from distill_bench.pretrain import fit_autoencoder, fit_teacher, network, quality
 from distill_bench.teachers.folder import EMBEDDED
 
 pytestmark = pytest.mark.slow
 
-QUALITY = {
-    "colour": 0.5,
-    "shape": 0.5,
-    "direction": 0.5,
-    "speed": 0.5,
-    "all": 0.5,
-    "motion_over_data": 1.0,
-}
+QUALITY = {"colour": 0.5, "shape": 0.5, "direction": 0.5, "speed": 0.5, "all": 0.5, "still": 0.1}
 CPU = torch.device("cpu")
 
 
-class TinyTeacher(pretrain.TeacherNetwork):
+class TinyTeacher(network.TeacherNetwork):
     def __init__(self, vocabulary: int) -> None:
         torch.nn.Module.__init__(self)
         self.text_encoder = UMT5EncoderModel(
@@ -60,15 +54,15 @@ class TinyTeacher(pretrain.TeacherNetwork):
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "TeacherNetwork", TinyTeacher)
-    monkeypatch.setattr(pretrain, "measure_quality", lambda *args, **kwargs: dict(QUALITY))
+    monkeypatch.setattr(fit_teacher, "TeacherNetwork", TinyTeacher)
+    monkeypatch.setattr(fit_teacher, "measure_quality", lambda *args, **kwargs: dict(QUALITY))
+    monkeypatch.setattr(fit_teacher, "CHECKPOINT_STEPS", 10)
 
 
-def train(folder: Path, steps: int) -> None:
+def train(folder: Path, steps: int, decay: int = 10) -> None:
     small = ["--clips=12", "--autoencoder-steps=2", "--batch=2", "--every=1000", "--threads=1"]
-    command.main(
-        [f"--out={folder / 'mini'}", f"--work={folder / 'work'}", f"--steps={steps}", *small]
-    )
+    folders = [f"--out={folder / 'mini'}", f"--work={folder / 'work'}"]
+    command.main([*folders, f"--steps={steps}", f"--decay-steps={decay}", *small])
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -77,27 +71,42 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return {f"{f.parent.name}/{k}": v for f in files for k, v in load_file(f).items()}
 
 
+def assert_equal_weights(folder: Path, other: Path) -> None:
+    first, second = weights(folder), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
 @pytest.mark.usefixtures("tiny")
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    train(tmp_path / "whole", 253)
-    set_lr = pretrain.set_lr
+    train(tmp_path / "whole", 25)
+    learning_rate = fit_teacher.learning_rate
 
-    def cut(optimiser, peak, step, steps):
-        if steps == 253 and step == 252:  # two steps past the checkpoint of step 250
+    def cut(step, options):
+        if step == 23:  # three steps past the checkpoint of step 20
             raise KeyboardInterrupt
-        set_lr(optimiser, peak, step, steps)
+        return learning_rate(step, options)
 
-    monkeypatch.setattr(pretrain, "set_lr", cut)
+    monkeypatch.setattr(fit_teacher, "learning_rate", cut)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", 253)
-    assert torch.load(tmp_path / "cut" / "work" / "teacher.pt", weights_only=True)["step"] == 250
-    monkeypatch.setattr(pretrain, "set_lr", set_lr)
-    train(tmp_path / "cut", 253)
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+        train(tmp_path / "cut", 25)
+    saved = torch.load(tmp_path / "cut" / "work" / "teacher.pt", weights_only=True)
+    assert saved["step"] == 20
+    monkeypatch.setattr(fit_teacher, "learning_rate", learning_rate)
+    train(tmp_path / "cut", 25)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_longer_run_goes_on_before_the_learning_rate_fell(tmp_path: Path, capsys):
+    train(tmp_path / "whole", 40)
+    train(tmp_path / "longer", 25)
+    capsys.readouterr()
+    train(tmp_path / "longer", 40)
+    assert "resuming from step 15" in capsys.readouterr().out
+    assert_equal_weights(tmp_path / "whole", tmp_path / "longer")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -108,32 +117,50 @@ def test_the_result_is_a_pipeline_folder_in_half_precision(tmp_path: Path):
     assert index["vae"] == ["distill_bench.autoencoder", "FrameAutoencoder"]
     assert all((folder / part).is_dir() for part in index if not part.startswith("_"))
     assert {v.dtype for v in weights(tmp_path).values()} == {torch.float16}
-    assert "--steps 2 " in (folder / "README.md").read_text()
+    assert "--steps 2 --decay-steps 10 " in (folder / "README.md").read_text()
     assert not list(tmp_path.glob(".*"))  # nothing half-written is left
 
 
-def test_the_oracle_judges_samples_of_any_teacher():
+def test_the_oracle_judges_samples_of_any_teacher(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quality, "FINAL_COUNTS", (6, 4))
+    monkeypatch.setattr(quality, "STEPS", 2)
     torch.manual_seed(0)
-    tokenizer, vae = pretrain.make_tokenizer(), FrameAutoencoder(width=8).eval()
-    teacher = pretrain.TeacherNetwork
-    try:
-        pretrain.TeacherNetwork = TinyTeacher
-        network = TinyTeacher(len(tokenizer))
-        quality = pretrain.measure_quality(
-            network, network.state_dict(), vae, tokenizer, CPU, count=36
-        )
-    finally:
-        pretrain.TeacherNetwork = teacher
-    assert quality.keys() == QUALITY.keys()
-    assert all(0 <= quality[f] <= 1 for f in (*shapes.FIELDS, "all"))
+    tokenizer, vae = network.make_tokenizer(), FrameAutoencoder(width=8).eval()
+    measured = quality.measure_quality(TinyTeacher(len(tokenizer)), vae, tokenizer, final=True)
+    shares = [*shapes.FIELDS, "all", "guided"]
+    assert all(0 <= measured[name] <= 1 for name in shares)
+    speeds = ["speed_w1", "mean_speed", "still"]
+    assert set(measured) == {*shares, *speeds, *[f"guided_{name}" for name in speeds]}
+
+
+def test_data_has_the_speeds_of_the_data():
+    free = [a for a in shapes.all_attributes("free") for _ in range(30)]
+    clips = fit_autoencoder.render_clips(free, 77_000, silent=True)
+    measured = quality.speed_quality(clips)
+    assert measured["speed_w1"] < 0.06 and abs(measured["still"]) < 0.06
+    assert measured["mean_speed"] == pytest.approx(1, abs=0.1)
+    still = quality.speed_quality(np.repeat(clips[:, :1], shapes.FRAMES, axis=1))
+    assert (still["still"], still["mean_speed"]) == (1 - shapes.STILL_SHARE, 0)
+
+
+def test_training_clips_have_the_kinds_of_captions_in_their_shares():
+    attributes = fit_autoencoder.training_attributes(4320)
+    assert attributes[:100] == fit_autoencoder.training_attributes(100)
+    count = Counter(a.kind for a in attributes)
+    assert {k: n * 20 // 4320 for k, n in count.items()} == fit_autoencoder.MIX
+    for kind in shapes.KINDS:
+        each = Counter(a for a in attributes if a.kind == kind)
+        assert set(each) == set(shapes.all_attributes(kind))
+        assert max(each.values()) - min(each.values()) <= 1
 
 
 def test_every_caption_fits_the_tokenizer_without_unknown_words():
-    tokenizer = pretrain.make_tokenizer()
-    ids = tokenizer([shapes.caption(a) for a in shapes.all_attributes()]).input_ids
-    assert max(map(len, ids)) <= pretrain.TEXT_LENGTH
+    tokenizer = network.make_tokenizer()
+    every = [shapes.caption(a) for kind in shapes.KINDS for a in shapes.all_attributes(kind)]
+    ids = tokenizer(every).input_ids
+    assert max(map(len, ids)) <= network.TEXT_LENGTH
     assert tokenizer.unk_token_id not in {i for row in ids for i in row}
-    assert len({tuple(row) for row in ids}) == 216
+    assert len({tuple(row) for row in ids}) == len(every) == 306
 
 
 def test_the_autoencoder_keeps_its_statistics_and_shapes(tmp_path: Path):
@@ -159,9 +186,10 @@ def test_the_shipped_autoencoder_keeps_every_attribute():
     ).eval()
     attributes = shapes.all_attributes()[::3]
     clips = np.stack([shapes.render(a, 9_000 + i) for i, a in enumerate(attributes)])
-    quality = pretrain.oracle_accuracy(pretrain.reconstruct(vae, clips, CPU), attributes)
-    assert min(quality[f] for f in shapes.FIELDS) >= 0.98
-    std = pretrain.encode(vae, clips, CPU).std((0, 2, 3, 4))
+    latents = fit_autoencoder.encode(vae, clips, CPU)
+    accuracy = quality.oracle_accuracy(fit_autoencoder.decode(vae, latents), attributes)
+    assert min(accuracy[f] for f in shapes.FIELDS) >= 0.98
+    std = latents.std((0, 2, 3, 4))
     assert ((std > 0.8) & (std < 1.25)).all()
 
 

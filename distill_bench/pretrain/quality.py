@@ -1,0 +1,104 @@
+"""Quality of mini-wan: attributes that captions name, and the distribution of free speeds."""
+
+import numpy as np
+import torch
+from scipy.stats import wasserstein_distance
+from transformers import PreTrainedTokenizerFast
+
+from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.domain import shapes
+from distill_bench.networks.denoiser import Denoiser, Guided
+from distill_bench.networks.ledger import Ledger
+from distill_bench.noise import teacher_sigmas
+from distill_bench.pretrain.fit_autoencoder import decode
+from distill_bench.pretrain.network import TeacherNetwork, tokens
+from distill_bench.rollout import euler
+
+SHIFT = 2.0
+STEPS = 32  # Euler steps of a sample
+GUIDANCE = 3.0
+COUNTS, FINAL_COUNTS = (108, 216), (864, 864)  # samples of named and of free captions
+BATCH = 54
+DATA_KEYS = 5_000_000  # of the clips whose speeds stand for the data's
+DATA_CLIPS = 20_000
+
+
+@torch.no_grad()
+def sample_clips(
+    network: TeacherNetwork,
+    vae: FrameAutoencoder,
+    tokenizer: PreTrainedTokenizerFast,
+    captions: list[str],
+    seed: int,
+    guidance: float = 1.0,
+) -> np.ndarray:
+    """Clips, uint8 (N, T, 3, H, W), of captions: Euler steps from noise of the seed."""
+    device = next(network.parameters()).device
+    ids, mask = tokens(tokenizer, [*captions, ""])
+    text = network.text(ids.to(device), mask.to(device))
+    teacher = Guided(Denoiser(network.transformer, "teacher", Ledger(1)), text[-1:], guidance)
+    shape = (len(captions), 4, shapes.FRAMES, 8, 8)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    sigmas = teacher_sigmas(STEPS, SHIFT).to(device)
+    batches = zip(noise.split(BATCH), text[:-1].split(BATCH), strict=True)
+    return decode(vae, torch.cat([euler(teacher, x, sigmas, t) for x, t in batches]))
+
+
+def measure_quality(
+    network: TeacherNetwork,
+    vae: FrameAutoencoder,
+    tokenizer: PreTrainedTokenizerFast,
+    final: bool,
+) -> dict[str, float]:
+    """Quality of COUNTS samples; of FINAL_COUNTS, also guided, if `final`.
+
+    Columns:
+        colour, shape, direction, speed, all: share of samples of named captions that the oracle
+            reads as captioned.
+        guided: the same as `all`, guided; final only.
+        speed_w1, mean_speed, still: of free captions: W1 distance of speeds to the data's in pixels
+            per frame, mean speed over the data's, share of still clips less the data's.
+        guided_speed_w1, guided_mean_speed, guided_still: the same, guided; final only.
+    """
+    network.eval()
+    counts = FINAL_COUNTS if final else COUNTS
+    named, free = (_balanced(kind, n) for kind, n in zip(("named", "free"), counts, strict=True))
+
+    def clips(attributes: list[shapes.Attributes], guidance: float) -> np.ndarray:
+        captions = [shapes.caption(a) for a in attributes]
+        return sample_clips(network, vae, tokenizer, captions, seed=2, guidance=guidance)
+
+    quality = oracle_accuracy(clips(named, 1.0), named) | speed_quality(clips(free, 1.0))
+    if final:
+        quality["guided"] = oracle_accuracy(clips(named, GUIDANCE), named)["all"]
+        guided = speed_quality(clips(free, GUIDANCE))
+        quality |= {f"guided_{name}": value for name, value in guided.items()}
+    return quality
+
+
+def oracle_accuracy(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:
+    """Share of clips that the oracle reads as captioned, per attribute and for all attributes."""
+    pairs = zip(shapes.read(clips), attributes, strict=True)
+    right = np.array([[getattr(r, f) == getattr(a, f) for f in shapes.FIELDS] for r, a in pairs])
+    by_field = dict(zip(shapes.FIELDS, right.mean(0).round(4).tolist(), strict=True))
+    return by_field | {"all": round(float(right.all(1).mean()), 4)}
+
+
+def speed_quality(clips: np.ndarray) -> dict[str, float]:
+    """Speeds of clips of free captions, compared with the data's distribution."""
+    free = shapes.Attributes("red", "circle")  # motion does not depend on colour and shape
+    data = np.array([shapes.draw_motion(free, DATA_KEYS + i).speed for i in range(DATA_CLIPS)])
+    speeds = shapes.centroid_speed(clips)
+    still = float((speeds < shapes.STILL_BELOW).mean()) - shapes.STILL_SHARE
+    return {
+        "speed_w1": round(float(wasserstein_distance(speeds, data)), 4),
+        "mean_speed": round(float(speeds.mean() / data.mean()), 4),
+        "still": round(still, 4),
+    }
+
+
+def _balanced(kind: str, count: int) -> list[shapes.Attributes]:
+    """Attributes of one kind of caption, each as often as possible, in a fixed random order."""
+    every = shapes.all_attributes(kind)
+    order = np.random.default_rng(1).permutation(len(every))
+    return [every[order[i % len(every)]] for i in range(count)]

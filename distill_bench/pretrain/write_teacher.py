@@ -1,0 +1,85 @@
+"""Write mini-wan as a diffusers pipeline folder, with a card of its training and quality."""
+
+import argparse
+import copy
+import json
+import shutil
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import PreTrainedTokenizerFast
+
+from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.domain import shapes
+from distill_bench.pretrain.fit_autoencoder import MIX
+from distill_bench.pretrain.network import TeacherNetwork
+from distill_bench.pretrain.quality import COUNTS, FINAL_COUNTS, GUIDANCE, SHIFT, STEPS
+
+
+def write_pipeline(
+    network: TeacherNetwork,
+    vae: FrameAutoencoder,
+    tokenizer: PreTrainedTokenizerFast,
+    curve: list[dict[str, float]],
+    options: argparse.Namespace,
+) -> None:
+    """Write the pipeline folder (float16 safetensors), all-or-nothing."""
+    folder = options.out.with_name(f".{options.out.name}.writing")
+    shutil.rmtree(folder, ignore_errors=True)
+    half = copy.deepcopy(network).half()
+    half.transformer.save_pretrained(folder / "transformer")
+    half.text_encoder.save_pretrained(folder / "text_encoder")
+    copy.deepcopy(vae).half().save_pretrained(folder / "vae")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "WanPipeline",
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "vae": ["distill_bench.autoencoder", "FrameAutoencoder"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    captions = [shapes.caption(a) for kind in shapes.KINDS for a in shapes.all_attributes(kind)]
+    (folder / "prompts.txt").write_text("".join(text + "\n" for text in captions))
+    (folder / "README.md").write_text(quality_card(curve, options))
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(options.out)
+
+
+def quality_card(curve: list[dict[str, float]], options: argparse.Namespace) -> str:
+    """Model card: command, training curve and quality."""
+    columns = list(dict.fromkeys(name for row in curve for name in row))
+    rows = [" | ".join(str(row.get(name, "")) for name in columns) for row in curve]
+    table = "\n".join(f"| {row} |" for row in rows)
+    mix = ", ".join(f"{5 * share} % {kind}" for kind, share in MIX.items())
+    return f"""# mini-wan
+
+A miniature of Wan (the same classes), trained on {options.clips} captioned synthetic clips of
+`distill_bench/domain/shapes.py`: {mix}.
+
+    {command(options)}
+
+Quality of samples, by the oracle: {STEPS} Euler steps, moving average of the weights, unguided
+unless a column says guided (at {GUIDANCE}). `colour` to `all`, `guided`: share of clips of named
+captions that show what the caption names. Of free captions, whose data has speeds 0 in
+{shapes.STILL_SHARE:.0%} of the clips: `speed_w1`, W1 distance of speeds to the data's in px/frame;
+`mean_speed`, over the data's; `still`, share of still clips less the data's. Clips of each kind:
+{" named and ".join(map(str, COUNTS))} free; in the last row
+{" and ".join(map(str, FINAL_COUNTS))}.
+
+| {" | ".join(columns)} |
+|{"---|" * len(columns)}
+{table}
+
+torch {torch.__version__}, {torch.get_num_threads()} threads. Licence: Apache-2.0.
+"""
+
+
+def command(options: argparse.Namespace) -> str:
+    """Command that trains this teacher."""
+    names = ("clips", "autoencoder_steps", "steps", "decay_steps", "batch", "lr", "seed")
+    flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
+    return " ".join(["distill-bench pretrain", *flags, *(["--compile"] if options.compile else [])])
