@@ -80,7 +80,7 @@ def train_teacher(
                 flush=True,
             )
         if last or step % options.every == 0:
-            quality = measure_quality(progress.average.module, vae, tokenizer, last)
+            quality = measure_quality(progress.average.module, vae, tokenizer, latents, last)
             row = {
                 "step": step,
                 "loss": round(progress.loss, 4),

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from scipy.stats import wasserstein_distance
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from distill_bench.autoencoder import FrameAutoencoder
@@ -10,16 +11,17 @@ from distill_bench.domain import shapes
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.noise import teacher_sigmas
-from distill_bench.pretrain.fit_autoencoder import decode
+from distill_bench.pretrain.fit_autoencoder import decode, encode, render_clips
 from distill_bench.pretrain.network import TeacherNetwork, tokens
 from distill_bench.rollout import euler
 
 SHIFT = 2.0
 STEPS = 32  # Euler steps of a sample
 GUIDANCE = 3.0
-COUNTS, FINAL_COUNTS = (108, 216), (864, 864)  # samples of named and of free captions
+COUNTS, FINAL_COUNTS = (108, 216), (432, 864)  # samples of named and of free captions
 BATCH = 54
 DATA_KEYS = 5_000_000  # of the clips whose speeds stand for the data's
+HELD_OUT_KEY = 4_000_000  # of the clips that are compared with the training clips
 DATA_CLIPS = 20_000
 
 
@@ -48,6 +50,7 @@ def measure_quality(
     network: TeacherNetwork,
     vae: FrameAutoencoder,
     tokenizer: PreTrainedTokenizerFast,
+    latents: Tensor,
     final: bool,
 ) -> dict[str, float]:
     """Quality of COUNTS samples; of FINAL_COUNTS, also guided, if `final`.
@@ -59,6 +62,15 @@ def measure_quality(
         speed_w1, mean_speed, still: of free captions: W1 distance of speeds to the data's in pixels
             per frame, mean speed over the data's, share of still clips less the data's.
         guided_speed_w1, guided_mean_speed, guided_still: the same, guided; final only.
+        nearest: distance of named samples to their nearest training clip over the distance of
+            held-out clips, medians; final only. Copies of training clips would bring it to 0.
+
+    Args:
+        network: the teacher.
+        vae: its autoencoder.
+        tokenizer: its tokenizer.
+        latents: of the training clips, (N, 4, T, 8, 8).
+        final: measure everything.
     """
     network.eval()
     counts = FINAL_COUNTS if final else COUNTS
@@ -68,12 +80,24 @@ def measure_quality(
         captions = [shapes.caption(a) for a in attributes]
         return sample_clips(network, vae, tokenizer, captions, seed=2, guidance=guidance)
 
-    quality = oracle_accuracy(clips(named, 1.0), named) | speed_quality(clips(free, 1.0))
+    unguided = clips(named, 1.0)
+    quality = oracle_accuracy(unguided, named) | speed_quality(clips(free, 1.0))
     if final:
         quality["guided"] = oracle_accuracy(clips(named, GUIDANCE), named)["all"]
         guided = speed_quality(clips(free, GUIDANCE))
         quality |= {f"guided_{name}": value for name, value in guided.items()}
+        held_out = render_clips(named, HELD_OUT_KEY, silent=True)
+        distances = [nearest_distance(vae, x, latents) for x in (unguided, held_out)]
+        quality["nearest"] = round(distances[0] / distances[1], 4)
     return quality
+
+
+def nearest_distance(vae: FrameAutoencoder, clips: np.ndarray, latents: Tensor) -> float:
+    """Median Euclidean distance of clips, encoded, to their nearest training clip's latents."""
+    device = next(vae.parameters()).device
+    encoded = encode(vae, clips, device).flatten(1)
+    parts = [torch.cdist(encoded, part.flatten(1)).amin(1) for part in latents.split(4096)]
+    return float(torch.stack(parts).amin(0).median())
 
 
 def oracle_accuracy(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:

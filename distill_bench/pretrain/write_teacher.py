@@ -66,7 +66,9 @@ Quality of samples, by the oracle: {STEPS} Euler steps, moving average of the we
 unless a column says guided (at {GUIDANCE}). `colour` to `all`, `guided`: share of clips of named
 captions that show what the caption names. Of free captions, whose data has speeds 0 in
 {shapes.STILL_SHARE:.0%} of the clips: `speed_w1`, W1 distance of speeds to the data's in px/frame;
-`mean_speed`, over the data's; `still`, share of still clips less the data's. Clips of each kind:
+`mean_speed`, over the data's; `still`, share of still clips less the data's. `nearest`: distance of
+unguided samples of named captions to their nearest training clip, over that of held-out clips.
+Clips:
 {" named and ".join(map(str, COUNTS))} free; in the last row
 {" and ".join(map(str, FINAL_COUNTS))}.
 

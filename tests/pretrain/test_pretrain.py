@@ -126,11 +126,24 @@ def test_the_oracle_judges_samples_of_any_teacher(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(quality, "STEPS", 2)
     torch.manual_seed(0)
     tokenizer, vae = network.make_tokenizer(), FrameAutoencoder(width=8).eval()
-    measured = quality.measure_quality(TinyTeacher(len(tokenizer)), vae, tokenizer, final=True)
+    measured = quality.measure_quality(
+        TinyTeacher(len(tokenizer)), vae, tokenizer, torch.randn(9, 4, shapes.FRAMES, 8, 8), True
+    )
     shares = [*shapes.FIELDS, "all", "guided"]
     assert all(0 <= measured[name] <= 1 for name in shares)
     speeds = ["speed_w1", "mean_speed", "still"]
-    assert set(measured) == {*shares, *speeds, *[f"guided_{name}" for name in speeds]}
+    assert set(measured) == {*shares, *speeds, *[f"guided_{name}" for name in speeds], "nearest"}
+
+
+def test_copies_of_training_clips_are_at_distance_zero():
+    vae = FrameAutoencoder(width=8).eval()
+    train, held_out = (
+        fit_autoencoder.render_clips(shapes.all_attributes("free"), key, silent=True)
+        for key in (1, 100)
+    )
+    latents = fit_autoencoder.encode(vae, train, CPU)
+    assert quality.nearest_distance(vae, train[::-1].copy(), latents) < 1e-2
+    assert quality.nearest_distance(vae, held_out, latents) > 1
 
 
 def test_data_has_the_speeds_of_the_data():
