@@ -59,17 +59,17 @@ def method_title(config: RunConfig, presets: Mapping[str, str]) -> str:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps([SCHEMA_VERSION, _canonical(value)], sort_keys=True, allow_nan=False)
+    text = json.dumps([SCHEMA_VERSION, canonical(value)], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Give equal values one JSON text: integers become floats, tuples become lists.
 
     True and 1 stay different.
     """
     if isinstance(value, dict):
-        return {str(k): _canonical(v) for k, v in value.items()}
+        return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_canonical(v) for v in value]
+        return [canonical(v) for v in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import canonical, short_name
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.yaml_files import parse_yaml
+from distill_bench.store.nested import flat
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -46,9 +48,38 @@ def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     return result
 
 
-def run_value(config: RunConfig, key: str) -> Any:
-    """Value of a dotted key; None if the run lacks the key. `method` is the method's name."""
-    value: Any = config.model_dump(mode="json")
+def run_value(config: RunConfig, key: str, missing: Any = None) -> Any:
+    """Value of a dotted key; `missing` if the run lacks the key. `method` is the method's name."""
+    return value_at(config.model_dump(mode="json"), key, missing)
+
+
+def value_at(data: Mapping[str, Any], key: str, missing: Any = None) -> Any:
+    """Value of a dotted key in a run's data; `missing` if there is none.
+
+    `method` is the method's name.
+    """
+    value: Any = data
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value["name"] if key == "method" else value
+        if not isinstance(value, Mapping) or part not in value:
+            return missing
+        value = value[part]
+    return value.get("name") if key == "method" and isinstance(value, Mapping) else value
+
+
+def same_value(first: Any, second: Any) -> bool:
+    """Return True for equal values of keys: 1 and 1.0 are equal; true and 1, 1 and "1" are not."""
+    return json.dumps(canonical(first), sort_keys=True) == json.dumps(
+        canonical(second), sort_keys=True
+    )
+
+
+def has_values(data: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return True if a run's data has these values of dotted keys.
+
+    Null equals null, and a key that the run lacks. A method may be given by its short name.
+    """
+    return all(
+        same_value(value := value_at(data, key), wish)
+        or (key in ("method", "method.name") and same_value(short_name(str(value)), wish))
+        for key, wish in flat(wanted).items()
+    )

@@ -1,6 +1,7 @@
 """Sweep files: a question, a base run and a grid, expanded into a list of resolved runs."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,13 +12,15 @@ from pydantic import Field, field_validator
 from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.identity import group_id, run_id, short_name
-from distill_bench.config.overrides import apply_overrides, run_value
+from distill_bench.config.identity import group_id, run_id
+from distill_bench.config.overrides import apply_overrides, has_values, run_value, same_value
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
+from distill_bench.store.nested import flat
 
+_MISSING = object()
 # Values in conditions for keys that a cell omits; keys without a default are null.
 DEFAULTS = {
     name: field.default
@@ -77,9 +80,33 @@ class SweepConfig(StrictModel):
             raise ConfigError(
                 f"{self.name}: the grid is empty: every cell is excluded, or there are no seeds"
             )
-        if self.baseline and not any(has_values(config, self.baseline) for config in runs.values()):
-            raise ConfigError(f"{self.name}: no run matches the baseline {self.baseline}")
+        self._check_baseline(runs.values())
         return list(runs.values())
+
+    def _check_baseline(self, runs: Iterable[RunConfig]) -> None:
+        """Raise ConfigError unless the baseline is one row, as the report requires."""
+        if not self.baseline:
+            return
+        presets = self.presets()
+        rows: dict[str, RunConfig] = {}
+        for config in runs:
+            data = config.model_dump(mode="json")
+            row = group_id(config)
+            data["method"] = {"preset": presets.get(row)} | data["method"]
+            if has_values(data, self.baseline):
+                rows.setdefault(row, config)
+        if not rows:
+            raise ConfigError(
+                f"{self.name}: no run matches the baseline {self.baseline}; "
+                f"the runs have {_known_values(self.baseline, runs)}"
+            )
+        if len(rows) > 1:
+            axes = self.axes(rows.values())
+            varying = [key for key, values in axes.items() if len(values) > 1]
+            raise ConfigError(
+                f"{self.name}: the baseline {self.baseline} fits {len(rows)} rows, but must be "
+                f"one; also give {' and '.join(varying) or 'the preset'}"
+            )
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """Dotted overrides of each cell that is not excluded."""
@@ -117,20 +144,14 @@ class SweepConfig(StrictModel):
         """Dotted key -> its values among the runs, for every key that varies except the seed."""
         cells = [*itertools.chain(*self.zip), *self.include]
         keys = dict.fromkeys([*self.grid, *(key for cell in cells for key in cell)])
-        values: dict[str, list[Any]] = {key: [] for key in keys}
-        for config in runs:
-            for key in keys:
-                value = run_value(config, key)
-                if value is not None and value not in values[key]:
-                    values[key].append(value)
-        return values
+        return {key: _distinct_values(runs, key) for key in keys}
 
 
 def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     """The sweep file at a path.
 
     Args:
-        overrides: dotted keys of a run, which replace those of base, grid and zip; also
+        overrides: dotted keys of a run, which replace those of base and of every cell; also
             `cluster.KEY`, `seeds` and `name`.
 
     Raises:
@@ -159,13 +180,20 @@ def zip_axes(value: Any) -> Any:
     return value
 
 
-def has_values(config: RunConfig, wanted: Mapping[str, Any]) -> bool:
-    """True if a run has these values of dotted keys; a method may be given by its short name."""
-    for key, value in wanted.items():
-        actual = run_value(config, key)
-        if actual != value and not (key == "method" and short_name(actual) == value):
-            return False
-    return True
+def _distinct_values(runs: Iterable[RunConfig], key: str) -> list[Any]:
+    """The values of a dotted key among runs; runs without the key do not count."""
+    values: list[Any] = []
+    for config in runs:
+        value = run_value(config, key, missing=_MISSING)
+        if value is not _MISSING and not any(same_value(value, other) for other in values):
+            values.append(value)
+    return values
+
+
+def _known_values(keys: Mapping[str, Any], runs: Iterable[RunConfig]) -> str:
+    """Values of keys among runs, as YAML: "ema 0.5 or null, nfe 4"."""
+    known = {key: map(json.dumps, _distinct_values(runs, key)) for key in flat(keys)}
+    return ", ".join(f"{key} {' or '.join(values) or 'nowhere'}" for key, values in known.items())
 
 
 def check_run_keys(keys: Iterable[str], where: str) -> None:
@@ -198,21 +226,34 @@ def _with_overrides(
             data["cluster"] = {**cluster, key.removeprefix("cluster."): value}
         else:
             base = apply_overrides(base, {key: value})
-            data["grid"] = {k: v for k, v in (data.get("grid") or {}).items() if k != key}
-            if "zip" in data:
-                data["zip"] = _without_key(zip_axes(data["zip"]), key)
+            for part in ("grid", "zip", "include"):
+                if data.get(part):
+                    data[part] = _with_override(data[part], key, value)
     return data | {"base": base}
 
 
-def _without_key(axes: Any, key: str) -> Any:
-    """Axes of `zip` without a key; anything malformed is left for validation to report."""
-    if not isinstance(axes, list) or not all(isinstance(axis, list) for axis in axes):
-        return axes
+def _with_override(cells: Any, key: str, value: Any) -> Any:
+    """Grid, zip or include without a key that `base` sets; mappings above the key get its value.
 
-    def without(cell: Any) -> Any:
-        return {k: v for k, v in cell.items() if k != key} if isinstance(cell, dict) else cell
-
-    return [[without(cell) for cell in axis] for axis in axes]
+    Anything malformed is left for validation to report.
+    """
+    if isinstance(cells, list):
+        return [_with_override(cell, key, value) for cell in cells]
+    if not isinstance(cells, dict):
+        return cells
+    result = {}
+    for name, values in cells.items():
+        if key.startswith(f"{name}."):
+            inner = {key.removeprefix(f"{name}."): value}
+            many = isinstance(values, list)  # in a grid
+            below = [
+                apply_overrides(v, inner) if isinstance(v, dict) else v
+                for v in (values if many else [values])
+            ]
+            result[name] = below if many else below[0]
+        elif not f"{name}.".startswith(f"{key}."):
+            result[name] = values
+    return result
 
 
 def _check_axes(sweep: SweepConfig, path: Path) -> None:

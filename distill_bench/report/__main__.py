@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_bench.report.results import ResultsError, parse_keys
+from distill_bench.report.csv_files import ResultsError
+from distill_bench.report.rows import parse_keys
 from distill_bench.report.write import ReportError, report
 
 

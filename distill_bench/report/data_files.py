@@ -8,6 +8,7 @@ training.csv     the training logs, thinned
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from distill_bench.config.overrides import has_values, value_at
 from distill_bench.report.csv_files import cells, csv_text
 from distill_bench.report.read_store import DONE, StoredRun, StoredSweep, finite
+from distill_bench.report.rows import key_texts
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
 
@@ -71,12 +74,13 @@ def data_files(
     if not any(column["headline"] for column in columns):
         columns = [column | {"headline": True} for column in columns]
     names = [column["column"] for column in columns]
+    baseline = _row_keys(baseline, sweep, swept)
     manifest = {
         "name": sweep.name,
         "question": sweep.question,
         "swept": swept,
         "axis": _axis(sweep, swept),
-        "baseline": baseline or sweep.baseline,
+        "baseline": baseline or _row_keys(sweep.baseline, sweep, swept),
         "budget": budget,
         "columns": columns,
         "prompts": _prompts(sweep),
@@ -99,18 +103,51 @@ def data_files(
 def _command(sweep: StoredSweep, baseline: Mapping[str, Any] | None, budget: float | None) -> str:
     command = f"python -m distill_bench.report {sweep.name}"
     if baseline is not None:
-        command += f" --baseline {','.join(f'{key}={value}' for key, value in baseline.items())}"
+        command += f" --baseline {shlex.quote(key_texts(baseline))}"
     return command if budget is None else f"{command} --budget {budget:g}"
 
 
+def _row_keys(
+    wanted: Mapping[str, Any] | None, sweep: StoredSweep, swept: Sequence[str]
+) -> dict[str, Any] | None:
+    """The baseline in terms of a row's keys: its method's short name and swept keys.
+
+    A baseline may also name keys that all runs share, or a method by its path. If it is one row,
+    such keys are replaced by the row's own; otherwise the baseline stays as it is.
+    """
+    if not wanted or (
+        wanted.keys() <= {"method", *swept} and wanted.get("method") in (None, *_methods(sweep))
+    ):
+        return dict(wanted) if wanted else wanted
+    rows = [
+        {"method": run.method} | {key: value_at(run.config, key) for key in swept}
+        for run in sweep.runs
+        if run.config and has_values(run.config, wanted)
+    ]
+    one_row = rows and all(row == rows[0] for row in rows)
+    return rows[0] if one_row else dict(wanted)
+
+
+def _methods(sweep: StoredSweep) -> set[str]:
+    return {run.method for run in sweep.runs}
+
+
 def _swept_keys(sweep: StoredSweep) -> list[str]:
-    """The sweep's axes, then every other key that differs between runs of one method."""
-    keys = [key for key in sweep.axes if key not in {"method", "method.name", "seed"}]
+    """The sweep's axes, then every other key that differs between runs of one method.
+
+    A mapping that is null in some runs, such as `adapter`, counts by its keys: all are null there.
+    """
+    below: dict[str, list[str]] = {}  # mapping -> its dotted keys
+    for key in dict.fromkeys(key for run in sweep.runs for key in flat(run.config)):
+        below.setdefault(key.rpartition(".")[0], []).append(key)
+    keys = [key for key in sweep.axes if key not in {"method", "method.name", "seed", *below}]
     by_method: dict[str, dict[str, set[str]]] = {}
     for run in sweep.runs:
         values = by_method.setdefault(run.method, {})
         for key, value in flat(run.config).items():
-            values.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
+            text = json.dumps(value, sort_keys=True, default=str)
+            for name in below.get(key, [key]):
+                values.setdefault(name, set()).add(text)
     for values in by_method.values():
         differing = [key for key, distinct in values.items() if len(distinct) > 1]
         keys += [key for key in differing if key not in NOT_IDENTITY and key not in keys]

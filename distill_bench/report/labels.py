@@ -1,5 +1,6 @@
 """Labels of rows: the method plus the swept values that distinguish its rows."""
 
+from collections import Counter
 from math import isfinite
 
 import pandas as pd
@@ -26,11 +27,8 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
         rows = rows_of[method]
         # keys whose value in this row is the most common one of the method
         usual = {key for key in swept if (rows[key] == row[key]).sum() > len(rows) / 2}
-        words = [
-            name_value(key, row[key])
-            for key in distinctive[method]
-            if key not in usual or is_word(row[key])
-        ]
+        shown = [key for key in distinctive[method] if key not in usual or is_word(row[key])]
+        words = [name_value(key, row[key]) for key in shown]
         words += [name_value(key, row[key]) for key, value in common.items() if row[key] != value]
         place = row[axis] if axis else ""
         if axis and not place:  # without a place the label may be ambiguous: add unusual words
@@ -39,9 +37,25 @@ def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
                 for key in swept
                 if key not in distinctive[method] and key not in usual and is_word(row[key])
             ]
-        series = " ".join([method, *filter(None, words)])
-        labels.append((series, f"{series} {name_value(axis, place)}" if place else series))
-    return labels
+        nulls = [f"{key.rpartition('.')[2]}=null" for key in shown if not row[key]]
+        labels.append(([method, *filter(None, words)], nulls, place))
+    return _distinct(labels, axis)
+
+
+def _distinct(
+    labels: list[tuple[list[str], list[str], str]], axis: str | None
+) -> list[tuple[str, str]]:
+    """Series and label per row; nulls are shown only if two labels would be equal without them.
+
+    Args:
+        labels: per row: words, nulls, and the place on the axis.
+    """
+    counts = Counter((*words, place) for words, _, place in labels)
+    result = []
+    for words, nulls, place in labels:
+        series = " ".join(words + (nulls if counts[(*words, place)] > 1 else []))
+        result.append((series, f"{series} {name_value(axis, place)}" if axis and place else series))
+    return result
 
 
 def _distinctive(rows: pd.DataFrame, swept: list[str], axis: str | None) -> list[str]:

@@ -10,7 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from distill_bench.config.yaml_files import parse_yaml
+from pydantic import BaseModel
+
+from distill_bench.config.schema import ProtocolConfig, RunConfig
+from distill_bench.config.yaml_files import load_yaml
 from distill_bench.sample.reference_kinds import STUDENT, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
@@ -170,9 +173,18 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(parse_yaml(path.read_text()))
+        config = _with_added_keys(RunConfig, dict(load_yaml(path)))
     except (ValueError, TypeError) as error:
         raise StoreReadError(f"{path} is damaged: {first_line(error)}") from error
+    if isinstance(config.get("protocol"), dict):
+        config["protocol"] = _with_added_keys(ProtocolConfig, config["protocol"])
+    return config
+
+
+def _with_added_keys(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
+    """Add the keys that are younger than a stored run, at their defaults."""
+    added = {k: f.default for k, f in model.model_fields.items() if f.json_schema_extra["added"]}
+    return data | {key: value for key, value in added.items() if key not in data}
 
 
 def _reason(result: Mapping[str, Any], tried: Sequence[Path]) -> str:

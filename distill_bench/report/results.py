@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from distill_bench.report.csv_files import REWRITE, ResultsError, read_frame, read_texts
-from distill_bench.report.rows import COST, Row, group_rows
+from distill_bench.report.rows import COST, Row, group_rows, key_texts
 from distill_bench.report.stats import Interval, crossed_interval, mean_interval
 from distill_bench.store.runs import sweep_name
 
@@ -157,7 +157,7 @@ class Results:
         """The row that is subtracted in differences: the baseline of the sweep, else the first row.
 
         Raises:
-            ResultsError: if no row matches the sweep's baseline.
+            ResultsError: if no row, or more than one, matches the sweep's baseline.
         """
         keys = self.manifest["baseline"]
         if not keys:
@@ -165,7 +165,10 @@ class Results:
         rows = self.matching(keys)
         if not rows:
             known = "; ".join(row.name for row in self.students)
-            raise ResultsError(f"no row is the baseline {keys}; known: {known}")
+            raise ResultsError(f"no row is the baseline {key_texts(keys)}; known: {known}")
+        if len(rows) > 1:
+            names = "; ".join(row.name for row in rows)
+            raise ResultsError(f"the baseline {key_texts(keys)} fits {len(rows)} rows: {names}")
         return rows[0]
 
     def matching(self, keys: Mapping[str, Any]) -> list[Row]:
@@ -262,23 +265,6 @@ def _known(folder: Path) -> str:
     """Name the studies beside a folder that does not exist; "" if there are none."""
     names = sorted(path.parent.name for path in folder.parent.glob("*/sweep.json"))
     return f"; known: {', '.join(names)}" if names and not folder.exists() else ""
-
-
-def parse_keys(text: str) -> dict[str, str]:
-    """Parse `method=dmd2,nfe=4`, the keys of a row.
-
-    Raises:
-        ResultsError: if a part has no `=`.
-    """
-    keys = {}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ResultsError(
-                f"{part!r} is not KEY=VALUE; name a row as method=NAME,KEY=VALUE,..."
-            )
-        keys[key.strip()] = value.strip()
-    return keys
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Rows of a study: runs that differ only in the training seed, or one reference."""
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.overrides import same_value
+from distill_bench.config.yaml_files import parse_yaml
+from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.labels import label_rows, parse_number
 from distill_bench.report.read_store import DONE, REFERENCE
 from distill_bench.sample.reference_kinds import STUDENT
@@ -70,7 +75,7 @@ class Row:
     @property
     def name(self) -> str:
         """The keys in the syntax of `--baseline`, e.g. `method=dmd2,fake_score_updates=5`."""
-        return ",".join(f"{key}={value}" for key, value in self.keys.items() if value)
+        return key_texts({key: value or None for key, value in self.keys.items()})
 
     def by_seed(self, column: str) -> dict[Hashable, np.ndarray]:
         """Scores per training seed: one value per clip, (clips,), or a single value, (1,).
@@ -117,15 +122,8 @@ class Row:
         return dict(list(self.checkpoints.groupby("run_id", sort=False)))
 
     def matches(self, keys: Mapping[str, Any]) -> bool:
-        """Return True if the row has these keys and values; numbers are compared as numbers."""
-        return all(_same(self.keys.get(key), str(value)) for key, value in keys.items())
-
-
-def _same(text: str | None, value: str) -> bool:
-    if text is None or text == value:
-        return text == value
-    number = parse_number(text)
-    return number is not None and number == parse_number(value)
+        """Return True if the row has these keys and values, see `is_value`."""
+        return all(is_value(self.keys.get(key), value) for key, value in keys.items())
 
 
 def group_rows(
@@ -182,3 +180,54 @@ def _tuple(key: Any) -> tuple:
 
 def _of_runs(frame: pd.DataFrame, run_ids: pd.Series) -> pd.DataFrame:
     return frame[frame["run_id"].isin(run_ids)]
+
+
+def parse_keys(text: str) -> dict[str, Any]:
+    """Parse `method=dmd2,nfe=4`, the keys of a row; values are YAML, as in a sweep file.
+
+    Raises:
+        ResultsError: if a part has no `=`, or a value is not YAML.
+    """
+    keys: dict[str, Any] = {}
+    parts = text.split(",")
+    while parts:
+        part = parts.pop(0)
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ResultsError(
+                f"{part!r} is not KEY=VALUE; name a row as method=NAME,KEY=VALUE,..."
+            )
+        try:
+            keys[key.strip()] = parse_yaml(value)
+        except ConfigError as error:
+            if not parts:
+                raise ResultsError(f"{part!r}: {error}") from error
+            parts[0] = f"{part},{parts[0]}"  # the comma is inside a list or mapping
+    return keys
+
+
+def key_texts(keys: Mapping[str, Any]) -> str:
+    """Keys in the syntax that `parse_keys` reads."""
+    return ",".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in keys.items()
+    )
+
+
+def is_value(cell: str | None, value: Any) -> bool:
+    """Return True if a cell of runs.csv holds a value: "" is null, numbers compare as numbers.
+
+    Args:
+        cell: text of the cell; None if runs.csv has no such column.
+    """
+    if cell is None:
+        return False
+    if value is None or isinstance(value, bool):
+        return cell == ("" if value is None else str(value))
+    if isinstance(value, list | dict):
+        try:
+            return same_value(json.loads(cell), value)
+        except ValueError:
+            return False
+    number = parse_number(cell)
+    return cell == str(value) or (number is not None and number == parse_number(str(value)))

@@ -53,10 +53,6 @@ def report(
         stored = read_sweep(sweep, Path(store))
         files = data_files(stored, baseline, budget)
         results = _load_texts(files)
-        rows = results.matching(baseline) if baseline else []
-        if len(rows) > 1:
-            names = "; ".join(row.name for row in rows)
-            raise ReportError(f"the baseline {baseline} fits {len(rows)} rows: {names}")
         files |= table_files(results)
     except (StoreReadError, ResultsError) as error:
         raise ReportError(str(error)) from error

@@ -34,6 +34,22 @@ def test_null_is_neither_above_nor_below_a_number(comparison):
     assert not holds(f"missing {comparison} 0.1", RUN)
 
 
+@pytest.mark.parametrize("condition", [
+    "ema > 0.1", "not ema == null", "ema in [0.1, 0.2]", "1 in ema", "ema in 'abc'",
+    "1 in missing.key", "0 < ema < 1", "missing.key >= 1", "ema == false", "null in [0, false]",
+])  # fmt: skip
+def test_null_does_not_match(condition):
+    assert not holds(condition, RUN)
+    check_condition(condition.replace("missing.key", "protocol.key"))
+
+
+def test_yaml_words_and_numbers_mean_what_they_mean_in_yaml():
+    data = RUN | {"compile": True, "trackers": ["a"]}
+    assert holds("compile == true and compile == True and ema == null and nfe == 4.0", data)
+    assert holds("nfe in [4.0, 8] and 'a' in trackers and 'b' not in trackers", data)
+    assert not holds("compile == 1 or nfe == '4' or compile in [1, 'true']", data)
+
+
 def test_null_equals_only_null():
     assert holds("ema == None", RUN)
     assert not holds("ema == 0", RUN)

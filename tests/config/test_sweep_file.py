@@ -114,6 +114,59 @@ def test_an_override_replaces_keys_of_base_and_grid(tmp_path):
     assert (sweep.cluster.hours, sweep.name) == (2.5, "new")
 
 
+def test_an_override_reaches_included_cells_and_fields_of_swept_methods(tmp_path):
+    text = """
+        question: q
+        grid: {method: [dmd2, {name: sgmd, residual_weight: 0.5}]}
+        include: [{method: dmd, nfe: 2, ema: 0.5}]
+        """
+    runs = load(tmp_path, text, nfe=1, ema=None).expand()
+    assert [(run.nfe, run.ema) for run in runs] == [(1, None)] * 3
+    sweep = load(tmp_path, text, **{"method.residual_weight": 0.25})
+    sgmd = next(run for run in _resolvable(sweep) if run.method["name"] == "sgmd")
+    assert sgmd.method["residual_weight"] == 0.25
+
+
+def _resolvable(sweep: SweepConfig) -> list[RunConfig]:
+    """Runs of the sgmd cells."""
+    return sweep.model_copy(update={"exclude": ["method != 'sgmd'"]}).expand()
+
+
+@pytest.mark.parametrize("baseline", [
+    "{ema: null, reuse_rollout: false}",
+    "{method: dmd2, ema: ~, reuse_rollout: false, nfe: 4.0}",
+    "{method: {name: dmd2}, ema: null, reuse_rollout: false, adapter: null}",
+])  # fmt: skip
+def test_null_is_a_value_of_the_baseline(tmp_path, baseline):
+    grid = "grid: {ema: [null, .5], reuse_rollout: [false, true]}"
+    sweep = load(tmp_path, f"question: q\nbase: {{method: dmd2}}\n{grid}\nbaseline: {baseline}")
+    assert len(sweep.expand()) == 4
+    assert sweep.axes(sweep.expand()) == {"ema": [None, 0.5], "reuse_rollout": [False, True]}
+
+
+@pytest.mark.parametrize(("baseline", "says"), [
+    ("{ema: 'null'}", "the runs have ema null or 0.5"),
+    ("{ema: '0.5', reuse_rollout: false}", "the runs have ema null or 0.5, reuse_rollout false"),
+    ("{ema: 0.5, reuse_rollout: 0}", "reuse_rollout false or true"),
+    ("{method.weigth: null, ema: 1}", "method.weigth nowhere"),
+    ("{ema: null}", "the baseline {'ema': None} fits 2 rows, but must be one; also give reuse_"),
+])  # fmt: skip
+def test_a_baseline_must_be_one_row_before_anything_runs(tmp_path, baseline, says):
+    grid = "grid: {ema: [null, .5], reuse_rollout: [false, true]}"
+    sweep = load(tmp_path, f"question: q\nbase: {{method: dmd2}}\n{grid}\nbaseline: {baseline}")
+    with pytest.raises(ConfigError) as error:
+        sweep.expand()
+    assert says in str(error.value)
+
+
+def test_a_baseline_may_be_a_preset(tmp_path):
+    text = "question: q\ngrid: {method: [dmd2, {name: dmd2, preset: paper}]}\nbaseline: "
+    assert len(load(tmp_path, text + "{method: {name: dmd2, preset: paper}}").expand()) == 2
+    assert len(load(tmp_path, text + "{method: dmd2, method.preset: null}").expand()) == 2
+    with pytest.raises(ConfigError, match="fits 2 rows, but must be one; also give the preset"):
+        load(tmp_path, text + "{method: dmd2}").expand()
+
+
 def test_overrides_keep_a_methods_fields_if_only_its_name_is_swept():
     with_field = {"method": {"name": "a", "weight": 2}}
     assert apply_overrides({"method": "a"}, {"method.weight": 2}) == with_field

@@ -11,7 +11,7 @@ import pytest
 from stores import load_results, update_json, write_run, write_store
 
 from distill_bench.report import ResultsError, load
-from distill_bench.report.results import parse_keys
+from distill_bench.report.rows import parse_keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +95,58 @@ def test_keys_of_a_row_are_parsed_and_matched_as_numbers(results):
     assert row.name == "method=alpha,fake_score_updates=5"
     with pytest.raises(ResultsError, match="'gamma' is not KEY=VALUE"):
         parse_keys("gamma")
+
+
+def _results_of(tmp_path, cells, **manifest):
+    """Results of `alpha` with two seeds per cell; a cell gives further keys of the runs."""
+    axes = {key: [] for cell in cells for key in cell}
+    store = write_store(tmp_path, [], (), axes=axes, **manifest)
+    runs = [write_run(store, "alpha", seed, 1, 2.0, **cell) for cell in cells for seed in (0, 1)]
+    update_json(store / "sweeps" / "speed.json", run_ids=runs)
+    return load_results(store, tmp_path / "results")
+
+
+@pytest.mark.parametrize("baseline", [
+    {"method": "alpha", "ema": None, "reuse": False},
+    {"method": "alpha", "ema": None, "reuse": False, "nfe": 4},  # nfe is equal in all runs
+    {"method": {"name": "alpha"}, "ema": None, "reuse": False},
+    parse_keys("method=alpha,ema=null,reuse=false"),
+    parse_keys("method=alpha, ema=~, reuse=False"),
+])  # fmt: skip
+def test_null_and_switches_name_a_row(tmp_path, baseline):
+    cells = [{"ema": ema, "reuse": reuse} for ema in (0.5, None) for reuse in (True, False)]
+    results = _results_of(tmp_path, cells, baseline=baseline)
+    assert results.baseline.keys == {"method": "alpha", "ema": "", "reuse": "False"}
+    assert results.baseline.label == "alpha no reuse"
+    assert results.matching(parse_keys(results.baseline.name)) == [results.baseline]
+
+
+def test_a_mapping_that_is_null_in_some_runs_separates_rows(tmp_path):
+    cells = [{"adapter": adapter} for adapter in (None, {"rank": 4, "to": ["q", "k"]})]
+    keys = 'adapter={rank: 4, to: ["q", "k"]}'
+    results = _results_of(tmp_path, cells, baseline=parse_keys(keys))
+    assert [len(row.runs) for row in results.students] == [2, 2]
+    assert [row.label for row in results.students] == ["alpha", "alpha rank=4"]
+    assert results.baseline.label == "alpha rank=4"
+    assert results.matching(parse_keys(results.baseline.name)) == [results.baseline]
+
+
+def test_labels_of_two_rows_differ_even_if_one_has_null(tmp_path):
+    cells = [{"ema": None, "lr": 1.0}, {"ema": 0.5, "lr": 1.0}, {"ema": 0.5, "lr": 2.0}]
+    labels = [row.label for row in _results_of(tmp_path, cells).students]
+    assert labels == ["alpha ema=null lr=1", "alpha lr=1", "alpha lr=2"]
+
+
+def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path):
+    results = _results_of(tmp_path, [{}, {"compile": True}], baseline={"compile": False})
+    assert [row.swept["compile"] for row in results.students] == ["False", "True"]
+    assert results.baseline is results.students[0]
+
+
+def test_a_baseline_that_fits_two_rows_is_refused(tmp_path):
+    cells = [{"ema": ema} for ema in (0.5, None)]
+    with pytest.raises(ResultsError, match="the baseline method=alpha fits 2 rows: .*ema=null"):
+        _ = _results_of(tmp_path, cells, baseline={"method": "alpha"}).baseline
 
 
 @pytest.mark.parametrize(
