@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from distill_bench.config.schema import AdapterConfig
 from distill_bench.networks.adapters import Adapted, activate, add_adapter
-from distill_bench.networks.sharding import shard_as, whole
+from distill_bench.networks.sharding import is_sharded, shard_as, whole
 from distill_bench.store.files import atomic_file, read_json, write_json
 
 KEPT = 2  # newest checkpoints that are not pruned
@@ -192,10 +192,21 @@ def _load_moments(optimiser: torch.optim.Optimizer, moments: Iterator[tuple[str,
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in moments:
         index, _, name = key.partition(".")
-        moment = shard_as(tensor, parameters[int(index)]) if tensor.ndim else tensor
-        entries.setdefault(int(index), {})[name] = moment
+        entries.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], tensor)
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A moment in the memory layout of its parameter; scalars, such as `step`, are unchanged.
+
+    The fused AdamW steps through the memory of both at once, and a file holds rows.
+    """
+    if not moment.ndim:
+        return moment
+    if is_sharded(parameter):
+        return shard_as(moment, parameter)
+    return torch.empty_like(parameter, dtype=moment.dtype, device="cpu").copy_(moment)
 
 
 def _checksum(path: Path) -> int:
