@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         "--decay-steps", type=int, default=6000, help="last steps, with a falling learning rate"
     )
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--muon-lr", type=float, default=4e-3, help="of the blocks' matrices")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="of all other weights")
     parser.add_argument(
         "--every", type=int, default=2000, help="steps between evaluations and exports"
     )

@@ -82,6 +82,6 @@ torch {torch.__version__}, {torch.get_num_threads()} threads. Licence: Apache-2.
 
 def command(options: argparse.Namespace) -> str:
     """Command that trains this teacher."""
-    names = ("clips", "autoencoder_steps", "steps", "decay_steps", "batch", "lr", "seed")
+    names = ("clips", "autoencoder_steps", "steps", "decay_steps", "batch", "muon_lr", "lr", "seed")
     flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
     return " ".join(["distill-bench pretrain", *flags, *(["--compile"] if options.compile else [])])

@@ -82,19 +82,19 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train(tmp_path / "whole", 25)
-    learning_rate = fit_teacher.learning_rate
+    schedule = fit_teacher.schedule
 
     def cut(step, options):
         if step == 23:  # three steps past the checkpoint of step 20
             raise KeyboardInterrupt
-        return learning_rate(step, options)
+        return schedule(step, options)
 
-    monkeypatch.setattr(fit_teacher, "learning_rate", cut)
+    monkeypatch.setattr(fit_teacher, "schedule", cut)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", 25)
     saved = torch.load(tmp_path / "cut" / "work" / "teacher.pt", weights_only=True)
     assert saved["step"] == 20
-    monkeypatch.setattr(fit_teacher, "learning_rate", learning_rate)
+    monkeypatch.setattr(fit_teacher, "schedule", schedule)
     train(tmp_path / "cut", 25)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
