@@ -1,13 +1,10 @@
-"""Noise convention, guidance and keyed draws."""
+"""Noise convention and guidance."""
 
 import pytest
 import torch
 
 from distill_bench import noise
-from distill_bench.draws import Draws
 from distill_bench.networks.denoiser import Guided
-
-CPU = torch.device("cpu")
 
 
 def test_clean_predictions_convert_to_velocity_and_score_and_back():
@@ -46,27 +43,6 @@ def test_guidance_scale_one_is_no_guidance_and_two_extrapolates():
     extrapolated = (1 + 2 * (3 - 1)) * x_t
     torch.testing.assert_close(Guided(net, null_text, 1.0)(x_t, sigma, text), unguided)
     torch.testing.assert_close(Guided(net, null_text, 2.0)(x_t, sigma, text), extrapolated)
-
-
-def test_draws_depend_on_seed_update_purpose_and_sample_index_alone():
-    whole = Draws(0, 5, "student", range(4), CPU)
-    part = Draws(0, 5, "student", [2], CPU)
-    assert torch.equal(whole.noise("a", (3,))[2], part.noise("a", (3,))[0])
-    assert whole.shared_integer("exit", 1000) == part.shared_integer("exit", 1000)
-    others = [
-        whole.noise("b", (3,)),
-        Draws(1, 5, "student", range(4), CPU).noise("a", (3,)),
-        Draws(0, 6, "student", range(4), CPU).noise("a", (3,)),
-        Draws(0, 5, "fake_score", range(4), CPU).noise("a", (3,)),
-    ]
-    assert not any(torch.equal(whole.noise("a", (3,)), other) for other in others)
-
-
-def test_drawn_noise_levels_stay_in_their_range_and_follow_the_shift():
-    sigma = Draws(0, 0, "student", range(4000), CPU).sigma("s", 5.0, 0.02, 0.98)
-    assert sigma.min() >= 0.02
-    assert sigma.max() <= 0.98
-    assert abs(sigma.median() - 5 * 0.5 / (1 + 4 * 0.5)) < 0.02  # the median 0.5, shifted
 
 
 @pytest.fixture

@@ -108,8 +108,8 @@ class Algorithm:
         self.clipped: set[str] = set()
 
     def run(self) -> None:
-        for self.update in range(self.config.student_updates):
-            self.phase = "student"
+        for update in range(self.config.student_updates):
+            self.update, self.phase = update, "student"
             x0, text = self.samples()
             loss = self.student_loss(x0, text)
             self.step(["student"], loss)
