@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-fast test-slurm soak bench bench-gpu lint types install
+.PHONY: sweep test test-fast test-slurm soak mutants bench bench-gpu lint types install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
@@ -20,6 +20,10 @@ test-slurm: install  ## sweeps on a real SLURM of two simulated nodes, brought u
 
 soak: install  ## a hundred SIGKILLs at random moments, half an hour: results/soak.log
 	$(BIN)/python -m pytest -m soak -s
+
+mutants: install  ## small mistakes planted in the code, and the tests that miss them: results/mutants.md
+	$(BIN)/python -m pip install --quiet -e '.[mutants]' -c constraints.txt
+	nice $(BIN)/python tests/mutation/mutants.py $(ONLY)
 
 bench: install  ## a trainer step over its network passes, the evaluators' speed, the status of a thousand runs
 	$(BIN)/python tests/benchmarks/trainer_step.py

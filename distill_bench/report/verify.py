@@ -64,6 +64,9 @@ def _changed_files(folder: Path) -> Iterator[str]:
             yield f"{name} is missing"
         elif actual[name] != recorded.get(name):
             yield f"{name}: its SHA-256 differs from digests.json: it was changed after the report"
+    for name in actual:
+        if name not in recorded and name not in GIVEN:
+            yield f"{name} is not in digests.json: it was added after the report"
 
 
 def _contradictions(results: Results) -> Iterator[str]:

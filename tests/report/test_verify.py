@@ -1,13 +1,26 @@
 """Every edit of a results folder is found: in tables, data files, figures and the page."""
 
+import csv
+import io
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from stores import load_results
 
-from distill_bench.report.verify import main, verify
+from distill_bench.report import ResultsError
+from distill_bench.report.csv_files import csv_text, read_texts
+from distill_bench.report.verify import MOST, main, verify
 
 COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*/sweep.json"))
+TABLES = [
+    "table.csv",
+    "equal_cost.csv",
+    "differences.csv",
+    "equal_cost_differences.csv",
+    "seeds_needed.csv",
+]
 DATA_FILES = ["sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv"]
 
 
@@ -106,7 +119,33 @@ def test_an_edited_run_contradicts_every_table_that_uses_it(copied):
 def test_with_the_store_data_files_are_recomputed_from_the_runs(copied):
     folder, store = copied
     edit(folder / "training.csv", "0.45", "0.44")
-    assert any("the data give '0.45'" in line for line in verify(folder, store))
+    edit(folder / "sweep.json", "Does a faster", "Does a slower")
+    differences = verify(folder, store)
+    assert any("the data give '0.45'" in line for line in differences)
+    assert any("Does a slower" in line and "Does a faster" in line for line in differences)
+
+
+def test_the_store_is_read_with_the_baseline_and_the_budget_of_the_report(store, tmp_path):
+    baseline = {"method": "alpha", "fake_score_updates": "5"}
+    load_results(store, tmp_path / "data", baseline=baseline, budget=1500.0)
+    assert not any(
+        "sweep.json" in line for line in verify(tmp_path / "data", store) if "SHA" not in line
+    )
+    manifest = json.loads((tmp_path / "data" / "sweep.json").read_text())
+    assert manifest["baseline"] == baseline and manifest["budget"] == 1500.0
+
+
+def test_the_command_fails_on_a_difference_and_on_bad_input(copied, capsys):
+    folder, store = copied
+    assert main([str(folder / "nothing")]) == 2
+    assert "no sweep.json" in capsys.readouterr().err
+    assert main([str(folder), "--store", str(folder)]) == 2
+    assert "no sweep called 'speed'" in capsys.readouterr().err
+    assert main([str(folder), "--store", str(store)]) == 0
+    assert "recomputed from the runs: sweep.json, runs.csv" in capsys.readouterr().out
+    (folder / "table.csv").write_text("")
+    assert main([str(folder)]) == 1
+    assert capsys.readouterr().out.startswith("table.csv: its columns are not label, method")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +155,154 @@ def test_a_missing_file_is_named(copied, name):
     folder, _ = copied
     (folder / name).unlink()
     assert any(line.startswith(f"{name} is missing") for line in verify(folder))
+
+
+def cells_of(path):
+    return list(csv.reader(io.StringIO(path.read_text())))
+
+
+def write_cells(path, lines):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    path.write_text(text.getvalue())
+
+
+def last_digit_changed(lines):
+    """The lines of a CSV file with another last digit in each cell that is a number."""
+    changed = [list(line) for line in lines]
+    for line in changed[1:]:
+        for i, cell in enumerate(line):
+            if cell[-1:].isdigit():
+                line[i] = cell[:-1] + str((int(cell[-1]) + 1) % 10)
+    return changed
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_changed_number_of_a_table_is_named(copied, name):
+    """One line per changed cell, or per changed line of text; at most MOST of them are printed."""
+    folder, _ = copied
+    lines = cells_of(folder / name)
+    changed = last_digit_changed(lines)
+    write_cells(folder / name, changed)
+    count = sum(
+        a != b for x, y in zip(lines, changed, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    differences = verify(folder)
+    assert count and all(line.startswith(f"{name}:") for line in differences)
+    shown = min(count, MOST)
+    assert len(differences) == shown + (count > MOST)
+    if count > MOST:
+        assert differences[-1] == f"{name}: and {count - MOST} more"
+    number, column = next(
+        (i, j)
+        for i, line in enumerate(lines)
+        for j, cell in enumerate(line)
+        if cell != changed[i][j]
+    )
+    place = f"{name}:{number + 1}: {lines[0][column]} of {lines[number][0]} is "
+    cells = f"{changed[number][column]!r}, the data give {lines[number][column]!r}"
+    assert differences[0] == place + cells
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda lines: lines[:-1], "a line is missing"),
+        (lambda lines: [*lines, lines[-1]], "an extra line"),
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], "the data give"),
+        (lambda lines: [line[:-1] for line in lines], "its columns are not"),
+        (lambda lines: [[*line, ""] for line in lines], "its columns are not"),
+        (lambda lines: [lines[0], [*lines[1], "1"], *lines[2:]], "None of"),
+        (lambda lines: [line[1::-1] + line[2:] for line in lines], "its columns are not"),
+        (lambda lines: [], "its columns are not"),
+    ],
+    ids=["lost", "doubled", "swapped", "narrower", "wider", "longer", "turned", "empty"],
+)
+def test_lost_added_and_moved_cells_of_every_table_are_named(copied, change, message):
+    folder, _ = copied
+    names = [name for name in TABLES if len(cells_of(folder / name)) > 2]
+    for name in names:
+        write_cells(folder / name, change(cells_of(folder / name)))
+    differences = verify(folder)
+    for name in names:
+        assert any(line.startswith(name) and message in line for line in differences), name
+
+
+@pytest.mark.parametrize("name", ["table.md", "table.tex", "equal_cost.tex"])
+def test_changed_lost_and_added_lines_of_a_text_are_named(copied, name):
+    folder, _ = copied
+    text = (folder / name).read_text()
+    lines = text.splitlines()
+    (folder / name).write_text("\n".join(["x", *lines[1:]]))
+    assert verify(folder) == [f"{name}:1: is 'x', the data give {lines[0]!r}"]
+    (folder / name).write_text("\n".join(lines[:-1]) + "\n")
+    assert verify(folder) == [f"{name}:{len(lines)}: is None, the data give {lines[-1]!r}"]
+    (folder / name).write_text(text + "more\n")
+    assert verify(folder) == [f"{name}:{len(lines) + 1}: is 'more', the data give None"]
+
+
+@pytest.mark.parametrize("name", DATA_FILES[1:])
+def test_every_line_of_a_data_file_counts(copied, name):
+    """A line that is lost, moved or added, and a number that differs in its last digit."""
+    folder, _ = copied
+    lines = cells_of(folder / name)
+    changes = [
+        lines[:-1],
+        [lines[0], *lines[:0:-1]],
+        [*lines, lines[-1]],
+        last_digit_changed(lines),
+    ]
+    for changed in changes:
+        write_cells(folder / name, changed)
+        try:
+            differences = verify(folder)
+        except ResultsError as error:
+            differences = [str(error)]
+        assert any(name in line for line in differences)
+    write_cells(folder / name, lines)
+    assert verify(folder) == []
+
+
+def test_a_changed_lost_or_added_digest_is_named(copied):
+    folder, _ = copied
+    path = folder / "digests.json"
+    recorded = json.loads(path.read_text())
+    assert set(DATA_FILES) < set(recorded) and "report.html" in recorded
+    for name in [*DATA_FILES, "report.html", "figures/overview.svg"]:
+        digest = recorded[name]
+        path.write_text(
+            json.dumps(recorded | {name: digest[:-1] + ("0" if digest[-1] != "0" else "1")})
+        )
+        assert verify(folder) == [
+            f"{name}: its SHA-256 differs from digests.json: it was changed after the report"
+        ]
+        path.write_text(json.dumps({key: value for key, value in recorded.items() if key != name}))
+        (difference,) = verify(folder)
+        assert difference.startswith(name) and "digests.json" in difference
+    path.write_text(json.dumps(recorded | {"figures/other.svg": "0"}))
+    assert verify(folder) == ["figures/other.svg is missing"]
+    path.write_text("{")
+    assert verify(folder)[0].startswith("digests.json is missing or damaged")
+
+
+def test_scores_that_contradict_each_other_are_named_even_with_new_digests(copied):
+    """Clips that average to another score, and a last checkpoint with another score."""
+    folder, _ = copied
+    runs = read_texts(folder / "runs.csv")
+    done = runs.index[runs["status"] == "done"]
+    for column, message in (("speed", "its clips average"), ("distance", "its last line in")):
+        for share, named in ((1.01, True), (1 + 1e-6, False)):
+            changed = runs.copy()
+            value = float(runs.at[done[-1], column])
+            changed.at[done[-1], column] = str(share * value)
+            (folder / "runs.csv").write_text(csv_text(changed))
+            lines = [line for line in verify(folder) if line.startswith(f"runs.csv: {column}")]
+            assert any(message in line for line in lines) == named
+    changed = runs.copy()
+    changed.at[done[-1], "speed"] = ""
+    (folder / "runs.csv").write_text(csv_text(changed))
+    run_id = runs.at[done[-1], "run_id"]
+    assert any(f"speed of {run_id} is nan, its clips" in line for line in verify(folder))
 
 
 @pytest.mark.parametrize("name", DATA_FILES)

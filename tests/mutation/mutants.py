@@ -1,0 +1,173 @@
+"""Mutation testing: plant small mistakes in the code and list those that no test catches.
+
+    make mutants                      # every module whose code or tests changed
+    make mutants ONLY="statistics"    # one group of modules.toml, or one module
+
+Writes results/mutants.json and results/mutants.md. A run that was stopped goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from engine import plain_source
+from outcomes import Group, Outcome, read_groups, read_outcomes, write_outcomes
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build" / "mutants"
+SETTINGS = """
+[tool.mutmut]
+source_paths = ["distill_bench"]
+only_mutate = {modules}
+pytest_add_cli_args_test_selection = {tests}
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow"]
+do_not_mutate_patterns = ['^\\s*raise\\b', '^\\s*assert\\b', '^\\s*warnings\\.warn\\b']
+process_isolation = "forkserver"
+timeout_constant = 2.0
+timeout_multiplier = 6.0
+use_git_change_detection = false
+"""
+
+
+def packaged(module: str) -> str:
+    """Path of a module in an installed package, where methods/ and eval/ lie inside."""
+    return module if module.startswith("distill_bench/") else f"distill_bench/{module}"
+
+
+def digest(module: str, tests: Iterable[str]) -> str:
+    """SHA-256 of a module, of its tests and of the operators: a new one asks for a new run."""
+    files = [ROOT / module, *(ROOT / test for test in tests), Path(__file__).parent / "engine.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def prepare(group: Group, modules: Sequence[str]) -> Path:
+    """Write the tree that mutmut works in: the installed package and the tests.
+
+    Files whose text is unchanged stay untouched: mutmut goes by their time.
+    """
+    tree = FOLDER / group.name
+    sources = [*(ROOT / "distill_bench").rglob("*"), *(ROOT / "methods").rglob("*")]
+    sources += [*(ROOT / "eval").rglob("*"), *(ROOT / "tests").rglob("*")]
+    wanted = {tree / "pyproject.toml", tree / "README.md"}
+    for source in sources:
+        if source.is_dir() or "__pycache__" in source.parts:
+            continue
+        path = source.relative_to(ROOT).as_posix()
+        inside = path if path.startswith("tests/") else packaged(path)
+        wanted.add(tree / inside)
+        if path in group.modules:
+            _update(tree / inside, plain_source(source.read_text()).encode())
+        else:
+            _update(tree / inside, source.read_bytes())
+    for folder in ("distill_bench", "tests"):
+        for path in (tree / folder).rglob("*"):
+            if path.is_file() and path not in wanted and "__pycache__" not in path.parts:
+                path.unlink()
+                (tree / "mutants" / path.relative_to(tree)).unlink(missing_ok=True)
+    settings = SETTINGS.replace("{modules}", json.dumps([packaged(module) for module in modules]))
+    settings = settings.replace("{tests}", json.dumps(list(group.tests)))
+    _update(tree / "README.md", (ROOT / "README.md").read_bytes())
+    _update(tree / "pyproject.toml", ((ROOT / "pyproject.toml").read_text() + settings).encode())
+    return tree
+
+
+def _update(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _forget(tree: Path, modules: Sequence[str], survivors_only: bool) -> None:
+    """Drop the results of modules, since their tests changed."""
+    (tree / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
+    for module in modules:
+        path = tree / "mutants" / f"{packaged(module)}.meta"
+        if path.is_file():
+            meta = json.loads(path.read_text())
+            codes = meta["exit_code_by_key"]
+            meta["exit_code_by_key"] = {
+                key: code if survivors_only and code not in (0, 33) else None
+                for key, code in codes.items()
+            }
+            path.write_text(json.dumps(meta))
+
+
+def run_group(
+    group: Group, modules: Sequence[str], processes: int, survivors: bool
+) -> dict[str, Outcome]:
+    """Test every mutant of the modules; raises CalledProcessError if a test fails without one."""
+    digests = {module: digest(module, group.tests) for module in modules}
+    tree = prepare(group, modules)
+    stamp = tree / "tests.json"
+    known = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    changed = [module for module in modules if known.get(module) != digests[module]]
+    if changed:
+        _forget(tree, changed, survivors)
+        stamp.write_text(json.dumps(known | digests))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(Path(__file__).parent / "engine.py"), "run"]
+    command += ["--max-children", str(processes)]
+    subprocess.run(command, cwd=tree, env=environment, check=True)
+    return {module: _outcome(tree, module, digests[module]) for module in modules}
+
+
+def _outcome(tree: Path, module: str, source: str) -> Outcome:
+    """Read the outcome of a module from the results of mutmut."""
+    meta = json.loads((tree / "mutants" / f"{packaged(module)}.meta").read_text())
+    codes: Mapping[str, int] = meta["exit_code_by_key"]
+    survivors = [key for key, code in codes.items() if code in (0, 33)]
+    command = [sys.executable, str(Path(__file__).parent / "outcomes.py"), packaged(module)]
+    shown = subprocess.run(
+        [*command, *survivors], cwd=tree, check=True, capture_output=True, text=True
+    )
+    changes = [tuple(change) for change in json.loads(shown.stdout)]
+    return Outcome(source, len(codes), tuple(changes))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Test the mutants of every module that changed, and write the report."""
+    parser = argparse.ArgumentParser(prog="make mutants", description="Mutation testing.")
+    parser.add_argument("only", nargs="*", help="groups or modules; default: all that changed")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--survivors", action="store_true", help="after a new test: test only former survivors"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget the results of this machine")
+    options = parser.parse_args(argv)
+    groups = read_groups()
+    known = {name for group in groups for name in (group.name, *group.modules)}
+    unknown = sorted(set(options.only) - known)
+    if unknown:
+        parser.error(f"no group or module called {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    outcomes = read_outcomes()
+    for group in groups:
+        modules = [
+            module
+            for module in group.modules
+            if not options.only or {group.name, module} & set(options.only)
+            if options.fresh
+            or module not in outcomes
+            or outcomes[module].digest != digest(module, group.tests)
+        ]
+        if not modules:
+            continue
+        if options.fresh:
+            shutil.rmtree(FOLDER / group.name, ignore_errors=True)
+        print(f"{group.name}: {', '.join(modules)}", flush=True)
+        start = time.monotonic()
+        outcomes |= run_group(group, modules, options.processes, options.survivors)
+        print(f"{group.name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
+        write_outcomes(outcomes, groups)
+    write_outcomes(outcomes, groups)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Groups of modules that are mutated, and outcomes: results/mutants.json and results/mutants.md.
+
+Needs no mutmut.
+"""
+
+import json
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+JSON = ROOT / "results" / "mutants.json"
+MARKDOWN = ROOT / "results" / "mutants.md"
+REASONS = Path(__file__).parent / "reasons.toml"
+GOAL = 0.95
+Reasons = Mapping[str, Mapping[str, Mapping[str, Mapping[str, str]]]]
+HEAD = """# Mutants
+
+Written by `make mutants`. A mutant is the code with one small mistake: another operator, number,
+text or argument, a condition reversed, a statement left out. It is killed if a fast test of its
+module (`tests/mutation/modules.toml`) fails. An equivalent mutant behaves as the code does, for the
+reason given below (`tests/mutation/reasons.toml`). The goal is 95 % of the others, per module.
+Annotations, docstrings, messages of errors and warnings, and defaults of fields are not mutated.
+
+| module | mutants | killed | equivalent | survived | killed of non-equivalent |
+|---|---:|---:|---:|---:|---:|
+"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules that the same tests concern.
+
+    Attributes:
+        modules: paths from the root, e.g. `distill_bench/noise.py`, `methods/dmd.py`.
+        tests: files of tests, from the root.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+def read_groups() -> list[Group]:
+    """Groups of modules.toml, in its order."""
+    table = tomllib.loads((Path(__file__).parent / "modules.toml").read_text())
+    return [
+        Group(name, tuple(entry["modules"]), tuple(entry["tests"])) for name, entry in table.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one module.
+
+    Attributes:
+        digest: of the module and its tests at the time of the run.
+        mutants: number of mutants.
+        survivors: (function, change) of each mutant that no test killed; a change is the text
+            before, ` -> `, and the text after.
+    """
+
+    digest: str
+    mutants: int
+    survivors: tuple[tuple[str, str], ...]
+
+
+def read_outcomes() -> dict[str, Outcome]:
+    """Module -> outcome, from results/mutants.json; empty without the file."""
+    if not JSON.is_file():
+        return {}
+    return {
+        module: Outcome(fields["digest"], fields["mutants"], tuple(map(tuple, fields["survivors"])))
+        for module, fields in json.loads(JSON.read_text()).items()
+    }
+
+
+def read_reasons() -> Reasons:
+    """Kind (`equivalent` or `survivor`) -> module -> function -> change -> reason."""
+    return tomllib.loads(REASONS.read_text())
+
+
+def write_outcomes(outcomes: Mapping[str, Outcome], groups: Sequence[Group]) -> None:
+    """Write the two files, modules in the order of the groups."""
+    modules = [module for group in groups for module in group.modules]
+    ordered = {module: asdict(outcomes[module]) for module in modules if module in outcomes}
+    JSON.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+    MARKDOWN.write_text(as_markdown(outcomes, modules, read_reasons()))
+
+
+def as_markdown(outcomes: Mapping[str, Outcome], modules: Sequence[str], reasons: Reasons) -> str:
+    """The report: a table of the modules, then the survivors of each with their reasons."""
+    lines, sections = [], []
+    for module in modules:
+        if module not in outcomes:
+            lines.append(f"| {module} | not run | | | | |\n")
+            continue
+        result = outcomes[module]
+        equivalent, survived = [], []
+        for function, change in result.survivors:
+            reason = _reason(reasons, "equivalent", module, function, change)
+            if reason:
+                equivalent.append((function, change, reason))
+            else:
+                reason = _reason(reasons, "survivor", module, function, change)
+                survived.append((function, change, reason or "not explained yet"))
+        rest = result.mutants - len(equivalent)
+        killed = rest - len(survived)
+        share = killed / rest if rest else 1.0
+        below = "" if share >= GOAL else " (below the goal)"
+        counts = (result.mutants, killed, len(equivalent), len(survived))
+        lines.append(f"| {module} | {' | '.join(map(str, counts))} | {share:.1%}{below} |\n")
+        if result.survivors:
+            sections.append(f"\n## {module}\n")
+            sections += _list("Survived", survived) + _list("Equivalent", equivalent)
+    return HEAD + "".join(lines) + "".join(sections)
+
+
+def _reason(reasons: Reasons, kind: str, module: str, function: str, change: str) -> str | None:
+    return reasons.get(kind, {}).get(module, {}).get(function, {}).get(change)
+
+
+def _list(title: str, entries: Sequence[tuple[str, str, str]]) -> list[str]:
+    if not entries:
+        return []
+    rows = [
+        f"| `{function}` | `{_cell(change)}` | {_cell(reason)} |\n"
+        for function, change, reason in dict.fromkeys(entries)
+    ]
+    return [f"\n{title}:\n\n| function | change | reason |\n|---|---|---|\n", *rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("`", "'")
+
+
+def main(module: str, names: Sequence[str]) -> None:
+    """Print (function, change) of mutants as JSON; runs in the folder that mutmut worked in."""
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+    from mutmut.utils.format_utils import orig_function_and_class_names_from_key
+
+    changes = []
+    for name in names:
+        function, class_name = orig_function_and_class_names_from_key(name)
+        lines = get_diff_for_mutant(name, path=module).splitlines()
+        sides = {
+            sign: " ".join(
+                line[1:].strip()
+                for line in lines
+                if line.startswith(sign) and not line.startswith(sign * 3)
+            )
+            for sign in "-+"
+        }
+        place = f"{class_name}.{function}" if class_name else function
+        changes.append((place, f"{sides['-']} -> {sides['+']}"))
+    json.dump(changes, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
