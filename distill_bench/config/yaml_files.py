@@ -11,6 +11,11 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from distill_bench.config.errors import ConfigError
+from distill_bench.store.failures import first_line
+
+# YAML 1.2 ends a line only with \n or \r, ruamel also with these; private characters hide them
+HIDDEN = {0x85: 0xF0085, 0x2028: 0xF2028, 0x2029: 0xF2029}
+SHOWN = {hidden: shown for shown, hidden in HIDDEN.items()}
 
 
 class _Constructor(SafeConstructor):
@@ -50,20 +55,29 @@ def parse_yaml(text: str) -> Any:
     """Content of a YAML text: dicts, lists, str, int, float, bool and None.
 
     Raises:
-        ConfigError: if it is not YAML, or has a list or mapping as a key.
+        ConfigError: if it is not YAML, or has a list or mapping as a key, or another type.
     """
-    yaml = _yaml()
     try:
-        content = yaml.load(text)
+        return _plain(_yaml().load(text.translate(HIDDEN)))
     except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise ConfigError(f"not YAML{where}: {problem}") from error
+        raise ConfigError(_one_line(error)) from error
     except RecursionError as error:
         raise ConfigError("not YAML: nested too deeply") from error
-    _check_keys(content)
-    return content
+    except ConfigError:
+        raise
+    except Exception as error:  # ruamel raises many kinds of error, e.g. for `!!int x`
+        raise ConfigError(f"not YAML: {first_line(error)}") from error
+
+
+def _one_line(error: YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f" in line {mark.line + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+    if problem.startswith("but "):
+        problem = f"{getattr(error, 'context', None) or 'unexpected'}, {problem}"
+    if problem == "found unhashable key":
+        problem = "a key is a mapping; put text with braces, such as {{ x }}, in quotes"
+    return f"not YAML{where}: {first_line(problem)}"
 
 
 def dump_yaml(data: Any) -> str:
@@ -84,12 +98,24 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _check_keys(content: Any) -> None:
+def _plain(content: Any) -> Any:
+    """Content with its line separators back.
+
+    Raises:
+        ConfigError: for a key or value of a type that JSON does not have.
+    """
     if isinstance(content, dict):
-        for key, value in content.items():
-            if isinstance(key, tuple | dict):
+        for key in content:
+            if not isinstance(key, str | int | float | None):
                 raise ConfigError(f"a key must be text or a number, not {key!r}")
-            _check_keys(value)
-    elif isinstance(content, list):
-        for value in content:
-            _check_keys(value)
+        return {_plain(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_plain(value) for value in content]
+    if isinstance(content, str):
+        return content.translate(SHOWN)
+    if content is None or isinstance(content, bool | int | float):
+        return content
+    raise ConfigError(
+        f"{content!r} is a {type(content).__name__}; write text, a number, true, false, null, "
+        "a list or a mapping"
+    )

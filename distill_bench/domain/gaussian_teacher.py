@@ -24,6 +24,7 @@ from distill_bench.domain.gaussian import (
     step_moments,
 )
 from distill_bench.draws import generator
+from distill_bench.store.files import read_text, text_lines
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import ClosedFormTeacher
@@ -65,7 +66,7 @@ class GaussianPipeline:
 
     def prompts(self) -> list[str]:
         """Training prompts; prompt i selects row i of `shifts`."""
-        lines = (self.folder / PROMPTS).read_text().splitlines()
+        lines = text_lines(read_text(self.folder / PROMPTS))
         return [line for line in lines if line.strip()]
 
     def encode_text(self, prompts: list[str]) -> Tensor:

@@ -16,7 +16,7 @@ from distill_bench.sample.reference_kinds import COMPARED
 DESCRIPTION = """\
 Score a folder of clips and write one line per score to its metrics.jsonl.
 
-The folder holds mp4, mov, mkv, webm, gif, webp or npy files, one per clip, and optionally
+The folder holds videos (mp4, avi, mkv, ...), gif, webp or npy files, one per clip, and optionally
 manifest.jsonl with one line per clip:
 
   {"file": "a.mp4", "prompt": "a red circle moving left slowly", "seed": 0, "fps": 16}

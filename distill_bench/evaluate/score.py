@@ -18,9 +18,9 @@ from distill_bench.evaluator import Clips, Evaluator, Score, require_same_frames
 from distill_bench.networks.ranks import group_ranks, on_first_rank
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import find_evaluator
-from distill_bench.sample.load_folder import load_clips
+from distill_bench.sample.load_folder import load_clips, unscored
 from distill_bench.sample.reference_kinds import COMPARED
-from distill_bench.store.files import unwritable, write_bytes
+from distill_bench.store.files import text_lines, unwritable, write_bytes
 from distill_bench.store.nested import describe_differences
 
 NEEDS = "needs a reference (--reference FOLDER), or facts.npz beside the clips"
@@ -32,6 +32,11 @@ class LazyReferences(Mapping[str, Clips]):
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._folders = dict(folders)
         self._loaded: dict[str, Clips] = {}
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders whose clips were read."""
+        return [self._folders[kind] for kind in self._loaded]
 
     def __getitem__(self, kind: str) -> Clips:
         if kind not in self._loaded:
@@ -106,6 +111,9 @@ def evaluate(
         if new or kept != lines:
             text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
             on_first_rank(lambda text=text: write_bytes(out, text.encode()))
+    for path in (folder, *reference_clips.folders):
+        if (note := on_first_rank(lambda path=path: unscored(path))) is not None:
+            _print(note)
     return on_first_rank(lambda: _read(out))
 
 
@@ -135,13 +143,14 @@ def _read(out: Path) -> list[dict]:
     if not out.is_file():
         return []
     lines = []
-    texts = out.read_text(errors="replace").splitlines(keepends=True)
+    content = out.read_bytes().decode(errors="replace")
+    texts = text_lines(content)
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             line = None
-            if number == len(texts) and text.startswith("{") and not text.endswith("\n"):
+            if number == len(texts) and text.startswith("{") and not content.endswith("\n"):
                 continue
         if not isinstance(line, dict):
             raise ValueError(

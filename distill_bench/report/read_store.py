@@ -17,7 +17,7 @@ from distill_bench.config.yaml_files import load_yaml
 from distill_bench.sample.reference_kinds import STUDENT, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
-from distill_bench.store.files import read_json, read_jsonl, read_record
+from distill_bench.store.files import read_json, read_jsonl, read_record, text_lines
 from distill_bench.store.nested import describe_differences, flat
 from distill_bench.store.runs import read_result, run_state, sweep_name
 
@@ -192,7 +192,7 @@ def _reason(result: Mapping[str, Any], tried: Sequence[Path]) -> str:
     text = result.get("reason")
     if not result and tried:
         text = _read(tried[-1] / "exit.json").get("error")
-    lines = str(text or "").strip().splitlines()
+    lines = text_lines(str(text or "").strip())
     return lines[-1] if lines else ""
 
 

@@ -269,7 +269,7 @@ def _known(folder: Path) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
     except ValueError as error:
         raise ResultsError(f"{path} is cut off or damaged ({error}); {REWRITE}") from error
     missing = MANIFEST - set(manifest)

@@ -23,7 +23,7 @@ from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, ResultsError, load
 from distill_bench.report.rows import SCORED
 from distill_bench.report.tables.files import table_files
-from distill_bench.store.files import read_json
+from distill_bench.store.files import read_json, text_lines
 
 MOST = 20  # differences shown per file
 
@@ -98,7 +98,7 @@ def _unlike_files(folder: Path, expected: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is missing"
             continue
         unlike = _unlike_cells if name.endswith(".csv") else _unlike_lines
-        differences = list(unlike(name, path.read_text(), text))
+        differences = list(unlike(name, path.read_bytes().decode(errors="replace"), text))
         yield from differences[:MOST]
         if len(differences) > MOST:
             yield f"{name}: and {len(differences) - MOST} more"
@@ -123,7 +123,7 @@ def _unlike_cells(name: str, text: str, expected: str) -> Iterator[str]:
 
 
 def _unlike_lines(name: str, text: str, expected: str) -> Iterator[str]:
-    pairs = zip_longest(text.splitlines(), expected.splitlines())
+    pairs = zip_longest(text_lines(text), text_lines(expected))
     for number, (line, wanted) in enumerate(pairs, 1):
         if line != wanted:
             yield f"{name}:{number}: is {line!r}, the data give {wanted!r}"

@@ -19,11 +19,14 @@ from rich.console import Console
 from rich.progress import track
 
 from distill_bench.evaluator import Clips
-from distill_bench.sample.clip_files import READERS, ClipFile, read_clip
-from distill_bench.store.files import read_json
+from distill_bench.sample.clip_files import KINDS, READERS, ClipFile, read_clip
+from distill_bench.store.files import read_json, read_text, text_lines
 
 MANIFEST = "manifest.jsonl"
 CACHE = ".features"
+NAMED = 8  # entries of a folder that are named if they are not scored
+# what the harness writes into a folder of clips
+OWN_FILES = {MANIFEST, CACHE, "row.json", "facts.npz", "metrics.jsonl", "videos", "protocol.json"}
 MAPPED_BYTES = 2**30  # a larger clips.npy stays on disk
 DEFAULT_FPS = 8.0  # if neither the manifest nor the file states a rate
 Fps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -59,13 +62,31 @@ def load_clips(folder: Path) -> Clips:
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}")
     try:
-        load = _load_sampled if (folder / "clips.npy").is_file() else _load_files
-        frames, prompts, seeds, fps = load(folder)
-        return Clips(frames, prompts, seeds, fps, _facts(folder / "facts.npz"), folder / CACHE)
+        sampled = (folder / "clips.npy").is_file()
+        frames, prompts, seeds, fps = (_load_sampled if sampled else _load_files)(folder)
+        facts = _facts(folder / "facts.npz")
+        return Clips(frames, prompts, seeds, fps, facts, folder / CACHE)
     except ValueError as error:
         if str(folder) in str(error):
             raise
         raise ValueError(f"{folder}: {error}") from error
+
+
+def unscored(folder: Path) -> str | None:
+    """Name the entries of a folder of clips that are neither scored nor written by the harness.
+
+    None if there are none.
+    """
+    sampled = (folder / "clips.npy").is_file()
+    scored = ["clips.npy"] if sampled else [line.file for line in _file_lines(folder)]
+    used = OWN_FILES | {Path(name).parts[0] for name in scored}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in used)
+    if not others:
+        return None
+    names = [f"{name}/" if (folder / name).is_dir() else name for name in others]
+    shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    entries = "1 entry" if len(names) == 1 else f"{len(names)} entries"
+    return f"{folder}: {entries} not scored: {shown}"
 
 
 def _load_sampled(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
@@ -133,13 +154,11 @@ def _load_files(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
 
 def _file_lines(folder: Path) -> list[FileLine]:
     """The manifest's lines, or one line without caption per clip file."""
-    files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in READERS)
+    files = sorted(path.name for path in folder.iterdir() if _is_clip(path))
     lines = _manifest(folder, FileLine)
     if not lines:
         if not files:
-            raise ValueError(
-                f"no clips in {folder}; it needs clips.npy or files of {', '.join(READERS)}"
-            )
+            raise ValueError(f"no clips in {folder}; it needs clips.npy or files of kinds {KINDS}")
         return [FileLine(file=name, prompt="") for name in files]
     counts = Counter(folder / line.file for line in lines)
     path, count = counts.most_common(1)[0]
@@ -152,6 +171,11 @@ def _file_lines(folder: Path) -> list[FileLine]:
             "add it or move it away"
         )
     return lines
+
+
+def _is_clip(path: Path) -> bool:
+    """True for a file that is scored without a manifest; hidden ones are remains of macOS."""
+    return path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
 
 
 def _at_one_rate(
@@ -198,7 +222,7 @@ def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
     if not path.is_file():
         return []
     try:
-        texts = path.read_text("utf-8-sig").splitlines()
+        texts = text_lines(read_text(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
     lines = [

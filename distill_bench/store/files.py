@@ -97,9 +97,27 @@ def _warn_damaged(path: Path) -> None:
     print(f"{path} is damaged and treated as missing", file=sys.stderr, flush=True)
 
 
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file, without a byte order mark; line ends stay as they are.
+
+    Raises:
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def text_lines(text: str) -> list[str]:
+    """Lines of a text; only `\\n`, or `\\r\\n` as Windows writes it, ends a line.
+
+    `str.splitlines` would also split at U+2028, U+0085 and six others, which prompts may contain.
+    """
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
 def append_jsonl(path: Path, value: Any) -> None:
     """Append one line to a JSON-lines file; each file must have only one writer."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
 
 
@@ -107,7 +125,7 @@ def read_jsonl(path: Path) -> list[Any]:
     """Values in a JSON-lines file, skipping lines torn by a crash; [] if the file is missing."""
     values = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text(errors="replace").splitlines():
+        for line in text_lines(path.read_bytes().decode("utf-8-sig", errors="replace")):
             with contextlib.suppress(json.JSONDecodeError):
                 values.append(json.loads(line))
     return values
@@ -118,10 +136,12 @@ def last_lines(path: Path, size: int = 16384) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
-            lines = file.read().decode(errors="replace").splitlines()
+            lines = text_lines(file.read().decode(errors="replace"))
     except OSError:
         return []
-    return [line.strip() for line in reversed(lines) if line.strip()]
+    # after a carriage return a terminal, and so a progress bar, writes the line again
+    shown = [line.rstrip().rpartition("\r")[2].strip() for line in reversed(lines)]
+    return [line for line in shown if line]
 
 
 def sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from distill_bench.store.claims import attempts, read_exit, read_start
-from distill_bench.store.files import last_lines, read_json
+from distill_bench.store.files import last_lines, read_json, text_lines
 from distill_bench.store.runs import error_path, read_result, run_state
 from distill_bench.sweep.provenance import code_fingerprint
 from distill_bench.sweep.slurm.queue import KIND_OF_END, Queue, final_states
@@ -171,7 +171,7 @@ def _last_words(log: Path) -> str:
 
 
 def _last_line(text: Any) -> str:
-    lines = str(text or "").strip().splitlines()
+    lines = text_lines(str(text or "").strip())
     return lines[-1][:300] if lines else ""
 
 
@@ -249,7 +249,7 @@ def explanation(
     for attempt in attempts(folder):
         lines += _attempt_lines(attempt)
     if status.log and Path(status.log).is_file():
-        tail = Path(status.log).read_text(errors="replace").splitlines()[-20:]
+        tail = text_lines(Path(status.log).read_bytes().decode(errors="replace"))[-20:]
         lines += [f"log       {status.log}", *(f"          {line}" for line in tail)]
     lines.append(f"by hand   distill-bench job {folder}")
     return "\n".join(lines)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
+from distill_bench.store.files import read_text, text_lines
+
 
 class _Line(BaseModel, strict=True, extra="ignore"):
     """One prompt of a JSON file."""
@@ -26,11 +28,11 @@ def read_prompts(path: Path) -> list[str]:
         ValueError: if an entry is not a prompt, or the file has no prompts.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ValueError(f"prompts {path}: {reason}") from error
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         entries = _parse_json(text, f"prompts {path}")
         if not isinstance(entries, list):
             kind = "null" if entries is None else type(entries).__name__
@@ -42,9 +44,8 @@ def read_prompts(path: Path) -> list[str]:
             for number, entry in enumerate(entries, 1)
         ]
     else:
-        # not splitlines(): prompts may contain other line separators, such as U+2028
-        lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-        if path.suffix == ".jsonl":
+        lines = [(n, line.strip()) for n, line in enumerate(text_lines(text), 1) if line.strip()]
+        if path.suffix.lower() == ".jsonl":
             places = [(f"prompts {path}, line {number}", line) for number, line in lines]
             prompts = [_prompt(_parse_json(line, place), place) for place, line in places]
         else:

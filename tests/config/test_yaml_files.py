@@ -63,14 +63,19 @@ grid: {method: [dmd2]}
     [
         ("a: 1\nb: 2\na: 3", 'not YAML in line 3: found duplicate key "a"'),
         ("question: [q", "not YAML in line 1: expected ',' or ']'"),
-        ("a: 1\nmethod: {{name}}", "not YAML in line 2: found unhashable key"),
+        ("a: 1\nmethod: {{name}}", "not YAML in line 2: a key is a mapping; put text with braces"),
         ("a: {{name}}: 1", "not YAML in line 1: mapping values are not allowed here"),
         ("? [a, b]\n: 1", "a key must be text or a number, not ('a', 'b')"),
         ("a: *nowhere", "not YAML in line 1: found undefined alias 'nowhere'"),
         ("a: !!python/object:os.system x", "not YAML in line 1: could not determine a constructor"),
-        ("a: 1\n---\nb: 2", "not YAML in line 2: but found another document"),
+        ("a: 1\n---\nb: 2", "not YAML in line 2: expected a single document in the stream, but"),
         ("a: {<<: 3}", "not YAML in line 1: expected a mapping or list of mappings for merging"),
         ("\ta: 1", "not YAML in line 1: found character '\\t'"),
+        ("a: &x [*x]", "not YAML: nested too deeply"),
+        ("a: !!binary aGk=", "b'hi' is a bytes; write text, a number"),
+        ("a: !!set {x, y}", "{"),
+        ("a: !!int x", "not YAML: invalid literal for int()"),
+        ("a: " + "1" * 5000, "not YAML: Exceeds the limit"),
         ("a: \x07", "not YAML: special characters are not allowed"),
         ("[" * 600, "not YAML: nested too deeply"),
     ],
@@ -92,6 +97,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin1.yaml").write_bytes("a: é".encode("latin-1"))
     with pytest.raises(ConfigError, match=f"cannot read {tmp_path}/latin1.yaml: 'utf-8' codec"):
         load_yaml(tmp_path / "latin1.yaml")
+
+
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\u2029"])
+def test_only_a_line_feed_ends_a_line_of_yaml(separator):
+    word = f"a{separator}b"
+    text = (
+        f"plain: {word} # {word}\nquoted: '{word}'\ndouble: \"{word}\"\nblock: |\n  {word}\n  c\n"
+    )
+    keys = ("plain", "quoted", "double")
+    assert parse_yaml(text) == dict.fromkeys(keys, word) | {"block": f"{word}\nc\n"}
+    assert parse_yaml("a: 1\r\nb: 2\r\n") == {"a": 1, "b": 2}
 
 
 TEXTS = [

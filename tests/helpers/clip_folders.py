@@ -2,7 +2,10 @@
 
 import functools
 import json
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,22 +45,33 @@ def save_clip(path: Path, frames: np.ndarray, fps: int = 8) -> None:
     """Write one clip (T, 3, H, W) as the kind of file of its suffix, losslessly if possible."""
     if path.suffix == ".npy":
         np.save(path, frames)
-    elif path.suffix == ".mp4":
-        save_mp4(path, frames, fps)
-    else:
+    elif path.suffix in (".gif", ".webp"):
         save_animation(path, frames, 1000 // fps)
+    else:
+        save_video(path, frames, fps)
 
 
-def save_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Write a clip as lossless H.264."""
+def save_video(
+    path: Path, frames: np.ndarray, fps: int, shown: Sequence[int] | None = None, **stream_keys: Any
+) -> None:
+    """Write a clip as lossless H.264 in the container of the suffix.
+
+    Args:
+        shown: when each frame is shown, in frames; default: evenly.
+        stream_keys: attributes of the stream's codec context.
+    """
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[2:]
         stream.pix_fmt = "yuv444p"
         stream.options = {"crf": "0"}
-        for frame in frames.transpose(0, 2, 3, 1):
+        for key, value in stream_keys.items():
+            setattr(stream.codec_context, key, value)
+        for index, frame in enumerate(frames.transpose(0, 2, 3, 1)):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            if shown is not None:
+                picture.pts, picture.time_base = shown[index], Fraction(1, fps)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
 

@@ -11,6 +11,7 @@ from distill_bench.store.files import (
     last_lines,
     read_jsonl,
     read_record,
+    text_lines,
     unwritable,
     write_json,
     write_once,
@@ -68,3 +69,21 @@ def test_a_folder_that_cannot_be_made_has_a_reason(tmp_path):
     assert unwritable(tmp_path / "new" / "folder") is None
     assert not (tmp_path / "new").exists()
     assert unwritable(Path("/proc/nowhere")) is not None
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_line_feed_ends_a_line(tmp_path, end):
+    word = "a\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029b"
+    assert text_lines(f"{word}{end}{end}c{end}") == [word, "", "c"]
+    assert text_lines(f"{word}{end}c") == [word, "c"]
+    assert text_lines("") == []
+    path = tmp_path / "lines.jsonl"
+    texts = [json.dumps({"x": word.replace("\r", "") + i}, ensure_ascii=False) for i in "123"]
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(text + end for text in texts).encode())
+    assert [line["x"][-1] for line in read_jsonl(path)] == ["1", "2", "3"]
+
+
+def test_the_last_line_of_a_log_is_what_a_terminal_shows(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_bytes("start\n 10%\r 50%\r100%\r\nValueError: a\u2028b\n\n".encode())
+    assert last_lines(path) == ["ValueError: a\u2028b", "100%", "start"]

@@ -93,9 +93,10 @@ def test_prompts_that_are_too_long_are_named(tiny_wan, tmp_path, capsys):
 
 def test_only_a_line_feed_ends_a_prompt(tmp_path):
     """Other separators (U+2028, form feed) may be part of a prompt."""
-    odd = ["one\u2028and two", "three\x0cand four", "five\u0085six"]
+    odd = ["one\u2028and two", "three\x0cand four", "five\u0085six", "a\rb\x0b\x1c\x1d\x1e\u2029c"]
     for name, text in (
         ("a.txt", "\r\n".join(odd)),
+        ("A.JSONL", "\r\n".join(json.dumps(p, ensure_ascii=False) for p in odd)),
         ("a.jsonl", "\n".join(json.dumps(p, ensure_ascii=False) for p in odd)),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")

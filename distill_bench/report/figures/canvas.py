@@ -183,7 +183,7 @@ def legend(
         spare.legend(handles=entries, loc="upper left", title=title)
         return
     width, height = figure.get_size_inches()
-    labels = [str(entry.get_label()).splitlines() for entry in entries]
+    labels = [str(entry.get_label()).split("\n") for entry in entries]
     letters = [max(map(len, label)) for label in labels]
 
     def fits(columns: int) -> bool:

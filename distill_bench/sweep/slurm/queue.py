@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill_bench.config.cluster import ClusterConfig
-from distill_bench.store.files import read_record
+from distill_bench.store.files import read_record, text_lines
 from distill_bench.store.runs import read_cancels
 
 KIND_OF_END = {  # SLURM's final state of a job -> kind of failure shown by --status
@@ -102,7 +102,7 @@ def read_queue(store: Path, on_slurm: bool = True) -> Queue:
     reasons: dict[str, str] = {}
     if on_slurm:
         listing = _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
-        for line in listing.splitlines():
+        for line in text_lines(listing):
             job, states[job], reasons[job] = line.split("|", 2)
     cancelled = frozenset(job for call in read_cancels(store) for job in call["jobs"])
     return Queue(states, jobs, logs, reasons, prepared_by, cancelled)
@@ -118,7 +118,7 @@ def final_states(jobs: Iterable[str]) -> dict[str, str]:
     states: dict[str, str] = {}
     for command in (sacct, squeue):  # squeue remembers a job for minutes, even without accounting
         with contextlib.suppress(SchedulerError):
-            lines = _call(*command, f"--jobs={ids}").splitlines()
+            lines = text_lines(_call(*command, f"--jobs={ids}"))
             states |= dict(line.split("|", 1) for line in lines if "|" in line)
     return {job: state.split()[0] for job, state in states.items()}  # "CANCELLED by 0"
 
@@ -183,7 +183,7 @@ def read_partition(partition: str | None) -> Partition:
         SchedulerError: if there is no such partition.
     """
     config = _fields(_call("scontrol", "show", "config"))
-    listing = _call("scontrol", "--oneliner", "show", "partition").splitlines()
+    listing = text_lines(_call("scontrol", "--oneliner", "show", "partition"))
     known = {block["PartitionName"]: block for block in map(_fields, listing)}
     default = next((n for n, block in known.items() if block.get("Default") == "YES"), None)
     name = partition or default
@@ -197,10 +197,8 @@ def read_partition(partition: str | None) -> Partition:
     hours = [_hours(block.get("MaxTime", "UNLIMITED")) for block in blocks]
     mode = config.get("PreemptMode", "OFF")
     preemptible = any(block.get("PreemptMode", mode) not in ("OFF", "GANG") for block in blocks)
-    listing = _call(
-        "sinfo", "--noheader", "--Node", f"--partition={name}", "--format=%R|%c|%m|%G"
-    ).splitlines()
-    nodes = [line.split("|", 3) for line in listing]
+    listing = _call("sinfo", "--noheader", "--Node", f"--partition={name}", "--format=%R|%c|%m|%G")
+    nodes = [line.split("|", 3) for line in text_lines(listing)]
     gpus = [re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres) for *_, gres in nodes]
     return Partition(
         name=name,
@@ -242,10 +240,12 @@ def _hours(limit: str) -> float | None:
 
 def _call(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SchedulerError(f"{command[0]} does not answer: {error}") from error
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        lines = text_lines(done.stderr.strip()) or [f"exit code {done.returncode}"]
         raise SchedulerError(f"{command[0]}: {lines[-1]}")
     return done.stdout
