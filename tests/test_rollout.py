@@ -36,7 +36,7 @@ def noises() -> list[Tensor]:
 def by_hand(student: Student, noises: list[Tensor], stepping: str) -> tuple[Tensor, Tensor]:
     """x_t of the last step, and the prediction there."""
     x_t = noises[0]
-    for i, noise in enumerate(noises):
+    for i in range(len(noises)):
         sigma = SIGMAS[i]
         velocity = student.velocity(x_t, sigma.expand(2), TEXT)
         x0, eps = x_t - sigma * velocity, x_t + (1 - sigma) * velocity

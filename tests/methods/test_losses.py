@@ -1,4 +1,4 @@
-"""Loss terms beside the matching term: regression, denoising losses of the fake score, R1."""
+"""Loss terms beside the matching term, means over ranks, and hooks."""
 
 import dataclasses
 
@@ -9,8 +9,11 @@ from torch import Tensor
 from distill_bench.discriminator import Head, approximate_r1, renoised_features
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Nets, velocity_loss
+from distill_bench.methods.consistency import Consistency
 from distill_bench.methods.dmd import DMD
 from distill_bench.methods.dmd2 import DMD2
+from distill_bench.methods.gradient_template import GradientTemplate
+from distill_bench.methods.ida import IDA
 from distill_bench.methods.sgmd import SGMD
 from distill_bench.noise import add_noise, over
 
@@ -106,3 +109,91 @@ def test_approximate_r1_differentiates_both_of_its_passes_through_trained_featur
         weight -= 2 * step
         below = r1()
     torch.testing.assert_close(slope, (above - below) / (2 * step), rtol=1e-6, atol=0)
+
+
+def test_the_regression_of_dmd_is_the_students_first_step_on_the_pairs(setting):
+    """It predicts from the pair's noise at sigma 1, with the pair's text."""
+    nets, batch, _ = setting
+    pairs = batch.extra("ode_pairs") | {"text": torch.ones(B, 1, 1, dtype=torch.float64)}
+    batch = dataclasses.replace(batch, extras={"ode_pairs": lambda _: pairs})
+
+    def student(x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        assert x_t is pairs["noise"]
+        assert text is pairs["text"]
+        assert sigma.tolist() == [1.0] * B
+        return 3 * pairs["x0"]
+
+    loss = DMD(regression_weight=0.4).student_loss(
+        dataclasses.replace(nets, student=student), batch
+    )
+    torch.testing.assert_close(loss.terms["regression"], 0.4 * 2 * pairs["x0"].square().mean())
+
+
+@pytest.mark.parametrize("keep", [0.97, 0.0, 1.0])
+def test_ida_pulls_the_fake_score_to_the_student_and_keeps_the_rest(keep):
+    networks = {name: torch.nn.Linear(2, 2) for name in ("student", "fake_score", "modules")}
+    before = {
+        name: {key: value.clone() for key, value in net.state_dict().items()}
+        for name, net in networks.items()
+    }
+    with torch.no_grad():
+        IDA(keep).after_student_update(networks)
+    for key, pulled in networks["fake_score"].state_dict().items():
+        expected = keep * before["fake_score"][key] + (1 - keep) * before["student"][key]
+        torch.testing.assert_close(pulled, expected)
+    for name in ("student", "modules"):
+        for key, value in networks[name].state_dict().items():
+            assert torch.equal(value, before[name][key])
+
+
+@pytest.mark.parametrize("method", [SGMD(), SGMD("c_t", "x0", "x0"), SGMD("c_t", "x0", "x0", 0.0)])
+def test_a_shared_graph_has_the_fake_scores_loss_on_the_students_own_draws(method, setting):
+    nets, batch, x0 = setting
+    loss = method.student_loss(nets, batch)
+    sigma, noise = batch.sigma("renoise/sigma"), batch.noise("renoise/noise")
+    error = x0 - nets.fake_score(add_noise(x0, noise, sigma), sigma, batch.text)
+    weight = 1 / over(sigma, x0) ** 2 if method.correction == "velocity" else 0.1
+    weight = 1.0 if method.residual_weight == 0 else weight
+    expected = 0.5 * (weight * error.square()).mean()
+    torch.testing.assert_close(loss.fake_score_terms["denoise"], expected)
+    assert loss.fake_score_terms.keys() == {"denoise"}
+
+
+def test_batch_means_are_taken_over_the_ranks(setting):
+    """A second rank is simulated, whose mean is twice this one's."""
+    nets, batch, x0 = setting
+    doubled = dataclasses.replace(nets, mean_over_ranks=lambda mean: 1.5 * mean)
+    for method in (SGMD("c_t_batchnorm", "x0", "x0", 0.0), GradientTemplate(normaliser="batch")):
+        alone, shared = (
+            torch.autograd.grad(method.student_loss(n, batch).total, x0)[0] for n in (nets, doubled)
+        )
+        torch.testing.assert_close(shared, alone / 1.5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_consistency_matches_the_average_after_the_guided_teachers_step(shift, setting):
+    """On real data with its own text; the average predicts the target, the student the rest."""
+    nets, batch, _ = setting
+    real, steps = batch.draws.noise("real", SHAPE), 5
+    text = batch.draws.noise("text", (1, 1))
+    batch = dataclasses.replace(
+        batch,
+        score_shift=shift,
+        extras={"real_latents": lambda _: {"x0": real, "text": text}},
+    )
+
+    def with_text(net, scale: float):
+        return lambda x_t, sigma, text: net(x_t, sigma, text) + scale * text[..., None, None]
+
+    student, teacher, target = (with_text(smooth_net(i), 0.1 * i) for i in (4, 5, 6))
+    nets = dataclasses.replace(nets, student=student, teacher=teacher, target=target)
+    loss = Consistency(steps=steps).student_loss(nets, batch)
+    upper = ((batch.draws.uniform("consistency/sigma") * steps).floor() + 1) / steps
+    s, r = (shift * u / (1 + (shift - 1) * u) for u in (upper, upper - 1 / steps))
+    high, low = over(s, real), over(r, real)
+    x_s = (1 - high) * real + high * batch.noise("consistency/noise")
+    x0 = teacher(x_s, s, text)
+    x_r = (1 - low) * x0 + low * (x_s - (1 - high) * x0) / high
+    error = student(x_s, s, text) - target(x_r, r, text)
+    torch.testing.assert_close(loss.total, (0.5 * error.square() / (high - low)).mean())
+    torch.testing.assert_close(loss.x0, student(x_s, s, text))
