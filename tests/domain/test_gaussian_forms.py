@@ -1,0 +1,261 @@
+"""Closed forms of the Gaussian teacher and its divergences against independent formulas."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from distill_bench.domain.gaussian import (
+    KNOTS,
+    SPREAD,
+    ExactFakeScore,
+    GaussianBlock,
+    GaussianNet,
+    LinearBlock,
+    gaussian_velocity,
+    log_density,
+)
+from distill_bench.domain.gaussian_teacher import write_gaussian_teacher
+from distill_bench.eval.exact_divergence import ExactDivergence, fisher, kl, wasserstein
+from distill_bench.networks.denoiser import Denoiser, Guided
+from distill_bench.networks.ledger import Ledger
+from distill_bench.networks.pipeline import load_pipeline
+from distill_bench.noise import student_sigmas
+from distill_bench.teachers.kinds import read_teacher
+
+D, E = 3, 2
+
+
+@pytest.fixture(scope="module")
+def moments() -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    root = torch.randn(D, D, generator=draw, dtype=torch.float64)
+    return {
+        "mean": torch.randn(D, generator=draw, dtype=torch.float64),
+        "shifts": torch.randn(E, D, generator=draw, dtype=torch.float64),
+        "covariance": root @ root.T + 0.3 * torch.eye(D, dtype=torch.float64),
+    }
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[Tensor, Tensor, Tensor]:
+    """x_t (4, d), sigma (4,) and text (4, E), all different."""
+    draw = torch.Generator().manual_seed(1)
+    x_t = torch.randn(4, D, generator=draw, dtype=torch.float64)
+    sigma = torch.tensor([0.05, 0.3, 0.7, 1.0], dtype=torch.float64)
+    return x_t, sigma, torch.randn(4, E, generator=draw, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline("gaussian", torch.device("cpu"))
+
+
+def noisy(mean: Tensor, covariance: Tensor, s: float) -> MultivariateNormal:
+    eye = torch.eye(D, dtype=torch.float64)
+    return MultivariateNormal((1 - s) * mean, (1 - s) ** 2 * covariance + s**2 * eye)
+
+
+def test_the_velocity_follows_from_the_score_by_tweedies_formula(moments, rows):
+    """x0 = (x_t + s^2 grad log p) / (1 - s), noise = -s grad log p, velocity = noise - x0."""
+    x_t, sigma, text = (x[:3] for x in rows)
+    means = moments["mean"] + text @ moments["shifts"]
+    velocity = gaussian_velocity(x_t, sigma, means, moments["covariance"])
+    block = GaussianBlock(**moments)
+    torch.testing.assert_close(block(x_t, sigma, text)[:, 0], velocity)
+    for i, s in enumerate(sigma.tolist()):
+        x = x_t[i].clone().requires_grad_()
+        density = noisy(means[i], moments["covariance"], s).log_prob(x)
+        (score,) = torch.autograd.grad(density, x)
+        expected = -s * score - (x_t[i] + s**2 * score) / (1 - s)
+        torch.testing.assert_close(velocity[i], expected)
+
+
+def test_log_densities_are_torchs_up_to_one_constant(moments, rows):
+    x_t, sigma, text = rows
+    means = moments["mean"] + text @ moments["shifts"]
+    values = log_density(x_t, sigma, means, moments["covariance"])
+    expected = torch.stack(
+        [noisy(m, moments["covariance"], s).log_prob(x) for x, s, m in zip(x_t, sigma, means)]
+    )
+    torch.testing.assert_close(values, expected + 0.5 * D * np.log(2 * np.pi))
+
+
+def test_a_new_student_has_the_teachers_velocity_at_its_knots_minus_the_spread(moments, rows):
+    """The spread acts on deviations from the mean, so the student's mean is the teacher's."""
+    x_t, _, text = rows
+    means = moments["mean"] + text @ moments["shifts"]
+    student, teacher = LinearBlock(**moments), GaussianBlock(**moments)
+    for knot in range(KNOTS):
+        s = torch.full((4,), knot / (KNOTS - 1), dtype=torch.float64)
+        difference = teacher(x_t, s, text) - student(x_t, s, text)
+        centred = x_t - (1 - s[:, None]) * means
+        torch.testing.assert_close(difference[:, 0], SPREAD * s[:, None] ** 2 * centred)
+
+
+def test_between_its_knots_a_student_is_linear_in_sigma(moments, rows):
+    x_t, _, text = rows
+    student = LinearBlock(**moments)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+            )
+    low, high = 3 / (KNOTS - 1), 4 / (KNOTS - 1)
+
+    def at(s: float) -> Tensor:
+        return student(x_t, torch.full((4,), s, dtype=torch.float64), text)
+
+    mixed = 0.75 * at(low) + 0.25 * at(high)
+    torch.testing.assert_close(at(0.75 * low + 0.25 * high), mixed)
+
+
+def test_rows_of_a_batch_do_not_mix(moments, rows):
+    """Networks and the exact fake score: each row has its own sigma and text."""
+    x_t, sigma, text = rows
+    x_t, text = x_t.reshape(4, D, 1, 1, 1), text[:, None]
+    student = GaussianNet(LinearBlock(**moments))
+    exact = ExactFakeScore(student, student_sigmas(2, 3.0).double(), "renoise", [0, 1])
+
+    def velocity(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return student(x, 1000 * s, t)[0]
+
+    for call in (velocity, exact):
+        batched = call(x_t, sigma, text)
+        for i in range(4):
+            row = slice(i, i + 1)
+            torch.testing.assert_close(batched[row], call(x_t[row], sigma[row], text[row]))
+    tokens = exact.features(x_t, sigma, text, 1.0)
+    assert tokens.shape == (4, 1, D)
+    clean = x_t.flatten(1) - sigma[:, None] * tokens[:, 0]
+    torch.testing.assert_close(clean, exact(x_t, sigma, text).flatten(1))
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.5])
+def test_the_target_is_the_distribution_that_the_guided_teacher_samples(guidance_scale, pipeline):
+    """At sigma 1 a denoiser predicts the mean of its distribution."""
+    sigmas = student_sigmas(2, 2.0)
+    facts = pipeline.facts(pipeline.student(), sigmas, "renoise", guidance_scale)
+    text = pipeline.encode_text(pipeline.prompts())
+    teacher = Guided(
+        Denoiser(pipeline.transformer, "teacher", Ledger(1)),
+        pipeline.encode_text([""]),
+        guidance_scale,
+    )
+    noise = torch.randn(len(text), *pipeline.shape, generator=torch.Generator().manual_seed(0))
+    predicted = teacher(noise, torch.ones(len(text)), text).flatten(1).numpy()
+    np.testing.assert_allclose(predicted, facts["target_mean"], atol=1e-5)
+    np.testing.assert_array_equal(facts["target_covariance"], pipeline.covariance.numpy())
+
+
+def test_data_have_the_teachers_moments_and_depend_on_their_key_alone(pipeline):
+    prompt = pipeline.prompts()[1]
+    x0 = pipeline.data([prompt] * 4000, range(4000)).flatten(1).double()
+    mean = pipeline.mean + pipeline.shifts[1]
+    deviation = (x0.mean(0) - mean).abs() / pipeline.covariance.diag().sqrt()
+    assert deviation.max() < 5 / 4000**0.5
+    covariance = torch.cov(x0.T)
+    scale = pipeline.covariance.diag()
+    error = (covariance - pipeline.covariance).abs() / torch.outer(scale, scale).sqrt()
+    assert error.max() < 6 / 4000**0.5
+    torch.testing.assert_close(pipeline.data([prompt], [7]).flatten(1).double(), x0[7:8])
+    other = pipeline.data([pipeline.prompts()[2]], [7]).flatten(1).double() - x0[7:8]
+    torch.testing.assert_close(other[0], pipeline.shifts[2] - pipeline.shifts[1], atol=1e-5, rtol=0)
+
+
+def test_prompts_are_one_hot_the_empty_one_is_zero_and_others_are_refused(pipeline):
+    prompts = pipeline.prompts()
+    text = pipeline.encode_text([*prompts, ""])[:, 0]
+    expected = torch.cat([torch.eye(len(prompts)), torch.zeros(1, len(prompts))])
+    assert torch.equal(text, expected)
+    with pytest.raises(ValueError, match="no prompt 'component 99'"):
+        pipeline.encode_text(["component 99"])
+
+
+def test_a_written_teacher_has_the_asked_shape_and_spectrum(tmp_path):
+    for seed in (0, 1):
+        write_gaussian_teacher(tmp_path / str(seed), (2, 3, 1, 1), 5, 30.0, seed)
+    first, second = (
+        read_teacher(tmp_path / str(seed)).load(torch.device("cpu")) for seed in (0, 1)
+    )
+    assert first.shape == (2, 3, 1, 1)
+    assert len(first.prompts()) == 5
+    assert first.shifts.shape == (5, 6)
+    values = torch.linalg.eigvalsh(first.covariance)
+    assert values.mean() == pytest.approx(1)
+    assert values[-1] / values[0] == pytest.approx(30)
+    ratios = values[1:] / values[:-1]
+    torch.testing.assert_close(ratios, ratios[0].expand(5), rtol=1e-6, atol=0)
+    for name in ("mean", "shifts", "covariance"):
+        assert not torch.allclose(getattr(first, name), getattr(second, name))
+    assert json.loads((tmp_path / "0" / "gaussian.json").read_text())["condition"] == 30.0
+
+
+# ---- divergences
+
+
+def gaussians(seed: int = 0) -> list[np.ndarray]:
+    """Mean and covariance of p, then of q, with axes that do not commute."""
+    rng = np.random.default_rng(seed)
+    roots = rng.normal(size=(2, D, D))
+    covariances = [root @ root.T + 0.2 * np.eye(D) for root in roots]
+    return [rng.normal(size=D), covariances[0], rng.normal(size=D), covariances[1]]
+
+
+def test_the_wasserstein_distance_of_unequal_covariances():
+    """tr (C_p^1/2 C_q C_p^1/2)^1/2 is the sum of the roots of the eigenvalues of C_p C_q."""
+    p, c_p, q, c_q = gaussians()
+    cross = np.sqrt(np.linalg.eigvals(c_p @ c_q).real).sum()
+    squared = ((p - q) ** 2).sum() + np.trace(c_p) + np.trace(c_q) - 2 * cross
+    assert wasserstein(p, c_p, q, c_q) == pytest.approx(squared**0.5, rel=1e-9)
+    assert wasserstein(q, c_q, p, c_p) == pytest.approx(squared**0.5, rel=1e-9)
+    a, b = np.array([1.0, 4, 9]), np.array([4.0, 4, 1])  # standard deviations differ by 1, 0, 2
+    assert wasserstein(p, np.diag(a), p, np.diag(b)) == pytest.approx(5**0.5)
+
+
+def test_the_fisher_divergence_is_the_mean_square_of_the_scores_difference():
+    """Exact: the average over a cubature of degree two."""
+    p, c_p, q, c_q = gaussians()
+    axes = D**0.5 * np.linalg.cholesky(c_p).T
+    x = np.concatenate([p + axes, p - axes])
+    gap = np.linalg.solve(c_q, (x - q).T) - np.linalg.solve(c_p, (x - p).T)
+    assert fisher(p, c_p, q, c_q) == pytest.approx((gap**2).sum(0).mean(), rel=1e-9)
+
+
+def test_the_kl_divergence_is_the_mean_log_ratio():
+    p, c_p, q, c_q = gaussians()
+    axes = D**0.5 * np.linalg.cholesky(c_p).T
+    x = torch.from_numpy(np.concatenate([p + axes, p - axes]))
+    density_p, density_q = (
+        MultivariateNormal(torch.from_numpy(m), torch.from_numpy(c))
+        for m, c in ((p, c_p), (q, c_q))
+    )
+    expected = (density_p.log_prob(x) - density_q.log_prob(x)).mean()
+    assert kl(p, c_p, q, c_q) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_scores_are_means_over_prompts_from_student_to_target():
+    p, c_p, q, c_q = gaussians()
+    facts = {
+        "mean": np.stack([p, 2 * p]),
+        "covariance": c_p,
+        "target_mean": np.stack([q, q + 1]),
+        "target_covariance": c_q,
+    }
+
+    class Clips:
+        pass
+
+    clips = Clips()
+    clips.facts = facts
+    scores = {score.column: score.value for score in ExactDivergence().scores(clips, {})}
+    for column, divergence in (
+        ("exact_kl", kl),
+        ("exact_fisher", fisher),
+        ("exact_w2", wasserstein),
+    ):
+        pair = [divergence(p, c_p, q, c_q), divergence(2 * p, c_p, q + 1, c_q)]
+        assert scores[column] == pytest.approx(np.mean(pair))
