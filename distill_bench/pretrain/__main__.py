@@ -14,7 +14,7 @@ from distill_bench.pretrain.fit_autoencoder import (
     training_attributes,
 )
 from distill_bench.pretrain.fit_encoders import train_encoders
-from distill_bench.pretrain.fit_teacher import train_teacher
+from distill_bench.pretrain.fit_teacher import CheckpointError, train_teacher
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         help="rendered training clips; default: 40000, or 4320 for the encoders",
     )
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, help="default: 24000 for the teacher, 600 per encoder")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="default: 24000 for the teacher, 600 per encoder; a longer teacher goes on from "
+        "the last checkpoint before the learning rate fell",
+    )
     parser.add_argument(
         "--decay-steps", type=int, default=6000, help="last steps, with a falling learning rate"
     )
@@ -69,7 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = train_autoencoder(options, device)
     captions = [shapes.caption(a) for a in training_attributes(options.clips)]
-    train_teacher(vae, captions, load_latents(vae, options, device), options, device)
+    try:
+        train_teacher(vae, captions, load_latents(vae, options, device), options, device)
+    except CheckpointError as error:
+        parser.error(str(error))
     return 0
 
 

@@ -20,7 +20,7 @@ from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.noise import add_noise
 from distill_bench.pretrain.network import TeacherNetwork, make_tokenizer, tokens
 from distill_bench.pretrain.quality import measure_quality
-from distill_bench.pretrain.write_teacher import write_pipeline
+from distill_bench.pretrain.write_teacher import RECIPE, write_pipeline
 
 NULL_PROBABILITY = 0.1  # of dropping a caption, for guidance
 EMA_DECAY = 0.9995
@@ -29,6 +29,10 @@ EMA_DECAY = 0.9995
 SIGMA_LOGIT_MEAN, SIGMA_LOGIT_SD = 0.9, 1.2
 WARMUP_STEPS = 200
 CHECKPOINT_STEPS = 500
+
+
+class CheckpointError(ValueError):
+    """The work folder holds a run of another recipe."""
 
 
 @dataclass
@@ -117,13 +121,24 @@ def new_progress(options: argparse.Namespace, vocabulary: int, device: torch.dev
 
 
 def resume(progress: Progress, options: argparse.Namespace) -> None:
-    """Continue from the newest checkpoint in the work folder whose learning rates agree so far."""
+    """Continue from the newest checkpoint in the work folder whose learning rates agree so far.
+
+    Raises:
+        CheckpointError: if the checkpoint is of another recipe.
+    """
     planned = (options.steps, options.decay_steps)
     for name in ("teacher.pt", "teacher_constant.pt"):
         path = options.work / name
         if not path.is_file():
             continue
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        for key, value in saved["recipe"].items():
+            if getattr(options, key) != value:
+                flag = "--" + key.replace("_", "-")
+                raise CheckpointError(
+                    f"{flag} {getattr(options, key)}: {path} is of a run with {flag} {value}; "
+                    "continue that run, or name another folder by --work"
+                )
         constant_until = min(steps - decay for steps, decay in (planned, saved["schedule"]))
         if saved["schedule"] == planned or saved["step"] <= constant_until:
             progress.restore(saved)
@@ -134,7 +149,10 @@ def resume(progress: Progress, options: argparse.Namespace) -> None:
 def save_checkpoint(progress: Progress, options: argparse.Namespace, name: str) -> None:
     """Write a checkpoint to the work folder, all-or-nothing."""
     path: Path = options.work / name
-    state = progress.state() | {"schedule": (options.steps, options.decay_steps)}
+    state = progress.state() | {
+        "schedule": (options.steps, options.decay_steps),
+        "recipe": {key: getattr(options, key) for key in RECIPE},
+    }
     torch.save(state, path.with_suffix(".writing"))
     path.with_suffix(".writing").replace(path)
 

@@ -15,6 +15,9 @@ from distill_bench.pretrain.fit_autoencoder import MIX
 from distill_bench.pretrain.network import TeacherNetwork
 from distill_bench.pretrain.quality import COUNTS, FINAL_COUNTS, GUIDANCE, SHIFT, STEPS
 
+# options that fix a run's weights at each step; a resumed run must share them with its checkpoint
+RECIPE = ("clips", "autoencoder_steps", "batch", "muon_lr", "lr", "seed")
+
 
 def write_pipeline(
     network: TeacherNetwork,
@@ -82,6 +85,6 @@ torch {torch.__version__}, {torch.get_num_threads()} threads. Licence: Apache-2.
 
 def command(options: argparse.Namespace) -> str:
     """Command that trains this teacher."""
-    names = ("clips", "autoencoder_steps", "steps", "decay_steps", "batch", "muon_lr", "lr", "seed")
+    names = ("steps", "decay_steps", *RECIPE)
     flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
     return " ".join(["distill-bench pretrain", *flags, *(["--compile"] if options.compile else [])])

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_teacher, "CHECKPOINT_STEPS", 10)
 
 
-def train(folder: Path, steps: int, decay: int = 10) -> None:
+def train(folder: Path, steps: int, decay: int = 10, more: Sequence[str] = ()) -> None:
     small = ["--clips=12", "--autoencoder-steps=2", "--batch=2", "--every=1000", "--threads=1"]
     folders = [f"--out={folder / 'mini'}", f"--work={folder / 'work'}"]
-    command.main([*folders, f"--steps={steps}", f"--decay-steps={decay}", *small])
+    command.main([*folders, f"--steps={steps}", f"--decay-steps={decay}", *small, *more])
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -107,6 +108,16 @@ def test_a_longer_run_goes_on_before_the_learning_rate_fell(tmp_path: Path, caps
     train(tmp_path / "longer", 40)
     assert "resuming from step 15" in capsys.readouterr().out
     assert_equal_weights(tmp_path / "whole", tmp_path / "longer")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_of_another_recipe_is_refused(tmp_path: Path, capsys):
+    train(tmp_path, 2)
+    before = (tmp_path / "work" / "teacher.pt").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        train(tmp_path, 2, more=["--lr=0.1"])
+    assert "--lr 0.1: " in capsys.readouterr().err
+    assert (tmp_path / "work" / "teacher.pt").read_bytes() == before
 
 
 @pytest.mark.usefixtures("tiny")
