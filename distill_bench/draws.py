@@ -38,13 +38,25 @@ class Draws:
         """Gaussian noise (B, *shape)."""
         return self._per_sample(purpose, lambda g: torch.randn(*shape, generator=g))
 
-    def sigma(self, purpose: str, shift: float, low: float, high: float) -> Tensor:
-        """Noise levels (B,): uniform in [0, 1), warped by the shift, clamped to [low, high]."""
-        return warp(self.uniform(purpose), shift).clamp(low, high)
+    def sigma(
+        self, purpose: str, shift: float, low: float, high: float, shared: bool = False
+    ) -> Tensor:
+        """Noise levels (B,): uniform in [0, 1), warped by the shift, clamped to [low, high].
+
+        Args:
+            shared: the same level for every sample, on every rank and in every micro-batch.
+        """
+        uniform = self.shared_uniform(purpose) if shared else self.uniform(purpose)
+        return warp(uniform, shift).clamp(low, high)
 
     def uniform(self, purpose: str) -> Tensor:
         """One number in [0, 1) per sample, (B,)."""
         return self._per_sample(purpose, lambda g: torch.rand((), generator=g))
+
+    def shared_uniform(self, purpose: str) -> Tensor:
+        """One number in [0, 1) for all samples, (B,), equal on every rank and micro-batch."""
+        draw = torch.rand((), generator=generator(*self._key(purpose)))
+        return draw.to(self.device, self.dtype).expand(len(self.indices))
 
     def integers(self, purpose: str, high: int) -> list[int]:
         """One integer in [0, high) per sample, B of them."""

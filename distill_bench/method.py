@@ -84,6 +84,8 @@ class Batch:
     sigma_max: float
     # Extra data by name: a function that draws it for this batch.
     extras: Mapping[str, Callable[[Draws], dict[str, Tensor]]] = field(default_factory=dict)
+    # True: all samples of the global batch share each drawn noise level.
+    one_sigma: bool = False
 
     def noise(self, purpose: str) -> Tensor:
         """Gaussian noise (B, C, T, H, W), independent for each purpose."""
@@ -91,7 +93,8 @@ class Batch:
 
     def sigma(self, purpose: str) -> Tensor:
         """Noise levels (B,) for comparing scores, in [sigma_min, sigma_max]."""
-        return self.draws.sigma(purpose, self.score_shift, self.sigma_min, self.sigma_max)
+        bounds = self.sigma_min, self.sigma_max
+        return self.draws.sigma(purpose, self.score_shift, *bounds, self.one_sigma)
 
     def extra(self, need: str) -> dict[str, Tensor]:
         """Extra data drawn for this batch: `x0` (B, C, T, H, W), its `text`, `noise` of ODE pairs.
@@ -177,6 +180,9 @@ class Method(ABC):
     mixes_weights: ClassVar[bool] = False
     # True: student_loss also gives `fake_score_terms`; a run may set `reuse_rollout: graph`.
     shares_graph: ClassVar[bool] = False
+    # Index of the earliest step at which a rollout may exit in the student's phase. Rollouts of the
+    # fake score's phase may exit at any step.
+    first_exit: ClassVar[int] = 0
 
     @property
     def packages(self) -> frozenset[str]:

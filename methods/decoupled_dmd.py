@@ -19,18 +19,21 @@ class DecoupledDMD(Method):
     gradient at x0 is the sum of
 
     - `matching`: (x0_fake - x_c) / n at the run's noise levels;
-    - `augmentation`: -(g - 1) (x_c - x_u) / n at levels above the student's exit level t,
-      sigma = t + (1 - t) u with u uniform, at most sigma_max.
+    - `augmentation`: -(g - 1) (x_c - x_u) / n at levels below the student's exit level, uniform in
+      [0, exit level] and within the run's [sigma_min, sigma_max].
 
     n = mean |x0 - x_c| per sample, at each term's own draw. With one draw for both, the sum is
     DMD2's gradient except for n, which DMD2 takes from the guided prediction.
 
-    arXiv:2511.22677, from third-party notes, which omit the normaliser of the second term.
+    Liu et al., 2025 (arXiv:2511.22677), eq. 8 and algorithm 1, setting "decoupled-hybrid". The
+    paper's time t is 0 for noise and 1 for data, so its tau_CA > t are levels below the exit level.
+    It has one constant weight in place of 1/n.
     """
 
     paper: ClassVar[str] = "arXiv:2511.22677"
+    version: ClassVar[int] = 2
     presets: ClassVar[Mapping[str, Preset]] = {
-        "paper": Preset("arXiv:2511.22677, from notes", {"fake_score_updates": 5})
+        "paper": Preset("arXiv:2511.22677, algorithm 1", {"fake_score_updates": 5})
     }
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
@@ -50,9 +53,10 @@ class DecoupledDMD(Method):
 
     @torch.no_grad()
     def _augmentation(self, nets: Nets, batch: Batch, x0: Tensor) -> Tensor:
-        t = nets.exit_sigma(batch)
-        sigma = t + (1 - t) * batch.draws.uniform("augmentation/sigma")
-        sigma = sigma.clamp(max=batch.sigma_max)
+        exit_level = nets.exit_sigma(batch)
+        sigma = exit_level * batch.draws.uniform("augmentation/sigma")
+        # an exit level below sigma_min is the bound that counts
+        sigma = sigma.clamp(batch.sigma_min, batch.sigma_max).minimum(exit_level)
         x_t = add_noise(x0, batch.noise("augmentation/noise"), sigma)
         texts = torch.cat([batch.text, nets.null_text.expand_as(batch.text)])
         x_t, sigma = torch.cat([x_t, x_t]), torch.cat([sigma, sigma])

@@ -59,11 +59,12 @@ class GradientTemplate(Method):
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "fastvideo": Preset(
-            "FastVideo@2f3d407, train/methods/distribution_matching/dmd2.py: normaliser over batch",
+            "FastVideo@2f3d407, train/methods/distribution_matching/dmd2.py, rollout_mode simulate",
             {
                 "method.a": "1/n",
                 "method.normaliser": "batch",
-                "exit_step": "last",
+                "exit_step": "random",
+                "score_levels": "batch",
                 "fake_score_updates": 5,
             },
         ),

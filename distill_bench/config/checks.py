@@ -47,6 +47,7 @@ def check_run(run: Candidate) -> None:
     check_plugins(run.config)
     check_pipelines(run)
     check_numbers(run.config)
+    check_steps(run)
     check_memory_settings(run)
 
 
@@ -156,6 +157,16 @@ def check_numbers(config: RunConfig) -> None:
         raise ConfigError(
             f"batch_size {config.batch_size} must be a multiple of accumulation "
             f"{config.accumulation}"
+        )
+
+
+def check_steps(run: Candidate) -> None:
+    """Check that the student has the steps at which the method's rollouts exit."""
+    fewest = run.method.first_exit + 1
+    if run.config.nfe < fewest:
+        raise ConfigError(
+            f"nfe {run.config.nfe}: {run.method_name} trains the student from step {fewest} on; "
+            f"write `nfe: {fewest}` or more"
         )
 
 

@@ -122,6 +122,8 @@ class RunConfig(StrictModel):
     """Lowest noise level at which scores are compared."""
     sigma_max: float = key(0.98, gt=0, lt=1)
     """Highest noise level at which scores are compared."""
+    score_levels: Literal["sample", "batch"] = key("sample", added=True)
+    """Noise levels at which scores are compared: one per sample, or one per batch."""
     # ---- optimisers
     student_lr: float = key(1e-4, gt=0)
     """Learning rate of the student (AdamW)."""

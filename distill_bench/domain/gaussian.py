@@ -33,20 +33,34 @@ def gaussian_velocity(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tens
     Args:
         x_t: noisy samples, (B, d).
         sigma: noise levels in [0, 1], (B,).
-        mean: one per sample, (B, d).
+        mean: one per sample, (B, d), or M of them, (M, B, d), for M velocities (M, B, d).
         covariance: (d, d).
     """
     s = sigma[:, None]
     centred = x_t - (1 - s) * mean
-    whitened = torch.linalg.solve(noisy_covariance(covariance, sigma), centred[..., None])[..., 0]
+    whitened = solve(noisy_covariance(covariance, sigma), centred)
     return s * whitened - (1 - s) * whitened @ covariance - mean
 
 
+def solve(matrix: Tensor, x: Tensor) -> Tensor:
+    """Solutions y of matrix y = x; each matrix is factored once.
+
+    Args:
+        matrix: one per sample, (B, d, d).
+        x: (B, d) or (M, B, d), as are the solutions.
+    """
+    columns = x.reshape(-1, *x.shape[-2:]).permute(1, 2, 0)
+    return torch.linalg.solve(matrix, columns).permute(2, 0, 1).reshape(x.shape)
+
+
 def log_density(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """log p(x_t) (B,) without the constant -d/2 log(2 pi); arguments as in `gaussian_velocity`."""
+    """log p(x_t) without the constant -d/2 log(2 pi), (B,) or (M, B).
+
+    The arguments are those of `gaussian_velocity`.
+    """
     noisy = noisy_covariance(covariance, sigma)
     centred = x_t - (1 - sigma[:, None]) * mean
-    mahalanobis = (centred * torch.linalg.solve(noisy, centred[..., None])[..., 0]).sum(1)
+    mahalanobis = (centred * solve(noisy, centred)).sum(-1)
     return -0.5 * (mahalanobis + torch.linalg.slogdet(noisy)[1])
 
 
@@ -150,28 +164,83 @@ def step_moments(
 
 
 @dataclass(frozen=True)
+class Gaussians:
+    """M weighted Gaussians per sample, which share a covariance."""
+
+    mean: Tensor  # (M, B, d)
+    covariance: Tensor  # (d, d)
+    log_weight: Tensor  # (M, B), up to a constant per sample
+
+
+@dataclass(frozen=True)
+class RolloutSamples:
+    """The student's own rollouts: one Gaussian per exit step."""
+
+    sigmas: Tensor  # the student's noise levels, high to low
+    stepping: str
+    exits: Sequence[int]
+
+    def density(self, block: LinearBlock, text: Tensor) -> list[Gaussians]:
+        """Density of the samples for each text (B, E), as parts of a mixture."""
+        moments = step_moments(block, self.sigmas, self.stepping, text)
+        log_weight = text.new_zeros(1, len(text))
+        return [
+            Gaussians(mean[None], covariance, log_weight)
+            for mean, covariance in (moments[i] for i in self.exits)
+        ]
+
+
+@dataclass(frozen=True)
+class DataSamples:
+    """Predictions from noised real latents: one Gaussian per exit step and per row of the data.
+
+    Given a row y and the exit level s, the input is N((1 - s) y, s^2 I), and the student is linear.
+    A sample has a row of its own text, each of these rows equally likely.
+    """
+
+    sigmas: Tensor  # the student's noise levels, high to low
+    exits: Sequence[int]
+    x0: Tensor  # rows, (N, d)
+    text: Tensor  # of the rows, (N, E)
+
+    def density(self, block: LinearBlock, text: Tensor) -> list[Gaussians]:
+        """Density of the samples for each text (B, E), as parts of a mixture."""
+        dtype = block.weight.dtype
+        own_text = (self.text[:, None] == text).all(-1)  # (N, B)
+        log_weight = own_text.to(dtype).log()
+        eye = torch.eye(self.x0.shape[1], dtype=dtype, device=text.device)
+        parts = []
+        for sigma in self.sigmas[list(self.exits)].to(dtype):
+            weight, offset = block.at(sigma.expand(len(text)), text.to(dtype))
+            clean = eye - sigma * weight[0]  # equal for all texts
+            mean = (1 - sigma) * self.x0.to(dtype) @ clean.T
+            means = mean[:, None] - sigma * offset
+            parts.append(Gaussians(means, sigma**2 * clean @ clean.T, log_weight))
+        return parts
+
+
+@dataclass(frozen=True)
 class ExactFakeScore:
-    """E[x0 | x_t] of the student's current samples, a mixture of one Gaussian per exit step.
+    """E[x0 | x_t] of the student's current samples, whose density is a mixture of Gaussians.
 
     Each component's denoiser is weighted by the component's posterior probability.
     """
 
     student: nn.Module  # a GaussianNet of a LinearBlock
-    sigmas: Tensor
-    stepping: str
-    exits: Sequence[int]
+    samples: RolloutSamples | DataSamples
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """Clean prediction (B, C, T, H, W) of x_t at sigma (B,) with text (B, 1, E)."""
-        flat, text = x_t.flatten(1), text[:, 0]
+        flat = x_t.flatten(1)
         with torch.no_grad():
-            moments = step_moments(self.student.blocks[0], self.sigmas, self.stepping, text)
-        parts = [tuple(moment.to(flat.dtype) for moment in moments[i]) for i in self.exits]
-        clean = torch.stack(
-            [flat - sigma[:, None] * gaussian_velocity(flat, sigma, *part) for part in parts]
-        )
-        weight = torch.stack([log_density(flat, sigma, *part) for part in parts]).softmax(0)
-        return (weight[..., None] * clean).sum(0).reshape(x_t.shape)
+            density = self.samples.density(self.student.blocks[0], text[:, 0])
+        predictions, log_weights = [], []
+        for part in density:
+            moments = part.mean.to(flat.dtype), part.covariance.to(flat.dtype)
+            predictions.append(flat - sigma[:, None] * gaussian_velocity(flat, sigma, *moments))
+            log_weights.append(log_density(flat, sigma, *moments) + part.log_weight.to(flat.dtype))
+        weight = torch.cat(log_weights).softmax(0)
+        return (weight[..., None] * torch.cat(predictions)).sum(0).reshape(x_t.shape)
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
         """Velocity as tokens (B, 1, d), as a `GaussianNet` returns; `depth` has no effect."""

@@ -17,17 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill_bench.domain.gaussian import (
+    DataSamples,
     ExactFakeScore,
     GaussianBlock,
     GaussianNet,
     LinearBlock,
+    RolloutSamples,
     step_moments,
 )
 from distill_bench.draws import generator
 from distill_bench.store.files import read_text, text_lines
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.folder import TeacherError
-from distill_bench.teachers.kinds import ClosedFormTeacher
+from distill_bench.teachers.kinds import ClosedFormTeacher, RealLatents
 
 MARKER = "gaussian.json"  # as in `distill_bench.teachers.kinds.CLOSED_FORM`
 MOMENTS_FILE = "gaussian.safetensors"
@@ -144,10 +146,19 @@ class GaussianPipeline:
         return ((video + 1) * 127.5).round().to(torch.uint8).transpose(1, 2).cpu()
 
     def exact_fake_score(
-        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int]
+        self,
+        student: nn.Module,
+        sigmas: Tensor,
+        stepping: str,
+        exits: Sequence[int],
+        data: RealLatents | None,
     ) -> ExactFakeScore:
         """The fake score of the student's own density."""
-        return ExactFakeScore(student, sigmas, stepping, exits)
+        if data is None:
+            return ExactFakeScore(student, RolloutSamples(sigmas, stepping, exits))
+        rows = data.every()
+        x0, text = rows["x0"].flatten(1).to(self.device), rows["text"][:, 0].to(self.device)
+        return ExactFakeScore(student, DataSamples(sigmas, exits, x0, text))
 
     @torch.no_grad()
     def facts(

@@ -99,7 +99,7 @@ class DiffusersPipeline(TextPipeline):
         return forward_flops(net, latent_shape, text)
 
     def exact_fake_score(
-        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int]
+        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int], data: object
     ) -> None:
         """None: the student's density has no closed form."""
 

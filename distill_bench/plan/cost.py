@@ -5,6 +5,7 @@ The trainer's phases and the ledger do the counting, so a method declares nothin
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,7 @@ from distill_bench.teachers.architecture import block_count
 from distill_bench.teachers.folder import teacher_folder
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.train.assemble import assemble
-from distill_bench.train.inputs import exits, needs_of
+from distill_bench.train.inputs import Rows, exits, needs_of
 from distill_bench.train.processes import OneProcess
 from distill_bench.train.run import Run
 
@@ -76,18 +77,23 @@ def _passes(config_json: str, blocks: int, student_blocks: int) -> Counts:
     config = RunConfig.model_validate_json(config_json)
     name = config.method["name"]
     method = method_of(config).rehearsed()
-    steps = range(len(exits(config)))
+    steps = exits(config)
+    # both phases meet each of their exits equally often
+    points = range(math.lcm(len(steps), len([s for s in steps if s >= method.first_exit])))
+    pipeline = StandIn(blocks, student_blocks)
+    one = torch.zeros(1, *SHAPE)
+    rows = Rows("extra", {"x0": one, "noise": one}, pipeline.texts(pipeline.prompts()), [0])
     try:
         with torch.random.fork_rng(devices=[]):
             run = assemble(
                 config,
-                StandIn(blocks, student_blocks),
+                pipeline,
                 OneProcess(torch.device("cpu")),
-                dict.fromkeys(needs_of(config), _extra),
+                dict.fromkeys(needs_of(config), rows),
                 method,
             )
-            for step in steps:
-                run.batches = dataclasses.replace(run.batches, draws=_exiting_at(step))
+            for point in points:
+                run.batches = dataclasses.replace(run.batches, draws=_exiting_at(point))
                 _rehearse(run)
     except Exception as error:
         raise ValueError(
@@ -95,7 +101,7 @@ def _passes(config_json: str, blocks: int, student_blocks: int) -> Counts:
             "its cost is unknown"
         ) from error
     return {
-        role: {kind: row[kind] / len(steps) for kind in PASSES}
+        role: {kind: row[kind] / len(points) for kind in PASSES}
         for role, row in run.ledger.counts.items()
     }
 
@@ -109,18 +115,12 @@ def _rehearse(run: Run) -> None:
         kept = []
 
 
-def _extra(draws: Draws) -> dict[str, torch.Tensor]:
-    """Placeholder for every kind of extra training data."""
-    x0, noise = (draws.noise(name, SHAPE) for name in ("x0", "noise"))
-    return {"x0": x0, "noise": noise, "text": torch.zeros(len(x0), 1, 1)}
-
-
 @functools.cache
-def _exiting_at(step: int) -> type[Draws]:
-    """Class of draws with which every rollout exits at `step`."""
+def _exiting_at(point: int) -> type[Draws]:
+    """Class of draws with which every rollout exits at step `point` modulo the number of exits."""
 
     class ExitingDraws(Draws):
         def shared_integer(self, purpose: str, high: int) -> int:
-            return step if purpose == "exit" else super().shared_integer(purpose, high)
+            return point % high if purpose == "exit" else super().shared_integer(purpose, high)
 
     return ExitingDraws

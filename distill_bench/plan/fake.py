@@ -23,6 +23,9 @@ class FakeDraws(Draws):
     def uniform(self, purpose: str) -> Tensor:
         return torch.empty(len(self.indices), dtype=self.dtype)
 
+    def shared_uniform(self, purpose: str) -> Tensor:
+        return self.uniform(purpose)
+
     def integers(self, purpose: str, high: int) -> list[int]:
         return [0] * len(self.indices)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from distill_bench.config.schema import RunConfig
-from distill_bench.draws import Draws
 from distill_bench.method import Loss
 from distill_bench.networks.precision import Masters
 from distill_bench.plan.fake import FakeDraws, fake_tensors
@@ -20,7 +19,7 @@ from distill_bench.plan.outline import Outline, outline
 from distill_bench.plan.prediction import MOMENTS, Prediction
 from distill_bench.teachers.architecture import architecture_called
 from distill_bench.train.assemble import assemble
-from distill_bench.train.inputs import Provider, needs_of
+from distill_bench.train.inputs import Rows, needs_of
 from distill_bench.train.phase import Phase
 from distill_bench.train.processes import OneProcess
 from distill_bench.train.reuse import Samples
@@ -48,20 +47,10 @@ def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tup
         return _prediction(run, pipeline, _stages(run)), _in_flight(run)
 
 
-def _extras(config: RunConfig, pipeline: Outline) -> dict[str, Provider]:
+def _extras(config: RunConfig, pipeline: Outline) -> dict[str, Rows]:
     """Extra data of the right shape for each need of the run."""
-    text = pipeline.encode_text([""])
-    shape = pipeline.latent_shape(config.frames, config.height, config.width)
-
-    def rows(draws: Draws) -> dict[str, Tensor]:
-        n = len(draws.indices)
-        x0 = torch.empty(n, *shape, dtype=draws.dtype)
-        return {
-            "x0": x0,
-            "noise": torch.empty_like(x0),
-            "text": text.expand(n, -1, -1).to(draws.dtype),
-        }
-
+    one = torch.empty(1, *pipeline.latent_shape(config.frames, config.height, config.width))
+    rows = Rows("extra", {"x0": one, "noise": one}, pipeline.texts([""]), [0])
     return dict.fromkeys(needs_of(config), rows)
 
 

@@ -7,7 +7,7 @@ tests the capabilities of a `Teacher`, never its kind.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -62,6 +62,13 @@ class Teacher(Protocol):
         """
 
 
+class RealLatents(Protocol):
+    """Real latents with their texts, of which training draws each row equally often."""
+
+    def every(self) -> "Mapping[str, Tensor]":
+        """All rows: `x0` (N, C, T, H, W) and `text` (N, L, D)."""
+
+
 class Pipeline(Protocol):
     """A loaded teacher: everything that training and sampling need from it.
 
@@ -113,7 +120,12 @@ class Pipeline(Protocol):
         """FLOPs of one forward pass for one sample; the ledger weighs roles by them."""
 
     def exact_fake_score(
-        self, student: "nn.Module", sigmas: "Tensor", stepping: str, exits: Sequence[int]
+        self,
+        student: "nn.Module",
+        sigmas: "Tensor",
+        stepping: str,
+        exits: Sequence[int],
+        data: "RealLatents | None",
     ) -> "Callable[[Tensor, Tensor, Tensor], Tensor] | None":
         """Clean prediction (x_t, sigma, text) -> x0 of the student's own density.
 
@@ -123,7 +135,8 @@ class Pipeline(Protocol):
             student: read at every call, so that the score follows its training.
             sigmas: the student's noise levels, high to low.
             stepping: `renoise` or `ode`.
-            exits: the steps at which training may end a rollout; their samples form a mixture.
+            exits: the steps whose samples the fake score learns from; they form a mixture.
+            data: the real latents that the student predicts from; None: its own rollouts.
         """
 
     def facts(

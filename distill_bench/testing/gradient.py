@@ -73,7 +73,7 @@ def student_gradient(
         fake_score=_WithFeatures(fake_score),
         teacher=Guided(role, null_text, guidance_scale),
         rollout=_constant(x0),
-        exit_sigma=_constant(torch.zeros_like(sigma)),
+        exit_sigma=_constant(torch.ones_like(sigma)),
         target=teacher,
         unguided_teacher=role,
         null_text=null_text,

@@ -26,7 +26,7 @@ from distill_bench.train.inputs import (
     ExitStep,
     NoisedData,
     OwnRollout,
-    Provider,
+    Rows,
     StudentInput,
     exits,
 )
@@ -40,7 +40,7 @@ def assemble(
     config: RunConfig,
     pipeline: Pipeline,
     processes: Processes,
-    extras: Mapping[str, Provider],
+    extras: Mapping[str, Rows],
     method: Method | None = None,
     draws: type[Draws] = Draws,
 ) -> Run:
@@ -50,7 +50,7 @@ def assemble(
         config: a resolved run.
         pipeline: the loaded teacher.
         processes: the processes that train the run.
-        extras: a provider for each of `needs_of(config)`.
+        extras: the rows of each of `needs_of(config)`.
         method: the objective; None: the config's.
         draws: class that makes the draws of a batch.
 
@@ -84,10 +84,10 @@ def assemble(
     optimisers = _optimisers(config, trained, method.learning_rates())
 
     sigmas = student_sigmas(config.nfe, config.shift).to(processes.device, dtype)
-    exit_step = ExitStep(sigmas, exits(config))
+    exit_step = ExitStep(sigmas, exits(config), method.first_exit)
     student_input = _student_input(config, denoisers["student"], exit_step, texts, extras)
     exact_fake_score = pipeline.exact_fake_score(
-        role_networks.student, sigmas, config.stepping, exits(config)
+        role_networks.student, sigmas, config.stepping, exits(config), student_input.data
     )
     exact = exact_fake_score if config.fake_score == "exact" else None
     nets = Nets(
@@ -177,7 +177,7 @@ def _student_input(
     student: Denoiser,
     exit_step: ExitStep,
     texts: Texts,
-    extras: Mapping[str, Provider],
+    extras: Mapping[str, Rows],
 ) -> StudentInput:
     if config.student_input == "real_data":
         return NoisedData(student, exit_step, extras["real_latents"])

@@ -3,8 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from distill_bench.config.schema import RunConfig
-from distill_bench.draws import Draws, generator
+from distill_bench.draws import generator
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.offload import place, to_host_memory
@@ -25,7 +24,7 @@ from distill_bench.store.claims import once
 from distill_bench.store.files import read_jsonl, write_bytes
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.kinds import Pipeline
-from distill_bench.train.inputs import Provider
+from distill_bench.train.inputs import Rows
 
 ODE_PAIRS = 256
 ODE_STEPS = 24
@@ -38,8 +37,8 @@ ENCODED_TOGETHER = 16  # clips of a run's `data` per encoded batch
 
 def providers(
     needs: frozenset[str], config: RunConfig, pipeline: Pipeline, store: Path
-) -> dict[str, Provider]:
-    """A provider for each need; data that the store lacks are made first.
+) -> dict[str, Rows]:
+    """The rows of each need; data that the store lacks are made first.
 
     Raises:
         ValueError: for an unknown need, or if the clips have another size than the run's.
@@ -52,23 +51,7 @@ def providers(
     return {need: PROVIDERS[need](config, pipeline, store) for need in sorted(needs)}
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Draws rows of tensors (N, ...), each with its text: row i has `texts[text_of_row[i]]`."""
-
-    purpose: str
-    tensors: dict[str, Tensor]
-    texts: Texts
-    text_of_row: Sequence[int]
-
-    def __call__(self, draws: Draws) -> dict[str, Tensor]:
-        drawn = draws.integers(self.purpose, len(self.text_of_row))
-        rows = {name: tensor[drawn] for name, tensor in self.tensors.items()}
-        rows["text"] = self.texts.rows(self.text_of_row[i] for i in drawn)
-        return {name: row.to(draws.device, draws.dtype) for name, row in rows.items()}
-
-
-def ode_pairs(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
+def ode_pairs(config: RunConfig, pipeline: Pipeline, store: Path) -> Rows:
     """Pairs of noise and the guided teacher's ODE solution from it: `noise`, `x0`, `text`.
 
     Yin et al., 2023, section 4.2.
@@ -76,7 +59,7 @@ def ode_pairs(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
     return Rows("ode_pairs", *_teacher_samples(config, pipeline, store))
 
 
-def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Provider:
+def real_latents(config: RunConfig, pipeline: Pipeline, store: Path) -> Rows:
     """Clean latents of real clips and their text: `x0`, `text`.
 
     They come from the folder of clips in the run's `data` (`clips.npy` and `manifest.jsonl`, as

@@ -5,6 +5,7 @@ The student predicts either from its own rollout or from noised real data (`stud
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,6 @@ from distill_bench.noise import add_noise
 from distill_bench.rollout import rollout
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.train.processes import Processes
-
-Provider = Callable[[Draws], dict[str, Tensor]]  # draws of a batch -> tensors (B, ...)
 
 
 def needs_of(config: RunConfig) -> frozenset[str]:
@@ -33,15 +32,40 @@ def exits(config: RunConfig) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Extra data: rows of tensors (N, ...), each with its text, `texts[text_of_row[i]]`."""
+
+    purpose: str  # key of the draws
+    tensors: Mapping[str, Tensor]
+    texts: Texts
+    text_of_row: Sequence[int]
+
+    def __call__(self, draws: Draws) -> dict[str, Tensor]:
+        """The rows that a batch draws, each equally likely: tensors (B, ...) and `text`."""
+        drawn = draws.integers(self.purpose, len(self.text_of_row))
+        rows = {name: tensor[drawn] for name, tensor in self.tensors.items()}
+        rows["text"] = self.texts.rows(self.text_of_row[i] for i in drawn)
+        return {name: row.to(draws.device, draws.dtype) for name, row in rows.items()}
+
+    def every(self) -> dict[str, Tensor]:
+        """All rows: tensors (N, ...) and `text` (N, L, D)."""
+        return {**self.tensors, "text": self.texts.rows(self.text_of_row)}
+
+
+@dataclass(frozen=True)
 class ExitStep:
     """The step at which a batch's rollout ends, the same on every rank and in every micro-batch."""
 
     sigmas: Tensor  # noise levels of the student's steps, high to low
     steps: Sequence[int]
+    first: int = 0  # earliest exit step in the student's phase
 
     def step(self, batch: Batch) -> int:
         """Index of the exit step."""
-        return self.steps[batch.draws.shared_integer("exit", len(self.steps))]
+        steps = self.steps
+        if batch.draws.phase == "student":
+            steps = [step for step in steps if step >= self.first]
+        return steps[batch.draws.shared_integer("exit", len(steps))]
 
     def sigma(self, batch: Batch) -> Tensor:
         """Noise level (B,) of the exit step."""
@@ -56,6 +80,7 @@ class OwnRollout:
     exit_step: ExitStep
     stepping: str
     texts: Texts
+    data: ClassVar[None] = None
 
     def text(self, draws: Draws) -> Tensor:
         """Text embeddings (B, L, D) of the prompts that a batch draws."""
@@ -80,10 +105,10 @@ class NoisedData:
 
     student: Denoise
     exit_step: ExitStep
-    real_latents: Provider
+    data: Rows
 
     def text(self, draws: Draws) -> Tensor:
-        return self.real_latents(draws)["text"]
+        return self.data(draws)["text"]
 
     def samples(self, batch: Batch) -> Tensor:
         real = batch.extra("real_latents")["x0"]
@@ -103,7 +128,7 @@ class Batches:
     text: Callable[[Draws], Tensor]
     latent_shape: tuple[int, ...]  # (C, T, H, W)
     dtype: torch.dtype
-    extras: Mapping[str, Provider]
+    extras: Mapping[str, Rows]
     draws: type[Draws] = Draws
 
     def batch(self, student_updates: int, phase: str, micro: int) -> Batch:
@@ -125,4 +150,5 @@ class Batches:
             self.config.sigma_min,
             self.config.sigma_max,
             self.extras,
+            self.config.score_levels == "batch",
         )

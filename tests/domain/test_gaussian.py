@@ -98,7 +98,7 @@ def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moment
     mean, covariance = (torch.from_numpy(facts[key]) for key in ("mean", "covariance"))
     noisy = 0.36 * covariance + 0.16 * torch.eye(16, dtype=torch.float64)
     expected = mean[0] + 0.6 * covariance @ torch.linalg.solve(noisy, x_t.flatten() - 0.6 * mean[0])
-    x0_fake = pipeline.exact_fake_score(net, sigmas, "renoise", [1])(x_t, sigma, text)
+    x0_fake = pipeline.exact_fake_score(net, sigmas, "renoise", [1], None)(x_t, sigma, text)
     torch.testing.assert_close(x0_fake.flatten(), expected, rtol=1e-9, atol=1e-11)
 
 
@@ -118,7 +118,7 @@ def test_the_exact_fake_score_of_random_exits_is_the_gradient_of_a_mixture(pipel
         log_densities.append(density.log_prob(x_t.flatten()))
     (score,) = torch.autograd.grad(torch.stack(log_densities).logsumexp(0), x_t)
     expected = ((x_t + s**2 * score) / (1 - s)).detach()
-    fake_score = pipeline.exact_fake_score(net, sigmas, "renoise", [0, 1, 2])
+    fake_score = pipeline.exact_fake_score(net, sigmas, "renoise", [0, 1, 2], None)
     x0_fake = fake_score(x_t.detach(), torch.tensor([s], dtype=torch.float64), text)
     torch.testing.assert_close(x0_fake, expected, rtol=1e-7, atol=1e-9)
 

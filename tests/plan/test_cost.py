@@ -1,5 +1,6 @@
 """Cost of the field's methods, by rehearsal on stand-in networks and by the ledger of training."""
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from distill_bench.config.resolve import resolve
+from distill_bench.config.resolve import method_of, resolve
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss, Method, Nets, renoise
 from distill_bench.plan.command import main
@@ -74,6 +75,11 @@ TABLE = {
         (15, 2), (6, 11), (2, 2), 38.0, 77.1,
     ),
     "consistency": ({"method": "consistency"}, (2, 2), (0, 0), (2, 0), 6.0, 25.5),
+    # rollouts of the student's phase exit at steps 2 to 4: 3 forwards
+    "dp_dmd": (
+        {"method": {"name": "dp_dmd", "preset": "lightx2v"}},
+        (12.5 + 3 + 1, 4), (6, 10), (2 + 20, 0), 58.5, None,
+    ),
     "dmd one step": (
         {
             "method": {"name": "dmd", "preset": "latent"},
@@ -137,24 +143,25 @@ def test_a_training_gives_the_table(row, tmp_path):
 def counted_by_exit(fields: dict, store: Path) -> dict:
     """The ledger's counts of one update, as a mean over the exit steps."""
     config = resolve(BASE | fields)
-    steps = exits(config)
+    steps = len(exits(config))
+    points = math.lcm(steps, steps - method_of(config).first_exit)
     counts = {}
-    for step in range(len(steps)):
-        run = build(config, store, draws=exiting_at(step))
+    for point in range(points):
+        run = build(config, store, draws=exiting_at(point))
         update(run)
         for role, row in run.ledger.counts.items():
-            mean = counts.setdefault(role, dict.fromkeys(row, 0.0))
+            total = counts.setdefault(role, dict.fromkeys(row, 0.0))
             for kind, count in row.items():
-                mean[kind] += count / len(steps)
-    return counts
+                total[kind] += count
+    return {role: {kind: n / points for kind, n in row.items()} for role, row in counts.items()}
 
 
-def exiting_at(step: int) -> type[Draws]:
-    """Class of draws with which every rollout exits at `step`."""
+def exiting_at(point: int) -> type[Draws]:
+    """Class of draws with which every rollout exits at step `point` modulo the number of exits."""
 
     class Exiting(Draws):
         def shared_integer(self, purpose: str, high: int) -> int:
-            return step
+            return point % high
 
     return Exiting
 
