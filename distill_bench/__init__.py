@@ -35,6 +35,8 @@ schedulers     the noise scheduler of exported CogVideoX students; their folders
 cli            distill-bench COMMAND
 """
 
+import io
+import sys
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -47,3 +49,8 @@ ASSETS = ROOT / "assets"
 _checkout = ROOT.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "methods").is_dir():
     __path__.append(str(_checkout))
+
+# A terminal of another encoding than UTF-8 shows `?` for characters that it lacks.
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="replace")

@@ -44,7 +44,7 @@ class GaussianTeacher(ClosedFormTeacher):
 
     def load(self, device: torch.device) -> "GaussianPipeline":
         """The loaded teacher: network in float32 on a device, moments in float64 on the CPU."""
-        shape = tuple(json.loads((self.folder / MARKER).read_text())["latent_shape"])
+        shape = tuple(json.loads((self.folder / MARKER).read_bytes())["latent_shape"])
         moments = {
             name: value.double() for name, value in load_file(self.folder / MOMENTS_FILE).items()
         }
@@ -208,8 +208,10 @@ def write_gaussian_teacher(
     out.mkdir(parents=True, exist_ok=True)
     save_file(moments, out / MOMENTS_FILE)
     marker = {"latent_shape": list(shape), "condition": condition, "seed": seed}
-    (out / MARKER).write_text(json.dumps(marker) + "\n")
-    (out / PROMPTS).write_text("".join(f"component {i}\n" for i in range(prompts)))
+    (out / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+    (out / PROMPTS).write_text(
+        "".join(f"component {i}\n" for i in range(prompts)), encoding="utf-8"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

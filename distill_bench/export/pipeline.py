@@ -79,9 +79,13 @@ def export(
             for part in COPIED_PARTS:
                 if (teacher / part).is_dir():
                     shutil.copytree(teacher / part, temporary / part)
-            (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+            (temporary / "model_index.json").write_text(
+                json.dumps(index, indent=2) + "\n", encoding="utf-8"
+            )
         call = snippet(config, architecture_of(teacher), out.name, index, lora)
-        (temporary / "README.md").write_text(card(run_dir, config, updates, out.name, call))
+        (temporary / "README.md").write_text(
+            card(run_dir, config, updates, out.name, call), encoding="utf-8"
+        )
         if out.is_dir():
             out.rmdir()
         temporary.rename(out)

@@ -43,10 +43,10 @@ def write_pipeline(
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "vae": ["distill_bench.autoencoder", "FrameAutoencoder"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     captions = [shapes.caption(a) for kind in shapes.KINDS for a in shapes.all_attributes(kind)]
-    (folder / "prompts.txt").write_text("".join(text + "\n" for text in captions))
-    (folder / "README.md").write_text(quality_card(curve, options))
+    (folder / "prompts.txt").write_text("".join(text + "\n" for text in captions), encoding="utf-8")
+    (folder / "README.md").write_text(quality_card(curve, options), encoding="utf-8")
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(options.out)

@@ -66,10 +66,10 @@ def write_folder(
             for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         manifest = "".join(json.dumps(line) + "\n" for line in lines)
-        (temporary / "manifest.jsonl").write_text(manifest)
+        (temporary / "manifest.jsonl").write_text(manifest, encoding="utf-8")
         if facts:
             np.savez(temporary / "facts.npz", **facts)
-        (temporary / "row.json").write_text(json.dumps(row) + "\n")
+        (temporary / "row.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
         try:
             temporary.rename(folder)
         except OSError:

@@ -2,6 +2,8 @@
 
 import errno
 
+from distill_bench.store.files import text_lines
+
 FAILURE_KINDS = (  # accepted by `--retry-failed=KIND`
     "cuda_oom",
     "host_oom",
@@ -40,5 +42,5 @@ def failure_kind(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """First line of an error's message, at most 300 characters; its type if it has no message."""
-    lines = str(error).strip().splitlines()
+    lines = text_lines(str(error).strip())
     return lines[0][:300] if lines else type(error).__name__

@@ -40,7 +40,7 @@ def pid_space() -> str | None:
     if sys.platform != "linux":
         return f"{sys.platform} {socket.gethostname()}"
     try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         links = [PROC / "self/ns" / name for name in NAMESPACES]
         spaces = [os.readlink(link) for link in links if link.is_symlink()]
     except OSError:
@@ -74,7 +74,12 @@ def is_running(identity: Mapping[str, Any]) -> bool | None:
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/PID/stat after the command, which may hold spaces; [] if unreadable."""
     with contextlib.suppress(OSError):
-        return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (
+            (PROC / str(pid) / "stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
     return []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distill_bench import ROOT, __version__
 from distill_bench.registry import method_file
+from distill_bench.store.files import text_lines
 
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy", "submitit")
 SLURM_KEYS = {
@@ -89,7 +90,7 @@ def code_fingerprint(method: str) -> str:
     Comments, docstrings, layout and command lines (`__main__.py`) do not count.
     """
     files = [method_file(method), *sorted(path for name in NUMBERS for path in _sources(name))]
-    trees = [syntax_digest(path.read_text()) for path in files if path is not None]
+    trees = [syntax_digest(path.read_text(encoding="utf-8")) for path in files if path is not None]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:12]
 
 
@@ -119,7 +120,11 @@ def _git(*arguments: str) -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT.parent), *arguments], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(ROOT.parent), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -136,10 +141,12 @@ def _version(package: str) -> str | None:
 def _cpu() -> str:
     """Name and numbers of the processor; on virtual machines several models share a name."""
     try:
-        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+        first, _, _ = (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")
+        )
     except OSError:
         return platform.processor() or platform.machine()
-    pairs = (line.partition(":") for line in first.splitlines())
+    pairs = (line.partition(":") for line in text_lines(first))
     info = {key.strip(): value.strip() for key, _, value in pairs}
     keys = [key for key in ("cpu family", "model", "stepping") if key in info]
     numbers = [f"{key.removeprefix('cpu ')} {info[key]}" for key in keys]

@@ -27,7 +27,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise TeacherError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict):
@@ -114,7 +114,7 @@ def hash_of(folder: Path, files: HashedFiles) -> str:
     large = _is_large(files)
     cached = _cached_hash(files)
     if large and cached.is_file():
-        return cached.read_text()
+        return cached.read_text(encoding="utf-8")
     sha = hashlib.sha256()
     for path, _, _ in files:
         sha.update(str(path.relative_to(folder)).encode() + b"\0")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill_bench.method import Method
-from distill_bench.store.files import read_json
+from distill_bench.store.files import read_json, text_lines
 from distill_bench.testing.runs import Runs, named
 from distill_bench.train import checkpoint
 
@@ -70,10 +70,14 @@ def _train_all(runs: Mapping[str, Path], command: Sequence[str], timeout: float)
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     failure = ""
     with subprocess.Popen(
-        [*command, *map(str, runs.values())], env=environment, **streams
+        [*command, *map(str, runs.values())],
+        env=environment,
+        encoding="utf-8",
+        errors="replace",
+        **streams,
     ) as process:
         try:
             _, output = process.communicate(timeout=timeout)
@@ -82,7 +86,7 @@ def _train_all(runs: Mapping[str, Path], command: Sequence[str], timeout: float)
             _, output = process.communicate()
             failure = f"not done after {timeout:g} s"
     if process.returncode and not failure:
-        errors = [line for line in output.splitlines() if "Error" in line]
+        errors = [line for line in text_lines(output) if "Error" in line]
         failure = f"training failed: {' | '.join(errors) or output[-2000:]}"
     if failure:
         untrained = [name for name, run in runs.items() if not (run / "train.json").is_file()]

@@ -69,7 +69,9 @@ class Runs:
         run_dir.mkdir(parents=True)
         own = {"teacher": str(teacher), "data": str(data), "method": self.method}
         config = resolve(BASE | own | self.fields | fields)
-        (run_dir / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+        (run_dir / "run.yaml").write_text(
+            dump_yaml(config.model_dump(mode="json")), encoding="utf-8"
+        )
         return run_dir
 
     def build(self, **fields: Any) -> Run:

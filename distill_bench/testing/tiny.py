@@ -60,7 +60,9 @@ def tiny_pipeline(folder: Path) -> None:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     pipeline.save_pretrained(folder)
-    (folder / "prompts.txt").write_text("a red circle moving left\na blue square moving right\n")
+    (folder / "prompts.txt").write_text(
+        "a red circle moving left\na blue square moving right\n", encoding="utf-8"
+    )
 
 
 def tiny_clips(folder: Path) -> None:
@@ -71,5 +73,6 @@ def tiny_clips(folder: Path) -> None:
         np.random.default_rng(0).integers(0, 256, (8, 5, 3, 16, 16), dtype=np.uint8),
     )
     (folder / "manifest.jsonl").write_text(
-        "".join(f'{{"index": {i}, "prompt": "a red circle"}}\n' for i in range(8))
+        "".join(f'{{"index": {i}, "prompt": "a red circle"}}\n' for i in range(8)),
+        encoding="utf-8",
     )

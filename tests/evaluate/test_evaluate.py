@@ -45,6 +45,7 @@ def test_a_folder_of_files_is_scored_by_the_command(tmp_path, reference, suffix,
     for name, clip in zip(names, frames, strict=True):
         save_clip(folder / name, clip)
     write_manifest(folder, names, prompts)
+    (folder / "notes.txt").write_text("no clip")
     arguments = ["--reference", str(reference), "--evaluators", "fvd,motion,clip_score"]
     assert main([str(folder), *arguments]) == 0
     lines = {line["column"]: line for line in read_jsonl(folder / "metrics.jsonl")}
@@ -54,6 +55,7 @@ def test_a_folder_of_files_is_scored_by_the_command(tmp_path, reference, suffix,
     printed = capsys.readouterr().out
     assert "FD[indomain-r2p1-cls], to the teacher's clips" in printed
     assert "warning: fvd: rank-deficient" in printed
+    assert f"{folder}: 1 entry not scored: notes.txt" in printed
     assert (folder / ".features").is_dir() and (reference / ".features").is_dir()
 
 

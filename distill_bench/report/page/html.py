@@ -139,7 +139,7 @@ def _figures(folder: Path) -> list[dict[str, Any]]:
     """Read the figures of figures/index.jsonl as inline SVG in the page's colours."""
     figures = []
     for line in read_jsonl(folder / "figures" / "index.jsonl"):
-        svg = (folder / "figures" / f"{line['name']}.svg").read_text()
+        svg = (folder / "figures" / f"{line['name']}.svg").read_text(encoding="utf-8")
         svg = svg[svg.index("<svg") :]
         # ids are unique only within one SVG
         svg = re.sub(r'\bid="', f'id="{line["name"]}-', svg)

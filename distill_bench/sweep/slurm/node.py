@@ -125,7 +125,12 @@ def end_stopped_job(stop: StopRequest, patience_seconds: float = PATIENCE_SECOND
         _sleep(patience_seconds)
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
         print(f"saved; {slurm_job()} goes back into the queue", flush=True)
-        done = subprocess.run(["scontrol", "requeue", slurm_job()], capture_output=True, text=True)
+        done = subprocess.run(
+            ["scontrol", "requeue", slurm_job()],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
         if done.returncode:
             print(f"SLURM does not requeue {slurm_job()}: {done.stderr.strip()}", flush=True)
             return

@@ -20,7 +20,7 @@ from submitit.helpers import clean_env
 
 from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.errors import ConfigError
-from distill_bench.store.files import write_json
+from distill_bench.store.files import text_lines, write_json
 from distill_bench.store.runs import call_file
 from distill_bench.store.stop import DRIVER
 from distill_bench.sweep.slurm.node import do_runs, prepare_shared
@@ -124,7 +124,7 @@ def _job_ids(call: Callable[[], list[submitit.Job]]) -> list[str]:
 
 def sbatch_errors(output: str) -> str:
     """The error lines of sbatch's output; its last line is often only a hint."""
-    lines = [line.strip() for line in output.splitlines()]
+    lines = [line.strip() for line in text_lines(output)]
     lines = [line for line in lines if line and not line.startswith("Try ")]
     errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
     texts = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in errors]
