@@ -58,6 +58,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_teacher, "TeacherNetwork", TinyTeacher)
     monkeypatch.setattr(fit_teacher, "measure_quality", lambda *args, **kwargs: dict(QUALITY))
     monkeypatch.setattr(fit_teacher, "CHECKPOINT_STEPS", 10)
+    monkeypatch.setattr(fit_teacher, "WEIGHTED_FROM", 5)
 
 
 def train(folder: Path, steps: int, decay: int = 10, more: Sequence[str] = ()) -> None:
@@ -108,6 +109,17 @@ def test_a_longer_run_goes_on_before_the_learning_rate_fell(tmp_path: Path, caps
     train(tmp_path / "longer", 40)
     assert "resuming from step 15" in capsys.readouterr().out
     assert_equal_weights(tmp_path / "whole", tmp_path / "longer")
+
+
+def test_levels_of_larger_loss_weigh_less_once_their_means_have_settled():
+    sigma, losses = torch.tensor([0.02, 0.5, 0.52, 1.0]), torch.tensor([4.0, 1.0, 1.0, 2.0])
+    progress = fit_teacher.Progress(None, None, [])
+    for progress.step in range(0, fit_teacher.WEIGHTED_FROM, 4):
+        assert torch.equal(fit_teacher.level_weights(progress, sigma, losses), torch.ones(4))
+    progress.step = fit_teacher.WEIGHTED_FROM
+    weights = fit_teacher.level_weights(progress, sigma, losses)
+    assert torch.allclose(weights * losses, (weights * losses)[:1].expand(4))
+    assert progress.level_loss[1] == 1, "a level without samples keeps its mean"
 
 
 @pytest.mark.usefixtures("tiny")
