@@ -1,5 +1,7 @@
 """Noise convention and guidance."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -28,9 +30,25 @@ def test_student_levels_are_the_published_ones(shift, expected):
     )
 
 
-def test_teacher_levels_fall_from_one_to_zero():
-    sigmas = noise.teacher_sigmas(8, 2.0)
-    assert sigmas[0] == 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+@pytest.mark.parametrize("shift", [1.0, 2.0, 5.0])
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_levels_are_the_formulas_rounded_once(steps, shift):
+    """shift s / (1 + (shift - 1) s) in exact arithmetic, as float32, for s evenly spaced."""
+    even = [Fraction(steps - i, steps) for i in range(steps + 1)]
+    exact = [Fraction(shift) * s / (1 + (Fraction(shift) - 1) * s) for s in even]
+    expected = torch.tensor([float(level) for level in exact], dtype=torch.float64).float()
+    teacher = noise.teacher_sigmas(steps, shift)
+    torch.testing.assert_close(teacher, expected, rtol=1e-7, atol=0)
+    assert torch.equal(noise.student_sigmas(steps, shift), expected[:-1])
+    assert teacher[0] == 1 and teacher[-1] == 0 and (teacher.diff() < 0).all()
+
+
+def test_a_level_takes_the_shape_and_precision_of_the_latents():
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    level = noise.over(torch.tensor([0.25, 0.5]), x)
+    assert level.shape == (2, 1, 1, 1, 1) and level.dtype == torch.float64
+    assert noise.add_noise(x, x, torch.tensor([0.25, 0.5])).dtype == torch.float64
+    torch.testing.assert_close((level * x)[0], 0.25 * x[0])
 
 
 def test_guidance_scale_one_is_no_guidance_and_two_extrapolates():
@@ -50,6 +68,41 @@ def vp_table() -> torch.Tensor:
     """Noise levels of a variance-preserving network with CogVideoX's scaled-linear schedule."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return noise.vp_sigmas(torch.cumprod(1 - betas, 0))
+
+
+def test_levels_of_a_variance_preserving_network_compare_noise_with_signal():
+    """b / (a + b) with a^2 the cumulative product and b^2 the rest; rounding beyond 0 and 1 too."""
+    products = torch.tensor([1.0 + 1e-9, 0.64, 0.5, 0.36, 0.0, -1e-9], dtype=torch.float64)
+    sigmas = noise.vp_sigmas(products)
+    expected = torch.tensor([0, 0.6 / 1.4, 0.5, 0.8 / 1.4, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(sigmas, expected, rtol=0, atol=1e-12)
+    assert noise.vp_sigmas(products.float()).dtype == torch.float64
+    a, b = 1 - sigmas, sigmas  # up to a factor, which vp_scale removes
+    scale = noise.vp_scale(sigmas)
+    torch.testing.assert_close((a / scale) ** 2 + (b / scale) ** 2, torch.ones_like(scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_timestep_outside_the_table_is_its_first_or_last(dtype):
+    table = torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)
+    sigma = torch.tensor([0.0, 0.1, 0.15, 0.2, 0.4, 0.6, 1.0], dtype=dtype)
+    timesteps = noise.vp_timestep(sigma, table)
+    expected = torch.tensor([0, 0, 0.5, 1, 1.5, 2, 2], dtype=dtype)
+    torch.testing.assert_close(timesteps, expected, rtol=0, atol=1e-6)
+    assert noise.vp_timestep(sigma, table).dtype == dtype
+
+
+def test_above_the_table_an_output_counts_as_one_at_the_last_level():
+    table = torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)
+    x_t, output = torch.randn(2, 2, 1, 1, 1, 3, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([0.9, 0.9])
+    z = x_t / noise.vp_scale(sigma).reshape(-1, 1, 1, 1, 1)
+    last = torch.tensor(0.6)
+    a, b = (1 - last) / noise.vp_scale(last), last / noise.vp_scale(last)
+    for kind, x0 in (("v_prediction", a * z - b * output), ("epsilon", (z - b * output) / a)):
+        velocity = noise.vp_velocity(output, x_t, sigma, table, kind)
+        assert velocity.dtype == torch.float32
+        torch.testing.assert_close(velocity, (x_t - x0) / 0.9)
 
 
 def test_timesteps_of_a_variance_preserving_network_are_found_and_interpolated(vp_table):

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill_bench.evaluate import distances
 from distill_bench.evaluate.distances import (
+    checked_features,
     frechet_distance,
     frechet_infinity,
     frechet_sd,
@@ -211,11 +213,93 @@ def test_the_bootstrap_sd_is_the_sd_over_independent_draws(distance, sd, paired)
     assert 0.7 * true < bootstrap < 1.5 * true
 
 
-def test_the_reweighted_kernel_sd_equals_a_loop_over_resamples():
-    x, y = normal(30, 5), normal(25, 5, 1)
-    i, j = resampled(x, y, False, 20)
-    loop = torch.tensor([kernel_distance(x[a], y[b]) for a, b in zip(i, j, strict=True)])
-    assert kernel_sd(x, y, False, 20) == pytest.approx(loop.double().std().item(), rel=1e-5)
+@pytest.mark.parametrize("paired, m", [(False, 25), (True, 30)])
+def test_the_sd_equals_that_of_a_loop_over_resamples(paired, m):
+    """The kernel's by reweighting; extrapolations from half of the clips and all."""
+    x, y = normal(30, 5), normal(m, 5, 1)
+    pairs = list(zip(*resampled(x, y, paired, 12), strict=True))
+    for sd, distance in (
+        (frechet_sd, lambda x, y: frechet_distance(x, y)),
+        (kernel_sd, lambda x, y: kernel_distance(x, y, paired)),
+        (infinity_sd, lambda x, y: frechet_infinity(x, y, paired, points=2, draws=8)),
+    ):
+        loop = np.std([distance(x[i], y[j]) for i, j in pairs], ddof=1)
+        assert sd(x, y, paired, 12) == pytest.approx(loop, rel=1e-5)
+    assert kernel_sd(x.float(), y.float(), paired, 12) == pytest.approx(
+        kernel_sd(x.float().double(), y.float().double(), paired, 12), rel=1e-9
+    )
+
+
+def test_resamples_draw_with_replacement_and_pairs_together():
+    x, y = torch.zeros(40, 1), torch.zeros(30, 1)
+    i, j = resampled(x, y, False, 50)
+    assert i.shape == (50, 40) and j.shape == (50, 30)
+    assert set(i.unique().tolist()) == set(range(40)) and set(j.unique().tolist()) == set(range(30))
+    assert all(len(draw.unique()) < 40 for draw in i), "clips repeat"
+    assert not torch.equal(i[0], i[1])
+    i, j = resampled(x, x, True, 5)
+    assert torch.equal(i, j)
+    i, j = resampled(x, x, False, 5)
+    assert not torch.equal(i, j)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_extrapolation_goes_from_half_of_the_clips_to_all(paired, monkeypatch):
+    """Its distances are of subsets without repeats; they are linear in 1 / n here."""
+    subsets = []
+
+    def linear(x, y):
+        subsets.append((x[:, 0].tolist(), y[:, 0].tolist()))
+        return 3.0 + 7.0 / len(x)
+
+    monkeypatch.setattr(distances, "frechet_distance", linear)
+    x = torch.arange(20.0)[:, None]
+    y = torch.arange(20.0 if paired else 26.0)[:, None]
+    assert frechet_infinity(x, y, paired, points=6, draws=3) == pytest.approx(3.0)
+    assert [len(i) for i, _ in subsets] == [n for n in (10, 12, 14, 16, 18) for _ in range(3)] + [
+        20
+    ]
+    for i, j in subsets:
+        assert len(i) == len(j) == len(set(i)) == len(set(j))
+        assert (i == j) == paired
+    assert subsets[0] != subsets[1] and len({tuple(j) for _, j in subsets}) == len(subsets)
+    subsets.clear()
+    frechet_infinity(x, y, paired)
+    assert len(subsets) == 4 * 10 + 1, "15 values of n, of which 11 differ, four draws of each"
+    subsets.clear()
+    frechet_infinity(x[:4], y[:4], paired)
+    assert sorted({len(i) for i, _ in subsets}) == [2, 3, 4]
+    with pytest.raises(ValueError, match="3; at least 4 needed"):
+        frechet_infinity(x[:3], y[:4], False)
+
+
+def test_paired_subsets_are_of_the_same_prompts():
+    """A shift of every clip is the distance of every paired subset."""
+    x = normal(30, 3)
+    shifted = x + torch.tensor([3.0, 0.0, 4.0])
+    assert frechet_infinity(x, shifted, paired=True) == pytest.approx(25.0, rel=1e-6)
+    assert frechet_infinity(x, shifted, paired=False) != pytest.approx(25.0, rel=1e-3)
+
+
+def test_a_gram_matrix_is_summed_in_blocks_in_double_precision():
+    x = normal(50, 6).float()
+    mean = x.double().mean(0).numpy()
+    centred = x.double().numpy() - mean
+    for rows in (7, 50, 8192):
+        total = gram(x, mean, rows)
+        assert total.dtype == np.float64
+        np.testing.assert_allclose(np.triu(total), np.triu(centred.T @ centred), rtol=1e-6)
+
+
+def test_single_precision_features_have_double_precision_moments():
+    """Around a mean of 1000, single precision would keep two digits of the spread."""
+    x = (normal(3000, 4) + 1000).float()
+    y = (1.5 * normal(3000, 4, 1) + 1000).float()
+    expected = frechet_distance(x.double(), y.double())
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(x[:3], y[:3]) == pytest.approx(
+        frechet_distance(x[:3].double(), y[:3].double()), rel=1e-3
+    )
 
 
 def test_features_may_be_tensors_or_arrays_of_any_precision():
@@ -224,6 +308,14 @@ def test_features_may_be_tensors_or_arrays_of_any_precision():
         expected = distance(x.double(), y.double())
         for kind in (x.float().requires_grad_(), x.numpy(), x.double().numpy(), x):
             assert distance(kind, y) == pytest.approx(expected, rel=EXACT)
+
+
+def test_two_clips_of_integers_are_enough():
+    x, y = checked_features([[1, 2], [3, 4]], np.array([[True, False], [True, True]]))
+    assert x.tolist() == [[1, 2], [3, 4]] and y.tolist() == [[1, 0], [1, 1]]
+    assert x.dtype == y.dtype == torch.float64
+    single = checked_features(torch.zeros(2, 1), torch.zeros(2, 1))
+    assert {features.dtype for features in single} == {torch.float32}
 
 
 def test_lists_are_read_in_double_precision_and_reversed_arrays_are_accepted():
@@ -256,7 +348,12 @@ def test_sets_of_different_size_cannot_be_paired():
         (torch.zeros(5, 3), torch.zeros(5, 4), "features must be"),
         (torch.zeros(1, 3), torch.zeros(5, 3), "features must be"),
         (torch.zeros(5), torch.zeros(5), "features must be"),
+        (torch.zeros(5, 3), torch.zeros(1, 3), "features must be"),
+        (torch.zeros(5, 3), torch.zeros(5, 3, dtype=torch.complex64), "complex"),
+        (torch.zeros(5, 3, 1), torch.zeros(5, 3, 1), "features must be"),
+        (torch.zeros(5, 3), torch.zeros(5), "features must be"),
         (torch.full((5, 3), torch.nan), torch.zeros(5, 3), "not finite"),
+        (torch.zeros(5, 3), torch.full((5, 3), torch.inf), "not finite"),
     ],
 )
 def test_invalid_features_are_refused(x, y, reason):

@@ -161,7 +161,11 @@ def plain_source(source: str) -> str:
 def main() -> None:
     """Run mutmut's command line with the operators of this file."""
     from mutmut.__main__ import cli  # reads the settings in the working directory
+    from mutmut.workers import isolation
 
+    # On a busy machine a slow test is no endless loop: only its CPU time is limited. A test that
+    # waits is ended by pytest-timeout.
+    isolation.register_timeout = lambda pid, timeout_s: None
     replaced = (mutators.operator_string,)
     mutators.mutation_operators[:] = [
         *(pair for pair in mutators.mutation_operators if pair[1] not in replaced),

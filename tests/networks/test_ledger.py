@@ -29,3 +29,13 @@ def test_a_disabled_ledger_counts_nothing():
     ledger = Ledger(1, enabled=False)
     ledger.add("student", "forward", 1)
     assert ledger.counts == {}
+
+
+def test_flops_without_the_students_are_in_units_of_its_forward():
+    assert Ledger(4).weight("teacher") == 1
+    assert Ledger(4, {"teacher": 3.0}).weight("teacher") == 3
+
+
+def test_an_unknown_kind_of_pass_is_refused():
+    with pytest.raises(KeyError):
+        Ledger(4).add("student", "backward", 4)

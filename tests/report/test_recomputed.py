@@ -1,122 +1,19 @@
-"""Every number of the tables, recomputed here from the data files with scipy and statsmodels.
-
-The study has what makes mistakes visible: seeds in different orders, seeds that one row lacks, a
-failed run, two clips per prompt, scores in every direction, and checkpoints at unequal costs.
-"""
+"""Every number of the tables, recomputed from made-up scores with scipy and statsmodels."""
 
 import itertools
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
+from known_study import BASELINE, SCORES, study
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from stores import update_json, write_results
 
-from distill_bench.report.read_store import REFERENCE
-from distill_bench.report.results import Column, Results, load
+from distill_bench.report.results import Results
 from distill_bench.report.rows import COST
 from distill_bench.report.stats import power
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.tables.scores import budget
-
-SCORES = [
-    Column("d", "Distance", "", "lower", True),
-    Column("u", "Use", "", "higher", True),  # has one value per clip
-    Column("m", "Motion", "", "one", True),
-    Column("x", "Extra", "", None, False),
-]
-PROMPTS = np.repeat(np.arange(8), 2)
-# row -> (level of d, seeds in the order of runs.csv, cost of a student update)
-ROWS = {
-    ("alpha", 1): (10.0, (0, 1, 2, 3, 4), 1.0),
-    ("alpha", 5): (14.0, (5, 4, 3, 2, 1), 3.0),
-    ("beta", 1): (10.6, (3, 0, 2), 1.5),
-    ("gamma", 1): (11.0, (7,), 1.1),
-}
-UPDATES = (10, 20, 50)  # evaluated student updates
-BASELINE = "alpha k=5"
-
-
-class Study:
-    """Scores as they were made up, and the tables that the report makes of them."""
-
-    def __init__(self, lost: bool, spread: float):
-        """Args: lost: with a failed run. spread: noise of a seed, relative to that of the rows."""
-        generator = np.random.default_rng(0)
-        shared = generator.normal(size=8)  # effect of a training seed, in every row
-        prompts = generator.normal(size=8)
-        self.scores: dict[str, dict[int, dict]] = {}  # row -> seed -> scores
-        self.points: dict[str, dict[int, pd.DataFrame]] = {}  # row -> seed -> checkpoints
-        runs, checkpoints, clips = [], [], []
-        for (method, k), (level, seeds, cost) in ROWS.items():
-            label = f"{method} k={k}"
-            self.scores[label], self.points[label] = {}, {}
-            for seed in seeds:
-                run_id = f"{method}{k}-{seed}"
-                noise = spread * generator.normal(size=3)
-                per_clip = 30 - 2 * level + prompts[PROMPTS] + shared[seed]
-                per_clip = per_clip + spread * generator.normal(size=16) + noise[1]
-                per_clip = np.array([float(f"{value:.4g}") for value in per_clip])
-                scores = {
-                    "d": level + shared[seed] + noise[0],
-                    "u": per_clip.mean(),
-                    "m": 1 + 0.1 * (level - 10.3) + 0.05 * shared[seed] + 0.1 * noise[2],
-                    "x": level / 3 + noise[0],
-                }
-                per_update = cost * (1 + 0.05 * seed) * (3 if run_id == "alpha5-5" else 1)
-                points = pd.DataFrame({"student_updates": UPDATES})
-                points[COST] = points["student_updates"] * per_update
-                for name, value in scores.items():
-                    points[name] = value * (1 + (50 - points["student_updates"]) / 40)
-                checkpoints += points.assign(run_id=run_id).to_dict("records")
-                clips.append((run_id, "u", " ".join(f"{value:.4g}" for value in per_clip)))
-                keys = {"run_id": run_id, "method": method, "k": k, "seed": seed}
-                costs = {COST: 50 * per_update, "train_seconds": 9.0 + seed}
-                runs.append(keys | scores | costs)
-                self.scores[label][seed] = scores | costs | {"clips": per_clip}
-                self.points[label][seed] = points
-        if lost:
-            runs.append({"run_id": "f", "method": "beta", "k": 1, "seed": 4, "status": "failed"})
-        self.teacher_clips = np.array([float(f"{v:.4g}") for v in generator.normal(5, 1, 16)])
-        teacher = {"method": "teacher", "role": "teacher", "status": REFERENCE}
-        teacher |= {"d": 2.0, "d_sd": 0.25, "u": self.teacher_clips.mean(), "run_id": "t"}
-        clips.append(("t", "u", " ".join(f"{value:.4g}" for value in self.teacher_clips)))
-        training = [{"run_id": run["run_id"], "student_updates": 1} for run in runs]
-        with TemporaryDirectory() as name:
-            folder = Path(name)
-            write_results(folder, SCORES, ["k"], "k", [teacher, *runs], checkpoints, training)
-            frame = pd.DataFrame(clips, columns=["run_id", "column", "values"])
-            frame.to_csv(folder / "clips.csv", index=False)
-            baseline = {"method": "alpha", "k": 5}
-            update_json(folder / "sweep.json", prompts=PROMPTS.tolist(), baseline=baseline)
-            self.results: Results = load(folder)
-            self.tables = {}
-            for file, text in table_files(self.results).items():
-                (folder / file).write_text(text)
-                if file.endswith(".csv"):
-                    self.tables[file] = pd.read_csv(folder / file)
-                else:
-                    self.tables[file] = text
-
-    def at_cost(self, label: str, name: str, cost: float) -> dict[int, float]:
-        """Linear in the cost between the two checkpoints around it, by seed."""
-        values = {}
-        for seed, points in self.points[label].items():
-            costs, scores = points[COST].tolist(), points[name].tolist()
-            for i in range(len(costs) - 1):
-                if costs[i] <= cost <= costs[i + 1] * (1 + 1e-9):
-                    share = (cost - costs[i]) / (costs[i + 1] - costs[i])
-                    values[seed] = (1 - share) * scores[i] + share * scores[i + 1]
-        return values
-
-
-@cache
-def study(lost: bool = True, spread: float = 0.3) -> Study:
-    return Study(lost, spread)
 
 
 def t_interval(values) -> tuple[float, float, float]:
@@ -350,6 +247,60 @@ def test_a_row_is_best_if_all_paired_intervals_exclude_0_jointly(spread):
                 test = stats.ttest_1samp(values, 0)
                 proven &= bool(test.confidence_interval(1 - 0.05 / (len(rows) - 1)).high < 0)
         assert winners.get(name) == (best if proven else None)
+
+
+def sections(text: str) -> dict[str, list[list[str]]]:
+    """Cells of the table under each heading of a Markdown file."""
+    tables = {}
+    for section in text.split("## ")[1:]:
+        lines = [line for line in section.splitlines() if line.startswith("|")]
+        tables[section.splitlines()[0]] = [line.strip("| ").split(" | ") for line in lines]
+    return tables
+
+
+def number(text: str) -> float:
+    return float(text.strip("*").replace(",", "").split(" ± ")[0])
+
+
+def test_markdown_has_the_differences_of_the_csv_files():
+    """With the p-values, the verdicts and the bold of the pairs with the baseline."""
+    tables = sections(study().tables["table.md"])
+    final = study().tables["differences.csv"]
+    at_cost = study().tables["equal_cost_differences.csv"]
+    costs = study().tables["table.csv"].set_index("label")[f"{COST}_mean"]
+    rows = [label for label in study().scores if label != BASELINE]
+    headings = {"d": "Distance ↓", "u": "Use ↑", "m": "Motion → 1"}
+    for name, heading in headings.items():
+        lines = final[(final["column"] == name) & (final["b"] == BASELINE)].set_index("a")
+        head, _, *body = tables[f"{heading}: difference to {BASELINE}"]
+        assert head[:5] == ["row", "seeds", "difference", "p (Holm over 2)", "favours"]
+        assert [cells[0] for cells in body] == rows
+        for label, seeds, difference, p, favours, ratio in body:
+            line = lines.loc[label]
+            assert int(seeds) == line["seeds"]
+            assert number(ratio.removesuffix(" x")) == pytest.approx(
+                costs[label] / costs[BASELINE], abs=0.006
+            )
+            if not line["seeds"]:
+                assert (difference, p, favours) == ("—", "—", "neither")
+                continue
+            assert number(difference) == pytest.approx(line["difference"], rel=0.01)
+            assert difference[0] == ("+" if line["difference"] > 0 else "-")
+            adjusted = line["p_holm_baseline"]
+            assert (
+                p == "<0.001" if adjusted < 0.001 else float(p) == pytest.approx(adjusted, abs=6e-3)
+            )
+            assert (favours == "neither") == (adjusted >= 0.05)
+            assert favours in ("neither", label, BASELINE)
+        equal = at_cost[(at_cost["column"] == name) & (at_cost["b"] == BASELINE)].set_index("a")
+        head, _, *body = tables[f"At equal cost: difference to {BASELINE}"]
+        for label, cells in zip(rows, body, strict=True):
+            cell = cells[head.index(heading)]
+            if not equal.loc[label, "seeds"]:
+                assert cell == "—"
+                continue
+            assert number(cell) == pytest.approx(equal.loc[label, "difference"], rel=0.01)
+            assert cell.startswith("**") == (equal.loc[label, "p_holm_baseline"] < 0.05)
 
 
 def vars_of(results: Results) -> dict:

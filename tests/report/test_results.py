@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stores import load_results, update_json, write_run, write_store
+from stores import load_results, update_json, write_results, write_run, write_store
 
 from distill_bench.report import ResultsError, load
-from distill_bench.report.rows import parse_keys
+from distill_bench.report.results import Column
+from distill_bench.report.rows import COST, parse_keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,59 @@ def test_scores_at_a_cost_are_interpolated_between_checkpoints(results):
     assert points[columns].to_numpy().tolist() == [[10, 1000, 30], [20, 2000, 10]]
     assert row.at_cost("distance", 1500.0)[0] == pytest.approx(20.0)
     assert row.at_cost("distance", 900.0) == row.at_cost("distance", 2100.0) == {}
+
+
+@pytest.fixture
+def curve(tmp_path):
+    """The row of one run, evaluated four times; its second score is not finite."""
+    points = [(10, 100.0, 8.0), (20, 200.0, None), (30, 300.0, 2.0), (40, 400.0, 5.0)]
+    checkpoints = [
+        {"run_id": "r", "student_updates": updates, COST: cost, "d": score}
+        for updates, cost, score in points
+    ]
+    run = {"run_id": "r", "method": "a", "seed": 3, "d": 5.0, COST: 400.0}
+    training = [{"run_id": "r", "student_updates": 1}]
+    columns = [Column("d", "Distance", "", "lower", True)]
+    write_results(tmp_path, columns, [], None, [run], checkpoints, training)
+    (row,) = load(tmp_path).students
+    return row
+
+
+@pytest.mark.parametrize(
+    "cost, score",
+    [
+        (100.0, 8.0),
+        (150.0, 6.5),  # between the finite scores at 100 and 300
+        (300.0, 2.0),
+        (375.0, 4.25),
+        (400.0, 5.0),
+        (100.0 * (1 - 5e-7), 8.0),  # a cost is written with six digits
+        (400.0 * (1 + 5e-7), 5.0),
+        (100.0 * (1 - 5e-6), None),
+        (400.0 * (1 + 5e-6), None),
+        (50.0, None),
+    ],
+)
+def test_a_score_at_a_cost_is_linear_between_finite_scores_and_never_extrapolated(
+    curve, cost, score
+):
+    expected = {} if score is None else {3: pytest.approx(score)}
+    assert curve.at_cost("d", cost) == expected
+    assert curve.at_cost("unknown", cost) == {}
+
+
+def test_seeds_with_unequal_numbers_of_clips_count_equally(reported, tmp_path):
+    folder = shutil.copytree(reported[0], tmp_path / "speed")
+    lines = pd.read_csv(folder / "clips.csv", dtype=str)
+    first = lines.index[lines["run_id"].str.startswith("alpha-s0")][0]
+    lines.loc[first, "values"] = " ".join(lines.loc[first, "values"].split()[:2])
+    lines.to_csv(folder / "clips.csv", index=False)
+    study = load(folder)
+    row = study.students[0]
+    assert {len(values) for values in row.by_seed("speed").values()} == {2, 3}
+    interval = study.interval(row, "speed")
+    assert interval.mean == pytest.approx(row.runs["speed"].mean())
+    assert interval.error == pytest.approx(row.runs["speed"].sem())
 
 
 def test_the_mean_over_clips_is_the_score(results):
