@@ -32,6 +32,9 @@ KINDS = {
 }
 
 
+_plugin_folder: Path | None = None  # of the run that was loaded last
+
+
 class RegistryError(ValueError):
     """A plugin that is unknown or cannot be loaded; the message is one line."""
 
@@ -44,6 +47,25 @@ def methods() -> "dict[str, type[Method]]":
 def evaluators() -> "dict[str, type[Evaluator]]":
     """Every installed evaluator by name."""
     return _all("evaluator")
+
+
+def search_plugins_in(folder: Path | None) -> None:
+    """Look for plugin files with relative paths in this folder first; None: only in the current."""
+    global _plugin_folder
+    _plugin_folder = folder
+
+
+def is_relative_file(name: str) -> bool:
+    """True for `path/to/file.py:Class` with a relative path."""
+    where = name.rpartition(":")[0]
+    return where.endswith(".py") and not Path(where).is_absolute()
+
+
+def _plugin_file(where: str) -> Path:
+    """File of a plugin."""
+    if _plugin_folder is not None and (_plugin_folder / where).is_file():
+        return _plugin_folder / where
+    return Path(where)
 
 
 def find_method(name: str) -> "type[Method]":
@@ -60,7 +82,7 @@ def method_file(name: str) -> Path | None:
     """Source file of a method, found without importing it; None if no file is found."""
     module = name.rpartition(":")[0]
     if module.endswith(".py"):
-        return Path(module)
+        return _plugin_file(module)
     if not module:
         points = {e.name: e.value.partition(":")[0] for e in entry_points(group=KINDS["method"][1])}
         module = _built_in("method").get(name) or points.get(name, name)
@@ -110,8 +132,8 @@ def _from_path(kind: str, name: str, base: type) -> Any:
     where, _, class_name = name.rpartition(":")
     if not where.endswith(".py"):
         module = _load(kind, where, lambda: importlib.import_module(where))
-    elif Path(where).is_file():
-        module = _load(kind, where, lambda: load_file(Path(where)))
+    elif _plugin_file(where).is_file():
+        module = _load(kind, where, lambda: load_file(_plugin_file(where)))
     else:
         relative = "" if Path(where).is_absolute() else f" in the current folder, {Path.cwd()}"
         raise RegistryError(f"no plugin file {where}{relative}")

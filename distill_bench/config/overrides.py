@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from distill_bench.config.errors import ConfigError
@@ -9,6 +10,8 @@ from distill_bench.config.identity import canonical, short_name
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.store.nested import flat
+
+PATHS = ("teacher", "student", "prompts", "data")  # absolute in a resolved run
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -78,8 +81,14 @@ def has_values(data: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
     Null equals null, and a key that the run lacks. A method may be given by its short name.
     """
-    return all(
-        same_value(value := value_at(data, key), wish)
-        or (key in ("method", "method.name") and same_value(short_name(str(value)), wish))
-        for key, wish in flat(wanted).items()
-    )
+    for key, wish in flat(wanted).items():
+        value = value_at(data, key)
+        wishes = [wish]
+        if key in PATHS and isinstance(wish, str):
+            wishes.append(str(Path(wish).absolute()))
+        values = [value]
+        if key in ("method", "method.name"):
+            values.append(short_name(str(value)))
+        if not any(same_value(a, b) for a in values for b in wishes):
+            return False
+    return True

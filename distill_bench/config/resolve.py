@@ -18,8 +18,14 @@ from distill_bench.config.overrides import apply_overrides
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.validation import one_line, validate
 from distill_bench.config.yaml_files import load_yaml
-from distill_bench.registry import RegistryError, find_method
+from distill_bench.registry import (
+    RegistryError,
+    find_method,
+    is_relative_file,
+    search_plugins_in,
+)
 from distill_bench.teachers.contents import content_hash
+from distill_bench.teachers.folder import is_local_folder
 from distill_bench.teachers.kinds import Teacher, find_teacher
 from distill_bench.teachers.prompts import prompts_hash
 
@@ -30,7 +36,7 @@ DEFAULT_TEACHER = RunConfig.model_fields["teacher"].default
 
 
 def load_run(run_dir: Path) -> RunConfig:
-    """The resolved config of a run folder.
+    """The resolved config of a run folder; its plugin files are found from now on.
 
     Raises:
         ConfigError: if there is no run.yaml, or it is invalid.
@@ -40,7 +46,9 @@ def load_run(run_dir: Path) -> RunConfig:
         raise ConfigError(
             f"{run_dir} is not a run folder: it has no run.yaml; name a folder in runs/"
         )
-    return validate(RunConfig, load_yaml(path), str(path))
+    config = validate(RunConfig, load_yaml(path), str(path))
+    search_plugins_in(Path(config.launch_folder) if config.launch_folder else None)
+    return config
 
 
 def resolve(data: Mapping[str, Any]) -> RunConfig:
@@ -73,7 +81,12 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     if not method.has_fake_score or data.get("fake_score") == "exact":
         data["fake_score_updates"] = None
 
+    data |= _absolute_paths(data)
     config = validate(RunConfig, data, "run")
+    if any(
+        is_relative_file(name) for name in (fields["name"], *(config.protocol.evaluators or ()))
+    ):
+        config = config.model_copy(update={"launch_folder": str(Path.cwd())})
     check_run(Candidate(config, method, teacher, student))
     if config.fake_score_updates is None:
         # these keys have no effect without a trained fake score, so they must not change the id
@@ -127,6 +140,16 @@ def _method_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(fields.get("name"), str):
         raise ConfigError(f"method.name is {fields.get('name')!r}: it must name a method")
     return fields
+
+
+def _absolute_paths(data: Mapping[str, Any]) -> dict[str, str]:
+    """The run's files and folders as absolute paths, so that a job may start in any folder.
+
+    None of these keys is part of the run's id.
+    """
+    folders = [key for key in ("teacher", "student") if is_local_folder(data.get(key))]
+    files = [key for key in ("prompts", "data") if isinstance(data.get(key), str)]
+    return {key: str(Path(data[key]).absolute()) for key in [*folders, *files]}
 
 
 def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str, Any]:

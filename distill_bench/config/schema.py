@@ -78,6 +78,8 @@ class RunConfig(StrictModel):
     """File of training prompts (.txt, .json, .jsonl); null: the teacher's prompts.txt."""
     prompts_hash: str = key("", added=True)
     """Hash of the prompts; written when the run is resolved."""
+    launch_folder: str | None = key(None, in_id=False)
+    """Folder from which plugin files were named by relative paths; written if there are any."""
     seed: int = key(0, ge=0)
     """Seed of initialisation and of every draw; set by `seeds` of a sweep."""
     # ---- schedule

@@ -50,6 +50,10 @@ TRAINING_LINES = 16  # per run in training.csv
 NOT_IDENTITY = {
     "seed",
     "teacher",
+    "student",  # the content of these is in the hashes
+    "prompts",
+    "data",
+    "launch_folder",
     "protocol.evaluators",
     "checkpoint_every",
     "log_every",

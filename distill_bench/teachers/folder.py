@@ -74,6 +74,11 @@ def teacher_folder(name: str) -> Path:
     )
 
 
+def is_local_folder(name: object) -> bool:
+    """True if a teacher's name is the path of a folder."""
+    return isinstance(name, str) and name not in EMBEDDED and Path(name).is_dir()
+
+
 def split_hub_name(name: str) -> tuple[str | None, str | None]:
     """(repository, revision) of a hub name, or (None, None) for any other name.
 

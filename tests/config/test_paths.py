@@ -1,0 +1,89 @@
+"""Relative paths of a run start from the folder of the launch, wherever its job starts."""
+
+from pathlib import Path
+
+import pytest
+
+from distill_bench.config.identity import run_id
+from distill_bench.config.overrides import has_values
+from distill_bench.config.resolve import load_run, method_of, resolve
+from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.registry import find_evaluator, method_file, search_plugins_in
+
+METHOD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distill_bench.methods.dmd2 import DMD2
+
+
+@dataclass(frozen=True)
+class Mine(DMD2):
+    paper: ClassVar[str] = "none"
+"""
+EVALUATOR = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distill_bench.evaluator import Evaluator
+
+
+@dataclass(frozen=True)
+class Bright(Evaluator):
+    paper: ClassVar[str] = "none"
+    version: ClassVar[int] = 1
+
+    def scores(self, clips, references):
+        return []
+"""
+RUN = {
+    "method": "mine_at_launch.py:Mine",
+    "prompts": "p.txt",
+    "protocol": {"evaluators": ["bright_at_launch.py:Bright"]},
+}
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Current folder with the files that RUN names."""
+    folder = tmp_path / "launch"
+    folder.mkdir()
+    (folder / "mine_at_launch.py").write_text(METHOD)
+    (folder / "bright_at_launch.py").write_text(EVALUATOR)
+    (folder / "p.txt").write_text("a red circle\na blue square\n")
+    monkeypatch.chdir(folder)
+    yield folder
+    search_plugins_in(None)
+
+
+def test_a_job_may_start_in_another_folder(launch, tmp_path, monkeypatch):
+    config = resolve(RUN)
+    assert config.prompts == str(launch / "p.txt")
+    assert config.launch_folder == str(launch)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = load_run(run)
+    assert loaded == config
+    assert type(method_of(loaded)).__name__ == "Mine"
+    assert method_file(RUN["method"]) == launch / "mine_at_launch.py"
+    assert find_evaluator("bright_at_launch.py:Bright").__name__ == "Bright"
+
+
+def test_paths_do_not_enter_the_id(launch):
+    relative, absolute = (
+        resolve(RUN | {"prompts": path}) for path in ("./p.txt", str(launch / "p.txt"))
+    )
+    assert run_id(relative) == run_id(absolute)
+    assert has_values(relative.model_dump(mode="json"), {"prompts": "p.txt"})
+
+
+def test_names_and_missing_paths_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = resolve({"method": "dmd2"})
+    assert (config.teacher, config.prompts, config.launch_folder) == ("mini-wan", None, None)
+    (tmp_path / "mini-wan").mkdir()
+    assert resolve({"method": "dmd2"}).teacher == "mini-wan"
+    assert Path.cwd() == tmp_path
