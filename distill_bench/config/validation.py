@@ -58,7 +58,8 @@ def one_line(error: ValidationError, where: str, model: type[BaseModel] | None =
     problem = problem.removeprefix("Value error, ").replace("a valid boolean", "true or false")
     if not _dotted(path):  # a check of several keys
         return f"{where}: {problem}"
-    given = "" if first["type"] == "missing" else f" = {first['input']!r}"
+    of_several_keys = first["type"] == "value_error" and isinstance(first["input"], dict)
+    given = "" if first["type"] == "missing" or of_several_keys else f" = {first['input']!r}"
     return f"{where}: {_dotted(path)}{given}: {problem}"
 
 

@@ -9,7 +9,7 @@ import torch
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.evaluate.score import NEEDS, evaluate
-from distill_bench.networks.ranks import group_ranks, ranks
+from distill_bench.networks.ranks import group_ranks, ranks, set_threads
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.sample.reference_kinds import COMPARED
 
@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 def _score(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Score the folder on this rank; rank 0 prints the scores."""
     here = group_ranks()
+    set_threads(None)
     try:
         names = _names(options.evaluators)
         settings = _settings(options.set, names or list(all_evaluators()))

@@ -1,4 +1,4 @@
-"""Rank, world size and device of this process, and exchanges of objects between ranks.
+"""Rank, world size, device and threads of this process, and exchanges of objects between ranks.
 
 `ranks()` describes the processes of the launch, `group_ranks()` the process group, which can
 exchange values. The two differ: sampling shares clips through files and needs no process group, and
@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
+
+from distill_bench.store.machine import usable_cores
 
 T = TypeVar("T")
 
@@ -96,6 +98,19 @@ def on_first_rank(make: Callable[[], T]) -> T:
     if isinstance(outcome, Exception):
         raise outcome
     return cast(T, outcome)
+
+
+def set_threads(threads: int | None) -> None:
+    """Set the number of torch's threads.
+
+    Args:
+        threads: None: torch's default, but at most the cores that this process may use, unless
+            OMP_NUM_THREADS states a number. torch does not know a container's quota.
+    """
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), usable_cores())
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _variable(name: str, default: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from distill_bench import ASSETS
 from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
+from distill_bench.networks.ranks import set_threads
 from distill_bench.pretrain.fit_autoencoder import (
     load_latents,
     train_autoencoder,
@@ -58,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     if options.encoders:
         train_encoders(
             options.out or encoders.FOLDER,

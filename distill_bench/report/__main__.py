@@ -13,6 +13,7 @@ from pathlib import Path
 from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.rows import parse_keys
 from distill_bench.report.write import ReportError, report
+from distill_bench.store.failures import os_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{parser.prog}: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{parser.prog}: cannot write: {os_error(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,7 +1,6 @@
 """Write results/<sweep>: data files from the store, then tables, figures and the page."""
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from math import inf
@@ -60,9 +59,9 @@ def report(
     for name, text in files.items():
         write_bytes(folder / name, text.encode())
     # Matplotlib takes a second to import, so it comes after every check.
-    from distill_bench.report.figures.command import plot
+    from distill_bench.report.figures.command import most_workers, plot
 
-    plot(folder, workers=os.cpu_count() or 1)
+    plot(folder, most_workers())
     page = folder / "report.html"
     write_bytes(page, render_page(results, stored, folder).encode())
     write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())

@@ -16,7 +16,7 @@ from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.offload import place
 from distill_bench.networks.pipeline import clips_per_batch, pipeline_of
 from distill_bench.networks.precision import cast
-from distill_bench.networks.ranks import ranks
+from distill_bench.networks.ranks import ranks, set_threads
 from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.rollout import euler, rollout
 from distill_bench.sample.write_folder import ClipSource
@@ -42,8 +42,7 @@ class Sampler:
         prompts: Sequence[str] | None = None,
     ) -> None:
         """Load the run's pipeline and choose the protocol's prompts, unless they are given."""
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        set_threads(config.threads)
         self.config = config
         self.pipeline = pipeline or pipeline_of(config, ranks().device, store)
         self.device = self.pipeline.device

@@ -40,6 +40,12 @@ def failure_kind(error: BaseException) -> str:
     return "exception"
 
 
+def os_error(error: OSError) -> str:
+    """Reason of an OSError, and the file concerned if it is known; never "None"."""
+    reason = error.strerror or first_line(error)
+    return reason if error.filename is None else f"{reason}: {error.filename}"
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's message, at most 300 characters; its type if it has no message."""
     lines = text_lines(str(error).strip())

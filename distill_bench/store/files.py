@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from distill_bench.store.failures import first_line
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -152,10 +154,10 @@ def sha256(path: Path) -> str:
 
 def unwritable(folder: Path) -> str | None:
     """Reason why a folder cannot be created or written to; None if it can."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(bytes(4096))
     except OSError as error:
-        return error.strerror
+        return error.strerror or first_line(error)
     return None

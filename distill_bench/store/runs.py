@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_bench.store.claims import STALE_SECONDS, attempts, is_alive, read_exit
+from distill_bench.store.failures import os_error
 from distill_bench.store.files import read_record, write_json
 
 
@@ -77,7 +78,7 @@ def record_error(run_dir: Path, error: str, kind: str) -> None:
     try:
         write_json(path, record | {"error": error, "kind": kind})
     except OSError as failure:
-        print(f"cannot write {path}: {failure.strerror}", file=sys.stderr, flush=True)
+        print(f"cannot write {path}: {os_error(failure)}", file=sys.stderr, flush=True)
 
 
 def output_file() -> str | None:

@@ -14,7 +14,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.overrides import parse_override, run_value
 from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.registry import RegistryError
-from distill_bench.store.failures import FAILURE_KINDS, failure_kind
+from distill_bench.store.failures import FAILURE_KINDS
 from distill_bench.sweep.cancel import cancel_runs
 from distill_bench.sweep.launch import LaunchOptions, local_slots, run_debug, run_local, run_slurm
 from distill_bench.sweep.manifest import OpenSweep, check_writable, open_sweep, recorded_entries
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if failure_kind(error) == "exception":
+        if error.errno is None:  # not a problem of a file
             raise
         path = error.filename or options.store
         print(f"{parser.prog}: {path}: {error.strerror}", file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.store.claims import attempts, read_start
+from distill_bench.store.failures import os_error
 from distill_bench.store.processes import is_running
 from distill_bench.store.runs import record_cancel, run_state
 from distill_bench.sweep.slurm.queue import Queue, scancel
@@ -31,7 +32,7 @@ def cancel_runs(store: Path, runs: Iterable[str], queue: Queue) -> int:
     try:
         record_cancel(store, runs, jobs)
     except OSError as error:
-        warn(f"cannot write into {store} ({error.strerror}): local drivers start the next runs")
+        warn(f"cannot write into {store} ({os_error(error)}): local drivers start the next runs")
     if jobs:
         scancel(sorted(jobs | prepare))
     return len(jobs | prepare) + sum(_stop_worker(store / run) for run in runs)

@@ -38,7 +38,7 @@ from distill_bench.store.claims import (
     read_start,
     try_claim,
 )
-from distill_bench.store.failures import CodeChanged, failure_kind
+from distill_bench.store.failures import CodeChanged, failure_kind, os_error
 from distill_bench.store.files import write_bytes, write_json
 from distill_bench.store.runs import error_path, output_file, read_result, record_error
 from distill_bench.store.stop import Stopped, StopRequest
@@ -100,7 +100,7 @@ def _claim(run_dir: Path) -> tuple[Claim | None, int]:
             run_dir, {"command": f"distill-bench job {run_dir}", "log": output_file()}
         )
     except OSError as error:
-        message = f"cannot write into {run_dir}: {error.strerror}"
+        message = f"cannot write into {run_dir}: {os_error(error)}"
         record_error(run_dir, message, failure_kind(error))
         return None, FAILED
     if claim is None:

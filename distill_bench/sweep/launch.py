@@ -4,7 +4,6 @@ The state of a run is read from its folder, so runs that another call or another
 are skipped.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,8 +14,9 @@ from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
+from distill_bench.store.machine import usable_cores, visible_gpus
 from distill_bench.store.runs import read_cancels
-from distill_bench.sweep.local.workers import Task, python_command, run_tasks, visible_gpus
+from distill_bench.sweep.local.workers import Task, python_command, run_tasks
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.slurm.queue import Queue, read_partition, read_queue
 from distill_bench.sweep.status import TO_LAUNCH, read_statuses
@@ -90,7 +90,7 @@ def local_slots(cluster: ClusterConfig) -> tuple[int, int]:
     processes = min(wanted, gpus) if gpus else wanted
     if processes < wanted:
         warn(f"the sweep asks for {wanted} processes per run; this machine has {gpus} GPUs")
-    return cluster.jobs or max(1, (gpus or os.cpu_count() or 1) // processes), processes
+    return cluster.jobs or max(1, (gpus or usable_cores()) // processes), processes
 
 
 def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: int = 1) -> None:
@@ -189,7 +189,8 @@ def run_slurm(sweep: OpenSweep, options: LaunchOptions) -> None:
         warn(shortfall)
     folders = [sweep.store / run for run in todo]
     prepare = [sweep.store / run for run in missing_artefacts(sweep, todo).values()]
-    ids = submit(folders, cluster, sweep.store, prepare, options.allow_changed_code)
+    changed = options.allow_changed_code
+    ids = submit(folders, cluster, sweep.store, prepare, changed, sweep.config.name)
     arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids))
     console.print(f"submitted {len(ids)} runs as {len(set(ids))} jobs: {', '.join(arrays)}")
     console.print("watch: this command with --status or --wait, or squeue --me")

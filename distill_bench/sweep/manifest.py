@@ -17,7 +17,7 @@ from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.config.yaml_files import dump_yaml
-from distill_bench.store.failures import failure_kind
+from distill_bench.store.failures import failure_kind, os_error
 from distill_bench.store.files import read_record, unwritable, write_bytes, write_json
 from distill_bench.store.nested import describe_differences
 from distill_bench.store.runs import read_result, record_error, run_state
@@ -93,7 +93,7 @@ class OpenSweep:
             try:
                 write_bytes(path, text.encode())
             except OSError as error:  # affects only this run
-                message = f"cannot write into {path.parent}: {error.strerror}"
+                message = f"cannot write into {path.parent}: {os_error(error)}"
                 record_error(path.parent, message, failure_kind(error))
 
     def _references(self) -> dict[str, str]:

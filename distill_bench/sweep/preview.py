@@ -48,7 +48,8 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
         from distill_bench.sweep.slurm.submit import batch_script
 
         console.print("\non SLURM each run would be a job like this:\n")
-        console.print(batch_script(cluster, sweep.store), markup=False, soft_wrap=True)
+        script = batch_script(cluster, sweep.store, sweep.config.name)
+        console.print(script, markup=False, soft_wrap=True)
 
 
 def _estimates(sweep: OpenSweep, statuses: Sequence[Status]) -> dict[str, tuple[float, int]]:
@@ -112,4 +113,5 @@ def _print_cluster(sweep: OpenSweep) -> None:
     )
     for shortfall in partition.shortfalls(wanted):
         warn(shortfall)
-    console.print(batch_script(wanted, sweep.store), markup=False, soft_wrap=True)
+    script = batch_script(wanted, sweep.store, sweep.config.name)
+    console.print(script, markup=False, soft_wrap=True)

@@ -87,7 +87,8 @@ def content_hash(folder: Path) -> str:
 def hash_is_slow(folder: Path) -> bool:
     """True if a folder is larger than LARGE and its hash is not cached."""
     files = _hashed_files(folder)
-    return _is_large(files) and not _cached_hash(files).is_file()
+    cached = _cached_hash(files)
+    return _is_large(files) and not (cached is not None and cached.is_file())
 
 
 def _hashed_files(folder: Path) -> HashedFiles:
@@ -103,9 +104,12 @@ def _is_large(files: HashedFiles) -> bool:
     return sum(size for _, size, _ in files) > LARGE
 
 
-def _cached_hash(files: HashedFiles) -> Path:
+def _cached_hash(files: HashedFiles) -> Path | None:
+    """File that remembers the hash; None for a user without a home."""
     key = hashlib.sha256(repr(files).encode()).hexdigest()[:32]
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    cache_home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    if not cache_home.is_absolute():
+        return None
     return cache_home / "distill-bench" / "hashes" / key
 
 
@@ -113,7 +117,7 @@ def _cached_hash(files: HashedFiles) -> Path:
 def hash_of(folder: Path, files: HashedFiles) -> str:
     large = _is_large(files)
     cached = _cached_hash(files)
-    if large and cached.is_file():
+    if large and cached is not None and cached.is_file():
         return cached.read_text(encoding="utf-8")
     sha = hashlib.sha256()
     for path, _, _ in files:
@@ -122,7 +126,7 @@ def hash_of(folder: Path, files: HashedFiles) -> str:
             while block := file.read(1 << 24):
                 sha.update(block)
     digest = sha.hexdigest()[:12]
-    if large:
+    if large and cached is not None:
         with contextlib.suppress(OSError):  # a read-only home must not stop the run
             write_bytes(cached, digest.encode())
     return digest

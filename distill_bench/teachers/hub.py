@@ -59,6 +59,13 @@ def download(name: str) -> Path:
     if repository is None:
         raise TeacherError(f"{name!r} is not a hub name: write OWNER/NAME or OWNER/NAME@REVISION")
     from diffusers import DiffusionPipeline, logging  # takes seconds
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if HF_HUB_CACHE.startswith("~"):
+        raise TeacherError(
+            f"cannot download teacher {name!r}: this user has no home folder; "
+            "set HF_HOME to a folder for downloads"
+        )
 
     logging.set_verbosity_error()  # the error below says the same in one line
     try:

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import torch
-
 from distill_bench.config.resolve import load_run
 from distill_bench.config.schema import RunConfig
 from distill_bench.draws import Draws
 from distill_bench.method import Method
 from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.networks.ranks import set_threads
 from distill_bench.train.assemble import assemble, check_batch_size
 from distill_bench.train.extras import providers
 from distill_bench.train.inputs import needs_of
@@ -33,8 +32,7 @@ def build(
     Raises:
         ValueError: if a file has changed, or the launched processes cannot share the batch.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     processes = launched()
     check_batch_size(config, processes.world)
     pipeline = pipeline_of(config, processes.device, store)

@@ -122,15 +122,21 @@ def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
 
 def pid_of_rank(rank: int, store: Path) -> int:
     """Process id of a rank of the store's only job."""
-    variable = f"SLURM_PROCID={rank}".encode()
-    pids = command("pgrep", "-f", f"submitit.core._submit {store}/slurm").split()
+    wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job_of(store)}".encode()}
+    pids = command("pgrep", "-f", "submitit.core._submit").split()
     return next(
         int(pid)
         for pid in pids
-        if variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
     )
+
+
+def job_of(store: Path) -> str:
+    """Id of the store's only job, without the index of its array."""
+    (job,) = {job for runs in read_queue(store).jobs.values() for job in runs}
+    return job.partition("_")[0]
 
 
 def prepare_jobs() -> list[str]:
     """Prepare jobs in the queue."""
-    return command("squeue", "--noheader", "--name=distill-bench-prepare", "--format=%i").split()
+    return command("squeue", "--noheader", "--name=lab-prepare", "--format=%i").split()

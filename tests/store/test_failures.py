@@ -5,7 +5,13 @@ import errno
 import pytest
 import torch
 
-from distill_bench.store.failures import FAILURE_KINDS, CodeChanged, failure_kind, first_line
+from distill_bench.store.failures import (
+    FAILURE_KINDS,
+    CodeChanged,
+    failure_kind,
+    first_line,
+    os_error,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,3 +40,16 @@ def test_an_error_is_shortened_to_one_line():
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(ValueError("")) == "ValueError"
     assert len(first_line(ValueError("x" * 999))) == 300
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
+        (FileNotFoundError(2, "No such file or directory", "a"), "No such file or directory: a"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_a_system_error_is_never_printed_as_none(error, text):
+    assert os_error(error) == text

@@ -1,12 +1,16 @@
 """SLURM's refusals and pending reasons in one line, without SLURM; tests/slurm uses a real one."""
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.cluster import ClusterConfig, with_profile
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.validation import validate
 from distill_bench.sweep.slurm.queue import Partition, Queue
-from distill_bench.sweep.slurm.submit import batch_script, sbatch_errors, shares
+from distill_bench.sweep.slurm.submit import batch_script, sbatch_errors, sbatch_options, shares
 from distill_bench.sweep.status import ManifestEntry, read_statuses
 
 RUN = "dmd2-s0-0"
@@ -73,7 +77,7 @@ def test_jobs_at_once_are_shared_between_arrays():
     assert [shares(16, arrays) for arrays in (1, 3, 20)] == [[16], [6, 5, 5], [1] * 20]
 
 
-def test_the_batch_script_has_the_cluster_block_and_the_user_s_sbatch_last(tmp_path):
+def test_the_batch_script_has_the_cluster_block_and_the_user_s_sbatch(tmp_path):
     cluster = ClusterConfig(
         partition="a,b",
         mem_gb=None,
@@ -92,3 +96,148 @@ def test_the_batch_script_has_the_cluster_block_and_the_user_s_sbatch_last(tmp_p
     } <= set(lines)
     assert not any("exclusive" in line or "--mem=" in line for line in lines)
     assert "#SBATCH --requeue" not in lines
+
+
+def options_of(tmp_path: Path, **cluster) -> list[str]:
+    """sbatch options of a job's script, without their hyphens."""
+    lines = batch_script(ClusterConfig(**cluster), tmp_path, "my sweep").splitlines()
+    return [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "present", "absent"),
+    [
+        (
+            {"gpus-per-node": "a100:2", "cpus-per-task": 16, "job-name": "mine"},
+            ["gpus-per-node=a100:2", "cpus-per-task=16", "job-name=mine", "ntasks-per-node=2"],
+            [],
+        ),
+        ({"gpus_per_node": "a100:2"}, ["gpus-per-node=a100:2", "ntasks-per-node=2"], []),
+        ({"ntasks-per-node": False}, ["gpus-per-node=4"], ["ntasks-per-node"]),
+        ({"p": "other", "-J": "x", "--time": "2:00:00"}, ["partition=other", "time=2:00:00"], []),
+        ({"gres": "gpu:a100:2"}, ["gres=gpu:a100:2", "ntasks-per-node=2"], ["gpus-per-node"]),
+        ({"gres": "lustre:1"}, ["gres=lustre:1", "gpus-per-node=4"], []),
+        ({"gpus": 2}, ["gpus=2", "ntasks-per-node=2"], ["gpus-per-node"]),
+        ({"gpus-per-task": 1}, ["gpus-per-task=1", "ntasks-per-node=1"], ["gpus-per-node"]),
+        ({"gpus-per-node": False}, ["ntasks-per-node=1"], ["gpus-per-node"]),
+        ({"cpus-per-gpu": 8}, ["cpus-per-gpu=8"], ["cpus-per-task"]),
+        ({"ntasks-per-gpu": 1}, ["ntasks-per-gpu=1"], ["ntasks-per-node"]),
+        ({"ntasks": 2}, ["ntasks=2"], ["ntasks-per-node"]),
+        ({"mem-per-gpu": "20G"}, ["mem-per-gpu=20G"], ["mem"]),
+        ({"mem": 0}, ["mem=0"], []),
+        ({"nodes": 2}, ["nodes=2"], []),
+        ({"nodes": False, "time": False}, [], ["nodes", "time"]),
+        ({"requeue": False}, ["no-requeue"], ["requeue"]),
+        ({"no_requeue": True}, ["no-requeue"], ["requeue"]),
+        ({"job-name": False, "signal": False}, [], ["job-name", "signal"]),
+        (
+            {"open-mode": "truncate", "o": "/x/%j.log"},
+            ["open-mode=truncate", "output=/x/%j.log"],
+            [],
+        ),
+        ({"signal": "USR2@300"}, ["signal=USR2@300"], []),
+        ({"exclusive": True}, ["exclusive", "job-name='my sweep'"], []),
+    ],
+)
+def test_an_sbatch_option_of_the_user_replaces_ours_in_any_spelling(
+    sbatch, present, absent, tmp_path
+):
+    options = options_of(tmp_path, gpus=4, mem_gb=8, sbatch=sbatch)
+    names = [option.partition("=")[0] for option in options]
+    assert set(present) <= set(options)
+    assert not set(absent) & set(names)
+    assert len(names) == len(set(names)), "each option once"
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "numbers"),
+    [
+        ({"gpus-per-node": "a100:2", "cpus-per-task": 16}, {"gpus": 2, "processes": 2, "cpus": 16}),
+        ({"gpus-per-node": "a100"}, {"gpus": 1, "processes": 1}),
+        ({"gres": "lustre:1,gpu:v100:2"}, {"gpus": 2, "processes": 2}),
+        ({"gpus": "v100:4", "nodes": 2}, {"gpus": 2, "processes": 2, "nodes": 2}),
+        ({"ntasks": 5, "nodes": "3"}, {"processes": 2, "nodes": 3}),
+        ({"ntasks-per-node": False}, {"gpus": 4, "processes": 1}),
+        ({"ntasks-per-gpu": 2}, {"gpus": 4, "processes": 8}),
+        ({"gpus-per-task": 1, "ntasks-per-node": 2}, {"gpus": 2, "processes": 2}),
+        ({"cpus-per-gpu": 8}, {"cpus": 8}),
+        ({"mem-per-gpu": "20G"}, {"mem_gb": 80}),
+        ({"mem-per-cpu": 512}, {"mem_gb": 4}),
+        ({"mem": "0"}, {"mem_gb": None}),
+        ({"time": "1-12"}, {"hours": 36.0}),
+        ({"t": 90}, {"hours": 1.5}),
+        ({"time": "90:30"}, {"hours": 90.5 / 60}),
+        ({"time": "02:30:00"}, {"hours": 2.5}),
+        ({"partition": "low", "A": "me", "qos": False}, {"partition": "low", "account": "me"}),
+        ({"signal": "USR2@300"}, {"signal_seconds": 300}),
+    ],
+)
+def test_the_numbers_of_a_job_follow_the_user_s_sbatch_options(sbatch, numbers):
+    cluster = ClusterConfig(gpus=4, mem_gb=8, sbatch=sbatch)
+    assert {key: getattr(cluster, key) for key in numbers} == numbers
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "error"),
+    [
+        ({"array": "0-3"}, "sbatch.array: the sweep numbers its jobs"),
+        ({"parsable": True}, "sbatch.parsable"),
+        ({"part": "x"}, "sbatch.part is abbreviated; write partition"),
+        ({"gpus-per-node": 1, "gpus_per_node": 2}, "--gpus-per-node is given twice"),
+        ({"job-name": None}, "sbatch.job-name = None: expected text, an integer or true"),
+        ({"constraint": ["a", "b"]}, "sbatch.constraint = ['a', 'b']"),
+        ({"gpus-per-node": True}, "sbatch.gpus-per-node = true: it needs a value"),
+        ({"gpus-per-node": "a100:two"}, "expected COUNT or TYPE:COUNT"),
+        ({"nodes": "2-4"}, "sbatch.nodes = '2-4': expected an integer above 0"),
+        ({"signal": "B:USR1@60"}, "runs save on USR2 only"),
+        ({"time": "soon"}, "sbatch.time = 'soon'"),
+        ({"mem": "lots"}, "sbatch.mem = 'lots': expected a size"),
+        ({"requeue": True, "no-requeue": True}, "exclude each other"),
+    ],
+)
+def test_an_sbatch_option_that_a_sweep_cannot_follow_is_refused_in_one_line(sbatch, error):
+    with pytest.raises(ConfigError) as raised:
+        validate(ClusterConfig, {"sbatch": sbatch}, "cluster")
+    assert error in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_prepare_job_has_one_process_whatever_sbatch_says():
+    sbatch = {"nodes": 2, "ntasks-per-node": 2, "gpus": "a100:4", "constraint": "big"}
+    cluster = ClusterConfig(sbatch=sbatch).with_one_process()
+    options = sbatch_options(cluster, "s")
+    assert (options["nodes"], options["ntasks-per-node"]) == (1, 1)
+    assert (options["gpus"], options["constraint"]) == ("a100:2", "big")
+
+
+def test_a_dependency_of_the_user_is_added_to_ours():
+    cluster = ClusterConfig(sbatch={"d": "afterok:3"})
+    assert sbatch_options(cluster, "s")["dependency"] == "afterok:3"
+    assert sbatch_options(cluster, "s", "afterany:7")["dependency"] == "afterany:7,afterok:3"
+
+
+@pytest.mark.parametrize("name", ["50%j", "%A%a%%", "a b'c", "$HOME `x`", "ö"])
+def test_patterns_and_quotes_in_the_path_of_a_store_are_escaped(name, tmp_path):
+    script = batch_script(ClusterConfig(), tmp_path / name).splitlines()
+    (output,) = (line for line in script if line.startswith("#SBATCH --output="))
+    (pattern,) = shlex.split(output.removeprefix("#SBATCH --output="))
+    escaped, _, rest = pattern.partition("/slurm/")
+    assert escaped.replace("%%", "%") == str(tmp_path / name)
+    assert escaped.count("%") == 2 * name.count("%")
+    assert rest == "%A/%j_0_log.out"
+    (srun,) = (shlex.split(line) for line in script if line.startswith("srun"))
+    assert f"--output={escaped}/slurm/%A/%j_%t_log.out" in srun
+
+
+def test_a_process_without_work_for_its_gpus_is_warned_of():
+    (warning,) = LARGE.shortfalls(ClusterConfig(gpus=2, sbatch={"ntasks-per-node": False}))
+    assert warning == "a process uses one GPU: 1 of a node's 2 stay idle"
+    assert not LARGE.shortfalls(ClusterConfig(gpus=2, runs_per_job=2))
+
+
+def test_keys_of_a_sweep_replace_the_sbatch_options_of_its_profile(tmp_path, monkeypatch):
+    path = tmp_path / "clusters.yaml"
+    path.write_text("default: {gpus: 1, sbatch: {gres: 'gpu:a100:2', t: 60, exclude: n7}}")
+    monkeypatch.setenv("DISTILL_BENCH_CLUSTERS", str(path))
+    assert with_profile({"gpus": 4})["sbatch"] == {"time": 60, "exclude": "n7"}
+    assert with_profile({})["sbatch"] == {"gres": "gpu:a100:2", "time": 60, "exclude": "n7"}

@@ -18,6 +18,7 @@ from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_jsonl
+from distill_bench.store.machine import usable_cores
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.launch import (
     LaunchOptions,
@@ -189,7 +190,8 @@ def test_a_failed_run_leaves_the_others_alone_and_waits_for_retry_failed(
         ({"gpus": 8}, "0,1", (1, 2)),
         ({"nodes": 2, "gpus": 1}, "0,1", (1, 2)),
         ({"gpus": 1, "jobs": 3}, "0,1", (3, 1)),
-        ({"gpus": 8}, "", (os.cpu_count(), 1)),
+        ({"gpus": 8}, "", (usable_cores(), 1)),
+        ({"gpus": 8}, "-1", (usable_cores(), 1)),
         ({"tasks": 2, "jobs": 1}, "", (1, 2)),
     ],
 )

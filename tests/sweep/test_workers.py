@@ -1,5 +1,6 @@
 """Worker processes on this machine: slots, forks, several ranks per task, stopping."""
 
+import errno
 import json
 import os
 import signal
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from distill_bench.store.machine import usable_cores
 from distill_bench.sweep.local import forks, workers
 from distill_bench.sweep.local.workers import Task, python_command, run_tasks
 
-CORES = len(os.sched_getaffinity(0))
+CORES = usable_cores()
 SHOW = """
 import os, time
 print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"], flush=True)
@@ -177,6 +179,27 @@ def test_a_long_temporary_folder_rules_out_forks(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
     assert forks.can_fork(1)
     assert not forks.can_fork(2), "the libraries were imported for one thread"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("AF_UNIX path too long"),  # no errno, no file name
+        OSError(errno.ENOSPC, "No space left on device"),
+        EOFError(),
+    ],
+)
+def test_without_a_fork_server_a_task_is_a_plain_process(error, module, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(forks, "threads_of_server", [])
+    monkeypatch.setattr(forks, "Fork", fail)
+    task = Task("fork", [sys.executable, "-c", "print('up')"], tmp_path / "log.txt", forks=True)
+    run_tasks([task], 1)
+    assert (task.exit_code, task.error) == (0, None)
+    assert is_up(task)
 
 
 # --- several processes per task ---

@@ -8,7 +8,6 @@ Figures go to results/NAME/figures as SVG and PNG. Needs no torch.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +17,9 @@ from distill_bench.report.figures import canvas
 from distill_bench.report.figures.drawings import Drawing, drawings
 from distill_bench.report.figures.pairs import against
 from distill_bench.report.figures.study import PlotError, find_column, opened
+from distill_bench.store.failures import os_error
 from distill_bench.store.files import read_jsonl, write_bytes
+from distill_bench.store.machine import usable_cores
 from distill_bench.store.runs import sweep_name
 
 MOST_WORKERS = 4
@@ -52,6 +53,11 @@ def plot(folder: Path, workers: int = 1) -> list[Path]:
     lines = dict(sorted((place, line) for part in drawn for place, line in part.items()))
     write_bytes(index, "".join(json.dumps(line) + "\n" for line in lines.values()).encode())
     return [index.with_name(f"{line['name']}.svg") for line in lines.values()]
+
+
+def most_workers() -> int:
+    """Number of processes that draw a page fastest on the cores of this process."""
+    return min(MOST_WORKERS, usable_cores())
 
 
 def _draw_share(share: tuple[Path, int, int]) -> dict[int, dict]:
@@ -125,12 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.y:
             paths = [draw_pair(folder, options.x or "cost", options.y, options.group or "method")]
         else:
-            paths = plot(folder, min(MOST_WORKERS, os.cpu_count() or 1))
+            paths = plot(folder, most_workers())
     except PlotError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{parser.prog}: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{parser.prog}: cannot write: {os_error(error)}", file=sys.stderr)
         return 2
     print(*paths, sep="\n")
     return 0

@@ -44,12 +44,29 @@ def can_fork(threads: int) -> bool:
     return threads_of_server == [threads]
 
 
+def fork(argv: list[str], env: dict[str, str], log: Path, threads: int) -> "Fork | None":
+    """Fork a worker (arguments: see `Fork`); None if a plain process has to be started instead.
+
+    Raises:
+        OSError: if the log cannot be written.
+    """
+    log.open("ab").close()
+    try:
+        return Fork(argv, env, log) if can_fork(threads) else None
+    except (OSError, EOFError) as error:  # no folder for the server's socket, no memory, ...
+        print(
+            f"no fork server ({str(error) or type(error).__name__}): plain processes",
+            file=sys.stderr,
+        )
+        threads_of_server[:] = [0]  # do not try again
+        return None
+
+
 class Fork:
     """A forked `python -m MODULE ...` with the methods of Popen that workers.py uses."""
 
     def __init__(self, argv: list[str], env: dict[str, str], log: Path) -> None:
         """Start the module argv[0] with the arguments argv[1:] and `env` over the environment."""
-        log.open("ab").close()  # raises here, not in the fork, if the log cannot be written
         before = dict(os.environ)
         os.environ.update(env)  # the server inherits it
         try:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from distill_bench.store.failures import os_error
+from distill_bench.store.machine import usable_cores, visible_gpus
 from distill_bench.store.stop import DRIVER
-from distill_bench.sweep.local.forks import Fork, can_fork
+from distill_bench.sweep.local.forks import Fork, fork
 
 # Exit codes of a worker (job.py); 2 is a bad command line.
 DONE, FAILED, STOPPED, CLAIMED_ELSEWHERE = 0, 1, 3, 4
@@ -45,14 +47,6 @@ class Task:
 def python_command(module: str, *arguments: str) -> list[str]:
     """Command line that runs a module in this interpreter."""
     return [sys.executable, "-m", module, *arguments]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as named in CUDA_VISIBLE_DEVICES."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
 def run_tasks(
@@ -127,7 +121,7 @@ def _signal(tasks: Iterable[Task], number: signal.Signals) -> None:
 
 def _start(task: Task, slot: int, jobs: int) -> None:
     """Start a task in one of `jobs` slots; a failure to start is recorded in `task.error`."""
-    threads = max(1, len(os.sched_getaffinity(0)) // (jobs * task.processes))
+    threads = max(1, usable_cores() // (jobs * task.processes))
     env = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
@@ -139,9 +133,10 @@ def _start(task: Task, slot: int, jobs: int) -> None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i % len(gpus)] for i in own)
     try:
         task.log.parent.mkdir(parents=True, exist_ok=True)
-        if task.forks and task.processes == 1 and not gpus and can_fork(threads):
-            task.process = Fork(task.argv[2:], env, task.log)
-            return
+        if task.forks and task.processes == 1 and not gpus:
+            task.process = fork(task.argv[2:], env, task.log, threads)
+            if task.process is not None:
+                return
         env[DRIVER] = str(os.getpid())
         with task.log.open("ab") as log:
             if task.processes > 1:
@@ -149,7 +144,7 @@ def _start(task: Task, slot: int, jobs: int) -> None:
             else:
                 task.process = _popen(task.argv, env, log, start_new_session=True)
     except OSError as error:  # a read-only folder or a missing Python affects only this task
-        task.error = f"cannot start: {error.strerror}: {error.filename}"
+        task.error = f"cannot start: {os_error(error)}"
 
 
 def _popen(

@@ -8,6 +8,7 @@ Submitit imports these functions by name and passes run folders. Signals, as tes
   killed. SLURM decides whether the job comes back; a job that exits by itself counts as failed.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from distill_bench.sweep.local.workers import (
     run_tasks,
 )
 
+LAUNCH_FOLDER = "DISTILL_BENCH_LAUNCH_FOLDER"  # environment variable: relative paths start here
 PATIENCE_SECONDS = 900.0  # for SLURM to kill a job that it has told to stop
 
 
@@ -40,6 +42,7 @@ def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> 
         submitted: seconds since the epoch. A run that failed after this time is not retried.
     """
     stop = StopRequest().listen()
+    os.chdir(os.environ.get(LAUNCH_FOLDER, "."))
     processes = int(os.environ.get("SLURM_NTASKS", 1))
     # with several ranks, rank 0 decides (job.execute)
     left = [run for run in run_dirs if processes > 1 or _is_left(Path(run), submitted)]
@@ -89,14 +92,20 @@ def _side_by_side(
 def prepare_shared(run_dirs: list[str]) -> None:
     """Body of the prepare job: make the shared artefacts of these runs."""
     stop = StopRequest().listen()
+    # Submitit writes its result into the folder in which the job started
+    with contextlib.chdir(os.environ.get(LAUNCH_FOLDER, ".")):
+        _prepare([Path(run) for run in run_dirs], stop)
+
+
+def _prepare(run_dirs: Sequence[Path], stop: StopRequest) -> None:
     from distill_bench.sweep.job import MORE_TIME, STOPS_WITHOUT_PROGRESS  # takes seconds
     from distill_bench.sweep.prepare import bytes_in, prepare_run
 
-    store = Path(run_dirs[0]).parent
+    store = run_dirs[0].parent
     try:
         with stop.at_once():
             for run in run_dirs:
-                prepare_run(Path(run))
+                prepare_run(run)
     except Stopped:
         record = store / "slurm" / f"prepare-{slurm_job()}.jsonl"
         made = bytes_in(store / "references", store / "extras")

@@ -148,7 +148,9 @@ class Partition:
         """Describe the requirements that the partition cannot meet; such jobs may pend for ever."""
         cpus = wanted.processes * wanted.cpus
         memory = wanted.mem_gb or 0
-        too_long = self.max_hours is not None and wanted.hours > self.max_hours
+        limited = self.max_hours is not None and wanted.sbatch.get("time") is not False
+        too_long = limited and wanted.hours > (self.max_hours or 0)
+        idle = wanted.gpus - wanted.processes if wanted.runs_per_job == 1 else 0
         unwarned = self.preemptible and not self.preemption_signal
         return [
             text
@@ -162,6 +164,7 @@ class Partition:
                 ),
                 f"{memory} GB are more than any node's {self.mem_gb:.3g}": memory > self.mem_gb,
                 f"{wanted.gpus} GPUs are more than any node's {self.gpus}": wanted.gpus > self.gpus,
+                f"a process uses one GPU: {idle} of a node's {wanted.gpus} stay idle": idle > 0,
                 "preemption sends no signal: a run must save within the partition's GraceTime": (
                     unwarned
                 ),

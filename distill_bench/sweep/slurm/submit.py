@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,24 @@ import submitit
 from submitit.core import utils
 from submitit.helpers import clean_env
 
-from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.cluster import EXCLUSIVE, ClusterConfig, asks_for_gpus
 from distill_bench.config.errors import ConfigError
 from distill_bench.store.files import text_lines, write_json
 from distill_bench.store.runs import call_file
 from distill_bench.store.stop import DRIVER
-from distill_bench.sweep.slurm.node import do_runs, prepare_shared
+from distill_bench.sweep.slurm.node import LAUNCH_FOLDER, do_runs, prepare_shared
 from distill_bench.sweep.slurm.queue import SchedulerError, read_partition, scancel
 
 JOBS_AT_ONCE = 16  # if cluster.jobs is not set
 KILLED_RETRIES = 3  # of a job killed by a signal (lost rank, out of memory); requeues do not count
 
-# srun does not inherit the CPUs per task in every SLURM version; idle OpenMP threads that spin
-# would take the cores from other processes
+HERE = Path("/proc/self/cwd")  # a process's current folder, under a name without patterns
 ENVIRONMENT = [
-    "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
-    "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} OMP_WAIT_POLICY=PASSIVE",
+    "export SUBMITIT_EXECUTOR=slurm",
+    # srun does not inherit the CPUs per task in every SLURM version
+    '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
+    # python -m looks for modules in the folder where it starts, which is the jobs' and not this one
+    f'export {LAUNCH_FOLDER}="$PWD" PYTHONPATH="$PWD${{PYTHONPATH:+:$PYTHONPATH}}"',
 ]
 
 
@@ -43,6 +46,7 @@ def submit(
     store: Path,
     prepare: Sequence[Path] = (),
     allow_changed_code: bool = False,
+    name: str = "distill-bench",
 ) -> list[str]:
     """Submit runs as arrays of at most MaxArraySize jobs; returns each run's job id.
 
@@ -50,22 +54,25 @@ def submit(
 
     Args:
         prepare: runs whose shared artefacts a separate job makes first; the arrays wait for it.
+        name: name of the jobs.
 
     Raises:
         ConfigError: if SLURM refuses an array; arrays accepted before stay submitted.
     """
+    if "\\" in str(store.resolve()):  # in a file name pattern, it turns the patterns off
+        raise ConfigError(f"--store {store}: SLURM cannot write logs below a path with a backslash")
     logging.getLogger("submitit").setLevel(logging.ERROR)
     size = cluster.runs_per_job
     packs = [run_dirs[i : i + size] for i in range(0, len(run_dirs), size)]
     limit = read_partition(cluster.partition).max_array  # the largest index is one less
     arrays = [packs[i : i + limit] for i in range(0, len(packs), limit)]
     parallel = shares(cluster.jobs or JOBS_AT_ONCE, len(arrays))
-    prepare_job = _submit_prepare(cluster, store, prepare) if prepare else None
+    prepare_job = _submit_prepare(cluster, store, prepare, name) if prepare else None
     # afterany: if the prepare job fails, a run makes the artefacts itself or reports the reason
-    after = {"dependency": f"afterany:{prepare_job}"} if prepare_job else {}
+    after = f"afterany:{prepare_job}" if prepare_job else None
     ids: dict[Path, str] = {}
     for array, at_once in zip(arrays, parallel, strict=True):
-        executor = make_executor(cluster, store, "distill-bench", at_once, **after)
+        executor = make_executor(cluster, store, name, at_once, dependency=after)
         try:
             jobs = _submit_array(executor, array, allow_changed_code)
         except ConfigError as error:
@@ -77,7 +84,9 @@ def submit(
                 "the same command submits the rest)"
             ) from error
         accepted = {run: job for pack, job in zip(array, jobs, strict=True) for run in pack}
-        record = {"jobs": {run.name: job for run, job in accepted.items()}, **after}
+        record: dict[str, Any] = {"jobs": {run.name: job for run, job in accepted.items()}}
+        if after is not None:
+            record["dependency"] = after
         write_json(call_file(store / "submissions"), record)
         ids |= accepted
     return [ids[run] for run in run_dirs]
@@ -97,10 +106,10 @@ def _submit_array(
     return _job_ids(lambda: executor.map_array(do_runs, work, flags, times))
 
 
-def _submit_prepare(cluster: ClusterConfig, store: Path, runs: Sequence[Path]) -> str:
+def _submit_prepare(cluster: ClusterConfig, store: Path, runs: Sequence[Path], name: str) -> str:
     """Submit the prepare job, which always has one process."""
-    single = cluster.model_copy(update={"nodes": 1, "tasks": 1})
-    executor = make_executor(single, store, "distill-bench-prepare", 1)
+    executor = make_executor(cluster.with_one_process(), store, name, 1)
+    executor.options["job-name"] = f"{executor.options.get('job-name', name)}-prepare"
     (job,) = _job_ids(lambda: [executor.submit(prepare_shared, [str(r.resolve()) for r in runs])])
     return job
 
@@ -144,14 +153,74 @@ def _clean_env() -> Iterator[None]:
 # --- the batch script ---
 
 
-def batch_script(cluster: ClusterConfig, store: Path) -> str:
+def batch_script(cluster: ClusterConfig, store: Path, name: str = "distill-bench") -> str:
     """The batch script of a job, for --dry-run; works without SLURM."""
-    parallel = cluster.jobs or JOBS_AT_ONCE
-    executor = make_executor(cluster, store, "distill-bench", parallel, kind=_OfflineExecutor)
+    executor = make_executor(cluster, store, name, cluster.jobs or JOBS_AT_ONCE, _OfflineExecutor)
     return executor._make_submission_file_text("python ...", "plan")
 
 
-class _OfflineExecutor(submitit.SlurmExecutor):
+class Executor(submitit.SlurmExecutor):
+    """Submitit's executor with a batch script of our own.
+
+    Submitit replaces patterns such as %j in the paths that it is given, and a store's path may hold
+    them. So this process submits from the folder of the jobs, the runs start in it, and Submitit
+    knows the folder as HERE.
+    """
+
+    def __init__(
+        self, cluster: ClusterConfig, folder: Path, options: dict[str, Any], parallel: int
+    ) -> None:
+        super().__init__(folder=HERE / "%A")
+        self.cluster = cluster
+        self.options = options
+        self.parallel = parallel  # jobs of an array at once
+        self.jobs_folder = folder
+        self.launch_folder = Path(str(options.pop("chdir", Path.cwd())))
+        self.count = 1  # jobs of the array
+
+    def _internal_process_submissions(
+        self, delayed_submissions: list[utils.DelayedSubmission]
+    ) -> list[submitit.Job[Any]]:
+        self.jobs_folder.mkdir(parents=True, exist_ok=True)
+        self.count = len(delayed_submissions)
+        with contextlib.chdir(self.jobs_folder):
+            pickles = []
+            for submission in delayed_submissions:
+                pickles.append(HERE / f"{uuid.uuid4().hex}.pkl")
+                submission.set_timeout(round(60 * self.cluster.hours), self.max_num_timeout)
+                submission.dump(pickles[-1])
+            first = self._submit_command(self._submitit_command_str)
+            ids = [f"{first.job_id}_{index}" for index in range(self.count)]
+            jobs = [self.job_class(self.folder, job) for job in ids] if self.count > 1 else [first]
+            for job, pickle in zip(jobs, pickles, strict=True):
+                job.paths.move_temporary_file(pickle, "submitted_pickle")
+            for link in HERE.glob(".submission_file_*.sh"):
+                if link.is_symlink():  # Submitit's, to a path that only this process understands
+                    link.unlink()
+        return jobs
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """Write the batch script: options, the user's setup, the runs, and what follows them."""
+        options = dict(self.options)
+        job = "%j"
+        if self.count > 1:
+            options["array"] = f"0-{self.count - 1}%{min(self.count, self.parallel)}"
+            job = "%A_%a"
+        logs = f"{escaped(self.jobs_folder)}/%A/{job}"
+        options = {"output": f"{logs}_0_log.out"} | options
+        for name in ("output", "error", "input"):  # a relative path of the user's
+            if name in self.options and not str(options[name]).startswith("/"):
+                options[name] = f"{escaped(self.launch_folder)}/{options[name]}"
+        srun = ["srun", "--unbuffered", f"--output={logs}_%t_log.out", "--kill-on-bad-exit=1"]
+        lines = ["#!/bin/bash", *(_option_line(*option) for option in sorted(options.items())), ""]
+        start, jobs = (shlex.quote(str(path)) for path in (self.launch_folder, self.jobs_folder))
+        lines += ["set -e", f"cd {start} || cd /tmp", *self.cluster.setup, *ENVIRONMENT]
+        lines += [_threads(self.cluster), f"cd {jobs}", "set +e", ""]
+        lines += [f"{shlex.join(srun)} {command}", "", *_teardown(self.jobs_folder)]
+        return "\n".join(lines) + "\n"
+
+
+class _OfflineExecutor(Executor):
     """An executor for machines without SLURM."""
 
     @classmethod
@@ -164,62 +233,77 @@ def make_executor(
     store: Path,
     name: str,
     parallel: int,
-    kind: type[submitit.SlurmExecutor] = submitit.SlurmExecutor,
-    **more: str,
-) -> submitit.SlurmExecutor:
+    kind: type[Executor] = Executor,
+    dependency: str | None = None,
+) -> Executor:
     """Submitit's executor with the sbatch lines, setup and teardown of a job.
 
     Args:
         parallel: number of jobs of an array that run at once.
-        more: further parameters of Submitit's executor.
+        dependency: jobs that this one waits for, as sbatch names them.
     """
-    executor = kind(folder=(store / "slurm" / "%A").resolve())
-    executor.update_parameters(
-        job_name=name,
-        array_parallelism=parallel,
-        stderr_to_stdout=True,
-        setup=["set -e", *cluster.setup, *ENVIRONMENT, "set +e"],
-        teardown=_teardown(store),
-        srun_args=["--kill-on-bad-exit=1"],
-        additional_parameters=_further_parameters(cluster),
-        **_resources(cluster),
-        **more,
-    )
-    return executor
+    options = sbatch_options(cluster, name, dependency)
+    return kind(cluster, (store / "slurm").resolve(), options, parallel)
 
 
-def _resources(cluster: ClusterConfig) -> dict[str, Any]:
-    """Time and resources of a job, as parameters of Submitit's executor."""
+def sbatch_options(
+    cluster: ClusterConfig, name: str, dependency: str | None = None
+) -> dict[str, Any]:
+    """sbatch options of a job by long name; the user's replace ours, and false removes one."""
     minutes = max(1, round(60 * cluster.hours))
-    resources = {
+    options: dict[str, Any] = {
+        "job-name": name,
         "time": minutes,
         # SLURM may signal a minute early: leave most of the time to training
-        "signal_delay_s": min(cluster.signal_seconds, 15 * minutes),
+        "signal": f"USR2@{min(cluster.signal_seconds, 15 * minutes)}",
         "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.processes,
-        "cpus_per_task": cluster.cpus,
-        "gpus_per_node": cluster.gpus or None,
+        "ntasks-per-node": cluster.processes,
+        "cpus-per-task": cluster.cpus,
+        "gpus-per-node": cluster.gpus or None,
         "mem": f"{cluster.mem_gb}GB" if cluster.mem_gb else None,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
+        "open-mode": "append",
+        "requeue": True,
+        "kill-on-invalid-dep": "yes",
+        "dependency": dependency,
     }
-    return {key: value for key, value in resources.items() if value is not None}
+    user = dict(cluster.sbatch)
+    for group in EXCLUSIVE:
+        others = [key for key in group[1:] if user.get(key, False) is not False]
+        if "gres" in others and not asks_for_gpus(user):
+            others.remove("gres")
+        if others:
+            options.pop(group[0])
+    if dependency and isinstance(user.get("dependency"), str):
+        user["dependency"] = f"{dependency},{user['dependency']}"
+    if user.get("requeue") is False:
+        options["no-requeue"] = True  # without either, the cluster's default would apply
+    options |= user
+    removed = (None, False)
+    return {k: v for k, v in options.items() if not any(v is none for none in removed)}
 
 
-def _further_parameters(cluster: ClusterConfig) -> dict[str, Any]:
-    """Parameters unknown to Submitit; the user's `sbatch` overrides them, false removes one."""
-    parameters = {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch}
-    if parameters["requeue"] is False:
-        parameters["no-requeue"] = True  # without either, the cluster's default would apply
-    return {key: value for key, value in parameters.items() if value is not False}
+def escaped(path: Path) -> str:
+    """A path as part of one of SLURM's file name patterns."""
+    return str(path).replace("%", "%%")
 
 
-def _teardown(store: Path) -> list[str]:
+def _option_line(name: str, value: Any) -> str:
+    return f"#SBATCH --{name}" + ("" if value is True else f"={shlex.quote(str(value))}")
+
+
+def _threads(cluster: ClusterConfig) -> str:
+    """Shell line with one thread per core; idle threads that spin would take others' cores."""
+    threads = f"${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-{cluster.cpus}}}}}"
+    return f"export OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE"
+
+
+def _teardown(folder: Path) -> list[str]:
     """Shell lines after srun: requeue a job that a signal killed, unless it is being cancelled."""
-    folder = shlex.quote(str((store / "slurm").resolve()))
-    killed = folder + "/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}/$SLURM_JOB_ID.killed"
+    killed = shlex.quote(str(folder)) + "/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}/$SLURM_JOB_ID.killed"
     few_kills = f"[ $(cat {killed} 2>/dev/null | wc -l) -lt {KILLED_RETRIES} ]"
     is_running = '[ "$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)" = RUNNING ]'
     requeue = (
