@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from distill_bench.store.failures import first_line
-
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -159,5 +157,5 @@ def unwritable(folder: Path) -> str | None:
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(bytes(4096))
     except OSError as error:
-        return error.strerror or first_line(error)
+        return error.strerror or str(error)
     return None
