@@ -15,14 +15,14 @@ Axes: B samples, C channels, T latent frames, H and W latent height and width; t
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill_bench.draws import Draws
-from distill_bench.noise import add_noise, x0_to_velocity
+from distill_bench.noise import add_noise, over, x0_to_velocity
 
 # Types of a method's fields that state their range; it is checked when a run is resolved.
 Count = Annotated[int, Field(ge=1)]
@@ -31,8 +31,19 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Depth = Annotated[float, Field(gt=0, le=1)]  # share of a network's blocks
 
+Space = Literal["velocity", "x0", "noise"]  # of the prediction whose error is a loss
+
 # (x_t (B, C, T, H, W), sigma (B,), text (B, L, D)) -> x0_hat (B, C, T, H, W)
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def added(default: Any) -> Any:
+    """A field of a method that some stored runs are older than.
+
+    At its default, the earlier behaviour, it is left out of run.yaml and of the run's id, so that
+    the stored runs keep their ids.
+    """
+    return field(default=default, metadata={"added": True})
 
 
 class Role(Protocol):
@@ -347,8 +358,33 @@ def velocity_loss(
         text: of the samples, (B, L, D); None: the batch's.
         purpose: key of the draws, `{purpose}/sigma` and `{purpose}/noise`.
     """
+    error, _ = _velocity_error(net, batch, x0, batch.text if text is None else text, purpose)
+    return 0.5 * error.square().mean()
+
+
+def denoising_loss(net: Denoise, batch: Batch, x0: Tensor, space: Space) -> Tensor:
+    """Denoising of `net` on samples: mean of |error|^2 / 2 of the prediction in `space`, a scalar.
+
+    At one x_t the error of x0 is sigma times the error of the velocity, and the error of the noise
+    is 1 - sigma times. The draws are those of `velocity_loss`.
+
+    Args:
+        net: the network that is trained.
+        batch: draws the noise and its level.
+        x0: detached samples, (B, C, T, H, W).
+        space: `velocity`, `x0` or `noise`.
+    """
+    error, sigma = _velocity_error(net, batch, x0, batch.text, "denoise")
+    weights = {"velocity": torch.ones_like(sigma), "x0": sigma, "noise": 1 - sigma}
+    return 0.5 * (weights[space] * error).square().mean()
+
+
+def _velocity_error(
+    net: Denoise, batch: Batch, x0: Tensor, text: Tensor, purpose: str
+) -> tuple[Tensor, Tensor]:
+    """Error of the velocity (B, C, T, H, W) on noised samples, and their level (B, 1, 1, 1, 1)."""
     sigma = batch.sigma(f"{purpose}/sigma")
     noise = batch.noise(f"{purpose}/noise")
     x_t = add_noise(x0, noise, sigma)
-    velocity = x0_to_velocity(net(x_t, sigma, batch.text if text is None else text), x_t, sigma)
-    return 0.5 * (velocity - (noise - x0)).square().mean()
+    velocity = x0_to_velocity(net(x_t, sigma, text), x_t, sigma)
+    return velocity - (noise - x0), over(sigma, x0)

@@ -6,23 +6,23 @@ from typing import ClassVar, Literal
 
 import torch
 
-from distill_bench.method import Batch, Count, Loss, Method, Nets, Preset, mean_per_sample
+from distill_bench.method import Batch, Count, Loss, Method, Nets, Preset, added, mean_per_sample
 from distill_bench.noise import add_noise, over, warp, x0_to_velocity
 
 
 @dataclass(frozen=True)
 class Consistency(Method):
-    """Loss distance(student(x_s, s), sg target(x_r, r)) / (s - r); there is no fake score.
+    """Loss weight * distance(student(x_s, s), sg target(x_r, r)); there is no fake score.
 
     x_s is real data noised to level s, and x_r follows from it by one Euler step of the guided
     teacher. s and r are neighbours on a grid of `steps` levels, warped by the run's score_shift.
-    The target is the run's moving average (`ema`); at r = 0 it returns x_r, its input.
+    The target is the run's moving average (`ema`) or the student itself; at r = 0 it returns x_r,
+    its input. The weight is 1 / (s - r) (`inverse_step`) or 1 (`one`).
 
-    Distances: `mse` is |.|^2 / 2 per element. `pseudo_huber` is sqrt(|.|^2 + c^2) - c per sample of
-    d elements, over d, with c = 0.00054 sqrt(d).
+    Distances, with |.| the norm over the d elements of a sample: `mse` is |.|^2 / 2d, and
+    `pseudo_huber` is (sqrt(|.|^2 + c^2) - c) / d with c = 0.00054 sqrt(d).
 
-    Song et al., 2023; Song and Dhariwal, 2024. Weight and Euler step as in FastGen@34f30e8,
-    methods/consistency_model/CM.py.
+    Song et al., 2023; Song and Dhariwal, 2024; FastGen@34f30e8, methods/consistency_model/CM.py.
     """
 
     paper: ClassVar[str] = "arXiv:2303.01469"
@@ -30,15 +30,18 @@ class Consistency(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
             "arXiv:2303.01469, algorithm 2, N = 18 levels",
-            {"method.steps": 18, "method.distance": "mse"},
+            {"method.steps": 18, "method.distance": "mse", "method.weight": "one"},
         ),
         "fastgen": Preset(
-            "FastGen@34f30e8, methods/consistency_model/CM.py", {"method.distance": "pseudo_huber"}
+            "FastGen@34f30e8, methods/consistency_model/CM.py",
+            {"method.distance": "pseudo_huber", "method.target": "student"},
         ),
     }
 
     steps: Count = 32
     distance: Literal["mse", "pseudo_huber"] = "mse"
+    weight: Literal["inverse_step", "one"] = added("inverse_step")
+    target: Literal["average", "student"] = added("average")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -55,7 +58,7 @@ class Consistency(Method):
         with torch.no_grad():
             velocity = x0_to_velocity(nets.teacher(x_s, s, text), x_s, s)
             x_r = x_s + over(r - s, x_s) * velocity
-            target = nets.target(x_r, r, text)
+            target = (nets.target if self.target == "average" else nets.student)(x_r, r, text)
         x0 = nets.student(x_s, s, text)
         error = (x0 - target).square()
         if self.distance == "mse":
@@ -65,4 +68,6 @@ class Consistency(Method):
             c = 0.00054 * d**0.5
             squared_norm = error.sum(dim=tuple(range(1, error.ndim)), keepdim=True)
             distance = ((squared_norm + c**2).sqrt() - c) / d
-        return Loss({"consistency": (distance / over(s - r, x0)).mean()}, x0)
+        if self.weight == "inverse_step":
+            distance = distance / over(s - r, x0)
+        return Loss({"consistency": distance.mean()}, x0)

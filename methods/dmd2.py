@@ -24,9 +24,11 @@ from distill_bench.method import (
     Positive,
     Preset,
     Role,
+    Space,
+    added,
+    denoising_loss,
     renoise,
     reverse_kl,
-    velocity_loss,
 )
 
 
@@ -60,20 +62,23 @@ class DMD2(Method):
             {
                 "method.gan": "fake_score",
                 "method.gan_weight": 5e-3,
-                "method.discriminator_weight": 1e-2,
+                "method.denoise": "noise",
+                "method.discriminator_weight": 5e-3,  # half of theirs, as is our denoising loss
                 "fake_score_updates": 5,
                 "reuse_rollout": True,
             },
         ),
         "fastgen": Preset(
-            "FastGen@34f30e8, methods/distribution_matching/dmd2.py",
+            "FastGen@34f30e8, methods/distribution_matching/dmd2.py, configs/experiments/WanT2V",
             {
                 "method.gan": "teacher",
-                "method.gan_weight": 1e-3,
+                "method.gan_weight": 0.03,
                 "method.discriminator_weight": 1.0,
                 "method.discriminator_lr": 1e-4,
+                "method.denoise": "x0",
                 "fake_score_updates": 4,
                 "student_input": "real_data",
+                "stepping": "ode",
             },
         ),
     }
@@ -85,6 +90,7 @@ class DMD2(Method):
     feature_depth: Depth = 0.5
     r1_weight: NotNegative = 0.0
     r1_std: Positive = 0.1
+    denoise: Space = added("velocity")  # space of the fake score's denoising loss
 
     @property
     def needs(self) -> frozenset[str]:
@@ -113,7 +119,7 @@ class DMD2(Method):
         return Loss(terms, x0, logs)
 
     def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
-        terms = {"denoise": velocity_loss(nets.fake_score, batch, x0)}
+        terms = {"denoise": denoising_loss(nets.fake_score, batch, x0, self.denoise)}
         if self.gan != "none":
             data = batch.extra("real_latents")
             fake = self._logits(nets, batch, x0, batch.text, "gan")

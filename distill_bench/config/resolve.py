@@ -73,7 +73,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     method = build_method(method_class, {k: v for k, v in fields.items() if k != "name"})
     student = _student_folder(data)
 
-    data["method"] = {"name": fields["name"]} | dataclasses.asdict(method)
+    data["method"] = {"name": fields["name"]} | stated_fields(method)
     data["method_version"] = method.version
     data |= _hashes(data, teacher, student)
     if fps is not None and isinstance(data.get("protocol", {}), dict):
@@ -127,6 +127,15 @@ def build_method(method_class: "type[Method]", fields: dict[str, Any]) -> "Metho
         return TypeAdapter(method_class).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         raise ConfigError(one_line(error, "method")) from error
+
+
+def stated_fields(method: "Method") -> dict[str, Any]:
+    """Fields of a method that run.yaml states: all but those of `method.added` at their default."""
+    return {
+        f.name: getattr(method, f.name)
+        for f in dataclasses.fields(method)
+        if not (f.metadata.get("added") and getattr(method, f.name) == f.default)
+    }
 
 
 def _method_fields(data: Mapping[str, Any]) -> dict[str, Any]:

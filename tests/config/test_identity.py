@@ -91,6 +91,15 @@ def test_the_id_covers_every_field_of_the_method_and_the_teacher_by_content():
     assert len(hashed["teacher_hash"]) == 12
 
 
+def test_an_added_field_of_a_method_enters_the_id_only_if_it_is_not_at_its_default():
+    assert "denoise" not in resolve({"method": "dmd2"}).method
+    assert id_of(method={"name": "dmd2", "denoise": "velocity"}) == id_of()
+    changed = {"name": "dmd2", "denoise": "x0"}
+    assert resolve({"method": changed}).method["denoise"] == "x0"
+    assert method_of(resolve({"method": changed})).denoise == "x0"
+    assert id_of(method=changed) != id_of()
+
+
 def test_a_teacher_counts_by_content_and_not_by_path(tiny_wan, tmp_path):
     copy = shutil.copytree(tiny_wan, tmp_path / "elsewhere")
     original = id_of(teacher=str(tiny_wan), frames=5)

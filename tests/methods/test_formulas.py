@@ -299,6 +299,11 @@ def test_decoupled_dmd_is_matching_plus_guidance(setting):
     )
 
 
+def differentiable(net):
+    """The net with a prediction at which a loss can be differentiated."""
+    return lambda *inputs: net(*inputs).requires_grad_(torch.is_grad_enabled())
+
+
 def test_consistency_pulls_the_prediction_to_the_target_one_euler_step_on(setting):
     """Levels are rounded up to a grid of four: s = (floor(4 sigma) + 1) / 4, target at s - 1/4."""
     k, steps = setting, 4
@@ -310,6 +315,14 @@ def test_consistency_pulls_the_prediction_to_the_target_one_euler_step_on(settin
     torch.testing.assert_close(
         k.gradient(Consistency(steps=steps)), reference, rtol=1e-9, atol=1e-13
     )
+    # Song et al.'s weight is 1, and FastGen's target is the student
+    paper = k.gradient(Consistency(steps=steps, weight="one"))
+    torch.testing.assert_close(paper, reference / steps, rtol=1e-9, atol=1e-13)
+    own = (k.fake_net(x_t, upper, k.text) - k.fake_net(euler, lower, k.text)).detach()
+    student = k.gradient(
+        Consistency(steps=steps, target="student"), student=differentiable(k.fake_net)
+    )
+    torch.testing.assert_close(student, own * steps / k.x0.numel(), rtol=1e-9, atol=1e-13)
     # pseudo-Huber: the same direction over sqrt(|error|^2 + c^2), per sample
     c = 0.00054 * D**0.5
     size = (reference * k.x0.numel() / steps).square().sum(dim=(1, 2, 3, 4), keepdim=True)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from distill_bench.discriminator import Head, approximate_r1, renoised_features
 from distill_bench.draws import Draws
@@ -81,6 +82,57 @@ def test_the_fake_score_learns_to_denoise_in_velocity_or_in_x0(setting):
         torch.testing.assert_close(loss, velocity)
     paper = SGMD("c_t", "x0", "x0").fake_score_loss(nets, batch, x0.detach())
     torch.testing.assert_close(paper.total, 0.05 * error.square().mean())
+
+
+def test_the_fake_score_of_dmd2_learns_in_the_space_of_the_code_that_its_preset_cites(setting):
+    """DMD2 has the mean square of the noise error, FastGen's Wan configs that of the x0 error.
+
+    Ours are half of these. The errors are those of predictions of the noise and of x0.
+    """
+    nets, batch, x0 = setting
+    x0 = x0.detach()
+    sigma, noise = batch.sigma("denoise/sigma"), batch.noise("denoise/noise")
+    s = over(sigma, x0)
+    x_t = add_noise(x0, noise, sigma)
+    x0_fake = nets.fake_score(x_t, sigma, batch.text)
+    noise_fake = (x_t - (1 - s) * x0_fake) / s
+    references = {
+        "paper": (noise_fake - noise).square().mean(),
+        "fastgen": (x0_fake - x0).square().mean(),
+    }
+    for preset, theirs in references.items():
+        space = DMD2.presets[preset].overrides["method.denoise"]
+        ours = DMD2(denoise=space).fake_score_loss(nets, batch, x0).total
+        torch.testing.assert_close(ours, theirs / 2, rtol=1e-12, atol=0)
+
+
+def test_the_paper_preset_of_dmd2_weighs_its_discriminator_as_the_released_code(setting):
+    """Theirs: loss_fake + 1e-2 (softplus(D(fake)) + softplus(-D(real))); ours is half of it."""
+    nets, batch, x0 = setting
+    preset = DMD2.presets["paper"].overrides
+    fields = {k.removeprefix("method."): v for k, v in preset.items() if k.startswith("method.")}
+    method, x0 = DMD2(**fields), x0.detach()
+
+    class Role:
+        def __call__(self, *inputs: Tensor) -> Tensor:
+            return smooth_net(1)(*inputs)
+
+        def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
+            return torch.tanh(x_t).flatten(2).transpose(1, 2)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = Head(2).double()
+    real = {"x0": batch.noise("real"), "text": batch.text}
+    nets = dataclasses.replace(nets, fake_score=Role(), modules={"head": head})
+    batch = dataclasses.replace(batch, extras={"real_latents": lambda _: real})
+    terms = method.fake_score_loss(nets, batch, x0).terms
+    logits = [
+        head(renoised_features(Role(), batch, x, batch.text, purpose, 0.5))
+        for x, purpose in ((x0, "gan"), (real["x0"], "gan_real"))
+    ]
+    theirs = 1e-2 * (softplus(logits[0]).mean() + softplus(-logits[1]).mean())
+    torch.testing.assert_close(terms["discriminator"], theirs / 2, rtol=1e-12, atol=0)
 
 
 def test_approximate_r1_differentiates_both_of_its_passes_through_trained_features():
