@@ -52,6 +52,18 @@ def test_a_shared_integer_depends_on_seed_update_phase_and_purpose_alone():
     assert len({drawn, *others}) == 5
 
 
+def test_a_shared_level_is_one_for_all_samples_on_every_rank():
+    shared = DRAWS.sigma("s", 2.0, 0.0, 1.0, shared=True)
+    assert shared.shape == (4,)
+    assert len(shared.unique()) == 1
+    other = dataclasses.replace(DRAWS, indices=range(7, 9)).sigma("s", 2.0, 0.0, 1.0, shared=True)
+    assert other.tolist() == shared[:2].tolist()
+    assert shared[0] not in DRAWS.sigma("s", 2.0, 0.0, 1.0)
+    for key in ({"seed": 1}, {"student_update": 6}, {"phase": "fake_score/0"}):
+        changed = dataclasses.replace(DRAWS, **key).sigma("s", 2.0, 0.0, 1.0, shared=True)
+        assert changed[0] != shared[0]
+
+
 def test_draws_leave_the_global_generator_alone_and_do_not_depend_on_it():
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
@@ -106,4 +118,6 @@ def test_a_batch_draws_with_its_own_shape_shift_range_and_extras():
     batch = Batch(text, DRAWS, shape, 3.0, 0.1, 0.8, extras)
     assert torch.equal(batch.noise("n"), DRAWS.noise("n", shape))
     assert torch.equal(batch.sigma("s"), DRAWS.sigma("s", 3.0, 0.1, 0.8))
+    one = dataclasses.replace(batch, one_sigma=True)
+    assert torch.equal(one.sigma("s"), DRAWS.sigma("s", 3.0, 0.1, 0.8, shared=True))
     assert torch.equal(batch.extra("real_latents")["x0"], DRAWS.noise("rows", (1,)))

@@ -15,6 +15,7 @@ from distill_bench.domain.gaussian import (
     GaussianBlock,
     GaussianNet,
     LinearBlock,
+    RolloutSamples,
     gaussian_velocity,
     log_density,
 )
@@ -79,7 +80,10 @@ def test_log_densities_are_torchs_up_to_one_constant(moments, rows):
     means = moments["mean"] + text @ moments["shifts"]
     values = log_density(x_t, sigma, means, moments["covariance"])
     expected = torch.stack(
-        [noisy(m, moments["covariance"], s).log_prob(x) for x, s, m in zip(x_t, sigma, means)]
+        [
+            noisy(m, moments["covariance"], s).log_prob(x)
+            for x, s, m in zip(x_t, sigma, means, strict=True)
+        ]
     )
     torch.testing.assert_close(values, expected + 0.5 * D * np.log(2 * np.pi))
 
@@ -118,7 +122,8 @@ def test_rows_of_a_batch_do_not_mix(moments, rows):
     x_t, sigma, text = rows
     x_t, text = x_t.reshape(4, D, 1, 1, 1), text[:, None]
     student = GaussianNet(LinearBlock(**moments))
-    exact = ExactFakeScore(student, student_sigmas(2, 3.0).double(), "renoise", [0, 1])
+    samples = RolloutSamples(student_sigmas(2, 3.0).double(), "renoise", [0, 1])
+    exact = ExactFakeScore(student, samples)
 
     def velocity(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         return student(x, 1000 * s, t)[0]

@@ -64,6 +64,7 @@ CASES = {
     "reused samples, one update": {"reuse_rollout": True, "fake_score_updates": 1},
     "real data": {"student_input": "real_data"},
     "no average": {"ema": None},
+    "one level per batch": {"score_levels": "batch"},
     "gan on the fake score": {"method": FIELDS["method"] | {"gan": "fake_score"}},
     "gan on the teacher": {
         "method": FIELDS["method"] | {"gan": "teacher", "discriminator_lr": 5e-2}
@@ -199,6 +200,8 @@ class Algorithm:
     def noised(self, x0: Tensor, purpose: str) -> tuple[Tensor, Tensor]:
         c = self.config
         keys = [self.generator(f"{purpose}/sigma", index) for index in range(4)]
+        if c.score_levels == "batch":
+            keys = [self.generator(f"{purpose}/sigma") for _ in range(4)]
         uniform = torch.stack([torch.rand((), generator=key) for key in keys]).double()
         sigma = shifted(uniform, c.score_shift).clamp(c.sigma_min, c.sigma_max)
         s = column(sigma)
