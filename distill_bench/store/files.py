@@ -122,13 +122,30 @@ def append_jsonl(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Values in a JSON-lines file, skipping lines torn by a crash; [] if the file is missing."""
-    values = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in text_lines(path.read_bytes().decode("utf-8-sig", errors="replace")):
-            with contextlib.suppress(json.JSONDecodeError):
-                values.append(json.loads(line))
+    """Values in a JSON-lines file; [] if the file is missing.
+
+    A last line torn by a crash is skipped; other damaged lines too, with one warning per file.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except FileNotFoundError:
+        return []
+    values, damaged = [], 0
+    lines = text_lines(text)
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:
+            torn = number == len(lines) and not text.endswith("\n")
+            damaged += bool(line.strip()) and not torn
+    if damaged:
+        _warn_skipped(path, damaged)
     return values
+
+
+@cache  # once per process
+def _warn_skipped(path: Path, count: int) -> None:
+    print(f"{path}: {count} damaged lines are skipped", file=sys.stderr, flush=True)
 
 
 def last_lines(path: Path, size: int = 16384) -> list[str]:

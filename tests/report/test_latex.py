@@ -58,6 +58,22 @@ def test_plain_text_is_escaped(text, latex):
     assert escape_latex(text) == latex
 
 
+def test_characters_that_pdflatex_cannot_set_are_replaced():
+    assert escape_latex("ą Ę ａ ① ĸ þ 漢 🐈 \x00 \x9f \u200b") == "a E a 1 ? ? ? ? ? ? ?"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_every_character_compiles(tmp_path):
+    text = " ".join(map(chr, [*range(0x20, 0x3000), 0x6F22, 0x1F408]))
+    (tmp_path / "t.tex").write_text(
+        f"\\documentclass{{article}}\n\\begin{{document}}\n{escape_latex(text)}\n\\end{{document}}\n",
+        encoding="utf-8",
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-500:]
+
+
 def test_a_question_of_two_paragraphs_is_one_caption(tmp_path):
     question = "Does γ help?\n\nAnd at σ = 0.5 & below?"
     store = write_store(tmp_path, [("alpha", 0, 1, 1.0)], question=question)

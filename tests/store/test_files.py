@@ -87,3 +87,11 @@ def test_the_last_line_of_a_log_is_what_a_terminal_shows(tmp_path):
     path = tmp_path / "log.txt"
     path.write_bytes("start\n 10%\r 50%\r100%\r\nValueError: a\u2028b\n\n".encode())
     assert last_lines(path) == ["ValueError: a\u2028b", "100%", "start"]
+
+
+def test_damaged_lines_are_counted_once_but_a_torn_last_line_is_not(tmp_path, capsys):
+    path = tmp_path / "scores.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n\nnot JSON\n{"a": 2}\n{"a": 3')
+    for _ in range(2):
+        assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    assert capsys.readouterr().err == f"{path}: 2 damaged lines are skipped\n"

@@ -1,6 +1,7 @@
 """LaTeX tables with booktabs, one float per block of columns."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from distill_bench.report.results import Results
@@ -33,10 +34,16 @@ SYMBOLS = {
     "³": "$^3$",
     "°": r"$^\circ$",
     "µ": r"$\mu$",
+    "«": r"$\ll$",
+    "»": r"$\gg$",
+    "\xa0": "~",
+    "\xad": r"\-",
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
 } | {symbol: "\\" + symbol for symbol in "&%$#_{}"}
+# Letters of Latin-1 and Latin Extended-A that pdflatex's default fonts lack, found by compiling all
+BEYOND_OT1 = set("ÐðĐđŊŋÞþĄąĘęĮįŲųĦħĸĿŀŉŦŧſ")
 # In the order of Unicode; LaTeX has no macro for letters that look like Latin ones.
 SMALL_GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma "
@@ -120,12 +127,18 @@ def _latex_head(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Write plain text as one LaTeX paragraph; characters that pdflatex cannot set become `?`."""
+    """Write plain text as one LaTeX paragraph; pdflatex sets all of it.
+
+    Letters that its default fonts lack become their base letter, other characters `?`.
+    """
     return "".join(_symbol(character) for character in " ".join(text.split()))
 
 
 def _symbol(character: str) -> str:
     if character in SYMBOLS:
         return SYMBOLS[character]
-    latin = ord(character) < 0x180  # with accents
-    return character if latin or character in "–‘’“”…" else "?"
+    latin = ord(character) < 0x180 and character not in BEYOND_OT1  # with accents
+    if character.isprintable() and (latin or character in "–‘’“”…"):
+        return character
+    letter = unicodedata.normalize("NFKD", character)[0]
+    return letter if letter.isascii() and letter.isalnum() else "?"
