@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from distill_bench.store.files import text_lines
+
 PROC = Path("/proc")
 GPUS = Path("/proc/driver/nvidia/gpus")  # one folder per GPU of the machine
 
@@ -34,10 +36,10 @@ def _cpu_quotas() -> Iterator[float]:
     for folder in _cpu_groups():
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             if (folder / "cpu.max").is_file():
-                quota, period = (folder / "cpu.max").read_text().split()
+                quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             else:
-                quota = (folder / "cpu.cfs_quota_us").read_text()
-                period = (folder / "cpu.cfs_period_us").read_text()
+                quota = (folder / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+                period = (folder / "cpu.cfs_period_us").read_text(encoding="utf-8")
             if int(quota) > 0:
                 yield int(quota) / int(period)
 
@@ -48,8 +50,8 @@ def _cpu_groups() -> Iterator[Path]:
     In a container, the path of a group may be the host's: then only the root is visible.
     """
     with contextlib.suppress(OSError):
-        mounts = [line.split() for line in (PROC / "self/mounts").read_text().splitlines()]
-        groups = [line.split(":", 2) for line in (PROC / "self/cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in _lines("self/mounts")]
+        groups = [line.split(":", 2) for line in _lines("self/cgroup")]
         for _, mount, kind, options, *_ in mounts:
             for _, controllers, path in groups:
                 v2 = kind == "cgroup2" and controllers == ""
@@ -61,6 +63,10 @@ def _cpu_groups() -> Iterator[Path]:
                     folder = root / path.strip("/")
                     parents = [p for p in folder.parents if p.is_relative_to(root)]
                     yield from dict.fromkeys([folder, *parents])
+
+
+def _lines(name: str) -> list[str]:
+    return text_lines((PROC / name).read_text(encoding="utf-8", errors="replace"))
 
 
 def visible_gpus() -> list[str]:
