@@ -1,11 +1,12 @@
-"""Motion of clips in pixels per frame, and its ratio to the motion of the teacher's clips."""
+"""Motion of clips in pixels per frame, and how it compares with that of the teacher's clips."""
 
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from distill_bench.domain import controls, shapes
 from distill_bench.evaluate.cache import batched, cached
-from distill_bench.evaluate.optical_flow import SMALL, Speed, flow_method, is_large
+from distill_bench.evaluate.distributions import (
+    deviations,
+    ratio_by_clip,
+    spread_ratio_by_clip,
+    wasserstein_by_clip,
+)
+from distill_bench.evaluate.optical_flow import SMALL, Flow, flow_method, is_large, net_speed
 from distill_bench.evaluator import (
     Clips,
     Evaluator,
@@ -26,20 +33,25 @@ from distill_bench.evaluator import (
 
 RAFT = "DISTILL_BENCH_RAFT"  # environment variable: path of RAFT's weights
 TOP = 0.05  # share of pixels that counts as the fastest, as in VBench's dynamic degree
+WINDOW = 8  # frames over which a displacement must last to count
 NOISE = 0.02  # standard deviation of noise for the noise floor, as a share of the range
+STILL = 0.05  # of the shorter side per second: slower clips count as still
 
 
 @dataclass(frozen=True)
 class Motion(Evaluator):
-    """Mean optical flow of the fastest 5 % of pixels (as VBench), and its ratio to the teacher's.
+    """Motion of the fastest 5 % of pixels, and its distribution over clips against the teacher's.
 
-    More motion is not better: noise and shuffled frames move a lot. The best ratio is 1.
+    A point's motion is its net displacement over 8 frames, by optical flow. More is not better: a
+    student should move as its teacher does. `motion_ratio` compares means; `motion_w1` also sees
+    clips that all move alike, or some that stand still. Scores that end in `_true` are of the
+    body's exact speed, on the embedded domain.
     """
 
     paper: ClassVar[str] = "arXiv:2311.17982"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
-    # weights of torchvision's raft_small or raft_large; None: normal flow or Farneback, by size
+    # weights of torchvision's raft_small or raft_large; None: Lucas-Kanade or Farneback, by size
     raft: str | None = field(default_factory=lambda: os.environ.get(RAFT))
 
     def reason_to_skip(self, clips: Clips) -> str | None:
@@ -51,115 +63,225 @@ class Motion(Evaluator):
         )
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
-        method, speed = flow_method(clips.frames, self.raft)
-        by_pair, all_pixels = pair_speeds(clips, method, speed)
-        top = by_pair.mean(1)  # (N,)
-        diagonals_per_second = 100 * clips.fps / math.hypot(*clips.frames.shape[3:])  # in per cent
+        method, flow = flow_method(clips.frames, self.raft)
+        speeds = clip_speeds(clips, method, flow)
+        height, width = clips.frames.shape[3:]
+        diagonals_per_second = 100 * clips.fps / math.hypot(height, width)  # in per cent
         flicker = [np.abs(np.diff(f.astype(np.int16), axis=0)).mean() for f in clips.frames]
-        fields = {"unit": "px/frame", "extractor": method}
+        title, fields = "motion, fastest 5 %", {"unit": "px/frame", "extractor": method}
         scores = [
-            mean_score("motion", top, "motion, fastest 5 %", **fields),
-            mean_score("motion_mean", all_pixels.mean(1), "motion, all pixels", **fields),
+            mean_score("motion", speeds.top, title, **fields),
+            mean_score("motion_mean", speeds.mean, "motion, all pixels", **fields),
             mean_score(
                 "motion_diagonals",
-                diagonals_per_second * top,
-                "motion, fastest 5 %",
+                diagonals_per_second * speeds.top,
+                title,
                 unit="% of the diagonal/s",
                 extractor=method,
             ),
             Score(
                 "motion_floor",
-                noise_floor(clips, speed),
+                noise_floor(clips, flow),
                 "motion read off still noisy frames",
                 **fields,
             ),
             mean_score("flicker", flicker, "change between frames", unit="of 255"),
         ]
-        dynamic = dynamic_degree(clips, by_pair, speed)
+        dynamic = dynamic_degree(clips, speeds.by_pair, flow)
         if dynamic is not None:
             title = f"dynamic degree[{method}]"
             scores.append(mean_score("dynamic_degree", dynamic, title, extractor=method))
+        by_flow = Comparison(
+            clips=clips,
+            references=references,
+            speed=lambda x: clip_speeds(x, method, flow).top,
+            floor=lambda x: noise_floor(x, flow),
+            still_below=STILL * min(height, width) / clips.fps,
+            name="motion",
+            extractor=method,
+        )
+        scores += by_flow.scores()
         if _in_domain(clips):
-            true = shapes.centroid_speed(clips.frames)
+            true = Comparison(
+                clips=clips,
+                references=references,
+                speed=lambda x: shapes.centroid_speed(x.frames),
+                floor=lambda x: 0.0,
+                still_below=shapes.STILL_BELOW,
+                name="speed of the body",
+                extractor="oracle",
+                suffix="_true",
+            )
             title = "speed of the body (oracle)"
-            scores.append(mean_score("motion_true", true, title, unit="px/frame"))
-        if "teacher" in references:
-            scores.append(ratio_to_teacher(clips, top, references["teacher"], method, speed))
+            scores.append(mean_score("motion_true", true.values, title, unit="px/frame"))
+            scores += true.scores()
         return scores
 
 
-def ratio_to_teacher(
-    clips: Clips, top: np.ndarray, teacher: Clips, method: str, speed: Speed
-) -> Score:
-    """Ratio of the mean motion to the teacher's.
+@dataclass(frozen=True)
+class Comparison:
+    """Speeds of clips against those of the teacher's clips, by one way of measuring."""
 
-    Raises:
-        ValueError: if the teacher's clips differ in size or rate, or stand still.
-    """
-    require_same_frames(clips, teacher, "teacher")
-    teacher_top = pair_speeds(teacher, method, speed)[0].mean(1)
-    teacher_mean = float(teacher_top.mean())
-    if not teacher_mean > 0:
-        raise ValueError("the teacher reference does not move: there is no ratio to it")
-    warnings = pairing_warnings(clips, teacher)
-    if teacher_mean < noise_floor(teacher, speed):
-        warnings += (f"the reference moves {teacher_mean:.3g} px/frame, below its noise floor",)
-    order = order_to_match(clips, teacher)
-    return mean_score(
-        "motion_ratio",
-        top / teacher_mean if order is None else ratio_by_clip(top, teacher_top[order]),
-        "motion / teacher's",
-        better="one",
-        headline=True,
-        extractor=method,
-        warnings=warnings,
-    )
+    clips: Clips
+    references: Mapping[str, Clips]
+    speed: Callable[[Clips], np.ndarray]  # (N,), in pixels per frame
+    floor: Callable[[Clips], float]  # reading of still clips
+    still_below: float  # in pixels per frame
+    name: str  # of the quantity
+    extractor: str
+    suffix: str = ""  # of the columns
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Speed of each clip, (N,)."""
+        return self.speed(self.clips)
+
+    def scores(self) -> list[Score]:
+        """Share of still clips; with a teacher, the scores that compare with its clips."""
+        still = "share of still clips"
+        scores = [self._score("motion_still", self.values < self.still_below, still)]
+        if "teacher" not in self.references:
+            return scores
+        teacher = self.references["teacher"]
+        require_same_frames(self.clips, teacher, "teacher")
+        reference = self.speed(teacher)
+        title = f"{still}, the teacher's"
+        share = float((reference < self.still_below).mean())
+        scores.append(Score(f"motion_still_teacher{self.suffix}", share, title))
+        return [*scores, *self._against(teacher, reference)]
+
+    def _against(self, teacher: Clips, reference: np.ndarray) -> list[Score]:
+        """Ratio of the means, W1, and ratio of the spreads, to the speeds of the teacher's clips.
+
+        Raises:
+            ValueError: if the teacher's clips stand still.
+        """
+        if not reference.mean() > 0:
+            raise ValueError("the teacher reference does not move: there is no ratio to it")
+        doubts = pairing_warnings(self.clips, teacher)
+        if reference.mean() < self.floor(teacher):
+            mean = f"{reference.mean():.3g}"
+            doubts += (f"the reference moves {mean} px/frame, below its noise floor",)
+        order = order_to_match(self.clips, teacher)
+        paired = order is not None
+        matched = reference[order] if paired else reference
+        main = not self.suffix
+        ratio = ratio_by_clip(self.values, matched, paired)
+        title = f"{self.name} / teacher's"
+        scores = [
+            self._score("motion_ratio", ratio, title, better="one", headline=main, warnings=doubts),
+            self._score(
+                "motion_w1",
+                wasserstein_by_clip(self.values, matched, paired),
+                f"W1 of {self.name} to the teacher's",
+                unit="px/frame",
+                better="lower",
+                headline=main,
+                warnings=_distance_warnings(self.clips, teacher),
+            ),
+        ]
+        if "teacher_other" in self.references:
+            scores.append(self._over_floor(reference, self.references["teacher_other"]))
+        own = deviations(self.values, self.clips.prompts)
+        others = deviations(reference, teacher.prompts)
+        if own is not None and others is not None and others.any():
+            spread = spread_ratio_by_clip(own, others[order] if paired else others, paired)
+            title = f"spread of {self.name} within prompts / teacher's"
+            scores.append(
+                self._score("motion_spread_ratio", spread, title, better="one", warnings=doubts)
+            )
+        return scores
+
+    def _over_floor(self, reference: np.ndarray, other: Clips) -> Score:
+        """W1 divided by that of the teacher's other seeds, which is a perfect student's.
+
+        Raises:
+            ValueError: if the other seeds' clips move exactly as the reference's.
+        """
+        require_same_frames(self.clips, other, "teacher_other")
+        floor = wasserstein_by_clip(self.speed(other), reference, paired=False).mean()
+        if not floor > 0:
+            raise ValueError(
+                "teacher_other moves exactly as the teacher reference: give clips of other seeds"
+            )
+        w1 = wasserstein_by_clip(self.values, reference, paired=False).mean()
+        title = f"W1 of {self.name} over that of other seeds"
+        return Score(
+            f"motion_w1_over_floor{self.suffix}",
+            float(w1 / floor),
+            title,
+            better="one",
+            extractor=self.extractor,
+        )
+
+    def _score(self, column: str, by_clip: np.ndarray, title: str, **fields: Any) -> Score:
+        return mean_score(
+            f"{column}{self.suffix}", by_clip, title, extractor=self.extractor, **fields
+        )
 
 
-def ratio_by_clip(values: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Per-clip linearisation (N,) of mean(values) / mean(references), by the delta method.
+def _distance_warnings(clips: Clips, teacher: Clips) -> tuple[str, ...]:
+    """Reasons to doubt a distance between these sets of clips."""
+    warnings: tuple[str, ...] = ()
+    n, m = len(clips.frames), len(teacher.frames)
+    if n != m:
+        warnings += (f"{n} clips against {m} of the teacher: the bias differs from other rows'",)
+    if all(clips.prompts) and sorted(clips.prompts) != sorted(teacher.prompts):
+        warnings += ("the prompts are not the reference's",)
+    if clips.digest == teacher.digest:
+        warnings += ("these are the reference's own clips: 0 by construction",)
+    return warnings
 
-    The mean of the entries is the ratio. Their spread is the sampling error of the ratio when pairs
-    are resampled jointly: differences in speed between prompts cancel. A single entry is not the
-    ratio of a clip.
-    """
-    ratio = values.mean() / references.mean()
-    return ratio + (values - ratio * references) / references.mean()
+
+class Speeds(NamedTuple):
+    """Speeds of clips in pixels per frame."""
+
+    top: np.ndarray  # net displacement of the fastest 5 % of pixels, (N,)
+    mean: np.ndarray  # net displacement of all pixels, (N,)
+    by_pair: np.ndarray  # fastest 5 % of each pair of frames, (N, T - 1)
 
 
-def pair_speeds(clips: Clips, method: str, speed: Speed) -> tuple[np.ndarray, np.ndarray]:
-    """`motion` of clips, cached; ranks share the work."""
+def clip_speeds(clips: Clips, method: str, flow: Flow) -> Speeds:
+    """`speeds` of clips, cached; ranks share the work."""
 
-    def both(frames: Tensor) -> Tensor:
-        return torch.from_numpy(np.stack(motion(frames.numpy(), speed), 1))
+    def rows(frames: Tensor) -> Tensor:
+        top, mean, by_pair = speeds(frames.numpy(), flow)
+        return torch.from_numpy(np.column_stack([top, mean, by_pair]))
 
     key = f"optical-flow-{method}-v{Motion.version}-by-clip"
-    speeds = cached(key, clips, lambda: batched(both, clips.frames, method)).double()
-    top, all_pixels = speeds.unbind(1)
-    return top.numpy(), all_pixels.numpy()
+    table = cached(key, clips, lambda: batched(rows, clips.frames, method)).double().numpy()
+    return Speeds(table[:, 0], table[:, 1], table[:, 2:])
 
 
-def motion(frames: np.ndarray, speed: Speed) -> tuple[np.ndarray, np.ndarray]:
-    """Mean speed of the fastest 5 % of pixels and of all, per frame pair: (N, T - 1) each.
-
-    Args:
-        frames: clips, uint8 (N, T, 3, H, W).
-    """
-    top, all_pixels = [], []
+def speeds(frames: np.ndarray, flow: Flow) -> Speeds:
+    """Speeds of clips, uint8 (N, T, 3, H, W), averaged over windows of up to 8 frames."""
+    top, mean, by_pair = [], [], []
     for clip in frames:
-        flat = speed(clip).flatten(1)
-        top.append(flat.topk(max(1, round(TOP * flat.shape[1])), 1).values.mean(1))
-        all_pixels.append(flat.mean(1))
-    return torch.stack(top).double().numpy(), torch.stack(all_pixels).double().numpy()
+        steps = flow(clip)
+        windows = math.ceil(len(steps) / (WINDOW - 1))
+        net = [net_speed(part, clip.shape[2:]) for part in torch.tensor_split(steps, windows)]
+        top.append(np.mean([fastest(speed) for speed in net]))
+        mean.append(np.mean([speed.mean().item() for speed in net]))
+        by_pair.append([fastest(speed) for speed in steps.norm(dim=1)])
+    return Speeds(np.array(top), np.array(mean), np.array(by_pair))
 
 
-def noise_floor(clips: Clips, speed: Speed, most: int = 64) -> float:
+def fastest(speed: Tensor) -> float:
+    """Mean of the fastest 5 % of pixels, (h, w)."""
+    flat = speed.flatten()
+    return flat.topk(max(1, round(TOP * len(flat)))).values.mean().item()
+
+
+def noise_floor(clips: Clips, flow: Flow, most: int = 64) -> float:
     """Motion measured on the first `most` clips, frozen and with noise added; the truth is 0."""
-    still = controls.noisy(controls.frozen(clips.frames[:most, :2]), 0, NOISE)
-    return float(motion(still, speed)[0].mean())
+    readings = []
+    for index, clip in enumerate(clips.frames[:most]):
+        still = controls.noisy(controls.frozen(clip[None, :WINDOW]), index, NOISE)
+        readings.append(speeds(still, flow).top[0])
+    return float(np.mean(readings))
 
 
-def dynamic_degree(clips: Clips, top: np.ndarray, speed: Speed) -> np.ndarray | None:
+def dynamic_degree(clips: Clips, by_pair: np.ndarray, flow: Flow) -> np.ndarray | None:
     """1 for each dynamic clip, else 0, (N,), as in VBench (dynamic_degree.py@45e79ec).
 
     The optical flow is that of this evaluator, not VBench's. Frames are taken at 8 per second. A
@@ -172,10 +294,10 @@ def dynamic_degree(clips: Clips, top: np.ndarray, speed: Speed) -> np.ndarray | 
     if frames.shape[1] < 3:
         return None
     if step > 1:
-        top = motion(frames, speed)[0]
+        by_pair = speeds(frames, flow).by_pair
     threshold = 6 * min(frames.shape[3:]) / 256
     needed = max(1, round(4 * frames.shape[1] / 16))
-    return ((top > threshold).sum(1) >= needed).astype(float)
+    return ((by_pair > threshold).sum(1) >= needed).astype(float)
 
 
 def _in_domain(clips: Clips) -> bool:

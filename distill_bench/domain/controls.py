@@ -49,6 +49,19 @@ def blurred(frames: np.ndarray, seed: int = 0, sigma: float = 1.5) -> np.ndarray
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
 
 
+def jittered(frames: np.ndarray, seed: int = 0, sd: float = 0.15) -> np.ndarray:
+    """Clips whose frames are displaced by Gaussian offsets of `sd` pixels, as sampled clips are."""
+    from scipy.ndimage import shift
+
+    offsets = np.random.default_rng(seed).normal(0, sd, (*frames.shape[:2], 2))
+    moved = np.empty_like(frames)
+    for clip, frame in np.ndindex(*frames.shape[:2]):
+        offset = (0, *offsets[clip, frame])
+        soft = shift(frames[clip, frame].astype(np.float32), offset, order=1, mode="nearest")
+        moved[clip, frame] = np.rint(soft)
+    return moved
+
+
 CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "frozen": frozen,
     "shuffled": shuffled,

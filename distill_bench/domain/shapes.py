@@ -127,22 +127,27 @@ def draw_motion(attributes: Attributes, key: int) -> Motion:
     return Motion(heading, 0.0 if moves < STILL_SHARE else slowest * (fastest / slowest) ** rank)
 
 
-def render(attributes: Attributes, key: int, pace: float = 1.0) -> np.ndarray:
+def render(
+    attributes: Attributes, key: int, pace: float = 1.0, motion: Motion | None = None
+) -> np.ndarray:
     """The clip of these attributes and key, uint8 (T, 3, H, W).
 
     Args:
         key: seeds position, size, brightness and background, the 5 % by which a named speed
             varies, and the motion that the caption leaves free.
         pace: speed relative to the caption's.
+        motion: replaces the motion that the caption names or leaves free.
     """
     rng = np.random.Generator(np.random.Philox(key=[key, 0x5A4E5]))
     radius = rng.uniform(5.0, 6.2)
     background = rng.uniform(0.05, 0.15)
     value = rng.uniform(0.85, 1.0)
     variation = rng.uniform(0.95, 1.05)
-    motion = draw_motion(attributes, key)
+    if motion is not None or attributes.speed is None:
+        variation = 1.0
+    motion = motion or draw_motion(attributes, key)
     heading = np.array(motion.heading, float)
-    step = heading * motion.speed * pace * (variation if attributes.speed is not None else 1.0)
+    step = heading * motion.speed * pace * variation
     margin = radius + NOSE + 0.5
     travel = step * (FRAMES - 1)
     low, high = margin - np.minimum(travel, 0), SIZE - margin - np.maximum(travel, 0)

@@ -1,7 +1,8 @@
-"""Optical flow of clips: normal flow, Farneback or RAFT.
+"""Optical flow of clips: Lucas-Kanade, Farneback or RAFT, and the speed of points that follow it.
 
-Each method is a function from one clip, uint8 (T, 3, H, W), to the speed of every pixel in pixels
-per frame, (T - 1, h, w).
+Each method is a function from one clip, uint8 (T, 3, H, W), to the displacement (x, y) of every
+pixel from each frame to the next, (T - 1, 2, h, w), in pixels of the clip. The size h, w may be
+smaller than H, W.
 """
 
 from collections.abc import Callable
@@ -12,58 +13,88 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import conv2d, grid_sample, interpolate, pad
 
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import sha256
 
-Speed = Callable[[np.ndarray], Tensor]
-SMALL = 64  # shorter side in pixels up to which normal flow is used
+Flow = Callable[[np.ndarray], Tensor]
+SMALL = 64  # shorter side in pixels up to which Lucas-Kanade is used
+BLUR = 2.0  # standard deviation of the blur of frames in pixels: reads up to 4 pixels per frame
+NEIGHBOURHOOD = 3.0  # standard deviation in pixels of the windows that share one flow vector
+DAMPING = 3e-4  # squared gradient, intensities in [0, 1], below which flow is pulled towards 0
 
 
 def is_large(frames: np.ndarray) -> bool:
-    """True if frames (..., H, W) are too large for normal flow."""
+    """True if frames (..., H, W) are too large for Lucas-Kanade at a single scale."""
     return min(frames.shape[-2:]) > SMALL
 
 
-def flow_method(frames: np.ndarray, raft: str | None) -> tuple[str, Speed]:
+def flow_method(frames: np.ndarray, raft: str | None) -> tuple[str, Flow]:
     """Name and function of the method: RAFT if its weights are given, else by frame size."""
     if raft is not None:
-        return raft_speed(Path(raft))
+        return raft_flow(Path(raft))
     if is_large(frames):
-        return "farneback-half", farneback_speed
-    return "normal-flow", normal_speed
+        return "farneback-half", farneback_flow
+    return "lucas-kanade", lucas_kanade_flow
 
 
-def normal_speed(clip: np.ndarray, epsilon: float = 4e-3) -> Tensor:
-    """Normal flow |I_t| |grad I| / (|grad I|^2 + epsilon) of a blurred clip, summed over colours.
+def net_speed(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Net displacement of points over several frames, per frame, in pixels (h, w).
 
-    Measures only the motion along the gradient. Underestimates speeds above 3 pixels per frame, and
-    the speed of textures and small bodies (eval/motion_calibration.json). Intensities are in
-    [0, 1]; epsilon damps noise.
+    Follows the point at each pixel of the first frame. Motion that turns back within these frames,
+    such as the jitter of sampled clips, cancels; the mean speed of frame pairs would count it.
+
+    Args:
+        flow: displacements between successive frames, (T - 1, 2, h, w), in pixels of the clip.
+        size: height and width of the clip.
     """
-    x = _blurred(torch.from_numpy(clip).float() / 255)
+    height, width = flow.shape[2:]
+    scale = torch.tensor([size[1] / width, size[0] / height]).reshape(2, 1, 1)
+    last = torch.tensor([width - 1.0, height - 1.0]).reshape(2, 1, 1)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    start = torch.stack([x, y]).float()
+    place = start
+    for step in flow:
+        grid = (2 * place / last - 1).permute(1, 2, 0)[None]
+        here = grid_sample(step[None], grid, padding_mode="border", align_corners=True)[0]
+        place = (place + here / scale).clamp(torch.zeros_like(last), last)
+    return ((place - start) * scale).norm(dim=0) / len(flow)
+
+
+def lucas_kanade_flow(clip: np.ndarray) -> Tensor:
+    """Flow by least squares in Gaussian windows (Lucas and Kanade, 1981), colours summed.
+
+    A window of the size of a body holds edges of several directions, so that the flow of a body is
+    found whole, and not only its part along the gradient. Errors: eval/motion_calibration.json.
+    """
+    x = _blurred(torch.from_numpy(clip).float() / 255, BLUR)
     change = x[1:] - x[:-1]
     middle = pad((x[1:] + x[:-1]) / 2, (1, 1, 1, 1), mode="replicate")
     gx = (middle[..., 1:-1, 2:] - middle[..., 1:-1, :-2]) / 2
     gy = (middle[..., 2:, 1:-1] - middle[..., :-2, 1:-1]) / 2
-    steepness = gx.square() + gy.square()
-    return (change.abs() * steepness.sqrt()).sum(1) / (steepness.sum(1) + epsilon)
+    products = [gx * gx, gx * gy, gy * gy, -gx * change, -gy * change]
+    xx, xy, yy, x_change, y_change = (
+        _blurred(product.sum(1, keepdim=True), NEIGHBOURHOOD) for product in products
+    )
+    xx, yy = xx + DAMPING, yy + DAMPING
+    determinant = xx * yy - xy * xy
+    flow = yy * x_change - xy * y_change, xx * y_change - xy * x_change
+    return torch.cat(flow, 1) / determinant
 
 
-def _blurred(x: Tensor) -> Tensor:
-    """Gaussian blur with a standard deviation of one pixel; edges are repeated."""
-    kernel = torch.exp(-0.5 * torch.arange(-3, 4).float() ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, 7)
-    x = pad(x, (3, 3, 3, 3), mode="replicate")
-    return conv2d(conv2d(x, kernel[..., None, :], groups=3), kernel[..., :, None], groups=3)
+def _blurred(x: Tensor, sd: float) -> Tensor:
+    """Gaussian blur (N, C, H, W) with a standard deviation of `sd` pixels; edges are repeated."""
+    radius, channels = round(3 * sd), x.shape[1]
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sd) ** 2)
+    kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
+    x = pad(x, (radius,) * 4, mode="replicate")
+    across = conv2d(x, kernel[..., None, :], groups=channels)
+    return conv2d(across, kernel[..., :, None], groups=channels)
 
 
-def farneback_speed(clip: np.ndarray) -> Tensor:
-    """Farneback's flow at half resolution (4 levels, window 21, 5 iterations), (T - 1, H/2, W/2).
-
-    Speeds are in pixels of the full resolution.
-    """
+def farneback_flow(clip: np.ndarray) -> Tensor:
+    """Farneback's flow at half resolution (4 levels, window 21, 5 iterations)."""
     import cv2  # optional: only for frames above SMALL
 
     grey = [
@@ -75,10 +106,10 @@ def farneback_speed(clip: np.ndarray) -> Tensor:
         cv2.calcOpticalFlowFarneback(first, second, None, 0.5, 4, 21, 5, 7, 1.5, 0)
         for first, second in pairwise(half)
     ]
-    return 2 * torch.from_numpy(np.stack(flows)).norm(dim=-1)
+    return 2 * torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2)
 
 
-def raft_speed(path: Path) -> tuple[str, Speed]:
+def raft_flow(path: Path) -> tuple[str, Flow]:
     """Load torchvision's RAFT from a weights file; returns its name with digest, and its function.
 
     Raises:
@@ -113,4 +144,4 @@ def _raft(net: nn.Module, clip: np.ndarray) -> Tensor:
     x = interpolate(x, (height // 8 * 8, width // 8 * 8), mode="bilinear", align_corners=False)
     flow = torch.cat([net(a[None], b[None])[-1] for a, b in pairwise(x)])  # (T - 1, 2, H, W): x, y
     scale = torch.tensor([width / x.shape[3], height / x.shape[2]]).reshape(1, 2, 1, 1)
-    return (flow * scale).norm(dim=1)
+    return flow * scale

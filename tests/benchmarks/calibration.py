@@ -13,21 +13,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.domain import controls, shapes
 from distill_bench.eval.fvd import DEFAULT, SECOND
-from distill_bench.eval.motion import NOISE, motion
+from distill_bench.eval.motion import speeds
 from distill_bench.evaluate.distances import frechet_distance
 from distill_bench.evaluate.extractors import Extractor, load_extractor
-from distill_bench.evaluate.optical_flow import SMALL, Speed, farneback_speed, normal_speed
+from distill_bench.evaluate.optical_flow import SMALL, Flow, farneback_flow, lucas_kanade_flow
 from distill_bench.evaluator import Clips
 from distill_bench.store.files import write_json
 
 EXTRACTORS_FILE = ROOT / "eval" / "fvd_calibration.json"
 FLOW_FILE = ROOT / "eval" / "motion_calibration.json"
+SHAPE_SPEEDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.0)  # pixels per frame
 
 
 def extractor_self_test(extractor: Extractor, count: int = 432, nulls: int = 4) -> dict:
@@ -90,22 +93,21 @@ def disc(
     return np.rint(255 * (0.1 + cover * np.array([0.8, 0, 0]).reshape(3, 1, 1))).astype(np.uint8)
 
 
-def flow_calibration(speed: Speed, size: tuple[int, int]) -> dict:
+def flow_calibration(flow: Flow, size: tuple[int, int]) -> dict:
     """Readings of known motion at a size: shifted textures, discs, still textures under noise."""
     shifts = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (1.5, 1.0)]
     if min(size) > SMALL:
         shifts += [(4.0, 2.0), (8.0, -4.0)]
     textures, discs = [], []
     for shift in shifts:
-        top, mean = (values.mean() for values in motion(texture(*size, shift)[None], speed))
+        read = speeds(texture(*size, shift)[None], flow)
         true = round(math.hypot(*shift), 3)
-        textures.append(
-            {"shift": shift, "true": true, "top": round(top, 3), "mean": round(mean, 3)}
-        )
+        top, mean = round(read.top[0], 3), round(read.mean[0], 3)
+        textures.append({"shift": shift, "true": true, "top": top, "mean": mean})
     for radius in (min(size) // 16, min(size) // 8, min(size) // 4):
         for true in (0.5, 1.0, 2.0):
             clips = np.stack([disc(*size, radius, true, angle) for angle in (0.0, 0.4, 0.8)])
-            top = round(motion(clips, speed)[0].mean(), 3)
+            top = round(speeds(clips, flow).top.mean(), 3)
             discs.append({"radius": radius, "true": true, "top": top})
     still = texture(*size, (0.0, 0.0))[None]
     return {
@@ -115,7 +117,7 @@ def flow_calibration(speed: Speed, size: tuple[int, int]) -> dict:
         "discs": discs,
         "discs_error": relative_error(discs),
         "still_under_noise": {
-            str(sd): round(motion(controls.noisy(still, 0, sd), speed)[0].mean(), 3)
+            str(sd): round(speeds(controls.noisy(still, 0, sd), flow).top.mean(), 3)
             for sd in (0.02, 0.05)
         },
     }
@@ -127,51 +129,74 @@ def relative_error(rows: list[dict]) -> dict:
     return {"mean": round(float(np.mean(errors)), 4), "largest": round(float(max(errors)), 4)}
 
 
-def shape_calibration(speed: Speed, count: int = 216) -> dict:
-    """Readings of rendered clips of known speed: correlation, slope, noise floor, errors by noise.
+def moving_shapes(speed: float, count: int = 36) -> np.ndarray:
+    """Rendered clips of all colours and shapes at one speed (px/frame), in random headings."""
+    free = shapes.all_attributes("free")
+    clips = []
+    for key in range(count):
+        attributes = free[key % len(free)]
+        heading = shapes.draw_motion(attributes, key).heading
+        clips.append(shapes.render(attributes, key, motion=shapes.Motion(heading, speed)))
+    return np.stack(clips)
 
-    Errors are over every body at 0.25, 0.5, 1 and 2 pixels per frame.
+
+@torch.no_grad()
+def decoded(frames: np.ndarray, noise: float = 0.0) -> np.ndarray:
+    """Clips encoded and decoded by mini-wan's autoencoder, with Gaussian noise on the latents."""
+    autoencoder = FrameAutoencoder.from_pretrained(ROOT / "distill_bench/assets/mini-wan/vae")
+    video = torch.from_numpy(frames).float().transpose(1, 2) / 127.5 - 1
+    latents = autoencoder.eval().encode(video)
+    latents += noise * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    pixels = autoencoder.decode(latents).transpose(1, 2).clamp(-1, 1)
+    return ((pixels + 1) * 127.5).round().byte().numpy()
+
+
+CONDITIONS = {
+    "rendered": lambda frames: frames,
+    "5 % of noise": lambda frames: controls.noisy(frames, 0, 0.05),
+    "jitter of 0.15 pixels": controls.jittered,
+    "decoded from latents": decoded,
+    "decoded from latents under 10 % of noise": lambda frames: decoded(frames, 0.1),
+}
+
+
+def shape_calibration(flow: Flow) -> dict:
+    """Readings of rendered clips of known speed: response curve and errors by condition, contrast.
+
+    Errors are over single clips from 0.4 px/frame, the slowest free speed.
     """
-    frames, prompts = controls.rendered(count, 0)
-    true = shapes.centroid_speed(frames)
-    top = motion(frames, speed)[0].mean(1)
-    slope = float((true * top).sum() / (true**2).sum())
-    still = np.array(["still" in prompt for prompt in prompts])
-    noisy = motion(controls.noisy(frames[still], 0, NOISE), speed)[0]
-    bodies = [a for a in shapes.all_attributes() if a.speed == "fast"]
-    paced = np.stack(
-        [
-            shapes.render(body, key, pace / shapes.SPEEDS["fast"])
-            for pace in (0.25, 0.5, 1.0, 2.0)
-            for key, body in enumerate(bodies)
-        ]
-    )
-    known = shapes.centroid_speed(paced)
-    errors = {}
-    for sd in (0.0, 0.02, 0.05):
-        readings = motion(controls.noisy(paced, 0, sd), speed)[0].mean(1)
-        errors[str(sd)] = relative_error(
-            [{"true": a, "top": b} for a, b in zip(known, readings, strict=True)]
+    curves, errors = {}, {}
+    for name, change in CONDITIONS.items():
+        curve, rows = {}, []
+        for true in SHAPE_SPEEDS:
+            read = speeds(change(moving_shapes(true)), flow).top
+            curve[str(true)] = {"mean": round(read.mean(), 3), "sd": round(read.std(), 3)}
+            if true >= shapes.FREE_SPEEDS[0]:
+                rows += [{"true": true, "top": top} for top in read]
+        curves[name], errors[name] = curve, relative_error(rows)
+    moving = moving_shapes(1.0)
+    background = moving[:, :, :, :1, :1].astype(float)
+    contrast = {
+        str(share): round(
+            speeds(
+                np.rint(background + share * (moving - background)).astype(np.uint8), flow
+            ).top.mean(),
+            3,
         )
-    return {
-        "clips": count,
-        "r": round(float(np.corrcoef(true, top)[0, 1]), 4),
-        "slope": round(slope, 4),
-        "still": round(float(top[still].mean()), 4),
-        "still_under_noise": round(float(noisy.mean()), 4),
-        "error_by_noise": errors,
+        for share in (1.0, 0.5, 0.25)
     }
+    return {"clips": len(moving), "response": curves, "error": errors, "contrast": contrast}
 
 
 def main() -> int:
     """Write both files. Farneback is calibrated only if opencv is installed."""
     flow = {
-        "normal-flow": flow_calibration(normal_speed, (32, 32))
-        | {"moving_shapes": shape_calibration(normal_speed)},
-        f"normal-flow-{SMALL}": flow_calibration(normal_speed, (SMALL, SMALL)),
+        "lucas-kanade": flow_calibration(lucas_kanade_flow, (32, 32))
+        | {"moving_shapes": shape_calibration(lucas_kanade_flow)},
+        f"lucas-kanade-{SMALL}": flow_calibration(lucas_kanade_flow, (SMALL, SMALL)),
     }
     if importlib.util.find_spec("cv2") is not None:
-        flow["farneback-half"] = flow_calibration(farneback_speed, (480, 832))
+        flow["farneback-half"] = flow_calibration(farneback_flow, (480, 832))
     write_json(FLOW_FILE, flow)
     extractors = {name: extractor_self_test(load_extractor(name)) for name in (DEFAULT, SECOND)}
     write_json(EXTRACTORS_FILE, extractors)
