@@ -49,6 +49,33 @@ def blurred(frames: np.ndarray, seed: int = 0, sigma: float = 1.5) -> np.ndarray
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
 
 
+def slowed(frames: np.ndarray, seed: int = 0, factor: float = 0.5) -> np.ndarray:
+    """Clips played at `factor` of their speed around the middle of the clip, by blending frames.
+
+    Blending softens the edges of what moves. On the embedded domain, `rendered` at a lower pace
+    slows clips without this.
+    """
+    last = frames.shape[1] - 1
+    time = last / 2 + factor * (np.arange(last + 1) - last / 2)
+    before = np.minimum(time.astype(int), max(last - 1, 0))
+    share = (time - before)[:, None, None, None]
+    return np.stack(
+        [
+            np.rint((1 - share) * clip[before] + share * clip[before + 1]).astype(np.uint8)
+            for clip in frames
+        ]
+    )
+
+
+def stilled(frames: np.ndarray, seed: int = 0, share: float = 0.25) -> np.ndarray:
+    """Clips of which a random share repeat their middle frame."""
+    count = len(frames)
+    chosen = np.random.default_rng(seed).permutation(count)[: round(share * count)]
+    clips = frames.copy()
+    clips[chosen] = frozen(frames[chosen])
+    return clips
+
+
 def jittered(frames: np.ndarray, seed: int = 0, sd: float = 0.15) -> np.ndarray:
     """Clips whose frames are displaced by Gaussian offsets of `sd` pixels, as sampled clips are."""
     from scipy.ndimage import shift
@@ -66,15 +93,21 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "frozen": frozen,
     "shuffled": shuffled,
     "backwards": backwards,
+    "jitter": jittered,
     "noise": noisy,
     "blur": blurred,
 }
 
 
 def rendered(
-    count: int, first: int, pace: float = 1.0, without: str | None = None
+    count: int,
+    first: int,
+    pace: float = 1.0,
+    without: str | None = None,
+    kind: str = "named",
+    equalised: bool = False,
 ) -> tuple[np.ndarray, list[str]]:
-    """Rendered clips (N, T, 3, H, W) and their captions, cycling through all attributes.
+    """Rendered clips (N, T, 3, H, W) and their captions, cycling through all captions of a kind.
 
     Args:
         count: number of clips, N.
@@ -82,13 +115,26 @@ def rendered(
         pace: speed relative to the caption's.
         without: a colour that captions name but no clip shows, to simulate a lost mode; these
             clips are rendered in the other colours.
+        kind: kind of the captions, one of shapes.KINDS.
+        equalised: give all clips of a caption their mean speed. No mean of speeds changes.
     """
-    every = shapes.all_attributes()
+    every = shapes.all_attributes(kind)
     captioned = [every[i % len(every)] for i in range(count)]
     others = [colour for colour in shapes.COLOURS if colour != without]
     shown = [
         dataclasses.replace(a, colour=others[i % len(others)]) if a.colour == without else a
         for i, a in enumerate(captioned)
     ]
-    frames = np.stack([shapes.render(a, first + i, pace) for i, a in enumerate(shown)])
+    motions: list[shapes.Motion | None] = [None] * count
+    if equalised:
+        drawn = [shapes.draw_motion(a, first + i) for i, a in enumerate(captioned)]
+        speeds = np.array([motion.speed for motion in drawn])
+        means = [speeds[i % len(every) :: len(every)].mean() for i in range(count)]
+        motions = [shapes.Motion(m.heading, mean) for m, mean in zip(drawn, means, strict=True)]
+    frames = np.stack(
+        [
+            shapes.render(a, first + i, pace, motion)
+            for i, (a, motion) in enumerate(zip(shown, motions, strict=True))
+        ]
+    )
     return frames, [shapes.caption(a) for a in captioned]

@@ -6,14 +6,14 @@ smaller than H, W.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, grid_sample, interpolate, pad
+from torch.nn.functional import grid_sample, interpolate, pad
 
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import sha256
@@ -74,23 +74,28 @@ def lucas_kanade_flow(clip: np.ndarray) -> Tensor:
     gx = (middle[..., 1:-1, 2:] - middle[..., 1:-1, :-2]) / 2
     gy = (middle[..., 2:, 1:-1] - middle[..., :-2, 1:-1]) / 2
     products = [gx * gx, gx * gy, gy * gy, -gx * change, -gy * change]
-    xx, xy, yy, x_change, y_change = (
-        _blurred(product.sum(1, keepdim=True), NEIGHBOURHOOD) for product in products
-    )
+    sums = torch.stack([product.sum(1) for product in products])  # over colours
+    xx, xy, yy, x_change, y_change = _blurred(sums, NEIGHBOURHOOD)
     xx, yy = xx + DAMPING, yy + DAMPING
     determinant = xx * yy - xy * xy
     flow = yy * x_change - xy * y_change, xx * y_change - xy * x_change
-    return torch.cat(flow, 1) / determinant
+    return torch.stack(flow, 1) / determinant[:, None]
 
 
 def _blurred(x: Tensor, sd: float) -> Tensor:
-    """Gaussian blur (N, C, H, W) with a standard deviation of `sd` pixels; edges are repeated."""
-    radius, channels = round(3 * sd), x.shape[1]
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sd) ** 2)
-    kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
-    x = pad(x, (radius,) * 4, mode="replicate")
-    across = conv2d(x, kernel[..., None, :], groups=channels)
-    return conv2d(across, kernel[..., :, None], groups=channels)
+    """Gaussian blur (..., H, W) with a standard deviation of `sd` pixels; edges are repeated."""
+    return _blur(x.shape[-2], sd) @ x @ _blur(x.shape[-1], sd).T
+
+
+@cache
+def _blur(size: int, sd: float) -> Tensor:
+    """Matrix (size, size) that blurs a line of pixels."""
+    radius = round(3 * sd)
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets / sd) ** 2)
+    source = (torch.arange(size)[:, None] + offsets).clamp(0, size - 1)
+    weights = (kernel / kernel.sum()).expand(size, -1)
+    return torch.zeros(size, size).scatter_add_(1, source, weights)
 
 
 def farneback_flow(clip: np.ndarray) -> Tensor:

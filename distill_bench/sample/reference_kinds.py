@@ -19,6 +19,8 @@ ROLES = {  # kind of a reference row -> role
     "teacher_few": UNDISTILLED,  # the teacher at the student's number of steps
     "untrained": UNDISTILLED,  # the student before training
     "frozen": CONTROL,  # the teacher's clips, standing still
+    "slowed": CONTROL,  # the teacher's clips at half their speed
+    "stilled": CONTROL,  # a quarter of the teacher's clips standing still
     "shuffled": CONTROL,  # the teacher's clips with frames in random order
     "noise": CONTROL,  # uniform noise
 }

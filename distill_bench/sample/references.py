@@ -54,6 +54,8 @@ def folder_names(config: RunConfig) -> dict[str, str]:
         "teacher_few": f"teacher_few-nfe{config.nfe}",
         "untrained": f"untrained-{student_key(config)}",
         "frozen": "frozen",
+        "slowed": "slowed",
+        "stilled": "stilled",
         "shuffled": "shuffled",
         "noise": "noise",
     }
@@ -83,6 +85,10 @@ def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, lis
             return sampler.student(sampler.placed(sampler.pipeline.student())), seeds
         case "frozen":
             return at_once(lambda: controls.frozen(_frames(teacher))), seeds
+        case "slowed":
+            return at_once(lambda: controls.slowed(_frames(teacher))), seeds
+        case "stilled":
+            return at_once(lambda: controls.stilled(_frames(teacher), config.protocol.seed)), seeds
         case "shuffled":
             return at_once(lambda: controls.shuffled(_frames(teacher), config.protocol.seed)), seeds
         case "noise":

@@ -188,8 +188,8 @@ def shape_calibration(flow: Flow) -> dict:
     return {"clips": len(moving), "response": curves, "error": errors, "contrast": contrast}
 
 
-def main() -> int:
-    """Write both files. Farneback is calibrated only if opencv is installed."""
+def flow_calibrations() -> dict:
+    """Calibration of every method. Farneback is calibrated only if opencv is installed."""
     flow = {
         "lucas-kanade": flow_calibration(lucas_kanade_flow, (32, 32))
         | {"moving_shapes": shape_calibration(lucas_kanade_flow)},
@@ -197,6 +197,12 @@ def main() -> int:
     }
     if importlib.util.find_spec("cv2") is not None:
         flow["farneback-half"] = flow_calibration(farneback_flow, (480, 832))
+    return flow
+
+
+def main() -> int:
+    """Write both files, the fast one first."""
+    flow = flow_calibrations()
     write_json(FLOW_FILE, flow)
     extractors = {name: extractor_self_test(load_extractor(name)) for name in (DEFAULT, SECOND)}
     write_json(EXTRACTORS_FILE, extractors)

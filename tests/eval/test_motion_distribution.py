@@ -1,0 +1,167 @@
+"""Distribution of motion over clips: the scores detect slowed, stilled and equalised clips."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from calibration import moving_shapes
+from scipy.stats import wasserstein_distance
+
+from distill_bench.domain import controls, shapes
+from distill_bench.eval.motion import Motion, speeds
+from distill_bench.evaluate import cache
+from distill_bench.evaluate.optical_flow import lucas_kanade_flow
+from distill_bench.evaluator import Clips, Score
+
+BOTH = ("", "_true")  # by optical flow and by the oracle
+
+
+def clips(first: int = 0, count: int = 36, **options) -> Clips:
+    """Clips of the captions that leave all motion free, two per caption by default."""
+    frames, prompts = controls.rendered(count, first, kind="free", **options)
+    return Clips(frames, prompts, list(range(first, first + count)))
+
+
+def at_speed(speed: float, fps: float = 8.0) -> Clips:
+    frames = moving_shapes(speed)
+    prompts = [shapes.caption(a) for a in shapes.all_attributes("free")] * 2
+    return Clips(frames, prompts, list(range(len(frames))), fps=fps)
+
+
+def with_frames(sample: Clips, frames: np.ndarray) -> Clips:
+    return dataclasses.replace(sample, frames=frames)
+
+
+def by_column(sample: Clips, teacher: Clips, other: Clips | None = None) -> dict[str, Score]:
+    references = {"teacher": teacher} | ({} if other is None else {"teacher_other": other})
+    return {score.column: score for score in Motion().scores(sample, references)}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Clips:
+    return clips()
+
+
+def test_a_copy_has_no_distance_and_the_teachers_spread_and_still_share(teacher):
+    order = np.random.default_rng(0).permutation(len(teacher.frames))
+    shuffled = Clips(
+        teacher.frames[order],
+        [teacher.prompts[i] for i in order],
+        [teacher.seeds[i] for i in order],
+    )
+    for copy in (teacher, shuffled):
+        scores = by_column(copy, teacher)
+        assert copy is shuffled or "by construction" in scores["motion_w1"].warnings[0]
+        for suffix in BOTH:
+            assert scores[f"motion_w1{suffix}"].value == pytest.approx(0, abs=1e-9)
+            assert np.ptp(scores[f"motion_w1{suffix}"].per_clip) < 1e-6, "clips are paired"
+            assert scores[f"motion_ratio{suffix}"].value == pytest.approx(1)
+            assert scores[f"motion_spread_ratio{suffix}"].value == pytest.approx(1)
+            shares = (scores[f"motion_still{name}{suffix}"].value for name in ("", "_teacher"))
+            assert next(shares) == next(shares) == pytest.approx(0.25, abs=0.1)
+
+
+def test_w1_is_scipys_distance_of_the_readings_and_near_the_oracles(teacher):
+    sample = clips(500, pace=0.5)
+    scores = by_column(sample, teacher)
+    read = [speeds(x.frames, lucas_kanade_flow).top for x in (sample, teacher)]
+    assert scores["motion_w1"].value == pytest.approx(wasserstein_distance(*read), abs=1e-5)
+    assert (scores["motion_w1"].unit, scores["motion_w1"].better) == ("px/frame", "lower")
+    true = [shapes.centroid_speed(x.frames) for x in (sample, teacher)]
+    assert scores["motion_w1_true"].value == pytest.approx(wasserstein_distance(*true))
+    assert scores["motion_w1"].value == pytest.approx(scores["motion_w1_true"].value, abs=0.03)
+    assert scores["motion_w1"].headline and not scores["motion_w1_true"].headline
+
+
+def test_w1_is_in_pixels_per_frame_at_any_rate():
+    scores = by_column(at_speed(0.6, fps=16), at_speed(1.0, fps=16))
+    for suffix in BOTH:
+        assert scores[f"motion_w1{suffix}"].value == pytest.approx(0.4, abs=0.02)
+        assert scores[f"motion_ratio{suffix}"].value == pytest.approx(0.6, abs=0.02)
+
+
+def test_scores_do_not_depend_on_the_order_or_the_batches_of_clips(teacher, monkeypatch):
+    sample, other = clips(500), clips(900)
+    expected = {column: score.value for column, score in by_column(sample, teacher, other).items()}
+    order = np.random.default_rng(0).permutation(len(sample.frames))
+    reordered = Clips(
+        sample.frames[order],
+        [sample.prompts[i] for i in order],
+        [sample.seeds[i] for i in order],
+    )
+    monkeypatch.setattr(cache, "BATCH", 5)
+    values = {column: score.value for column, score in by_column(reordered, teacher, other).items()}
+    expected.pop("motion_floor"), values.pop("motion_floor")  # of the first 64 clips
+    assert values == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_floor_is_one_and_a_worse_student_is_above_it(teacher):
+    other = clips(900)
+    floor, slow = by_column(other, teacher, other), by_column(clips(500, pace=0.5), teacher, other)
+    for suffix in BOTH:
+        column = f"motion_w1_over_floor{suffix}"
+        assert floor[column].value == pytest.approx(1)
+        assert slow[column].value > 1.5
+    with pytest.raises(ValueError, match="give clips of other seeds"):
+        by_column(other, teacher, teacher)
+
+
+def test_equal_speeds_are_seen_by_w1_and_spread_and_not_by_the_mean(teacher):
+    scores = by_column(clips(equalised=True), teacher)
+    for suffix in BOTH:
+        assert scores[f"motion_ratio{suffix}"].value == pytest.approx(1, abs=0.02)
+        assert scores[f"motion_spread_ratio{suffix}"].value < 0.1
+        assert scores[f"motion_w1{suffix}"].value > 0.2
+        own, its = (scores[f"motion_still{name}{suffix}"].value for name in ("", "_teacher"))
+        assert own < its / 2
+
+
+def test_standing_still_is_seen_by_the_share_of_still_clips(teacher):
+    scores = by_column(with_frames(teacher, controls.stilled(teacher.frames, share=1 / 3)), teacher)
+    for suffix in BOTH:
+        own, its = (scores[f"motion_still{name}{suffix}"].value for name in ("", "_teacher"))
+        assert own - its == pytest.approx(0.25, abs=0.08), "a third of the moving clips"
+        assert scores[f"motion_ratio{suffix}"].value == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_worse_and_worse_students_are_further_and_further(teacher):
+    halves = controls.stilled(teacher.frames, share=0.5)
+    students = [
+        clips(500),
+        with_frames(teacher, controls.slowed(teacher.frames, factor=0.75)),
+        with_frames(teacher, controls.slowed(teacher.frames, factor=0.5)),
+        with_frames(teacher, controls.frozen(teacher.frames)),
+    ]
+    *scores, halved = (by_column(x, teacher) for x in [*students, with_frames(teacher, halves)])
+    for suffix in BOTH:
+        w1 = [of_set[f"motion_w1{suffix}"].value for of_set in scores]
+        assert w1 == sorted(w1) and w1[1] > 1.5 * w1[0]
+        assert w1[0] < halved[f"motion_w1{suffix}"].value < w1[-1]
+
+
+def test_without_captions_or_several_clips_per_prompt_there_is_no_spread_within_prompts(teacher):
+    nameless = dataclasses.replace(teacher, prompts=[""] * len(teacher.prompts))
+    scores = by_column(nameless, nameless)
+    assert "motion_spread_ratio" not in scores and "motion_w1_true" not in scores
+    assert scores["motion_w1"].value == pytest.approx(0, abs=1e-9)
+    single = clips(count=18)
+    assert "motion_spread_ratio" not in by_column(single, single)
+
+
+@pytest.mark.slow
+def test_slowed_stilled_and_equalised_clips_are_three_spreads_of_the_floor_away():
+    """256 clips, as in the default protocol; the floor is the distance of other seeds."""
+    teacher = clips(0, 256)
+    floors = [by_column(clips(1000 * (2 + i), 256), teacher) for i in range(4)]
+    students = {
+        "slowed": clips(1000, 256, pace=0.75),
+        "stilled": with_frames(clips(1000, 256), controls.stilled(clips(1000, 256).frames)),
+        "equalised": clips(1000, 256, equalised=True),
+    }
+    scores = {name: by_column(sample, teacher) for name, sample in students.items()}
+    for suffix in BOTH:
+        column = f"motion_w1{suffix}"
+        floor = np.array([by_name[column].value for by_name in floors])
+        for name, by_name in scores.items():
+            away = by_name[column].value - floor.mean()
+            assert away > 3 * floor.std(ddof=1), (name, column)
