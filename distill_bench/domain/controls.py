@@ -43,7 +43,7 @@ def noisy(frames: np.ndarray, seed: int = 0, sd: float = 0.1) -> np.ndarray:
 
 def blurred(frames: np.ndarray, seed: int = 0, sigma: float = 1.5) -> np.ndarray:
     """Clips with a Gaussian blur of `sigma` pixels in each frame."""
-    from scipy.ndimage import gaussian_filter  # only one control needs scipy
+    from scipy.ndimage import gaussian_filter  # only two controls need scipy
 
     soft = gaussian_filter(frames.astype(np.float32), (0, 0, 0, sigma, sigma), mode="nearest")
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
@@ -78,7 +78,7 @@ def stilled(frames: np.ndarray, seed: int = 0, share: float = 0.25) -> np.ndarra
 
 def jittered(frames: np.ndarray, seed: int = 0, sd: float = 0.15) -> np.ndarray:
     """Clips whose frames are displaced by Gaussian offsets of `sd` pixels, as sampled clips are."""
-    from scipy.ndimage import shift
+    from scipy.ndimage import shift  # only two controls need scipy
 
     offsets = np.random.default_rng(seed).normal(0, sd, (*frames.shape[:2], 2))
     moved = np.empty_like(frames)
