@@ -35,11 +35,11 @@ def test_equalised_clips_of_a_caption_have_one_speed_and_the_same_mean(frames):
     speed, own = shapes.centroid_speed(equal), shapes.centroid_speed(frames)
     for prompt in set(prompts):
         clips = [i for i, other in enumerate(prompts) if other == prompt]
-        assert np.ptp(speed[clips]) < 0.05
-        assert speed[clips].mean() == pytest.approx(own[clips].mean(), abs=0.05)
+        assert np.ptp(speed[clips]) < 0.03
+        assert speed[clips].mean() == pytest.approx(own[clips].mean(), abs=0.03)
     angles = (np.arctan2(*shapes.velocity(x).T) for x in (equal, frames))
     turned = np.subtract(*angles)[own > 0.3]
-    assert np.cos(turned).min() > 0.99, "headings do not change"
+    assert np.cos(turned).min() > 0.95, "headings do not change"
 
 
 def test_jittered_clips_stay_in_place(frames):
@@ -52,4 +52,4 @@ def test_jittered_clips_stay_in_place(frames):
     jittered = controls.jittered(still)
     assert shapes.centroid_speed(jittered).mean() < 0.06
     steps = np.abs(np.diff(jittered.astype(int), axis=1)).mean()
-    assert steps > 1, "but frames differ"
+    assert steps > 0.5, "but frames differ"
