@@ -124,6 +124,7 @@ def test_standing_still_is_seen_by_the_share_of_still_clips(teacher):
         assert scores[f"motion_ratio{suffix}"].value == pytest.approx(2 / 3, abs=0.1)
 
 
+@pytest.mark.slow
 def test_worse_and_worse_students_are_further_and_further(teacher):
     halves = controls.stilled(teacher.frames, share=0.5)
     students = [
