@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distill_bench.autoencoder import FrameAutoencoder
-from distill_bench.noise import add_noise
+from distill_bench.noise import add_noise, x0_to_velocity
 from distill_bench.pretrain.network import TeacherNetwork, make_tokenizer, tokens
 from distill_bench.pretrain.quality import measure_quality
 from distill_bench.pretrain.write_teacher import RECIPE, write_pipeline
@@ -26,12 +26,14 @@ NULL_PROBABILITY = 0.1  # of dropping a caption, for guidance
 EMA_DECAY = 0.9995
 # Noise levels are logit-normal (Esser et al., 2024, section 3.1). Headings and speeds are decided
 # at sigma 0.5 to 0.9, and 72 % of the draws lie between 0.4 and 0.9.
-SIGMA_LOGIT_MEAN, SIGMA_LOGIT_SD = 0.9, 1.2
+SIGMA_LOGIT_MEAN, SIGMA_LOGIT_SD = 1.2, 1.2
 # Losses are divided by the running mean of their noise level (Karras et al., 2024, section 3.2, in
 # bins), once the means have settled: otherwise the highest and lowest levels, whose losses are five
 # times those at sigma 0.4 to 0.7 and mostly irreducible, dominate the gradient's noise.
 LEVELS = 20
 WEIGHTED_FROM = 5000  # step
+ALIKE = 128  # clips of a caption over which a target is averaged
+AVERAGED_FROM = 0.8  # noise level below which only the noised clip itself fits
 WARMUP_STEPS = 200
 PROGRESS = ("step", "seconds", "loss", "level_loss", "curve")  # of a checkpoint
 CHECKPOINT_STEPS = 500
@@ -185,6 +187,7 @@ def make_update(
     teacher, optimizers = progress.teacher, progress.optimizers
     ids, mask = (x.to(device) for x in captions)
     null = len(latents)  # index of the empty caption
+    same_caption = clips_by_caption(captions[0][:null])
     forward = torch.compile(teacher.transformer) if options.compile else teacher.transformer
 
     def update() -> float:
@@ -196,11 +199,16 @@ def make_update(
         noise = torch.randn(options.batch, *latents.shape[1:], generator=draw).to(device)
         x0 = latents[index].to(device)
         caption = torch.where(dropped, null, index).to(device)
+        alike = clips_alike(index, dropped, same_caption, draw)
         text = teacher.text(ids[caption], mask[caption])
         x_t = add_noise(x0, noise, sigma)
         velocity = forward(x_t, 1000 * sigma, text, return_dict=False)[0]
         # flow matching (Lipman et al., 2022), one loss per clip
-        losses = (velocity - (noise - x0)).square().mean((1, 2, 3, 4))
+        averaged = (sigma > AVERAGED_FROM).nonzero()[:, 0]
+        clips = latents[alike[averaged.cpu()]].to(device)
+        x0 = x0.index_copy(0, averaged, posterior_mean(x_t[averaged], sigma[averaged], clips))
+        target = x0_to_velocity(x0, x_t, sigma)
+        losses = (velocity - target).square().mean((1, 2, 3, 4))
         weights = level_weights(progress, sigma, losses.detach())
         teacher.zero_grad()
         (weights * losses).mean().backward()
@@ -215,6 +223,49 @@ def make_update(
         return losses.mean().item()
 
     return update
+
+
+def clips_by_caption(ids: Tensor) -> list[Tensor]:
+    """For each caption (N, L), the indices of all equal ones; equal captions share one tensor."""
+    _, own = ids.unique(dim=0, return_inverse=True)
+    members = own.argsort(stable=True).split(own.bincount().tolist())
+    return [members[i] for i in own.tolist()]
+
+
+def clips_alike(
+    index: Tensor, dropped: Tensor, same_caption: list[Tensor], draw: torch.Generator
+) -> Tensor:
+    """Clips (B, ALIKE) that may have been the clips (B,): themselves, then random ones.
+
+    The random ones have the same caption, or any if the caption is dropped.
+    """
+    ranks = torch.rand(len(index), ALIKE - 1, generator=draw)
+    rows = []
+    for i, without, rank in zip(index.tolist(), dropped.tolist(), ranks, strict=True):
+        others = torch.arange(len(same_caption)) if without else same_caption[i]
+        if len(others) > 1:
+            others = others[others != i]
+        rows.append(others[(rank * len(others)).long()])
+    return torch.cat([index[:, None], torch.stack(rows)], 1)
+
+
+def posterior_mean(x_t: Tensor, sigma: Tensor, clips: Tensor) -> Tensor:
+    """Expected clean latents (B, C, T, H, W) of x_t, if it came from one of its clips.
+
+    As target of the regression it has the same expectation as the clip that was noised, and less
+    variance at high noise (stable target field: Xu et al., 2023, eq. 6).
+
+    Args:
+        x_t: noisy latents, (B, C, T, H, W).
+        sigma: their noise levels, (B,).
+        clips: latents (B, N, C, T, H, W), equally probable.
+    """
+    flat, clean = clips.flatten(2), (1 - sigma)[:, None]
+    # of -|x_t - (1 - sigma) x0|^2 / (2 sigma^2), the terms that depend on x0
+    product = torch.bmm(flat, x_t.flatten(1)[:, :, None])[:, :, 0]
+    squares = torch.linalg.vector_norm(flat, dim=2).square()
+    weights = ((clean * product - clean**2 * squares / 2) / sigma[:, None] ** 2).softmax(1)
+    return torch.bmm(weights[:, None], flat).reshape(x_t.shape)
 
 
 def level_weights(progress: Progress, sigma: Tensor, losses: Tensor) -> Tensor:

@@ -111,6 +111,30 @@ def test_a_longer_run_goes_on_before_the_learning_rate_fell(tmp_path: Path, caps
     assert_equal_weights(tmp_path / "whole", tmp_path / "longer")
 
 
+def test_the_posterior_mean_of_two_points_is_a_hyperbolic_tangent():
+    """Of -1 and 1 at noise level sigma: tanh((1 - sigma) x_t / sigma^2)."""
+    x_t, sigma = torch.linspace(-2, 2, 9), torch.tensor([0.3, 0.9]).repeat_interleave(9)
+    x_t = x_t.repeat(2)[:, None, None, None, None]
+    clips = torch.tensor([-1.0, 1.0])[None, :, None, None, None, None].expand(18, 2, 1, 1, 1, 1)
+    mean = fit_teacher.posterior_mean(x_t, sigma, clips)
+    expected = torch.tanh((1 - sigma) * x_t.flatten() / sigma**2)
+    assert torch.allclose(mean.flatten(), expected, atol=1e-6)
+
+
+def test_targets_average_clips_of_the_same_caption_or_of_all():
+    captions = [shapes.caption(a) for a in fit_autoencoder.training_attributes(2000)]
+    ids, _ = network.tokens(network.make_tokenizer(), captions)
+    index, draw = torch.arange(100), torch.Generator().manual_seed(0)
+    dropped = index % 10 == 0
+    alike = fit_teacher.clips_alike(
+        index, dropped, fit_teacher.clips_by_caption(ids), draw
+    ).tolist()
+    for i, (own, *others) in enumerate(alike):
+        assert own == i and i not in others and len(others) == fit_teacher.ALIKE - 1
+        same = {captions[j] for j in others} == {captions[i]}
+        assert same != dropped[i]
+
+
 def test_levels_of_larger_loss_weigh_less_once_their_means_have_settled():
     sigma, losses = torch.tensor([0.02, 0.5, 0.52, 1.0]), torch.tensor([4.0, 1.0, 1.0, 2.0])
     progress = fit_teacher.Progress(None, None, [])
