@@ -4,7 +4,7 @@ The packages, in the order in which a run meets them:
 
 store          run folders on disk: atomic files, claims, states, stop requests; needs no torch
 teachers       the meaning of a teacher's name: folders, checks, texts, one file per architecture
-domain         the embedded domain: moving shapes, a closed-form Gaussian teacher, broken clips
+domain         the embedded domain: moving shapes, teachers in closed form, broken clips
 config         keys of a YAML, their checks, and the ids of runs
 networks       networks as denoisers: loading, precision, adapters, sharding, offload, cost
 train          the only training loop (loop.py) and its parts

@@ -26,7 +26,7 @@ class Clips:
     prompts: list[str]
     seeds: list[int]
     fps: float = 8.0
-    facts: Mapping[str, np.ndarray] = field(default_factory=dict)  # facts.npz: exact moments
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)  # facts.npz: exact knowledge
     cache: Path | None = None  # folder for the features of these clips
 
     def __post_init__(self) -> None:

@@ -73,8 +73,8 @@ def check_fake_score(run: Candidate) -> None:
     exact = config.fake_score == "exact" and method.has_fake_score
     if exact and not run.teacher.has_exact_fake_score:
         raise ConfigError(
-            f"fake_score 'exact': teacher {config.teacher!r} has no closed form; "
-            "write `fake_score: trained`, or `teacher: gaussian`"
+            f"fake_score 'exact': teacher {config.teacher!r} has no closed form of its student's "
+            "density; write `fake_score: trained`, or `teacher: gaussian`"
         )
 
 
@@ -183,10 +183,10 @@ def check_memory_settings(run: Candidate) -> None:
             f"{needs_transformer} needs a transformer, which the teacher {config.teacher!r} does "
             "not have; leave it out"
         )
-    if run.method.mixes_weights and not teacher.has_networks:
+    if run.method.mixes_weights and not teacher.shares_architecture:
         raise ConfigError(
             f"teacher {config.teacher!r}: {run.method_name} averages weights of two roles, but "
-            "this teacher's student and fake score differ in architecture; name a pipeline folder"
+            "this teacher's student and fake score differ in architecture; name another teacher"
         )
     if run.method.mixes_weights and config.adapter:
         raise ConfigError(

@@ -67,7 +67,7 @@ class RunConfig(StrictModel):
     method_version: int = key(1)
     """Version of the method; written when the run is resolved."""
     teacher: str = key("mini-wan", in_id=False)
-    """`mini-wan`, `gaussian`, a pipeline folder, or OWNER/NAME[@REVISION] on the hub."""
+    """`mini-wan`, `gaussian`, `mixture`, a pipeline folder, or OWNER/NAME[@REVISION] on the hub."""
     teacher_hash: str = key("")
     """Hash of the teacher's files; written when the run is resolved."""
     student: str | None = key(None, in_id=False)

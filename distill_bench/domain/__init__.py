@@ -1,1 +1,1 @@
-"""The embedded domain: moving shapes, corrupted clips, and the Gaussian teacher in closed form."""
+"""The embedded domain: moving shapes, corrupted clips, and the teachers in closed form."""

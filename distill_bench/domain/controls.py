@@ -35,6 +35,11 @@ def backwards(frames: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.ascontiguousarray(frames[:, ::-1])
 
 
+def uniform_noise(frames: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Uniform noise in the shape of the clips."""
+    return np.random.default_rng(seed).integers(0, 256, frames.shape, dtype=np.uint8)
+
+
 def noisy(frames: np.ndarray, seed: int = 0, sd: float = 0.1) -> np.ndarray:
     """Clips with Gaussian noise of standard deviation `sd`, a fraction of the value range."""
     noise = np.random.default_rng(seed).normal(0, 255 * sd, frames.shape)

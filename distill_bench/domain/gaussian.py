@@ -111,20 +111,6 @@ class LinearBlock(nn.Module):
         return (torch.einsum("bij,bj->bi", weight, x_t) + offset)[:, None]
 
 
-class GaussianNet(nn.Module):
-    """A block with the call of diffusers' transformers: (x_t, timestep, text) -> (velocity,)."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([block])
-
-    def forward(
-        self, x_t: Tensor, timestep: Tensor, text: Tensor, return_dict: bool = False
-    ) -> tuple[Tensor]:
-        velocity = self.blocks[0](x_t.flatten(1), timestep.to(x_t.dtype) / 1000, text[:, 0])
-        return (velocity[:, 0].reshape(x_t.shape),)
-
-
 def step_moments(
     block: LinearBlock, sigmas: Tensor, stepping: str, text: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
@@ -226,7 +212,7 @@ class ExactFakeScore:
     Each component's denoiser is weighted by the component's posterior probability.
     """
 
-    student: nn.Module  # a GaussianNet of a LinearBlock
+    student: nn.Module  # a FlatNetwork of a LinearBlock
     samples: RolloutSamples | DataSamples
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -243,5 +229,5 @@ class ExactFakeScore:
         return (weight[..., None] * torch.cat(predictions)).sum(0).reshape(x_t.shape)
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
-        """Velocity as tokens (B, 1, d), as a `GaussianNet` returns; `depth` has no effect."""
+        """Velocity as tokens (B, 1, d), as a `FlatNetwork` returns; `depth` has no effect."""
         return ((x_t - self(x_t, sigma, text)) / sigma.reshape(-1, 1, 1, 1, 1)).flatten(1)[:, None]

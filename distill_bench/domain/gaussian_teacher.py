@@ -16,24 +16,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill_bench.domain.closed_form import PROMPTS_FILE, ClosedFormPipeline, FlatNetwork
 from distill_bench.domain.gaussian import (
     DataSamples,
     ExactFakeScore,
     GaussianBlock,
-    GaussianNet,
     LinearBlock,
     RolloutSamples,
     step_moments,
 )
 from distill_bench.draws import generator
-from distill_bench.store.files import read_text, text_lines
-from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import ClosedFormTeacher, RealLatents
 
 MARKER = "gaussian.json"  # as in `distill_bench.teachers.kinds.CLOSED_FORM`
 MOMENTS_FILE = "gaussian.safetensors"
-PROMPTS = "prompts.txt"
 
 
 @dataclass(frozen=True)
@@ -48,57 +45,19 @@ class GaussianTeacher(ClosedFormTeacher):
         moments = {
             name: value.double() for name, value in load_file(self.folder / MOMENTS_FILE).items()
         }
-        net = GaussianNet(GaussianBlock(**moments)).float().to(device).requires_grad_(False)
-        return GaussianPipeline(self.folder, device, shape, **moments, transformer=net)
+        net = FlatNetwork(GaussianBlock(**moments)).float().to(device).requires_grad_(False)
+        return GaussianPipeline(self.folder, device, shape, net, **moments)
 
 
 @dataclass(frozen=True)
-class GaussianPipeline:
+class GaussianPipeline(ClosedFormPipeline):
     """A loaded Gaussian teacher (`distill_bench.teachers.kinds.Pipeline`)."""
 
-    fps: ClassVar[float | None] = None
+    kind: ClassVar[str] = "gaussian"
 
-    folder: Path
-    device: torch.device
-    shape: tuple[int, int, int, int]  # (C, T, H, W)
     mean: Tensor  # (d,) with d = C T H W
     shifts: Tensor  # (E, d)
     covariance: Tensor  # (d, d)
-    transformer: nn.Module
-
-    def prompts(self) -> list[str]:
-        """Training prompts; prompt i selects row i of `shifts`."""
-        lines = text_lines(read_text(self.folder / PROMPTS))
-        return [line for line in lines if line.strip()]
-
-    def encode_text(self, prompts: list[str]) -> Tensor:
-        """One-hot embeddings (B, 1, E) of prompts; the empty prompt is zero.
-
-        Raises:
-            ValueError: for a prompt that the teacher does not have.
-        """
-        known = self.prompts()
-        unknown = [prompt for prompt in prompts if prompt and prompt not in known]
-        if unknown:
-            raise ValueError(
-                f"the gaussian teacher has no prompt {unknown[0]!r}; it has: {', '.join(known)}"
-            )
-        rows = [[float(prompt == other) for other in known] for prompt in prompts]
-        return torch.tensor(rows, device=self.device)[:, None]
-
-    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        """Embeddings of prompts and of the null text."""
-        with_null = [*prompts, ""]
-        embedded = dict(zip(with_null, self.encode_text(with_null), strict=True))
-        return Texts(prompts, embedded, self.device, dtype)
-
-    def draw(self, shape: tuple[int, ...], step: int, draws: torch.Generator) -> Tensor:
-        """Noise (C, T, H, W) for one sampling step of one clip."""
-        return torch.randn(*shape, generator=draws)
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of the data; the arguments have no effect."""
-        return self.shape
 
     def student(self) -> nn.Module:
         """New trainable linear student; it differs from the teacher by SPREAD."""
@@ -109,11 +68,15 @@ class GaussianPipeline:
         return self._new_net(GaussianBlock)
 
     def _new_net(self, block: type[nn.Module]) -> nn.Module:
-        return GaussianNet(block(self.mean, self.shifts, self.covariance)).float()
+        return FlatNetwork(block(self.mean, self.shifts, self.covariance)).float()
 
-    def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
-        """1 for every role: the cost of these networks is not compared."""
-        return 1.0
+    def has_clips(self, prompts: list[str]) -> bool:
+        """False: no evaluator of these students reads frames."""
+        return False
+
+    def clips(self, prompts: list[str], keys: Sequence[int]) -> np.ndarray:
+        """Frames uint8 (B, F, 3, Y, X) of latents drawn from the data."""
+        return self.decode(self.data(prompts, keys)).numpy()
 
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor:
         """Latents (B, C, T, H, W) drawn from the data, one per prompt and key."""
@@ -162,13 +125,16 @@ class GaussianPipeline:
 
     @torch.no_grad()
     def facts(
-        self, student: nn.Module, sigmas: Tensor, stepping: str, guidance_scale: float
+        self, student: nn.Module | None, sigmas: Tensor, stepping: str, guidance_scale: float
     ) -> dict[str, np.ndarray]:
         """Exact moments of the student's samples and of their target, the guided teacher.
 
         Returns:
-            `mean` and `target_mean` (E, d); `covariance` and `target_covariance` (d, d).
+            `mean` and `target_mean` (E, d); `covariance` and `target_covariance` (d, d). Empty for
+            reference rows.
         """
+        if student is None:
+            return {}
         text = self.encode_text(self.prompts())[:, 0].double().cpu()  # the null text is 0
         block = LinearBlock(self.mean, self.shifts, self.covariance)
         weights = student.blocks[0].state_dict()
@@ -209,7 +175,7 @@ def write_gaussian_teacher(
     save_file(moments, out / MOMENTS_FILE)
     marker = {"latent_shape": list(shape), "condition": condition, "seed": seed}
     (out / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
-    (out / PROMPTS).write_text(
+    (out / PROMPTS_FILE).write_text(
         "".join(f"component {i}\n" for i in range(prompts)), encoding="utf-8"
     )
 

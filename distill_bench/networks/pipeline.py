@@ -85,14 +85,21 @@ class DiffusersPipeline(TextPipeline):
             return self.vae.encode(video)
         return self.architecture.encode(self.vae, video)
 
+    def has_clips(self, prompts: list[str]) -> bool:
+        """True if every prompt is a caption of moving shapes."""
+        try:
+            return all(map(shapes.parse, prompts))
+        except ValueError:
+            return False
+
+    def clips(self, prompts: list[str], keys: Sequence[int]) -> np.ndarray:
+        """Frames uint8 (B, F, 3, Y, X) of clips rendered from captions of moving shapes."""
+        pairs = zip(prompts, keys, strict=True)
+        return np.stack([shapes.render(shapes.parse(prompt), key) for prompt, key in pairs])
+
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor | None:
         """Latents (B, C, T, H, W) of rendered clips; None if any prompt is not a shapes caption."""
-        try:
-            attributes = [shapes.parse(prompt) for prompt in prompts]
-        except ValueError:
-            return None
-        clips = [shapes.render(a, key) for a, key in zip(attributes, keys, strict=True)]
-        return self.encode(np.stack(clips))
+        return self.encode(self.clips(prompts, keys)) if self.has_clips(prompts) else None
 
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
         """FLOPs of one forward pass for one sample; the ledger weighs roles by them."""
@@ -104,9 +111,9 @@ class DiffusersPipeline(TextPipeline):
         """None: the student's density has no closed form."""
 
     def facts(
-        self, student: nn.Module, sigmas: Tensor, stepping: str, guidance_scale: float
+        self, student: nn.Module | None, sigmas: Tensor, stepping: str, guidance_scale: float
     ) -> dict[str, np.ndarray]:
-        """Empty: nothing is known exactly about the student's samples."""
+        """Empty: nothing is known exactly about the clips."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Command line: `distill-bench pretrain [--encoders]`, which trains the shipped networks."""
+"""Command line: `distill-bench pretrain`, which trains the shipped networks."""
 
 import argparse
 from pathlib import Path
@@ -15,16 +15,19 @@ from distill_bench.pretrain.fit_autoencoder import (
     training_attributes,
 )
 from distill_bench.pretrain.fit_encoders import train_encoders
+from distill_bench.pretrain.fit_mixture import fit_mixture
 from distill_bench.pretrain.fit_teacher import CheckpointError, train_teacher
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train mini-wan or the evaluators' networks; returns the exit code."""
+    """Train mini-wan, the mixture's network or the evaluators' networks; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="distill-bench pretrain",
-        description="Train mini-wan, or with --encoders the evaluators' networks.",
+        description="Train mini-wan, or with --mixture or --encoders another shipped network.",
     )
-    parser.add_argument("--encoders", action="store_true", help="train the evaluators' networks")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--encoders", action="store_true", help="train the evaluators' networks")
+    kind.add_argument("--mixture", action="store_true", help="fit the mixture teacher's network")
     parser.add_argument("--out", type=Path, help="default: the assets of the package")
     parser.add_argument(
         "--work",
@@ -41,15 +44,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--steps",
         type=int,
-        help="default: 24000 for the teacher, 600 per encoder; a longer teacher goes on from "
-        "the last checkpoint before the learning rate fell",
+        help="default: 24000 for the teacher, 5000 for the mixture, 600 per encoder; a longer "
+        "teacher goes on from the last checkpoint before the learning rate fell",
     )
     parser.add_argument(
         "--decay-steps", type=int, default=6000, help="last steps, with a falling learning rate"
     )
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="default: 32, or 512 for the mixture")
     parser.add_argument("--muon-lr", type=float, default=4e-3, help="of the blocks' matrices")
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="of all other weights")
+    parser.add_argument(
+        "--lr", type=float, help="of all other weights; default: 1.5e-3, or 2e-3 for the mixture"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=20_000, help="per prompt, to measure the mixture's network"
+    )
     parser.add_argument(
         "--every", type=int, default=2000, help="steps between evaluations and exports"
     )
@@ -68,7 +76,18 @@ def main(argv: list[str] | None = None) -> int:
             options.seed,
         )
         return 0
+    if options.mixture:
+        fit_mixture(
+            options.out or ASSETS / "mixture",
+            options.steps or 5000,
+            options.batch or 512,
+            options.lr or 2e-3,
+            options.seed,
+            options.samples,
+        )
+        return 0
     options.out = options.out or ASSETS / "mini-wan"
+    options.batch, options.lr = options.batch or 32, options.lr or 1.5e-3
     options.steps, options.clips = options.steps or 24_000, options.clips or 40_000
     options.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,20 +7,18 @@ import numpy as np
 
 from distill_bench.config.protocol import protocol, protocol_hash, student_key
 from distill_bench.config.schema import RunConfig
-from distill_bench.domain import controls, shapes
+from distill_bench.domain import controls
 from distill_bench.networks.ranks import ranks
 from distill_bench.sample.sampler import Sampler
 from distill_bench.sample.write_folder import ClipSource, is_written, write_folder
 from distill_bench.store.files import write_json
 
-RENDERED_BATCH = 16  # rendered clips per part
-
 
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
     """Folders of the reference rows by kind (see `roles`); missing rows are made first.
 
-    All rows have the prompts of the protocol. `data` and `data_other` exist only if the prompts are
-    captions of the embedded domain.
+    All rows have the prompts of the protocol. `data` and `data_other` exist only if the teacher has
+    real clips of the prompts.
     """
     root = store / "references" / protocol_hash(config)
     folders = {kind: root / name for kind, name in folder_names(config).items()}
@@ -28,7 +26,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         return folders
     write_json(root / "protocol.json", protocol(config))
     sampler = Sampler(config, store)
-    if not all(map(_in_domain, sampler.prompts)):
+    if not sampler.pipeline.has_clips(sampler.prompts):
         del folders["data"], folders["data_other"]
     # the untrained student first, so that the device holds only one network at a time
     for kind in sorted(folders, key=lambda kind: kind != "untrained"):
@@ -39,7 +37,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
             print(f"reference {kind}: {config.protocol.clips} clips", flush=True)
         source, seeds = _source(kind, sampler, folders["teacher"])
         row = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
-        write_folder(folder, source, sampler.prompts, seeds, row)
+        write_folder(folder, source, sampler.prompts, seeds, row, sampler.facts())
     return folders
 
 
@@ -63,7 +61,7 @@ def folder_names(config: RunConfig) -> dict[str, str]:
 
 def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, list[int]]:
     """Source and seeds of a reference row; `teacher` is the folder that controls are made from."""
-    config, prompts, seeds = sampler.config, sampler.prompts, sampler.seeds
+    config, seeds = sampler.config, sampler.seeds
     other_seeds = [seed + len(seeds) for seed in seeds]
     steps = config.protocol.teacher_steps
 
@@ -72,9 +70,9 @@ def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, lis
 
     match kind:
         case "data":
-            return _rendered(prompts, seeds), seeds
+            return sampler.data(seeds), seeds
         case "data_other":
-            return _rendered(prompts, other_seeds), other_seeds
+            return sampler.data(other_seeds), other_seeds
         case "teacher":
             return sampler.teacher(steps, seeds), seeds
         case "teacher_other":
@@ -92,27 +90,11 @@ def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, lis
         case "shuffled":
             return at_once(lambda: controls.shuffled(_frames(teacher), config.protocol.seed)), seeds
         case "noise":
-            return at_once(sampler.noise), seeds
+            return at_once(
+                lambda: controls.uniform_noise(_frames(teacher), config.protocol.seed)
+            ), seeds
     raise AssertionError(f"no source for the reference row {kind!r}")
-
-
-def _rendered(prompts: list[str], seeds: list[int]) -> ClipSource:
-    """Clips of the embedded domain, rendered from their captions."""
-
-    def frames(first: int, end: int) -> np.ndarray:
-        pairs = zip(prompts[first:end], seeds[first:end], strict=True)
-        return np.stack([shapes.render(shapes.parse(prompt), seed) for prompt, seed in pairs])
-
-    return ClipSource(frames, RENDERED_BATCH)
 
 
 def _frames(folder: Path) -> np.ndarray:
     return np.load(folder / "clips.npy", allow_pickle=False)
-
-
-def _in_domain(prompt: str) -> bool:
-    try:
-        shapes.parse(prompt)
-    except ValueError:
-        return False
-    return True

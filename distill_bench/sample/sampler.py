@@ -14,7 +14,7 @@ from distill_bench.draws import generator
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.offload import place
-from distill_bench.networks.pipeline import clips_per_batch, pipeline_of
+from distill_bench.networks.pipeline import CLIPS_PER_BATCH, clips_per_batch, pipeline_of
 from distill_bench.networks.precision import cast
 from distill_bench.networks.ranks import ranks, set_threads
 from distill_bench.noise import student_sigmas, teacher_sigmas
@@ -29,7 +29,7 @@ Latents = Callable[[list[Tensor], Tensor], Tensor]
 class Sampler:
     """Draws clips for the prompts and seeds of a protocol.
 
-    `student` and `teacher` give sources of decoded clips; `student_latents` and `teacher_latents`
+    `student`, `teacher` and `data` give sources of clips; `student_latents` and `teacher_latents`
     draw latents from given noise.
     """
 
@@ -72,11 +72,19 @@ class Sampler:
         sigmas = student_sigmas(self.config.nfe, self.config.shift).to(self.device)
         return lambda noises, text: rollout(denoiser, noises, sigmas, text, self.config.stepping)
 
-    def facts(self, net: nn.Module) -> dict[str, np.ndarray]:
-        """Exact moments of a student's samples; {} unless the teacher has a closed form."""
+    def facts(self, net: nn.Module | None = None) -> dict[str, np.ndarray]:
+        """Exact knowledge of a student's clips, or of a reference row's (`Pipeline.facts`)."""
         sigmas = student_sigmas(self.config.nfe, self.config.shift)
         guidance = self.config.protocol.teacher_guidance
         return self.pipeline.facts(net, sigmas, self.config.stepping, guidance)
+
+    def data(self, seeds: list[int]) -> ClipSource:
+        """Real clips of the prompts; a seed selects the clip."""
+
+        def frames(first: int, end: int) -> np.ndarray:
+            return self.pipeline.clips(self.prompts[first:end], seeds[first:end])
+
+        return ClipSource(frames, CLIPS_PER_BATCH)
 
     def teacher(self, steps: int, seeds: list[int]) -> ClipSource:
         """Clips of `steps` Euler steps of the guided teacher."""
@@ -97,13 +105,6 @@ class Sampler:
     def teacher_net(self) -> nn.Module:
         """The teacher's network, placed for sampling."""
         return self.placed(self.pipeline.transformer, self.config.teacher_offload)
-
-    def noise(self) -> np.ndarray:
-        """Uniform noise, uint8 (N, T, 3, H, W), for the row that every evaluator must reject."""
-        config = self.config
-        shape = (len(self.seeds), config.frames, 3, config.height, config.width)
-        rng = np.random.default_rng(config.protocol.seed)
-        return rng.integers(0, 256, shape, dtype=np.uint8)
 
     def _denoiser(self, net: nn.Module, role: str) -> Denoiser:
         autocast = None if self.dtype == torch.float32 else self.dtype

@@ -47,7 +47,7 @@ def write_folder(
 
     Args:
         row: contents of row.json, with `kind` and `fps`.
-        facts: contents of facts.npz: exact moments of the clips' distribution.
+        facts: contents of facts.npz: exact knowledge of the clips (`Pipeline.facts`).
     """
     here = ranks()
     parts = Parts(folder, source, len(prompts), row["fps"])

@@ -21,6 +21,7 @@ class DiffusersTeacher:
     kind: ClassVar[str] = "diffusers"
     has_networks: ClassVar[bool] = True
     has_exact_fake_score: ClassVar[bool] = False
+    shares_architecture: ClassVar[bool] = True
 
     folder: Path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill_bench import ASSETS
 
-EMBEDDED = {name: ASSETS / name for name in ("mini-wan", "gaussian")}
+EMBEDDED = {name: ASSETS / name for name in ("mini-wan", "gaussian", "mixture")}
 
 # Configs of teachers whose weights do not ship: enough to plan a sweep and predict its memory.
 OUTLINES = {

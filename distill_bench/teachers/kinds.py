@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from distill_bench.teachers.embeddings import Texts
 
 # Marker file -> "module:class". The class is imported late: it needs torch and a higher layer.
-CLOSED_FORM = {"gaussian.json": "distill_bench.domain.gaussian_teacher:GaussianTeacher"}
+CLOSED_FORM = {
+    "gaussian.json": "distill_bench.domain.gaussian_teacher:GaussianTeacher",
+    "mixture.json": "distill_bench.domain.mixture_teacher:MixtureTeacher",
+}
 
 
 class Teacher(Protocol):
@@ -34,6 +37,7 @@ class Teacher(Protocol):
     # a transformer that can be adapted, sharded, offloaded and exported, and takes any prompt
     has_networks: ClassVar[bool]
     has_exact_fake_score: ClassVar[bool]  # `fake_score: exact` is possible
+    shares_architecture: ClassVar[bool]  # by student and fake score, so their weights can be mixed
 
     @property
     def fps(self) -> float | None:
@@ -104,6 +108,12 @@ class Pipeline(Protocol):
     def fake_score(self) -> "nn.Module":
         """New trainable network, at the fake score's starting point."""
 
+    def has_clips(self, prompts: list[str]) -> bool:
+        """True if real clips exist for every prompt."""
+
+    def clips(self, prompts: list[str], keys: Sequence[int]) -> "np.ndarray":
+        """Frames uint8 (B, F, 3, Y, X) of real clips, one per prompt and key."""
+
     def data(self, prompts: list[str], keys: Sequence[int]) -> "Tensor | None":
         """Latents (B, C, T, H, W) of real clips, one per prompt and key; None if none exist."""
 
@@ -140,9 +150,16 @@ class Pipeline(Protocol):
         """
 
     def facts(
-        self, student: "nn.Module", sigmas: "Tensor", stepping: str, guidance_scale: float
+        self, student: "nn.Module | None", sigmas: "Tensor", stepping: str, guidance_scale: float
     ) -> "dict[str, np.ndarray]":
-        """Exact statistics of the student's samples, for evaluators; empty if none are known."""
+        """Exact knowledge of a row's clips, for evaluators; empty if there is none.
+
+        Args:
+            student: whose samples the clips are; None: clips of a reference row.
+            sigmas: the student's noise levels, high to low.
+            stepping: `renoise` or `ode`.
+            guidance_scale: of the teacher's reference clips.
+        """
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,7 @@ class ClosedFormTeacher:
     kind: ClassVar[str]
     has_networks: ClassVar[bool] = False
     has_exact_fake_score: ClassVar[bool] = True
+    shares_architecture: ClassVar[bool] = False
     fps: ClassVar[float | None] = None
 
     folder: Path

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from distill_bench.domain.closed_form import FlatNetwork
 from distill_bench.domain.gaussian import (
     KNOTS,
     SPREAD,
     ExactFakeScore,
     GaussianBlock,
-    GaussianNet,
     LinearBlock,
     RolloutSamples,
     gaussian_velocity,
@@ -121,7 +121,7 @@ def test_rows_of_a_batch_do_not_mix(moments, rows):
     """Networks and the exact fake score: each row has its own sigma and text."""
     x_t, sigma, text = rows
     x_t, text = x_t.reshape(4, D, 1, 1, 1), text[:, None]
-    student = GaussianNet(LinearBlock(**moments))
+    student = FlatNetwork(LinearBlock(**moments))
     samples = RolloutSamples(student_sigmas(2, 3.0).double(), "renoise", [0, 1])
     exact = ExactFakeScore(student, samples)
 

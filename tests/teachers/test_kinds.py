@@ -10,6 +10,7 @@ import torch
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import resolve
 from distill_bench.domain.gaussian_teacher import GaussianPipeline, GaussianTeacher
+from distill_bench.domain.mixture_teacher import MixturePipeline, MixtureTeacher
 from distill_bench.networks.pipeline import DiffusersPipeline, load_pipeline
 from distill_bench.teachers import kinds
 from distill_bench.teachers.diffusers_folder import DiffusersTeacher
@@ -29,6 +30,8 @@ def members(protocol: type) -> set[str]:
         (kinds.Teacher, GaussianTeacher),
         (kinds.Pipeline, DiffusersPipeline),
         (kinds.Pipeline, GaussianPipeline),
+        (kinds.Teacher, MixtureTeacher),
+        (kinds.Pipeline, MixturePipeline),
     ],
 )
 def test_an_implementation_has_every_member_of_its_protocol(protocol, implementation):

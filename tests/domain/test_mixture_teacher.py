@@ -1,0 +1,159 @@
+"""The mixture teacher in the harness: folder, clips, training of every method, scores, quality."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.resolve import load_run, resolve
+from distill_bench.domain.mixture import SHAPE, joint_log_density, motion_mixture
+from distill_bench.evaluate.score import evaluate
+from distill_bench.networks.denoiser import Denoiser
+from distill_bench.networks.ledger import Ledger
+from distill_bench.networks.pipeline import load_pipeline
+from distill_bench.noise import teacher_sigmas
+from distill_bench.registry import methods
+from distill_bench.rollout import euler
+from distill_bench.sample.reference_kinds import COMPARED
+from distill_bench.sample.references import references
+from distill_bench.sample.run import sample
+from distill_bench.teachers.folder import EMBEDDED, TeacherError
+from distill_bench.teachers.kinds import find_teacher
+from distill_bench.testing import checks, ranks
+from distill_bench.testing.runs import Runs
+from distill_bench.train.loop import train
+
+ON_MIXTURE = {"teacher": "mixture", "data": None}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline("mixture", torch.device("cpu"))
+
+
+def test_the_shipped_parameters_are_those_of_the_code(pipeline):
+    for name, value in motion_mixture().tensors().items():
+        torch.testing.assert_close(pipeline.mixture.tensors()[name], value, rtol=0, atol=1e-12)
+
+
+def test_the_shipped_folder_is_small():
+    assert sum(path.stat().st_size for path in EMBEDDED["mixture"].iterdir()) < 1_000_000
+
+
+@pytest.mark.slow
+def test_samples_of_the_shipped_network_have_the_modes_of_the_data(pipeline):
+    """32 Euler steps of other noise than the card's; 0.03 is the limit, plus the floor of n."""
+    net, n = pipeline.student(), 4000
+    draws = torch.Generator().manual_seed(123)
+    for prompt in pipeline.prompts():
+        text = pipeline.encode_text([prompt]).expand(n, -1, -1)
+        denoise = Denoiser(net, "student", Ledger(1))
+        with torch.no_grad():
+            noise = torch.randn(n, *SHAPE, generator=draws)
+            x = euler(denoise, noise, teacher_sigmas(32, 2.0), text).flatten(1).double()
+        weights = pipeline.mixture.weights[pipeline.prompts().index(prompt)]
+        mode = joint_log_density(pipeline.mixture, x, weights).argmax(1)
+        shares = torch.bincount(mode, minlength=len(weights)) / n
+        floor = 0.5 * (2 * weights * (1 - weights) / (math.pi * n)).sqrt().sum()
+        assert 0.5 * (shares - weights).abs().sum() < 0.03 + floor, prompt
+
+
+def test_clips_show_the_data_and_encode_inverts_decode(pipeline):
+    names, keys = ["any motion", "mostly to the left", "any motion"], [5, 6, 7]
+    x0 = pipeline.data(names, keys)
+    frames = pipeline.clips(names, keys)
+    assert frames.dtype == np.uint8
+    assert torch.equal(pipeline.decode(x0), torch.from_numpy(frames))
+    torch.testing.assert_close(pipeline.encode(frames), x0, rtol=0, atol=4e-4)
+    # a key alone decides a clip
+    assert torch.equal(pipeline.data(names[1:2], keys[1:2]), x0[1:2])
+    assert not torch.equal(x0[0], x0[2])
+    video = pipeline.decode_video(x0.requires_grad_())
+    assert video.shape == (3, 3, 8, 8, 8)
+    assert video.requires_grad
+
+
+def test_student_and_fake_score_start_as_one_network(pipeline):
+    student, fake_score = pipeline.student(), pipeline.fake_score()
+    for p, q in zip(student.parameters(), fake_score.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert p is not q
+
+
+def test_a_folder_without_weights_says_how_to_make_them(tmp_path):
+    for path in EMBEDDED["mixture"].iterdir():
+        if path.name != "network.safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(TeacherError, match="pretrain --mixture"):
+        find_teacher(str(tmp_path)).load(torch.device("cpu")).student()
+
+
+def test_an_exact_fake_score_is_refused_and_mixed_weights_are_not():
+    with pytest.raises(ConfigError, match="no closed form of its student's density"):
+        resolve({"method": "dmd2", "teacher": "mixture", "fake_score": "exact"})
+    assert resolve({"method": "ida", "teacher": "mixture"}).teacher == "mixture"
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_trains(method, tmp_path):
+    run_dir = Runs(method, tmp_path, fields=ON_MIXTURE).make()
+    summary = train(run_dir)
+    assert summary["status"] == "done"
+    assert summary["cost"]["student"]["full_backward"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dmd2", {"name": "sgmd", "preset": "shared"}, "ida"])
+def test_methods_conform_on_the_mixture(method, tmp_path):
+    """All checks: losses, detachment, cost ledger, optimiser steps, bits after resuming, guard."""
+    runs = Runs(method, tmp_path, fields=ON_MIXTURE)
+    for check in checks.CHECKS:
+        check(runs)
+
+
+@pytest.mark.slow
+def test_two_ranks_end_where_one_does(tmp_path):
+    methods_to_train = ("dmd2", {"name": "sgmd", "preset": "shared"})
+    ranks.check_two_ranks(*methods_to_train, folder=tmp_path, fields=ON_MIXTURE)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Store with a trained run of 100 clips and its reference rows."""
+    folder = tmp_path_factory.mktemp("store")
+    protocol = {"clips": 100, "teacher_steps": 8, "teacher_guidance": 1.0}
+    runs = Runs("sgmd", folder, fields=ON_MIXTURE | {"protocol": protocol})
+    run_dir = runs.make()
+    train(run_dir)
+    return run_dir
+
+
+def test_a_run_and_every_reference_row_are_scored(store):
+    rows = references(load_run(store), store.parent)
+    assert {"data", "data_other", "teacher", "teacher_other", "teacher_few", "noise"} <= rows.keys()
+    compared = {kind: rows[kind] for kind in COMPARED}
+    values = {}
+    for kind, folder in rows.items() | {("student", sample(store)[-1])}:
+        others = {other: path for other, path in compared.items() if other != kind}
+        lines = evaluate(folder, others, ["mixture"])
+        values[kind] = {line["column"]: line["value"] for line in lines}
+        assert all(math.isfinite(value) for value in values[kind].values())
+    assert values["student"].keys() >= {
+        "mode_tv",
+        "mode_entropy",
+        "lost_modes",
+        "mixture_motion_ratio",
+        "mixture_motion_w1",
+        "mixture_energy",
+        "mixture_log_density",
+        "mode_tv_teacher",
+    }
+    for column in ("mode_tv", "mixture_motion_w1", "mixture_energy"):
+        assert values["frozen"][column] > 2 * values["data"][column], column
+    assert values["frozen"]["mixture_motion_ratio"] < 0.01
+    assert values["noise"]["mode_tv"] > 2 * values["data"]["mode_tv"]
+    prompts = [json.loads(line)["prompt"] for line in (rows["data"] / "manifest.jsonl").open()]
+    assert len(set(prompts)) == 5

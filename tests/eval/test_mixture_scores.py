@@ -1,0 +1,218 @@
+"""The evaluator of mixture students: exact samples score at the floor, planted losses are found."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from distill_bench.domain import controls
+from distill_bench.domain.closed_form import FlatNetwork
+from distill_bench.domain.latent_clips import ERROR, RANGE, dithered, undithered
+from distill_bench.domain.mixture import PROMPTS, SHAPE, MixtureBlock, motion_mixture, transported
+from distill_bench.domain.mixture_teacher import MixturePipeline
+from distill_bench.eval import mixture as evaluator
+from distill_bench.evaluator import Clips
+
+MIXTURE = motion_mixture()
+PER_PROMPT = 200
+NAMES = [name for name in PROMPTS for _ in range(PER_PROMPT)]
+
+
+@pytest.fixture(scope="module")
+def facts():
+    net = FlatNetwork(MixtureBlock(MIXTURE))
+    pipeline = MixturePipeline(SimpleNamespace(), torch.device("cpu"), SHAPE, net, MIXTURE)
+    object.__setattr__(pipeline, "prompts", lambda: list(PROMPTS))
+    return pipeline.facts(None, torch.ones(1), "ode", 1.0)
+
+
+def latents(seed: int = 0, mixture=MIXTURE) -> torch.Tensor:
+    """Exact samples (N, d) of NAMES."""
+    draws = torch.Generator().manual_seed(seed)
+    share = torch.rand(len(NAMES), generator=draws)
+    noise = torch.randn(len(NAMES), 16, generator=draws)
+    return transported(mixture, [list(PROMPTS).index(name) for name in NAMES], share, noise)
+
+
+def clips(x: torch.Tensor, facts: dict) -> Clips:
+    frames = dithered(x.reshape(-1, *SHAPE)).numpy()
+    return Clips(frames, NAMES, list(range(len(NAMES))), facts=facts)
+
+
+@pytest.fixture(scope="module")
+def score(facts):
+    def values(x: torch.Tensor | Clips, references: dict | None = None) -> dict:
+        scored = x if isinstance(x, Clips) else clips(x, facts)
+        scores = evaluator.MixtureTruth().scores(scored, references or {})
+        return {s.column: s for s in scores}
+
+    return values
+
+
+@pytest.fixture(scope="module")
+def exact(score):
+    return score(latents())
+
+
+def test_latents_are_read_off_the_frames_almost_exactly():
+    x = torch.randn(20, *SHAPE, generator=torch.Generator().manual_seed(0))
+    frames = dithered(x).numpy()
+    assert frames.shape == (20, 8, 3, 8, 8)
+    assert (undithered(frames, SHAPE) - x).abs().max() <= ERROR
+    assert ERROR < 4e-4
+    wide = undithered(dithered(torch.full((1, *SHAPE), 2 * RANGE)).numpy(), SHAPE)
+    torch.testing.assert_close(wide, torch.full_like(wide, RANGE))
+    with pytest.raises(ValueError, match="but latents need"):
+        undithered(frames[:, :4], SHAPE)
+
+
+def test_exact_samples_score_at_the_floor(exact):
+    floor = (
+        0.5
+        * sum(
+            (2 * weights * (1 - weights) / (np.pi * PER_PROMPT)).sqrt().sum()
+            for weights in MIXTURE.weights
+        )
+        / len(PROMPTS)
+    )
+    assert exact["mode_tv"].value == pytest.approx(float(floor), rel=0.2)
+    assert exact["lost_modes"].value < 0.5
+    ratio = np.array(exact["mixture_motion_ratio"].per_clip)
+    assert ratio.mean() == pytest.approx(1, abs=4 * ratio.std() / len(ratio) ** 0.5)
+    assert exact["mixture_motion_w1"].value < 0.08
+    energy = exact["mixture_energy"]
+    assert abs(energy.value) < 4 * max(energy.sd, 0.003)
+    # of the data: minus the entropy, which is below that of mode and noise together
+    density = np.array(exact["mixture_log_density"].per_clip)
+    joint = [
+        evaluator.entropies(weights)
+        + 0.5 * (weights @ (2 * np.pi * np.e * MIXTURE.variances).log().sum(1))
+        for weights in MIXTURE.weights
+    ]
+    assert density.mean() == pytest.approx(-float(sum(joint)) / len(joint), abs=0.3)
+
+
+def still(x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(
+        undithered(controls.frozen(dithered(x.reshape(-1, *SHAPE)).numpy()), SHAPE).numpy()
+    ).flatten(1)
+
+
+def slowed(x: torch.Tensor) -> torch.Tensor:
+    z = x.double() @ MIXTURE.basis
+    z[:, :2] *= 0.7
+    return z @ MIXTURE.basis.T
+
+
+def without_a_mode(x: torch.Tensor) -> torch.Tensor:
+    """Samples of a mixture whose first fast mode has moved to the second."""
+    weights = MIXTURE.weights.clone()
+    weights[:, 10] += weights[:, 9]
+    weights[:, 9] = 0
+    return latents(mixture=type(MIXTURE)(**MIXTURE.tensors() | {"weights": weights}))
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    """Motion in the opposite direction: the same speeds, other headings."""
+    z = x.double() @ MIXTURE.basis
+    z[:, :2] *= -1
+    return z @ MIXTURE.basis.T
+
+
+def spread(x: torch.Tensor) -> torch.Tensor:
+    return x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (still, {"mode_tv", "mode_entropy", "lost_modes", "motion", "energy", "motion_energy"}),
+        (slowed, {"mode_tv", "motion", "motion_energy", "log_density"}),
+        (without_a_mode, {"mode_tv", "mode_entropy", "lost_modes"}),
+        (turned, {"mode_tv", "motion_energy"}),
+        (spread, {"log_density"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_planted_loss_is_found(fault, found, score, exact):
+    x = latents()
+    planted = score(fault(x))
+    columns = {
+        "mode_tv": ("mode_tv", +1, 0.02),
+        "mode_entropy": ("mode_entropy", -1, 0.02),
+        "lost_modes": ("lost_modes", +1, 0.5),
+        "motion": ("mixture_motion_w1", +1, 0.05),
+        "energy": ("mixture_energy", +1, 0.01),
+        "motion_energy": ("mixture_motion_energy", +1, 0.01),
+        "log_density": ("mixture_log_density", -1, 0.5),
+    }
+    for name, (column, sign, margin) in columns.items():
+        worse = sign * (planted[column].value - exact[column].value)
+        if name in found:
+            assert worse > margin, column
+    if "motion" in found:
+        assert planted["mixture_motion_ratio"].value < 0.8
+    if fault is turned:
+        assert planted["mixture_motion_w1"].value == pytest.approx(
+            exact["mixture_motion_w1"].value, abs=0.01
+        )
+
+
+def test_scores_to_the_teacher_are_zero_for_its_own_clips(score, facts):
+    teacher = clips(latents(), facts)
+    own = score(teacher, {"teacher": teacher})
+    assert own["mode_tv_teacher"].value == 0
+    assert own["mixture_motion_w1_teacher"].value < 1e-9
+    assert own["mixture_motion_ratio_teacher"].value == pytest.approx(1)
+    other = score(latents(10_000), {"teacher": teacher})
+    assert 0 < other["mode_tv_teacher"].value < 0.2
+    assert abs(other["mixture_energy_teacher"].value) < 0.04
+    slow = score(slowed(latents(10_000)), {"teacher": teacher})
+    assert slow["mixture_motion_w1_teacher"].value > 0.2
+
+
+def test_the_w1_distance_of_a_shift_is_the_shift(facts):
+    """Adding c to the radius of every sample moves the distribution of motion by c."""
+    z = latents().double() @ MIXTURE.basis
+    radius = z[:, :2].norm(dim=1, keepdim=True)
+    z[:, :2] *= (radius + 0.5) / radius
+    moved, unmoved = (
+        [evaluator.Group(MIXTURE, clips(x, facts), name, list(PROMPTS)) for name in PROMPTS]
+        for x in (z @ MIXTURE.basis.T, latents())
+    )
+    for group, other in zip(moved, unmoved, strict=True):
+        assert float(group.motion_w1(other)[0]) == pytest.approx(0.5, abs=0.005)
+        assert float(group.motion_w1()[0]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_energy_distance_follows_its_definition():
+    x = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+    y = torch.tensor([[1.0], [1.0], [4.0]], dtype=torch.float64)
+    weights = torch.full((1, 2), 0.5, dtype=torch.float64)
+    between = (1 + 1 + 4 + 1 + 1 + 2) / 6
+    expected = 2 * between - 2 - (0 + 3 + 3) / 3
+    assert float(evaluator.energy_distance(x, y, weights)[0]) == pytest.approx(expected)
+
+
+def test_standard_errors_are_the_spread_over_draws(score):
+    scores = [score(latents(i)) for i in range(4)]
+    for column in ("mode_entropy", "mixture_motion_w1"):
+        spread_of_values = np.std([s[column].value for s in scores], ddof=1)
+        assert 0.3 < scores[0][column].sd / spread_of_values < 3.5, column
+
+
+def test_clips_that_cannot_be_scored_say_why(facts, score):
+    x = latents()[:6]
+    few = Clips(dithered(x.reshape(-1, *SHAPE)).numpy(), NAMES[:5] + ["mostly fast"], [0] * 6)
+    assert evaluator.MixtureTruth().reason_to_skip(few) is None
+    assert score(few) == {}
+    one = Clips(few.frames, few.prompts, few.seeds, facts=facts)
+    assert "one clip" in evaluator.MixtureTruth().reason_to_skip(one)
+    gaussian = Clips(few.frames, few.prompts, few.seeds, facts={"mean": np.zeros(2)})
+    assert "lacks basis" in evaluator.MixtureTruth().reason_to_skip(gaussian)
+    unknown = Clips(few.frames, ["a red circle"] * 6, few.seeds, facts=facts)
+    with pytest.raises(ValueError, match="no prompt 'a red circle'; it has: any motion"):
+        score(unknown)
+    same = Clips(few.frames, ["any motion"] * 6, few.seeds, facts=facts)
+    assert "only 6 clips per prompt" in score(same)["mode_tv"].warnings[0]
