@@ -160,12 +160,28 @@ def plain_source(source: str) -> str:
 
 def main() -> None:
     """Run mutmut's command line with the operators of this file."""
-    from mutmut.__main__ import cli  # reads the settings in the working directory
+    from mutmut import __main__ as command  # reads the settings in the working directory
+    from mutmut.state import state
     from mutmut.workers import isolation
 
     # On a busy machine a slow test is no endless loop: only its CPU time is limited. A test that
     # waits is ended by pytest-timeout.
     isolation.register_timeout = lambda pid, timeout_s: None
+    new_runner = command.get_mutant_runner
+
+    def quickest_first(*arguments):
+        """A runner that starts with the quickest tests, since the first failure ends a run."""
+        runner = new_runner(*arguments)
+        submit = runner.submit
+
+        def submit_in_order(name, tests, *limits):
+            durations = state().duration_by_test
+            submit(name, sorted(tests, key=lambda test: durations[test]), *limits)
+
+        runner.submit = submit_in_order
+        return runner
+
+    command.get_mutant_runner = quickest_first
     replaced = (mutators.operator_string,)
     mutators.mutation_operators[:] = [
         *(pair for pair in mutators.mutation_operators if pair[1] not in replaced),
@@ -178,7 +194,7 @@ def main() -> None:
         (cst.Call, other_function),
         (cst.Attribute, sibling_attribute),
     ]
-    cli()
+    command.cli()
 
 
 if __name__ == "__main__":

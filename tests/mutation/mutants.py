@@ -22,6 +22,7 @@ from outcomes import Group, Outcome, read_groups, read_outcomes, write_outcomes
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
+SURVIVED = (0, 33)  # exit codes of mutmut: every test passed, no test reaches the function
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["distill_bench"]
@@ -63,7 +64,7 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
         inside = path if path.startswith("tests/") else packaged(path)
         wanted.add(tree / inside)
         if path in group.modules:
-            _update(tree / inside, plain_source(source.read_text()).encode())
+            _update(tree / inside, plain_source(source.read_text(encoding="utf-8")).encode())
         else:
             _update(tree / inside, source.read_bytes())
     for folder in ("distill_bench", "tests"):
@@ -74,7 +75,10 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
     settings = SETTINGS.replace("{modules}", json.dumps([packaged(module) for module in modules]))
     settings = settings.replace("{tests}", json.dumps(list(group.tests)))
     _update(tree / "README.md", (ROOT / "README.md").read_bytes())
-    _update(tree / "pyproject.toml", ((ROOT / "pyproject.toml").read_text() + settings).encode())
+    _update(
+        tree / "pyproject.toml",
+        ((ROOT / "pyproject.toml").read_text(encoding="utf-8") + settings).encode(),
+    )
     return tree
 
 
@@ -85,18 +89,21 @@ def _update(path: Path, content: bytes) -> None:
 
 
 def _forget(tree: Path, modules: Sequence[str], survivors_only: bool) -> None:
-    """Drop the results of modules, since their tests changed."""
+    """Drop the results of modules whose code or tests changed, or only those of survivors."""
     (tree / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     for module in modules:
-        path = tree / "mutants" / f"{packaged(module)}.meta"
-        if path.is_file():
-            meta = json.loads(path.read_text())
+        mutated = tree / "mutants" / packaged(module)
+        results = mutated.with_name(f"{mutated.name}.meta")
+        if not survivors_only:  # both files are written anew, with the operators of today
+            mutated.unlink(missing_ok=True)
+            results.unlink(missing_ok=True)
+        elif results.is_file():
+            meta = json.loads(results.read_text(encoding="utf-8"))
             codes = meta["exit_code_by_key"]
             meta["exit_code_by_key"] = {
-                key: code if survivors_only and code not in (0, 33) else None
-                for key, code in codes.items()
+                key: None if code in SURVIVED else code for key, code in codes.items()
             }
-            path.write_text(json.dumps(meta))
+            results.write_text(json.dumps(meta), encoding="utf-8")
 
 
 def run_group(
@@ -106,11 +113,11 @@ def run_group(
     digests = {module: digest(module, group.tests) for module in modules}
     tree = prepare(group, modules)
     stamp = tree / "tests.json"
-    known = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    known = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
     changed = [module for module in modules if known.get(module) != digests[module]]
     if changed:
         _forget(tree, changed, survivors)
-        stamp.write_text(json.dumps(known | digests))
+        stamp.write_text(json.dumps(known | digests), encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, str(Path(__file__).parent / "engine.py"), "run"]
     command += ["--max-children", str(processes)]
@@ -120,9 +127,9 @@ def run_group(
 
 def _outcome(tree: Path, module: str, source: str) -> Outcome:
     """Read the outcome of a module from the results of mutmut."""
-    meta = json.loads((tree / "mutants" / f"{packaged(module)}.meta").read_text())
+    meta = json.loads((tree / "mutants" / f"{packaged(module)}.meta").read_text(encoding="utf-8"))
     codes: Mapping[str, int] = meta["exit_code_by_key"]
-    survivors = [key for key, code in codes.items() if code in (0, 33)]
+    survivors = [key for key, code in codes.items() if code in SURVIVED]
     command = [sys.executable, str(Path(__file__).parent / "outcomes.py"), packaged(module)]
     shown = subprocess.run(
         [*command, *survivors], cwd=tree, check=True, capture_output=True, text=True

@@ -45,7 +45,7 @@ class Group:
 
 def read_groups() -> list[Group]:
     """Groups of modules.toml, in its order."""
-    table = tomllib.loads((Path(__file__).parent / "modules.toml").read_text())
+    table = tomllib.loads((Path(__file__).parent / "modules.toml").read_text(encoding="utf-8"))
     return [
         Group(name, tuple(entry["modules"]), tuple(entry["tests"])) for name, entry in table.items()
     ]
@@ -73,21 +73,21 @@ def read_outcomes() -> dict[str, Outcome]:
         return {}
     return {
         module: Outcome(fields["digest"], fields["mutants"], tuple(map(tuple, fields["survivors"])))
-        for module, fields in json.loads(JSON.read_text()).items()
+        for module, fields in json.loads(JSON.read_text(encoding="utf-8")).items()
     }
 
 
 def read_reasons() -> Reasons:
     """Kind (`equivalent` or `survivor`) -> module -> function -> change -> reason."""
-    return tomllib.loads(REASONS.read_text())
+    return tomllib.loads(REASONS.read_text(encoding="utf-8"))
 
 
 def write_outcomes(outcomes: Mapping[str, Outcome], groups: Sequence[Group]) -> None:
     """Write the two files, modules in the order of the groups."""
     modules = [module for group in groups for module in group.modules]
     ordered = {module: asdict(outcomes[module]) for module in modules if module in outcomes}
-    JSON.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
-    MARKDOWN.write_text(as_markdown(outcomes, modules, read_reasons()))
+    JSON.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    MARKDOWN.write_text(as_markdown(outcomes, modules, read_reasons()), encoding="utf-8")
 
 
 def as_markdown(outcomes: Mapping[str, Outcome], modules: Sequence[str], reasons: Reasons) -> str:

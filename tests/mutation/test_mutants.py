@@ -5,7 +5,7 @@ from pathlib import Path
 
 from outcomes import MARKDOWN, as_markdown, read_groups, read_outcomes, read_reasons
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MUTATED = [  # every module through which the numbers of a table go
     "methods/*.py",
     "eval/*.py",
@@ -47,7 +47,7 @@ def test_the_report_follows_from_the_outcomes_and_reasons():
     modules = [module for group in read_groups() for module in group.modules]
     outcomes = read_outcomes()
     assert set(outcomes) <= set(modules)
-    assert MARKDOWN.read_text() == as_markdown(outcomes, modules, read_reasons())
+    assert MARKDOWN.read_text(encoding="utf-8") == as_markdown(outcomes, modules, read_reasons())
 
 
 def test_every_reason_is_of_a_mutant_that_survived():
