@@ -114,7 +114,13 @@ class Evaluator(ABC):
     version: ClassVar[int]  # increase it if the same clips get other values
 
     def reason_to_skip(self, clips: Clips) -> str | None:
-        """Reason why these clips cannot be scored, or None; asked before any score is computed."""
+        """Reason why these clips cannot be scored, or None; asked before any score is computed.
+
+        A sweep also asks before its first run, with black clips of the right size and prompts.
+
+        Raises:
+            ValueError: if weights that the settings name cannot be loaded.
+        """
         return None
 
     @abstractmethod

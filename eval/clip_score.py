@@ -38,6 +38,7 @@ class CLIPScore(Evaluator):
                 "give each a prompt in manifest.jsonl"
             )
         if self.model is not None:
+            open_clip_model(self.model)  # raises if it does not load
             return None
         hint = f"set {MODEL} to an open_clip model, e.g. local-dir:/folder"
         frames, _, height, width = clips.frames.shape[1:]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,7 +21,15 @@ from distill_bench.evaluate.distributions import (
     spread_ratio_by_clip,
     wasserstein_by_clip,
 )
-from distill_bench.evaluate.optical_flow import SMALL, Flow, flow_method, is_large, net_speed
+from distill_bench.evaluate.optical_flow import (
+    SMALL,
+    SMALLEST_RAFT,
+    Flow,
+    flow_method,
+    is_large,
+    net_speed,
+    raft_flow,
+)
 from distill_bench.evaluator import (
     Clips,
     Evaluator,
@@ -55,7 +64,14 @@ class Motion(Evaluator):
     raft: str | None = field(default_factory=lambda: os.environ.get(RAFT))
 
     def reason_to_skip(self, clips: Clips) -> str | None:
-        if self.raft is not None or not is_large(clips.frames) or importlib.util.find_spec("cv2"):
+        if self.raft is not None:
+            raft_flow(Path(self.raft))  # raises if the weights do not load
+            height, width = clips.frames.shape[3:]
+            if min(height, width) >= SMALLEST_RAFT:
+                return None
+            needed = f"{SMALLEST_RAFT}x{SMALLEST_RAFT}"
+            return f"frames are {height}x{width}; RAFT needs {needed} or more; unset {RAFT}"
+        if not is_large(clips.frames) or importlib.util.find_spec("cv2"):
             return None
         return (
             f"optical flow of frames above {SMALL} pixels needs opencv: "

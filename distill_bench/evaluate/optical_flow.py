@@ -19,6 +19,7 @@ from distill_bench.store.failures import first_line
 from distill_bench.store.files import sha256
 
 Flow = Callable[[np.ndarray], Tensor]
+SMALLEST_RAFT = 128  # pixels per side
 SMALL = 64  # shorter side in pixels up to which Lucas-Kanade is used
 BLUR = 2.0  # standard deviation of the blur of frames in pixels: reads up to 4 pixels per frame
 NEIGHBOURHOOD = 3.0  # standard deviation in pixels of the windows that share one flow vector
@@ -143,7 +144,7 @@ def raft_flow(path: Path) -> tuple[str, Flow]:
 def _raft(net: nn.Module, clip: np.ndarray) -> Tensor:
     x = torch.from_numpy(clip).float() / 127.5 - 1
     height, width = x.shape[2:]
-    if min(height, width) < 128:
+    if min(height, width) < SMALLEST_RAFT:
         raise ValueError(f"frames are {height}x{width}; RAFT needs 128x128 or more")
     # RAFT takes multiples of 8
     x = interpolate(x, (height // 8 * 8, width // 8 * 8), mode="bilinear", align_corners=False)

@@ -275,6 +275,12 @@ def _launch(
     sweep = open_sweep(config, options.store, options.out)
     chosen = sweep.only(options.only)
     check_writable(options.store, options.out)
+    jobs, processes = 1, 1
+    if on_slurm:
+        processes = config.cluster.nodes * config.cluster.processes
+    elif options.cluster != "debug":
+        jobs, processes = local_slots(config.cluster)
+    _check_before(chosen, processes)
     sweep.write()
     if on_slurm:
         run_slurm(chosen, launch)
@@ -284,9 +290,18 @@ def _launch(
     elif options.cluster == "debug":
         run_debug(chosen, launch)
     else:
-        jobs, processes = local_slots(config.cluster)
         run_local(chosen, jobs, launch, processes)
     return _finish(sweep, chosen, launch, on_slurm)
+
+
+def _check_before(sweep: OpenSweep, processes: int) -> None:
+    """Check what follows training, unless every run has ended; print the warnings."""
+    if set(sweep.states().values()) <= set(ENDED):
+        return
+    from distill_bench.sweep.prechecks import check_sweep  # torch takes seconds
+
+    for warning in check_sweep(sweep, processes):
+        warn(warning)
 
 
 def _finish(sweep: OpenSweep, chosen: OpenSweep, launch: LaunchOptions, on_slurm: bool) -> int:
