@@ -11,7 +11,7 @@ from distill_bench.domain.closed_form import FlatNetwork
 from distill_bench.domain.latent_clips import ERROR, RANGE, dithered, undithered
 from distill_bench.domain.mixture import PROMPTS, SHAPE, MixtureBlock, motion_mixture, transported
 from distill_bench.domain.mixture_teacher import MixturePipeline
-from distill_bench.eval import mixture as evaluator
+from distill_bench.eval import mixture_truth as evaluator
 from distill_bench.evaluator import Clips
 
 MIXTURE = motion_mixture()
