@@ -31,7 +31,7 @@ SIGMA_LOGIT_MEAN, SIGMA_LOGIT_SD = 1.2, 1.2
 # bins), once the means have settled: otherwise the highest and lowest levels, whose losses are five
 # times those at sigma 0.4 to 0.7 and mostly irreducible, dominate the gradient's noise.
 LEVELS = 20
-WEIGHTED_FROM = 5000  # step
+WEIGHTED_FROM = 300  # step
 ALIKE = 128  # clips of a caption over which a target is averaged
 AVERAGED_FROM = 0.8  # noise level below which only the noised clip itself fits
 WARMUP_STEPS = 200

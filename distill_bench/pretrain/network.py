@@ -27,7 +27,9 @@ class TeacherNetwork(nn.Module):
             )
         )
         self.transformer = WanTransformer3DModel(
-            patch_size=(2, 2, 2),
+            # A token sees one latent cell in all frames. A network of this size with (2, 2, 2)
+            # needed ten times as many updates for the same accuracy of speeds.
+            patch_size=(8, 1, 1),
             num_attention_heads=4,
             attention_head_dim=32,
             in_channels=4,
