@@ -33,6 +33,14 @@ Depth = Annotated[float, Field(gt=0, le=1)]  # share of a network's blocks
 
 Space = Literal["velocity", "x0", "noise"]  # of the prediction whose error is a loss
 
+
+class Scales:
+    """Marks a field as the only weight of terms: `Annotated[NotNegative, Scales("gan")] = 0.1`."""
+
+    def __init__(self, *terms: str) -> None:
+        self.terms = terms
+
+
 # (x_t (B, C, T, H, W), sigma (B,), text (B, L, D)) -> x0_hat (B, C, T, H, W)
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 

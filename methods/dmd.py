@@ -3,13 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from distill_bench.method import Batch, Loss, Method, Nets, NotNegative, Preset, renoise, reverse_kl
+from distill_bench.method import (
+    Batch,
+    Loss,
+    Method,
+    Nets,
+    NotNegative,
+    Preset,
+    Scales,
+    renoise,
+    reverse_kl,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class DMD(Method):
         ),
     }
 
-    regression_weight: NotNegative = 0.25
+    regression_weight: Annotated[NotNegative, Scales("regression")] = 0.25
     distance: Literal["mse", "lpips"] = "mse"
 
     @property

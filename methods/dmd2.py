@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from distill_bench.method import (
     Positive,
     Preset,
     Role,
+    Scales,
     Space,
     added,
     denoising_loss,
@@ -84,11 +85,11 @@ class DMD2(Method):
     }
 
     gan: Literal["none", "fake_score", "teacher"] = "none"
-    gan_weight: NotNegative = 5e-3
-    discriminator_weight: NotNegative = 1e-2
+    gan_weight: Annotated[NotNegative, Scales("gan")] = 5e-3
+    discriminator_weight: Annotated[NotNegative, Scales("discriminator", "r1")] = 1e-2
     discriminator_lr: Positive | None = None  # None: the head shares the fake score's optimiser
     feature_depth: Depth = 0.5
-    r1_weight: NotNegative = 0.0
+    r1_weight: Annotated[NotNegative, Scales("r1")] = 0.0
     r1_std: Positive = 0.1
     denoise: Space = added("velocity")  # space of the fake score's denoising loss
 

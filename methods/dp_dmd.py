@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from distill_bench.method import (
     Batch,
@@ -12,6 +12,7 @@ from distill_bench.method import (
     Nets,
     NotNegative,
     Preset,
+    Scales,
     renoise,
     reverse_kl,
 )
@@ -49,7 +50,7 @@ class DPDMD(Method):
         )
     }
 
-    diversity_weight: NotNegative = 0.05
+    diversity_weight: Annotated[NotNegative, Scales("diversity")] = 0.05
     teacher_steps: Count = 30
     anchor: Count = 5
 

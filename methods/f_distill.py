@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from distill_bench.method import (
     NotNegative,
     Positive,
     Preset,
+    Scales,
     Share,
     renoise,
     reverse_kl,
@@ -73,11 +74,11 @@ class FDistill(Method):
         "squared_hellinger",
         "jeffreys",
     ] = "jensen_shannon"
-    gan_weight: NotNegative = 1e-3
-    discriminator_weight: NotNegative = 1.0
+    gan_weight: Annotated[NotNegative, Scales("gan")] = 1e-3
+    discriminator_weight: Annotated[NotNegative, Scales("discriminator", "r1")] = 1.0
     discriminator_lr: Positive | None = 1e-4  # None: the head shares the fake score's optimiser
     feature_depth: Depth = 0.5
-    r1_weight: NotNegative = 0.0
+    r1_weight: Annotated[NotNegative, Scales("r1")] = 0.0
     r1_std: Positive = 0.1
     ratio_low: Positive = 0.1
     ratio_high: Positive = 20.0

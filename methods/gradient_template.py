@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from distill_bench.expressions import ExpressionError, evaluate_expression
@@ -33,7 +33,7 @@ def _written(value: object) -> object:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-Coefficient = Annotated[str, BeforeValidator(_written)]
+Coefficient = Annotated[str, BeforeValidator(_written), Field(examples=["1/n", "0.5 * sigma"])]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from distill_bench.method import (
     Nets,
     NotNegative,
     Preset,
+    Scales,
     dmd_normaliser,
     renoise,
 )
@@ -82,7 +83,7 @@ class SGMD(Method):
     weighting: Literal["inv_n", "c_t", "c_t_batchnorm"] = "inv_n"
     residual_space: Literal["x0_over_sigma", "x0"] = "x0_over_sigma"
     correction: Literal["velocity", "x0"] = "velocity"
-    residual_weight: NotNegative = 0.1
+    residual_weight: Annotated[NotNegative, Scales("residual")] = 0.1
 
     @property
     def differentiated_roles(self) -> frozenset[str]:

@@ -10,9 +10,15 @@ from distill_bench.config.resolve import resolve
 from distill_bench.config.yaml_files import dump_yaml, parse_yaml
 from distill_bench.method import Method
 from distill_bench.registry import find_method
+from distill_bench.testing.hyperparameter_checks import check_hyperparameters
 from distill_bench.testing.loss_checks import check_detachment, check_losses, check_shared_graph
 from distill_bench.testing.ranks import check_two_ranks
 from distill_bench.testing.runs import Runs, conformance
+from distill_bench.testing.setting_checks import (
+    check_discriminator,
+    check_draws,
+    check_settings,
+)
 from distill_bench.testing.training_checks import (
     check_cost,
     check_guard,
@@ -40,6 +46,10 @@ CHECKS = (
     check_losses,
     check_routing,
     check_detachment,
+    check_discriminator,
+    check_hyperparameters,
+    check_draws,
+    check_settings,
     check_cost,
     check_shared_graph,
     check_optimiser_steps,

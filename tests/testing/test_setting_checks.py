@@ -1,0 +1,170 @@
+"""Planted faults of a stranger's method, and of a run's settings, that the checks must find."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+from unittest import mock
+
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill_bench.discriminator import (
+    Head,
+    discriminator_loss,
+    renoised_features,
+    student_gan_loss,
+)
+from distill_bench.draws import Draws
+from distill_bench.method import (
+    Batch,
+    Loss,
+    Method,
+    Nets,
+    NotNegative,
+    Scales,
+    renoise,
+    toward,
+    velocity_loss,
+)
+from distill_bench.testing import checks
+from distill_bench.testing.runs import Runs
+from distill_bench.train.average import MovingAverage
+
+FAULTS = Field(examples=["none", "labels"])
+
+
+@dataclass(frozen=True)
+class Stranger(Method):
+    """A method with a discriminator on the teacher's features, and one fault at a time."""
+
+    paper: ClassVar[str] = "none"
+
+    fault: Annotated[str, FAULTS] = "none"
+    gan_weight: Annotated[NotNegative, Scales("gan")] = 0.1
+    unused: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"real_latents"})
+
+    @property
+    def differentiated_roles(self) -> frozenset[str]:
+        return frozenset({"unguided_teacher"})
+
+    def modules(self, feature_width: int) -> Mapping[str, nn.Module]:
+        return {"head": Head(feature_width)}
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        x0 = nets.rollout(batch)
+        scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
+        if self.fault == "noise of the rollout":
+            batch.noise("rollout/0")
+        logits = self._logits(nets, batch, x0, batch.text, "gan")
+        gan = student_gan_loss(-logits if self.fault == "student" else logits)
+        weight = self.gan_weight**2 if self.fault == "squared weight" else self.gan_weight
+        kl = toward(x0, scores.x0_fake - scores.x0_teacher)
+        if self.fault == "two terms":
+            kl = self.gan_weight * kl
+        return Loss({"kl": kl, "gan": weight * gan}, x0)
+
+    def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
+        data = batch.extra("real_latents")
+        fake = self._logits(nets, batch, x0, batch.text, "gan")
+        real = self._logits(nets, batch, data["x0"], data["text"], "gan_real")
+        if self.fault == "labels":
+            fake, real = real, fake
+        loss = discriminator_loss(fake, -real if self.fault == "data" else real)
+        return Loss({"denoise": velocity_loss(nets.fake_score, batch, x0), "discriminator": loss})
+
+    def _logits(self, nets: Nets, batch: Batch, x0: Tensor, text: Tensor, purpose: str) -> Tensor:
+        role = nets.unguided_teacher
+        return nets.modules["head"](renoised_features(role, batch, x0, text, purpose, 1.0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("settings")
+
+
+@pytest.fixture
+def runs_of(folder, request):
+    def make(fault: str) -> Runs:
+        prefix = re.sub(r"\W+", "-", request.node.name)
+        return Runs({"name": f"{__file__}:Stranger", "fault": fault}, folder, prefix)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "says"),
+    [
+        ("labels", checks.check_discriminator, "the student's loss does not oppose that"),
+        ("data", checks.check_discriminator, "on data and on the student's samples in one"),
+        ("student", checks.check_discriminator, "the student's loss does not oppose that"),
+        ("noise of the rollout", checks.check_draws, "draws 'rollout/0', the rollout's own noise"),
+        ("squared weight", checks.check_hyperparameters, "does not multiply student/gan by 2"),
+        ("two terms", checks.check_hyperparameters, "does not multiply student/kl by 1"),
+        ("none", checks.check_hyperparameters, "the field unused changes no loss"),
+    ],
+)
+def test_a_fault_of_a_method_is_found(fault, check, says, runs_of):
+    with pytest.raises(AssertionError, match=f"Stranger, {fault}: {check.__name__}: .*{says}"):
+        check(runs_of(fault))
+
+
+@pytest.mark.parametrize(
+    "check", [checks.check_discriminator, checks.check_draws, checks.check_settings]
+)
+def test_a_method_without_these_faults_passes(check, runs_of):
+    check(runs_of("none"))
+
+
+def one_noise(draws: Draws, purpose: str) -> tuple[object, ...]:
+    return draws.seed, draws.student_update, draws.phase
+
+
+def one_phase(draws: Draws, purpose: str) -> tuple[object, ...]:
+    return draws.seed, draws.student_update, purpose
+
+
+@pytest.mark.parametrize("key", [one_noise, one_phase])
+def test_draws_that_ignore_a_part_of_their_key_are_found(key, runs_of):
+    with (
+        mock.patch.object(Draws, "_key", key),
+        pytest.raises(AssertionError, match="check_draws: .* have the same noise"),
+    ):
+        checks.check_draws(runs_of("none"))
+
+
+def reversed_update(average: MovingAverage) -> None:
+    with torch.no_grad():
+        for value, parameter in zip(
+            average.weights.values(), average.trained.parameters(), strict=True
+        ):
+            value.lerp_(parameter, average.decay)
+
+
+def test_an_average_in_the_wrong_direction_is_found(runs_of):
+    with (
+        mock.patch.object(MovingAverage, "update", reversed_update),
+        pytest.raises(AssertionError, match=r"check_settings: the kept student's \S+ is not its"),
+    ):
+        checks.check_settings(runs_of("none"))
+
+
+def test_learning_rates_that_are_exchanged_are_found(runs_of):
+    """Exchanged after the config is read, as if the trainer had taken one for the other."""
+    build = checks.check_settings.__wrapped__.__globals__["build"]
+
+    def exchanged(config, *inputs, **options):
+        rates = {"student_lr": config.fake_score_lr, "fake_score_lr": config.student_lr}
+        return build(config.model_copy(update=rates), *inputs, **options)
+
+    with (
+        mock.patch("distill_bench.testing.setting_checks.build", exchanged),
+        pytest.raises(AssertionError, match="the student moves by 0.001 .* rate is 0.003"),
+    ):
+        checks.check_settings(runs_of("none"))
