@@ -5,7 +5,7 @@ methods with the same seed see the same prompts and noise.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,24 @@ def generator(*key: object) -> torch.Generator:
     """A CPU generator seeded by a hash of the key; equal keys give equal draws."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def seeded(key: tuple[object, ...], indices: Iterable[int]) -> Iterator[torch.Generator]:
+    """One generator in the state of `generator(*key, index)` for each index in turn.
+
+    Draw from it before the next is asked for. Small networks train no faster than noise is drawn:
+    this takes about half the time of a new generator per index.
+
+    Args:
+        key: at least two parts.
+        indices: last part of each key.
+    """
+    one = torch.Generator()
+    start = hashlib.blake2b(repr(key).removesuffix(")").encode(), digest_size=8)
+    for index in indices:
+        digest = start.copy()
+        digest.update(f", {index!r})".encode())
+        yield one.manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
 
 
 @dataclass(frozen=True)
@@ -60,10 +78,8 @@ class Draws:
 
     def integers(self, purpose: str, high: int) -> list[int]:
         """One integer in [0, high) per sample, B of them."""
-        key = self._key(purpose)
-        return [
-            int(torch.randint(high, (), generator=generator(*key, index))) for index in self.indices
-        ]
+        draws = seeded(self._key(purpose), self.indices)
+        return [int(torch.randint(high, (), generator=g)) for g in draws]
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One integer in [0, high), the same on every rank and in every micro-batch."""
@@ -73,6 +89,5 @@ class Draws:
         return (self.seed, self.student_update, self.phase, purpose)
 
     def _per_sample(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        key = self._key(purpose)
-        values = torch.stack([draw(generator(*key, index)) for index in self.indices])
+        values = torch.stack([draw(g) for g in seeded(self._key(purpose), self.indices)])
         return values.to(self.device, self.dtype)
