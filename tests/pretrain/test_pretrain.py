@@ -18,6 +18,7 @@ from distill_bench.domain import shapes
 from distill_bench.pretrain import __main__ as command
 from distill_bench.pretrain import fit_autoencoder, fit_teacher, network, quality
 from distill_bench.teachers.folder import EMBEDDED
+from distill_bench.teachers.prompts import read_prompts
 
 pytestmark = pytest.mark.slow
 
@@ -164,7 +165,11 @@ def test_the_result_is_a_pipeline_folder_in_half_precision(tmp_path: Path):
     assert index["vae"] == ["distill_bench.autoencoder", "FrameAutoencoder"]
     assert all((folder / part).is_dir() for part in index if not part.startswith("_"))
     assert {v.dtype for v in weights(tmp_path).values()} == {torch.float16}
-    assert "--steps 2 --decay-steps 10 " in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "--steps 2 --decay-steps 10 " in card
+    assert max(len(line) for line in card.split("\n") if not line.startswith("|")) <= 120
+    kinds = Counter(shapes.parse(text).kind for text in read_prompts(folder / "prompts.txt"))
+    assert kinds == {"named": 216, "direction": 216, "free": 216}
     assert not list(tmp_path.glob(".*"))  # nothing half-written is left
 
 
