@@ -54,7 +54,7 @@ def test_a_copy_has_no_distance_and_the_teachers_spread_and_still_share(teacher)
         assert copy is shuffled or "by construction" in scores["motion_w1"].warnings[0]
         for suffix in BOTH:
             assert scores[f"motion_w1{suffix}"].value == pytest.approx(0, abs=1e-9)
-            assert np.ptp(scores[f"motion_w1{suffix}"].per_clip) < 1e-6, "clips are paired"
+            assert np.ptp(scores[f"motion_ratio{suffix}"].per_clip) < 1e-6, "clips are paired"
             assert scores[f"motion_ratio{suffix}"].value == pytest.approx(1)
             assert scores[f"motion_spread_ratio{suffix}"].value == pytest.approx(1)
             shares = (scores[f"motion_still{name}{suffix}"].value for name in ("", "_teacher"))
@@ -82,7 +82,8 @@ def test_w1_is_in_pixels_per_frame_at_any_rate():
 
 def test_scores_do_not_depend_on_the_order_or_the_batches_of_clips(teacher, monkeypatch):
     sample, other = clips(500), clips(900)
-    expected = {column: score.value for column, score in by_column(sample, teacher, other).items()}
+    in_order = by_column(sample, teacher, other)
+    expected = {column: score.value for column, score in in_order.items()}
     order = np.random.default_rng(0).permutation(len(sample.frames))
     reordered = Clips(
         sample.frames[order],
@@ -90,7 +91,11 @@ def test_scores_do_not_depend_on_the_order_or_the_batches_of_clips(teacher, monk
         [sample.seeds[i] for i in order],
     )
     monkeypatch.setattr(cache, "BATCH", 5)
-    values = {column: score.value for column, score in by_column(reordered, teacher, other).items()}
+    scores = by_column(reordered, teacher, other)
+    values = {column: score.value for column, score in scores.items()}
+    for column in ("motion_ratio", "motion_w1", "motion_spread_ratio"):
+        spreads = (np.std(of_set[column].per_clip) for of_set in (in_order, scores))
+        assert next(spreads) == pytest.approx(next(spreads), rel=1e-4), "clips are paired"
     expected.pop("motion_floor"), values.pop("motion_floor")  # of the first 64 clips
     assert values == pytest.approx(expected, rel=1e-6)
 
