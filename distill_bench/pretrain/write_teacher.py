@@ -32,7 +32,10 @@ def write_pipeline(
     half = copy.deepcopy(network).half()
     half.transformer.save_pretrained(folder / "transformer")
     half.text_encoder.save_pretrained(folder / "text_encoder")
-    copy.deepcopy(vae).half().save_pretrained(folder / "vae")
+    # a new network, because the configuration of a loaded one names the folder it was loaded from
+    half_vae = FrameAutoencoder(vae.config.latent_channels, vae.config.width)
+    half_vae.load_state_dict(vae.state_dict())
+    half_vae.half().save_pretrained(folder / "vae")
     tokenizer.save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(folder / "scheduler")
     index = {

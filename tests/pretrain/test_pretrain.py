@@ -170,6 +170,8 @@ def test_the_result_is_a_pipeline_folder_in_half_precision(tmp_path: Path):
     assert max(len(line) for line in card.split("\n") if not line.startswith("|")) <= 120
     kinds = Counter(shapes.parse(text).kind for text in read_prompts(folder / "prompts.txt"))
     assert kinds == {"named": 216, "direction": 216, "free": 216}
+    train(tmp_path, 2)  # with the autoencoder of the work folder
+    assert not any(str(tmp_path) in file.read_text() for file in folder.rglob("*.json"))
     assert not list(tmp_path.glob(".*"))  # nothing half-written is left
 
 
