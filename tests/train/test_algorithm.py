@@ -4,6 +4,7 @@ The teacher is Gaussian, so networks are small enough to call directly. Every se
 its own: a learning rate, shift, weight or key of a draw that reaches another place shows.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -107,12 +108,15 @@ class Algorithm:
             for name, (parameters, lr) in groups.items()
         }
         self.clipped: set[str] = set()
+        self.lines: list[dict[str, float]] = []  # of train.jsonl
 
     def run(self) -> None:
         for update in range(self.config.student_updates):
             self.update, self.phase = update, "student"
             x0, text = self.samples()
             loss = self.student_loss(x0, text)
+            self.lines.append({"student_updates": update + 1, "student_loss": float(loss.detach())})
+            self.lines[-1]["x0_std"] = float(x0.detach().std(correction=0))
             self.step(["student"], loss)
             for p, average in zip(self.student.parameters(), self.average, strict=True):
                 decay = self.config.ema or 0.0
@@ -122,6 +126,7 @@ class Algorithm:
                 if index > 0 or not self.config.reuse_rollout:
                     x0, text = self.samples()
                 loss = self.fake_score_loss(x0.detach(), text)
+                self.lines[-1]["fake_score_loss"] = float(loss.detach())
                 self.step([name for name in self.optimisers if name != "student"], loss)
 
     def step(self, names: list[str], loss: Tensor) -> None:
@@ -132,6 +137,8 @@ class Algorithm:
             norm = float(sum(g.square().sum() for g in own)) ** 0.5
             scale = min(1.0, self.config.grad_clip / (norm + 1e-6))
             self.clipped |= {name} if scale < 1 else set()
+            logged = {"fake": "fake_score"}.get(name, name)
+            self.lines[-1][f"{logged}_grad_norm"] = norm
             for parameter, gradient in zip(parameters[name], own, strict=True):
                 parameter.grad = scale * gradient
             self.optimisers[name].step()
@@ -240,7 +247,8 @@ def test_a_run_ends_with_the_weights_of_its_algorithm(case, tmp_path):
     run.mkdir(parents=True)
     (run / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     assert train(run, stop=lambda: True)["status"] == "stopped"
-    assert train(run)["status"] == "done"
+    summary = train(run)
+    assert summary["status"] == "done"
     algorithm = Algorithm(config, run.parent)
     algorithm.run()
     assert algorithm.clipped >= {"student", "fake"}
@@ -261,3 +269,35 @@ def test_a_run_ends_with_the_weights_of_its_algorithm(case, tmp_path):
         )
     for name, average in zip(names, algorithm.average, strict=True):
         torch.testing.assert_close(kept[name], average, rtol=0, atol=1e-9)
+
+    records = (run / "train.jsonl").read_text().splitlines()
+    check_records(config, summary, [json.loads(line) for line in records], algorithm.lines)
+
+
+def check_records(
+    config: RunConfig, summary: dict, lines: list[dict], expected: list[dict]
+) -> None:
+    """One line per update with the values of the whole batch; costs and samples of every update."""
+    assert len(lines) == len(expected) == config.student_updates
+    for line, values in zip(lines, expected, strict=True):
+        # DMD's surrogate has the gradient of the reverse KL, but another value
+        kl_free = {name: value for name, value in values.items() if name != "student_loss"}
+        assert {name: line[name] for name in kl_free} == pytest.approx(kl_free, rel=1e-6)
+        terms = line["kl"] + line.get("gan", 0.0)
+        assert line["student_loss"] == pytest.approx(terms)
+        assert line["rho"] == pytest.approx(config.fake_score_updates * 3e-3 / 1e-2)
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) > 1
+    updates = config.student_updates
+    assert summary["samples_seen"] == 4 * updates
+    assert summary["cost"]["student"]["full_backward"] == pytest.approx(updates)
+    if config.method["gan"] == "none":
+        guided = 2 if config.guidance_scale != 1 else 1
+        assert summary["cost"]["teacher"] == {
+            "forward": guided * updates,
+            "input_backward": 0,
+            "full_backward": 0,
+        }
+        full = config.fake_score_updates * updates
+        assert summary["cost"]["fake_score"]["full_backward"] == pytest.approx(full)
