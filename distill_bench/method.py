@@ -143,7 +143,7 @@ class Nets:
     # The student's moving average; the student itself if the run keeps none.
     target: Denoise | None = None
     unguided_teacher: Role | None = None
-    null_text: Tensor | None = None  # (1, L, D)
+    null_text: Tensor | None = None  # (1, L, D), of the empty or the negative prompt
     guidance_scale: float = 1.0  # uncond + guidance_scale * (cond - uncond); 1 is no guidance
     # Latents (B, C, T, H, W) -> video (B, 3, F, Y, X) in [-1, 1], differentiable.
     decode: Callable[[Tensor], Tensor] | None = None

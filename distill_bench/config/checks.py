@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from distill_bench.registry import RegistryError, find_evaluator
 from distill_bench.teachers.contents import read_config, weight_shapes
 from distill_bench.teachers.folder import is_outline
 from distill_bench.teachers.kinds import Teacher
-from distill_bench.teachers.prompts import read_prompts
+from distill_bench.teachers.prompts import read_prompts, read_seeds
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
@@ -128,6 +129,18 @@ def check_pipelines(run: Candidate) -> None:
             )
     if config.prompts is None and not is_outline(teacher.folder):
         check_prompts(config.teacher, teacher.folder / "prompts.txt")
+    if config.prompts is not None:
+        check_seeds(config, Path(config.prompts))
+    negatives = {
+        "negative_prompt": config.negative_prompt_hash,
+        "protocol.negative_prompt": config.protocol.negative_prompt_hash,
+    }
+    for key, text in negatives.items():
+        if text and not teacher.has_networks:
+            raise ConfigError(
+                f"{key}: a {teacher.kind} teacher knows only its own prompts and the empty one; "
+                f"leave `{key}` out"
+            )
     if config.data is not None and not teacher.has_networks:
         raise ConfigError(
             f"data {config.data}: a {teacher.kind} teacher draws its own real latents; leave "
@@ -145,6 +158,20 @@ def check_prompts(teacher: str, path: Path) -> None:
         read_prompts(path)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_seeds(config: RunConfig, path: Path) -> None:
+    """Check that the seeds of a file of prompts give no clip of the protocol twice."""
+    prompts = read_prompts(path)
+    least = max(config.protocol.clips_per_prompt, -(-config.protocol.clips // len(prompts)))
+    pairs = sorted((p, s) for p, s in zip(prompts, read_seeds(path), strict=True) if s is not None)
+    for (prompt, seed), (next_prompt, next_seed) in pairwise(pairs):
+        if prompt == next_prompt and next_seed - seed < least:
+            raise ConfigError(
+                f"prompts {path}: {prompt!r} has the seeds {seed} and {next_seed}, but gives "
+                f"{least} clips, with consecutive seeds, per entry; write seeds {least} or more "
+                "apart, or lower protocol.clips_per_prompt and protocol.clips"
+            )
 
 
 def check_numbers(config: RunConfig) -> None:

@@ -27,7 +27,7 @@ from distill_bench.registry import (
 from distill_bench.teachers.contents import content_hash
 from distill_bench.teachers.folder import is_local_folder
 from distill_bench.teachers.kinds import Teacher, find_teacher
-from distill_bench.teachers.prompts import prompts_hash
+from distill_bench.teachers.prompts import FILE_PREFIX, negative_text, prompts_hash, text_hash
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
@@ -76,8 +76,10 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     data["method"] = {"name": fields["name"]} | stated_fields(method)
     data["method_version"] = method.version
     data |= _hashes(data, teacher, student)
-    if fps is not None and isinstance(data.get("protocol", {}), dict):
-        data["protocol"] = {"fps": fps} | data.get("protocol", {})
+    if isinstance(data.get("protocol", {}), dict):
+        own_fps = {} if fps is None else {"fps": fps}
+        stated = own_fps | data.get("protocol", {})
+        data["protocol"] = stated | _negative_prompt(stated, teacher)
     if not method.has_fake_score or data.get("fake_score") == "exact":
         data["fake_score_updates"] = None
 
@@ -195,7 +197,21 @@ def _hashes(data: Mapping[str, Any], teacher: Teacher, student: Path | None) -> 
         "student_hash": "" if student is None else content_hash(student / "transformer"),
         "prompts_hash": "" if prompts is None else _prompts_hash(teacher, Path(str(prompts))),
         "data_hash": "" if clips is None else _clips_hash(Path(str(clips))),
-    }
+    } | _negative_prompt(data, teacher)
+
+
+def _negative_prompt(data: Mapping[str, Any], teacher: Teacher) -> dict[str, str]:
+    """Hash of the key `negative_prompt` of a run or a protocol; a file's path becomes absolute."""
+    value = data.get("negative_prompt", "")
+    if not isinstance(value, str):
+        return {}  # left for validation to report
+    try:
+        text_digest = text_hash(negative_text(value, teacher.negative_prompt))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if value.startswith(FILE_PREFIX):
+        value = f"{FILE_PREFIX}{Path(value.removeprefix(FILE_PREFIX)).absolute()}"
+    return {"negative_prompt": value, "negative_prompt_hash": text_digest}
 
 
 def _prompts_hash(teacher: Teacher, prompts: Path) -> str:

@@ -27,15 +27,21 @@ def key(default: Any = ..., *, in_id: bool = True, added: bool = False, **bounds
 class ProtocolConfig(StrictModel):
     """`protocol`: how clips are drawn and scored. All rows of a table share it."""
 
-    # at least two per prompt; below 256 clips, distances are mostly bias (eval/README.md)
+    # below 256 clips, distances are mostly bias (eval/README.md)
     clips: int = key(256, ge=2)
-    """Clips per row, two per prompt."""
+    """Clips per row."""
+    clips_per_prompt: Count = key(2, added=True)
+    """Clips per prompt, more if there are too few prompts; scores of diversity need two."""
     seed: int = key(1000, ge=0)
-    """First seed of the clips' noise, the same for every row."""
+    """First seed of the clips' noise, equal for every row; `seed` of a prompt in a file wins."""
     teacher_steps: Count = key(32)
     """Sampling steps of the teacher's reference clips."""
     teacher_guidance: float = key(3.0, ge=0)
     """Guidance scale of the teacher's reference clips."""
+    negative_prompt: str = key("", in_id=False)
+    """Negative prompt of the teacher's reference clips, as in the run's `negative_prompt`."""
+    negative_prompt_hash: str = key("", added=True)
+    """Hash of its text; written when the run is resolved."""
     precision: Literal["float32", "bfloat16"] = key("float32", added=True)
     """Dtype of the sampling networks; noise levels, latents and autoencoder stay in float32."""
     fps: float = key(8.0, gt=0, added=True)
@@ -118,6 +124,10 @@ class RunConfig(StrictModel):
     """First fake-score update: true reuses the student's samples, graph their forward pass too."""
     guidance_scale: float = key(3.0, ge=0)
     """g in uncond + g (cond - uncond); 1: no guidance."""
+    negative_prompt: str = key("", in_id=False)
+    """Prompt of uncond: a text, `file:PATH`, or `default`, the one published with the teacher."""
+    negative_prompt_hash: str = key("", added=True)
+    """Hash of its text; written when the run is resolved."""
     score_shift: float = key(2.0, gt=0)
     """Shift of the noise levels at which scores are compared; 1 leaves them as they are."""
     sigma_min: float = key(0.02, gt=0, lt=1)

@@ -65,8 +65,10 @@ class ClosedFormPipeline:
         rows = [[float(prompt == other) for other in known] for prompt in prompts]
         return torch.tensor(rows, device=self.device)[:, None]
 
-    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        """Embeddings of prompts and of the null text."""
+    def texts(
+        self, prompts: list[str], dtype: torch.dtype = torch.float32, negative_prompt: str = ""
+    ) -> Texts:
+        """Embeddings of prompts and of the null text; no other negative prompt is possible."""
         with_null = [*prompts, ""]
         embedded = dict(zip(with_null, self.encode_text(with_null), strict=True))
         return Texts(prompts, embedded, self.device, dtype)

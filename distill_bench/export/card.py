@@ -13,6 +13,8 @@ from distill_bench.noise import student_sigmas
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json, read_jsonl
 from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture
+from distill_bench.teachers.kinds import find_teacher
+from distill_bench.teachers.prompts import negative_text
 from distill_bench.train import checkpoint
 
 STEPS = {
@@ -87,6 +89,7 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
         "fake-score updates per student update": config.fake_score_updates,
         "learning rates": f"student {config.student_lr:g}, fake score {config.fake_score_lr:g}",
         "guidance scale of the teacher": config.guidance_scale,
+        "negative prompt of the teacher": _negative_prompt(config),
         "decay of the moving average": config.ema,
         "seed": config.seed,
         "training cost (student forwards over a batch)": summary.get("cost_forward_equivalents"),
@@ -95,6 +98,12 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
         "code": f"distill-bench {__version__}, commit {commit}",
     }
     return [(name, value) for name, value in rows.items() if value is not None]
+
+
+def _negative_prompt(config: RunConfig) -> str | None:
+    """The text as one cell of a table; None for the empty prompt."""
+    text = negative_text(config.negative_prompt, find_teacher(config.teacher).negative_prompt)
+    return " ".join(text.split()).replace("|", "\\|") or None
 
 
 def model_name(pipeline: str) -> str:

@@ -1,6 +1,6 @@
 """`distill-bench embed`: encodes prompts once with a teacher's text encoder, into the store.
 
-    distill-bench embed TEACHER PROMPTS... [--store runs]
+    distill-bench embed TEACHER PROMPTS... [--negative-prompt default] [--store runs]
     torchrun --nproc_per_node 8 -m distill_bench.networks.embed ...    each rank encodes its share
 
 Training then reads embeddings and never loads the text encoder. An interrupted command resumes:
@@ -9,6 +9,7 @@ the folder of embeddings, `distill_bench.teachers.prompts` the formats of prompt
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill_bench.networks.ranks import ranks
@@ -19,8 +20,16 @@ from distill_bench.teachers.hub import fetch
 from distill_bench.teachers.prompts import read_prompts
 
 
-def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
-    """Encode this rank's share of all prompts in the files, and of the null text.
+def embed(
+    teacher: str, files: list[Path], store: Path, negatives: Sequence[str] = ()
+) -> tuple[Path, int]:
+    """Encode this rank's share of all prompts in the files, of the empty and negative prompts.
+
+    Args:
+        teacher: a pipeline folder or hub name.
+        files: of prompts.
+        store: folder of the runs.
+        negatives: values of the key `negative_prompt`.
 
     Returns:
         The folder of the embeddings, and the number of prompts that this rank encoded.
@@ -32,9 +41,10 @@ def embed(teacher: str, files: list[Path], store: Path) -> tuple[Path, int]:
     prompts = [""]
     for path in files:
         prompts += read_prompts(path)
-    prompts = list(dict.fromkeys(prompts))
     fetch(teacher)
     pipeline = load_texts(teacher, here.device)
+    prompts += map(pipeline.negative_text, negatives)
+    prompts = list(dict.fromkeys(prompts))
     if not has_text_encoder(pipeline.folder):
         raise TeacherError(
             f"teacher {pipeline.folder} has no text encoder: its text_encoder/ holds no weights; "
@@ -60,9 +70,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--store", type=Path, default=Path("runs"), help="folder of the runs; default: runs"
     )
+    parser.add_argument(
+        "--negative-prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="also encode a run's negative_prompt: a text, file:PATH, or default; may be repeated",
+    )
     options = parser.parse_args(argv)
     try:
-        folder, encoded = embed(options.teacher, options.prompts, options.store)
+        folder, encoded = embed(
+            options.teacher, options.prompts, options.store, options.negative_prompt
+        )
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{encoded} prompts encoded into {folder}", flush=True)

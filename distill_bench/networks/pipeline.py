@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_bench.autoencoder import FrameAutoencoder
-from distill_bench.config.schema import RunConfig
+from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.domain import shapes
 from distill_bench.networks.denoiser import forward_flops
 from distill_bench.networks.loading import load_part
@@ -24,7 +24,7 @@ from distill_bench.teachers.contents import content_hash
 from distill_bench.teachers.diffusers_folder import autoencoder_class
 from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import Pipeline, find_teacher
-from distill_bench.teachers.prompts import prompts_hash
+from distill_bench.teachers.prompts import negative_text, prompts_hash, text_hash
 
 # Limits of a batch of sampled clips: number of clips, and pixel values of all their frames.
 CLIPS_PER_BATCH = 16
@@ -142,26 +142,35 @@ def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = No
     check_content(config, prompts)
     if store is not None and find_teacher(config.teacher).has_networks:
         texts = load_texts(config.teacher, device, prompts, store)
-        texts.texts(texts.prompts())
+        reference = texts.negative_text(config.protocol.negative_prompt)
+        texts.texts([*texts.prompts(), reference], negative_prompt=config.negative_prompt)
     return load_pipeline(config.teacher, device, config.student, prompts, store)
 
 
 def check_content(config: RunConfig, prompts: Path | None = None) -> None:
     """Compare the content of teacher, student and prompts with the hashes in the run's config.
 
+    Negative prompts are among the prompts.
+
     Raises:
         TeacherError: if a hash has changed since the run was resolved.
     """
-    hashes = {"teacher": content_hash(teacher_folder(config.teacher))}
+    teacher = find_teacher(config.teacher)
+    hashes = {"teacher": content_hash(teacher.folder)}
     if config.student is not None:
         hashes["student"] = content_hash(teacher_folder(config.student) / "transformer")
     if prompts is not None:
         hashes["prompts"] = prompts_hash(prompts)
-    for key, content in hashes.items():
-        recorded = getattr(config, f"{key}_hash")
+    checked: list[tuple[RunConfig | ProtocolConfig, str, str]]
+    checked = [(config, key, content) for key, content in hashes.items()]
+    for keys in (config, config.protocol):
+        text = negative_text(keys.negative_prompt, teacher.negative_prompt)
+        checked.append((keys, "negative_prompt", text_hash(text)))
+    for keys, key, content in checked:
+        recorded = getattr(keys, f"{key}_hash")
         if recorded and content != recorded:
             raise TeacherError(
-                f"{key} {getattr(config, key)} has changed since the run was resolved: its hash is "
+                f"{key} {getattr(keys, key)} has changed since the run was resolved: its hash is "
                 f"{content}, but run.yaml records {recorded}; restore the files, or start the "
                 "sweep again to make a new run"
             )

@@ -25,7 +25,7 @@ from distill_bench.teachers.embeddings import (
 )
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import find_teacher
-from distill_bench.teachers.prompts import read_prompts
+from distill_bench.teachers.prompts import negative_text, read_prompts
 
 PROMPTS_PER_SHARD = 128
 
@@ -55,13 +55,21 @@ class TextPipeline:
         return read_prompts(path)
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Embeddings (B, L, D) as diffusers' own pipeline makes them; "" gives the null text."""
+        """Embeddings (B, L, D) as diffusers' own pipeline makes them; "" is the empty prompt."""
         embeddings = self._embeddings_of(prompts)
         return torch.stack([embeddings[prompt] for prompt in prompts]).to(self.device)
 
-    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
-        """Texts of the prompts and the null text; with a store, they are read on demand."""
-        return Texts(prompts, self._embeddings_of([*prompts, ""]), self.device, dtype)
+    def texts(
+        self, prompts: list[str], dtype: torch.dtype = torch.float32, negative_prompt: str = ""
+    ) -> Texts:
+        """Texts of the prompts and the negative prompt; with a store, they are read on demand."""
+        negative = self.negative_text(negative_prompt)
+        embedded = self._embeddings_of([*prompts, negative])
+        return Texts(prompts, embedded, self.device, dtype, negative)
+
+    def negative_text(self, value: str) -> str:
+        """Text of a key `negative_prompt` (`distill_bench.teachers.prompts`)."""
+        return negative_text(value, self.architecture.negative_prompt)
 
     def embed(self, prompts: list[str], store: Path) -> int:
         """Encode the prompts that a store lacks, and write them into it.
@@ -74,14 +82,16 @@ class TextPipeline:
         """
         folder = self.embeddings_folder(store)
         stored = () if folder is None else Embeddings(folder)
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in stored]
+        prompts = list(dict.fromkeys(prompts))
+        missing = [prompt for prompt in prompts if prompt not in stored]
         if not missing:
             return 0
         if not has_text_encoder(self.folder):
             raise TeacherError(
                 f"the prompt {missing[0]!r} has no embedding ({len(missing)} of {len(prompts)} "
                 f"have none) and the teacher {self.folder} has no text encoder; with a complete "
-                f"copy of the teacher, run: distill-bench embed TEACHER PROMPTS --store {store}"
+                f"copy of the teacher, run: distill-bench embed TEACHER PROMPTS --store {store} "
+                "(a negative prompt: --negative-prompt)"
             )
         pipeline = self.text_encoder_pipeline()
         self._warn_of_truncation(missing, pipeline)

@@ -40,7 +40,9 @@ class Outline(DiffusersPipeline):
         width = self.architecture.transformer[self.architecture.TEXT_WIDTH]
         return torch.empty(len(prompts), int(length), width)
 
-    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
+    def texts(
+        self, prompts: list[str], dtype: torch.dtype = torch.float32, negative_prompt: str = ""
+    ) -> Texts:
         (text,) = self.encode_text([""])
         return Texts(prompts, dict.fromkeys([*prompts, ""], text), self.device, dtype)
 

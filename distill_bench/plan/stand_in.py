@@ -69,7 +69,9 @@ class StandIn:
     def prompts(self) -> list[str]:
         return ["a prompt"]
 
-    def texts(self, prompts: list[str], dtype: torch.dtype = torch.float32) -> Texts:
+    def texts(
+        self, prompts: list[str], dtype: torch.dtype = torch.float32, negative_prompt: str = ""
+    ) -> Texts:
         embeddings = {prompt: torch.zeros(1, 1) for prompt in [*prompts, ""]}
         return Texts(prompts, embeddings, self.device, dtype)
 

@@ -62,7 +62,7 @@ def folder_names(config: RunConfig) -> dict[str, str]:
 def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, list[int]]:
     """Source and seeds of a reference row; `teacher` is the folder that controls are made from."""
     config, seeds = sampler.config, sampler.seeds
-    other_seeds = [seed + len(seeds) for seed in seeds]
+    other_seeds = [max(seeds) + 1 + i for i in range(len(seeds))]
     steps = config.protocol.teacher_steps
 
     def at_once(make: Callable[[], np.ndarray]) -> ClipSource:

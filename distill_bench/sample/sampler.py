@@ -21,6 +21,7 @@ from distill_bench.noise import student_sigmas, teacher_sigmas
 from distill_bench.rollout import euler, rollout
 from distill_bench.sample.write_folder import ClipSource
 from distill_bench.teachers.kinds import Pipeline
+from distill_bench.teachers.prompts import read_seeds
 
 # (noise of each step, (B, C, T, H, W) each; text (B, L, D)) -> latents (B, C, T, H, W)
 Latents = Callable[[list[Tensor], Tensor], Tensor]
@@ -48,9 +49,16 @@ class Sampler:
         self.device = self.pipeline.device
         self.dtype = getattr(torch, config.protocol.precision)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
-        self.prompts = list(prompts or protocol_prompts(self.pipeline.prompts(), config.protocol))
-        self.seeds = [config.protocol.seed + i for i in range(len(self.prompts))]
-        self.texts = self.pipeline.texts(self.prompts)
+        if prompts is None:
+            known = self.pipeline.prompts()
+            order, repeats = protocol_order(len(known), config.protocol)
+            self.prompts = [known[i] for i in order]
+            self.seeds = protocol_seeds(config, order, repeats)
+        else:
+            self.prompts = list(prompts)
+            self.seeds = [config.protocol.seed + i for i in range(len(prompts))]
+        negative_prompt = config.protocol.negative_prompt
+        self.texts = self.pipeline.texts(self.prompts, negative_prompt=negative_prompt)
 
     def placed(self, net: nn.Module, offload: bool = False) -> nn.Module:
         """Cast a network to the sampling precision and move it to the device.
@@ -131,11 +139,36 @@ class Sampler:
         return self.pipeline.draw(self.shape, step, generator("sample", seed, step))
 
 
-def protocol_prompts(known: Sequence[str], protocol: ProtocolConfig) -> list[str]:
-    """Prompts of a protocol's clips, in an order drawn from its seed; two clips per prompt.
+def protocol_order(count: int, protocol: ProtocolConfig) -> tuple[list[int], list[int]]:
+    """Prompt of each of a protocol's clips, in an order drawn from its seed.
 
-    Diversity is scored between the clips of one prompt.
+    Args:
+        count: number of prompts.
+        protocol: its `clips` are spread evenly over as many prompts as `clips_per_prompt` needs.
+
+    Returns:
+        Per clip: the index of its prompt, and the number of earlier clips of that prompt.
     """
-    order = torch.randperm(len(known), generator=generator("protocol", protocol.seed)).tolist()
-    distinct = min(len(known), math.ceil(protocol.clips / 2))
-    return [known[order[i % distinct]] for i in range(protocol.clips)]
+    order = torch.randperm(count, generator=generator("protocol", protocol.seed)).tolist()
+    distinct = min(count, math.ceil(protocol.clips / protocol.clips_per_prompt))
+    clips = range(protocol.clips)
+    return [order[i % distinct] for i in clips], [i // distinct for i in clips]
+
+
+def protocol_seeds(config: RunConfig, order: Sequence[int], repeats: Sequence[int]) -> list[int]:
+    """Seed of each of a protocol's clips: that of its prompt's file, or else the protocol's.
+
+    Clip number k of a prompt with the seed s has seed s + k. Clip number i of a protocol with the
+    seed p has seed p + i.
+
+    Args:
+        config: a resolved run.
+        order: per clip, the index of its prompt in the run's file.
+        repeats: per clip, the number of earlier clips of its prompt.
+    """
+    stated = {} if config.prompts is None else dict(enumerate(read_seeds(Path(config.prompts))))
+    seeds = []
+    for i, (prompt, repeat) in enumerate(zip(order, repeats, strict=True)):
+        first = stated.get(prompt)
+        seeds.append(config.protocol.seed + i if first is None else first + repeat)
+    return seeds

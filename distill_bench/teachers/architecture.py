@@ -43,6 +43,7 @@ class Architecture:
     TEXT_WIDTH: ClassVar[str] = ""  # key of the transformer's config
     LATENT_CHANNELS: ClassVar[str] = "latent_channels"  # key of the autoencoder's config
     FRAMEWISE: ClassVar[bool] = False  # the autoencoder can decode a few frames at a time
+    NEGATIVE_PROMPT: ClassVar[str] = ""  # published with the released models
 
     folder: Path | None = None
     transformer: Mapping[str, Any] = field(default_factory=dict)
@@ -76,9 +77,19 @@ class Architecture:
     # ---- shapes
 
     @property
+    def released(self) -> bool:
+        """True if the folder has the released model's autoencoder, not one of this project."""
+        return self.vae.get("_class_name") == self.AUTOENCODER
+
+    @property
+    def negative_prompt(self) -> str:
+        """Negative prompt published with the trained model; "" if there is none."""
+        return self.NEGATIVE_PROMPT if self.released else ""
+
+    @property
     def fps(self) -> float | None:
         """Frames per second of the trained model; None if the folder has another autoencoder."""
-        return self.own_fps if self.vae.get("_class_name") == self.AUTOENCODER else None
+        return self.own_fps if self.released else None
 
     @property
     def own_fps(self) -> float:

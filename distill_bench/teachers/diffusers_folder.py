@@ -34,6 +34,15 @@ class DiffusersTeacher:
         """
         return _architecture(self.folder).fps
 
+    @property
+    def negative_prompt(self) -> str:
+        """Negative prompt published with the trained model; "" if there is none.
+
+        Raises:
+            TeacherError: if no architecture reads the folder.
+        """
+        return _architecture(self.folder).negative_prompt
+
     def check_parts(self, student: Path | None = None) -> None:
         """Check the configs and the headers of the weight files.
 

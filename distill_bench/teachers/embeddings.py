@@ -127,13 +127,14 @@ class Embeddings:
 
 
 class Texts(Sequence):
-    """Embeddings (1, L, D) of a list of prompts and of the null text, on one device.
+    """Embeddings (1, L, D) of a list of prompts and of a negative prompt, on one device.
 
     Args:
         prompts: item i of the sequence is the embedding of prompts[i].
-        embedded: prompt -> (L, D), for the prompts and for "", the null text.
+        embedded: prompt -> (L, D), for the prompts and the negative prompt.
         device: of the embeddings that are returned.
         dtype: of the embeddings that are returned.
+        negative: text of the unconditional branch of guidance; its embedding is `null_text`.
     """
 
     def __init__(
@@ -142,12 +143,13 @@ class Texts(Sequence):
         embedded: "Embeddings | Mapping[str, Tensor]",
         device: "torch.device",
         dtype: "torch.dtype",
+        negative: str = "",
     ) -> None:
         self.prompts = prompts
         self.embedded = embedded
         self.device = device
         self.dtype = dtype
-        self.null_text = self._load("")
+        self.null_text = self._load(negative)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -43,6 +43,10 @@ class Teacher(Protocol):
     def fps(self) -> float | None:
         """Frames per second of the teacher's clips; None: unknown."""
 
+    @property
+    def negative_prompt(self) -> str:
+        """Negative prompt published with the teacher; "" if there is none."""
+
     def check_parts(self, student: Path | None = None) -> None:
         """Check the files that a job would load, without loading them.
 
@@ -91,10 +95,18 @@ class Pipeline(Protocol):
         """Training prompts."""
 
     def encode_text(self, prompts: list[str]) -> "Tensor":
-        """Embeddings (B, L, D) of prompts; the empty prompt gives the null text."""
+        """Embeddings (B, L, D) of prompts; "" is the empty prompt."""
 
-    def texts(self, prompts: list[str], dtype: "torch.dtype" = ...) -> "Texts":
-        """Embeddings of prompts, read on demand."""
+    def texts(
+        self, prompts: list[str], dtype: "torch.dtype" = ..., negative_prompt: str = ""
+    ) -> "Texts":
+        """Embeddings of prompts, read on demand.
+
+        Args:
+            prompts: item i of the result is the embedding of prompts[i].
+            dtype: of the embeddings.
+            negative_prompt: `default`, `file:PATH` or a text; its embedding is `null_text`.
+        """
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of a clip."""
@@ -171,6 +183,7 @@ class ClosedFormTeacher:
     has_exact_fake_score: ClassVar[bool] = True
     shares_architecture: ClassVar[bool] = False
     fps: ClassVar[float | None] = None
+    negative_prompt: ClassVar[str] = ""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""Reads files of prompts: .txt, .jsonl, and .json lists as VBench publishes them."""
+"""Reads files of prompts (.txt, .jsonl, and .json lists as VBench's) and negative prompts."""
 
 import hashlib
 import json
@@ -9,9 +9,12 @@ from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, Validatio
 
 from distill_bench.store.files import read_text, text_lines
 
+PUBLISHED = "default"  # the value of a key `negative_prompt` that selects the teacher's own
+FILE_PREFIX = "file:"  # prefix of a value that names a file
+
 
 class _Line(BaseModel, strict=True, extra="ignore"):
-    """One prompt of a JSON file."""
+    """One prompt of a file."""
 
     prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     seed: Annotated[int, Field(ge=0)] | None = None
@@ -22,16 +25,25 @@ def read_prompts(path: Path) -> list[str]:
 
     Formats by suffix: `.json`, a list of strings or objects; `.jsonl`, one string or object per
     line; anything else, one prompt per line. Objects have the key `prompt`, or VBench's
-    `prompt_en`. Their `seed` is checked and ignored: seeds belong to the protocol.
+    `prompt_en`, and optionally `seed` (`read_seeds`).
 
     Raises:
         ValueError: if an entry is not a prompt, or the file has no prompts.
     """
-    try:
-        text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(f"prompts {path}: {reason}") from error
+    return [line.prompt for line in _lines(path)]
+
+
+def read_seeds(path: Path) -> list[int | None]:
+    """Seed of each prompt's first clip in a protocol; None for a prompt without a seed.
+
+    Raises:
+        ValueError: if an entry is not a prompt, or the file has no prompts.
+    """
+    return [line.seed for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[_Line]:
+    text = _read(path, "prompts")
     if path.suffix.lower() == ".json":
         entries = _parse_json(text, f"prompts {path}")
         if not isinstance(entries, list):
@@ -49,15 +61,53 @@ def read_prompts(path: Path) -> list[str]:
             places = [(f"prompts {path}, line {number}", line) for number, line in lines]
             prompts = [_prompt(_parse_json(line, place), place) for place, line in places]
         else:
-            prompts = [line for _, line in lines]
+            prompts = [_Line(prompt=line) for _, line in lines]
     if not prompts:
         raise ValueError(f"prompts {path}: the file has no prompts")
     return prompts
 
 
+def negative_text(value: str, published: str) -> str:
+    """Text of a key `negative_prompt`: the teacher's own, that of a file, or the value itself.
+
+    Args:
+        value: `default`, `file:PATH`, or a text.
+        published: the text that `default` selects.
+
+    Raises:
+        ValueError: if the file cannot be read or is empty.
+    """
+    if value == PUBLISHED:
+        return published
+    if not value.startswith(FILE_PREFIX):
+        return value
+    path = Path(value.removeprefix(FILE_PREFIX))
+    text = _read(path, "negative_prompt").strip()
+    if not text:
+        raise ValueError(f'negative_prompt {path}: the file is empty; write "" for no text')
+    return text
+
+
+def text_hash(text: str) -> str:
+    """Hash (12 hex digits) of a text; "" for the empty text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else ""
+
+
 def prompts_hash(path: Path) -> str:
-    """Hash (12 hex digits) of a file's prompts, independent of its format."""
-    return hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()[:12]
+    """Hash (12 hex digits) of a file's prompts and seeds, independent of its format."""
+    lines = _lines(path)
+    content: list[Any] = [line.prompt for line in lines]
+    if any(line.seed is not None for line in lines):
+        content = [[line.prompt, line.seed] for line in lines]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _read(path: Path, key: str) -> str:
+    try:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(f"{key} {path}: {reason}") from error
 
 
 def _parse_json(text: str, where: str) -> Any:
@@ -67,13 +117,13 @@ def _parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not JSON: {error.msg}") from error
 
 
-def _prompt(entry: Any, where: str) -> str:
+def _prompt(entry: Any, where: str) -> _Line:
     if isinstance(entry, str):
         entry = {"prompt": entry}
     if isinstance(entry, dict) and "prompt" not in entry and "prompt_en" in entry:
         entry = entry | {"prompt": entry["prompt_en"]}
     try:
-        return TypeAdapter(_Line).validate_python(entry).prompt
+        return TypeAdapter(_Line).validate_python(entry)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

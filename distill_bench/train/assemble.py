@@ -62,7 +62,7 @@ def assemble(
     method = method or method_of(config)
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     latent_shape = pipeline.latent_shape(config.frames, config.height, config.width)
-    texts = pipeline.texts(pipeline.prompts(), dtype)
+    texts = pipeline.texts(pipeline.prompts(), dtype, config.negative_prompt)
     # sharding one process changes nothing
     shards = config.sharding and processes.world > 1
     role_networks = build_networks(

@@ -122,8 +122,10 @@ def _teacher_samples(
     if config.precision == "bfloat16":
         key += [config.precision, config.weights]
         autocast = torch.bfloat16
+    if config.negative_prompt_hash:
+        key += ["negative_prompt", config.negative_prompt_hash]
     prompts = pipeline.prompts()[:ODE_PAIRS]
-    texts = pipeline.texts(prompts)
+    texts = pipeline.texts(prompts, negative_prompt=config.negative_prompt)
     text_of_row = [i % len(prompts) for i in range(ODE_PAIRS)]
     batch_size = clips_per_batch(config)
 

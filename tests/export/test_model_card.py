@@ -44,6 +44,10 @@ def test_an_export_states_its_origin_and_is_the_student_of_further_runs(run, tmp
     call = "num_inference_steps=3, guidance_scale=1.0"
     for fact in (run.name, config.teacher_hash, call, "Licence", *rows):
         assert fact in text, fact
+    guided = config.model_copy(update={"negative_prompt": "a | b\nc"})
+    row = r"| negative prompt of the teacher | a \| b c |"
+    assert row in card.card(run, guided, guided.student_updates, "student", [])
+    assert "negative prompt" not in text
     size = {key: getattr(config, key) for key in ("teacher", "frames", "height", "width")}
     further = resolve(SMALL_RUN | size | {"method": "dmd2", "student": str(out)})
     assert further.student_hash

@@ -120,7 +120,10 @@ def test_other_prompts_and_another_precision_have_pairs_of_their_own(pairs, tmp_
     (tmp_path / "prompts.txt").write_text("a blue square moving right\n")
     other, calls_for_prompts = pairs(tmp_path, prompts=str(tmp_path / "prompts.txt"))
     low, calls_for_precision = pairs(tmp_path, precision="bfloat16", weights="bfloat16")
-    assert calls == calls_for_prompts == calls_for_precision == 4
+    away, calls_for_negative = pairs(tmp_path, negative_prompt="a blue square moving left")
+    assert calls == calls_for_prompts == calls_for_precision == calls_for_negative == 4
+    assert torch.equal(default["noise"], away["noise"])
+    assert not torch.allclose(default["x0"], away["x0"], rtol=1e-3)
     assert torch.equal(default["noise"], other["noise"])
     assert torch.equal(default["noise"], low["noise"])
     assert not torch.equal(default["x0"], other["x0"])
