@@ -139,6 +139,11 @@ class Sampler:
         return self.pipeline.draw(self.shape, step, generator("sample", seed, step))
 
 
+def protocol_prompts(known: Sequence[str], protocol: ProtocolConfig) -> list[str]:
+    """Prompt of each of a protocol's clips."""
+    return [known[i] for i in protocol_order(len(known), protocol)[0]]
+
+
 def protocol_order(count: int, protocol: ProtocolConfig) -> tuple[list[int], list[int]]:
     """Prompt of each of a protocol's clips, in an order drawn from its seed.
 
