@@ -14,7 +14,7 @@ from distill_bench.discriminator import (
 from distill_bench.draws import Draws
 from distill_bench.method import Batch
 
-SHAPE, B = (2, 2, 1, 1), 3
+SHAPE, B = (4, 2, 1, 1), 3
 DRAWS = Draws(0, 0, "fake_score/0", range(B), torch.device("cpu"), torch.float64)
 BATCH = Batch(torch.zeros(B, 1, 1, dtype=torch.float64), DRAWS, SHAPE, 2.0, 0.1, 0.8)
 
@@ -31,7 +31,7 @@ class Role:
 def head() -> Head:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Head(2).double()
+        return Head(4).double()
 
 
 def noised(x0: Tensor, purpose: str) -> Tensor:
@@ -40,7 +40,7 @@ def noised(x0: Tensor, purpose: str) -> Tensor:
 
 
 def test_a_logit_is_the_mean_over_the_samples_own_tokens(head):
-    tokens = torch.randn(B, 5, 2, dtype=torch.float64)
+    tokens = torch.randn(B, 5, 4, dtype=torch.float64)
     logits = head(tokens)
     assert logits.shape == (B,)
     each = torch.stack([head(tokens[:, i : i + 1]) for i in range(5)])

@@ -12,7 +12,7 @@ from distill_bench.method import Batch, Nets
 from distill_bench.methods.dmd2 import DMD2
 from distill_bench.methods.f_distill import FDistill
 
-SHAPE, B = (2, 2, 1, 1), 3
+SHAPE, B = (4, 2, 1, 1), 3  # four channels: a head normalises, and two would leave a sign
 DRAWS = Draws(3, 0, "fake_score/0", range(B), torch.device("cpu"), torch.float64)
 TEXT, DATA_TEXT = DRAWS.noise("text", (1, 2)), DRAWS.noise("data text", (1, 2))
 X0, DATA = DRAWS.noise("x0", SHAPE), DRAWS.noise("data", SHAPE)
@@ -35,7 +35,8 @@ class Role:
 
     def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         s = sigma.reshape(-1, 1, 1, 1, 1)
-        return torch.tanh(self.scale * x_t + s) + text[:, :, :1, None, None]
+        channel = torch.arange(4, dtype=x_t.dtype).reshape(1, 4, 1, 1, 1)
+        return torch.tanh(self.scale * x_t + s + channel * text[:, :, :1, None, None])
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
         return depth * self(x_t, sigma, text).flatten(2).transpose(1, 2)
@@ -44,7 +45,7 @@ class Role:
 def nets_of(method, x0: Tensor = X0) -> Nets:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        modules = {name: net.double() for name, net in method.modules(2).items()}
+        modules = {name: net.double() for name, net in method.modules(4).items()}
     teacher = Role(-1.4)
     return Nets(
         Role(0.8),
@@ -90,6 +91,7 @@ def test_the_discriminator_learns_to_tell_data_from_samples(name):
     expected = 0.6 * (softplus(fake) + softplus(-real)).mean()
     torch.testing.assert_close(loss.terms["discriminator"], expected)
     change = real - logits(DATA, DATA_TEXT, "gan_real", nudge=0.2)
+    assert change.abs().min() > 1e-4
     torch.testing.assert_close(loss.terms["r1"], 0.6 * 5.0 * change.square().mean())
     assert loss.terms.keys() == {"denoise", "discriminator", "r1"}
     without = dataclasses.replace(method, r1_weight=0.0)
