@@ -129,6 +129,11 @@ REFERENCES = {
         ),
     ),
     "fastvideo": (GradientTemplate(normaliser="batch"), lambda k: k.template(1 / k.n.mean(), 0, 0)),
+    "epsilon": (GradientTemplate(epsilon=0.5), lambda k: k.template(1 / (k.n + 0.5), 0, 0)),
+    "no normaliser": (
+        GradientTemplate("n", normaliser="none", epsilon=0.5),
+        lambda k: k.template(1.5, 0, 0),
+    ),
     "fisher, not stopped": (
         GradientTemplate("0", "1/n", "0", teacher_stop_gradient=False),
         lambda k: k.template(0, 1 / k.n, 0, -k.gap / k.n),
