@@ -96,7 +96,7 @@ class Evaluator(ABC):
     """A metric. Subclasses are final frozen dataclasses, one per file; their fields are settings.
 
     Must define: `paper`, `version` and `scores`. May define: fields with defaults, which a user
-    sets by `--set NAME.FIELD=VALUE`, and `reason_to_skip`. A complete evaluator:
+    sets by `--set NAME.FIELD=VALUE`, `reason_to_skip` and `needs_facts`. A complete evaluator:
 
         @dataclass(frozen=True)
         class Brightness(Evaluator):
@@ -112,6 +112,7 @@ class Evaluator(ABC):
 
     paper: ClassVar[str]  # arXiv number or another source of the metric
     version: ClassVar[int]  # increase it if the same clips get other values
+    needs_facts: ClassVar[tuple[str, ...]] = ()  # entries of `Clips.facts`; no score without them
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         """Reason why these clips cannot be scored, or None; asked before any score is computed.

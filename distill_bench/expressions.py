@@ -71,11 +71,23 @@ def names_in(text: str) -> Iterator[str]:
 
 def _parse(text: str) -> ast.Expression:
     try:
-        return ast.parse(text, mode="eval")
+        tree = ast.parse(text, mode="eval")
+        tree.body = _Negatives().visit(tree.body)
+        return tree
     except SyntaxError as error:
         raise ExpressionError(f"{text!r}: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # ValueError: a null byte
         raise ExpressionError(f"{text!r}: {error or 'nested too deeply'}") from error
+
+
+class _Negatives(ast.NodeTransformer):
+    """Makes `-1` a constant, which Python parses as an operator and a constant."""
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        match node:
+            case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as number)):
+                return ast.copy_location(ast.Constant(-number), node)
+        return self.generic_visit(node)
 
 
 def _dotted_name(node: ast.AST) -> str | None:

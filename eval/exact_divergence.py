@@ -22,6 +22,7 @@ class ExactDivergence(Evaluator):
 
     paper: ClassVar[str] = "closed forms; Dowson and Landau, 1982, for the Wasserstein distance"
     version: ClassVar[int] = 1
+    needs_facts: ClassVar[tuple[str, ...]] = FACTS
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         missing = [key for key in FACTS if key not in clips.facts]

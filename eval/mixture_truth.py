@@ -43,6 +43,7 @@ class MixtureTruth(Evaluator):
 
     paper: ClassVar[str] = "closed forms; Székely and Rizzo, 2013, for the energy distance"
     version: ClassVar[int] = 1
+    needs_facts: ClassVar[tuple[str, ...]] = FACTS
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         missing = [key for key in FACTS if key not in clips.facts]

@@ -121,6 +121,11 @@ _REFUSED = {
     "quiet": "the sweep reads the job's id from sbatch's message",
     "test-only": "use --dry-run",
     "wait": "use --wait of the sweep",
+    "gpus-per-socket": "the sweep must know the GPUs of a node; set gpus-per-node",
+    **dict.fromkeys(
+        ("tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task"),
+        "the sweep must know GPUs and CPUs; set gpus-per-node or gres, and cpus-per-task",
+    ),
     "wrap": "the sweep writes the script; put shell lines into cluster.setup",
 }
 _TEXTS = ("partition", "account", "qos", "constraint")

@@ -44,6 +44,11 @@ def validate(model: type[BaseModel], data: Any, where: str) -> Any:
 def one_line(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
     """The first problem of a validation error: place, key, value and what is allowed."""
     first = error.errors()[0]
+    if "surrogate" in first["msg"]:  # of all values as JSON, so without a place
+        return (
+            f"{where}: a name, path or text is not valid Unicode; if it has letters beyond the "
+            "locale's, set PYTHONUTF8=1"
+        )
     path = first["loc"] or ("",)
     if first["type"] == "extra_forbidden" and model is not None:
         known = list(_model_at(model, path[:-1]).model_fields)

@@ -12,9 +12,11 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.store.failures import first_line
+from distill_bench.store.files import text_lines
 
 # YAML 1.2 ends a line only with \n or \r, ruamel also with these; private characters hide them
 HIDDEN = {0x85: 0xF0085, 0x2028: 0xF2028, 0x2029: 0xF2029}
+BRACES = "put text with braces, such as {{ x }}, in quotes"
 SHOWN = {hidden: shown for shown, hidden in HIDDEN.items()}
 
 
@@ -60,7 +62,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return _plain(_yaml().load(text.translate(HIDDEN)))
     except YAMLError as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_one_line(error, text)) from error
     except RecursionError as error:
         raise ConfigError("not YAML: nested too deeply") from error
     except ConfigError:
@@ -69,14 +71,16 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"not YAML: {first_line(error)}") from error
 
 
-def _one_line(error: YAMLError) -> str:
+def _one_line(error: YAMLError, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f" in line {mark.line + 1}" if mark else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
     if problem.startswith("but "):
         problem = f"{getattr(error, 'context', None) or 'unexpected'}, {problem}"
     if problem == "found unhashable key":
-        problem = "a key is a mapping; put text with braces, such as {{ x }}, in quotes"
+        problem = f"a key is a mapping; {BRACES}"
+    elif mark and "{{" in "".join(text_lines(text)[mark.line : mark.line + 1]):
+        problem = f"{first_line(problem)}; {BRACES}"
     return f"not YAML{where}: {first_line(problem)}"
 
 

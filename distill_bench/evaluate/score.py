@@ -105,7 +105,7 @@ def evaluate(
         if any(identity.items() <= line.items() for line in lines):
             continue
         new = [_line(identity, s, clips) for s in evaluator.scores(clips, reference_clips)]
-        if not new and evaluators is None:
+        if not new:
             _print(f"{name} skipped: it {NEEDS}")
         kept = [line for line in lines if line.get("metric") != name]
         if new or kept != lines:

@@ -265,6 +265,13 @@ def _preview(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -
             )
         statuses = read_statuses(chosen.store, chosen.entries, queue)
         print_preview(chosen, statuses, on_slurm)
+        try:
+            _, processes = _slots(config, options, on_slurm)
+            warnings = _check_before(chosen, processes, options.stale)
+        except ConfigError as error:
+            warnings = [f"the runs would not start: {error}"]
+    for warning in warnings:
+        warn(warning)
     return 0
 
 
@@ -275,12 +282,9 @@ def _launch(
     sweep = open_sweep(config, options.store, options.out)
     chosen = sweep.only(options.only)
     check_writable(options.store, options.out)
-    jobs, processes = 1, 1
-    if on_slurm:
-        processes = config.cluster.nodes * config.cluster.processes
-    elif options.cluster != "debug":
-        jobs, processes = local_slots(config.cluster)
-    _check_before(chosen, processes)
+    jobs, processes = _slots(config, options, on_slurm)
+    for warning in _check_before(chosen, processes, launch.stale):
+        warn(warning)
     sweep.write()
     if on_slurm:
         run_slurm(chosen, launch)
@@ -294,14 +298,26 @@ def _launch(
     return _finish(sweep, chosen, launch, on_slurm)
 
 
-def _check_before(sweep: OpenSweep, processes: int) -> None:
-    """Check what follows training, unless every run has ended; print the warnings."""
-    if set(sweep.states().values()) <= set(ENDED):
-        return
-    from distill_bench.sweep.prechecks import check_sweep  # torch takes seconds
+def _slots(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> tuple[int, int]:
+    """Number of runs at once on this machine, and of processes per run."""
+    if on_slurm:
+        return 1, config.cluster.nodes * config.cluster.processes
+    return (1, 1) if options.cluster == "debug" else local_slots(config.cluster)
 
-    for warning in check_sweep(sweep, processes):
-        warn(warning)
+
+def _check_before(sweep: OpenSweep, processes: int, stale: str) -> list[str]:
+    """Check what follows training, unless every run has ended; returns warnings.
+
+    Raises:
+        ConfigError: if the runs or their report would fail.
+    """
+    if set(sweep.states().values()) <= set(ENDED):
+        return []
+    # torch takes seconds
+    from distill_bench.sweep.prechecks import check_stored_scores, check_sweep
+
+    warnings = check_sweep(sweep, processes)
+    return warnings if stale == "rerun" else warnings + check_stored_scores(sweep)
 
 
 def _finish(sweep: OpenSweep, chosen: OpenSweep, launch: LaunchOptions, on_slurm: bool) -> int:

@@ -1,21 +1,31 @@
-"""Checks of what follows training, made before the first run: evaluators, batches, folders.
+"""Checks of what follows training, made before the first run: evaluators, batches, disk, scores.
 
 The evaluators see stand-in clips with the size, rate and prompts of the clips that they will score.
 """
 
+import json
+import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from distill_bench.config.errors import ConfigError
+from distill_bench.config.resolve import evaluated_updates
 from distill_bench.config.schema import RunConfig
 from distill_bench.evaluator import Clips
+from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.noise import student_sigmas
 from distill_bench.registry import evaluators, find_evaluator
 from distill_bench.sample.sampler import protocol_prompts
 from distill_bench.store.failures import first_line
+from distill_bench.store.files import read_jsonl
+from distill_bench.store.nested import describe_differences
 from distill_bench.sweep.manifest import OpenSweep
+from distill_bench.sweep.status import ENDED
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.teachers.prompts import read_prompts
 
@@ -39,6 +49,7 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
             )
     if (folder := sweep.out / sweep.config.name).exists() and not folder.is_dir():
         raise ConfigError(f"results go to {folder}, which is not a folder; remove it, or set --out")
+    _check_space(sweep)
     return check_evaluators(sweep.runs.values())
 
 
@@ -49,14 +60,21 @@ def check_evaluators(runs: Iterable[RunConfig]) -> list[str]:
         ConfigError: if an evaluator that the protocol names cannot, or its weights do not load.
     """
     config = next(iter(runs))  # all runs share a protocol
-    clips = stand_in_clips(config)
+    try:
+        clips = stand_in_clips(config)
+    except ValueError as error:
+        raise ConfigError(f"protocol: {first_line(error)}") from error
     named = config.protocol.evaluators
     left_out = []
     for name in evaluators() if named is None else named:
         try:
-            reason = find_evaluator(name)().reason_to_skip(clips)
+            evaluator = find_evaluator(name)()
+            reason = evaluator.reason_to_skip(clips)
         except (ValueError, OSError) as error:
             raise ConfigError(f"evaluator {name}: {first_line(error)}") from error
+        absent = sorted(set(evaluator.needs_facts) - clips.facts.keys())
+        if reason is None and absent and named is not None:
+            reason = f"the clips of teacher {config.teacher} come without {', '.join(absent)}"
         if reason is None:
             continue
         if named is not None:
@@ -66,18 +84,66 @@ def check_evaluators(runs: Iterable[RunConfig]) -> list[str]:
 
 
 def stand_in_clips(config: RunConfig) -> Clips:
-    """Black clips with the size, rate, prompts and seeds of a run's clips."""
+    """Black clips with the size, rate, prompts, seeds and facts of a run's clips."""
     teacher = find_teacher(config.teacher)
+    facts: dict[str, Any] = {}
+    shape: tuple[int, ...]
     if teacher.has_networks:
         path = teacher.folder / "prompts.txt" if config.prompts is None else Path(config.prompts)
         known = read_prompts(path)
         shape = (config.frames, 3, config.height, config.width)
     else:
-        pipeline = teacher.load(torch.device("cpu"))
+        pipeline = pipeline_of(config, torch.device("cpu"))
         known = pipeline.prompts()
         latents = pipeline.latent_shape(config.frames, config.height, config.width)
         shape = tuple(pipeline.decode(torch.zeros(1, *latents)).shape[1:])
+        sigmas = student_sigmas(config.nfe, config.shift)
+        guidance = config.protocol.teacher_guidance
+        facts = pipeline.facts(pipeline.student(), sigmas, config.stepping, guidance)
     prompts = protocol_prompts(known, config.protocol)
     seeds = [config.protocol.seed + index for index in range(len(prompts))]
     frames = np.broadcast_to(np.uint8(0), (len(prompts), *shape))
-    return Clips(frames, prompts, seeds, config.protocol.fps)
+    return Clips(frames, prompts, seeds, config.protocol.fps, facts)
+
+
+def _check_space(sweep: OpenSweep) -> None:
+    """Raise ConfigError if the store cannot hold the clips of the runs that have none yet.
+
+    Checkpoints, whose size depends on the network and the adapter, come on top.
+    """
+    runs = [c for run, c in sweep.runs.items() if not (sweep.store / run / "samples").exists()]
+    if not runs:
+        return
+    needed = stand_in_clips(runs[0]).frames.size * sum(len(evaluated_updates(c)) for c in runs)
+    existing = next(p for p in (sweep.store, *sweep.store.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ConfigError(
+            f"{sweep.store} has {free / 1e9:.3g} GB free; the clips of {len(runs)} runs alone take "
+            f"{needed / 1e9:.3g} GB: free space, or reduce protocol.clips, evaluations or seeds"
+        )
+
+
+def check_stored_scores(sweep: OpenSweep) -> list[str]:
+    """Compare the scores of ended runs with today's evaluators; returns warnings.
+
+    Raises:
+        ConfigError: if the version of an evaluator differs, because a table has one version.
+    """
+    named = next(iter(sweep.runs.values())).protocol.evaluators
+    today = {name: find_evaluator(name)() for name in (evaluators() if named is None else named)}
+    warnings: dict[str, str] = {}
+    for run, state in sweep.states().items():
+        lines = read_jsonl(sweep.store / run / "metrics.jsonl") if state in ENDED else []
+        for name, line in {line["metric"]: line for line in lines}.items():
+            if name not in today:
+                continue
+            if line["version"] != today[name].version:
+                raise ConfigError(
+                    f"{run} was scored by version {line['version']} of {name}, new runs by version "
+                    f"{today[name].version}, which no table can hold: remove {sweep.store / run}"
+                )
+            settings = json.loads(json.dumps(asdict(today[name]), default=str))
+            if differing := describe_differences(line["settings"], settings):
+                warnings[name] = f"{run} was scored by {name} with other settings: {differing}"
+    return list(warnings.values())

@@ -96,3 +96,8 @@ def test_an_unknown_key_is_refused_with_a_suggestion():
         check_condition("nfee == 4")
     with pytest.raises(ConfigError, match="invalid syntax"):
         check_condition("nfe = 4")
+
+
+def test_negative_numbers_compare():
+    assert holds("nfe > -1 and not ema > -1 and nfe not in [-4, -0.5]", {"nfe": 4, "ema": None})
+    assert not holds("ema < -1 or nfe < -1", {"nfe": 4, "ema": None})

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.overrides import apply_overrides, parse_override
 from distill_bench.config.reference import reference
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig, load_sweep
+from distill_bench.config.validation import validate
 
 
 def load(folder: Path, text: str, **overrides) -> SweepConfig:
@@ -193,3 +195,14 @@ def test_the_reference_describes_every_key():
         (line,) = (line for line in lines if line.startswith(f"| `{name}` "))
         assert len(line.split(" | ")[-1]) > 10, f"{name} has no description"
     assert "| `ema` | float >= 0, < 1 \\| null | `0.98` |" in reference()
+
+
+@pytest.mark.parametrize("option", ["tres_per_task", "--tres-per-node", "gpus-per-socket"])
+def test_sbatch_options_that_hide_the_gpus_of_a_node_are_refused(option):
+    with pytest.raises(ValueError, match="gpus-per-node"):
+        ClusterConfig.model_validate({"gpus": 2, "sbatch": {option: 4}})
+
+
+def test_a_name_that_is_not_unicode_is_refused_in_words():
+    with pytest.raises(ConfigError, match="not valid Unicode; .* set PYTHONUTF8=1"):
+        validate(ClusterConfig, {"partition": "gr\udcc3"}, "s.yaml")

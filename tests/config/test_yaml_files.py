@@ -64,6 +64,10 @@ grid: {method: [dmd2]}
         ("a: 1\nb: 2\na: 3", 'not YAML in line 3: found duplicate key "a"'),
         ("question: [q", "not YAML in line 1: expected ',' or ']'"),
         ("a: 1\nmethod: {{name}}", "not YAML in line 2: a key is a mapping; put text with braces"),
+        (
+            "a: 1\nprompts: {{root}}/p.txt",
+            "not YAML in line 2: expected <block end>, but found '<scalar>'; put text with",
+        ),
         ("a: {{name}}: 1", "not YAML in line 1: mapping values are not allowed here"),
         ("? [a, b]\n: 1", "a key must be text or a number, not ('a', 'b')"),
         ("a: *nowhere", "not YAML in line 1: found undefined alias 'nowhere'"),
