@@ -49,8 +49,9 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
             )
     if (folder := sweep.out / sweep.config.name).exists() and not folder.is_dir():
         raise ConfigError(f"results go to {folder}, which is not a folder; remove it, or set --out")
+    warnings = check_evaluators(sweep.runs.values())
     _check_space(sweep)
-    return check_evaluators(sweep.runs.values())
+    return warnings
 
 
 def check_evaluators(runs: Iterable[RunConfig]) -> list[str]:
