@@ -18,6 +18,7 @@ from distill_bench.domain.gaussian import (
     RolloutSamples,
     gaussian_velocity,
     log_density,
+    step_moments,
 )
 from distill_bench.domain.gaussian_teacher import write_gaussian_teacher
 from distill_bench.eval.exact_divergence import ExactDivergence, fisher, kl, wasserstein
@@ -25,6 +26,7 @@ from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.noise import student_sigmas
+from distill_bench.rollout import rollout
 from distill_bench.teachers.kinds import read_teacher
 
 D, E = 3, 2
@@ -115,6 +117,34 @@ def test_between_its_knots_a_student_is_linear_in_sigma(moments, rows):
 
     mixed = 0.75 * at(low) + 0.25 * at(high)
     torch.testing.assert_close(at(0.75 * low + 0.25 * high), mixed)
+
+
+@pytest.mark.parametrize("stepping", ["renoise", "ode"])
+def test_moments_of_each_step_are_those_of_the_rollouts_linear_map(stepping, moments):
+    """A sample is c + sum of A_i noise_i: its mean is c, its covariance the sum of A_i A_i^T."""
+    net, steps = FlatNetwork(LinearBlock(**moments)), 3
+    student, sigmas = Denoiser(net, "student", Ledger(1)), student_sigmas(steps, 3.0).double()
+    text = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
+    by_step = step_moments(net.blocks[0], sigmas, stepping, text)
+    assert len(by_step) == steps
+    for step, (mean, covariance) in enumerate(by_step):
+        used, rows = step + 1, 1 + (step + 1) * D
+        units = torch.cat([torch.zeros(1, used * D), torch.eye(used * D)]).double()
+        noises = list(units.reshape(rows, used, D, 1, 1, 1).unbind(1))
+        texts = text[:, None].expand(rows, 1, E)
+        x0 = rollout(student, noises, sigmas, texts, stepping).flatten(1)
+        torch.testing.assert_close(mean[0], x0[0].detach())
+        columns = x0[1:] - x0[0]
+        torch.testing.assert_close(covariance, columns.T @ columns)
+
+
+def test_facts_are_the_moments_of_the_last_step(pipeline):
+    net, sigmas = pipeline.student().double(), student_sigmas(3, 2.0).double()
+    facts = pipeline.facts(net, sigmas, "ode", 1.0)
+    text = pipeline.encode_text(pipeline.prompts())[:, 0].double()
+    mean, covariance = step_moments(net.blocks[0], sigmas, "ode", text)[-1]
+    np.testing.assert_allclose(facts["mean"], mean.detach(), atol=1e-12)
+    np.testing.assert_allclose(facts["covariance"], covariance.detach(), atol=1e-12)
 
 
 def test_rows_of_a_batch_do_not_mix(moments, rows):

@@ -90,3 +90,15 @@ def test_every_role_starts_as_the_teacher_and_only_two_are_trained(adapter, make
         networks = [*run.networks.values(), teacher]
         required = {id(p) for net in networks for p in net.parameters() if p.requires_grad}
         assert required == own[index]
+
+
+def test_an_adapters_average_starts_at_the_student_and_its_draws_at_the_runs_seed(make_run):
+    runs = [build_from(make_run(f"{seed}", adapter=ADAPTER, seed=seed)) for seed in (1, 2)]
+    for run in runs:
+        student = dict(run.networks["student"].named_parameters())
+        assert student.keys() == run.average.weights.keys()
+        for name, average in run.average.weights.items():
+            assert torch.equal(average, student[name])
+            assert average.data_ptr() != student[name].data_ptr()
+    first, second = (next(iter(run.networks["student"].parameters())) for run in runs)
+    assert not torch.equal(first, second)
