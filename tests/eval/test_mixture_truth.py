@@ -159,6 +159,7 @@ def test_a_planted_loss_is_found(fault, found, score, exact):
         )
 
 
+@pytest.mark.slow
 def test_scores_to_the_teacher_are_zero_for_its_own_clips(score, facts):
     teacher = clips(latents(), facts)
     own = score(teacher, {"teacher": teacher})
@@ -172,6 +173,7 @@ def test_scores_to_the_teacher_are_zero_for_its_own_clips(score, facts):
     assert slow["mixture_motion_w1_teacher"].value > 0.2
 
 
+@pytest.mark.slow
 def test_the_w1_distance_of_a_shift_is_the_shift(facts):
     """Adding c to the radius of every sample moves the distribution of motion by c."""
     z = latents().double() @ MIXTURE.basis
@@ -195,6 +197,7 @@ def test_the_energy_distance_follows_its_definition():
     assert float(evaluator.energy_distance(x, y, weights)[0]) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_draws(score):
     scores = [score(latents(i)) for i in range(4)]
     for column in ("mode_entropy", "mixture_motion_w1"):
