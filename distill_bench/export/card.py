@@ -14,7 +14,7 @@ from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json, read_jsonl
 from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture
 from distill_bench.teachers.kinds import find_teacher
-from distill_bench.teachers.prompts import negative_text
+from distill_bench.teachers.prompts import PUBLISHED, negative_text
 from distill_bench.train import checkpoint
 
 STEPS = {
@@ -102,7 +102,10 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
 
 def _negative_prompt(config: RunConfig) -> str | None:
     """The text as one cell of a table; None for the empty prompt."""
-    text = negative_text(config.negative_prompt, find_teacher(config.teacher).negative_prompt)
+    value = config.negative_prompt
+    # the teacher of a run from elsewhere may be absent, so it is asked for its own text alone
+    published = find_teacher(config.teacher).negative_prompt if value == PUBLISHED else ""
+    text = negative_text(value, published)
     return " ".join(text.split()).replace("|", "\\|") or None
 
 

@@ -86,7 +86,12 @@ class DiffusersPipeline(TextPipeline):
         return self.architecture.encode(self.vae, video)
 
     def has_clips(self, prompts: list[str]) -> bool:
-        """True if every prompt is a caption of moving shapes."""
+        """True if the teacher is of the embedded domain and every prompt is one of its captions.
+
+        Other teachers, which have another autoencoder, may have prompts such as "a red circle" too.
+        """
+        if self.vae is not None and not isinstance(self.vae, FrameAutoencoder):
+            return False
         try:
             return all(map(shapes.parse, prompts))
         except ValueError:
