@@ -267,12 +267,12 @@ def test_two_hundred_runs_are_submitted_in_seconds_as_arrays_below_the_limit(lab
 
 
 def test_limits_of_the_cluster_are_warned_of_and_sbatch_s_refusal_is_shown(lab, capsys):
-    cluster = {"partition": "main,low", "nodes": 3, "cpus": 9, "hours": 200, "mem_gb": 9}
-    sweep = lab(cluster=cluster | {"sbatch": {"hold": True}})
+    cluster = {"partition": "main,low", "nodes": 4, "cpus": 9, "hours": 200, "mem_gb": 9}
+    sweep = lab({"batch_size": 4}, cluster | {"sbatch": {"hold": True}})
     assert main(sweep.argv()) == 0
     out = capsys.readouterr().out
     assert "submitted 1 runs" in out
-    for shortfall in ("200 h is over", "3 nodes are more", "1 x 9 CPUs are", "9 GB are more"):
+    for shortfall in ("200 h is over", "4 nodes are more", "1 x 9 CPUs are", "9 GB are more"):
         assert shortfall in out
     assert read_partition("main,low").preemptible
     assert not read_partition("main").preemptible
