@@ -1,4 +1,7 @@
-"""Autoencoder of mini-wan: frames of 32x32 become latents of 4x8x8; time is not compressed."""
+"""Autoencoder of mini-wan: frames of 32x32 become latents of 4x8x8; time is not compressed.
+
+Also the conversion between the frames of clips and the video that autoencoders take.
+"""
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -64,3 +67,14 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
     def _over(statistic: Tensor) -> Tensor:
         """A statistic per channel, shaped to broadcast over (B, C, T, H, W)."""
         return statistic.reshape(1, -1, 1, 1, 1)
+
+
+def frames_to_video(frames: Tensor) -> Tensor:
+    """Video (B, 3, F, Y, X) in [-1, 1] of frames uint8 (B, F, 3, Y, X)."""
+    return frames.float().transpose(1, 2) / 127.5 - 1
+
+
+def video_to_frames(video: Tensor) -> Tensor:
+    """Frames uint8 (B, F, 3, Y, X), on the CPU, of video (B, 3, F, Y, X), clamped to [-1, 1]."""
+    frames = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return frames.transpose(1, 2).cpu()

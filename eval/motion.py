@@ -320,9 +320,5 @@ def dynamic_degree(clips: Clips, by_pair: np.ndarray, flow: Flow) -> np.ndarray 
 
 def _in_domain(clips: Clips) -> bool:
     """True for moving shapes, whose speed is known exactly."""
-    try:
-        return clips.frames.shape[3:] == (shapes.SIZE, shapes.SIZE) and all(
-            map(shapes.parse, clips.prompts)
-        )
-    except ValueError:
-        return False
+    size = clips.frames.shape[3:]
+    return size == (shapes.SIZE, shapes.SIZE) and shapes.are_captions(clips.prompts)

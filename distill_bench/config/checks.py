@@ -14,7 +14,7 @@ from distill_bench.registry import RegistryError, find_evaluator
 from distill_bench.teachers.contents import read_config, weight_shapes
 from distill_bench.teachers.folder import is_outline
 from distill_bench.teachers.kinds import Teacher
-from distill_bench.teachers.prompts import read_prompts, read_seeds
+from distill_bench.teachers.prompts import read_entries, read_prompts
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
@@ -162,9 +162,9 @@ def check_prompts(teacher: str, path: Path) -> None:
 
 def check_seeds(config: RunConfig, path: Path) -> None:
     """Check that the seeds of a file of prompts give no clip of the protocol twice."""
-    prompts = read_prompts(path)
-    least = max(config.protocol.clips_per_prompt, -(-config.protocol.clips // len(prompts)))
-    pairs = sorted((p, s) for p, s in zip(prompts, read_seeds(path), strict=True) if s is not None)
+    entries = read_entries(path)
+    least = max(config.protocol.clips_per_prompt, -(-config.protocol.clips // len(entries)))
+    pairs = sorted((entry.prompt, entry.seed) for entry in entries if entry.seed is not None)
     for (prompt, seed), (next_prompt, next_seed) in pairwise(pairs):
         if prompt == next_prompt and next_seed - seed < least:
             raise ConfigError(

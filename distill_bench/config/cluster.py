@@ -14,6 +14,11 @@ from distill_bench.config.validation import Count, StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
 
 
+def processes_per_node(runs_per_job: int, tasks: int | None, gpus: int) -> int:
+    """Processes on a node: one if runs share a job, else `tasks`, or one per GPU."""
+    return 1 if runs_per_job != 1 else tasks or max(1, gpus)
+
+
 class ClusterConfig(StrictModel):
     """`cluster`: resources and limits of jobs, or the name of a profile; not part of a run's id."""
 
@@ -68,7 +73,7 @@ class ClusterConfig(StrictModel):
     @property
     def processes(self) -> int:
         """Processes per node."""
-        return 1 if self.runs_per_job > 1 else self.tasks or max(1, self.gpus)
+        return processes_per_node(self.runs_per_job, self.tasks, self.gpus)
 
     def with_one_process(self) -> "ClusterConfig":
         """The same resources for a job of one process on one node."""
@@ -195,6 +200,7 @@ def _stated_by(sbatch: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, 
     return stated
 
 
+UNLIMITED_HOURS = 365.0 * 24  # of a job without a limit
 _Options = Mapping[str, Any]  # all, those that are not false, or the keys of `cluster` so far
 
 
@@ -224,8 +230,7 @@ def _gpus(sbatch: _Options, given: _Options, keys: _Options) -> dict[str, Any]:
 
 
 def _processes(keys: _Options) -> int:
-    """Processes per node, as `ClusterConfig.processes`."""
-    return 1 if keys.get("runs_per_job", 1) != 1 else keys.get("tasks") or max(1, keys["gpus"])
+    return processes_per_node(keys.get("runs_per_job", 1), keys.get("tasks"), keys["gpus"])
 
 
 def _cpus(sbatch: _Options, given: _Options, keys: _Options) -> dict[str, Any]:
@@ -253,7 +258,11 @@ def _memory(sbatch: _Options, given: _Options, keys: _Options) -> dict[str, Any]
 def _times(sbatch: _Options, given: _Options, keys: _Options) -> dict[str, Any]:
     stated: dict[str, Any] = {}
     if "time" in given:
-        stated["hours"] = _hours(str(given["time"]))
+        try:
+            hours = slurm_hours(str(given["time"]))
+        except ValueError as error:
+            raise ValueError(f"sbatch.time = {error}") from error
+        stated["hours"] = UNLIMITED_HOURS if hours is None else hours
     if "signal" in given:
         match = re.fullmatch(r"(?:R:)?(?:SIG)?USR2@([1-9]\d*)", str(given["signal"]))
         if match is None:
@@ -314,23 +323,22 @@ def _megabytes(name: str, value: Any) -> float:
     return int(match[1]) * 1024 ** ("KMGT".index(match[2] or "M") - 1)
 
 
-def _hours(value: str) -> float:
-    """Hours of SLURM's MINUTES, [DAYS-]HOURS:MINUTES:SECONDS, MINUTES:SECONDS or DAYS-HOURS."""
-    if value.upper() in ("0", "UNLIMITED", "INFINITE"):
-        return 365.0 * 24
-    days, dash, clock = value.rpartition("-")
+def slurm_hours(limit: str) -> float | None:
+    """Hours of SLURM's MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES...].
+
+    None for no limit.
+
+    Raises:
+        ValueError: for another format.
+    """
+    if limit.upper() in ("0", "UNLIMITED", "INFINITE"):
+        return None
+    days, dash, clock = limit.rpartition("-")
     parts = clock.split(":")
     if not all(part.isdecimal() for part in [*parts, days or "0"]) or len(parts) > 3:
-        raise ValueError(
-            f"sbatch.time = {value!r}: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS"
-        )
-    numbers = [int(part) for part in parts]
-    if dash:  # hours first
-        seconds = sum(n * unit for n, unit in zip(numbers, (3600, 60, 1), strict=False))
-    elif len(numbers) < 3:  # minutes first
-        seconds = sum(n * unit for n, unit in zip(numbers, (60, 1), strict=False))
-    else:
-        seconds = sum(n * unit for n, unit in zip(numbers, (3600, 60, 1), strict=True))
+        raise ValueError(f"{limit!r}: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS")
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    seconds = sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
     return (int(days or 0) * 86400 + seconds) / 3600
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +36,10 @@ class FlatNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class ClosedFormPipeline:
-    """Base of loaded teachers in closed form (`distill_bench.teachers.kinds.Pipeline`)."""
+    """Base of loaded teachers in closed form (`distill_bench.teachers.kinds.Pipeline`).
+
+    Subclasses define its other methods.
+    """
 
     kind: ClassVar[str]  # for messages
     fps: ClassVar[float | None] = None
@@ -81,6 +85,10 @@ class ClosedFormPipeline:
         """(C, T, H, W) of the data; the arguments have no effect."""
         return self.shape
 
+    def clips(self, prompts: list[str], keys: Sequence[int]) -> np.ndarray:
+        """Frames uint8 (B, F, 3, Y, X) of latents drawn from the data, one per prompt and key."""
+        return self.decode(self.data(prompts, keys)).numpy()
+
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
         """1 for every role, as if all were networks of one size."""
         return 1.0
@@ -95,3 +103,15 @@ class ClosedFormPipeline:
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
         """None: the student's density has no closed form."""
         return None
+
+
+def enlarged(grey: Tensor, frames: int, pixels: int) -> Tensor:
+    """Video (B, 3, F, Y, X) in which each value of `grey` (B, 1, T, H, W) fills several places.
+
+    Args:
+        frames: that show a value.
+        pixels: along both sides of its square.
+    """
+    for axis, times in ((-1, pixels), (-2, pixels), (-3, frames)):
+        grey = grey.repeat_interleave(times, axis)
+    return grey.expand(-1, 3, -1, -1, -1)

@@ -94,6 +94,15 @@ def jittered(frames: np.ndarray, seed: int = 0, sd: float = 0.15) -> np.ndarray:
     return moved
 
 
+# reference rows that are made from the teacher's clips
+CONTROL_ROWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "frozen": frozen,
+    "slowed": slowed,
+    "stilled": stilled,
+    "shuffled": shuffled,
+    "noise": uniform_noise,
+}
+
 CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "frozen": frozen,
     "shuffled": shuffled,

@@ -16,7 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill_bench.domain.closed_form import PROMPTS_FILE, ClosedFormPipeline, FlatNetwork
+from distill_bench.autoencoder import video_to_frames
+from distill_bench.domain.closed_form import (
+    PROMPTS_FILE,
+    ClosedFormPipeline,
+    FlatNetwork,
+    enlarged,
+)
 from distill_bench.domain.gaussian import (
     DataSamples,
     ExactFakeScore,
@@ -74,10 +80,6 @@ class GaussianPipeline(ClosedFormPipeline):
         """False: no evaluator of these students reads frames."""
         return False
 
-    def clips(self, prompts: list[str], keys: Sequence[int]) -> np.ndarray:
-        """Frames uint8 (B, F, 3, Y, X) of latents drawn from the data."""
-        return self.decode(self.data(prompts, keys)).numpy()
-
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor:
         """Latents (B, C, T, H, W) drawn from the data, one per prompt and key."""
         noise = torch.stack(
@@ -97,16 +99,12 @@ class GaussianPipeline(ClosedFormPipeline):
 
     def decode_video(self, latents: Tensor) -> Tensor:
         """Grey video (B, 3, 2 T, 16 H, 16 W): a third of the mean over channels."""
-        grey = latents.mean(1, keepdim=True) / 3
-        for axis, times in ((-1, 16), (-2, 16), (-3, 2)):
-            grey = grey.repeat_interleave(times, axis)
-        return grey.expand(-1, 3, -1, -1, -1)
+        return enlarged(latents.mean(1, keepdim=True) / 3, frames=2, pixels=16)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames uint8 (B, 2 T, 3, 16 H, 16 W) of latents (B, C, T, H, W)."""
-        video = self.decode_video(latents).clamp(-1, 1)
-        return ((video + 1) * 127.5).round().to(torch.uint8).transpose(1, 2).cpu()
+        return video_to_frames(self.decode_video(latents))
 
     def exact_fake_score(
         self,

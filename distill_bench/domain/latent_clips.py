@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill_bench.domain.closed_form import enlarged
+
 RANGE = 8.0  # a latent of -RANGE is black, of RANGE white; others are clamped
 FRAMES, PIXELS = 2, 4  # of a latent's square: frames, and pixels along both sides
 SQUARE = FRAMES * PIXELS * PIXELS * 3  # values per latent
@@ -17,10 +19,7 @@ ERROR = RANGE / 255 / SQUARE  # largest difference between a latent and its read
 
 def grey_video(latents: Tensor) -> Tensor:
     """Video (B, 3, F, Y, X) in [-1, 1] of latents (B, 1, T, H, W), without dithering."""
-    video = latents / RANGE
-    for axis, times in ((-1, PIXELS), (-2, PIXELS), (-3, FRAMES)):
-        video = video.repeat_interleave(times, axis)
-    return video.expand(-1, 3, -1, -1, -1)
+    return enlarged(latents / RANGE, FRAMES, PIXELS)
 
 
 def dithered(latents: Tensor) -> Tensor:

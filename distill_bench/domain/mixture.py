@@ -114,6 +114,11 @@ def transported(mixture: Mixture, prompts: Sequence[int], share: Tensor, noise: 
     # without the last sum, which is 1 only up to rounding
     below = mixture.weights[list(prompts)].cumsum(1)[:, :-1].contiguous()
     mode = torch.searchsorted(below, share[:, None].to(below), right=True)[:, 0]
+    return in_modes(mixture, mode, noise)
+
+
+def in_modes(mixture: Mixture, mode: Tensor, noise: Tensor) -> Tensor:
+    """Samples (B, d), float32, of the modes (B,), from Gaussian noise (B, d)."""
     z = mixture.means[mode] + mixture.variances[mode].sqrt() * noise.to(mixture.means)
     return (z @ mixture.basis.T).float()
 

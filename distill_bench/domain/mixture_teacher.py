@@ -74,10 +74,6 @@ class MixturePipeline(ClosedFormPipeline):
         """True: the data of every prompt can be drawn."""
         return True
 
-    def clips(self, prompts: list[str], keys: Sequence[int]) -> np.ndarray:
-        """Frames uint8 (B, F, 3, Y, X) of exact samples, one per prompt and key."""
-        return self.decode(self.data(prompts, keys)).numpy()
-
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor:
         """Latents (B, C, T, H, W) drawn from the data, one per prompt and key."""
         known = self.prompts()

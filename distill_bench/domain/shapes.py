@@ -13,7 +13,7 @@ import colorsys
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,14 @@ def parse(text: str) -> Attributes:
         return _CAPTIONS[re.sub(r"[\s,]+", " ", text.strip().lower())]
     except KeyError:
         raise ValueError(f"not a caption of moving shapes: {text!r}") from None
+
+
+def are_captions(texts: Iterable[str]) -> bool:
+    """True if every text is a caption of this domain."""
+    try:
+        return all(map(parse, texts))
+    except ValueError:
+        return False
 
 
 def draw_motion(attributes: Attributes, key: int) -> Motion:

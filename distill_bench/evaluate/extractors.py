@@ -121,16 +121,13 @@ def load_extractor(spec: str) -> Extractor:
     place, _, function = spec.rpartition(":")
     try:
         is_file = place.endswith(".py")
-        module = _module_in(Path(place)) if is_file else importlib.import_module(place)
+        module = load_file(Path(place)) if is_file else importlib.import_module(place)
         extractor = getattr(module, function)()
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise ValueError(f"no extractor at {spec!r}: {error}") from error
     if not isinstance(extractor, Extractor):
         raise ValueError(f"{spec!r} returned a {type(extractor).__name__}, not an Extractor")
     return replace(extractor, code=sha256(Path(module.__file__)) if module.__file__ else "")
-
-
-_module_in = cache(load_file)  # an extractor is asked for once per evaluator
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.autoencoder import FrameAutoencoder, frames_to_video, video_to_frames
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.domain import shapes
 from distill_bench.networks.denoiser import forward_flops
@@ -71,14 +71,12 @@ class DiffusersPipeline(TextPipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames uint8 (B, F, 3, Y, X) of latents (B, C, T, H, W), on the CPU."""
-        video = self.decode_video(latents).float().clamp(-1, 1)
-        frames = ((video + 1) * 127.5).round().to(torch.uint8)
-        return frames.transpose(1, 2).cpu()
+        return video_to_frames(self.decode_video(latents))
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> Tensor:
         """Latents (B, C, T, H, W) of frames uint8 (B, F, 3, Y, X)."""
-        video = torch.from_numpy(frames).to(self.device).float().transpose(1, 2) / 127.5 - 1
+        video = frames_to_video(torch.from_numpy(frames).to(self.device))
         if self.vae is None:
             return video
         if isinstance(self.vae, FrameAutoencoder):
@@ -90,12 +88,8 @@ class DiffusersPipeline(TextPipeline):
 
         Other teachers, which have another autoencoder, may have prompts such as "a red circle" too.
         """
-        if self.vae is not None and not isinstance(self.vae, FrameAutoencoder):
-            return False
-        try:
-            return all(map(shapes.parse, prompts))
-        except ValueError:
-            return False
+        foreign = self.vae is not None and not isinstance(self.vae, FrameAutoencoder)
+        return not foreign and shapes.are_captions(prompts)
 
     def clips(self, prompts: list[str], keys: Sequence[int]) -> np.ndarray:
         """Frames uint8 (B, F, 3, Y, X) of clips rendered from captions of moving shapes."""

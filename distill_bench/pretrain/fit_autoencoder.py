@@ -12,7 +12,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.autoencoder import FrameAutoencoder, frames_to_video, video_to_frames
 from distill_bench.domain import shapes
 
 FIRST_KEY = 10_000_000  # of the rendered training clips; protocols use smaller keys
@@ -62,7 +62,7 @@ def train_autoencoder(options: argparse.Namespace, device: torch.device) -> Fram
     for step in range(options.autoencoder_steps):
         index = torch.randint(len(clips), (64,), generator=generator).numpy()
         frame = torch.randint(clips.shape[1], (64,), generator=generator).numpy()
-        video = to_video(clips[index, frame][:, None]).to(device)
+        video = frames_to_video(torch.from_numpy(clips[index, frame][:, None])).to(device)
         latents = vae.encode(video)
         noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator).to(device)
         error = vae.decode(noisy) - video
@@ -107,20 +107,10 @@ def load_latents(
 def encode(vae: FrameAutoencoder, clips: np.ndarray, device: torch.device) -> Tensor:
     """Latents (N, 4, T, 8, 8) of clips, on the CPU."""
     parts = torch.from_numpy(clips).split(64)
-    return torch.cat([vae.encode(to_video(part).to(device)).cpu() for part in parts])
+    return torch.cat([vae.encode(frames_to_video(part).to(device)).cpu() for part in parts])
 
 
 @torch.no_grad()
 def decode(vae: FrameAutoencoder, latents: Tensor) -> np.ndarray:
     """Clips, uint8 (N, T, 3, H, W), of latents (N, 4, T, 8, 8)."""
-    return np.concatenate([to_clips(vae.decode(part).cpu()) for part in latents.split(64)])
-
-
-def to_video(clips: np.ndarray | Tensor) -> Tensor:
-    """Convert uint8 clips (N, T, 3, H, W) to video (N, 3, T, H, W) in [-1, 1]."""
-    return torch.as_tensor(clips).float().transpose(1, 2) / 127.5 - 1
-
-
-def to_clips(video: Tensor) -> np.ndarray:
-    """Convert video (N, 3, T, H, W) in [-1, 1] to uint8 clips (N, T, 3, H, W)."""
-    return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).transpose(1, 2).numpy()
+    return torch.cat([video_to_frames(vae.decode(part)) for part in latents.split(64)]).numpy()

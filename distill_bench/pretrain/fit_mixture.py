@@ -15,6 +15,7 @@ from distill_bench.domain.mixture import (
     SHAPE,
     Mixture,
     MixtureBlock,
+    in_modes,
     joint_log_density,
     motion,
     motion_mixture,
@@ -102,9 +103,8 @@ def _noisy_batch(mixture: Mixture, batch: int, seed: int, step: int) -> tuple[Te
     text = torch.eye(count + 1)[prompt, :count]
     weights = torch.cat([mixture.weights, mixture.weights.mean(0, keepdim=True)])
     mode = torch.multinomial(weights[prompt], 1, generator=draws)[:, 0]
-    z = torch.randn(batch, len(mixture.basis), generator=draws).double()
-    z = mixture.means[mode] + mixture.variances[mode].sqrt() * z
-    x0 = (z @ mixture.basis.T).float().reshape(-1, *SHAPE)
+    z = torch.randn(batch, len(mixture.basis), generator=draws)
+    x0 = in_modes(mixture, mode, z).reshape(-1, *SHAPE)
     noise = torch.randn(x0.shape, generator=draws)
     sigma = warp(torch.rand(batch, generator=draws), SHIFT)
     return add_noise(x0, noise, sigma), sigma, text[:, None]

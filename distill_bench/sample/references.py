@@ -51,12 +51,7 @@ def folder_names(config: RunConfig) -> dict[str, str]:
         # these two also depend on settings of the run outside the protocol
         "teacher_few": f"teacher_few-nfe{config.nfe}",
         "untrained": f"untrained-{student_key(config)}",
-        "frozen": "frozen",
-        "slowed": "slowed",
-        "stilled": "stilled",
-        "shuffled": "shuffled",
-        "noise": "noise",
-    }
+    } | {kind: kind for kind in controls.CONTROL_ROWS}
 
 
 def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, list[int]]:
@@ -81,18 +76,9 @@ def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, lis
             return sampler.teacher(config.nfe, seeds), seeds
         case "untrained":
             return sampler.student(sampler.placed(sampler.pipeline.student())), seeds
-        case "frozen":
-            return at_once(lambda: controls.frozen(_frames(teacher))), seeds
-        case "slowed":
-            return at_once(lambda: controls.slowed(_frames(teacher))), seeds
-        case "stilled":
-            return at_once(lambda: controls.stilled(_frames(teacher), config.protocol.seed)), seeds
-        case "shuffled":
-            return at_once(lambda: controls.shuffled(_frames(teacher), config.protocol.seed)), seeds
-        case "noise":
-            return at_once(
-                lambda: controls.uniform_noise(_frames(teacher), config.protocol.seed)
-            ), seeds
+        case _ if kind in controls.CONTROL_ROWS:
+            corrupt = controls.CONTROL_ROWS[kind]
+            return at_once(lambda: corrupt(_frames(teacher), config.protocol.seed)), seeds
     raise AssertionError(f"no source for the reference row {kind!r}")
 
 

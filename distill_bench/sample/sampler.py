@@ -50,10 +50,7 @@ class Sampler:
         self.dtype = getattr(torch, config.protocol.precision)
         self.shape = self.pipeline.latent_shape(config.frames, config.height, config.width)
         if prompts is None:
-            known = self.pipeline.prompts()
-            order, repeats = protocol_order(len(known), config.protocol)
-            self.prompts = [known[i] for i in order]
-            self.seeds = protocol_seeds(config, order, repeats)
+            self.prompts, self.seeds = protocol_clips(config, self.pipeline.prompts())
         else:
             self.prompts = list(prompts)
             self.seeds = [config.protocol.seed + i for i in range(len(prompts))]
@@ -139,9 +136,15 @@ class Sampler:
         return self.pipeline.draw(self.shape, step, generator("sample", seed, step))
 
 
-def protocol_prompts(known: Sequence[str], protocol: ProtocolConfig) -> list[str]:
-    """Prompt of each of a protocol's clips."""
-    return [known[i] for i in protocol_order(len(known), protocol)[0]]
+def protocol_clips(config: RunConfig, known: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Prompt and seed of each of a protocol's clips.
+
+    Args:
+        config: a resolved run.
+        known: its prompts.
+    """
+    order, repeats = protocol_order(len(known), config.protocol)
+    return [known[i] for i in order], protocol_seeds(config, order, repeats)
 
 
 def protocol_order(count: int, protocol: ProtocolConfig) -> tuple[list[int], list[int]]:

@@ -167,11 +167,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the innermost one around it that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
 def unwritable(folder: Path) -> str | None:
     """Reason why a folder cannot be created or written to; None if it can."""
     try:
-        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=existing) as probe:
+        with tempfile.TemporaryFile(dir=existing_folder(folder)) as probe:
             probe.write(bytes(4096))
     except OSError as error:
         return error.strerror or str(error)

@@ -311,13 +311,14 @@ def _check_before(sweep: OpenSweep, processes: int, stale: str) -> list[str]:
     Raises:
         ConfigError: if the runs or their report would fail.
     """
-    if set(sweep.states().values()) <= set(ENDED):
+    states = sweep.states()
+    if set(states.values()) <= set(ENDED):
         return []
     # torch takes seconds
     from distill_bench.sweep.prechecks import check_stored_scores, check_sweep
 
     warnings = check_sweep(sweep, processes)
-    return warnings if stale == "rerun" else warnings + check_stored_scores(sweep)
+    return warnings if stale == "rerun" else warnings + check_stored_scores(sweep, states)
 
 
 def _finish(sweep: OpenSweep, chosen: OpenSweep, launch: LaunchOptions, on_slurm: bool) -> int:

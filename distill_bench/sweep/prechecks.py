@@ -5,7 +5,7 @@ The evaluators see stand-in clips with the size, rate and prompts of the clips t
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from distill_bench.evaluator import Clips
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.noise import student_sigmas
 from distill_bench.registry import evaluators, find_evaluator
-from distill_bench.sample.sampler import protocol_prompts
+from distill_bench.sample.sampler import protocol_clips
 from distill_bench.store.failures import first_line
-from distill_bench.store.files import read_jsonl
+from distill_bench.store.files import existing_folder, read_jsonl
 from distill_bench.store.nested import describe_differences
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.status import ENDED
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.teachers.prompts import read_prompts
+from distill_bench.train.assemble import check_batch_size
 
 
 def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
@@ -41,30 +42,25 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
             be written.
     """
     for run, config in sweep.runs.items():
-        parts = processes * config.accumulation
-        if config.batch_size % parts:
-            raise ConfigError(
-                f"{run}: batch_size {config.batch_size} must be a multiple of processes x "
-                f"accumulation = {processes} x {config.accumulation}; set cluster.tasks"
-            )
+        try:
+            check_batch_size(config, processes)
+        except ValueError as error:
+            raise ConfigError(f"{run}: {error}; set cluster.tasks") from error
     if (folder := sweep.out / sweep.config.name).exists() and not folder.is_dir():
         raise ConfigError(f"results go to {folder}, which is not a folder; remove it, or set --out")
-    warnings = check_evaluators(sweep.runs.values())
-    _check_space(sweep)
+    config = next(iter(sweep.runs.values()))  # all runs share a protocol
+    clips = stand_in_clips(config)
+    warnings = check_evaluators(config, clips)
+    _check_space(sweep, clips.frames.size)
     return warnings
 
 
-def check_evaluators(runs: Iterable[RunConfig]) -> list[str]:
-    """Check that the evaluators of the runs can score their clips; returns those left out.
+def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:
+    """Check that the evaluators of a run can score such clips; returns those left out.
 
     Raises:
         ConfigError: if an evaluator that the protocol names cannot, or its weights do not load.
     """
-    config = next(iter(runs))  # all runs share a protocol
-    try:
-        clips = stand_in_clips(config)
-    except ValueError as error:
-        raise ConfigError(f"protocol: {first_line(error)}") from error
     named = config.protocol.evaluators
     left_out = []
     for name in evaluators() if named is None else named:
@@ -85,7 +81,18 @@ def check_evaluators(runs: Iterable[RunConfig]) -> list[str]:
 
 
 def stand_in_clips(config: RunConfig) -> Clips:
-    """Black clips with the size, rate, prompts, seeds and facts of a run's clips."""
+    """Black clips with the size, rate, prompts, seeds and facts of a run's clips.
+
+    Raises:
+        ConfigError: if the prompts cannot be read, or the protocol has too few clips.
+    """
+    try:
+        return _black_clips(config)
+    except ValueError as error:
+        raise ConfigError(f"protocol: {first_line(error)}") from error
+
+
+def _black_clips(config: RunConfig) -> Clips:
     teacher = find_teacher(config.teacher)
     facts: dict[str, Any] = {}
     shape: tuple[int, ...]
@@ -101,23 +108,22 @@ def stand_in_clips(config: RunConfig) -> Clips:
         sigmas = student_sigmas(config.nfe, config.shift)
         guidance = config.protocol.teacher_guidance
         facts = pipeline.facts(pipeline.student(), sigmas, config.stepping, guidance)
-    prompts = protocol_prompts(known, config.protocol)
-    seeds = [config.protocol.seed + index for index in range(len(prompts))]
+    prompts, seeds = protocol_clips(config, known)
     frames = np.broadcast_to(np.uint8(0), (len(prompts), *shape))
     return Clips(frames, prompts, seeds, config.protocol.fps, facts)
 
 
-def _check_space(sweep: OpenSweep) -> None:
+def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
     """Raise ConfigError if the store cannot hold the clips of the runs that have none yet.
 
     Checkpoints, whose size depends on the network and the adapter, come on top.
+
+    Args:
+        bytes_of_clips: of one evaluation of a run.
     """
     runs = [c for run, c in sweep.runs.items() if not (sweep.store / run / "samples").exists()]
-    if not runs:
-        return
-    needed = stand_in_clips(runs[0]).frames.size * sum(len(evaluated_updates(c)) for c in runs)
-    existing = next(p for p in (sweep.store, *sweep.store.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+    needed = bytes_of_clips * sum(len(evaluated_updates(config)) for config in runs)
+    free = shutil.disk_usage(existing_folder(sweep.store)).free
     if needed > free:
         raise ConfigError(
             f"{sweep.store} has {free / 1e9:.3g} GB free; the clips of {len(runs)} runs alone take "
@@ -125,8 +131,11 @@ def _check_space(sweep: OpenSweep) -> None:
         )
 
 
-def check_stored_scores(sweep: OpenSweep) -> list[str]:
+def check_stored_scores(sweep: OpenSweep, states: Mapping[str, str]) -> list[str]:
     """Compare the scores of ended runs with today's evaluators; returns warnings.
+
+    Args:
+        states: of the runs, by id.
 
     Raises:
         ConfigError: if the version of an evaluator differs, because a table has one version.
@@ -134,7 +143,7 @@ def check_stored_scores(sweep: OpenSweep) -> list[str]:
     named = next(iter(sweep.runs.values())).protocol.evaluators
     today = {name: find_evaluator(name)() for name in (evaluators() if named is None else named)}
     warnings: dict[str, str] = {}
-    for run, state in sweep.states().items():
+    for run, state in states.items():
         lines = read_jsonl(sweep.store / run / "metrics.jsonl") if state in ENDED else []
         for name, line in {line["metric"]: line for line in lines}.items():
             if name not in today:

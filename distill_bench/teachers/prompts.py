@@ -13,7 +13,7 @@ PUBLISHED = "default"  # the value of a key `negative_prompt` that selects the t
 FILE_PREFIX = "file:"  # prefix of a value that names a file
 
 
-class _Line(BaseModel, strict=True, extra="ignore"):
+class PromptEntry(BaseModel, strict=True, extra="ignore"):
     """One prompt of a file."""
 
     prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -30,7 +30,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ValueError: if an entry is not a prompt, or the file has no prompts.
     """
-    return [line.prompt for line in _lines(path)]
+    return [entry.prompt for entry in read_entries(path)]
 
 
 def read_seeds(path: Path) -> list[int | None]:
@@ -39,10 +39,11 @@ def read_seeds(path: Path) -> list[int | None]:
     Raises:
         ValueError: if an entry is not a prompt, or the file has no prompts.
     """
-    return [line.seed for line in _lines(path)]
+    return [entry.seed for entry in read_entries(path)]
 
 
-def _lines(path: Path) -> list[_Line]:
+def read_entries(path: Path) -> list[PromptEntry]:
+    """Prompts of a file with their seeds; formats and errors as in `read_prompts`."""
     text = _read(path, "prompts")
     if path.suffix.lower() == ".json":
         entries = _parse_json(text, f"prompts {path}")
@@ -61,7 +62,7 @@ def _lines(path: Path) -> list[_Line]:
             places = [(f"prompts {path}, line {number}", line) for number, line in lines]
             prompts = [_prompt(_parse_json(line, place), place) for place, line in places]
         else:
-            prompts = [_Line(prompt=line) for _, line in lines]
+            prompts = [PromptEntry(prompt=line) for _, line in lines]
     if not prompts:
         raise ValueError(f"prompts {path}: the file has no prompts")
     return prompts
@@ -95,7 +96,7 @@ def text_hash(text: str) -> str:
 
 def prompts_hash(path: Path) -> str:
     """Hash (12 hex digits) of a file's prompts and seeds, independent of its format."""
-    lines = _lines(path)
+    lines = read_entries(path)
     content: list[Any] = [line.prompt for line in lines]
     if any(line.seed is not None for line in lines):
         content = [[line.prompt, line.seed] for line in lines]
@@ -117,13 +118,13 @@ def _parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not JSON: {error.msg}") from error
 
 
-def _prompt(entry: Any, where: str) -> _Line:
+def _prompt(entry: Any, where: str) -> PromptEntry:
     if isinstance(entry, str):
         entry = {"prompt": entry}
     if isinstance(entry, dict) and "prompt" not in entry and "prompt_en" in entry:
         entry = entry | {"prompt": entry["prompt_en"]}
     try:
-        return TypeAdapter(_Line).validate_python(entry)
+        return TypeAdapter(PromptEntry).validate_python(entry)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -82,7 +82,7 @@ def test_an_evaluator_without_facts_is_named_before_the_first_run(tmp_path, caps
     assert refused(tmp_path, "[mixture_truth]", "{}", error, capsys)
     config = resolve({"method": "dmd", "nfe": 1, "protocol": {"evaluators": ["exact_divergence"]}})
     with pytest.raises(ConfigError, match="teacher mini-wan come without covariance, mean"):
-        check_evaluators([config])
+        check_evaluators(config, stand_in_clips(config))
     facts = resolve({"method": "dmd", "nfe": 1, "teacher": teacher, "protocol": {"clips": 4}})
     assert stand_in_clips(facts).facts.keys() == {
         "mean",
@@ -111,7 +111,7 @@ def test_stored_scores_that_no_table_can_hold_are_named(line, outcome, tmp_path)
     score = {"metric": "fidelity", "version": version} | line
     append_jsonl(sweep.store / run / "metrics.jsonl", score)
     try:
-        warnings = check_stored_scores(sweep)
+        warnings = check_stored_scores(sweep, sweep.states())
     except ConfigError as error:
         assert outcome
         assert outcome in str(error)

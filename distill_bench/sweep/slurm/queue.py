@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.cluster import ClusterConfig, slurm_hours
 from distill_bench.store.files import read_record, text_lines
 from distill_bench.store.runs import read_cancels
 
@@ -233,12 +233,11 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _hours(limit: str) -> float | None:
-    """Hours of SLURM's [days-]hours:minutes:seconds; None without a limit."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
-    if not match:
+    """Hours of a limit that SLURM prints; None without a limit."""
+    try:
+        return slurm_hours(limit)
+    except ValueError:  # for instance INVALID
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return 24 * days + hours + minutes / 60 + seconds / 3600
 
 
 def _call(*command: str) -> str:
