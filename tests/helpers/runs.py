@@ -27,6 +27,10 @@ TINY_RUN: dict[str, Any] = {
     "protocol": {"clips": 2, "teacher_steps": 2, "evaluators": ["motion"]},
 }
 
+# Id of `{"method": "dmd2"}` with mini-wan as it was when ids were first written.
+OLD_RUN = {"teacher_hash": "04b8268b9123"}
+OLD_RUN_ID = "dmd2-s0-5c88f7749f83"
+
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Weights of every role in a run's newest checkpoint."""

@@ -145,14 +145,18 @@ def test_rows_carry_the_protocols_rate_which_scales_motion_per_second(rows, tmp_
     assert fast_scores["motion"] == slow_scores["motion"]
 
 
-def test_ids_and_protocols_of_committed_results_are_unchanged():
+@pytest.mark.parametrize("name", ["quick", "tracking_lag"])
+def test_ids_and_protocols_of_committed_results_are_unchanged(name):
     """A field added later enters ids and protocols only if it differs from its default."""
-    lines = list(csv.DictReader((ROOT / "results" / "quick" / "runs.csv").open()))
-    configs = load_sweep(ROOT / "sweeps" / "quick.yaml").expand()
+    lines = list(csv.DictReader((ROOT / "results" / name / "runs.csv").open()))
+    configs = load_sweep(ROOT / "sweeps" / f"{name}.yaml").expand()
     assert {run_id(config) for config in configs} == {
         line["run_id"] for line in lines if line["status"] != "reference"
     }
     assert {protocol_hash(config) for config in configs} == {line["protocol"] for line in lines}
+
+
+def test_the_default_rate_is_not_in_the_id():
     plain, default_fps, other_fps = (
         run_id(resolve({"method": "dmd2", "protocol": protocol_keys}))
         for protocol_keys in ({}, {"fps": 8.0}, {"fps": 16.0})
