@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.overrides import same_value, value_at
+from distill_bench.config.overrides import matches, value_at
 from distill_bench.config.schema import RunConfig
 from distill_bench.expressions import ExpressionError, evaluate_expression, names_in
 
@@ -22,7 +22,7 @@ def _contains(element: Any, values: Any) -> bool:
         return False
     if isinstance(values, str):
         return element in values
-    return any(same_value(element, value) for value in values)
+    return any(matches(element, value) for value in values)
 
 
 GRAMMAR = {
@@ -31,8 +31,8 @@ GRAMMAR = {
     ast.And: all,
     ast.Or: any,
     ast.Not: operator.not_,
-    ast.Eq: same_value,
-    ast.NotEq: lambda left, right: not same_value(left, right),
+    ast.Eq: matches,
+    ast.NotEq: lambda left, right: not matches(left, right),
     ast.Lt: _unless_null(operator.lt),
     ast.LtE: _unless_null(operator.le),
     ast.Gt: _unless_null(operator.gt),

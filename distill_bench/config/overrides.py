@@ -10,8 +10,7 @@ from distill_bench.config.identity import canonical, short_name
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.store.nested import flat
-
-PATHS = ("teacher", "student", "prompts", "data")  # absolute in a resolved run
+from distill_bench.teachers.prompts import FILE_PREFIX
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -76,19 +75,33 @@ def same_value(first: Any, second: Any) -> bool:
     )
 
 
+def matches(first: Any, second: Any) -> bool:
+    """Return True for equal values of keys, and for two paths of one file.
+
+    Resolved runs have absolute paths; conditions and baselines may have relative ones.
+    """
+    if same_value(first, second):
+        return True
+    if not (isinstance(first, str) and isinstance(second, str) and first and second):
+        return False
+    return absolute(first) == absolute(second)
+
+
+def absolute(path: str) -> str:
+    """A path from the root folder; a prefix `file:` is kept."""
+    prefix = FILE_PREFIX if path.startswith(FILE_PREFIX) else ""
+    return prefix + str(Path(path.removeprefix(prefix)).absolute())
+
+
 def has_values(data: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Return True if a run's data has these values of dotted keys.
 
     Null equals null, and a key that the run lacks. A method may be given by its short name.
     """
     for key, wish in flat(wanted).items():
-        value = value_at(data, key)
-        wishes = [wish]
-        if key in PATHS and isinstance(wish, str):
-            wishes.append(str(Path(wish).absolute()))
-        values = [value]
+        values = [value_at(data, key)]
         if key in ("method", "method.name"):
-            values.append(short_name(str(value)))
-        if not any(same_value(a, b) for a in values for b in wishes):
+            values.append(short_name(str(values[0])))
+        if not any(matches(value, wish) for value in values):
             return False
     return True

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill_bench.config.checks import Candidate, check_run
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.overrides import apply_overrides
+from distill_bench.config.overrides import absolute, apply_overrides
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.validation import one_line, validate
 from distill_bench.config.yaml_files import load_yaml
@@ -83,7 +83,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     if not method.has_fake_score or data.get("fake_score") == "exact":
         data["fake_score_updates"] = None
 
-    data |= _absolute_paths(data)
+    data |= absolute_paths(data)
     config = validate(RunConfig, data, "run")
     if any(
         is_relative_file(name) for name in (fields["name"], *(config.protocol.evaluators or ()))
@@ -153,14 +153,15 @@ def _method_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _absolute_paths(data: Mapping[str, Any]) -> dict[str, str]:
-    """The run's files and folders as absolute paths, so that a job may start in any folder.
+def absolute_paths(data: Mapping[str, Any]) -> dict[str, str]:
+    """Keys of a run that name files and folders, with absolute paths: a job may start anywhere.
 
     None of these keys is part of the run's id.
     """
-    folders = [key for key in ("teacher", "student") if is_local_folder(data.get(key))]
-    files = [key for key in ("prompts", "data") if isinstance(data.get(key), str)]
-    return {key: str(Path(data[key]).absolute()) for key in [*folders, *files]}
+    keys = [key for key in ("teacher", "student") if is_local_folder(data.get(key))]
+    keys += [key for key in ("prompts", "data") if isinstance(data.get(key), str)]
+    keys += ["negative_prompt"] * str(data.get("negative_prompt")).startswith(FILE_PREFIX)
+    return {key: absolute(data[key]) for key in keys}
 
 
 def _with_preset(method_class: "type[Method]", data: dict[str, Any]) -> dict[str, Any]:
@@ -209,9 +210,9 @@ def _negative_prompt(data: Mapping[str, Any], teacher: Teacher) -> dict[str, str
         text_digest = text_hash(negative_text(value, teacher.negative_prompt))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if value.startswith(FILE_PREFIX):
-        value = f"{FILE_PREFIX}{Path(value.removeprefix(FILE_PREFIX)).absolute()}"
-    return {"negative_prompt": value, "negative_prompt_hash": text_digest}
+    return {"negative_prompt": value, "negative_prompt_hash": text_digest} | absolute_paths(
+        {"negative_prompt": value}
+    )
 
 
 def _prompts_hash(teacher: Teacher, prompts: Path) -> str:

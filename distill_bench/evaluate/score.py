@@ -99,6 +99,9 @@ def evaluate(
             raise ValueError(f"{name} cannot score {folder}: {reason}")
         else:
             _print(f"{name} skipped: {reason}")
+    for path in (folder, *reference_clips.folders):
+        if (note := on_first_rank(lambda path=path: unscored(path))) is not None:
+            _print(note)
     for name, evaluator in applicable.items():
         identity = _identity(name, evaluator, protocol, current)
         lines = on_first_rank(lambda: _read(out))
@@ -111,9 +114,6 @@ def evaluate(
         if new or kept != lines:
             text = "".join(json.dumps(line) + "\n" for line in [*kept, *new])
             on_first_rank(lambda text=text: write_bytes(out, text.encode()))
-    for path in (folder, *reference_clips.folders):
-        if (note := on_first_rank(lambda path=path: unscored(path))) is not None:
-            _print(note)
     return on_first_rank(lambda: _read(out))
 
 

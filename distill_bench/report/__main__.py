@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill_bench.config.resolve import absolute_paths
 from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.rows import parse_keys
 from distill_bench.report.write import ReportError, report
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         baseline = parse_keys(options.baseline) if options.baseline else None
+        baseline = baseline and baseline | absolute_paths(baseline)
         print(report(options.sweep, options.store, options.out, baseline, options.budget))
     except (ReportError, ResultsError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -105,7 +105,7 @@ def data_files(
 
 
 def _command(sweep: StoredSweep, baseline: Mapping[str, Any] | None, budget: float | None) -> str:
-    command = f"python -m distill_bench.report {sweep.name}"
+    command = f"python -m distill_bench.report {shlex.quote(sweep.name)}"
     if baseline is not None:
         command += f" --baseline {shlex.quote(key_texts(baseline))}"
     return command if budget is None else f"{command} --budget {budget:g}"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.overrides import same_value
+from distill_bench.config.overrides import matches, same_value
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.labels import label_rows, parse_number
@@ -230,4 +230,4 @@ def is_value(cell: str | None, value: Any) -> bool:
         except ValueError:
             return False
     number = parse_number(cell)
-    return cell == str(value) or (number is not None and number == parse_number(str(value)))
+    return matches(cell, str(value)) or (number is not None and number == parse_number(str(value)))

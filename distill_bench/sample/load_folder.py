@@ -7,8 +7,10 @@ fps may be left out. Without a manifest the clips have no captions.
 """
 
 import json
+import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 from zipfile import BadZipFile
@@ -75,18 +77,25 @@ def load_clips(folder: Path) -> Clips:
 def unscored(folder: Path) -> str | None:
     """Name the entries of a folder of clips that are neither scored nor written by the harness.
 
-    None if there are none.
+    A sub-folder counts as one entry, unless the manifest names a file in it. None: no such entries.
     """
-    sampled = (folder / "clips.npy").is_file()
+    root = Path(os.path.abspath(folder))
+    sampled = (root / "clips.npy").is_file()
     scored = ["clips.npy"] if sampled else [line.file for line in _file_lines(folder)]
-    used = OWN_FILES | {Path(name).parts[0] for name in scored}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in used)
+    used = {Path(os.path.abspath(root / name)) for name in [*OWN_FILES, *scored]}
+    opened = {place for path in used for place in path.parents if place.is_relative_to(root)}
+    listed = {path for place in opened for path in place.iterdir()}
+    others = sorted(listed - used - opened)
     if not others:
         return None
-    names = [f"{name}/" if (folder / name).is_dir() else name for name in others]
-    shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-    entries = "1 entry" if len(names) == 1 else f"{len(names)} entries"
-    return f"{folder}: {entries} not scored: {shown}"
+    count = "1 entry" if len(others) == 1 else f"{len(others)} entries"
+    return f"{folder}: {count} not scored: {_names(others, root)}"
+
+
+def _names(paths: Sequence[Path], root: Path) -> str:
+    """Paths below a folder, at most NAMED of them; a folder's name ends with a slash."""
+    names = [f"{path.relative_to(root)}{'/' if path.is_dir() else ''}" for path in paths[:NAMED]]
+    return ", ".join(names) + (", ..." if len(paths) > NAMED else "")
 
 
 def _load_sampled(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
@@ -158,7 +167,11 @@ def _file_lines(folder: Path) -> list[FileLine]:
     lines = _manifest(folder, FileLine)
     if not lines:
         if not files:
-            raise ValueError(f"no clips in {folder}; it needs clips.npy or files of kinds {KINDS}")
+            entries = _names(sorted(folder.iterdir()), folder) or "nothing"
+            raise ValueError(
+                f"no clips in {folder}; it needs clips.npy or files of kinds {KINDS}; it holds "
+                f"{entries}"
+            )
         return [FileLine(file=name, prompt="") for name in files]
     counts = Counter(folder / line.file for line in lines)
     path, count = counts.most_common(1)[0]

@@ -1,7 +1,7 @@
 """Run folders on disk: atomic files, claims, run states, stop requests. Imports no torch.
 
     runs/
-        <run_id>/run.yaml                the resolved config, written once
+        <run_id>/run.yaml                the resolved config
             attempts/001/                creating this folder claims the run; never deleted
                 start.json  heartbeat  exit.json
             checkpoints/  students/  samples/  train.jsonl  metrics.jsonl

@@ -40,7 +40,7 @@ class LaunchOptions:
 
 
 def select_runs(sweep: OpenSweep, queue: Queue, options: LaunchOptions) -> list[str]:
-    """Select the runs to start, and write missing run.yaml files.
+    """Select the runs to start, and write their run.yaml files.
 
     With `stale` = "rerun", stale runs are first moved aside.
     """
@@ -51,7 +51,7 @@ def select_runs(sweep: OpenSweep, queue: Queue, options: LaunchOptions) -> list[
             selected.append(s.run)
         elif s.state in TO_LAUNCH or (s.state == "failed" and options.retry & {"all", s.kind}):
             selected.append(s.run)
-    sweep.write_runs()
+    sweep.write_runs(selected)
     return selected
 
 

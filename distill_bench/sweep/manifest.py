@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.protocol import protocol, protocol_hash
+from distill_bench.config.resolve import absolute_paths
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.config.yaml_files import dump_yaml
@@ -23,6 +24,7 @@ from distill_bench.store.nested import describe_differences
 from distill_bench.store.runs import read_result, record_error, run_state
 from distill_bench.sweep.slurm.queue import Queue
 from distill_bench.sweep.status import ManifestEntry
+from distill_bench.teachers.prompts import FILE_PREFIX
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,12 @@ class OpenSweep:
     def write(self) -> None:
         """Write run.yaml into every run folder that lacks it, and the sweep's manifest."""
         self.write_runs()
-        presets = self.config.presets()
+        presets, baseline = self.config.presets(), self.config.baseline
         groups = {run: group_id(config) for run, config in self.runs.items()}
         manifest = {
             "name": self.config.name,
             "question": self.config.question,
-            "baseline": self.config.baseline,
+            "baseline": baseline and baseline | absolute_paths(baseline),
             "axes": self.config.axes(self.runs.values()),
             "presets": {run: presets[group] for run, group in groups.items() if group in presets},
             "run_ids": list(self.runs),
@@ -83,15 +85,20 @@ class OpenSweep:
         }
         write_json(manifest_path(self.store, self.config.name), manifest)
 
-    def write_runs(self) -> None:
-        """Write run.yaml into every run folder that lacks it."""
+    def write_runs(self, starting: Collection[str] = ()) -> None:
+        """Write run.yaml into every run folder that lacks it.
+
+        Args:
+            starting: runs whose run.yaml is replaced: paths, memory and logging may have changed.
+        """
         for run, config in self.runs.items():
             path = self.store / run / "run.yaml"
-            if path.is_file():
+            if path.is_file() and run not in starting:
                 continue
-            text = dump_yaml(config.model_dump(mode="json"))
+            data = dump_yaml(config.model_dump(mode="json")).encode()
             try:
-                write_bytes(path, text.encode())
+                if not path.is_file() or path.read_bytes() != data:
+                    write_bytes(path, data)
             except OSError as error:  # affects only this run
                 message = f"cannot write into {path.parent}: {os_error(error)}"
                 record_error(path.parent, message, failure_kind(error))
@@ -179,13 +186,12 @@ def _resolving_code() -> Iterator[Path]:
 
 
 def _named_files(spec: Any) -> Iterator[Path]:
-    """Files whose path is a value in a tree of mappings and lists, e.g. `path/to/file.py:Class`."""
+    """Files that values in a tree of mappings and lists name, e.g. `path/to/file.py:Class`."""
     if isinstance(spec, Mapping):
         spec = list(spec.values())
     if isinstance(spec, list):
         for value in spec:
             yield from _named_files(value)
     elif isinstance(spec, str) and len(spec.encode()) < 256:
-        path = Path(spec.partition(":")[0])
-        if path.is_file():
-            yield path
+        names = {spec, spec.removeprefix(FILE_PREFIX), spec.rpartition(":")[0]}
+        yield from filter(Path.is_file, map(Path, sorted(names)))

@@ -1,5 +1,6 @@
 """Relative paths of a run start from the folder of the launch, wherever its job starts."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 from distill_bench.config.identity import run_id
 from distill_bench.config.overrides import has_values
 from distill_bench.config.resolve import load_run, method_of, resolve
+from distill_bench.config.sweep_file import load_sweep
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.registry import find_evaluator, method_file, search_plugins_in
+from distill_bench.sweep.manifest import open_sweep
 
 METHOD = """
 from dataclasses import dataclass
@@ -78,6 +81,31 @@ def test_paths_do_not_enter_the_id(launch):
     )
     assert run_id(relative) == run_id(absolute)
     assert has_values(relative.model_dump(mode="json"), {"prompts": "p.txt"})
+
+
+def test_relative_paths_in_conditions_and_baselines_name_the_same_files(launch, tmp_path):
+    (launch / "n.txt").write_text("blurry")
+    file = launch / "s.yaml"
+    file.write_text(
+        "question: q\nbase: {method: mine_at_launch.py:Mine, prompts: p.txt, nfe: 1}\n"
+        "grid: {negative_prompt: ['', 'file:n.txt']}\n"
+        "baseline: {negative_prompt: 'file:n.txt', prompts: p.txt}"
+    )
+    sweep = open_sweep(load_sweep(file), tmp_path / "runs", tmp_path / "results")
+    ((run, config),) = sweep.only(
+        "negative_prompt in ['file:./n.txt'] and prompts == 'p.txt'"
+    ).runs.items()
+    assert run in sweep.only("negative_prompt != ''").runs
+    assert sweep.only(
+        "negative_prompt == '' and prompts != 'q.txt'"
+    ).runs.keys() == sweep.runs.keys() - {run}
+    sweep.write()
+    baseline = json.loads((sweep.store / "sweeps" / "s.json").read_text())["baseline"]
+    assert baseline == {
+        "negative_prompt": f"file:{launch / 'n.txt'}",  # a report may start in any folder
+        "prompts": str(launch / "p.txt"),
+    }
+    assert config.negative_prompt == baseline["negative_prompt"]
 
 
 def test_names_and_missing_paths_stay_as_they_are(tmp_path, monkeypatch):

@@ -51,7 +51,10 @@ def test_every_float_names_the_rows_and_holds_few_columns(tmp_path):
         ("σ ≤ 0.5, Ω, ο", r"$\sigma$ $\leq$ 0.5, $\Omega$, o"),
         (r"{\x}", r"\{\textbackslash{}x\}"),
         ("naïve “é”", "naïve “é”"),
-        ("猫 😀", "? ?"),
+        ("猫 😀 한", "? ? ?"),
+        ("[0, 1] *", "{}[0, 1] *"),  # after a line break, brackets and stars are its options
+        ("ε = ∇L, ά, 𝜎, x\u0302, e\u0301", r"$\epsilon$ = $\nabla$L, $\alpha$, $\sigma$, x, é"),
+        ("ﬁt ⅕ ℃ ≠ ≢", r"fit 1/5 $^\circ$C $\neq$ ?"),
     ],
 )
 def test_plain_text_is_escaped(text, latex):
@@ -64,7 +67,7 @@ def test_characters_that_pdflatex_cannot_set_are_replaced():
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_every_character_compiles(tmp_path):
-    text = " ".join(map(chr, [*range(0x20, 0x3000), 0x6F22, 0x1F408]))
+    text = " ".join(map(chr, [*range(0x20, 0x3000), *range(0xFB00, 0xFB07), 0x6F22, 0x1F408]))
     head, end = "\\documentclass{article}\n\\begin{document}\n", "\n\\end{document}\n"
     (tmp_path / "t.tex").write_text(head + escape_latex(text) + end, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

@@ -57,6 +57,17 @@ def test_every_entry_of_a_folder_that_is_not_scored_is_named(tmp_path):
         )
 
 
+def test_entries_beside_clips_of_a_sub_folder_are_named(tmp_path):
+    """A manifest that names some clips of a sub-folder must not hide its other clips."""
+    frames, prompts = controls.rendered(2, 0)
+    for name in ("new/a.npy", "new/b.npy", "new/c.npy", "new/more/d.npy", "old/e.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_clip(tmp_path / name, frames[0])
+    write_manifest(tmp_path, ["new/a.npy", "new/more/../b.npy"], prompts)
+    assert len(load_clips(tmp_path).frames) == 2
+    assert unscored(tmp_path) == f"{tmp_path}: 3 entries not scored: new/c.npy, new/more/, old/"
+
+
 def test_a_sampled_folder_names_clips_beside_its_array(tmp_path):
     folder = write_sampled(tmp_path / "a")
     assert unscored(folder) is None

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from run_folders import ELSEWHERE, GONE, HERE, write_attempt, write_result
 
+from distill_bench.config.resolve import load_run
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.claims import STALE_SECONDS, attempts, try_claim
 from distill_bench.store.files import read_json, write_json
 from distill_bench.store.runs import error_path
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.launch import LaunchOptions, select_runs
-from distill_bench.sweep.manifest import manifest_path, open_sweep
+from distill_bench.sweep.manifest import OpenSweep, manifest_path, open_sweep
 from distill_bench.sweep.provenance import code_fingerprint
 from distill_bench.sweep.slurm.queue import Queue, read_queue
 from distill_bench.sweep.status import ManifestEntry, exit_code, explanation, read_statuses
@@ -214,6 +215,26 @@ def test_results_of_other_code_are_moved_aside_on_request(sweep_file, tmp_path):
     assert select_runs(sweep, Queue(), LaunchOptions(stale="rerun")) == [old.name]
     assert (sweep.store / f"{old.name}.stale-1" / "result.json").is_file()
     assert not (old / "result.json").exists()
+
+
+def test_a_run_that_starts_again_takes_the_keys_outside_its_id_of_the_new_launch(
+    sweep_file, tmp_path
+):
+    """Otherwise `gradient_checkpointing: true` after CUDA ran out of memory would do nothing."""
+
+    def opened(**keys: object) -> OpenSweep:
+        return open_sweep(load_sweep(sweep_file, keys), tmp_path / "runs", tmp_path / "results")
+
+    first = opened()
+    assert len(select_runs(first, Queue(), LaunchOptions())) == 2
+    ended, again = first.runs
+    write_result(first.store / ended, references={})
+    second = opened(threads=3, checkpoint_every=7)
+    second.write()
+    assert load_run(first.store / again).threads != 3  # it is not started
+    assert select_runs(second, Queue(), LaunchOptions()) == [again]
+    assert load_run(first.store / again) == second.runs[again]
+    assert load_run(first.store / ended) == first.runs[ended]
 
 
 def test_a_status_is_of_the_prompts_as_they_are_now(sweep_file, tmp_path, capsys):

@@ -26,7 +26,20 @@ SYMBOLS = {
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "≈": r"$\approx$",
+    "≠": r"$\neq$",
+    "∼": r"$\sim$",
+    "∝": r"$\propto$",
+    "∈": r"$\in$",
+    "∂": r"$\partial$",
+    "∇": r"$\nabla$",
+    "√": r"$\surd$",
+    "∑": r"$\sum$",
+    "‖": r"$\|$",
     "∞": r"$\infty$",
+    "←": r"$\leftarrow$",
+    "↔": r"$\leftrightarrow$",
+    "⇒": r"$\Rightarrow$",
+    "⁄": "/",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     "→": r"$\rightarrow$",
@@ -127,11 +140,13 @@ def _latex_head(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Write plain text as one LaTeX paragraph; pdflatex sets all of it.
+    """Write plain text as one LaTeX paragraph, which may follow a line break; pdflatex sets it.
 
-    Letters that its default fonts lack become their base letter, other characters `?`.
+    Letters that its default fonts lack become their base letters, other characters `?`.
     """
-    return "".join(_symbol(character) for character in " ".join(text.split()))
+    plain = unicodedata.normalize("NFC", " ".join(text.split()))
+    escaped = "".join(map(_symbol, plain))
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped  # options of \\
 
 
 def _symbol(character: str) -> str:
@@ -140,5 +155,10 @@ def _symbol(character: str) -> str:
     latin = ord(character) < 0x180 and character not in BEYOND_OT1  # with accents
     if character.isprintable() and (latin or character in "–‘’“”…"):
         return character
-    letter = unicodedata.normalize("NFKD", character)[0]
-    return letter if letter.isascii() and letter.isalnum() else "?"
+    parts = unicodedata.normalize("NFKD", character)
+    letters = [part for part in parts if not unicodedata.combining(part)]
+    struck_out = len(letters) < len(parts) and not all(map(str.isalpha, letters))
+    if letters == [character] or struck_out:
+        return "?"
+    symbols = "".join(map(_symbol, letters))
+    return "?" if symbols.strip("?") == "" and symbols else symbols
