@@ -4,7 +4,7 @@ Frames are uint8 (N, T, 3, H, W).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def noisy(frames: np.ndarray, seed: int = 0, sd: float = 0.1) -> np.ndarray:
 
 def blurred(frames: np.ndarray, seed: int = 0, sigma: float = 1.5) -> np.ndarray:
     """Clips with a Gaussian blur of `sigma` pixels in each frame."""
-    from scipy.ndimage import gaussian_filter  # only two controls need scipy
+    from scipy.ndimage import gaussian_filter  # only few controls need scipy
 
     soft = gaussian_filter(frames.astype(np.float32), (0, 0, 0, sigma, sigma), mode="nearest")
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
@@ -83,9 +83,32 @@ def stilled(frames: np.ndarray, seed: int = 0, share: float = 0.25) -> np.ndarra
 
 def jittered(frames: np.ndarray, seed: int = 0, sd: float = 0.15) -> np.ndarray:
     """Clips whose frames are displaced by Gaussian offsets of `sd` pixels, as sampled clips are."""
-    from scipy.ndimage import shift  # only two controls need scipy
-
     offsets = np.random.default_rng(seed).normal(0, sd, (*frames.shape[:2], 2))
+    return _displaced(frames, offsets)
+
+
+def equalised(frames: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """Clips of moving shapes whose bodies all have the mean speed of the clips of their prompt.
+
+    The frames of a clip are displaced along its heading, so that the mean speed of a prompt stays
+    and its spread vanishes. A body that stands still moves towards its nose.
+    """
+    velocity = shapes.velocity(frames)
+    speed = np.hypot(*velocity.T)
+    names = np.array(prompts)
+    mean = np.array([speed[names == name].mean() for name in prompts])
+    noses = np.array([shapes.DIRECTIONS[str(a.direction)] for a in shapes.read(frames)])
+    still = (speed < shapes.STILL_BELOW)[:, None]
+    heading = np.where(still, noses, velocity / np.maximum(speed, 1e-6)[:, None])
+    drift = (mean[:, None] * heading - velocity)[:, None, ::-1]  # (N, 1, 2): y, x
+    time = np.arange(frames.shape[1]) - (frames.shape[1] - 1) / 2
+    return _displaced(frames, drift * time[:, None])
+
+
+def _displaced(frames: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Clips whose frames are displaced by offsets (N, T, 2), in pixels down and to the right."""
+    from scipy.ndimage import shift  # only few controls need scipy
+
     moved = np.empty_like(frames)
     for clip, frame in np.ndindex(*frames.shape[:2]):
         offset = (0, *offsets[clip, frame])
@@ -94,11 +117,12 @@ def jittered(frames: np.ndarray, seed: int = 0, sd: float = 0.15) -> np.ndarray:
     return moved
 
 
-# reference rows that are made from the teacher's clips
+# reference rows that are made from the teacher's clips of any domain
 CONTROL_ROWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "frozen": frozen,
     "slowed": slowed,
     "stilled": stilled,
+    "jittered": jittered,
     "shuffled": shuffled,
     "noise": uniform_noise,
 }

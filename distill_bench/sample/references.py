@@ -7,7 +7,7 @@ import numpy as np
 
 from distill_bench.config.protocol import protocol, protocol_hash, student_key
 from distill_bench.config.schema import RunConfig
-from distill_bench.domain import controls
+from distill_bench.domain import controls, shapes
 from distill_bench.networks.ranks import ranks
 from distill_bench.sample.sampler import Sampler
 from distill_bench.sample.write_folder import ClipSource, is_written, write_folder
@@ -18,7 +18,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     """Folders of the reference rows by kind (see `roles`); missing rows are made first.
 
     All rows have the prompts of the protocol. `data` and `data_other` exist only if the teacher has
-    real clips of the prompts.
+    real clips of the prompts, and `equalised` only if the prompts are of the embedded domain.
     """
     root = store / "references" / protocol_hash(config)
     folders = {kind: root / name for kind, name in folder_names(config).items()}
@@ -28,6 +28,8 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     sampler = Sampler(config, store)
     if not sampler.pipeline.has_clips(sampler.prompts):
         del folders["data"], folders["data_other"]
+    if not shapes.are_captions(sampler.prompts):
+        del folders["equalised"]
     # the untrained student first, so that the device holds only one network at a time
     for kind in sorted(folders, key=lambda kind: kind != "untrained"):
         folder = folders[kind]
@@ -51,6 +53,7 @@ def folder_names(config: RunConfig) -> dict[str, str]:
         # these two also depend on settings of the run outside the protocol
         "teacher_few": f"teacher_few-nfe{config.nfe}",
         "untrained": f"untrained-{student_key(config)}",
+        "equalised": "equalised",
     } | {kind: kind for kind in controls.CONTROL_ROWS}
 
 
@@ -76,6 +79,8 @@ def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, lis
             return sampler.teacher(config.nfe, seeds), seeds
         case "untrained":
             return sampler.student(sampler.placed(sampler.pipeline.student())), seeds
+        case "equalised":
+            return at_once(lambda: controls.equalised(_frames(teacher), sampler.prompts)), seeds
         case _ if kind in controls.CONTROL_ROWS:
             corrupt = controls.CONTROL_ROWS[kind]
             return at_once(lambda: corrupt(_frames(teacher), config.protocol.seed)), seeds

@@ -30,13 +30,17 @@ def test_stilled_clips_are_a_random_share_and_the_others_do_not_change(frames):
     assert (controls.stilled(frames, 1, 0.25) != still).any(), "the seed chooses the clips"
 
 
-def test_equalised_clips_of_a_caption_have_one_speed_and_the_same_mean(frames):
+@pytest.mark.parametrize(("by", "error"), [("rendering", 0.03), ("displacing frames", 0.09)])
+def test_equalised_clips_of_a_caption_have_one_speed_and_the_same_mean(frames, by, error):
+    """Displaced frames are interpolated, which costs the oracle some precision."""
     equal, prompts = controls.rendered(36, 0, kind="free", equalised=True)
+    if by == "displacing frames":
+        equal = controls.equalised(frames, prompts)
     speed, own = shapes.centroid_speed(equal), shapes.centroid_speed(frames)
     for prompt in set(prompts):
         clips = [i for i, other in enumerate(prompts) if other == prompt]
-        assert np.ptp(speed[clips]) < 0.03
-        assert speed[clips].mean() == pytest.approx(own[clips].mean(), abs=0.03)
+        assert np.ptp(speed[clips]) < error < 0.1 * np.ptp(own)
+        assert speed[clips].mean() == pytest.approx(own[clips].mean(), abs=error)
     angles = (np.arctan2(*shapes.velocity(x).T) for x in (equal, frames))
     turned = np.subtract(*angles)[own > 0.3]
     assert np.cos(turned).min() > 0.95, "headings do not change"

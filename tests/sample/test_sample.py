@@ -48,6 +48,8 @@ def test_every_row_has_the_protocols_prompts_and_its_own_seeds(rows):
         "frozen",
         "slowed",
         "stilled",
+        "equalised",
+        "jittered",
         "shuffled",
         "noise",
     }
@@ -61,7 +63,7 @@ def test_every_row_has_the_protocols_prompts_and_its_own_seeds(rows):
         start = 1004 if kind.endswith("_other") else 1000
         assert clips.seeds == list(range(start, start + 4)), kind
     digests = {clips.digest for clips in rows_of_clips.values()}
-    assert len(digests) == 10, "at 2 steps, teacher_few equals teacher"
+    assert len(digests) == 12, "at 2 steps, teacher_few equals teacher"
 
 
 @pytest.mark.slow
@@ -87,14 +89,24 @@ def test_memory_settings_change_no_clip_and_the_precision_is_part_of_the_protoco
 
 
 def test_controls_are_the_teachers_clips_changed(rows):
-    teacher, frozen, slowed, stilled, shuffled = (
+    teacher, frozen, slowed, stilled, equalised, jittered, shuffled = (
         load_clips(rows[1][kind]).frames
-        for kind in ("teacher", "frozen", "slowed", "stilled", "shuffled")
+        for kind in (
+            "teacher",
+            "frozen",
+            "slowed",
+            "stilled",
+            "equalised",
+            "jittered",
+            "shuffled",
+        )  # fmt: skip
     )
     assert (stilled == frozen).all((1, 2, 3, 4)).sum() == 1, "a quarter"
     assert (stilled == teacher).all((1, 2, 3, 4)).sum() == 3
     first = 0.25 * teacher[:, 1] + 0.75 * teacher[:, 2]  # frame 3.5 - 3.5 / 2
     assert np.abs(slowed[:, 0] - first).max() <= 0.5
+    assert (equalised == controls.equalised(teacher, load_clips(rows[1]["teacher"]).prompts)).all()
+    assert (jittered == controls.jittered(teacher, rows[0].protocol.seed)).all()
     assert (np.diff(frozen.astype(int), axis=1) == 0).all()
     assert (frozen[:, 0] == teacher[:, 4]).all()
     for clip, original in zip(shuffled, teacher, strict=True):
