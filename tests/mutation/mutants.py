@@ -31,8 +31,8 @@ pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not slow"]
 do_not_mutate_patterns = ['^\\s*raise\\b', '^\\s*assert\\b', '^\\s*warnings\\.warn\\b']
 process_isolation = "forkserver"
-timeout_constant = 2.0
-timeout_multiplier = 6.0
+timeout_constant = 1.0
+timeout_multiplier = 4.0
 use_git_change_detection = false
 """
 

@@ -1,17 +1,24 @@
 """Extra data: made once per store, shared by processes, and keyed by settings."""
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY_RUN
 
 from distill_bench.config.resolve import resolve
-from distill_bench.draws import Draws
+from distill_bench.domain.gaussian_teacher import GaussianPipeline
+from distill_bench.draws import Draws, generator
 from distill_bench.networks import pipeline as pipelines
+from distill_bench.networks.denoiser import Denoiser, Guided
+from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.offload import Streamed
-from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.networks.pipeline import DiffusersPipeline, pipeline_of
+from distill_bench.noise import warp
+from distill_bench.testing.tiny import tiny_clips
 from distill_bench.train import extras
 
 CPU = torch.device("cpu")
@@ -129,3 +136,147 @@ def test_other_prompts_and_another_precision_have_pairs_of_their_own(pairs, tmp_
     assert not torch.equal(default["x0"], other["x0"])
     assert 0 < float((default["x0"] - low["x0"]).norm() / default["x0"].norm()) < 0.05
     assert pairs(tmp_path, guidance_forwards="sequential")[1] == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_pairs_follow_the_guided_teachers_euler_steps_from_noise_of_their_own(
+    precision, tmp_path, monkeypatch, capsys
+):
+    """Seven pairs in batches of two; row i has prompt i, in turn, and noise keyed by i alone."""
+    monkeypatch.setattr(extras, "ODE_PAIRS", 7)
+    keys = {"teacher": "gaussian", "guidance_scale": 2.5, "shift": 3.0, "precision": precision}
+    config = resolve(TINY_RUN | keys)
+    pipeline = pipeline_of(config, CPU, tmp_path)
+    rows = extras.ode_pairs(config, pipeline, tmp_path)
+    assert rows.purpose == "ode_pairs"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"the teacher's samples {r} of 7" for r in ("0 to 1", "2 to 3", "4 to 5", "6 to 6")
+    ]
+    pairs = rows.every()
+    noise = [torch.randn(*pipeline.shape, generator=generator("ode_pairs", i)) for i in range(7)]
+    assert torch.equal(pairs["noise"], torch.stack(noise))
+    prompts = pipeline.prompts()
+    text = pipeline.encode_text([prompts[i % len(prompts)] for i in range(7)])
+    assert torch.equal(pairs["text"], text)
+    autocast = torch.bfloat16 if precision == "bfloat16" else None
+    denoiser = Denoiser(pipeline.transformer, "teacher", Ledger(1), autocast)
+    teacher = Guided(denoiser, torch.zeros(1, 1, len(prompts)), 2.5)
+    x_t = pairs["noise"]
+    levels = warp(torch.tensor([1.0, 0.5, 0.0]), 3.0)
+    for high, low in itertools.pairwise(levels):
+        with torch.no_grad():
+            x0 = teacher(x_t, high.expand(7), text)
+        x_t = x0 + low / high * (x_t - x0)
+    torch.testing.assert_close(pairs["x0"], x_t, rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_are_those_of_their_settings(tmp_path):
+    """A store may hold pairs of several runs; each setting that changes a pair has its own."""
+    config = resolve(TINY_RUN | {"teacher": "gaussian"})
+    pipeline, folder = pipeline_of(config, CPU, tmp_path), tmp_path / "extras"
+    changes = [{}, {"guidance_scale": 1.5}, {"shift": 4.0}, {"precision": "bfloat16"}]
+    changes += [{"teacher_hash": "other"}, {"negative_prompt_hash": "other"}]
+    changes += [{"precision": "bfloat16", "weights": "bfloat16"}]
+    for count, fields in enumerate(changes + changes, 1):
+        extras.ode_pairs(config.model_copy(update=fields), pipeline, tmp_path)
+        files = {path.name for path in folder.glob("ode_pairs-*.safetensors")}
+        assert len(files) == 4 * min(count, len(changes))
+
+
+def test_real_latents_are_drawn_from_the_data_once_per_store(tmp_path, monkeypatch):
+    """Row i has prompt i, in turn, and a key that no evaluator or teacher has seen."""
+    monkeypatch.setattr(extras, "REAL_LATENTS", 6)
+    monkeypatch.setattr(extras, "FIRST_KEY", 100)
+    config = resolve(TINY_RUN | {"teacher": "gaussian"})
+    pipeline, draw = pipeline_of(config, CPU, tmp_path), GaussianPipeline.data
+    calls = []
+
+    def counted(pipeline, prompts, keys):
+        calls.append(len(keys))
+        return draw(pipeline, prompts, keys)
+
+    monkeypatch.setattr(GaussianPipeline, "data", counted)
+    rows = [extras.real_latents(config, pipeline, tmp_path).every() for _ in range(2)]
+    assert calls == [1, 6, 1]  # an example each time, all rows once
+    prompts = pipeline.prompts()
+    named = [prompts[i % len(prompts)] for i in range(6)]
+    assert torch.equal(rows[0]["x0"], draw(pipeline, named, list(range(100, 106))))
+    assert torch.equal(rows[0]["text"], pipeline.encode_text(named))
+    assert_equal_pairs(*rows)
+    assert extras.real_latents(config, pipeline, tmp_path).purpose == "real_latents"
+    other = config.model_copy(update={"teacher_hash": "other"})
+    extras.real_latents(other, pipeline, tmp_path)
+    assert calls == [1, 6, 1, 1, 1, 6]
+    monkeypatch.setattr(GaussianPipeline, "latent_shape", lambda *_: (1, 9, 2, 2))
+    with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 2, 2\), .* \(1, 9, 2, 2\)"):
+        extras.real_latents(config, pipeline, tmp_path)
+
+
+def test_a_teacher_that_cannot_render_its_prompts_gives_its_own_samples(tiny_wan, tmp_path):
+    config = resolve(TINY_RUN | {"method": "dmd", "teacher": str(tiny_wan)})
+    rows = extras.real_latents(config, pipeline_of(config, CPU, tmp_path), tmp_path)
+    assert rows.purpose == "real_latents"
+    every = extras.ode_pairs(config, pipeline_of(config, CPU, tmp_path), tmp_path).every()
+    assert rows.every().keys() == {"x0", "text"}
+    assert torch.equal(rows.every()["x0"], every["x0"])
+    assert torch.equal(rows.every()["text"], every["text"])
+
+
+def test_clips_of_a_folder_are_encoded_in_order_with_their_prompts(tiny_wan, tmp_path, monkeypatch):
+    """Five clips, at most two at a time."""
+    monkeypatch.setattr(extras, "ENCODED_TOGETHER", 2)
+    folder = tmp_path / "clips"
+    tiny_clips(folder)
+    frames = np.load(folder / "clips.npy")[:5]
+    np.save(folder / "clips.npy", frames)
+    names = ["a red circle", "a blue square", "a red circle", "", "a green star"]
+    lines = "".join(f'{{"prompt": "{name}"}}\n' for name in names)
+    (folder / "manifest.jsonl").write_text(lines)
+    config = resolve(TINY_RUN | {"teacher": str(tiny_wan), "data": str(folder)})
+    pipeline, encode = pipeline_of(config, CPU, tmp_path), DiffusersPipeline.encode
+    together = []
+
+    def counted(pipeline, frames):
+        together.append(len(frames))
+        return encode(pipeline, frames)
+
+    monkeypatch.setattr(DiffusersPipeline, "encode", counted)
+    rows = extras.real_latents(config, pipeline, tmp_path)
+    assert rows.purpose == "real_latents"
+    assert sum(together) == 5
+    assert max(together) == 2
+    torch.testing.assert_close(rows.every()["x0"], encode(pipeline, frames))
+    assert torch.equal(rows.every()["text"], pipeline.texts(names).rows(range(5)))
+    (folder / "manifest.jsonl").write_text(lines + lines[:27])
+    with pytest.raises(ValueError, match=r"holds 5 clips, but manifest.jsonl lists 6"):
+        extras.real_latents(config, pipeline, tmp_path)
+    (folder / "manifest.jsonl").write_text(lines)
+    taller = config.model_copy(update={"height": 32})
+    with pytest.raises(ValueError, match=r"clips are \(5, 3, 16, 16\) .* needs \(5, 3, 32, 16\)"):
+        extras.real_latents(taller, pipeline, tmp_path)
+
+
+def test_only_known_needs_are_provided_each_by_its_name(tmp_path):
+    config = resolve(TINY_RUN | {"teacher": "gaussian"})
+    pipeline = pipeline_of(config, CPU, tmp_path)
+    both = extras.providers(frozenset({"real_latents", "ode_pairs"}), config, pipeline, tmp_path)
+    assert {name: rows.purpose for name, rows in both.items()} == {
+        "ode_pairs": "ode_pairs",
+        "real_latents": "real_latents",
+    }
+    with pytest.raises(ValueError, match="nothing provides flow, masks; a method may need: ode_"):
+        extras.providers(frozenset({"ode_pairs", "masks", "flow"}), config, pipeline, tmp_path)
+
+
+def test_a_batch_draws_each_row_equally_often_with_its_own_text(tmp_path):
+    config = resolve(TINY_RUN | {"teacher": "gaussian"})
+    rows = extras.ode_pairs(config, pipeline_of(config, CPU, tmp_path), tmp_path)
+    every = rows.every()
+    draws = Draws(0, 0, "student", range(4000), CPU, torch.float64)
+    batch = rows(draws)
+    which = (batch["x0"][:, None] == every["x0"].double()).flatten(2).all(2)
+    assert (which.sum(1) == 1).all()
+    assert which.double().mean(0).sub(1 / 8).abs().max() < 0.02
+    for name, tensor in every.items():
+        assert torch.equal(batch[name], tensor.double()[which.int().argmax(1)])

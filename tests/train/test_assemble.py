@@ -1,0 +1,227 @@
+"""Parts of an assembled run: what a method sees, what the ledger counts, what each setting sets."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+import torch
+from network_variants import ADAPTER
+from torch import nn
+
+from distill_bench.config.resolve import load_run, method_of
+from distill_bench.draws import Draws
+from distill_bench.method import Batch, Loss, Method, Nets
+from distill_bench.networks.denoiser import forward_flops
+from distill_bench.networks.pipeline import load_pipeline
+from distill_bench.networks.sharding import is_sharded
+from distill_bench.testing.runs import Runs
+from distill_bench.train.assemble import assemble, check_batch_size
+from distill_bench.train.processes import OneProcess
+from distill_bench.train.run import Run
+from distill_bench.train.setup import build
+
+CPU = torch.device("cpu")
+GAUSSIAN = {"teacher": "gaussian", "data": None}
+GAN = {"name": "dmd2", "gan": "fake_score", "discriminator_lr": 1e-3}
+ROLES = ("student", "fake_score", "teacher")
+
+
+class Two(OneProcess):
+    """Rank 0 of two ranks, of which the other would double every mean."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU, world=2)
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        return 2 * tensor
+
+
+@pytest.fixture
+def gaussian(tmp_path):
+    """Assemble a run on the Gaussian teacher for some processes."""
+    runs = Runs("dmd2", tmp_path)
+
+    def make(processes: OneProcess | None = None, **fields) -> Run:
+        config = load_run(runs.make(**GAUSSIAN, **fields))
+        return assemble(config, load_pipeline("gaussian", CPU), processes or OneProcess(CPU), {})
+
+    return make
+
+
+def predict(run: Run, role: str) -> torch.Tensor:
+    batch = run.batch("student")
+    return getattr(run.nets, role)(batch.noise("x"), batch.sigma("s"), batch.text)
+
+
+def test_a_method_sees_the_exit_level_guidance_and_modules_of_its_run(gaussian):
+    run = gaussian(Two(), guidance_scale=2.5, nfe=3, shift=3.0, accumulation=2)
+    nets, student = run.nets, run.nets.student
+    assert nets.guidance_scale == 2.5
+    assert nets.null_text.shape == (1, 1, 4)
+    assert not nets.null_text.any()
+    assert nets.modules is run.networks["modules"]
+    assert nets.mean_over_ranks(torch.ones(3)).tolist() == [2, 2, 2]
+    latents = torch.randn(2, 1, 4, 2, 2)
+    assert torch.equal(nets.decode(latents), run.pipeline.decode_video(latents))
+    levels, velocity = [], student.velocity
+
+    def recorded(x_t, sigma, text):
+        levels.append(sigma)
+        return velocity(x_t, sigma, text)
+
+    student.velocity = recorded
+    exits = set()
+    for run.student_updates in range(8):
+        batch = run.batch("student")
+        nets.rollout(batch)
+        assert torch.equal(nets.exit_sigma(batch), levels[-1])
+        exits.add(float(levels[-1][0]))
+    assert len(exits) == 3
+
+
+def test_passes_over_a_ranks_share_are_those_of_a_whole_batch_and_none_is_counted_before(gaussian):
+    """Rank 0 of two has half of the samples; modules and FLOPs were measured with passes."""
+    run = gaussian(Two(), method=GAN, batch_size=4)
+    assert run.ledger.counts == {}
+    assert len(run.batch("student").text) == 2
+    for role in ("student", "fake_score", "unguided_teacher", "target"):
+        predict(run, role)
+    assert {role: row["forward"] for role, row in run.ledger.counts.items()} == {
+        "student": 1,
+        "fake_score": 1,
+        "teacher": 1,
+        "target": 1,
+    }
+
+
+def test_the_ledger_weighs_each_role_by_the_flops_of_its_network(tmp_path):
+    run = Runs("dmd2", tmp_path).build()
+    shape, text = run.pipeline.latent_shape(5, 16, 16), run.nets.null_text
+    nets = run.networks | {"teacher": run.nets.unguided_teacher.net}
+    assert run.ledger.flops.keys() == set(ROLES)
+    for role in ROLES:
+        assert run.ledger.flops[role] == forward_flops(nets[role], shape, text) > 1e5
+
+
+@pytest.mark.parametrize(("forwards", "samples"), [("batched", [8]), ("sequential", [4, 4])])
+def test_guidance_runs_in_one_forward_or_in_two(forwards, samples, gaussian):
+    run, seen = gaussian(guidance_forwards=forwards), []
+    run.nets.unguided_teacher.net.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    predict(run, "teacher")
+    assert seen == samples
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_role_computes_in_the_runs_precision(precision, tmp_path):
+    run = Runs("dmd2", tmp_path).build(precision=precision)
+    dtypes = []
+    for net in (*run.networks.values(), run.nets.unguided_teacher.net):
+        for name, layer in net.named_modules():
+            if name == "blocks.0.attn1.to_q":
+                layer.register_forward_hook(lambda _layer, _inputs, y: dtypes.append(y.dtype))
+    for role in ("student", "fake_score", "unguided_teacher", "target"):
+        assert predict(run, role).dtype == torch.float32
+    assert dtypes == [getattr(torch, precision)] * 4
+
+
+def test_compiled_runs_have_compiled_blocks_in_every_role_and_the_flops_of_others(tmp_path):
+    runs = Runs("dmd2", tmp_path)
+    flops = []
+    for setting in (False, True):
+        run = runs.build(compile=setting)
+        for net in (run.networks["student"], run.networks["fake_score"], run.nets.teacher.denoiser):
+            blocks = getattr(net, "net", net).blocks
+            assert [b._compiled_call_impl is not None for b in blocks] == [setting] * 2
+        flops.append(run.ledger.flops)
+    assert flops[0] == flops[1]
+
+
+def test_one_process_shards_nothing(tmp_path):
+    run = Runs("dmd2", tmp_path).build(sharding=True)
+    assert not any(is_sharded(p) for net in run.networks.values() for p in net.parameters())
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_average_of_adapters_is_a_network_of_its_own(tmp_path):
+    run = Runs("dmd2", tmp_path).build(adapter=ADAPTER, ema=0.75, student_lr=1e-2)
+    start = {name: p.detach().clone() for name, p in run.trained["student"].named_parameters()}
+    student, average = predict(run, "student"), predict(run, "target")
+    torch.testing.assert_close(student, average)
+    run.update_student()
+    run.after_student_update()
+    moved = dict(run.trained["student"].named_parameters())
+    assert any(not torch.equal(p, start[name]) for name, p in moved.items())
+    for name, p in moved.items():
+        torch.testing.assert_close(run.average.sampled()[name], 0.75 * start[name] + 0.25 * p)
+    assert run.average.laid_over is None
+    assert not torch.allclose(predict(run, "target"), average)
+    assert not torch.allclose(predict(run, "target"), predict(run, "student"))
+    plain = Runs("dmd2", tmp_path, "plain").build(adapter=ADAPTER, ema=None)
+    plain.update_student()
+    torch.testing.assert_close(predict(plain, "target"), predict(plain, "student"))
+
+
+def test_modules_start_from_the_seed_alone(gaussian):
+    def head(seed: int) -> list[torch.Tensor]:
+        return list(gaussian(method=GAN, seed=seed).networks["modules"]["head"].parameters())
+
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    first = head(1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert all(map(torch.equal, first, head(1)))
+    assert not torch.equal(first[2], head(2)[2])
+
+
+@dataclass(frozen=True)
+class Modules(Method):
+    """A method with modules, whose run trains no fake score."""
+
+    paper = "none"
+    has_fake_score = False
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        return Loss({"size": nets.rollout(batch).square().mean()})
+
+    def modules(self, feature_width: int) -> dict[str, nn.Module]:
+        return {"head": nn.Linear(feature_width, 1)}
+
+
+def test_modules_that_no_phase_would_train_are_refused(gaussian, tmp_path):
+    config = gaussian(fake_score="exact").config
+    pipeline = load_pipeline("gaussian", CPU)
+    assert config.fake_score_updates is None
+    assert assemble(config, pipeline, OneProcess(CPU), {}).fake_score is None
+    with pytest.raises(ValueError, match="dmd2 has modules of its own"):
+        assemble(config, pipeline, OneProcess(CPU), {}, method=Modules())
+
+
+def test_a_given_method_and_its_draws_replace_those_of_the_config(tmp_path):
+    class Counted(Draws):
+        pass
+
+    run_dir = Runs("dmd2", tmp_path).make(**GAUSSIAN)
+    config = load_run(run_dir)
+    other = dataclasses.replace(method_of(config), gan_weight=0.5)
+    run = build(config, run_dir.parent, other, Counted)
+    assert run.method is other
+    assert type(run.batch("student").draws) is Counted
+    plain = build(config, run_dir.parent)
+    assert plain.method == method_of(config)
+    assert type(plain.batch("student").draws) is Draws
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "accumulation", "shared"),
+    [(8, 2, 4, True), (8, 4, 2, True), (4, 2, 4, False), (6, 4, 1, False), (1, 1, 1, True)],
+)
+def test_ranks_share_a_batch_equally_or_not_at_all(batch, world, accumulation, shared, gaussian):
+    config = gaussian().config.model_copy(
+        update={"batch_size": batch, "accumulation": accumulation}
+    )
+    if shared:
+        check_batch_size(config, world)
+    else:
+        with pytest.raises(ValueError, match=f"a multiple of .* = {world} x {accumulation}"):
+            check_batch_size(config, world)

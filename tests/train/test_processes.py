@@ -1,0 +1,108 @@
+"""Processes that train one run: what two ranks exchange, and what one process leaves out."""
+
+import multiprocessing
+import socket
+
+import pytest
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
+from distill_bench.networks.ranks import connect
+from distill_bench.train.processes import ManyProcesses, OneProcess, launched
+
+NAN = float("nan")
+
+
+def exchanges(rank: int) -> dict[str, object]:
+    """Everything that rank 0 or 1 of two exchanges."""
+    processes = launched()
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    for parameter, value in zip(parameters, (1.0, 10.0), strict=True):
+        parameter.grad = torch.tensor([value, value * (1 + 2 * rank)])
+    processes.average_gradients(parameters)
+    scalars = {"a": torch.tensor(1.0 + rank), "b": torch.tensor(4 - 2 * rank)}
+    values = {"equal": 0.1, "other": 1 + 1e-15 * rank, "nan": NAN, "one nan": NAN if rank else 1.0}
+    processes.wait()
+    return {
+        "kind": type(processes).__name__,
+        "place": (processes.rank, processes.world, str(processes.device)),
+        "mean": processes.mean(torch.tensor([0.0, 4.0 * rank])).tolist(),
+        "means": {name: float(value) for name, value in processes.means(scalars).items()},
+        "gradients": [parameter.grad.tolist() for parameter in parameters],
+        "any": [processes.any(flag) for flag in (False, rank == 1, True)],
+        "unequal": processes.unequal(values | {"rank": float(rank)}),
+    }
+
+
+def _rank(rank: int, port: int, results: multiprocessing.Queue) -> None:
+    monkeypatch = pytest.MonkeyPatch()
+    variables = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    try:
+        results.put((rank, exchanges(rank)))
+    except Exception as error:  # the parent reports it
+        results.put((rank, {"error": repr(error)}))
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> dict[int, dict[str, object]]:
+    """The exchanges of two forked ranks."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        context.Process(target=_rank, args=(rank, port, results), daemon=True) for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        return dict(results.get(timeout=20) for _ in ranks)
+    finally:
+        for process in ranks:  # one that failed leaves the other waiting
+            process.kill()
+            process.join()
+
+
+def test_two_ranks_exchange_means_flags_and_differences(two_ranks):
+    for rank in (0, 1):
+        assert two_ranks[rank] == {
+            "kind": "ManyProcesses",
+            "place": (rank, 2, "cpu"),
+            "mean": [0.0, 2.0],
+            "means": {"a": 1.5, "b": 3.0},
+            "gradients": [[1.0, 2.0], [10.0, 20.0]],
+            "any": [False, True, True],
+            "unequal": ["other", "one nan", "rank"],
+        }
+
+
+def test_one_process_is_its_own_mean(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    processes = launched()
+    assert type(processes) is OneProcess
+    assert (processes.rank, processes.world, processes.device) == (0, 1, torch.device("cpu"))
+    x = torch.tensor([1.0, 3.0])
+    assert processes.mean(x) is x
+    assert processes.means({"a": x[0]}) == {"a": 1.0}
+    assert processes.any(True) is True
+    assert processes.any(False) is False
+    assert processes.unequal({"a": NAN}) == []
+    assert OneProcess(torch.device("meta"), 4).device.type == "meta"
+
+
+def test_one_rank_is_described_as_it_is():
+    processes = ManyProcesses(connect())
+    assert (processes.rank, processes.world) == (0, 1)

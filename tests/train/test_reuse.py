@@ -1,0 +1,129 @@
+"""Samples that the fake score learns from: new rollouts, the student's samples, or its graph."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill_bench.method import Batch, Loss, Method, Nets
+from distill_bench.testing.runs import Runs
+from distill_bench.train.loop import update
+from distill_bench.train.run import Run
+
+GAUSSIAN = {"teacher": "gaussian", "data": None, "precision": "float64"}
+SGMD = {"name": "sgmd", "residual_weight": 0.3}
+
+
+def build(tmp_path, method=SGMD, **fields) -> Run:
+    return Runs(method, tmp_path).build(**GAUSSIAN | fields)
+
+
+def gradients(run: Run, role: str) -> list[Tensor]:
+    return [p.grad for p in run.networks[role].parameters()]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_shared_graph_gives_each_role_the_gradients_of_its_own_terms(accumulation, tmp_path):
+    """Those of one forward whose terms are differentiated apart, before either role moves."""
+    run = build(tmp_path, reuse_rollout="graph", accumulation=accumulation)
+    student, fake = (list(run.networks[role].parameters()) for role in ("student", "fake_score"))
+    for net in (run.networks["student"], run.networks["fake_score"]):
+        net.requires_grad_(True)
+    losses = [
+        run.method.student_loss(run.nets, run.batch("student", micro))
+        for micro in range(accumulation)
+    ]
+    total, own = (
+        sum(sum(terms.values()) for terms in part) / accumulation
+        for part in zip(*((loss.terms, loss.fake_score_terms) for loss in losses), strict=True)
+    )
+    of_student = list(torch.autograd.grad(total, student, retain_graph=True))
+    of_fake_score = list(torch.autograd.grad(own, fake))
+    kept = []
+    scalars = run.student.backward(run.student_losses(kept))
+    assert scalars["student_loss"] == pytest.approx(total.item())
+    torch.testing.assert_close(gradients(run, "student"), of_student)
+    assert gradients(run, "fake_score") == [None] * len(fake)
+    assert len(kept) == accumulation
+    scalars = run.fake_score.backward(run.fake_score_losses(0, kept))
+    assert scalars["denoise"] == pytest.approx(own.item())
+    torch.testing.assert_close(gradients(run, "fake_score"), of_fake_score)
+    torch.testing.assert_close(gradients(run, "student"), of_student)
+
+
+@pytest.mark.parametrize("reuse", ["graph", True])
+def test_only_the_first_fake_score_update_reuses_samples(reuse, tmp_path):
+    """The others make rollouts of their own, with draws of their own."""
+    run = build(tmp_path, reuse_rollout=reuse, fake_score_updates=3)
+    phases, make = [], run.nets.rollout
+
+    def rollout(batch: Batch) -> Tensor:
+        phases.append((batch.draws.phase, torch.is_grad_enabled()))
+        return make(batch)
+
+    object.__setattr__(run.nets, "rollout", rollout)
+    update(run)
+    assert phases == [("student", True), ("fake_score/1", False), ("fake_score/2", False)]
+
+
+@pytest.mark.parametrize("reuse", [False, True, "graph"])
+def test_the_fake_score_of_a_reused_graph_is_frozen_outside_its_own_pass(reuse, tmp_path):
+    run = build(tmp_path, reuse_rollout=reuse)
+
+    def trains(role: str) -> bool:
+        return all(p.requires_grad for p in run.networks[role].parameters())
+
+    for loss in run.student_losses([]):
+        assert loss.x0.requires_grad
+        break
+    run.update_student()
+    assert trains("student")
+    assert not trains("fake_score")
+    run.update_fake_score(0)
+    assert trains("fake_score")
+    assert not trains("student")
+
+
+@dataclass(frozen=True)
+class WithoutSamples(Method):
+    """A method whose student's phase gives no samples."""
+
+    paper: ClassVar[str] = "none"
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        return Loss({"size": nets.rollout(batch).square().mean()})
+
+
+def test_a_method_without_samples_can_not_reuse_them(tmp_path):
+    method = f"{__file__}:WithoutSamples"
+    with pytest.raises(ValueError, match="WithoutSamples: .* no samples to reuse"):
+        build(tmp_path, method, reuse_rollout=True).update_student()
+    run = build(tmp_path / "fresh", method)
+    assert run.update_student() == [None]
+
+
+def test_reused_samples_are_those_of_the_student_with_their_text_and_no_graph(tmp_path):
+    run = build(tmp_path, reuse_rollout=True, accumulation=2)
+    kept = []
+    losses = list(run.student_losses(kept))
+    for micro, (loss, samples) in enumerate(zip(losses, kept, strict=True)):
+        assert torch.equal(samples.x0, loss.x0)
+        assert not samples.x0.requires_grad
+        assert torch.equal(samples.text, run.batch("student", micro).text)
+    own = run.method.fake_score_loss
+    seen = []
+
+    def recorded(nets: Nets, batch: Batch, x0: Tensor) -> Loss:
+        seen.append((batch, x0))
+        return own(nets, batch, x0)
+
+    object.__setattr__(run.method, "fake_score_loss", recorded)
+    run.update_fake_score(0, kept)
+    for micro, ((batch, x0), samples) in enumerate(zip(seen, kept, strict=True)):
+        assert x0 is samples.x0
+        assert batch.text is samples.text
+        expected = run.batch("fake_score/0", micro)
+        assert torch.equal(batch.noise("n"), expected.noise("n"))
+        assert not torch.equal(batch.text, expected.text)
