@@ -163,6 +163,7 @@ class Preset:
     source: str  # repo@commit, path; or paper
     # Dotted keys of a run: `method.FIELD`, or fields of the run such as `fake_score_updates`.
     overrides: Mapping[str, Any]
+    title: str = ""  # display name after the method's; "": the preset's name
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,8 @@ class Method(ABC):
     """
 
     paper: ClassVar[str]
-    # Part of a run's id: raise it when the numbers change.
-    version: ClassVar[int] = 1
+    title: ClassVar[str] = ""  # display name; "": made from the method's name (sgmd: SGMD)
+    version: ClassVar[int] = 1  # part of a run's id: raise it when the numbers change
     presets: ClassVar[Mapping[str, Preset]] = {}
     # False: no fake score is built, updated or counted as cost.
     has_fake_score: ClassVar[bool] = True

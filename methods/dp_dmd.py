@@ -36,6 +36,7 @@ class DPDMD(Method):
     version: ClassVar[int] = 2
     first_exit: ClassVar[int] = 1
     paper: ClassVar[str] = "DP-DMD (github.com/Multimedia-Analytics-Laboratory/dpdmd)"
+    title: ClassVar[str] = "DP-DMD"
     presets: ClassVar[Mapping[str, Preset]] = {
         "lightx2v": Preset(
             "LightX2V@f8aee98, configs/train/dmd/wan2_1_t2v_14b_dmd.yaml, div_loss",

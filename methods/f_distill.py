@@ -58,6 +58,7 @@ class FDistill(Method):
     """
 
     paper: ClassVar[str] = "arXiv:2502.15681"
+    title: ClassVar[str] = "f-distill"
     presets: ClassVar[Mapping[str, Preset]] = {
         "fastgen": Preset(
             "FastGen@34f30e8, methods/distribution_matching/f_distill.py",

@@ -57,6 +57,7 @@ class GradientTemplate(Method):
     paper: ClassVar[str] = (
         "none: the common form of arXiv:2311.18828, 2405.14867, 2605.30116 and 2404.04057"
     )
+    title: ClassVar[str] = "Gradient template"
     presets: ClassVar[Mapping[str, Preset]] = {
         "fastvideo": Preset(
             "FastVideo@2f3d407, train/methods/distribution_matching/dmd2.py, rollout_mode simulate",

@@ -24,6 +24,7 @@ class SiD(Method):
     """
 
     paper: ClassVar[str] = "arXiv:2404.04057"
+    title: ClassVar[str] = "SiD"
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
             "SiD@01fbb13, training/sid_loss.py, 1:1", {"method.alpha": 1.2, "fake_score_updates": 1}

@@ -23,6 +23,7 @@ class TSGFisher(Method):
     """
 
     paper: ClassVar[str] = "arXiv:2605.30116"
+    title: ClassVar[str] = "TSG-Fisher"
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
             "arXiv:2605.30116, its baseline", {"method.weighting": "c_t", "fake_score_updates": 5}

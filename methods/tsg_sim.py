@@ -19,6 +19,7 @@ class TSGSIM(Method):
     """
 
     paper: ClassVar[str] = "arXiv:2605.30116"
+    title: ClassVar[str] = "TSG-SIM"
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
             "arXiv:2605.30116, its baseline, 1:1", {"method.alpha": 1.0, "fake_score_updates": 1}

@@ -49,6 +49,20 @@ def short_name(method: str) -> str:
     return method.rpartition(":")[2].lower() if ":" in method else method
 
 
+def default_title(name: str) -> str:
+    """Display name made from a method's name: `tsg_fisher` becomes "TSG Fisher".
+
+    A word of up to three letters, with a digit, or without a vowel is taken for an acronym.
+    """
+    words = [word for word in name.split("_") if word]
+    return " ".join(
+        word.upper()
+        if len(word) < 4 or not word.isalpha() or not set(word) & set("aeiou")
+        else word.capitalize()
+        for word in words
+    )
+
+
 def method_title(config: RunConfig, presets: Mapping[str, str]) -> str:
     """Display name of a run's method: its name plus the preset of its cell, e.g. `dmd2 video`.
 

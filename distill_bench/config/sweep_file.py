@@ -3,7 +3,8 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
 from distill_bench.store.nested import flat
 
+LABEL = "label"  # key of a cell that is not a key of its run
 _MISSING = object()
 # Values in conditions for keys that a cell omits; keys without a default are null.
 DEFAULTS = {
@@ -27,6 +29,14 @@ DEFAULTS = {
     for name, field in RunConfig.model_fields.items()
     if isinstance(field.default, (int, float, str))
 }
+
+
+@dataclass(frozen=True)
+class CellLabel:
+    """`label` of a cell of zip or include, and the dotted keys that it stands for."""
+
+    text: str
+    keys: tuple[str, ...]
 
 
 class SweepConfig(StrictModel):
@@ -45,7 +55,7 @@ class SweepConfig(StrictModel):
     zip: list[list[dict[str, Any]]] = []
     """Axes of keys that vary together; a single axis needs no outer list."""
     include: list[dict[str, Any]] = []
-    """Cells in addition to the grid."""
+    """Cells in addition to the grid; `label` in a cell of zip or include names it in tables."""
     exclude: list[str] = []
     """Conditions on dotted keys that remove cells, e.g. "method == 'a' and nfe > 2"."""
     seeds: int | list[int] = 1
@@ -110,18 +120,19 @@ class SweepConfig(StrictModel):
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """Dotted overrides of each cell that is not excluded."""
+        return (cell for cell, _ in self._labelled_cells())
+
+    def _labelled_cells(self) -> Iterator[tuple[dict[str, Any], CellLabel | None]]:
+        """Cells that are not excluded, with their label in tables."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
         axes += self.zip
-        combinations = [
-            {key: value for part in parts for key, value in part.items()}
-            for parts in itertools.product(*axes)
-        ]
-        grid = combinations if axes or not self.include else []
-        for cell in [*grid, *self.include]:
+        grid = itertools.product(*axes) if axes or not self.include else []
+        for parts in [*grid, *((cell,) for cell in self.include)]:
+            cell = {key: value for part in parts for key, value in part.items() if key != LABEL}
             # unresolved: a cell may be excluded because it cannot be resolved
             data = apply_overrides(DEFAULTS, apply_overrides(self.base, cell))
             if not any(holds(condition, data) for condition in self.exclude):
-                yield cell
+                yield cell, _cell_label(parts)
 
     def pipelines(self) -> tuple[list[str], list[str]]:
         """Names of teachers, and of the pipelines that students start from (`teachers.hub`)."""
@@ -140,10 +151,15 @@ class SweepConfig(StrictModel):
                 presets[group_id(resolve(data))] = method["preset"]
         return presets
 
+    def labels(self) -> dict[str, CellLabel]:
+        """Group id -> label of the group's cell, for cells with a `label`."""
+        cells = [(cell, label) for cell, label in self._labelled_cells() if label is not None]
+        return {group_id(resolve(apply_overrides(self.base, cell))): label for cell, label in cells}
+
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
         """Dotted key -> its values among the runs, for every key that varies except the seed."""
         cells = [*itertools.chain(*self.zip), *self.include]
-        keys = dict.fromkeys([*self.grid, *(key for cell in cells for key in cell)])
+        keys = dict.fromkeys([*self.grid, *(key for cell in cells for key in cell if key != LABEL)])
         return {key: _distinct_values(runs, key) for key in keys}
 
 
@@ -171,6 +187,14 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     for condition in sweep.exclude:
         check_condition(condition)
     return sweep
+
+
+def _cell_label(parts: Sequence[Mapping[str, Any]]) -> CellLabel | None:
+    """Label of a cell made of parts, which stands for the keys of the parts that state one."""
+    labelled = [part for part in parts if LABEL in part]
+    keys = [key for part in labelled for key in flat(part) if key != LABEL]
+    text = ", ".join(part[LABEL] for part in labelled)
+    return CellLabel(text, tuple(keys)) if labelled else None
 
 
 def zip_axes(value: Any) -> Any:
@@ -258,14 +282,21 @@ def _with_override(cells: Any, key: str, value: Any) -> Any:
 
 def _check_axes(sweep: SweepConfig, path: Path) -> None:
     """Check that every key of the cells exists, varies along one axis, and is not the seed."""
-    zipped = [list(dict.fromkeys(key for cell in axis for key in cell)) for axis in sweep.zip]
+    cells = [*itertools.chain(*sweep.zip), *sweep.include]
+    for label in (cell[LABEL] for cell in cells if LABEL in cell):
+        if not isinstance(label, str) or not label.strip():
+            raise ConfigError(f"{path}: label is {label!r}: write a text, or leave it out")
+    zipped = [
+        list(dict.fromkeys(key for cell in axis for key in cell if key != LABEL))
+        for axis in sweep.zip
+    ]
     axes = [*sweep.grid, *itertools.chain(*zipped)]
     repeated = [key for key, count in Counter(axes).items() if count > 1]
     if repeated:
         raise ConfigError(
             f"{path}: {repeated[0]} is on two axes of grid and zip; a key can vary along only one"
         )
-    keys = [*axes, *(key for cell in sweep.include for key in cell)]
+    keys = [*axes, *(key for cell in sweep.include for key in cell if key != LABEL)]
     if "seed" in [*sweep.base, *keys]:
         raise ConfigError(
             f"{path}: seed cannot be set per cell: give `seeds`, a number or a list, for all cells"

@@ -86,6 +86,8 @@ def data_files(
         "axis": _axis(sweep, swept),
         "baseline": baseline or _row_keys(sweep.baseline, sweep, swept),
         "budget": budget,
+        "titles": sweep.titles,
+        "labels": sweep.labels,
         "columns": columns,
         "prompts": _prompts(sweep),
         "notes": _notes(sweep.runs),

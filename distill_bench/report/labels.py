@@ -1,61 +1,238 @@
-"""Labels of rows: the method plus the swept values that distinguish its rows."""
+"""Labels of rows: the method's display name plus the settings that distinguish its rows.
+
+Settings are worded as in the field: "SGMD, ODE, K=1, fake-score lr 1e-4". The keys of a run stay in
+runs.csv.
+"""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 
 import pandas as pd
 
+from distill_bench.config.identity import default_title
 
-def label_rows(keys: pd.DataFrame, axis: str | None) -> list[tuple[str, str]]:
+PRESET = "method.preset"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Words for the values of a key of a run."""
+
+    title: str
+    symbol: str = ""  # a number reads "K=5" instead of "fake-score updates 5"
+    unit: str = ""  # a number reads "4 steps"
+    scientific: bool = False  # 1e-4 instead of 0.0001
+    words: Mapping[str, str] = field(default_factory=dict)  # value -> words; "" is null
+
+
+WORDINGS = {
+    "fake_score_updates": Wording("fake-score updates", symbol="K"),
+    "guidance_scale": Wording("guidance scale", symbol="w"),
+    "nfe": Wording("steps", unit="step"),
+    "stepping": Wording("stepping", words={"ode": "ODE"}),
+    "fake_score": Wording(
+        "fake score", words={"exact": "exact fake score", "trained": "trained fake score"}
+    ),
+    "exit_step": Wording("exit step", words={"last": "last exit", "random": "random exit"}),
+    "student_input": Wording("student's input", words={"real_data": "real data"}),
+    "reuse_rollout": Wording(
+        "rollout", words={"True": "reused rollout", "graph": "shared graph", "False": "own rollout"}
+    ),
+    "student_lr": Wording("student lr", scientific=True),
+    "fake_score_lr": Wording("fake-score lr", scientific=True),
+    "ema": Wording("EMA", words={"": "no EMA"}),
+}
+
+
+def wording(key: str) -> Wording:
+    """Words for a key; by default its name with spaces."""
+    return WORDINGS.get(key) or Wording(key.rpartition(".")[2].replace("_", " "))
+
+
+def key_title(key: str) -> str:
+    """Title of a key, as the head of a column or the label of an axis: "K (fake-score updates)"."""
+    known = wording(key)
+    return f"{known.symbol} ({known.title})" if known.symbol else known.title
+
+
+def symbols(keys: Sequence[str]) -> str:
+    """Explanation of the symbols that labels with these keys use; "" without any."""
+    known = [wording(key) for key in keys]
+    return "; ".join(f"{one.symbol}: {one.title}" for one in known if one.symbol)
+
+
+def name_value(key: str, value: str) -> str:
+    """Words for a value of a key: "K=5", "4 steps", "ODE", "no EMA"; "" for null without words."""
+    known = wording(key)
+    if value in known.words:
+        return known.words[value]
+    if value == "True":
+        return known.title
+    if value == "False":
+        return f"no {known.title}"
+    if parse_number(value) is None:
+        return value.replace("_", " ")
+    number = show_value(value, key)
+    if known.symbol:
+        return f"{known.symbol}={number}"
+    if known.unit:
+        return f"{number} {known.unit}{'' if number == '1' else 's'}"
+    return f"{known.title} {number}"
+
+
+def is_word(value: str) -> bool:
+    """Return True for a value that is not a number, a switch or empty."""
+    return parse_number(value) is None and value not in ("True", "False", "")
+
+
+def show_value(value: str, key: str = "") -> str:
+    """Format a value: numbers without trailing zeros, "—" for an empty text."""
+    number = parse_number(value)
+    if number is None:
+        return value or "—"
+    if key and wording(key).scientific and number > 0:
+        mantissa, exponent = f"{number:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{number:g}"
+
+
+def parse_number(text: str) -> float | None:
+    """Parse a finite number; None for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Label:
+    """Label of a row, and its parts."""
+
+    text: str
+    series: str  # the label without the row's place on the sweep's axis
+    stem: str  # the series without its numeric settings
+    settings: Mapping[str, str]  # title of a key -> its words, of the numeric settings
+
+
+@dataclass(frozen=True)
+class Declared:
+    """`label` of a cell in the sweep file."""
+
+    label: str
+    keys: frozenset[str]  # keys of the cell, for which the label stands
+
+
+def method_label(method: str, preset: str, titles: Mapping[str, str]) -> str:
+    """Display name of a method with its preset, if any.
+
+    Args:
+        titles: method, or method and preset ("sgmd paper") -> declared display name.
+    """
+    title = titles.get(method) or default_title(method)
+    return titles.get(f"{method} {preset}") or " ".join(filter(None, [title, preset]))
+
+
+def label_rows(
+    keys: pd.DataFrame,
+    axis: str | None,
+    titles: Mapping[str, str] = {},
+    declared: Sequence[Declared | None] | None = None,
+) -> list[Label]:
     """Label rows as briefly as possible.
 
     Args:
         keys: one line per row, without duplicates. The first column is `method`, the others are the
             swept keys; all cells are text, "" for none.
         axis: swept key on the x axis of the figures; it is left out of a series.
-
-    Returns:
-        Per row: its series (the label without the place on the axis) and its label.
+        titles: display names, see `method_label`; by default made from the names of methods.
+        declared: the label that the sweep file gives each row, if any.
     """
     swept = [key for key in keys.columns if key != "method"]
     rows_of = dict(list(keys.groupby("method", sort=False)))
     distinctive = {method: _distinctive(rows, swept, axis) for method, rows in rows_of.items()}
     common = _common_values(keys, swept, axis)
-    labels = []
-    for row in keys.to_dict("records"):
+    drafts = []
+    for row, given in zip(keys.to_dict("records"), declared or [None] * len(keys), strict=True):
         method = row["method"]
         rows = rows_of[method]
         # keys whose value in this row is the most common one of the method
         usual = {key for key in swept if (rows[key] == row[key]).sum() > len(rows) / 2}
         shown = [key for key in distinctive[method] if key not in usual or is_word(row[key])]
-        words = [name_value(key, row[key]) for key in shown]
-        words += [name_value(key, row[key]) for key, value in common.items() if row[key] != value]
+        shown += [key for key, value in common.items() if row[key] != value and key not in shown]
         place = row[axis] if axis else ""
         if axis and not place:  # without a place the label may be ambiguous: add unusual words
-            words += [
-                row[key]
+            shown += [
+                key
                 for key in swept
                 if key not in distinctive[method] and key not in usual and is_word(row[key])
             ]
-        nulls = [f"{key.rpartition('.')[2]}=null" for key in shown if not row[key]]
-        labels.append(([method, *filter(None, words)], nulls, place))
-    return _distinct(labels, axis)
+        drafts.append(_Draft(row, shown, axis, place, given))
+    return _distinct(drafts, titles)
 
 
-def _distinct(
-    labels: list[tuple[list[str], list[str], str]], axis: str | None
-) -> list[tuple[str, str]]:
-    """Series and label per row; nulls are shown only if two labels would be equal without them.
+@dataclass(frozen=True)
+class _Draft:
+    """A row before it has a label."""
 
-    Args:
-        labels: per row: words, nulls, and the place on the axis.
+    row: Mapping[str, str]
+    shown: Sequence[str]  # keys to name
+    axis: str | None
+    place: str  # value on the axis
+    declared: Declared | None
+
+    def label(self, titles: Mapping[str, str], nulls: bool = False, suffix: str = "") -> Label:
+        """The label; with `nulls` it also names keys that are null."""
+        covered = self.declared.keys if self.declared else frozenset()
+        preset = self.row[PRESET] if PRESET in self.shown else ""
+        stem = [method_label(self.row["method"], preset, titles)]
+        if self.declared:
+            names_method = not covered.isdisjoint(["method", "method.name", PRESET])
+            stem = [self.declared.label] if names_method else [*stem, self.declared.label]
+        words, settings = list(stem), {}
+        for key in self.shown:
+            text = name_value(key, self.row[key])
+            if not text and nulls:
+                text = f"{wording(key).title} null"
+            if not text or key in covered or key == PRESET:
+                continue
+            words.append(text)
+            if not self.row[key] or parse_number(self.row[key]) is not None:
+                settings[wording(key).symbol or wording(key).title] = text
+            else:
+                stem.append(text)
+        series = ", ".join(words) + suffix
+        text = series
+        if self.axis and self.place and self.axis not in covered:
+            text = f"{series}, {name_value(self.axis, self.place)}"
+        return Label(text, series, ", ".join(stem), settings)
+
+
+def _distinct(drafts: Sequence[_Draft], titles: Mapping[str, str]) -> list[Label]:
+    """Label every row; nulls are shown only if two labels would be equal without them.
+
+    Labels that are still equal, because two methods have one display name, end with their keys.
     """
-    counts = Counter((*words, place) for words, _, place in labels)
-    result = []
-    for words, nulls, place in labels:
-        series = " ".join(words + (nulls if counts[(*words, place)] > 1 else []))
-        result.append((series, f"{series} {name_value(axis, place)}" if axis and place else series))
-    return result
+
+    def repeated(labels: Sequence[Label]) -> set[str]:
+        return {
+            text for text, count in Counter(label.text for label in labels).items() if count > 1
+        }
+
+    labels = [draft.label(titles) for draft in drafts]
+    unclear = repeated(labels)
+    labels = [
+        draft.label(titles, nulls=label.text in unclear)
+        for draft, label in zip(drafts, labels, strict=True)
+    ]
+    unclear = repeated(labels)
+    for i, (draft, label) in enumerate(zip(drafts, labels, strict=True)):
+        if label.text in unclear:
+            keys = ", ".join(f"{key}={value}" for key, value in draft.row.items())
+            labels[i] = draft.label(titles, nulls=True, suffix=f" [{keys}]")
+    return labels
 
 
 def _distinctive(rows: pd.DataFrame, swept: list[str], axis: str | None) -> list[str]:
@@ -90,35 +267,3 @@ def _common_values(keys: pd.DataFrame, swept: list[str], axis: str | None) -> di
             counts = keys[key].value_counts(sort=False)  # in order of appearance
             common[key] = counts.idxmax()
     return common
-
-
-def name_value(key: str, value: str) -> str:
-    """Format a swept value: a word as it is, a switch as its key, a number with its key."""
-    name = key.rpartition(".")[2]
-    if not value or is_word(value):
-        return value
-    if value == "True":
-        return name
-    if value == "False":
-        return f"no {name}"
-    return f"{name}={show_value(value)}"
-
-
-def is_word(value: str) -> bool:
-    """Return True for a swept value that is not a number, a switch or empty."""
-    return parse_number(value) is None and value not in ("True", "False", "")
-
-
-def show_value(value: str) -> str:
-    """Format a swept value: numbers without trailing zeros, "—" for an empty text."""
-    number = parse_number(value)
-    return (f"{number:g}" if number is not None else value) or "—"
-
-
-def parse_number(text: str) -> float | None:
-    """Parse a finite number; None for any other text."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if isfinite(value) else None

@@ -67,6 +67,8 @@ class StoredSweep:
     baseline: dict[str, Any] | None
     runs: list[StoredRun]
     references: list[StoredRun]
+    titles: dict[str, str] = field(default_factory=dict)  # display names of methods and presets
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)  # run id -> label and its keys
 
     @property
     def everything(self) -> list[StoredRun]:
@@ -101,6 +103,8 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
         runs=runs,
         # a folder without scores: no evaluator of the protocol applies to this reference
         references=[row for row in references if row.scores or not row.folder.is_dir()],
+        titles=manifest.get("titles", {}),
+        labels=manifest.get("labels", {}),
     )
     _check_comparable(stored.runs + stored.references, store)
     return stored

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from distill_bench.report.csv_files import REWRITE, ResultsError, read_frame, read_texts
+from distill_bench.report.labels import Declared
 from distill_bench.report.rows import COST, Row, group_rows, key_texts
 from distill_bench.report.stats import Interval, crossed_interval, mean_interval
 from distill_bench.store.runs import sweep_name
@@ -257,6 +258,11 @@ def load(results: str | Path) -> Results:
         checkpoints,
         training,
         clip_scores,
+        manifest.get("titles", {}),
+        {
+            run: Declared(entry["label"], frozenset(entry["keys"]))
+            for run, entry in manifest.get("labels", {}).items()
+        },
     )
     return Results(folder, manifest, runs, checkpoints, training, rows, clip_scores)
 

@@ -13,7 +13,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.overrides import matches, same_value
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.report.csv_files import ResultsError
-from distill_bench.report.labels import label_rows, parse_number
+from distill_bench.report.labels import Declared, Label, label_rows, parse_number
 from distill_bench.report.read_store import DONE, REFERENCE
 from distill_bench.sample.reference_kinds import STUDENT
 
@@ -27,6 +27,8 @@ class Row:
 
     label: str
     series: str  # the label without the row's place on the sweep's axis
+    stem: str  # the series without its numeric settings
+    settings: Mapping[str, str]  # title of a key -> its words, of the numeric settings
     at: str  # value on the sweep's axis, "" if the row has none
     method: str  # for a reference: its kind
     role: str
@@ -134,6 +136,8 @@ def group_rows(
     checkpoints: pd.DataFrame,
     training: pd.DataFrame,
     clips: Mapping[tuple[str, str], np.ndarray],
+    titles: Mapping[str, str] = {},
+    declared: Mapping[str, Declared] = {},
 ) -> tuple[Row, ...]:
     """Group runs into rows: references first, then one row per configuration in the sweep's order.
 
@@ -142,21 +146,27 @@ def group_rows(
         texts: the same lines with every cell as text, which distinguishes `1e-4` from `0.0001`.
         swept: keys that, with the method, identify a configuration.
         axis: swept key on the x axis of the figures.
+        titles: display names of methods and presets.
+        declared: run id -> label of the sweep file.
     """
     is_student = texts["role"] == STUDENT
     names = texts.loc[is_student, ["method", *swept]]
     groups = {_tuple(key): lines.index for key, lines in _grouped(names)}
-    labels = label_rows(pd.DataFrame(list(groups), columns=names.columns, dtype=str), axis)
+    given = [declared.get(texts.at[index[0], "run_id"]) for index in groups.values()]
+    table = pd.DataFrame(list(groups), columns=names.columns, dtype=str)
+    labels = label_rows(table, axis, titles, given)
     rows = []
     for index in texts.index[~is_student]:
         kind = texts.at[index, "method"]
-        rows.append((pd.Index([index]), kind, kind, kind, {}))
-    for ((method, *values), index), (series, label) in zip(groups.items(), labels, strict=True):
-        rows.append((index, label, series, method, dict(zip(swept, values, strict=True))))
+        rows.append((pd.Index([index]), Label(kind, kind, kind, {}), kind, {}))
+    for ((method, *values), index), label in zip(groups.items(), labels, strict=True):
+        rows.append((index, label, method, dict(zip(swept, values, strict=True))))
     return tuple(
         Row(
-            label=label,
-            series=series,
+            label=label.text,
+            series=label.series,
+            stem=label.stem,
+            settings=label.settings,
             at=keys.get(axis or "", ""),
             method=method,
             role=texts.at[index[0], "role"],
@@ -166,7 +176,7 @@ def group_rows(
             training=_of_runs(training, runs.loc[index, "run_id"]),
             clips=clips,
         )
-        for index, label, series, method, keys in rows
+        for index, label, method, keys in rows
     )
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from distill_bench import ROOT
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.identity import group_id, run_id
+from distill_bench.config.identity import default_title, group_id, run_id, short_name
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import absolute_paths
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.registry import find_method
 from distill_bench.store.failures import failure_kind, os_error
 from distill_bench.store.files import read_record, unwritable, write_bytes, write_json
 from distill_bench.store.nested import describe_differences
@@ -77,6 +78,8 @@ class OpenSweep:
             "baseline": baseline and baseline | absolute_paths(baseline),
             "axes": self.config.axes(self.runs.values()),
             "presets": {run: presets[group] for run, group in groups.items() if group in presets},
+            "titles": self._titles(),
+            "labels": self._labels(),
             "run_ids": list(self.runs),
             "groups": groups,
             "references": self._references(),
@@ -102,6 +105,26 @@ class OpenSweep:
             except OSError as error:  # affects only this run
                 message = f"cannot write into {path.parent}: {os_error(error)}"
                 record_error(path.parent, message, failure_kind(error))
+
+    def _titles(self) -> dict[str, str]:
+        """Display names of the runs' methods, and of their presets with names of their own."""
+        titles = {}
+        for name in dict.fromkeys(config.method["name"] for config in self.runs.values()):
+            method, short = find_method(name), short_name(name)
+            titles[short] = method.title or default_title(short)
+            for preset_name, preset in method.presets.items():
+                if preset.title:
+                    titles[f"{short} {preset_name}"] = f"{titles[short]} {preset.title}"
+        return titles
+
+    def _labels(self) -> dict[str, dict[str, Any]]:
+        """Run -> `label` of its cell, with the keys that the label stands for."""
+        labels = self.config.labels()
+        return {
+            run: {"label": label.text, "keys": label.keys}
+            for run, config in self.runs.items()
+            if (label := labels.get(group_id(config))) is not None
+        }
 
     def _references(self) -> dict[str, str]:
         """Reference rows that the results name: label -> folder in the store."""

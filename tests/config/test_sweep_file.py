@@ -6,6 +6,7 @@ import pytest
 
 from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.overrides import apply_overrides, parse_override
 from distill_bench.config.reference import reference
 from distill_bench.config.schema import RunConfig
@@ -54,6 +55,24 @@ def test_zipped_keys_vary_together(tmp_path):
     runs = load(tmp_path, ONE_AXIS).expand()
     cells = [(r.method["name"], r.fake_score_updates, r.fake_score_lr) for r in runs]
     assert cells == [("dmd2", 5, 1e-4), ("dmd2", 1, 5e-4), ("sgmd", 5, 1e-4), ("sgmd", 1, 5e-4)]
+
+
+def test_a_label_names_a_cell_and_is_no_key_of_its_runs(tmp_path):
+    text = """
+    question: which?
+    zip: [{method: {name: sgmd, preset: paper}, student_lr: 5e-4, label: Paper}, {method: dmd2}]
+    grid: {fake_score_updates: [1, 5]}
+    include: [{method: dmd, label: Mine}]
+    """
+    sweep = load(tmp_path, text)
+    runs = sweep.expand()
+    assert run_id(runs[0]) == run_id(load(tmp_path, text.replace(", label: Paper", "")).expand()[0])
+    labels = [sweep.labels().get(group_id(run)) for run in runs]
+    assert [label and label.text for label in labels] == ["Paper", None, "Paper", None, "Mine"]
+    assert labels[0].keys == ("method.name", "method.preset", "student_lr")
+    assert "label" not in sweep.axes(runs)
+    with pytest.raises(ConfigError, match="label is 3: write a text"):
+        load(tmp_path, text.replace("label: Mine", "label: 3"))
 
 
 def test_several_zipped_axes_are_combined(tmp_path):

@@ -32,7 +32,7 @@ ROWS = {
     ("gamma", 1): (11.0, (7,), 1.1),
 }
 UPDATES = (10, 20, 50)  # evaluated student updates
-BASELINE = "alpha k=5"
+BASELINE = "Alpha, k 5"
 
 
 class Study:
@@ -47,7 +47,7 @@ class Study:
         self.points: dict[str, dict[int, pd.DataFrame]] = {}  # row -> seed -> checkpoints
         runs, checkpoints, clips = [], [], []
         for (method, k), (level, seeds, cost) in ROWS.items():
-            label = f"{method} k={k}"
+            label = f"{method.capitalize()}, k {k}"
             self.scores[label], self.points[label] = {}, {}
             for seed in seeds:
                 run_id = f"{method}{k}-{seed}"

@@ -17,7 +17,7 @@ from distill_bench.report.figures.command import draw_pair, main, plot
 from distill_bench.report.figures.curves import curves
 from distill_bench.report.figures.drawings import drawings
 from distill_bench.report.figures.every_row import draw_differences
-from distill_bench.report.figures.looks import choose_looks, marker_sizes
+from distill_bench.report.figures.looks import Series, choose_looks, marker_sizes
 from distill_bench.report.figures.overview import overview
 from distill_bench.report.figures.pairs import against, score_by_axis
 from distill_bench.report.figures.study import PlotError, Study, opened
@@ -55,20 +55,20 @@ def legend_of(figure: Figure) -> list[str]:
 def test_points_are_means_over_finished_seeds(folder):
     points = opened(folder).pairs(COST, "distance", "method")
     assert points[["group", "place", "x", "y"]].round(9).values.tolist() == [
-        ["alpha", "1", 2000, 11.1],
-        ["alpha", "5", 6000, 51.5],
-        ["beta", "1", 2000, 4.0],
-        ["beta", "5", 6000, 9.25],
+        ["Alpha", "1", 2000, 11.1],
+        ["Alpha", "5", 6000, 51.5],
+        ["Beta", "1", 2000, 4.0],
+        ["Beta", "5", 6000, 9.25],
     ]
 
 
 def test_near_references_are_named_in_the_margin_and_far_ones_below(folder):
     figure = against(folder, COST, "distance")
-    assert legend_of(figure) == ["alpha", "beta"]
+    assert legend_of(figure) == ["Alpha", "Beta"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["teacher"]
     below = figure.get_supxlabel().replace("\u00a0", " ")
     assert "off the axes: noise 9,000" in below
-    assert "small to large markers: fake_score_updates 1, 5" in below
+    assert "small to large markers: K (fake-score updates) 1, 5" in below
 
 
 def test_markers_grow_along_the_axis_of_the_sweep(folder):
@@ -102,8 +102,8 @@ def test_a_row_without_a_place_on_the_axis_is_a_line_across(folder):
     runs.to_csv(folder / "runs.csv", index=False)
     figure = score_by_axis(folder, "distance")
     axes = figure.axes[0]
-    assert legend_of(figure) == ["alpha", "beta"]
-    across = next(line for line in axes.lines if line.get_label() == "beta")
+    assert legend_of(figure) == ["Alpha", "Beta"]
+    across = next(line for line in axes.lines if line.get_label() == "Beta")
     results = load(folder)
     (beta,) = [row for row in results.students if row.method == "beta"]
     mean = results.interval(beta, "distance").mean
@@ -147,30 +147,46 @@ def test_columns_are_found_by_the_beginning_of_their_names(folder):
 
 
 def test_a_control_has_the_colour_of_its_line():
-    looks = choose_looks({"a": 3, "a lr=5": 1, "b paper lr=1": 2, "b paper": 1})
-    assert looks.line_of == {"a lr=5": "a", "b paper": "b paper lr=1"}
-    assert looks.colour("a") == looks.colour("a lr=5") != looks.colour("b paper")
-    assert looks.styles["a lr=5"]["markerfacecolor"] == style.GROUND
+    one, five = {"lr": "lr 1"}, {"lr": "lr 5"}
+    looks = choose_looks(
+        {
+            "A": Series(3, "A"),
+            "A, lr 5": Series(1, "A", five),
+            "B paper, lr 1": Series(2, "B paper", one),
+            "B paper": Series(1, "B paper"),
+        }
+    )
+    assert looks.line_of == {"A, lr 5": "A", "B paper": "B paper, lr 1"}
+    assert looks.colour("A") == looks.colour("A, lr 5") != looks.colour("B paper")
+    assert looks.styles["A, lr 5"]["markerfacecolor"] == style.GROUND
     assert looks.controls == "hollow: another lr"
 
 
 def test_a_row_without_a_place_has_the_colour_of_the_line_whose_name_it_extends():
-    looks = choose_looks({"a": 3, "b": 3, "a exact": 0})
-    assert looks.line_of == {"a exact": "a"} and looks.unplaced == ["a exact"]
-    assert [entry.get_label() for entry in looks.legend(["b", "a exact"])] == ["a", "b", "a exact"]
+    exact = "A, exact"
+    series = {"A": Series(3, "A"), "Ab": Series(3, "Ab"), exact: Series(0, exact)}
+    looks = choose_looks(series)
+    assert looks.line_of == {exact: "A"} and looks.unplaced == [exact]
+    assert [entry.get_label() for entry in looks.legend(["Ab", exact])] == ["A", "Ab", exact]
 
 
 def test_many_lines_share_colours_by_stem_and_dashes_by_settings():
-    series = {f"m{i} lr={rate}": 2 for i in range(5) for rate in (1, 2)}
+    series = {
+        f"m{i}, lr {rate}": Series(2, f"m{i}", {"lr": f"lr {rate}"})
+        for i in range(5)
+        for rate in (1, 2)
+    }
     looks = choose_looks(series)
-    assert looks.colour("m0 lr=1") == looks.colour("m0 lr=2") != looks.colour("m1 lr=1")
-    assert looks.styles["m0 lr=1"]["linestyle"] != looks.styles["m0 lr=2"]["linestyle"]
+    assert looks.colour("m0, lr 1") == looks.colour("m0, lr 2") != looks.colour("m1, lr 1")
+    assert looks.styles["m0, lr 1"]["linestyle"] != looks.styles["m0, lr 2"]["linestyle"]
     labels = [entry.get_label() for entry in looks.legend(series)]
-    assert labels == [*(f"m{i}" for i in range(5)), "lr=1", "lr=2"]
+    assert labels == [*(f"m{i}" for i in range(5)), "lr 1", "lr 2"]
 
 
 def test_without_an_axis_every_row_has_a_colour():
-    looks = choose_looks({f"m weight={weight}": 0 for weight in range(5)})
+    looks = choose_looks(
+        {f"m, weight {i}": Series(0, "m", {"weight": f"weight {i}"}) for i in range(5)}
+    )
     assert len({looks.colour(series) for series in looks.styles}) == 5 and not looks.line_of
 
 
@@ -180,9 +196,9 @@ def test_without_an_axis_every_row_has_a_colour():
 def test_the_overview_names_lines_by_their_differences_and_has_a_floor():
     figure = overview(controlled_sweep())
     assert legend_of(figure) == [
-        "alpha official",
-        "alpha paper",
-        "beta",
+        "Alpha official",
+        "Alpha paper",
+        "Beta",
         "hollow: another lr",
         "floor: teacher against its other seeds",
     ]
@@ -205,7 +221,7 @@ def test_an_interval_beyond_the_limits_has_an_arrow_head():
 def test_curves_have_a_panel_per_place_and_a_cross_where_a_run_collapsed(folder):
     figure = curves(folder, "distance", COST)
     left, right = figure.axes
-    assert [left.get_title(), right.get_title()] == ["fake_score_updates=1", "fake_score_updates=5"]
+    assert [left.get_title(), right.get_title()] == ["K=1", "K=5"]
     assert left.lines[0].get_xdata().tolist() == [1000, 2000]
     assert left.lines[0].get_ydata() == pytest.approx([33.3, 11.1])
     assert [line.get_marker() for line in left.lines] == ["o", "s", "x"]
@@ -229,7 +245,7 @@ def test_clear_differences_are_filled(folder):
 def test_a_series_is_named_at_its_first_row():
     axes = draw_differences(controlled_sweep()).axes[0]
     labels = [tick.get_text().replace("\u2007", "") for tick in axes.get_yticklabels()]
-    assert labels[:5] == ["alpha official lr=0.5  2", "5", "alpha paper lr=0.1  1", "2", "5"]
+    assert labels[:5] == ["Alpha official, lr 0.5  2", "5", "Alpha paper, lr 0.1  1", "2", "5"]
 
 
 # --- training logs ---
@@ -263,13 +279,13 @@ def test_a_place_where_no_run_logs_a_quantity_has_no_panel(folder):
     first = runs["run_id"][runs["fake_score_updates"] == 1]
     rewrite_logs(folder, lambda logs: logs[logs["run_id"].isin(first)])
     figure = by_bin(folder, "gap")
-    assert [axes.get_title() for axes in figure.axes] == ["fake_score_updates=1"]
+    assert [axes.get_title() for axes in figure.axes] == ["K=1"]
 
 
 def test_series_that_do_not_log_a_quantity_are_not_in_its_legend(folder):
     alpha = load(folder).runs.query("method == 'alpha'")["run_id"]
     rewrite_logs(folder, lambda logs: logs[logs["run_id"].isin(alpha)])
-    assert legend_of(by_bin(folder, "gap")) == ["alpha"]
+    assert legend_of(by_bin(folder, "gap")) == ["Alpha"]
 
 
 def test_logs_that_never_change_and_copies_are_not_drawn(folder):

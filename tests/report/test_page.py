@@ -73,16 +73,11 @@ def test_the_page_stands_alone(reported):
 def test_the_findings_claim_no_more_than_the_intervals(results):
     first, *_, last = findings(results)
     assert first.startswith(
-        "Lowest in Distance: beta fake_score_updates=1 with 4.00, not clearly ahead of every other "
-        "row."
+        "Lowest in Distance: Beta, K=1 with 4.00, not clearly ahead of every other row."
     )
-    assert (
-        "0 of 2 rows clearly better and 1 clearly worse than the baseline "
-        "alpha fake_score_updates=1" in first
-    )
+    assert "0 of 2 rows clearly better and 1 clearly worse than the baseline Alpha, K=1" in first
     assert last == (
-        "Rows that do not have all their runs: beta fake_score_updates=1 1/4 (1 collapsed, "
-        "1 failed, 1 missing)."
+        "Rows that do not have all their runs: Beta, K=1 1/4 (1 collapsed, 1 failed, 1 missing)."
     )
 
 
@@ -118,9 +113,9 @@ def test_the_wall_leaves_out_references_of_other_seeds(store, tmp_path):
     shown = wall_of(store, tmp_path / "data")
     assert [label for label, _ in shown.tiles] == [
         "teacher",
-        "alpha fake_score_updates=1",
-        "alpha fake_score_updates=5",
-        "beta fake_score_updates=1",
+        "Alpha, K=1",
+        "Alpha, K=5",
+        "Beta, K=1",
     ]
     assert [prompt for prompt, _ in shown.prompts] == PROMPTS and shown.frames == 4
     assert {len(clips) for _, clips in shown.tiles} == {3}

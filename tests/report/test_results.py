@@ -23,7 +23,7 @@ def test_a_study_is_loaded_by_its_name_or_its_folder(reported, tmp_path, monkeyp
     by_name, by_folder = load("speed"), load(folder)
     pd.testing.assert_frame_equal(by_name.runs, by_folder.runs)
     assert by_name.question == "Does a faster fake_score pay?"
-    assert by_name.baseline.label == "alpha fake_score_updates=1"
+    assert by_name.baseline.label == "Alpha, K=1"
     with pytest.raises(ResultsError, match="no sweep.json in results/nothing"):
         load("nothing")
     with pytest.raises(ResultsError, match="; known: speed$"):
@@ -125,9 +125,9 @@ def test_a_row_has_the_mean_over_its_seeds_and_counts_its_lost_runs(results):
     assert [row.label for row in results.rows] == [
         "data",
         "teacher",
-        "alpha fake_score_updates=1",
-        "alpha fake_score_updates=5",
-        "beta fake_score_updates=1",
+        "Alpha, K=1",
+        "Alpha, K=5",
+        "Beta, K=1",
     ]
     alpha, _, beta = results.students
     assert results.interval(alpha, "distance").mean == pytest.approx(11.1)
@@ -171,7 +171,7 @@ def test_null_and_switches_name_a_row(tmp_path, baseline):
     cells = [{"ema": ema, "reuse": reuse} for ema in (0.5, None) for reuse in (True, False)]
     results = _results_of(tmp_path, cells, baseline=baseline)
     assert results.baseline.keys == {"method": "alpha", "ema": "", "reuse": "False"}
-    assert results.baseline.label == "alpha no reuse"
+    assert results.baseline.label == "Alpha, no EMA, no reuse"
     assert results.matching(parse_keys(results.baseline.name)) == [results.baseline]
 
 
@@ -180,15 +180,15 @@ def test_a_mapping_that_is_null_in_some_runs_separates_rows(tmp_path):
     keys = 'adapter={rank: 4, to: ["q", "k"]}'
     results = _results_of(tmp_path, cells, baseline=parse_keys(keys))
     assert [len(row.runs) for row in results.students] == [2, 2]
-    assert [row.label for row in results.students] == ["alpha", "alpha rank=4"]
-    assert results.baseline.label == "alpha rank=4"
+    assert [row.label for row in results.students] == ["Alpha", "Alpha, rank 4"]
+    assert results.baseline.label == "Alpha, rank 4"
     assert results.matching(parse_keys(results.baseline.name)) == [results.baseline]
 
 
 def test_labels_of_two_rows_differ_even_if_one_has_null(tmp_path):
     cells = [{"ema": None, "lr": 1.0}, {"ema": 0.5, "lr": 1.0}, {"ema": 0.5, "lr": 2.0}]
     labels = [row.label for row in _results_of(tmp_path, cells).students]
-    assert labels == ["alpha ema=null lr=1", "alpha lr=1", "alpha lr=2"]
+    assert labels == ["Alpha, no EMA, lr 1", "Alpha, lr 1", "Alpha, lr 2"]
 
 
 def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path):
@@ -241,7 +241,7 @@ def test_a_label_has_the_values_that_tell_rows_apart_and_no_others(tmp_path):
     sweep = {"question": "?", "run_ids": run_ids, "axes": axes}
     (store / "sweeps" / "speed.json").write_text(json.dumps(sweep))
     series = {row.series for row in load_results(store, tmp_path / "data").students}
-    assert series == {"alpha plain", "alpha other", "beta", "beta lr=0.0005"}
+    assert series == {"Alpha, plain", "Alpha, other", "Beta", "Beta, lr 0.0005"}
 
 
 def test_a_label_shows_a_setting_that_only_differs_between_methods(tmp_path):
@@ -254,7 +254,7 @@ def test_a_label_shows_a_setting_that_only_differs_between_methods(tmp_path):
     axes = {"method": [], "fake_score_updates": [1, 5], "reuse_rollout": [False, True]}
     update_json(store / "sweeps" / "speed.json", run_ids=run_ids, axes=axes)
     assert [row.label for row in load_results(store, tmp_path / "data").students] == [
-        "alpha fake_score_updates=1",
-        "alpha fake_score_updates=5",
-        "beta reuse_rollout fake_score_updates=1",
+        "Alpha, K=1",
+        "Alpha, K=5",
+        "Beta, reused rollout, K=1",
     ]

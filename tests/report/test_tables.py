@@ -11,8 +11,8 @@ from distill_bench.report.tables.differences import differences
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.tables.scores import budget, equal_cost, score_table, show_interval
 
-ONE, FIVE = "alpha fake_score_updates=1", "alpha fake_score_updates=5"
-BETA = "beta fake_score_updates=1"
+ONE, FIVE = "Alpha, K=1", "Alpha, K=5"
+BETA = "Beta, K=1"
 
 
 def best_rows(folder, runs):
@@ -34,7 +34,7 @@ def written(results, name, folder):
 def test_a_row_is_best_only_if_the_paired_intervals_exclude_0(tmp_path):
     clear = [("alpha", s, 1, 10.0 + s) for s in range(3)]
     clear += [("beta", s, 1, 20.0 + 1.1 * s) for s in range(3)]
-    assert best_rows(tmp_path / "clear", clear) == {"alpha"}
+    assert best_rows(tmp_path / "clear", clear) == {"Alpha"}
     vague = [("alpha", s, 1, 10.0 + 9 * s) for s in range(3)]
     vague += [("beta", s, 1, 20.0 - s) for s in range(3)]
     assert not best_rows(tmp_path / "vague", vague)
@@ -201,4 +201,4 @@ def test_markdown_has_the_differences_at_equal_cost(tmp_path):
     text = table_files(results)["table.md"]
     section = text.partition(f"## At equal cost: difference to {baseline.label}")[2]
     cell = show_interval(difference.interval, sign="+")
-    assert f"| beta | 1 | 3 | {cell} |" in section.replace("**", "")
+    assert f"| Beta | 1 | 3 | {cell} |" in section.replace("**", "")

@@ -105,10 +105,7 @@ def test_fresh_tables_follow_from_their_data_files_and_their_store(copied, capsy
             "table.csv",
             "11.1",
             "10.9",
-            (
-                "table.csv:4: distance_mean of alpha fake_score_updates=1 is '10.9', "
-                "the data give '11.1'"
-            ),
+            ("table.csv:4: distance_mean of Alpha, K=1 is '10.9', the data give '11.1'"),
         ),
         ("table.md", "11.1", "10.9", "table.md:"),
         ("table.tex", "11.1", "10.9", "table.tex:"),

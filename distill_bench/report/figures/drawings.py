@@ -58,11 +58,13 @@ def _headline(study: Study) -> Iterator[Drawing]:
         return
     titles = ", ".join(column.title for column in study.results.headline)
     notes = [
-        f"{titles} against {study.axis}: {MEAN}",
+        f"{titles} against {study.axis_title}: {MEAN}",
         "small dots are runs",
         "an arrow head marks an interval that goes on",
-        f"hollow markers are controls at one value of {study.axis}" if study.looks.controls else "",
-        f"dashed lines are rows without {study.axis}" if study.looks.unplaced else "",
+        f"hollow markers are controls at one value of {study.axis_title}"
+        if study.looks.controls
+        else "",
+        f"dashed lines are rows without {study.axis_title}" if study.looks.unplaced else "",
     ]
     caption = "; ".join(filter(None, notes))
     yield Drawing("overview", "headline", caption, lambda: overview(study), wide=True)

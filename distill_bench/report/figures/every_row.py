@@ -125,7 +125,9 @@ def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Ax
     panels = list(figure.subplots(tall, wide, sharey=True, squeeze=False).flat)
     for axes in panels[count:]:
         axes.set_visible(False)
-    labels = [_line_label(row, before) for row, before in zip(rows, [None, *rows], strict=False)]
+    labels = [
+        _line_label(row, before, axis) for row, before in zip(rows, [None, *rows], strict=False)
+    ]
     for axes in panels[:count]:
         axes.set_yticks(range(len(rows)), labels)
         axes.tick_params("y", length=0)
@@ -133,12 +135,12 @@ def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Ax
     return figure, panels
 
 
-def _line_label(row: Row, before: Row | None) -> str:
+def _line_label(row: Row, before: Row | None, axis: str) -> str:
     """Series and place of a row; only the place if the row above has the same series."""
     series = canvas.shortened(row.series, 34)
     if not row.at:
         return series
-    place = show_value(row.at).rjust(4, "\u2007")  # figure spaces align the places
+    place = show_value(row.at, axis).rjust(4, "\u2007")  # figure spaces align the places
     repeated = before is not None and before.series == row.series
     return place if repeated else f"{series}  {place}"
 

@@ -1,10 +1,10 @@
 """Colour, marker and dash of every series, the same in each figure of a sweep.
 
-The name of a series has words and settings, as in `sgmd paper fake_score_lr=0.0001`; the words are
-its stem. The main series, called lines, differ in colour and marker. A *control* has the stem of a
-line but other settings, at fewer places of the sweep's axis; it has the colour of the line, and is
-hollow. A series without a place on the axis is dashed, in the colour of the line whose name it
-extends.
+The name of a series has words and numeric settings, as in "SGMD paper, fake-score lr 1e-4"; the
+words are its stem. The main series, called lines, differ in colour and marker. A *control* has the
+stem of a line but other settings, at fewer places of the sweep's axis; it has the colour of the
+line, and is hollow. A series without a place on the axis is dashed, in the colour of the line whose
+name it extends.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -56,17 +56,25 @@ class Looks:
         return list(entries.values())
 
 
-def choose_looks(places: Mapping[str, int]) -> Looks:
+@dataclass(frozen=True)
+class Series:
+    """A series of rows, by its name."""
+
+    places: int  # on the sweep's axis at which it has a row; 0 without a place or an axis
+    stem: str  # its name without its settings
+    settings: Mapping[str, str] = field(default_factory=dict)  # title of a key -> its words
+
+
+def choose_looks(series: Mapping[str, Series]) -> Looks:
     """Choose the looks of all series.
 
     Args:
-        places: number of places on the sweep's axis at which each series has a row, in the order
-            of the sweep; 0 for a series without a place, and for all if the sweep has no axis.
+        series: by name, in the order of the sweep.
     """
-    line_of, unplaced = _lines_of(places)
-    lines = [series for series in places if series not in line_of]
-    stems = {line: _stem(line) for line in lines}
-    settings = {line: line.removeprefix(stems[line]).strip() for line in lines}
+    line_of, unplaced = _lines_of(series)
+    lines = [name for name in series if name not in line_of]
+    stems = {line: series[line].stem for line in lines}
+    settings = {line: ", ".join(series[line].settings.values()) for line in lines}
     unique = list(stems.values())
     names = {line: stem if unique.count(stem) == 1 else line for line, stem in stems.items()}
     dashes: dict[str, str | tuple] = {}
@@ -85,11 +93,11 @@ def choose_looks(places: Mapping[str, int]) -> Looks:
             "marker": MARKERS[i % len(MARKERS)],
             "linestyle": DASHED if line in unplaced else dash,
         }
-    for series, line in line_of.items():
-        dash = DASHED if series in unplaced else DOTTED
-        styles[series] = styles[line] | {"markerfacecolor": GROUND, "linestyle": dash}
-    controls = {s: line for s, line in line_of.items() if s not in unplaced}
-    return Looks(styles, line_of, names, dashes, _controls_text(controls), unplaced)
+    for name, line in line_of.items():
+        dash = DASHED if name in unplaced else DOTTED
+        styles[name] = styles[line] | {"markerfacecolor": GROUND, "linestyle": dash}
+    controls = {name: line for name, line in line_of.items() if name not in unplaced}
+    return Looks(styles, line_of, names, dashes, _controls_text(series, controls), unplaced)
 
 
 def marker_sizes(places: Collection[str]) -> dict[str, float]:
@@ -97,37 +105,38 @@ def marker_sizes(places: Collection[str]) -> dict[str, float]:
     return dict(zip(places, np.linspace(SMALLEST, LARGEST, len(places)), strict=True))
 
 
-def _lines_of(places: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
+def _lines_of(series: Mapping[str, Series]) -> tuple[dict[str, str], list[str]]:
     """Map every series that is not a line to its line; also list the series without a place."""
-    unplaced = [s for s, count in places.items() if count == 0] if any(places.values()) else []
-    most = {}
-    for series, count in places.items():
-        stem = _stem(series)
-        if count > places.get(most.get(stem, ""), 0):
-            most[stem] = series
+    has_axis = any(one.places for one in series.values())
+    unplaced = [name for name, one in series.items() if not one.places] if has_axis else []
+    most: dict[str, str] = {}  # stem -> its series with most places
+    for name, one in series.items():
+        if one.places and (one.stem not in most or one.places > series[most[one.stem]].places):
+            most[one.stem] = name
     line_of = {}
-    for series, count in places.items():
-        if series in unplaced:
-            bases = [line for stem, line in most.items() if f"{series} ".startswith(f"{stem} ")]
+    for name, one in series.items():
+        if name in unplaced:
+            bases = [line for stem, line in most.items() if _extends(name, stem)]
             if bases:
-                line_of[series] = max(bases, key=len)
-        elif most and count < places[most[_stem(series)]]:
-            line_of[series] = most[_stem(series)]
+                line_of[name] = max(bases, key=len)
+        elif most and one.places < series[most[one.stem]].places:
+            line_of[name] = most[one.stem]
     return line_of, unplaced
 
 
-def _stem(series: str) -> str:
-    """The words of a series' name, without its settings."""
-    return " ".join(word for word in series.split() if "=" not in word)
+def _extends(name: str, stem: str) -> bool:
+    """True if a name is the stem, or the stem followed by further words."""
+    return name == stem or name.startswith((f"{stem} ", f"{stem}, "))
 
 
-def _controls_text(controls: Mapping[str, str]) -> str:
+def _controls_text(series: Mapping[str, Series], controls: Mapping[str, str]) -> str:
     """Legend text for the controls: their shared setting, else the keys that differ."""
-    differing = [set(series.split()) ^ set(line.split()) for series, line in controls.items()]
-    added = [sorted(set(s.split()) - set(line.split())) for s, line in controls.items()]
-    settings = {" ".join(words) for words in added}
-    keys = sorted({word.partition("=")[0] for words in differing for word in words})
+    keys, added = set(), set()
+    for name, line in controls.items():
+        own, base = series[name].settings.items(), series[line].settings.items()
+        keys |= {key for key, _ in own ^ base}
+        added.add(", ".join(sorted(words for _, words in own - base)))
     if not controls:
         return ""
-    shared = len(settings) == 1 and "" not in settings
-    return f"hollow: {settings.pop()}" if shared else f"hollow: another {' or '.join(keys)}"
+    shared = len(added) == 1 and "" not in added
+    return f"hollow: {added.pop()}" if shared else f"hollow: another {' or '.join(sorted(keys))}"

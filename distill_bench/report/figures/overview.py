@@ -13,7 +13,6 @@ from distill_bench.report.figures.looks import Looks
 from distill_bench.report.figures.marks import FLOOR_LINE, log_from, mark_one, rows_across
 from distill_bench.report.figures.study import Study, opened
 from distill_bench.report.figures.style import STYLE
-from distill_bench.report.labels import show_value
 from distill_bench.report.results import Column
 
 SLOT = 0.16  # offset between neighbouring series, in units of the distance between two places
@@ -42,7 +41,7 @@ def overview(results: Path | Study) -> Figure | None:
         _panel(axes, study, column)
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
-    figure.supxlabel(study.axis.replace("_", " "))
+    figure.supxlabel(study.axis_title)
     entries = study.looks.legend(study.looks.styles)
     if any(study.floor(column) is not None for column in columns):
         entries.append(Line2D([], [], **FLOOR_LINE, label="floor: teacher against its other seeds"))
@@ -70,7 +69,7 @@ def _panel(axes: Axes, study: Study, column: Column) -> None:
     canvas.interval_bars(axes, rows.x, rows.low, rows.high, rows.colour)
     mark_one(axes, column)
     axes.set_title(canvas.titled(column, 46))
-    axes.set_xticks(range(len(study.places)), [show_value(place) for place in study.places])
+    axes.set_xticks(range(len(study.places)), study.place_texts)
     axes.set_xlim(-0.5, len(study.places) - 0.5)
     axes.grid(axis="x", visible=False)
 

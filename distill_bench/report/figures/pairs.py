@@ -13,7 +13,6 @@ from distill_bench.report.figures.looks import marker_sizes
 from distill_bench.report.figures.marks import draw_references, log_from, mark_one, rows_across
 from distill_bench.report.figures.study import Study, column_of, find_column, opened
 from distill_bench.report.figures.style import COLOURS, QUIET, SMALL, STYLE
-from distill_bench.report.labels import show_value
 from distill_bench.report.results import Column, Results
 
 BESIDE = 0.012  # gap between series with the same x, as a fraction of the axis
@@ -150,4 +149,4 @@ def _entries(study: Study, points: pd.DataFrame, group: str, across: bool) -> li
 
 def _sizes_text(study: Study) -> str:
     """Note that explains the marker sizes."""
-    return f"small to large markers: {study.axis} {', '.join(map(show_value, study.places))}"
+    return f"small to large markers: {study.axis_title} {', '.join(study.place_texts)}"

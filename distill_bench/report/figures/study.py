@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from distill_bench.report.figures.looks import Looks, choose_looks
-from distill_bench.report.labels import name_value, parse_number, show_value
+from distill_bench.report.figures.looks import Looks, Series, choose_looks
+from distill_bench.report.labels import (
+    key_title,
+    method_label,
+    name_value,
+    parse_number,
+    show_value,
+)
 from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
 from distill_bench.report.rows import Row
 from distill_bench.sample.reference_kinds import FLOOR
@@ -32,25 +38,40 @@ class Study:
         """Key of the sweep's axis, "" without one."""
         return self.results.axis or ""
 
+    @property
+    def axis_title(self) -> str:
+        """Title of the sweep's axis, "" without one."""
+        return key_title(self.axis) if self.axis else ""
+
     @cached_property
     def places(self) -> list[str]:
         """Values on the axis, in ascending order."""
         places = {row.at for row in self.results.students if row.at}
         return sorted(places, key=_place_order)
 
+    @property
+    def place_texts(self) -> list[str]:
+        """`places` as labels of an axis."""
+        return [show_value(place, self.axis) for place in self.places]
+
     @cached_property
     def looks(self) -> Looks:
         """Looks of all series."""
-        counts: dict[str, int] = {}
+        rows_of: dict[str, list[Row]] = {}
         for row in self.results.students:
-            counts[row.series] = counts.get(row.series, 0) + bool(row.at)
-        return choose_looks(counts)
+            rows_of.setdefault(row.series, []).append(row)
+        return choose_looks(
+            {
+                series: Series(sum(bool(row.at) for row in rows), rows[0].stem, rows[0].settings)
+                for series, rows in rows_of.items()
+            }
+        )
 
     @cached_property
     def panels(self) -> dict[str, str]:
         """Panel title by place on the axis; rows without a place have the place ""."""
         places = {row.at for row in self.results.students}
-        without = f"without {self.axis}" if self.axis else ""
+        without = f"without {self.axis_title}" if self.axis else ""
         return {
             place: name_value(self.axis, place) or without
             for place in sorted(places, key=_place_order)
@@ -100,7 +121,7 @@ class Study:
         """
         lines = []
         for row in self.results.students:
-            for value, part in _split(row, group):
+            for value, part in self._split(row, group):
                 intervals = [self.results.interval(part, column) for column in (x, y)]
                 if None not in intervals:
                     ends = [end for i in intervals for end in (i.mean, i.low, i.high)]
@@ -131,6 +152,17 @@ class Study:
                 frames.append(points.assign(series=row.series, place=row.at, finished=row.done))
         names = ["series", "place", "finished", "run_id", "status", UPDATES.name, "x", "y"]
         return pd.concat(frames)[names] if frames else pd.DataFrame(columns=names)
+
+    def _split(self, row: Row, group: str) -> Iterator[tuple[str, Row]]:
+        """Split the runs of a row by the values of a column, in words."""
+        if group == "series":
+            yield row.series, row
+        elif group == "method":
+            yield method_label(row.method, "", self.results.manifest.get("titles", {})), row
+        else:
+            for value, runs in row.runs.groupby(group, sort=False, dropna=False):
+                text = show_value("" if pd.isna(value) else str(value), group)
+                yield text, replace(row, runs=runs)
 
     @cached_property
     def logs(self) -> pd.DataFrame:
@@ -191,8 +223,7 @@ def column_of(results: Results, name: Column | str) -> Column:
     known = {column.name: column for column in [*results.columns, *COSTS, UPDATES]}
     if name not in known and any(row.done for row in results.rows):
         name = find_column(results, name)  # before a run is finished, runs.csv has no scores
-    title = name.rpartition(".")[2].replace("_", " ")
-    return known.get(name) or Column(name, title, "", None, False)
+    return known.get(name) or Column(name, key_title(name), "", None, False)
 
 
 def _place_order(place: str) -> float:
@@ -202,12 +233,3 @@ def _place_order(place: str) -> float:
 def _mean(row: Row, column: str) -> float:
     """Score of a reference; nan if it has none."""
     return next((float(values.mean()) for values in row.by_seed(column).values()), nan)
-
-
-def _split(row: Row, group: str) -> Iterator[tuple[str, Row]]:
-    """Split the runs of a row by the values of a column."""
-    if group == "series":
-        yield row.series, row
-    else:
-        for value, runs in row.runs.groupby(group, sort=False, dropna=False):
-            yield show_value("" if pd.isna(value) else str(value)), replace(row, runs=runs)

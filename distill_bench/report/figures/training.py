@@ -115,7 +115,7 @@ def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
     figure = Figure(figsize=(max(SIZE[0], 0.6 + 2.4 * wide), 0.5 + 2.1 * tall))
     panels = list(figure.subplots(tall, wide, sharey=True, squeeze=False).flat)
     places = [place for place in ["", *study.places] if place in set(means.place)]
-    labels = [show_value(place) for place in places]
+    labels = [show_value(place, study.axis) for place in places]
     if not study.axis:
         places = list(dict.fromkeys(means.series))
         labels = [""] * len(places)
@@ -132,7 +132,7 @@ def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     canvas.set_limits(panels[0].yaxis, canvas.drawn_values(panels))
-    figure.supxlabel(study.axis.replace("_", " "))
+    figure.supxlabel(study.axis_title)
     figure.supylabel(name.replace("_", " "))
     canvas.legend(figure, study.looks.legend(means.series))
     return figure

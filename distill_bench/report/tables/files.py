@@ -20,10 +20,10 @@ from distill_bench.report.tables.differences import (
 from distill_bench.report.tables.latex import latex_table
 from distill_bench.report.tables.markdown import markdown
 from distill_bench.report.tables.scores import (
-    CAPTION,
     budget,
     equal_cost,
     equal_cost_caption,
+    score_caption,
     score_table,
     winner,
 )
@@ -44,7 +44,7 @@ def table_files(results: Results) -> dict[str, str]:
         "equal_cost_differences.csv": csv_text(_equal_cost_difference_frame(results)),
         "seeds_needed.csv": csv_text(_seeds_needed_frame(results)),
         "table.md": markdown(results, scores, at_cost),
-        "table.tex": latex_table(results, scores, "", CAPTION),
+        "table.tex": latex_table(results, scores, "", score_caption(results)),
         "equal_cost.tex": latex_table(results, at_cost, "-equal-cost", caption),
     }
 

@@ -6,7 +6,6 @@ from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import Row
 from distill_bench.report.tables.differences import against_baseline, cost_ratio, verdict
 from distill_bench.report.tables.scores import (
-    CAPTION,
     Cell,
     Table,
     differences_caption,
@@ -15,6 +14,7 @@ from distill_bench.report.tables.scores import (
     equal_cost_differences_caption,
     footnotes_of,
     holm_head,
+    score_caption,
     show_interval,
     show_p,
 )
@@ -23,7 +23,7 @@ from distill_bench.report.tables.scores import (
 def markdown(results: Results, scores: Table, at_cost: Table) -> str:
     """Return the text of table.md."""
     parts = [results.question] if results.question else []
-    parts += ["## At the end of training", _markdown_table(scores), CAPTION]
+    parts += ["## At the end of training", _markdown_table(scores), score_caption(results)]
     parts += [f"[{number}] {text}." for number, text in footnotes_of(results, scores)]
     parts += [f"Note: {note}." for note in results.manifest["notes"]]
     parts += ["## At equal cost", _markdown_table(at_cost), equal_cost_caption(results)]

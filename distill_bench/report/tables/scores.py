@@ -6,7 +6,7 @@ from math import floor, isfinite, log10, nan
 
 import numpy as np
 
-from distill_bench.report.labels import show_value
+from distill_bench.report.labels import key_title, show_value, symbols
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import COST, SCORED, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
@@ -19,6 +19,12 @@ CAPTION = (
     "clips. A row with one seed has no interval. Bold: the paired differences to all other rows "
     "exclude 0 at 95 % together, and no row lost a run."
 )
+
+
+def score_caption(results: Results) -> str:
+    """Caption of `score_table`, with the symbols that the labels of its rows use."""
+    explained = symbols(results.swept)
+    return f"{CAPTION} {explained}." if explained else CAPTION
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,16 @@ def score_table(results: Results, columns: Sequence[Column]) -> Table:
 
 def row_heads(results: Results) -> list[str]:
     """Heads of the columns that identify a row."""
-    return ["method", results.axis] if results.axis else ["method"]
+    return ["method", key_title(results.axis)] if results.axis else ["method"]
 
 
 def _row_cells(results: Results, row: Row) -> list[Cell]:
     if not results.axis:
         return [Cell(row.label)]
-    return [Cell(row.series), Cell(show_value(row.at), float(row.at) if row.at else nan)]
+    return [
+        Cell(row.series),
+        Cell(show_value(row.at, results.axis), float(row.at) if row.at else nan),
+    ]
 
 
 def _interval_cell(

@@ -25,7 +25,7 @@ def test_every_line_has_as_many_cells_as_the_table_has_columns(reported):
             for line in lines:
                 if line.endswith(r"\\"):
                     assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
-        assert r"fake\_score\_\\updates" in latex
+        assert r"K (fake-score\\updates)" in latex
         assert "% command: python -m distill_bench.report" in latex
 
 

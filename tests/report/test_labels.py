@@ -1,0 +1,128 @@
+"""Labels of rows read as in the field, say only what varies, and are all different."""
+
+import json
+
+import pandas as pd
+import pytest
+from stores import load_results, update_json, write_run, write_store
+
+from distill_bench.config.identity import default_title
+from distill_bench.registry import methods
+from distill_bench.report.labels import (
+    Declared,
+    key_title,
+    label_rows,
+    name_value,
+    show_value,
+    symbols,
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("stepping", "ode", "ODE"),
+        ("stepping", "renoise", "renoise"),
+        ("fake_score_updates", "5", "K=5"),
+        ("guidance_scale", "3.0", "w=3"),
+        ("nfe", "1", "1 step"),
+        ("nfe", "4", "4 steps"),
+        ("student_lr", "0.0005", "student lr 5e-4"),
+        ("fake_score_lr", "0.00025", "fake-score lr 2.5e-4"),
+        ("ema", "", "no EMA"),
+        ("ema", "0.98", "EMA 0.98"),
+        ("fake_score", "exact", "exact fake score"),
+        ("reuse_rollout", "graph", "shared graph"),
+        ("method.residual_weight", "0.1", "residual weight 0.1"),
+        ("sharding", "False", "no sharding"),
+    ],
+)
+def test_a_setting_has_the_spelling_of_the_trade(key, value, text):
+    assert name_value(key, value) == text
+
+
+def test_learning_rates_are_in_scientific_notation():
+    texts = [show_value(value, "student_lr") for value in ("1e-4", "0.0010", "9.9999e-5", "0")]
+    assert texts == ["1e-4", "1e-3", "1e-4", "0"]
+    assert show_value("0.0001", "weight_decay") == "0.0001"
+
+
+def test_symbols_are_explained_once():
+    assert key_title("fake_score_updates") == "K (fake-score updates)"
+    keys = ["stepping", "fake_score_updates", "guidance_scale"]
+    assert symbols(keys) == "K: fake-score updates; w: guidance scale"
+    assert symbols(["nfe"]) == ""
+
+
+def rows(*lines, keys=("method", "stepping", "fake_score_updates")):
+    return pd.DataFrame(lines, columns=list(keys), dtype=str)
+
+
+def texts(*arguments) -> list[str]:
+    return [label.text for label in label_rows(*arguments)]
+
+
+def test_a_label_names_method_stepping_and_cadence():
+    table = rows(("sgmd", "ode", "1"), ("sgmd", "renoise", "1"), ("dmd2", "ode", "5"))
+    titles = {"sgmd": "SGMD", "dmd2": "DMD2"}
+    labels = label_rows(table, "fake_score_updates", titles)
+    assert [label.text for label in labels] == ["SGMD, ODE, K=1", "SGMD, renoise, K=1", "DMD2, K=5"]
+    assert labels[0].series == labels[0].stem == "SGMD, ODE" and labels[0].settings == {}
+
+
+def test_a_preset_follows_the_name_of_its_method():
+    keys = ("method", "method.preset", "fake_score_lr")
+    table = rows(("sgmd", "paper", "1e-4"), ("sgmd", "shared", "1e-4"), keys=keys)
+    assert texts(table, None, {"sgmd shared": "SGMD, one graph"}) == [
+        "SGMD paper",
+        "SGMD, one graph",
+    ]
+
+
+def test_rows_of_two_methods_with_one_display_name_differ():
+    table = rows(("a", "ode", "1"), ("b", "ode", "1"))
+    first, second = texts(table, None, {"a": "Same", "b": "Same"})
+    assert first.startswith("Same [method=a") and second.startswith("Same [method=b")
+
+
+def test_a_declared_label_stands_for_the_keys_of_its_cell():
+    table = rows(("sgmd", "ode", "1"), ("sgmd", "ode", "5"), ("dmd2", "renoise", "5"))
+    given = Declared("The paper's", frozenset(["method", "stepping"]))
+    whole = Declared("DMD2 of the paper", frozenset(table.columns))
+    assert texts(table, "fake_score_updates", {}, [given, given, whole]) == [
+        "The paper's, K=1",
+        "The paper's, K=5",
+        "DMD2 of the paper",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("dmd2", "DMD2"), ("sgmd", "SGMD"), ("ida", "IDA"), ("consistency", "Consistency")],
+)
+def test_a_name_without_a_title_is_spelt_as_an_acronym_or_a_word(name, title):
+    assert default_title(name) == title
+    assert default_title("decoupled_dmd") == "Decoupled DMD"
+
+
+def test_installed_methods_have_different_display_names():
+    titles = [method.title or default_title(name) for name, method in methods().items()]
+    assert len(set(titles)) == len(titles)
+    assert {"SiD", "DMD2", "SGMD", "TSG-Fisher", "f-distill"} <= set(titles)
+
+
+def test_display_names_and_labels_come_from_the_sweep_and_keys_stay_in_the_data(tmp_path):
+    store = write_store(tmp_path, [])
+    run_ids = [write_run(store, "alpha", 0, cadence, 4.0) for cadence in (1, 5)]
+    labels = {run_ids[1]: {"label": "Slow", "keys": ["method", "fake_score_updates"]}}
+    update_json(
+        store / "sweeps" / "speed.json", run_ids=run_ids, titles={"alpha": "AlphA"}, labels=labels
+    )
+    results = load_results(store, tmp_path / "data")
+    assert [row.label for row in results.students] == ["AlphA, K=1", "Slow"]
+    assert set(results.runs["method"]) == {"alpha", "data", "teacher"}
+    assert [row.name for row in results.students] == [
+        "method=alpha,fake_score_updates=1",
+        "method=alpha,fake_score_updates=5",
+    ]
+    assert json.loads((tmp_path / "data" / "sweep.json").read_text())["labels"] == labels
