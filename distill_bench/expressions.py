@@ -86,7 +86,7 @@ class _Negatives(ast.NodeTransformer):
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         match node:
             case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as number)):
-                return ast.copy_location(ast.Constant(-number), node)
+                return ast.Constant(-number)
         return self.generic_visit(node)
 
 

@@ -78,8 +78,8 @@ def vp_scale(sigma: Tensor) -> Tensor:
 
 def vp_sigmas(alphas_cumprod: Tensor) -> Tensor:
     """Noise level b / (a + b) of each timestep, float64, in the shape of alphas_cumprod = a^2."""
-    a = alphas_cumprod.double().clamp(0, 1).sqrt()
-    b = (1 - alphas_cumprod.double()).clamp(0, 1).sqrt()
+    a = alphas_cumprod.double().clamp(min=0).sqrt()
+    b = (1 - alphas_cumprod.double()).clamp(min=0).sqrt()
     return b / (a + b)
 
 

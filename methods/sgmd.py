@@ -109,7 +109,7 @@ class SGMD(Method):
         return Loss(
             {"fisher": fisher, "residual": -residual},
             x0,
-            {"score_gap": (gap.abs() / n).mean()},
+            {"score_gap": (gap.detach().abs() / n).mean()},
             fake_score_terms={"denoise": self._denoise(r, sigma)},
         )
 

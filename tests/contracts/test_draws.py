@@ -59,6 +59,7 @@ def test_a_shared_level_is_one_for_all_samples_on_every_rank():
     other = dataclasses.replace(DRAWS, indices=range(7, 9)).sigma("s", 2.0, 0.0, 1.0, shared=True)
     assert other.tolist() == shared[:2].tolist()
     assert shared[0] not in DRAWS.sigma("s", 2.0, 0.0, 1.0)
+    assert DRAWS.sigma("other", 2.0, 0.0, 1.0, shared=True)[0] != shared[0]
     for key in ({"seed": 1}, {"student_update": 6}, {"phase": "fake_score/0"}):
         changed = dataclasses.replace(DRAWS, **key).sigma("s", 2.0, 0.0, 1.0, shared=True)
         assert changed[0] != shared[0]
@@ -79,6 +80,19 @@ def test_a_float64_run_sees_the_draws_of_a_float32_run():
     for draw in (KINDS["noise"], KINDS["uniform"]):
         assert draw(double, "a").dtype == torch.float64
         assert torch.equal(draw(double, "a"), draw(DRAWS, "a").double())
+
+
+def test_draws_are_made_on_the_cpu_and_lie_on_their_device():
+    far = dataclasses.replace(DRAWS, device=torch.device("meta"), dtype=torch.float64)
+    for draw in (
+        far.noise("a", (3,)),
+        far.uniform("a"),
+        far.shared_uniform("a"),
+        far.sigma("a", 2.0, 0.0, 1.0),
+    ):
+        assert draw.device.type == "meta"
+        assert draw.dtype == torch.float64
+        assert len(draw) == 4
 
 
 def test_noise_is_standard_normal():

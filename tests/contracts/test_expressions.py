@@ -45,6 +45,14 @@ def test_an_expression_has_the_value_that_python_gives_it(text, value):
     assert evaluate_expression(text, GRAMMAR, VALUES.__getitem__) == value
 
 
+def test_a_negative_number_is_a_constant_even_without_a_minus_in_the_grammar():
+    grammar = {kind: value for kind, value in GRAMMAR.items() if kind is not ast.USub}
+    for text, value in (("-2", -2), ("-0.5", -0.5), ("[-1, 2]", [-1, 2]), ("1 - -2", 3)):
+        assert evaluate_expression(text, grammar, VALUES.__getitem__) == value
+    with pytest.raises(ExpressionError, match="'-n' is not allowed"):
+        evaluate_expression("1 - -n", grammar, VALUES.__getitem__)
+
+
 def test_the_rest_of_a_decided_condition_is_not_evaluated():
     assert evaluate_expression("n == 6 or missing", GRAMMAR, VALUES.__getitem__) is True
     assert evaluate_expression("n == 7 and missing", GRAMMAR, VALUES.__getitem__) is False

@@ -92,6 +92,14 @@ def test_a_timestep_outside_the_table_is_its_first_or_last(dtype):
     assert noise.vp_timestep(sigma, table).dtype == dtype
 
 
+def test_a_table_on_the_cpu_serves_latents_on_any_device():
+    table = torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)
+    x_t, sigma = torch.zeros(2, 1, 1, 1, 1, device="meta"), torch.ones(2, device="meta")
+    assert noise.vp_timestep(sigma, table).device.type == "meta"
+    velocity = noise.vp_velocity(x_t, x_t, sigma, table, "epsilon")
+    assert (velocity.device.type, velocity.dtype) == ("meta", torch.float32)
+
+
 def test_above_the_table_an_output_counts_as_one_at_the_last_level():
     table = torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)
     x_t, output = torch.randn(2, 2, 1, 1, 1, 3, generator=torch.Generator().manual_seed(1))

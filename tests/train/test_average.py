@@ -41,6 +41,14 @@ def test_without_an_average_the_student_itself_is_sampled():
         assert average.sampled()[name] is parameter
 
 
+def test_without_an_average_the_target_predicts_as_the_student(tmp_path):
+    run = Runs("dmd2", tmp_path).build(teacher="gaussian", data=None, ema=None)
+    run.update_student()
+    batch = run.batch("student")
+    inputs = batch.noise("x"), batch.sigma("s"), batch.text
+    assert torch.equal(run.nets.target(*inputs), run.nets.student(*inputs))
+
+
 @dataclass(frozen=True)
 class Doubling(Method):
     """A method whose hook doubles the student's first weight after each update."""

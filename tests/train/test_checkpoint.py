@@ -1,11 +1,17 @@
-"""Checkpoints: the bytes of safetensors' own writer, and a restored optimiser's next steps."""
+"""Checkpoints: the bytes of safetensors' own writer, restored runs, damage, and kept students."""
 
 import io
+import json
+import zlib
+from copy import deepcopy
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
+from torch import nn
 
+from distill_bench.config.schema import AdapterConfig
+from distill_bench.networks.adapters import activate, add_adapter
 from distill_bench.train import checkpoint
 from distill_bench.train.checkpoint import write_tensors
 
@@ -76,3 +82,167 @@ def test_the_two_newest_checkpoints_are_kept(tmp_path):
     average = {"w": torch.zeros(1)}
     checkpoint.load(tmp_path, {}, average, {})
     assert average["w"] == 10
+
+
+def test_a_checkpoint_restores_each_role_average_and_optimiser_to_its_own(tmp_path):
+    """Names that begin alike, many parameters, and two groups; rates are those of today."""
+
+    def parts(fill: float, lr: float):
+        nets = {name: nn.Sequential(*(nn.Linear(1, 1) for _ in range(6))) for name in ("a", "a2")}
+        for shift, net in enumerate(nets.values()):
+            for i, p in enumerate(net.parameters()):
+                p.data.fill_(fill + i + 100 * shift)
+        average = {"w": torch.tensor([fill]), "v": torch.tensor([fill + 1])}
+        optimisers = {}
+        for name, net in nets.items():
+            parameters = list(net.parameters())
+            groups = [{"params": parameters[:5]}, {"params": parameters[5:]}]
+            optimisers[name] = torch.optim.AdamW(groups, lr)
+        return nets, average, optimisers
+
+    nets, average, optimisers = parts(1.0, 0.1)
+    for name, optimiser in optimisers.items():
+        for i, p in enumerate(nets[name].parameters()):
+            p.grad = torch.full_like(p, 1.0 + i + 50 * (name == "a2"))
+        optimiser.step()
+    assert checkpoint.load(tmp_path, nets, average, optimisers) is None
+    checkpoint.save(tmp_path, 3, nets, average, optimisers, {"student_updates": 3})
+    restored, restored_average, restored_optimisers = parts(0.0, 0.7)
+    del restored_average["v"]  # a run without it, e.g. after a change of settings
+    state = checkpoint.load(tmp_path, restored, restored_average, restored_optimisers)
+    assert state == {"student_updates": 3}
+    assert restored_average == {"w": average["w"]}
+    for name, net in nets.items():
+        pairs = zip(net.parameters(), restored[name].parameters(), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
+        saved, loaded = (o[name].state_dict() for o in (optimisers, restored_optimisers))
+        assert loaded["state"].keys() == saved["state"].keys() == set(range(12))
+        for index, moments in saved["state"].items():
+            assert moments.keys() == loaded["state"][index].keys()
+            for moment, value in moments.items():
+                assert torch.equal(value, loaded["state"][index][moment])
+        assert [group["lr"] for group in loaded["param_groups"]] == [0.7, 0.7]
+
+
+def saved_updates(folder, *updates: int) -> None:
+    net = nn.Linear(2, 2)
+    for update in updates:
+        net.weight.data.fill_(update)
+        optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        net.weight.grad = torch.full((2, 2), float(update))
+        optimiser.step()
+        checkpoint.save(folder, update, {"net": net}, {}, {"net": optimiser}, {"at": update})
+
+
+@pytest.mark.parametrize("name", ["weights", "optimisers"])
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "missing"])
+def test_a_damaged_file_sets_its_checkpoint_aside(name, damage, tmp_path, capsys):
+    saved_updates(tmp_path, 4, 5)
+    path = tmp_path / "checkpoints" / "5" / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:50] if damage == "truncated" else data)
+    assert checkpoint.load(tmp_path, {}, {}, {}) == {"at": 4}
+    error = capsys.readouterr().err
+    assert f"{path.parent} cannot be read" in error
+    assert f"{path.name}" in error
+    assert error.endswith("set aside as 5.corrupt\n")
+    assert path.parent.with_name("5.corrupt").is_dir()
+    assert [folder.name for folder in checkpoint.folders(tmp_path)] == ["4"]
+
+
+@pytest.mark.parametrize("state", [None, "{", '{"at": 5}'])
+def test_a_damaged_state_sets_its_checkpoint_aside(state, tmp_path, capsys):
+    """Also where an older folder stands in the way."""
+    saved_updates(tmp_path, 4, 5)
+    path = tmp_path / "checkpoints" / "5" / "state.json"
+    aside = path.parent.with_name("5.corrupt") / "older"
+    aside.mkdir(parents=True)
+    path.unlink()
+    if state is not None:
+        path.write_text(state)
+    assert checkpoint.load(tmp_path, {}, {}, {}) == {"at": 4}
+    assert "set aside as 5.corrupt" in capsys.readouterr().err
+    saved_updates(tmp_path, 5)
+    assert checkpoint.load(tmp_path, {}, {}, {}) == {"at": 5}
+
+
+def test_a_failed_save_leaves_the_checkpoints_before_it(tmp_path):
+    saved_updates(tmp_path, 4)
+    torn = tmp_path / "checkpoints" / ".writing-1"
+    torn.mkdir()
+    (torn / "weights.safetensors").write_bytes(b"half")
+    with pytest.raises(TypeError):
+        checkpoint.save(tmp_path, 5, {}, {}, {}, {"at": {5}})  # a set is not JSON
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert checkpoint.load(tmp_path, {}, {}, {}) == {"at": 4}
+
+
+def test_a_ranks_without_files_writes_none(tmp_path):
+    checkpoint.save(tmp_path, 1, {"net": nn.Linear(1, 1)}, {}, {}, {}, writes=False)
+    checkpoint.save_student(tmp_path, 1, {"w": torch.zeros(1)}, writes=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checksums_are_the_crc_32_of_whole_files(tmp_path):
+    """Of a file beyond the 16 MiB that are read at once."""
+    weights = {"w": torch.arange(5_000_000, dtype=torch.float32)}
+    checkpoint.save(tmp_path, 1, {}, weights, {}, {})
+    folder = tmp_path / "checkpoints" / "1"
+    checksums = json.loads((folder / "state.json").read_text())["checksums"]
+    assert checksums == {
+        name: zlib.crc32((folder / name).read_bytes())
+        for name in ("weights.safetensors", "optimisers.safetensors")
+    }
+
+
+def test_kept_students_are_listed_by_their_update(tmp_path):
+    assert checkpoint.students(tmp_path) == {}
+    (tmp_path / "students").mkdir()
+    for update in (10, 9, 2):
+        checkpoint.save_student(tmp_path, update, {"w": torch.tensor([float(update)])})
+    (tmp_path / "students" / "notes.safetensors").touch()
+    students = checkpoint.students(tmp_path)
+    assert list(students) == [2, 9, 10]
+    assert [load_file(path)["w"].item() for path in students.values()] == [2, 9, 10]
+
+
+class Block(nn.Module):
+    """A network with two linear layers and a buffer that students do not keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_v = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.to_v(self.to_q(x))
+
+
+def test_a_kept_student_predicts_as_it_did(tmp_path):
+    student, other, x = Block(), Block(), torch.randn(4, 3)
+    checkpoint.save_student(tmp_path, 1, dict(student.named_parameters()))
+    checkpoint.load_student(checkpoint.students(tmp_path)[1], other)
+    torch.testing.assert_close(other(x), student(x))
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_a_kept_adapter_becomes_the_active_one_of_a_network(has_adapter, tmp_path):
+    base, x = Block(), torch.randn(4, 3)
+    fresh, adapter = deepcopy(base), AdapterConfig(rank=2, targets=("to_q",))
+    view = add_adapter(base, "student", adapter, seed=1)
+    for p in view.parameters():
+        p.data.normal_()
+    checkpoint.save_student(tmp_path, 1, dict(view.named_parameters()))
+    if has_adapter:
+        add_adapter(fresh, "student", adapter, seed=2)
+    add_adapter(fresh, "fake_score", adapter, seed=3)
+    activate(fresh, ["fake_score"])
+    checkpoint.load_student(checkpoint.students(tmp_path)[1], fresh, adapter)
+    activate(base, ["student"])
+    torch.testing.assert_close(fresh(x), base(x))
+    activate(base, [])
+    assert not torch.allclose(fresh(x), base(x))
