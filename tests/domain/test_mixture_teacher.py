@@ -136,6 +136,7 @@ def store(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_run_and_every_reference_row_are_scored(store):
     rows = references(load_run(store), store.parent)
     assert {"data", "data_other", "teacher", "teacher_other", "teacher_few", "noise"} <= rows.keys()
