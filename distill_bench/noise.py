@@ -9,6 +9,9 @@ The functions `vp_*` translate networks that were trained with variance-preservi
 import torch
 from torch import Tensor
 
+# `renoise`, `ode`, or the share of noise that a step draws anew (`distill_bench.rollout.mixed`)
+Stepping = str | float
+
 
 def over(sigma: Tensor, x: Tensor) -> Tensor:
     """sigma (B,) reshaped to broadcast over the latents x (B, ...), in their dtype."""
@@ -29,6 +32,12 @@ def velocity_to_x0(velocity: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
 def x0_to_velocity(x0: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
     """Velocity (B, C, T, H, W) that a clean prediction implies; sigma must be above 0."""
     return (x_t - x0) / over(sigma, x_t)
+
+
+def x0_to_noise(x0: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
+    """Noise (B, C, T, H, W) that a clean prediction implies; sigma must be above 0."""
+    s = over(sigma, x_t)
+    return (x_t - (1 - s) * x0) / s
 
 
 def x0_to_score(x0: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:

@@ -1,35 +1,47 @@
 """Sampling: the student in a few steps, also during training, and the teacher in many."""
 
 import itertools
+import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from distill_bench.method import Denoise, Role
-from distill_bench.noise import add_noise, over, x0_to_velocity
+from distill_bench.method import Denoise
+from distill_bench.noise import Stepping, add_noise, over, x0_to_noise, x0_to_velocity
+
+
+class Sampled(Protocol):
+    """A network that can be sampled; arguments as for `distill_bench.method.Role`."""
+
+    def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """Clean prediction x0_hat, (B, C, T, H, W)."""
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """Prediction of noise - x0, (B, C, T, H, W)."""
 
 
 def rollout(
-    student: Role,
+    student: Sampled,
     noises: list[Tensor],
     sigmas: Tensor,
     text: Tensor,
-    stepping: str,
+    stepping: Stepping,
     graph: bool = False,
 ) -> Tensor:
     """The student's clean prediction after len(noises) steps, (B, C, T, H, W).
 
     Step i predicts x0 at sigmas[i]. `renoise` then adds the fresh noise noises[i + 1] at level
     sigmas[i + 1]; `ode` takes an Euler step to sigmas[i + 1] and ignores the later noises. Both
-    give the bits of diffusers' flow-matching scheduler. Only the last step may keep its graph
-    (backward simulation: Yin et al., 2024, section 4.5).
+    give the bits of diffusers' flow-matching scheduler. A number steps between the two (`mixed`).
+    Only the last step may keep its graph (backward simulation: Yin et al., 2024, section 4.5).
 
     Args:
         student: the network that is sampled.
         noises: one (B, C, T, H, W) per step; sampling starts from noises[0].
         sigmas: the student's noise levels, high to low, at least len(noises).
         text: (B, L, D).
-        stepping: `renoise` or `ode`.
+        stepping: `renoise`, `ode`, or the share of fresh noise, in (0, 1).
         graph: keep the graph of the last step.
     """
     x_t = noises[0]
@@ -40,10 +52,28 @@ def rollout(
             sigma, lower = levels[step], levels[step + 1]
             if stepping == "renoise":
                 x_t = add_noise(student(x_t, sigma, text), noises[step + 1], lower)
-            else:
+            elif stepping == "ode":
                 x_t = x_t + over(lower - sigma, x_t) * student.velocity(x_t, sigma, text)
+            else:
+                x0 = student(x_t, sigma, text)
+                noise = mixed(x0_to_noise(x0, x_t, sigma), noises[step + 1], float(stepping))
+                x_t = add_noise(x0, noise, lower)
     with torch.set_grad_enabled(graph):
         return student(x_t, levels[last], text)
+
+
+def mixed(noise: Tensor, fresh: Tensor, share: float) -> Tensor:
+    """Unit noise of which `share` is fresh: sqrt(1 - share^2) noise + share fresh.
+
+    DDIM's family (Song et al., 2021, eq. 12) with standard deviation share * sigma of the fresh
+    noise. 0 is the ODE and 1 draws all noise anew; DDIM's own eta of 1 is DDPM, which draws less.
+
+    Args:
+        noise: that x_t and the clean prediction imply, (B, C, T, H, W).
+        fresh: unit Gaussian noise, (B, C, T, H, W).
+        share: in [0, 1].
+    """
+    return math.sqrt(1 - share**2) * noise + share * fresh
 
 
 @torch.no_grad()

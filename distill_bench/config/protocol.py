@@ -42,4 +42,4 @@ def protocol_hash(config: RunConfig) -> str:
 
 def student_key(config: RunConfig) -> str:
     """Key of the untrained student's clips: all settings outside the protocol that change them."""
-    return "-".join(filter(None, (f"nfe{config.nfe}", config.stepping, config.student_hash)))
+    return "-".join(filter(None, (f"nfe{config.nfe}", str(config.stepping), config.student_hash)))

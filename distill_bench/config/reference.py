@@ -10,11 +10,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.rows.sampling import SamplingConfig
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 
 SECTIONS = (
     ("A sweep file", "", SweepConfig),
+    ("An entry of `sampling` of a sweep file", "sampling.", SamplingConfig),
     ("A run: `base`, `grid`, `zip`, `include`, `--set`", "", RunConfig),
     ("`protocol` of a run", "protocol.", ProtocolConfig),
     ("`adapter` of a run", "adapter.", AdapterConfig),

@@ -3,11 +3,24 @@
 `distill-bench keys` prints the reference table from the texts below the keys.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from distill_bench.config.validation import Count, StrictModel
+
+
+def _named_stepping(value: Any) -> Any:
+    """The ends of the scale from 0 to 1 by name, so that equal steppings have equal ids."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {0: "ode", 1: "renoise"}.get(value, value)
+    return value
+
+
+SteppingKey = Annotated[
+    Literal["renoise", "ode"] | Annotated[float, Field(gt=0, lt=1)],
+    BeforeValidator(_named_stepping),
+]
 
 
 def key(default: Any = ..., *, in_id: bool = True, added: bool = False, **bounds: Any) -> Any:
@@ -110,8 +123,8 @@ class RunConfig(StrictModel):
     """Network evaluations per clip of the student, one per noise level."""
     shift: float = key(2.0, gt=0)
     """Resolution shift of the student's noise levels; 1 leaves them as they are."""
-    stepping: Literal["renoise", "ode"] = key("renoise")
-    """Step to the student's next noise level: new noise, or an Euler step of the ODE."""
+    stepping: SteppingKey = key("renoise")
+    """Step to the student's next noise level: new noise, an ODE step, or the share of new noise."""
     exit_step: Literal["random", "last"] = key("random")
     """Step of the rollout whose prediction is trained; random: drawn per update."""
     student_input: Literal["rollout", "real_data"] = key("rollout")

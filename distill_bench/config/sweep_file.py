@@ -16,6 +16,7 @@ from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.overrides import apply_overrides, has_values, run_value, same_value
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
+from distill_bench.config.rows.sampling import SamplingConfig
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
@@ -60,6 +61,8 @@ class SweepConfig(StrictModel):
     """Conditions on dotted keys that remove cells, e.g. "method == 'a' and nfe > 2"."""
     seeds: int | list[int] = 1
     """Number of seeds, or the seeds, of every cell."""
+    sampling: list[SamplingConfig] = []
+    """Further ways to sample students, the untrained network and the teacher; see below."""
     baseline: dict[str, Any] | None = None
     """Dotted keys of the row that other rows are compared with; null: the first row."""
     cluster: ClusterConfig = ClusterConfig()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill_bench.noise import Stepping
 from distill_bench.store.files import read_text, text_lines
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.teachers.kinds import RealLatents
@@ -97,7 +98,7 @@ class ClosedFormPipeline:
         self,
         student: nn.Module,
         sigmas: Tensor,
-        stepping: str,
+        stepping: Stepping,
         exits: Sequence[int],
         data: RealLatents | None,
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

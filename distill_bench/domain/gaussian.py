@@ -7,11 +7,14 @@ C). A linear student maps Gaussians to Gaussians at every step, so its samples h
 and an exact fake score.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from distill_bench.noise import Stepping
 
 KNOTS = 9  # noise levels between which the student's linear map is interpolated
 # Variance added to the student's start: at sigma 1 the teacher predicts its mean, without variance.
@@ -112,7 +115,7 @@ class LinearBlock(nn.Module):
 
 
 def step_moments(
-    block: LinearBlock, sigmas: Tensor, stepping: str, text: Tensor
+    block: LinearBlock, sigmas: Tensor, stepping: Stepping, text: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Means (B, d) and covariance (d, d) of the clean prediction at each step of a rollout.
 
@@ -120,7 +123,7 @@ def step_moments(
 
     Args:
         sigmas: the student's noise levels, high to low.
-        stepping: `renoise` or `ode`.
+        stepping: as for `rollout`.
         text: (B, E).
     """
     dtype = block.weight.dtype
@@ -142,10 +145,17 @@ def step_moments(
         if stepping == "renoise":
             mean = (1 - lower) * clean_mean
             covariance = (1 - lower) ** 2 * clean_covariance + lower**2 * eye
-        else:
+        elif stepping == "ode":
             move = eye + (lower - sigma) * weight
             mean = mean @ move.T + (lower - sigma) * offset
             covariance = move @ covariance @ move.T
+        else:
+            share = float(stepping)
+            of_x_t = lower * math.sqrt(1 - share**2) / sigma
+            of_clean = 1 - lower - of_x_t * (1 - sigma)
+            move = of_x_t * eye + of_clean * clean
+            mean = of_x_t * mean + of_clean * clean_mean
+            covariance = move @ covariance @ move.T + (share * lower) ** 2 * eye
     return moments
 
 
@@ -163,7 +173,7 @@ class RolloutSamples:
     """The student's own rollouts: one Gaussian per exit step."""
 
     sigmas: Tensor  # the student's noise levels, high to low
-    stepping: str
+    stepping: Stepping
     exits: Sequence[int]
 
     def density(self, block: LinearBlock, text: Tensor) -> list[Gaussians]:

@@ -32,6 +32,7 @@ from distill_bench.domain.gaussian import (
     step_moments,
 )
 from distill_bench.draws import generator
+from distill_bench.noise import Stepping
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import ClosedFormTeacher, RealLatents
 
@@ -110,7 +111,7 @@ class GaussianPipeline(ClosedFormPipeline):
         self,
         student: nn.Module,
         sigmas: Tensor,
-        stepping: str,
+        stepping: Stepping,
         exits: Sequence[int],
         data: RealLatents | None,
     ) -> ExactFakeScore:
@@ -123,7 +124,7 @@ class GaussianPipeline(ClosedFormPipeline):
 
     @torch.no_grad()
     def facts(
-        self, student: nn.Module | None, sigmas: Tensor, stepping: str, guidance_scale: float
+        self, student: nn.Module | None, sigmas: Tensor, stepping: Stepping, guidance_scale: float
     ) -> dict[str, np.ndarray]:
         """Exact moments of the student's samples and of their target, the guided teacher.
 

@@ -19,6 +19,7 @@ from distill_bench.domain.latent_clips import dithered, grey_video, undithered
 from distill_bench.domain.mixture import Mixture, MixtureBlock, transported
 from distill_bench.domain.mixture_network import MixtureNetwork
 from distill_bench.draws import generator
+from distill_bench.noise import Stepping
 from distill_bench.store.files import read_text
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import ClosedFormTeacher
@@ -97,7 +98,7 @@ class MixturePipeline(ClosedFormPipeline):
         return dithered(latents)
 
     def facts(
-        self, student: nn.Module | None, sigmas: Tensor, stepping: str, guidance_scale: float
+        self, student: nn.Module | None, sigmas: Tensor, stepping: Stepping, guidance_scale: float
     ) -> dict[str, np.ndarray]:
         """Parameters of the mixture, its `prompts`, and the `latent_shape`, for every row."""
         parameters = {name: value.numpy() for name, value in self.mixture.tensors().items()}

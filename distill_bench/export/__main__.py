@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from distill_bench.export.pipeline import DTYPES, export
+from distill_bench.export.pipeline import DTYPES, STEPPINGS, export
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,9 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="write only the adapter, as a file for load_lora_weights, and the scheduler",
     )
+    parser.add_argument(
+        "--stepping",
+        choices=STEPPINGS,
+        help="stepping of the pipeline's scheduler; default: as in training",
+    )
     options = parser.parse_args(argv)
     try:
-        print(export(options.run, options.folder, options.updates, options.dtype, options.lora))
+        wanted = options.updates, options.dtype, options.lora, options.stepping
+        print(export(options.run, options.folder, *wanted))
     except SafetensorError as error:  # e.g. a full disk
         parser.exit(2, f"{parser.prog}: cannot write {options.folder}: {error}\n")
     except (ValueError, OSError) as error:

@@ -23,12 +23,15 @@ STEPS = {
 }
 
 
-def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[str]) -> str:
+def card(
+    run_dir: Path, config: RunConfig, stepping: str, updates: int, name: str, call: list[str]
+) -> str:
     """Model card of a student in Markdown: sampling, origin, scores, licence.
 
     Args:
         run_dir: the run's folder, for its cost, code and scores.
         config: config of the run.
+        stepping: of the exported scheduler, a key of `STEPS`.
         updates: student update at which the student was kept.
         name: name of the exported folder; the card's title.
         call: lines of Markdown on how to sample it, from `snippet`.
@@ -48,8 +51,12 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
         "",
         f"A {config.nfe}-step student, distilled from {teacher}. Call it without guidance, for",
         f"clips of {config.frames} frames of {config.height}x{config.width}. Its noise levels are",
-        f"{', '.join(f'{sigma:.6g}' for sigma in sigmas)}: {STEPS[config.stepping]}.",
-        "The scheduler gives these levels for this number of steps only.",
+        f"{', '.join(f'{sigma:.6g}' for sigma in sigmas)}: {STEPS[stepping]}.",
+        *(
+            f"With the scheduler in `scheduler_{other}`, {STEPS[other]}."
+            for other in other_steppings(config, stepping)
+        ),
+        "A scheduler gives these levels for this number of steps only.",
         "",
         *call,
         "",
@@ -71,6 +78,11 @@ def card(run_dir: Path, config: RunConfig, updates: int, name: str, call: list[s
     return "\n".join(lines)
 
 
+def other_steppings(config: RunConfig, stepping: str) -> list[str]:
+    """Steppings other than the exported one that give other samples."""
+    return [other for other in STEPS if other != stepping] if config.nfe > 1 else []
+
+
 def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, object]]:
     """Settings, cost and code of a run as (name, value) pairs; unknown values are left out."""
     start = config.student and model_name(config.student)
@@ -89,6 +101,7 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
         "fake-score updates per student update": config.fake_score_updates,
         "learning rates": f"student {config.student_lr:g}, fake score {config.fake_score_lr:g}",
         "guidance scale of the teacher": config.guidance_scale,
+        "stepping in training": config.stepping if config.nfe > 1 else None,
         "negative prompt of the teacher": _negative_prompt(config),
         "decay of the moving average": config.ema,
         "seed": config.seed,
@@ -121,12 +134,18 @@ def _split_revision(name: str) -> tuple[str, str]:
 
 
 def snippet(
-    config: RunConfig, architecture: Architecture, name: str, index: dict[str, Any], lora: bool
+    config: RunConfig,
+    stepping: str,
+    architecture: Architecture,
+    name: str,
+    index: dict[str, Any],
+    lora: bool,
 ) -> list[str]:
     """Lines of Markdown with the code that samples an exported student.
 
     Args:
         config: config of the run.
+        stepping: of the exported scheduler, a key of `STEPS`.
         architecture: architecture of the teacher.
         name: name of the exported folder.
         index: the folder's model_index.json: library and class of each part.
@@ -144,8 +163,13 @@ def snippet(
         *_loading_code(config, architecture, name, index, lora),
         *_decoding_code(architecture),
         *(
+            f'# pipe.scheduler = type(pipe.scheduler).from_pretrained("{name}", '
+            f'subfolder="scheduler_{other}")'
+            for other in other_steppings(config, stepping)
+        ),
+        *(
             ["torch.manual_seed(0)  # later steps draw their noise from torch's own generator"]
-            if config.stepping == "renoise" and config.nfe > 1
+            if stepping == "renoise" and config.nfe > 1
             else []
         ),
         "frames = pipe(",

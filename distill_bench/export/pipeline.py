@@ -3,7 +3,8 @@
 The folder holds the student's weights (their moving average, if the run keeps one), copies of the
 teacher's text encoder, tokenizer and autoencoder, a model card, and a scheduler with which the
 pipeline takes the student's own steps: call it with `num_inference_steps` = nfe and
-`guidance_scale` = 1. For a run with an adapter, `lora=True` instead writes a file for
+`guidance_scale` = 1. Beside it, `scheduler_ode` or `scheduler_renoise` takes the other stepping at
+the same noise levels. For a run with an adapter, `lora=True` instead writes a file for
 `load_lora_weights`, the card and the scheduler.
 """
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from distill_bench.config.resolve import load_run
 from distill_bench.config.schema import AdapterConfig, RunConfig
-from distill_bench.export.card import card, snippet
+from distill_bench.export.card import STEPS, card, other_steppings, snippet
 from distill_bench.networks.adapters import lora_config, merge_adapter
 from distill_bench.networks.pipeline import check_content, load_transformer
 from distill_bench.networks.precision import cast
@@ -30,11 +31,17 @@ from distill_bench.teachers.kinds import find_teacher
 from distill_bench.train import checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STEPPINGS = tuple(STEPS)
 COPIED_PARTS = ("text_encoder", "tokenizer", "vae")
 
 
 def export(
-    run_dir: Path, out: Path, updates: int | None = None, dtype: str = "float32", lora: bool = False
+    run_dir: Path,
+    out: Path,
+    updates: int | None = None,
+    dtype: str = "float32",
+    lora: bool = False,
+    stepping: str | None = None,
 ) -> Path:
     """Write the student of a run as a pipeline folder, all or nothing.
 
@@ -46,13 +53,15 @@ def export(
             copied unchanged.
         lora: write only the adapter, for the pipeline that the student started from. If False, the
             adapter is merged into the weights.
+        stepping: of the pipeline's scheduler, one of `STEPPINGS`; None: as in training.
 
     Returns:
         `out`.
 
     Raises:
         ValueError: if the run kept no such student, has no adapter although `lora` is set, or has
-            a teacher without networks; if `out` is not empty; or if the teacher has changed.
+            a teacher without networks; if `out` is not empty; if the teacher has changed; or if
+            diffusers has no scheduler for the stepping.
         OSError: if the folder cannot be written.
     """
     config = load_run(run_dir)
@@ -63,13 +72,14 @@ def export(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder")
+    stepping = _known_stepping(run_dir, config, stepping)
     teacher = _complete_teacher(run_dir, config, lora)
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         base = teacher if config.student is None else teacher_folder(config.student)
-        index = _write_scheduler(temporary, config, teacher, base)
+        index = _write_schedulers(temporary, config, stepping, teacher, base)
         if lora:
             _write_adapter(temporary, weights, config.adapter, teacher, DTYPES[dtype])
         else:
@@ -82,9 +92,9 @@ def export(
             (temporary / "model_index.json").write_text(
                 json.dumps(index, indent=2) + "\n", encoding="utf-8"
             )
-        call = snippet(config, architecture_of(teacher), out.name, index, lora)
+        call = snippet(config, stepping, architecture_of(teacher), out.name, index, lora)
         (temporary / "README.md").write_text(
-            card(run_dir, config, updates, out.name, call), encoding="utf-8"
+            card(run_dir, config, stepping, updates, out.name, call), encoding="utf-8"
         )
         if out.is_dir():
             out.rmdir()
@@ -126,11 +136,32 @@ def _complete_teacher(run_dir: Path, config: RunConfig, lora: bool) -> Path:
     return teacher.folder
 
 
-def _write_scheduler(out: Path, config: RunConfig, teacher: Path, base: Path) -> dict:
-    """Write the student's scheduler; returns the teacher's model_index.json with this scheduler."""
+def _known_stepping(run_dir: Path, config: RunConfig, stepping: str | None) -> str:
+    """The stepping of the exported scheduler."""
+    chosen = config.stepping if stepping is None else stepping
+    if chosen not in STEPPINGS:
+        raise ValueError(
+            f"{run_dir} steps with {chosen:.0%} of new noise; diffusers has no scheduler for that: "
+            f"choose another by --stepping, {' or '.join(STEPPINGS)}"
+        )
+    return str(chosen)
+
+
+def _write_schedulers(
+    out: Path, config: RunConfig, stepping: str, teacher: Path, base: Path
+) -> dict:
+    """Write the student's scheduler, and the one of the other stepping if steps differ.
+
+    Returns:
+        The teacher's model_index.json with the student's scheduler.
+    """
     architecture = architecture_of(base)
-    scheduler = architecture.student_scheduler(config.nfe, config.shift, config.stepping)
+    scheduler = architecture.student_scheduler(config.nfe, config.shift, stepping)
     scheduler.save_pretrained(out / "scheduler")
+    for other in other_steppings(config, stepping):
+        architecture.student_scheduler(config.nfe, config.shift, other).save_pretrained(
+            out / f"scheduler_{other}"
+        )
     index = read_config(teacher, "model_index.json")
     index = {key: value for key, value in index.items() if key != "_name_or_path"}
     module = type(scheduler).__module__

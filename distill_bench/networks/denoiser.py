@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill_bench.networks.adapters import Adapted
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.sharding import Reached
-from distill_bench.noise import velocity_to_x0
+from distill_bench.noise import velocity_to_x0, x0_to_velocity
 from distill_bench.teachers.architecture import Call, architecture_called
 
 
@@ -150,6 +150,12 @@ class Guided:
             cond = self.denoiser(x_t, sigma, text)
             uncond = self.denoiser(x_t, sigma, null_text)
         return uncond + self.guidance_scale * (cond - uncond)
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """Guided prediction of noise - x0, (B, C, T, H, W); arguments as for the call."""
+        if self.guidance_scale == 1:
+            return self.denoiser.velocity(x_t, sigma, text)
+        return x0_to_velocity(self(x_t, sigma, text), x_t, sigma)
 
 
 def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:

@@ -19,6 +19,7 @@ from distill_bench.domain import shapes
 from distill_bench.networks.denoiser import forward_flops
 from distill_bench.networks.loading import load_part
 from distill_bench.networks.text_pipeline import TextPipeline, load_texts
+from distill_bench.noise import Stepping
 from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.teachers.contents import content_hash
 from distill_bench.teachers.diffusers_folder import autoencoder_class
@@ -105,12 +106,17 @@ class DiffusersPipeline(TextPipeline):
         return forward_flops(net, latent_shape, text)
 
     def exact_fake_score(
-        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int], data: object
+        self,
+        student: nn.Module,
+        sigmas: Tensor,
+        stepping: Stepping,
+        exits: Sequence[int],
+        data: object,
     ) -> None:
         """None: the student's density has no closed form."""
 
     def facts(
-        self, student: nn.Module | None, sigmas: Tensor, stepping: str, guidance_scale: float
+        self, student: nn.Module | None, sigmas: Tensor, stepping: Stepping, guidance_scale: float
     ) -> dict[str, np.ndarray]:
         """Empty: nothing is known exactly about the clips."""
         return {}

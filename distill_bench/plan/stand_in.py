@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from distill_bench.noise import Stepping
 from distill_bench.teachers.embeddings import Texts
 
 SHAPE = (4, 2, 2, 2)  # (C, T, H, W) of its latents
@@ -86,7 +87,12 @@ class StandIn:
         return 1.0
 
     def exact_fake_score(
-        self, student: nn.Module, sigmas: Tensor, stepping: str, exits: Sequence[int], data: object
+        self,
+        student: nn.Module,
+        sigmas: Tensor,
+        stepping: Stepping,
+        exits: Sequence[int],
+        data: object,
     ) -> "ExactScore":
         return ExactScore()
 

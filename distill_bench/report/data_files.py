@@ -19,6 +19,7 @@ import pandas as pd
 
 from distill_bench.config.overrides import has_values, value_at
 from distill_bench.report.csv_files import cells, csv_text
+from distill_bench.report.labels import SAMPLING, is_sampling
 from distill_bench.report.read_store import DONE, StoredRun, StoredSweep, finite
 from distill_bench.report.rows import key_texts
 from distill_bench.store.files import read_jsonl
@@ -121,14 +122,22 @@ def _row_keys(
     A baseline may also name keys that all runs share, or a method by its path. If it is one row,
     such keys are replaced by the row's own; otherwise the baseline stays as it is.
     """
-    if not wanted or (
-        wanted.keys() <= {"method", *swept} and wanted.get("method") in (None, *_methods(sweep))
-    ):
-        return dict(wanted) if wanted else wanted
+    if not wanted:
+        return wanted
+    # a baseline that names no way of sampling is sampled as it was trained
+    as_trained = any(map(is_sampling, swept)) and not any(map(is_sampling, wanted))
+    known = wanted.keys() <= {"method", *swept} and wanted.get("method") in (
+        None,
+        *_methods(sweep),
+    )
+    if known and not as_trained:
+        return dict(wanted)
     rows = [
         {"method": run.method} | {key: value_at(run.config, key) for key in swept}
         for run in sweep.runs
-        if run.config and has_values(run.config, wanted)
+        if run.config
+        and has_values(run.config, wanted)
+        and not (as_trained and run.folder.parent.name == "samplings")
     ]
     one_row = rows and all(row == rows[0] for row in rows)
     return rows[0] if one_row else dict(wanted)
@@ -157,7 +166,9 @@ def _swept_keys(sweep: StoredSweep) -> list[str]:
     for values in by_method.values():
         differing = [key for key, distinct in values.items() if len(distinct) > 1]
         keys += [key for key in differing if key not in NOT_IDENTITY and key not in keys]
-    return keys
+    # the settings of training beside those of sampling
+    trained = [key.removeprefix(SAMPLING) for key in keys if is_sampling(key)]
+    return keys + [key for key in trained if key in below[""] and key not in keys]
 
 
 def _axis(sweep: StoredSweep, swept: Sequence[str]) -> str | None:

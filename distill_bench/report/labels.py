@@ -14,6 +14,7 @@ import pandas as pd
 from distill_bench.config.identity import default_title
 
 PRESET = "method.preset"
+SAMPLING = "sampling."  # begins the keys of a student's sampling; the other keys are of training
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,14 @@ WORDINGS = {
 
 def wording(key: str) -> Wording:
     """Words for a key; by default its name with spaces."""
+    if is_sampling(key):
+        return Wording(f"sampled {wording(key.removeprefix(SAMPLING)).title}")
     return WORDINGS.get(key) or Wording(key.rpartition(".")[2].replace("_", " "))
+
+
+def is_sampling(key: str) -> bool:
+    """True for a key of a student's sampling."""
+    return key.startswith(SAMPLING)
 
 
 def key_title(key: str) -> str:
@@ -65,6 +73,9 @@ def symbols(keys: Sequence[str]) -> str:
 
 def name_value(key: str, value: str) -> str:
     """Words for a value of a key: "K=5", "4 steps", "ODE", "no EMA"; "" for null without words."""
+    if is_sampling(key):
+        words = name_value(key.removeprefix(SAMPLING), value)
+        return f"sampled {words}" if words else ""
     known = wording(key)
     if value in known.words:
         return known.words[value]
@@ -150,6 +161,7 @@ def label_rows(
         titles: display names, see `method_label`; by default made from the names of methods.
         declared: the label that the sweep file gives each row, if any.
     """
+    keys = _unlike_training(keys, axis)
     swept = [key for key in keys.columns if key != "method"]
     rows_of = dict(list(keys.groupby("method", sort=False)))
     distinctive = {method: _distinctive(rows, swept, axis) for method, rows in rows_of.items()}
@@ -162,6 +174,9 @@ def label_rows(
         usual = {key for key in swept if (rows[key] == row[key]).sum() > len(rows) / 2}
         shown = [key for key in distinctive[method] if key not in usual or is_word(row[key])]
         shown += [key for key, value in common.items() if row[key] != value and key not in shown]
+        # every setting in which sampling differs from training
+        unlike = [key for key in swept if is_sampling(key) and row[key] and key != axis]
+        shown += [key for key in unlike if key not in shown]
         place = row[axis] if axis else ""
         if axis and not place:  # without a place the label may be ambiguous: add unusual words
             shown += [
@@ -171,6 +186,16 @@ def label_rows(
             ]
         drafts.append(_Draft(row, shown, axis, place, given))
     return _distinct(drafts, titles)
+
+
+def _unlike_training(keys: pd.DataFrame, axis: str | None) -> pd.DataFrame:
+    """Empty each cell of a student's sampling that repeats how it was trained."""
+    keys = keys.copy()
+    for key in keys.columns:
+        trained = key.removeprefix(SAMPLING)
+        if is_sampling(key) and key != axis and trained in keys:
+            keys[key] = keys[key].mask(keys[key] == keys[trained], "")
+    return keys
 
 
 @dataclass(frozen=True)

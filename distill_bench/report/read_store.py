@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.config.yaml_files import load_yaml
-from distill_bench.sample.reference_kinds import STUDENT, role_of
+from distill_bench.sample.reference_kinds import STUDENT, UNDISTILLED, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, read_jsonl, read_record, text_lines
 from distill_bench.store.nested import describe_differences, flat
-from distill_bench.store.runs import read_result, run_state, sweep_name
+from distill_bench.store.runs import read_result, run_state, sweep_name, unsampled
 
 DONE, REFERENCE = "done", "reference"  # states with scores
 COMPARABLE = ("protocol", "version", "extractor")  # equal for all scores of a column
@@ -91,10 +91,15 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
     runs = [read_run(store / run_id) for run_id in manifest["run_ids"]]
     runs = [_with_preset(run, presets.get(run.run_id)) for run in runs]
     runs = _with_configs(runs, manifest.get("groups", {}))
+    samplings = manifest.get("samplings", {})
+    if samplings:
+        runs = [way for run in runs for way in _by_sampling(run, samplings.get(run.run_id, {}))]
     references = [
         _read_reference(kind, store / folder)
         for kind, folder in manifest.get("references", {}).items()
     ]
+    rows = manifest.get("rows", {})
+    references += [_read_row(store / row, content) for row, content in rows.items()]
     stored = StoredSweep(
         name=name,
         question=manifest.get("question", ""),
@@ -104,7 +109,11 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
         # a folder without scores: no evaluator of the protocol applies to this reference
         references=[row for row in references if row.scores or not row.folder.is_dir()],
         titles=manifest.get("titles", {}),
-        labels=manifest.get("labels", {}),
+        labels={
+            run.run_id: label
+            for run in runs
+            if (label := manifest.get("labels", {}).get(run.run_id.partition("/")[0]))
+        },
     )
     _check_comparable(stored.runs + stored.references, store)
     return stored
@@ -212,6 +221,54 @@ def _read_reference(kind: str, folder: Path) -> StoredRun:
         result=_read(folder / "row.json"),
         scores=scores,
     )
+
+
+def _read_row(folder: Path, row: Mapping[str, Any]) -> StoredRun:
+    """Read a row that trains nothing.
+
+    Args:
+        row: its entry in the manifest: contents of row.yaml.
+    """
+    run = read_run(folder)
+    return replace(
+        run,
+        method=row["label"],
+        seed=None,
+        status=REFERENCE if run.status == DONE else run.status,
+        role=UNDISTILLED,
+        config={},  # of the run that states its protocol
+    )
+
+
+def _by_sampling(run: StoredRun, ways: Mapping[str, Mapping[str, Any]]) -> list[StoredRun]:
+    """The run, and its student sampled in further ways, each with its `sampling` in the config.
+
+    Args:
+        ways: keys of each way, by name.
+    """
+    if not run.config:
+        return [run]
+    own = {key: run.config.get(key) for key in ("stepping", "nfe", "shift")}
+    sampled = [replace(run, config=run.config | {"sampling": own | {"guidance_scale": 1.0}})]
+    for name, way in ways.items():
+        folder = run.folder / "samplings" / name
+        scores = _read_scores(folder) if not unsampled(run.folder, [name]) else {}
+        at_end = {run.result["student_updates"]: scores} if scores else {}
+        sampled.append(
+            replace(
+                run,
+                run_id=f"{run.run_id}/samplings/{name}",
+                status="missing" if run.status == DONE and not scores else run.status,
+                folder=folder,
+                config=run.config
+                | {"sampling": {key: value for key, value in way.items() if value is not None}},
+                result=run.result | {"nfe": way["nfe"]} if run.result else {},
+                scores=scores,
+                checkpoints=at_end,
+                training=[],
+            )
+        )
+    return sampled
 
 
 def _read_scores(folder: Path) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill_bench.config.rows.sampling import Sampling, own_sampling
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.draws import generator
 from distill_bench.networks.denoiser import Denoiser, Guided
@@ -67,21 +68,27 @@ class Sampler:
             cast(net, self.dtype)
         return place(net, self.device, offload)
 
-    def student(self, net: nn.Module) -> ClipSource:
-        """Clips from a student's rollout, without guidance."""
-        return self._clips(self.seeds, self.student_latents(net))
+    def student(self, net: nn.Module, sampling: Sampling | None = None) -> ClipSource:
+        """Clips from a student's rollout; `sampling` None: as the run's own."""
+        sampling = sampling or own_sampling(self.config)
+        return self._clips(self.seeds, self.student_latents(net, sampling), sampling.nfe)
 
-    def student_latents(self, net: nn.Module) -> Latents:
-        """Rollout of a student from given noise."""
-        denoiser = self._denoiser(net, "student")
-        sigmas = student_sigmas(self.config.nfe, self.config.shift).to(self.device)
-        return lambda noises, text: rollout(denoiser, noises, sigmas, text, self.config.stepping)
+    def student_latents(self, net: nn.Module, sampling: Sampling | None = None) -> Latents:
+        """Rollout of a student from given noise; `sampling` None: as the run's own."""
+        sampling = sampling or own_sampling(self.config)
+        denoiser = self._guided(net, "student", sampling.guidance_scale)
+        sigmas, stepping = levels(sampling).to(self.device), sampling.stepping
+        return lambda noises, text: rollout(denoiser, noises, sigmas, text, stepping)
 
-    def facts(self, net: nn.Module | None = None) -> dict[str, np.ndarray]:
+    def facts(
+        self, net: nn.Module | None = None, sampling: Sampling | None = None
+    ) -> dict[str, np.ndarray]:
         """Exact knowledge of a student's clips, or of a reference row's (`Pipeline.facts`)."""
-        sigmas = student_sigmas(self.config.nfe, self.config.shift)
+        sampling = sampling or own_sampling(self.config)
         guidance = self.config.protocol.teacher_guidance
-        return self.pipeline.facts(net, sigmas, self.config.stepping, guidance)
+        # closed forms of students are without guidance
+        known = net if sampling.guidance_scale == 1 else None
+        return self.pipeline.facts(known, levels(sampling), sampling.stepping, guidance)
 
     def data(self, seeds: list[int]) -> ClipSource:
         """Real clips of the prompts; a seed selects the clip."""
@@ -93,18 +100,26 @@ class Sampler:
 
     def teacher(self, steps: int, seeds: list[int]) -> ClipSource:
         """Clips of `steps` Euler steps of the guided teacher."""
-        return self._clips(seeds, self.teacher_latents(steps))
+        return self._clips(seeds, self.teacher_latents(steps), 1)
 
     def teacher_latents(self, steps: int) -> Latents:
         """`steps` Euler steps of the guided teacher from the first of the given noises."""
-        guided = Guided(
-            self._denoiser(self.teacher_net, "teacher"),
-            self.texts.null_text,
-            self.config.protocol.teacher_guidance,
-            self.config.guidance_forwards == "batched",
-        )
+        scale = self.config.protocol.teacher_guidance
+        guided = self._guided(self.teacher_net, "teacher", scale)
         sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
         return lambda noises, text: euler(guided, noises[0], sigmas, text)
+
+    def sampled_teacher(self, sampling: Sampling) -> ClipSource:
+        """Clips of the teacher, sampled in any way; its ODE gives the bits of `teacher`."""
+        guided = self._guided(self.teacher_net, "teacher", sampling.guidance_scale)
+        sigmas, stepping = levels(sampling).to(self.device), sampling.stepping
+
+        def latents(noises: list[Tensor], text: Tensor) -> Tensor:
+            if stepping == "ode":
+                return euler(guided, noises[0], torch.cat([sigmas, sigmas.new_zeros(1)]), text)
+            return rollout(guided, noises, sigmas, text, stepping)
+
+        return self._clips(self.seeds, latents, sampling.nfe)
 
     @cached_property
     def teacher_net(self) -> nn.Module:
@@ -115,25 +130,37 @@ class Sampler:
         autocast = None if self.dtype == torch.float32 else self.dtype
         return Denoiser(net, role, Ledger(1), autocast=autocast)
 
-    def _clips(self, seeds: list[int], latents: Latents) -> ClipSource:
+    def _guided(self, net: nn.Module, role: str, guidance_scale: float) -> Guided:
+        denoiser, batched = self._denoiser(net, role), self.config.guidance_forwards == "batched"
+        return Guided(denoiser, self.texts.null_text, guidance_scale, batched)
+
+    def _clips(self, seeds: list[int], latents: Latents, steps: int) -> ClipSource:
         @torch.no_grad()
         def frames(first: int, end: int) -> np.ndarray:
-            noises, text = self._noises(seeds[first:end]), self.texts.rows(range(first, end))
+            noises = self._noises(seeds[first:end], steps)
+            text = self.texts.rows(range(first, end))
             return self.pipeline.decode(latents(noises, text)).numpy()
 
         # only released models have a frame rate, and their clips are large enough to watch
         videos = self.pipeline.fps is not None
         return ClipSource(frames, clips_per_batch(self.config), videos=videos)
 
-    def _noises(self, seeds: list[int]) -> list[Tensor]:
-        """Noise (B, C, T, H, W) of each of the student's steps; every row starts from the first."""
+    def _noises(self, seeds: list[int], steps: int) -> list[Tensor]:
+        """Noise (B, C, T, H, W) of each step; every row starts from the first."""
         return [
             torch.stack([self._noise(seed, step) for seed in seeds]).to(self.device)
-            for step in range(self.config.nfe)
+            for step in range(steps)
         ]
 
     def _noise(self, seed: int, step: int) -> Tensor:
         return self.pipeline.draw(self.shape, step, generator("sample", seed, step))
+
+
+def levels(sampling: Sampling) -> Tensor:
+    """The noise levels of a way of sampling, high to low, (nfe,)."""
+    if sampling.sigmas is not None:
+        return torch.tensor(sampling.sigmas)
+    return student_sigmas(sampling.nfe, sampling.shift)
 
 
 def protocol_clips(config: RunConfig, known: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -14,8 +14,11 @@ from distill_bench.store.failures import os_error
 from distill_bench.store.files import read_record, write_json
 
 
-def run_state(run_dir: Path, queued: bool = False) -> str:
+def run_state(run_dir: Path, queued: bool = False, samplings: Iterable[str] = ()) -> str:
     """The state of a run, from its folder and whether one of its jobs is in the scheduler's queue.
+
+    Args:
+        samplings: names of further ways in which the run's student must have been sampled.
 
     - "done", "collapsed": the status in its result
     - "running": a process is working in its folder
@@ -26,9 +29,10 @@ def run_state(run_dir: Path, queued: bool = False) -> str:
     - "stopped": the last attempt was asked to stop and saved a checkpoint
     - "lost": the last attempt ended without a record or without a result
     - "missing": never attempted
+    - "unsampled": it has its result, but not those of all further ways of sampling
     """
     result = read_result(run_dir)
-    if result is not None:
+    if result is not None and not (result["status"] == "done" and unsampled(run_dir, samplings)):
         return result["status"]
     tried = attempts(run_dir)
     if tried and is_alive(tried[-1], STALE_SECONDS):
@@ -36,7 +40,8 @@ def run_state(run_dir: Path, queued: bool = False) -> str:
     if not queued and read_record(error_path(run_dir)) is not None:
         return "failed"
     if not tried:
-        return "queued" if queued else "missing"
+        idle = "missing" if result is None else "unsampled"
+        return "queued" if queued else idle
     ended = (read_exit(tried[-1]) or {"status": "lost"})["status"]
     if ended == "lost":
         return "requeued" if queued else "lost"
@@ -44,7 +49,9 @@ def run_state(run_dir: Path, queued: bool = False) -> str:
         return "preempted" if queued else "stopped"
     if queued:
         return "queued"
-    return "failed" if ended == "error" else "lost"
+    if ended == "error":
+        return "failed"
+    return "lost" if result is None else "unsampled"
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
@@ -57,6 +64,21 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         train_seconds=(int, float),
     )
     return result if result is not None and result["run_id"] == run_dir.name else None
+
+
+def requested_samplings(run_dir: Path) -> dict[str, Path]:
+    """Further ways to sample a run's student: name -> the file that states the way."""
+    return {path.stem: path for path in sorted((run_dir / "samplings").glob("*.yaml"))}
+
+
+def unsampled(run_dir: Path, names: Iterable[str]) -> list[str]:
+    """The ways of sampling, among these names, that have no result yet."""
+    folders = {name: run_dir / "samplings" / name for name in names}
+    return [
+        name
+        for name, folder in folders.items()
+        if read_record(folder / "result.json", protocol=str) is None
+    ]
 
 
 def sweep_name(sweep: str | Path) -> str:

@@ -236,16 +236,16 @@ def _entries(config: SweepConfig, options: argparse.Namespace) -> dict[str, Mani
 
 def _explain(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> int:
     sweep = open_sweep(config, options.store, options.out).only(options.only)
-    matching = [run for run in sweep.runs if options.explain in run]
+    matching = [run for run in sweep.entries if options.explain in run]
     if len(matching) != 1:
-        known = ", ".join(matching or sweep.runs)
+        known = ", ".join(matching or sweep.entries)
         raise ConfigError(
             f"--explain {options.explain!r}: {len(matching) or 'no'} runs of the sweep match; "
             f"name one of: {known}"
         )
     (run,) = matching
     axes = sweep.config.axes(sweep.runs.values())
-    values = {key: run_value(sweep.runs[run], key) for key in axes}
+    values = {key: run_value(sweep.configs[run], key) for key in axes}
     queue = read_queue(sweep.store, on_slurm)
     text = explanation(sweep.store, run, values, queue, sweep.entries[run])
     console.print(text, markup=False)

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import cost_key, short_name
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import load_run
+from distill_bench.config.rows.row import RowConfig, load_row
+from distill_bench.config.schema import RunConfig
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.ranks import broadcast, connect
 from distill_bench.plan.memory import check_memory
 from distill_bench.registry import RegistryError, method_file
 from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.sample.references import references
+from distill_bench.sample.rows import sample_further, sample_row
 from distill_bench.sample.run import sample
 from distill_bench.store.claims import (
     Claim,
@@ -40,11 +43,20 @@ from distill_bench.store.claims import (
 )
 from distill_bench.store.failures import CodeChanged, failure_kind, os_error
 from distill_bench.store.files import write_bytes, write_json
-from distill_bench.store.runs import error_path, output_file, read_result, record_error
+from distill_bench.store.runs import (
+    error_path,
+    output_file,
+    read_result,
+    record_error,
+    requested_samplings,
+    run_state,
+    unsampled,
+)
 from distill_bench.store.stop import Stopped, StopRequest
 from distill_bench.sweep.local.workers import CLAIMED_ELSEWHERE, DONE, FAILED, STOPPED
 from distill_bench.sweep.prepare import bytes_in, prepare_references, prepare_run
 from distill_bench.sweep.provenance import code_fingerprint, dirty_diff, provenance
+from distill_bench.sweep.status import ENDED
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import ended, train
 
@@ -93,7 +105,7 @@ def execute(
 
 def _claim(run_dir: Path) -> tuple[Claim | None, int]:
     """Claim a run; returns the claim, or None and the exit code that explains its absence."""
-    if read_result(run_dir) is not None:
+    if run_state(run_dir, samplings=requested_samplings(run_dir)) in ENDED:
         return None, DONE
     try:
         claim = try_claim(
@@ -117,21 +129,43 @@ def _lead(run_dir: Path, claim: Claim, stop: StopRequest, allow_changed_code: bo
         Stopped: if a stop was requested; training has saved a checkpoint.
     """
     _record_provenance(claim.attempt, run_dir, allow_changed_code)
-    summary = _train(run_dir, lambda: stop() or claim.taken_over)
-    if summary["status"] == "stopped":
-        raise Stopped
-    with stop.at_once():
-        result = _score(run_dir, summary)
-    if not claim.is_newest():
-        return _superseded(claim)
-    write_json(run_dir / "result.json", result)
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the kept students remain
+    row, result = load_row(run_dir), read_result(run_dir)
+    if result is None:
+        result = _trained(run_dir, claim, stop) if row is None else _scored_row(run_dir, row, stop)
+        if not claim.is_newest():
+            return _superseded(claim)
+        write_json(run_dir / "result.json", result)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the kept students remain
+    if result["status"] == "done" and requested_samplings(run_dir):
+        with stop.at_once():
+            _score_further(run_dir, claim)
+        if not claim.is_newest():
+            return _superseded(claim)
     claim.close(result["status"])
     return DONE
 
 
+def _trained(run_dir: Path, claim: Claim, stop: StopRequest) -> dict[str, Any]:
+    """Train, sample and score a run; returns its result.
+
+    Raises:
+        Stopped: if a stop was requested; training has saved a checkpoint.
+    """
+    summary = _train(run_dir, lambda: stop() or claim.taken_over)
+    if summary["status"] == "stopped":
+        raise Stopped
+    with stop.at_once():
+        return _score(run_dir, summary)
+
+
 def _follow(run_dir: Path, stop: StopRequest) -> int:
     """Do the work of a rank other than 0: train and sample."""
+    row = load_row(run_dir)
+    if row is not None:
+        with stop.at_once():
+            references(load_run(run_dir), run_dir.parent)
+            sample_row(run_dir, row)
+        return DONE
     summary = _train(run_dir, stop)
     if summary["status"] == "stopped":
         return STOPPED
@@ -139,6 +173,8 @@ def _follow(run_dir: Path, stop: StopRequest) -> int:
         with stop.at_once():
             references(load_run(run_dir), run_dir.parent)
             sample(run_dir)
+            if summary["status"] == "done":
+                sample_further(run_dir)
     return DONE
 
 
@@ -159,8 +195,9 @@ def _record_provenance(attempt: Path, run_dir: Path, allow_changed_code: bool) -
     Raises:
         CodeChanged: if the run has a checkpoint made by other code, unless that is allowed.
     """
-    method = load_run(run_dir).method["name"]
-    code, file = code_fingerprint(method), method_file(method)
+    trains = load_row(run_dir) is None
+    method = load_run(run_dir).method["name"] if trains else ""
+    code, file = code_fingerprint(method), method_file(method) if trains else None
     start = read_start(attempt) | provenance() | {"code_fingerprint": code}
     write_json(attempt / "start.json", start)
     if file is not None:  # it may be outside the repository
@@ -169,8 +206,10 @@ def _record_provenance(attempt: Path, run_dir: Path, allow_changed_code: bool) -
     if diff:
         write_bytes(attempt / "dirty.diff", diff.encode())
     first = next(code for code in _recorded(run_dir, "code_fingerprint") if code)
+    # of a run with a result only clips are left, which record their code themselves
+    unfinished = read_result(run_dir) is None
     has_output = checkpoint.folders(run_dir) or (run_dir / "train.json").is_file()
-    if first != code and has_output and not allow_changed_code:
+    if first != code and unfinished and has_output and not allow_changed_code:
         raise CodeChanged(
             f"the code has changed since this run began (fingerprint {first}, now {code}): "
             f"resume with --allow-changed-code, or remove {run_dir} to start again"
@@ -190,18 +229,28 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     # shared by all runs, so not part of this run's seconds
     folders = prepare_references(config, run_dir.parent) if students else {}
     began = time.perf_counter()
-    if students:
-        against = {kind: folders[kind] for kind in COMPARED if kind in folders}
-        protocol, names = protocol_hash(config), config.protocol.evaluators
-        for clips in sample(run_dir):
-            at_end = int(clips.name) == summary["student_updates"] and summary["status"] == "done"
-            out = run_dir / "metrics.jsonl" if at_end else None
-            evaluate(clips, against, names, protocol, out=out)
+    for clips in sample(run_dir) if students else []:
+        at_end = int(clips.name) == summary["student_updates"] and summary["status"] == "done"
+        _evaluate(config, clips, folders, run_dir / "metrics.jsonl" if at_end else None)
     return {
-        "run_id": run_dir.name,
         "method": short_name(config.method["name"]),
         "seed": config.seed,
         **summary,
+        "cost_key": cost_key(config),
+    } | _record(run_dir, config, folders, began)
+
+
+def _record(
+    run_dir: Path, config: RunConfig, folders: Mapping[str, Path], began: float
+) -> dict[str, Any]:
+    """Entries of every result.
+
+    Args:
+        folders: reference rows by kind.
+        began: start of sampling and scoring, by `time.perf_counter`.
+    """
+    return {
+        "run_id": run_dir.name,
         "evaluate_seconds": round(time.perf_counter() - began, 3),
         "protocol": protocol_hash(config),
         "references": {
@@ -210,8 +259,45 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "version": __version__,
         "code_fingerprint": "+".join(_recorded(run_dir, "code_fingerprint")),
         "hardware": " + ".join(_recorded(run_dir, "hardware")),
-        "cost_key": cost_key(config),
     }
+
+
+def _scored_row(run_dir: Path, row: RowConfig, stop: StopRequest) -> dict[str, Any]:
+    """Sample and score a row that trains nothing; returns its result."""
+    config = load_run(run_dir)
+    with stop.at_once():
+        folders = prepare_references(config, run_dir.parent)
+        began = time.perf_counter()
+        _evaluate(config, sample_row(run_dir, row), folders, run_dir / "metrics.jsonl")
+        trained = {"status": "done", "student_updates": 0, "train_seconds": 0.0}
+        return trained | {"nfe": row.sampling.nfe} | _record(run_dir, config, folders, began)
+
+
+def _score_further(run_dir: Path, claim: Claim) -> None:
+    """Sample and score the last student in the requested ways that have no result yet."""
+    config = load_run(run_dir)
+    folders = prepare_references(config, run_dir.parent)
+    code = read_start(claim.attempt)["code_fingerprint"]
+    sampled = sample_further(run_dir)
+    for name in unsampled(run_dir, requested_samplings(run_dir)):
+        folder, began = run_dir / "samplings" / name, time.perf_counter()
+        _evaluate(config, folder, folders)
+        result = {
+            "protocol": protocol_hash(config),
+            "sampling": sampled[folder].model_dump(mode="json"),
+            "evaluate_seconds": round(time.perf_counter() - began, 3),
+            "code_fingerprint": code,
+        }
+        if claim.is_newest():
+            write_json(folder / "result.json", result)
+
+
+def _evaluate(
+    config: RunConfig, clips: Path, folders: Mapping[str, Path], out: Path | None = None
+) -> None:
+    """Score a folder of clips against the reference rows of its protocol."""
+    against = {kind: folders[kind] for kind in COMPARED if kind in folders}
+    evaluate(clips, against, config.protocol.evaluators, protocol_hash(config), out=out)
 
 
 def record_stop(run_dir: Path, claim: Claim, stop: StopRequest) -> int:
@@ -222,7 +308,7 @@ def record_stop(run_dir: Path, claim: Claim, stop: StopRequest) -> int:
     progress = {
         "student_updates": updates[-1] if updates else 0,
         "trained": trained,
-        "bytes": bytes_in(run_dir / "samples", rows),
+        "bytes": bytes_in(run_dir / "samples", run_dir / "samplings", rows),
     }
     before = [read_exit(a) or {} for a in attempts(run_dir)[-STOPS_WITHOUT_PROGRESS:-1]]
     stuck = len(before) == STOPS_WITHOUT_PROGRESS - 1 and all(

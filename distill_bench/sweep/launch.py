@@ -110,7 +110,7 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
     def is_cancelled(task: Task) -> bool:
         runs = cancelled_runs()
         # a prepare task is cancelled together with the last run
-        return task.name in runs if task.name in sweep.runs else runs.issuperset(todo)
+        return task.name in runs if task.name in sweep.configs else runs.issuperset(todo)
 
     with ProgressBoard(sweep, jobs, processes) as board:
         while True:
@@ -120,7 +120,7 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
             options = replace(options, retry=frozenset())  # a failure in this call is final
             if todo:
                 tries.update(todo)
-                todo.sort(key=lambda run: launch_order(sweep.runs[run]))
+                todo.sort(key=lambda run: _order(sweep, run))
                 tasks = _prepare_tasks(sweep, todo)
                 tasks += [_run_task(sweep.store / run, options, processes) for run in todo]
                 run_tasks(tasks, jobs, board.changed, board.update, cancelled=is_cancelled)
@@ -129,6 +129,11 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
                 board.update()
             else:
                 return
+
+
+def _order(sweep: OpenSweep, run: str) -> tuple[int, float]:
+    """Sort key of a run or a row; rows come after the runs of the first seed."""
+    return launch_order(sweep.runs[run]) if run in sweep.runs else (0, 0.0)
 
 
 def launch_order(config: RunConfig) -> tuple[int, float]:
@@ -162,8 +167,8 @@ def missing_artefacts(sweep: OpenSweep, todo: Iterable[str]) -> dict[str, str]:
     """Missing sets of shared artefacts: label -> a run that needs the set."""
     sets: dict[tuple, str] = {}
     for run in todo:
-        config = sweep.runs[run]
-        needs = ", ".join(sorted(method_of(config).needs))
+        config = sweep.configs[run]
+        needs = "" if run in sweep.rows else ", ".join(sorted(method_of(config).needs))
         guidance = needs and config.guidance_scale
         sets.setdefault((protocol_hash(config), student_key(config), needs, guidance), run)
     missing = {}

@@ -6,8 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from distill_bench import ROOT
 from distill_bench.config.conditions import check_condition, holds
@@ -15,6 +18,8 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import default_title, group_id, run_id, short_name
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import absolute_paths
+from distill_bench.config.rows.row import ROW_FILE, RowConfig, sampled_rows
+from distill_bench.config.rows.sampling import Sampling, further_samplings
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.config.yaml_files import dump_yaml
@@ -30,24 +35,45 @@ from distill_bench.teachers.prompts import FILE_PREFIX
 
 @dataclass(frozen=True)
 class OpenSweep:
-    """The runs of a sweep file in a store, by id."""
+    """The runs of a sweep file in a store, by id, and its rows that train nothing."""
 
     config: SweepConfig
     runs: dict[str, RunConfig]
     store: Path
     out: Path
+    # each with a run that states its teacher, sizes and protocol
+    rows: dict[str, tuple[RowConfig, RunConfig]] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def samplings(self) -> dict[str, list[Sampling]]:
+        """Further ways in which the student of each run is sampled."""
+        entries = self.config.sampling
+        return {run: further_samplings(entries, config) for run, config in self.runs.items()}
 
     @property
     def entries(self) -> dict[str, ManifestEntry]:
-        """The runs as the manifest records them."""
-        return {
-            run: ManifestEntry(config.method["name"], config.student_updates)
+        """The runs and rows as the manifest records them."""
+        runs = {
+            run: ManifestEntry(
+                config.method["name"],
+                config.student_updates,
+                tuple(way.name for way in self.samplings[run]),
+            )
             for run, config in self.runs.items()
         }
+        return runs | {row: ManifestEntry("", 0) for row in self.rows}
+
+    @property
+    def configs(self) -> dict[str, RunConfig]:
+        """The configs in the run.yaml of runs and rows."""
+        return self.runs | {row: config for row, (_, config) in self.rows.items()}
 
     def states(self, queue: Queue = Queue()) -> dict[str, str]:  # noqa: B008 - immutable
-        """The state of every run."""
-        return {run: run_state(self.store / run, bool(queue.active(run))) for run in self.runs}
+        """The state of every run and row."""
+        return {
+            run: run_state(self.store / run, bool(queue.active(run)), entry.samplings)
+            for run, entry in self.entries.items()
+        }
 
     def only(self, condition: str | None) -> "OpenSweep":
         """Restrict the sweep to runs that satisfy a condition on dotted keys.
@@ -65,7 +91,12 @@ class OpenSweep:
         }
         if not selected:
             raise ConfigError(f"--only {condition!r}: no run of the sweep satisfies it")
-        return dataclasses.replace(self, runs=selected)
+        rows = {
+            row: (of_row, config)
+            for row, (of_row, config) in self.rows.items()
+            if holds(condition, config.model_dump(mode="json"))
+        }
+        return dataclasses.replace(self, runs=selected, rows=rows)
 
     def write(self) -> None:
         """Write run.yaml into every run folder that lacks it, and the sweep's manifest."""
@@ -83,28 +114,39 @@ class OpenSweep:
             "run_ids": list(self.runs),
             "groups": groups,
             "references": self._references(),
+            "samplings": {
+                run: {way.name: way.model_dump(mode="json") for way in further}
+                for run, further in self.samplings.items()
+                if further
+            },
+            "rows": {row: of_row.model_dump(mode="json") for row, (of_row, _) in self.rows.items()},
             "spec": spec_digest(self.config),
             "runs": {run: dataclasses.asdict(entry) for run, entry in self.entries.items()},
         }
         write_json(manifest_path(self.store, self.config.name), manifest)
 
     def write_runs(self, starting: Collection[str] = ()) -> None:
-        """Write run.yaml into every run folder that lacks it.
+        """Write run.yaml, row.yaml and requested samplings into every folder that lacks them.
 
         Args:
             starting: runs whose run.yaml is replaced: paths, memory and logging may have changed.
         """
-        for run, config in self.runs.items():
-            path = self.store / run / "run.yaml"
-            if path.is_file() and run not in starting:
-                continue
-            data = dump_yaml(config.model_dump(mode="json")).encode()
-            try:
-                if not path.is_file() or path.read_bytes() != data:
-                    write_bytes(path, data)
-            except OSError as error:  # affects only this run
-                message = f"cannot write into {path.parent}: {os_error(error)}"
-                record_error(path.parent, message, failure_kind(error))
+        for run, config in self.configs.items():
+            files: dict[str, BaseModel] = {"run.yaml": config}
+            files |= {f"samplings/{way.name}.yaml": way for way in self.samplings.get(run, [])}
+            if run in self.rows:
+                files[ROW_FILE] = self.rows[run][0]
+            for name, model in files.items():
+                path = self.store / run / name
+                if path.is_file() and run not in starting:
+                    continue
+                data = dump_yaml(model.model_dump(mode="json")).encode()
+                try:
+                    if not path.is_file() or path.read_bytes() != data:
+                        write_bytes(path, data)
+                except OSError as error:  # affects only this run
+                    message = f"cannot write into {path.parent}: {os_error(error)}"
+                    record_error(self.store / run, message, failure_kind(error))
 
     def _titles(self) -> dict[str, str]:
         """Display names of the runs' methods, and of their presets with names of their own."""
@@ -128,7 +170,7 @@ class OpenSweep:
 
     def _references(self) -> dict[str, str]:
         """Reference rows that the results name: label -> folder in the store."""
-        results = [result for run in self.runs if (result := read_result(self.store / run))]
+        results = [result for run in self.configs if (result := read_result(self.store / run))]
         pairs = dict.fromkeys(
             pair for result in results for pair in result.get("references", {}).items()
         )
@@ -147,7 +189,7 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> OpenSweep:
     """
     runs = {run_id(run): run for run in config.expand()}
     _check_one_protocol(config.name, runs.values())
-    return OpenSweep(config, runs, store, out)
+    return OpenSweep(config, runs, store, out, sampled_rows(config.sampling, runs.values()))
 
 
 def _check_one_protocol(name: str, runs: Iterable[RunConfig]) -> None:
@@ -181,7 +223,10 @@ def recorded_entries(config: SweepConfig, store: Path) -> dict[str, ManifestEntr
     manifest = read_record(manifest_path(store, config.name), run_ids=list)
     if manifest is None or manifest.get("spec") != spec_digest(config):
         return None
-    return {run: ManifestEntry(**entry) for run, entry in manifest["runs"].items()}
+    return {
+        run: ManifestEntry(**entry | {"samplings": tuple(entry.get("samplings", ()))})
+        for run, entry in manifest["runs"].items()
+    }
 
 
 # code that turns a sweep file into run ids

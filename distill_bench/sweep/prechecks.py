@@ -24,6 +24,7 @@ from distill_bench.sample.sampler import protocol_clips
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import existing_folder, read_jsonl
 from distill_bench.store.nested import describe_differences
+from distill_bench.store.runs import unsampled
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.status import ENDED
 from distill_bench.teachers.kinds import find_teacher
@@ -122,7 +123,11 @@ def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
         bytes_of_clips: of one evaluation of a run.
     """
     runs = [c for run, c in sweep.runs.items() if not (sweep.store / run / "samples").exists()]
-    needed = bytes_of_clips * sum(len(evaluated_updates(config)) for config in runs)
+    sets = sum(len(evaluated_updates(config)) for config in runs)
+    sets += len([row for row in sweep.rows if not (sweep.store / row / "samples").exists()])
+    for run, further in sweep.samplings.items():
+        sets += len(unsampled(sweep.store / run, (way.name for way in further)))
+    needed = bytes_of_clips * sets
     free = shutil.disk_usage(existing_folder(sweep.store)).free
     if needed > free:
         raise ConfigError(

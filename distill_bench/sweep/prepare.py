@@ -11,6 +11,7 @@ from typing import Any
 
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import load_run
+from distill_bench.config.rows.row import load_row
 from distill_bench.config.schema import RunConfig
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.pipeline import pipeline_of
@@ -27,7 +28,8 @@ from distill_bench.train.inputs import needs_of
 def prepare_run(run_dir: Path) -> None:
     """Make a run's shared artefacts, without waiting for rows that another process is making."""
     config = load_run(run_dir)
-    prepare_extras(config, run_dir.parent)
+    if load_row(run_dir) is None:
+        prepare_extras(config, run_dir.parent)
     prepare_references(config, run_dir.parent, wait=False)
 
 

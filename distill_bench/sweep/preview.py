@@ -57,6 +57,8 @@ def _estimates(sweep: OpenSweep, statuses: Sequence[Status]) -> dict[str, tuple[
     history = _history(sweep.store)
     estimates = {}
     for s in statuses:
+        if s.run not in sweep.runs or s.state == "unsampled":
+            continue
         similar = history.get(cost_key(sweep.runs[s.run]), [])
         if similar and s.state not in ENDED:
             per_update, evaluation = map(statistics.median, zip(*similar, strict=True))
@@ -85,6 +87,10 @@ def _print_runs(
     table = Table(*heads, box=None, pad_edge=False)
     presets = sweep.config.presets()
     for s in statuses:
+        if s.run in sweep.rows:
+            row, _ = sweep.rows[s.run]
+            table.add_row(s.run, row.label, *("" for _ in axes), "", "", s.state, "")
+            continue
         config = sweep.runs[s.run]
         estimate = "" if s.state in ENDED else "unknown"
         if s.run in estimates:

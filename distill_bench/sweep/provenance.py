@@ -36,6 +36,7 @@ NUMBERS = (
     "autoencoder",
     "config/protocol",
     "config/resolve",
+    "config/rows",
     "config/schema",
     "discriminator",
     "domain",
@@ -46,6 +47,7 @@ NUMBERS = (
     "noise",
     "rollout",
     "sample/references",
+    "sample/rows",
     "sample/run",
     "sample/sampler",
     "sample/write_folder",
@@ -85,11 +87,12 @@ def dirty_diff() -> str:
 
 
 def code_fingerprint(method: str) -> str:
-    """Digest (12 digits) of a method's file and of the code in NUMBERS.
+    """Digest (12 digits) of a method's file, if the method is not "", and of the code in NUMBERS.
 
     Comments, docstrings, layout and command lines (`__main__.py`) do not count.
     """
-    files = [method_file(method), *sorted(path for name in NUMBERS for path in _sources(name))]
+    own = method_file(method) if method else None
+    files = [own, *sorted(path for name in NUMBERS for path in _sources(name))]
     trees = [syntax_digest(path.read_text(encoding="utf-8")) for path in files if path is not None]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:12]
 

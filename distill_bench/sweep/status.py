@@ -20,12 +20,12 @@ from rich.table import Table
 
 from distill_bench.store.claims import attempts, read_exit, read_start
 from distill_bench.store.files import last_lines, read_json, text_lines
-from distill_bench.store.runs import error_path, read_result, run_state
+from distill_bench.store.runs import error_path, read_result, run_state, unsampled
 from distill_bench.sweep.provenance import code_fingerprint
 from distill_bench.sweep.slurm.queue import KIND_OF_END, Queue, final_states
 
 ENDED = ("done", "collapsed")
-TO_LAUNCH = ("missing", "lost", "stopped")
+TO_LAUNCH = ("missing", "lost", "stopped", "unsampled")
 WAITING = ("queued", "preempted", "requeued", "running")
 
 
@@ -33,8 +33,9 @@ WAITING = ("queued", "preempted", "requeued", "running")
 class ManifestEntry:
     """A run as recorded in its sweep's manifest."""
 
-    method: str
+    method: str  # "" for a row that trains nothing
     student_updates: int
+    samplings: tuple[str, ...] = ()  # names of further ways in which its student is sampled
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
     """The status of one run, from its folder and the queue."""
     run = folder.name
     jobs = queue.jobs.get(run, [])
-    state = run_state(folder, queued=bool(queue.active(run)))
+    state = run_state(folder, bool(queue.active(run)), entry.samplings)
     if state == "missing" and jobs:
         state = "lost"  # its job ended before the first attempt
     tried = attempts(folder)
@@ -114,6 +115,8 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
     elif state == "stopped":
         update = end.get("student_updates")
         note = f"stopped by {end.get('signal')} at student update {update}, saved"
+    elif state == "unsampled":
+        note = f"to be sampled in {len(unsampled(folder, entry.samplings))} further ways"
     elif state == "lost":
         note = _last_line(end.get("error")) or (_last_words(Path(log)) if log else "")
     elif reason := queue.never_starts(run):

@@ -117,10 +117,10 @@ class ProgressBoard:
         if console.is_terminal:
             columns = (TextColumn("student updates"), BarColumn(), MofNCompleteColumn())
             self.bar = Progress(*columns, TimeRemainingColumn(), console=console)
-            total = sum(config.student_updates for config in sweep.runs.values())
+            total = sum(entry.student_updates for entry in sweep.entries.values())
             self.task = self.bar.add_task("runs", total=total)
         together = f", {processes} processes per run" if processes > 1 else ""
-        console.print(f"{len(sweep.runs)} runs, {jobs} at once on this machine{together}")
+        console.print(f"{_counted(sweep)}, {jobs} at once on this machine{together}")
 
     def __enter__(self) -> "ProgressBoard":
         if self.bar:
@@ -140,7 +140,7 @@ class ProgressBoard:
 
     def changed(self, task: Task) -> None:
         """Print that a worker started or ended."""
-        is_run = task.name in self.sweep.runs
+        is_run = task.name in self.sweep.entries
         if task.error is not None and is_run:
             record_error(self.sweep.store / task.name, task.error, "not_started")
         if task.exit_code is None:
@@ -162,7 +162,16 @@ class ProgressBoard:
         note = "" if s.state in ("done", "running") else f" ({reason}; log: {s.log or task.log})"
         states = Counter(self.sweep.states().values())
         ended = states["done"] + states["collapsed"] + states["failed"]
-        return f"{s.state} {run}{note} [{ended}/{len(self.sweep.runs)}]"
+        return f"{s.state} {run}{note} [{ended}/{len(self.sweep.entries)}]"
+
+
+def _counted(sweep: OpenSweep) -> str:
+    """Number of runs, of further samplings and of rows that train nothing, in words."""
+    further = sum(map(len, sweep.samplings.values()))
+    words = [f"{len(sweep.runs)} runs"]
+    words += [f"{further} further samplings of their students"] if further else []
+    words += [f"{len(sweep.rows)} rows that train nothing"] if sweep.rows else []
+    return ", ".join(words)
 
 
 def print_table(sweep: OpenSweep) -> None:

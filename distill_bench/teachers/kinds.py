@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from distill_bench.noise import Stepping
     from distill_bench.teachers.embeddings import Texts
 
 # Marker file -> "module:class". The class is imported late: it needs torch and a higher layer.
@@ -145,7 +146,7 @@ class Pipeline(Protocol):
         self,
         student: "nn.Module",
         sigmas: "Tensor",
-        stepping: str,
+        stepping: "Stepping",
         exits: Sequence[int],
         data: "RealLatents | None",
     ) -> "Callable[[Tensor, Tensor, Tensor], Tensor] | None":
@@ -156,20 +157,24 @@ class Pipeline(Protocol):
         Args:
             student: read at every call, so that the score follows its training.
             sigmas: the student's noise levels, high to low.
-            stepping: `renoise` or `ode`.
+            stepping: as for `distill_bench.rollout.rollout`.
             exits: the steps whose samples the fake score learns from; they form a mixture.
             data: the real latents that the student predicts from; None: its own rollouts.
         """
 
     def facts(
-        self, student: "nn.Module | None", sigmas: "Tensor", stepping: str, guidance_scale: float
+        self,
+        student: "nn.Module | None",
+        sigmas: "Tensor",
+        stepping: "Stepping",
+        guidance_scale: float,
     ) -> "dict[str, np.ndarray]":
         """Exact knowledge of a row's clips, for evaluators; empty if there is none.
 
         Args:
             student: whose samples the clips are; None: clips of a reference row.
             sigmas: the student's noise levels, high to low.
-            stepping: `renoise` or `ode`.
+            stepping: as for `distill_bench.rollout.rollout`.
             guidance_scale: of the teacher's reference clips.
         """
 

@@ -14,7 +14,7 @@ from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Denoise
-from distill_bench.noise import add_noise
+from distill_bench.noise import Stepping, add_noise
 from distill_bench.rollout import rollout
 from distill_bench.teachers.embeddings import Texts
 from distill_bench.train.processes import Processes
@@ -78,7 +78,7 @@ class OwnRollout:
 
     student: Denoise
     exit_step: ExitStep
-    stepping: str
+    stepping: Stepping
     texts: Texts
     data: ClassVar[None] = None
 

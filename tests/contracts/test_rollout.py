@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill_bench.noise import student_sigmas, teacher_sigmas, velocity_to_x0
+from distill_bench.noise import Stepping, student_sigmas, teacher_sigmas, velocity_to_x0
 from distill_bench.rollout import euler, rollout
 
 SHAPE = (2, 1, 2, 1, 1)
@@ -33,7 +33,7 @@ def noises() -> list[Tensor]:
     return list(torch.randn(4, *SHAPE, generator=draw, dtype=torch.float64))
 
 
-def by_hand(student: Student, noises: list[Tensor], stepping: str) -> tuple[Tensor, Tensor]:
+def by_hand(student: Student, noises: list[Tensor], stepping: Stepping) -> tuple[Tensor, Tensor]:
     """x_t of the last step, and the prediction there."""
     x_t = noises[0]
     for i in range(len(noises)):
@@ -43,11 +43,12 @@ def by_hand(student: Student, noises: list[Tensor], stepping: str) -> tuple[Tens
         if i + 1 == len(noises):
             return x_t.detach(), x0
         lower = SIGMAS[i + 1]
-        x_t = (1 - lower) * x0 + lower * (noises[i + 1] if stepping == "renoise" else eps)
+        share = {"renoise": 1.0, "ode": 0.0}.get(stepping, stepping)
+        x_t = (1 - lower) * x0 + lower * ((1 - share**2) ** 0.5 * eps + share * noises[i + 1])
     raise AssertionError
 
 
-@pytest.mark.parametrize("stepping", ["renoise", "ode"])
+@pytest.mark.parametrize("stepping", ["renoise", "ode", 0.6])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_each_step_predicts_and_moves_to_the_next_level(steps, stepping, noises):
     student, by_hands = Student(), Student()

@@ -70,7 +70,7 @@ def test_guidance_moves_only_the_mean(pipeline):
     torch.testing.assert_close(guided, teacher(x_t, sigma, 3.0 * text))
 
 
-@pytest.mark.parametrize("stepping", ["renoise", "ode"])
+@pytest.mark.parametrize("stepping", ["renoise", "ode", 0.6])
 @pytest.mark.parametrize("nfe", [1, 3])
 def test_a_students_exact_moments_equal_those_of_its_samples(pipeline, stepping, nfe):
     net, count = pipeline.student(), 6000

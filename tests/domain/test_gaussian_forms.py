@@ -119,7 +119,7 @@ def test_between_its_knots_a_student_is_linear_in_sigma(moments, rows):
     torch.testing.assert_close(at(0.75 * low + 0.25 * high), mixed)
 
 
-@pytest.mark.parametrize("stepping", ["renoise", "ode"])
+@pytest.mark.parametrize("stepping", ["renoise", "ode", 0.6])
 def test_moments_of_each_step_are_those_of_the_rollouts_linear_map(stepping, moments):
     """A sample is c + sum of A_i noise_i: its mean is c, its covariance the sum of A_i A_i^T."""
     net, steps = FlatNetwork(LinearBlock(**moments)), 3

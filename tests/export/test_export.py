@@ -70,14 +70,22 @@ def test_clips_are_scored_and_written_as_videos_at_the_teachers_rate(run):
     assert np.corrcoef(written, drawn)[0, 1] > 0.8
 
 
-def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
+@pytest.mark.parametrize("own", [True, False], ids=["own", "other"])
+def test_the_exported_pipeline_takes_the_steps_of_either_scheduler(own, run, tmp_path):
     """From the same noises, its latents have the bits of the harness's rollout.
 
     The pipeline draws its later noises from torch's generator, in the layout of its latents.
     """
     config = load_run(run)
     teacher = Path(config.teacher).name
-    pipe = load_pipe(pipeline.export(run, tmp_path / "student"))
+    stepping = config.stepping if own else {"ode": "renoise", "renoise": "ode"}[config.stepping]
+    student = pipeline.export(run, tmp_path / "student")
+    pipe = load_pipe(student)
+    if not own:
+        scheduler = type(pipe.scheduler)
+        pipe.scheduler = scheduler.from_pretrained(student, subfolder=f"scheduler_{stepping}")
+        chosen = pipeline.export(run, tmp_path / "chosen", stepping=stepping)
+        assert pipe.scheduler.config == load_pipe(chosen).scheduler.config
     ours = load_pipeline(config.teacher, torch.device("cpu"))
     shape = ours.latent_shape(*SIZES[teacher])
     first = torch.randn(1, *shape, generator=torch.Generator().manual_seed(4))
@@ -97,9 +105,7 @@ def test_the_exported_pipeline_takes_the_students_own_steps(run, tmp_path):
     with torch.no_grad():
         text = ours.encode_text(PROMPTS[:1])
         sigmas = student_sigmas(config.nfe, config.shift)
-        expected = rollout(
-            Denoiser(net, "student", Ledger(1)), noises, sigmas, text, config.stepping
-        )
+        expected = rollout(Denoiser(net, "student", Ledger(1)), noises, sigmas, text, stepping)
     assert torch.equal(out, expected)
 
 
@@ -165,6 +171,7 @@ def test_an_adapter_is_exported_as_a_lora_file_or_merged(name, teachers, tmp_pat
         "README.md",
         "pytorch_lora_weights.safetensors",
         "scheduler",
+        "scheduler_renoise",
     ]
     text = (lora / "README.md").read_text()
     assert f'from_pretrained("{name}")' in text

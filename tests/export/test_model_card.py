@@ -46,7 +46,7 @@ def test_an_export_states_its_origin_and_is_the_student_of_further_runs(run, tmp
         assert fact in text, fact
     guided = config.model_copy(update={"negative_prompt": "a | b\nc"})
     row = r"| negative prompt of the teacher | a \| b c |"
-    assert row in card.card(run, guided, guided.student_updates, "student", [])
+    assert row in card.card(run, guided, "renoise", guided.student_updates, "student", [])
     assert "negative prompt" not in text
     size = {key: getattr(config, key) for key in ("teacher", "frames", "height", "width")}
     further = resolve(SMALL_RUN | size | {"method": "dmd2", "student": str(out)})
@@ -79,7 +79,7 @@ def test_the_card_separates_the_teachers_name_and_revision(run):
     architecture = architecture_of(Path(config.teacher))
     config = config.model_copy(update={"teacher": "owner/name@v1.0"})
     index = {"scheduler": ["diffusers", "S"]}
-    call = card.snippet(config, architecture, "student", index, lora=True)
-    text = card.card(run, config, 2, "student", call)
+    call = card.snippet(config, "renoise", architecture, "student", index, lora=True)
+    text = card.card(run, config, "renoise", 2, "student", call)
     assert "\nbase_model: owner/name\n" in text
     assert '.from_pretrained("owner/name", revision="v1.0")' in text

@@ -126,3 +126,22 @@ def test_display_names_and_labels_come_from_the_sweep_and_keys_stay_in_the_data(
         "method=alpha,fake_score_updates=5",
     ]
     assert json.loads((tmp_path / "data" / "sweep.json").read_text())["labels"] == labels
+
+
+def test_a_row_names_how_it_is_sampled_only_if_it_was_trained_otherwise():
+    keys = ("method", "stepping", "sampling.stepping", "sampling.nfe", "nfe")
+    frame = rows(
+        ("dmd2", "ode", "ode", "4", "4"),
+        ("dmd2", "ode", "renoise", "4", "4"),
+        ("dmd2", "renoise", "renoise", "4", "4"),
+        ("dmd2", "renoise", "ode", "8", "4"),
+        ("dmd2", "renoise", "0.5", "8", "4"),
+        keys=keys,
+    )
+    assert [label.text for label in label_rows(frame, None)] == [
+        "DMD2, ODE",
+        "DMD2, ODE, sampled renoise",
+        "DMD2, renoise",
+        "DMD2, renoise, sampled ODE, sampled 8 steps",
+        "DMD2, renoise, sampled stepping 0.5, sampled 8 steps",
+    ]

@@ -20,7 +20,7 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import append_jsonl, read_json, read_jsonl
-from distill_bench.store.runs import error_path, run_state
+from distill_bench.store.runs import error_path, requested_samplings, run_state
 from distill_bench.store.stop import Stopped, StopRequest, slurm_job
 from distill_bench.sweep.local.workers import (
     CLAIMED_ELSEWHERE,
@@ -65,7 +65,7 @@ def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> 
 
 def _is_left(run_dir: Path, submitted: float) -> bool:
     """True if the run is not done, not running, and has not failed since `submitted`."""
-    state = run_state(run_dir)
+    state = run_state(run_dir, samplings=requested_samplings(run_dir))
     if state == "failed":
         records = [attempt / "exit.json" for attempt in attempts(run_dir)[-1:]]
         records.append(error_path(run_dir))

@@ -1,0 +1,1 @@
+"""Rows of a sweep that train nothing: other ways to sample a network."""

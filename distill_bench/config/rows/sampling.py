@@ -1,0 +1,142 @@
+"""Ways to sample a network: `sampling` of a sweep file, and each way that it asks for."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from distill_bench.config.schema import RunConfig, SteppingKey
+from distill_bench.config.validation import Count, StrictModel
+
+NETWORKS = ("students", "untrained", "teacher")
+Positive = Annotated[float, Field(gt=0)]
+
+
+class SamplingConfig(StrictModel):
+    """Entry of `sampling`: further ways to sample, without another training.
+
+    A key takes a value or a list; lists give every combination.
+    """
+
+    of: list[Literal["students", "untrained", "teacher"]] = Field(
+        ["students", "untrained"], min_length=1
+    )
+    """Networks: every trained student, the student before training, the guided teacher."""
+    stepping: list[SteppingKey] = []
+    """As `stepping` of a run; left out: the run's own, for the teacher `ode`."""
+    nfe: list[Count] = []
+    """Number of steps; left out: the run's own."""
+    shift: list[Positive] = []
+    """Shift of the noise levels; left out: the run's own."""
+    sigmas: list[float] = []
+    """Noise levels from 1 down, one per step, instead of `nfe` and `shift`."""
+    guidance_scale: list[Annotated[float, Field(ge=0)]] = []
+    """Guidance scale; left out: 1 for students, `protocol.teacher_guidance` for the teacher."""
+
+    @field_validator("of", "stepping", "nfe", "shift", "guidance_scale", mode="before")
+    @classmethod
+    def _wrap_single_value(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> "SamplingConfig":
+        if self.sigmas:
+            check_sigmas(self.sigmas)
+            if self.nfe or self.shift:
+                raise ValueError("sigmas states the levels: leave out nfe and shift")
+        return self
+
+
+class Sampling(StrictModel):
+    """One way to sample a network."""
+
+    stepping: SteppingKey
+    nfe: Count
+    shift: float | None  # None: `sigmas` states the levels
+    sigmas: tuple[float, ...] | None = None
+    guidance_scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Name of a folder, e.g. `ode-nfe4-shift2`; equal only for equal ways."""
+        words = [f"renoise{self.stepping:g}" if self.is_mixed else str(self.stepping)]
+        words.append(f"nfe{self.nfe}")
+        if self.sigmas is None:
+            words.append(f"shift{self.shift:g}")
+        else:
+            words.append(
+                f"sigmas{hashlib.sha256(json.dumps(self.sigmas).encode()).hexdigest()[:8]}"
+            )
+        if self.guidance_scale != 1:
+            words.append(f"guidance{self.guidance_scale:g}")
+        return "-".join(words)
+
+    def words(self, usual: "Sampling") -> str:
+        """The way in words, for labels: stepping, steps, and what else differs from `usual`."""
+        words = [f"renoise={self.stepping:g}" if self.is_mixed else str(self.stepping)]
+        if self.sigmas is not None:
+            return f"{words[0]} sigmas={','.join(f'{sigma:g}' for sigma in self.sigmas)}"
+        words.append(f"nfe={self.nfe}")
+        words += [
+            f"{key}={getattr(self, key):g}"
+            for key in ("shift", "guidance_scale")
+            if getattr(self, key) != getattr(usual, key)
+        ]
+        return " ".join(words)
+
+    @property
+    def is_mixed(self) -> bool:
+        """True for a stepping between `ode` and `renoise`."""
+        return not isinstance(self.stepping, str)
+
+
+def check_sigmas(sigmas: Iterable[float]) -> None:
+    """Raise ValueError unless noise levels fall from 1 and stay above 0."""
+    levels = list(sigmas)
+    falling = all(high > low for high, low in itertools.pairwise(levels))
+    if levels[0] != 1 or levels[-1] <= 0 or not falling:
+        raise ValueError(f"sigmas {levels}: noise levels start at 1, fall, and stay above 0")
+
+
+def own_sampling(config: RunConfig) -> Sampling:
+    """The way in which a run's student is trained and sampled."""
+    return Sampling(stepping=config.stepping, nfe=config.nfe, shift=config.shift)
+
+
+def teacher_sampling(config: RunConfig) -> Sampling:
+    """The teacher's ODE in the student's number of steps."""
+    guidance = config.protocol.teacher_guidance
+    return Sampling(stepping="ode", nfe=config.nfe, shift=config.shift, guidance_scale=guidance)
+
+
+def ways(entries: Iterable[SamplingConfig], network: str, own: Sampling) -> list[Sampling]:
+    """The ways that entries ask for of one network, each once.
+
+    Args:
+        network: one of `NETWORKS`.
+        own: values of the keys that an entry leaves out.
+    """
+    found: dict[str, Sampling] = {}
+    for entry in entries:
+        if network not in entry.of:
+            continue
+        axes = {key: getattr(entry, key) for key in ("stepping", "nfe", "shift", "guidance_scale")}
+        axes = {key: values for key, values in axes.items() if values}
+        for values in itertools.product(*axes.values()):
+            fields = own.model_dump() | dict(zip(axes, values, strict=True))
+            if entry.sigmas:
+                fields |= {"nfe": len(entry.sigmas), "shift": None, "sigmas": tuple(entry.sigmas)}
+            if fields["nfe"] == 1:  # a single step goes to no other level
+                fields["stepping"] = own.stepping
+            way = Sampling(**fields)
+            found.setdefault(way.name, way)
+    return list(found.values())
+
+
+def further_samplings(entries: Iterable[SamplingConfig], config: RunConfig) -> list[Sampling]:
+    """The ways that entries ask for of a run's student, without the run's own."""
+    own = own_sampling(config)
+    return [way for way in ways(entries, "students", own) if way != own]
