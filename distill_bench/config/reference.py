@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.contrasts import ContrastConfig
 from distill_bench.config.rows.sampling import SamplingConfig
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.sweep_file import SweepConfig
@@ -17,6 +18,7 @@ from distill_bench.config.sweep_file import SweepConfig
 SECTIONS = (
     ("A sweep file", "", SweepConfig),
     ("An entry of `sampling` of a sweep file", "sampling.", SamplingConfig),
+    ("`contrasts` of a sweep file: name, and then", "", ContrastConfig),
     ("A run: `base`, `grid`, `zip`, `include`, `--set`", "", RunConfig),
     ("`protocol` of a run", "protocol.", ProtocolConfig),
     ("`adapter` of a run", "adapter.", AdapterConfig),

@@ -12,11 +12,18 @@ from pydantic import Field, field_validator
 
 from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
 from distill_bench.config.conditions import check_condition, holds
+from distill_bench.config.contrasts import (
+    SAMPLING,
+    Candidate,
+    ContrastConfig,
+    check_contrasts,
+    contrast_terms,
+)
 from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.overrides import apply_overrides, has_values, run_value, same_value
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
-from distill_bench.config.rows.sampling import SamplingConfig
+from distill_bench.config.rows.sampling import SamplingConfig, further_samplings, own_sampling
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
@@ -65,6 +72,8 @@ class SweepConfig(StrictModel):
     """Further ways to sample students, the untrained network and the teacher; see below."""
     baseline: dict[str, Any] | None = None
     """Dotted keys of the row that other rows are compared with; null: the first row."""
+    contrasts: dict[str, ContrastConfig] = {}
+    """Name: difference that the sweep is to show, declared before its runs; see below."""
     cluster: ClusterConfig = ClusterConfig()
     """Resources of the jobs."""
 
@@ -94,7 +103,24 @@ class SweepConfig(StrictModel):
                 f"{self.name}: the grid is empty: every cell is excluded, or there are no seeds"
             )
         self._check_baseline(runs.values())
+        contrast_terms(self.contrasts, self._candidates(runs), self.name)
         return list(runs.values())
+
+    def _candidates(self, runs: Mapping[str, RunConfig]) -> dict[str, Candidate]:
+        """The runs, and their students sampled in further ways, as contrasts select them."""
+        presets = self.presets()
+        candidates = {}
+        for run, config in runs.items():
+            row = group_id(config)
+            data = _with_preset(config, presets.get(row))
+            further = further_samplings(self.sampling, config)
+            own = {SAMPLING: own_sampling(config).model_dump()} if self.sampling else {}
+            candidates[run] = Candidate(data | own, row)
+            for way in further:
+                sampled = data | {SAMPLING: way.model_dump()}
+                place = f"{run}/samplings/{way.name}"
+                candidates[place] = Candidate(sampled, f"{row}/{way.name}", as_trained=False)
+        return candidates
 
     def _check_baseline(self, runs: Iterable[RunConfig]) -> None:
         """Raise ConfigError unless the baseline is one row, as the report requires."""
@@ -103,10 +129,8 @@ class SweepConfig(StrictModel):
         presets = self.presets()
         rows: dict[str, RunConfig] = {}
         for config in runs:
-            data = config.model_dump(mode="json")
             row = group_id(config)
-            data["method"] = {"preset": presets.get(row)} | data["method"]
-            if has_values(data, self.baseline):
+            if has_values(_with_preset(config, presets.get(row)), self.baseline):
                 rows.setdefault(row, config)
         if not rows:
             raise ConfigError(
@@ -189,7 +213,14 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     _check_axes(sweep, path)
     for condition in sweep.exclude:
         check_condition(condition)
+    check_contrasts(sweep.contrasts, str(path))
     return sweep
+
+
+def _with_preset(config: RunConfig, preset: str | None) -> dict[str, Any]:
+    """Keys of a run, with the preset of its cell, which a resolved run does not record."""
+    data = config.model_dump(mode="json")
+    return data | {"method": {"preset": preset} | data["method"]}
 
 
 def _cell_label(parts: Sequence[Mapping[str, Any]]) -> CellLabel | None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -73,9 +73,12 @@ def _dotted(path: tuple[int | str, ...]) -> str:
 
 
 def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model nested at a path of keys."""
-    for part in path:
+    """The model nested at a path of keys; entries of a mapping or a list have a name or a place."""
+    parts = iter(path)
+    for part in parts:
         annotation = model.model_fields[part].annotation
+        if get_origin(annotation) in (dict, list):
+            next(parts, None)
         candidates = (annotation, *get_args(annotation))
         model = next(kind for kind in candidates if hasattr(kind, "model_fields"))
     return model
