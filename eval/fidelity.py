@@ -1,7 +1,7 @@
 """Saturation, contrast and sharpness of the frames against those of the teacher's clips."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -30,23 +30,24 @@ class Fidelity(Evaluator):
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         statistics = frame_statistics(clips.frames)
-        scores = [
-            mean_score(name, values, name, unit="of 255") for name, values in statistics.items()
-        ]
+        scores = {
+            name: mean_score(name, values, name, unit="of 255")
+            for name, values in statistics.items()
+        }
         if "teacher" not in references:
-            return scores
+            return list(scores.values())
         teacher = references["teacher"]
         require_same_frames(clips, teacher, "teacher")
         warnings = pairing_warnings(clips, teacher)
         for name, teacher_values in frame_statistics(teacher.frames).items():
-            if not teacher_values.mean() > 0:
-                raise ValueError(f"the {name} of the teacher reference is 0: no ratio to it exists")
+            if not teacher_values.mean() > 0:  # e.g. the saturation of grey clips
+                warning = f"the {name} of the teacher reference is 0: no ratio to it exists"
+                scores[name] = replace(scores[name], warnings=(warning,))
+                continue
             ratio = statistics[name] / teacher_values.mean()
-            title = f"{name} / teacher's"
-            scores.append(
-                mean_score(f"{name}_ratio", ratio, title, better="one", warnings=warnings)
-            )
-        return scores
+            title, column = f"{name} / teacher's", f"{name}_ratio"
+            scores[column] = mean_score(column, ratio, title, better="one", warnings=warnings)
+        return list(scores.values())
 
 
 def frame_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:

@@ -154,6 +154,7 @@ def once(
             if not ready():
                 make()
         except BaseException as error:
-            claim.close("error", error=f"{type(error).__name__}: {error}")
+            status = "error" if isinstance(error, Exception) else "stopped"
+            claim.close(status, error=f"{type(error).__name__}: {error}")
             raise
         claim.close("done")

@@ -54,7 +54,12 @@ from distill_bench.store.runs import (
 )
 from distill_bench.store.stop import Stopped, StopRequest
 from distill_bench.sweep.local.workers import CLAIMED_ELSEWHERE, DONE, FAILED, STOPPED
-from distill_bench.sweep.prepare import bytes_in, prepare_references, prepare_run
+from distill_bench.sweep.prepare import (
+    bytes_in,
+    prepare_references,
+    prepare_run,
+    retry_references,
+)
 from distill_bench.sweep.provenance import code_fingerprint, dirty_diff, provenance
 from distill_bench.sweep.status import ENDED
 from distill_bench.train import checkpoint
@@ -151,6 +156,9 @@ def _trained(run_dir: Path, claim: Claim, stop: StopRequest) -> dict[str, Any]:
     Raises:
         Stopped: if a stop was requested; training has saved a checkpoint.
     """
+    if ended(run_dir) is None:
+        with stop.at_once():
+            retry_references(load_run(run_dir), run_dir.parent)
     summary = _train(run_dir, lambda: stop() or claim.taken_over)
     if summary["status"] == "stopped":
         raise Stopped

@@ -19,8 +19,8 @@ from distill_bench.networks.ranks import ranks
 from distill_bench.registry import evaluators, find_evaluator
 from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.sample.references import references
-from distill_bench.store.claims import once
-from distill_bench.store.files import read_json, read_record, write_json
+from distill_bench.store.claims import attempts, once, read_exit
+from distill_bench.store.files import read_record, write_json
 from distill_bench.train.extras import providers
 from distill_bench.train.inputs import needs_of
 
@@ -40,38 +40,68 @@ def prepare_extras(config: RunConfig, store: Path) -> None:
         providers(needs, config, pipeline_of(config, ranks().device, store), store)
 
 
+def retry_references(config: RunConfig, store: Path) -> None:
+    """Repeat the last attempt at a run's reference rows if it failed, before hours of training.
+
+    Raises:
+        ValueError: e.g. if an evaluator cannot score the teacher's clips. With several processes,
+            which share no scoring, the error of the last attempt.
+    """
+    tried = attempts(_root(config, store))
+    ended = (read_exit(tried[-1]) if tried else None) or {"status": "lost"}
+    if ended["status"] != "error" or _folders(config, store) is not None:
+        return
+    if ranks().world > 1:
+        raise ValueError(f"the reference rows failed: {ended.get('error')}")
+    prepare_references(config, store, wait=False)
+
+
 def prepare_references(config: RunConfig, store: Path, wait: bool = True) -> dict[str, Path]:
     """Make and score the reference rows of a run's protocol; returns kind -> folder.
 
     A reference is never scored against itself. With `wait=False`, returns {} while another process
     is making the rows.
     """
-    root = store / "references" / protocol_hash(config)
-    marker = root / f"ready-{student_key(config)}.json"
-    names = config.protocol.evaluators
-    versions = {name: _version(name) for name in (evaluators() if names is None else names)}
-
-    def ready() -> bool:
-        record = read_record(marker, evaluators=dict, folders=dict)
-        return record is not None and record["evaluators"] == versions
+    root = _root(config, store)
 
     def make() -> None:
         began = time.perf_counter()
         folders = references(config, store)
         for kind, folder in folders.items():
             against = {key: folders[key] for key in COMPARED if key in folders and key != kind}
-            evaluate(folder, against, names, protocol_hash(config))
+            evaluate(folder, against, config.protocol.evaluators, protocol_hash(config))
         record = {
-            "evaluators": versions,
+            "evaluators": _versions(config),
             "folders": {kind: folder.name for kind, folder in folders.items()},
             "seconds": round(time.perf_counter() - began, 3),
         }
-        write_json(marker, record)
+        write_json(_marker(config, root), record)
 
-    once(root, ready, make, wait)
-    if not wait and not ready():
-        return {}
-    return {kind: root / name for kind, name in read_json(marker)["folders"].items()}
+    once(root, lambda: _folders(config, store) is not None, make, wait)
+    return _folders(config, store) or {}
+
+
+def _root(config: RunConfig, store: Path) -> Path:
+    return store / "references" / protocol_hash(config)
+
+
+def _marker(config: RunConfig, root: Path) -> Path:
+    """Record of the reference rows of a run, written when all are scored."""
+    return root / f"ready-{student_key(config)}.json"
+
+
+def _folders(config: RunConfig, store: Path) -> dict[str, Path] | None:
+    """Folders of a run's reference rows by kind; None unless today's evaluators scored them."""
+    root = _root(config, store)
+    record = read_record(_marker(config, root), evaluators=dict, folders=dict)
+    if record is None or record["evaluators"] != _versions(config):
+        return None
+    return {kind: root / name for kind, name in record["folders"].items()}
+
+
+def _versions(config: RunConfig) -> dict[str, Any]:
+    names = config.protocol.evaluators
+    return {name: _version(name) for name in (evaluators() if names is None else names)}
 
 
 def _version(name: str) -> Any:

@@ -72,3 +72,16 @@ main(["owner/name"])
         "set HF_HOME to a folder for downloads"
     )
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "env", [{"HOME": "/proc/1"}, {"MPLCONFIGDIR": "/proc/1", "HOME": "/proc/1"}]
+)
+def test_drawing_figures_needs_no_home_and_says_nothing_of_it(env, tmp_path):
+    """Nobody can create a folder in /proc/1."""
+    code = "from distill_bench.report.figures.canvas import Figure; Figure()"
+    env = env | {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -69,6 +69,20 @@ def test_the_ratio_of_data_is_near_one_and_that_of_noise_is_not():
     assert abs(good - 1) < 0.1 < abs(bad - 1)
 
 
+def test_clips_of_a_grey_teacher_have_every_ratio_but_that_of_saturation():
+    """Those of closed-form teachers are grey."""
+    teacher = clips()
+    teacher = dataclasses.replace(teacher, frames=greyed(teacher.frames))
+    row = scores(teacher, teacher)
+    assert {name for name in row if name.endswith("_ratio")} == {
+        "contrast_ratio",
+        "sharpness_ratio",
+    }
+    assert row["saturation"].warnings == (
+        "the saturation of the teacher reference is 0: no ratio to it exists",
+    )
+
+
 def test_ratios_of_other_prompts_carry_a_warning_and_those_of_another_order_do_not():
     teacher = clips()
     part, backwards = (

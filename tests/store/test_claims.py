@@ -9,6 +9,7 @@ from run_folders import ELSEWHERE, write_attempt
 
 from distill_bench.store import files
 from distill_bench.store.claims import STALE_SECONDS, attempts, once, read_exit, try_claim
+from distill_bench.store.stop import Stopped
 
 
 def test_a_folder_is_claimed_once_until_the_claim_is_closed(tmp_path):
@@ -83,6 +84,15 @@ def test_an_artefact_that_failed_is_made_by_the_next_process(tmp_path):
     made: list[Path] = []
     once(tmp_path, lambda: bool(made), lambda: made.append(tmp_path))
     assert made
+
+
+def test_an_artefact_whose_process_is_stopped_has_not_failed(tmp_path):
+    def stop() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        once(tmp_path, lambda: False, stop)
+    assert read_exit(attempts(tmp_path)[-1])["status"] == "stopped"
 
 
 def test_only_the_first_rank_to_end_an_attempt_writes_its_exit_record(tmp_path):

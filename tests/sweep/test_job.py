@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from runs import TINY_RUN
 
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import load_run
@@ -15,6 +16,7 @@ from distill_bench.store.runs import run_state
 from distill_bench.store.stop import StopRequest
 from distill_bench.sweep.job import LOST_RANK, execute, record_stop
 from distill_bench.sweep.local.workers import CLAIMED_ELSEWHERE, FAILED, STOPPED
+from distill_bench.sweep.prepare import prepare_run, retry_references
 from distill_bench.sweep.slurm.node import is_stuck
 
 
@@ -37,6 +39,42 @@ def test_an_attempt_that_was_taken_over_ends_without_a_result(make_run, monkeypa
     assert (first / "dmd2.py").is_file()
     checkpoints = run / "checkpoints"
     assert checkpoints.stat().st_mode == next(checkpoints.iterdir()).stat().st_mode
+
+
+BROKEN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distill_bench.evaluator import Evaluator
+
+
+@dataclass(frozen=True)
+class Broken(Evaluator):
+    paper: ClassVar[str] = "none"
+    version: ClassVar[int] = 1
+
+    def scores(self, clips, references):
+        raise ValueError("these clips have no score")
+"""
+
+
+def test_a_run_whose_reference_rows_failed_fails_before_its_training(make_run, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    run = make_run(
+        "late", protocol=TINY_RUN["protocol"] | {"evaluators": [f"{tmp_path}/broken.py:Broken"]}
+    )
+    config = load_run(run)
+    with pytest.raises(ValueError, match="no score"):
+        prepare_run(run)
+    rows = run.parent / "references" / protocol_hash(config)
+    assert execute(run) == FAILED
+    assert read_exit(attempts(run)[-1])["error"] == "ValueError: these clips have no score"
+    assert not (run / "train.jsonl").exists()
+    assert len(attempts(rows)) == 2  # the failure may have passed, so the run has tried again
+    try_claim(rows, {}).close("stopped")
+    assert len(attempts(rows)) == 3
+    retry_references(config, run.parent)
+    assert len(attempts(rows)) == 3
 
 
 def test_the_loss_of_a_rank_is_not_a_failure_of_the_run(tmp_path):
