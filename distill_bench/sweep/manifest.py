@@ -129,16 +129,18 @@ class OpenSweep:
         """Write run.yaml, row.yaml and requested samplings into every folder that lacks them.
 
         Args:
-            starting: runs whose run.yaml is replaced: paths, memory and logging may have changed.
+            starting: runs whose files are replaced unless the run has a result: paths and keys of
+                memory and logging may have changed.
         """
         for run, config in self.configs.items():
+            replaced = run in starting and read_result(self.store / run) is None
             files: dict[str, BaseModel] = {"run.yaml": config}
             files |= {f"samplings/{way.name}.yaml": way for way in self.samplings.get(run, [])}
             if run in self.rows:
                 files[ROW_FILE] = self.rows[run][0]
             for name, model in files.items():
                 path = self.store / run / name
-                if path.is_file() and run not in starting:
+                if path.is_file() and not replaced:
                     continue
                 data = dump_yaml(model.model_dump(mode="json")).encode()
                 try:
