@@ -1,6 +1,8 @@
 """The contract of an evaluator: base class of the metrics in `eval/`, clips and scores."""
 
 import hashlib
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,6 +94,45 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Citation:
+    """A paper on arXiv, for `paper` of a method or an evaluator. As text it is `arXiv:NUMBER`."""
+
+    arxiv: str  # number without version, e.g. 2405.14867
+    title: str
+    authors: str  # "Given Family, Given Family"
+    year: int  # of the first version
+
+    def __str__(self) -> str:
+        return f"arXiv:{self.arxiv}"
+
+    @property
+    def key(self) -> str:
+        """Key of the entry: family name of the first author, year, first word of the title."""
+        family = self.authors.split(",")[0].split()[-1]
+        word = re.match(r"[\w-]+", self.title)
+        return f"{_ascii(family)}{self.year}{_ascii(word[0] if word else '')}"
+
+    def bibtex(self) -> str:
+        """The entry as text. Braces keep the capitals of the title."""
+        fields = {
+            "title": "{" + re.sub(r"([&%#_$])", r"\\\1", self.title) + "}",
+            "author": self.authors.replace(", ", " and "),
+            "year": str(self.year),
+            "eprint": self.arxiv,
+            "archivePrefix": "arXiv",
+            "url": f"https://arxiv.org/abs/{self.arxiv}",
+        }
+        lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+        return f"@misc{{{self.key},\n{lines}}}"
+
+
+def _ascii(word: str) -> str:
+    """Lower-case ASCII letters and digits of a word: Székely-Rizzo -> szekelyrizzo."""
+    plain = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]", "", plain.lower())
+
+
+@dataclass(frozen=True)
 class Evaluator(ABC):
     """A metric. Subclasses are final frozen dataclasses, one per file; their fields are settings.
 
@@ -110,7 +151,7 @@ class Evaluator(ABC):
     Save it as eval/brightness.py, or pass `--evaluators path/to/file.py:Brightness`.
     """
 
-    paper: ClassVar[str]  # arXiv number or another source of the metric
+    paper: ClassVar[Citation | str]  # or another source, or "none: ..."
     version: ClassVar[int]  # increase it if the same clips get other values
     needs_facts: ClassVar[tuple[str, ...]] = ()  # entries of `Clips.facts`; no score without them
 

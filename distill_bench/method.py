@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill_bench.draws import Draws
+from distill_bench.evaluator import Citation as Citation
 from distill_bench.noise import add_noise, over, x0_to_velocity
 
 # Types of a method's fields that state their range; it is checked when a run is resolved.
@@ -190,7 +191,7 @@ class Method(ABC):
     ValueError of `__post_init__` is reported as one line.
     """
 
-    paper: ClassVar[str]
+    paper: ClassVar[Citation | str]  # or another source, or "none: ..."
     title: ClassVar[str] = ""  # display name; "": made from the method's name (sgmd: SGMD)
     version: ClassVar[int] = 1  # part of a run's id: raise it when the numbers change
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -200,8 +201,7 @@ class Method(ABC):
     mixes_weights: ClassVar[bool] = False
     # True: student_loss also gives `fake_score_terms`; a run may set `reuse_rollout: graph`.
     shares_graph: ClassVar[bool] = False
-    # Index of the earliest step at which a rollout may exit in the student's phase. Rollouts of the
-    # fake score's phase may exit at any step.
+    # Index of the earliest step at which a rollout may exit; only in the student's phase.
     first_exit: ClassVar[int] = 0
 
     @property

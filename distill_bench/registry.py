@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from distill_bench.evaluator import Evaluator
@@ -49,6 +49,11 @@ def evaluators() -> "dict[str, type[Evaluator]]":
     return _all("evaluator")
 
 
+def plugin_names() -> set[str]:
+    """Names of every installed method and evaluator, without importing them."""
+    return {name for kind in KINDS for name in _names(kind)}
+
+
 def search_plugins_in(folder: Path | None) -> None:
     """Look for plugin files with relative paths in this folder first; None: only in the current."""
     global _plugin_folder
@@ -78,6 +83,25 @@ def find_evaluator(name: str) -> "type[Evaluator]":
     return _find("evaluator", name)
 
 
+def find_plugin(name: str) -> tuple[str, Any]:
+    """Kind and class of a plugin, `method` or `evaluator`, by name, module or file.
+
+    Raises:
+        RegistryError: if there is no such plugin; a name is compared with those of both kinds.
+    """
+    if ":" not in name:
+        for kind in KINDS:
+            if name in _names(kind):
+                return kind, _find(kind, name)
+        raise _unknown("method or evaluator", name, plugin_names())
+    bases = {kind: _base(kind) for kind in KINDS}
+    plugin = _from_path("plugin", name, tuple(bases.values()))
+    for kind, base in bases.items():
+        if inspect.isclass(plugin) and issubclass(plugin, base):
+            return kind, plugin
+    raise RegistryError(f"{name!r} is a subclass of neither Method nor Evaluator")
+
+
 def method_file(name: str) -> Path | None:
     """Source file of a method, found without importing it; None if no file is found."""
     module = name.rpartition(":")[0]
@@ -99,13 +123,22 @@ def _built_in(kind: str) -> dict[str, str]:
 
 
 def _all(kind: str) -> dict[str, type]:
-    names = [*sorted(_built_in(kind)), *sorted(e.name for e in entry_points(group=KINDS[kind][1]))]
-    return {name: _find(kind, name) for name in names}
+    return {name: _find(kind, name) for name in _names(kind)}
+
+
+def _names(kind: str) -> list[str]:
+    """Names of the built-in plugins, then of the entry points, without importing them."""
+    return [*sorted(_built_in(kind)), *sorted(e.name for e in entry_points(group=KINDS[kind][1]))]
+
+
+def _base(kind: str) -> type:
+    """The class of which every plugin of a kind is a subclass."""
+    module_name, _, class_name = KINDS[kind][2].partition(":")
+    return cast(type, getattr(importlib.import_module(module_name), class_name))
 
 
 def _find(kind: str, name: str) -> type:
-    module_name, _, class_name = KINDS[kind][2].partition(":")
-    base = getattr(importlib.import_module(module_name), class_name)
+    base = _base(kind)
     built_in = _built_in(kind)
     if ":" in name:
         plugin = _from_path(kind, name, base)
@@ -114,10 +147,7 @@ def _find(kind: str, name: str) -> type:
     else:
         points = {e.name: e for e in entry_points(group=KINDS[kind][1])}
         if name not in points:
-            known = sorted({*built_in, *points})
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise RegistryError(f"no {kind} called {name!r}{hint}; known: {', '.join(known)}")
+            raise _unknown(kind, name, {*built_in, *points})
         plugin = _load(kind, points[name].value, points[name].load)
     if not (inspect.isclass(plugin) and issubclass(plugin, base)):
         raise RegistryError(
@@ -127,7 +157,14 @@ def _find(kind: str, name: str) -> type:
     return plugin
 
 
-def _from_path(kind: str, name: str, base: type) -> Any:
+def _unknown(kind: str, name: str, known: set[str]) -> RegistryError:
+    """The error for a name that no plugin has."""
+    near = difflib.get_close_matches(name, sorted(known), 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return RegistryError(f"no {kind} called {name!r}{hint}; known: {', '.join(sorted(known))}")
+
+
+def _from_path(kind: str, name: str, base: type | tuple[type, ...]) -> Any:
     """The class of `module:Class` or `path/to/file.py:Class`."""
     where, _, class_name = name.rpartition(":")
     if not where.endswith(".py"):
@@ -155,7 +192,7 @@ def _from_folder(kind: str, module_name: str, base: type) -> type:
     return next(iter(classes.values()))
 
 
-def _classes(module: ModuleType, base: type) -> dict[str, type]:
+def _classes(module: ModuleType, base: type | tuple[type, ...]) -> dict[str, type]:
     """Subclasses of `base` that a module defines itself."""
     return {
         name: value

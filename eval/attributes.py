@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from distill_bench.domain import shapes
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
+from distill_bench.evaluator import Citation, Clips, Evaluator, Score, mean_score
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,13 @@ class AttributeAccuracy(Evaluator):
     a network. This is possible because clips of the embedded domain show rendered shapes.
     """
 
-    paper: ClassVar[str] = "arXiv:2307.06350"
+    paper: ClassVar[Citation] = Citation(
+        "2307.06350",
+        "T2I-CompBench: A Comprehensive Benchmark for Open-world Compositional Text-to-image "
+        "Generation",
+        "Kaiyi Huang, Kaiyue Sun, Enze Xie, Zhenguo Li, Xihui Liu",
+        2023,
+    )
     version: ClassVar[int] = 1
 
     def reason_to_skip(self, clips: Clips) -> str | None:

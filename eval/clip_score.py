@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from distill_bench.domain import shapes
 from distill_bench.evaluate.clip_models import ClipModel, indomain_clip, open_clip_model
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
+from distill_bench.evaluator import Citation, Clips, Evaluator, Score, mean_score
 
 MODEL = "DISTILL_BENCH_CLIP"  # environment variable: a model of open_clip
 BLIND = "averages single frames: blind to their order, a clip backwards scores the same"
@@ -24,7 +24,12 @@ class CLIPScore(Evaluator):
     (about 30).
     """
 
-    paper: ClassVar[str] = "arXiv:2104.08718"
+    paper: ClassVar[Citation] = Citation(
+        "2104.08718",
+        "CLIPScore: A Reference-free Evaluation Metric for Image Captioning",
+        "Jack Hessel, Ari Holtzman, Maxwell Forbes, Ronan Le Bras, Yejin Choi",
+        2021,
+    )
     version: ClassVar[int] = 1
 
     # local-dir:/folder, MODEL:TAG or MODEL:/weights of open_clip; None: the shipped models

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import (
     FEW_CLIPS,
+    Citation,
     Clips,
     Evaluator,
     Score,
@@ -36,7 +37,12 @@ class Diversity(Evaluator):
     of the random extractor.
     """
 
-    paper: ClassVar[str] = "arXiv:2002.09797"
+    paper: ClassVar[Citation] = Citation(
+        "2002.09797",
+        "Reliable Fidelity and Diversity Metrics for Generative Models",
+        "Muhammad Ferjad Naeem, Seong Joon Oh, Youngjung Uh, Yunjey Choi, Jaejun Yoo",
+        2020,
+    )
     version: ClassVar[int] = 1
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:

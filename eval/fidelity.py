@@ -25,7 +25,7 @@ class Fidelity(Evaluator):
     computed without a network.
     """
 
-    paper: ClassVar[str] = "arXiv:2404.04465"
+    paper: ClassVar[str] = "none: statistics of pixels"
     version: ClassVar[int] = 1
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:

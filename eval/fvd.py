@@ -20,6 +20,7 @@ from distill_bench.evaluate.distances import (
 from distill_bench.evaluate.extractors import Extractor, load_extractor
 from distill_bench.evaluator import (
     FEW_CLIPS,
+    Citation,
     Clips,
     Evaluator,
     Score,
@@ -44,7 +45,13 @@ class FVD(Evaluator):
     `fvd_infinity` removes the bias of few clips at the price of a larger spread.
     """
 
-    paper: ClassVar[str] = "arXiv:1812.01717"
+    paper: ClassVar[Citation] = Citation(
+        "1812.01717",
+        "Towards Accurate Generative Models of Video: A New Metric & Challenges",
+        "Thomas Unterthiner, Sjoerd van Steenkiste, Karol Kurach, Raphaël Marinier, Marcin "
+        "Michalski, Sylvain Gelly",
+        2018,
+    )
     version: ClassVar[int] = 1
 
     # name[:path]; see distill_bench.evaluate.extractors

@@ -31,6 +31,7 @@ from distill_bench.evaluate.optical_flow import (
     raft_flow,
 )
 from distill_bench.evaluator import (
+    Citation,
     Clips,
     Evaluator,
     Score,
@@ -57,7 +58,14 @@ class Motion(Evaluator):
     body's exact speed, on the embedded domain.
     """
 
-    paper: ClassVar[str] = "arXiv:2311.17982"
+    paper: ClassVar[Citation] = Citation(
+        "2311.17982",
+        "VBench: Comprehensive Benchmark Suite for Video Generative Models",
+        "Ziqi Huang, Yinan He, Jiashuo Yu, Fan Zhang, Chenyang Si, Yuming Jiang, Yuanhan Zhang, "
+        "Tianxing Wu, Qingyang Jin, Nattapol Chanpaisit, Yaohui Wang, Xinyuan Chen, Limin Wang, "
+        "Dahua Lin, Yu Qiao, Ziwei Liu",
+        2023,
+    )
     version: ClassVar[int] = 2
 
     # weights of torchvision's raft_small or raft_large; None: Lucas-Kanade or Farneback, by size

@@ -6,7 +6,17 @@ from typing import ClassVar, Literal
 
 import torch
 
-from distill_bench.method import Batch, Count, Loss, Method, Nets, Preset, added, mean_per_sample
+from distill_bench.method import (
+    Batch,
+    Citation,
+    Count,
+    Loss,
+    Method,
+    Nets,
+    Preset,
+    added,
+    mean_per_sample,
+)
 from distill_bench.noise import add_noise, over, warp, x0_to_velocity
 
 
@@ -25,7 +35,12 @@ class Consistency(Method):
     Song et al., 2023; Song and Dhariwal, 2024; FastGen@34f30e8, methods/consistency_model/CM.py.
     """
 
-    paper: ClassVar[str] = "arXiv:2303.01469"
+    paper: ClassVar[Citation] = Citation(
+        "2303.01469",
+        "Consistency Models",
+        "Yang Song, Prafulla Dhariwal, Mark Chen, Ilya Sutskever",
+        2023,
+    )
     has_fake_score: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(

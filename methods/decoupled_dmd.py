@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, toward
+from distill_bench.method import Batch, Citation, Loss, Method, Nets, Preset, dmd_normaliser, toward
 from distill_bench.noise import add_noise
 
 
@@ -30,7 +30,13 @@ class DecoupledDMD(Method):
     It has one constant weight in place of 1/n.
     """
 
-    paper: ClassVar[str] = "arXiv:2511.22677"
+    paper: ClassVar[Citation] = Citation(
+        "2511.22677",
+        "Decoupled DMD: CFG Augmentation as the Spear, Distribution Matching as the Shield",
+        "Dongyang Liu, Peng Gao, David Liu, Ruoyi Du, Zhen Li, Qilong Wu, Xin Jin, Sihan Cao, "
+        "Shifeng Zhang, Hongsheng Li, Steven Hoi",
+        2025,
+    )
     version: ClassVar[int] = 2
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset("arXiv:2511.22677, algorithm 1", {"fake_score_updates": 5})

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from distill_bench.method import (
     Batch,
+    Citation,
     Loss,
     Method,
     Nets,
@@ -36,7 +37,13 @@ class DMD(Method):
       package lpips and torchvision's VGG weights in torch's cache; nothing here downloads them.
     """
 
-    paper: ClassVar[str] = "arXiv:2311.18828"
+    paper: ClassVar[Citation] = Citation(
+        "2311.18828",
+        "One-step Diffusion with Distribution Matching Distillation",
+        "Tianwei Yin, Michaël Gharbi, Richard Zhang, Eli Shechtman, Frédo Durand, William T. "
+        "Freeman, Taesung Park",
+        2023,
+    )
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
             "arXiv:2311.18828, section 4; weight 0.25 unverified",

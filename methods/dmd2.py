@@ -16,6 +16,7 @@ from distill_bench.discriminator import (
 )
 from distill_bench.method import (
     Batch,
+    Citation,
     Depth,
     Loss,
     Method,
@@ -51,7 +52,13 @@ class DMD2(Method):
       head has its own optimiser, and r1_weight adds APT's approximate R1.
     """
 
-    paper: ClassVar[str] = "arXiv:2405.14867"
+    paper: ClassVar[Citation] = Citation(
+        "2405.14867",
+        "Improved Distribution Matching Distillation for Fast Image Synthesis",
+        "Tianwei Yin, Michaël Gharbi, Taesung Park, Richard Zhang, Eli Shechtman, Frédo Durand, "
+        "William T. Freeman",
+        2024,
+    )
     presets: ClassVar[Mapping[str, Preset]] = {
         "video": Preset(
             "Self-Forcing@33593df, model/dmd.py; CausVid@ca21150, causvid/dmd.py; "

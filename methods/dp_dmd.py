@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from distill_bench.method import (
     Batch,
+    Citation,
     Count,
     Loss,
     Method,
@@ -35,7 +36,12 @@ class DPDMD(Method):
 
     version: ClassVar[int] = 2
     first_exit: ClassVar[int] = 1
-    paper: ClassVar[str] = "DP-DMD (github.com/Multimedia-Analytics-Laboratory/dpdmd)"
+    paper: ClassVar[Citation] = Citation(
+        "2602.03139",
+        "Diversity-Preserved Distribution Matching Distillation for Fast Visual Synthesis",
+        "Tianhe Wu, Ruibin Li, Lei Zhang, Kede Ma",
+        2026,
+    )
     title: ClassVar[str] = "DP-DMD"
     presets: ClassVar[Mapping[str, Preset]] = {
         "lightx2v": Preset(

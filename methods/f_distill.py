@@ -17,6 +17,7 @@ from distill_bench.discriminator import (
 )
 from distill_bench.method import (
     Batch,
+    Citation,
     Count,
     Depth,
     Loss,
@@ -57,7 +58,12 @@ class FDistill(Method):
     Xu et al., 2025; FastGen@34f30e8, methods/distribution_matching/f_distill.py.
     """
 
-    paper: ClassVar[str] = "arXiv:2502.15681"
+    paper: ClassVar[Citation] = Citation(
+        "2502.15681",
+        "One-step Diffusion Models with f-Divergence Distribution Matching",
+        "Yilun Xu, Weili Nie, Arash Vahdat",
+        2025,
+    )
     title: ClassVar[str] = "f-distill"
     presets: ClassVar[Mapping[str, Preset]] = {
         "fastgen": Preset(

@@ -6,7 +6,17 @@ from typing import ClassVar
 
 from torch import nn
 
-from distill_bench.method import Batch, Loss, Method, Nets, Preset, Share, renoise, reverse_kl
+from distill_bench.method import (
+    Batch,
+    Citation,
+    Loss,
+    Method,
+    Nets,
+    Preset,
+    Share,
+    renoise,
+    reverse_kl,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,12 @@ class IDA(Method):
     LightX2V@f8aee98, trainers/dmd, trick `ida`.
     """
 
-    paper: ClassVar[str] = "arXiv:2506.00523"
+    paper: ClassVar[Citation] = Citation(
+        "2506.00523",
+        "SenseFlow: Scaling Distribution Matching for Flow-based Text-to-Image Distillation",
+        "Xingtong Ge, Xin Zhang, Tongda Xu, Yi Zhang, Xinjie Zhang, Yan Wang, Jun Zhang",
+        2025,
+    )
     mixes_weights: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "lightx2v": Preset(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distill_bench.method import (
     Batch,
+    Citation,
     Loss,
     Method,
     Nets,
@@ -43,7 +44,13 @@ class SGMD(Method):
     arXiv:2605.30116, eq. 13, 21 and 22, from third-party notes.
     """
 
-    paper: ClassVar[str] = "arXiv:2605.30116"
+    paper: ClassVar[Citation] = Citation(
+        "2605.30116",
+        "SGMD: Score Gradient Matching Distillation for Few-Step Video Diffusion Distillation",
+        "Zhuguanyu Wu, Ruihao Gong, Yang Yong, Yushi Huang, Xiangyu Fan, Lei Yang, Dahua Lin, "
+        "Xianglong Liu",
+        2026,
+    )
     shares_graph: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(

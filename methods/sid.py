@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, renoise
+from distill_bench.method import (
+    Batch,
+    Citation,
+    Loss,
+    Method,
+    Nets,
+    Preset,
+    dmd_normaliser,
+    renoise,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,13 @@ class SiD(Method):
     in Self-Forcing@33593df, model/sid.py:83-145.
     """
 
-    paper: ClassVar[str] = "arXiv:2404.04057"
+    paper: ClassVar[Citation] = Citation(
+        "2404.04057",
+        "Score identity Distillation: Exponentially Fast Distillation of Pretrained Diffusion "
+        "Models for One-Step Generation",
+        "Mingyuan Zhou, Huangjie Zheng, Zhendong Wang, Mingzhang Yin, Hai Huang",
+        2024,
+    )
     title: ClassVar[str] = "SiD"
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(

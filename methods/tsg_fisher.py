@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, renoise
+from distill_bench.method import (
+    Batch,
+    Citation,
+    Loss,
+    Method,
+    Nets,
+    Preset,
+    dmd_normaliser,
+    renoise,
+)
 from distill_bench.noise import over
 
 
@@ -22,7 +31,13 @@ class TSGFisher(Method):
     arXiv:2605.30116, a baseline; LightX2V@f8aee98, trainers/sgmd.py:23-35.
     """
 
-    paper: ClassVar[str] = "arXiv:2605.30116"
+    paper: ClassVar[Citation] = Citation(
+        "2605.30116",
+        "SGMD: Score Gradient Matching Distillation for Few-Step Video Diffusion Distillation",
+        "Zhuguanyu Wu, Ruihao Gong, Yang Yong, Yushi Huang, Xiangyu Fan, Lei Yang, Dahua Lin, "
+        "Xianglong Liu",
+        2026,
+    )
     title: ClassVar[str] = "TSG-Fisher"
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distill_bench.method import Batch, Loss, Method, Nets, Preset, dmd_normaliser, renoise
+from distill_bench.method import (
+    Batch,
+    Citation,
+    Loss,
+    Method,
+    Nets,
+    Preset,
+    dmd_normaliser,
+    renoise,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,13 @@ class TSGSIM(Method):
     its time weight. arXiv:2605.30116, a baseline, from third-party notes.
     """
 
-    paper: ClassVar[str] = "arXiv:2605.30116"
+    paper: ClassVar[Citation] = Citation(
+        "2605.30116",
+        "SGMD: Score Gradient Matching Distillation for Few-Step Video Diffusion Distillation",
+        "Zhuguanyu Wu, Ruihao Gong, Yang Yong, Yushi Huang, Xiangyu Fan, Lei Yang, Dahua Lin, "
+        "Xianglong Liu",
+        2026,
+    )
     title: ClassVar[str] = "TSG-SIM"
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(

@@ -90,7 +90,7 @@ def _score(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     try:
         names = _names(options.evaluators)
         settings = _settings(options.set, names or list(all_evaluators()))
-        references = _references(options.reference)
+        references = references_of(options.reference)
         lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
         without_score = set(names or ()) - {line["metric"] for line in lines}
         if without_score:
@@ -116,7 +116,7 @@ def _names(text: str | None) -> list[str] | None:
     return names
 
 
-def _references(arguments: list[str]) -> dict[str, Path]:
+def references_of(arguments: list[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for text in arguments:
         kind, equals, path = text.partition("=")

@@ -80,7 +80,7 @@ def evaluate(
     out = out or folder / "metrics.jsonl"
     names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
     # every check comes before the first evaluator, which may work for hours
-    configured = {name: _configured(name, (settings or {}).get(name, {})) for name in names}
+    instances = {name: configured(name, (settings or {}).get(name, {})) for name in names}
     clips, reference_clips = load_clips(folder), LazyReferences(references)
     current = conditions(clips, reference_clips)
     protocol = protocol or _digest(current)
@@ -91,7 +91,7 @@ def evaluate(
     if (reason := on_first_rank(lambda: unwritable(out.parent))) is not None:
         raise ValueError(f"cannot write {out}: {reason}; name another file by --out")
     applicable: dict[str, Evaluator] = {}
-    for name, evaluator in configured.items():
+    for name, evaluator in instances.items():
         reason = evaluator.reason_to_skip(clips)
         if reason is None:
             applicable[name] = evaluator
@@ -187,7 +187,7 @@ def _refuse_mixed_protocols(
             )
 
 
-def _configured(name: str, settings: Mapping[str, Any]) -> Evaluator:
+def configured(name: str, settings: Mapping[str, Any]) -> Evaluator:
     """Build the named evaluator with these settings.
 
     Raises:

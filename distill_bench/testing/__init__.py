@@ -1,11 +1,12 @@
-"""Conformance checks for any method, and the gradient of its loss at x0.
+"""Conformance checks for any method or evaluator, and the gradient of a method's loss at x0.
 
     from distill_bench.testing import check_methods
 
     def test_my_method_conforms(tmp_path):
         check_methods("path/to/my_method.py:MyMethod", folder=tmp_path)
 
-The checks run the real trainer on a tiny Wan pipeline with random weights, on the CPU, in seconds.
+`distill-bench check path/to/my_method.py:MyMethod` prints a report. The checks of a method run the
+real trainer on a tiny Wan pipeline with random weights, on the CPU, in seconds.
 """
 
 from distill_bench.testing.checks import CHECKS, check_methods

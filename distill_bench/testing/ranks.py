@@ -15,7 +15,7 @@ from distill_bench.store.files import read_json, text_lines
 from distill_bench.testing.runs import Runs, named
 from distill_bench.train import checkpoint
 
-TRAIN_FOLDERS = "distill_bench.testing"  # module that trains the given run folders (__main__.py)
+TRAIN_FOLDERS = "distill_bench.testing.train_folders"  # module that trains the given run folders
 
 
 def check_two_ranks(

@@ -85,23 +85,27 @@ class Runs:
 
 
 @contextmanager
-def named(method: str, check: str) -> Iterator[None]:
-    """Turn any error inside into an AssertionError that names the method and the check."""
+def named(plugin: str, check: str) -> Iterator[None]:
+    """Turn any error inside into an AssertionError that names the plugin and the check."""
     try:
         yield
     except Exception as error:
         message = str(error).strip() or "no message"
         if not isinstance(error, AssertionError):
             message = f"{type(error).__name__}: {message.splitlines()[0]}"
-        raise AssertionError(f"{method}: {check}: {message}") from error
+        raise AssertionError(f"{plugin}: {check}: {message}") from error
 
 
-def conformance(check: Callable[[Runs], None]) -> Callable[[Runs], None]:
-    """Decorate a conformance check: its failures name the method and the check."""
+def conformance(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Decorate a conformance check: its failures name the plugin and the check.
+
+    Args:
+        check: takes the `Runs` of a method, or another subject with a `name`.
+    """
 
     @functools.wraps(check)
-    def checked(runs: Runs) -> None:
-        with named(runs.name, check.__name__):
-            check(runs)
+    def checked(subject: Any) -> None:
+        with named(subject.name, check.__name__):
+            check(subject)
 
     return checked

@@ -1,8 +1,6 @@
 """The console script `distill-bench COMMAND ...`; each command is the `main` of a module."""
 
-import dataclasses
 import importlib
-import json
 import sys
 from collections.abc import Iterable
 
@@ -28,6 +26,13 @@ GROUPS = {
         "compare": ("report.compare", "compare configs and scores of two runs"),
         "verify": ("report.verify", "recompute the tables of a results folder"),
     },
+    "methods and evaluators": {
+        "list": ("cli.listing", "print all of them with their fields"),
+        "check": ("testing.__main__", "run the conformance checks of a method or an evaluator"),
+        "new-method": ("cli.new_method", "write a commented file of a method"),
+        "new-evaluator": ("cli.new_evaluator", "write a commented file of an evaluator"),
+        "cite": ("cli.cite", "print the BibTeX entries of methods and evaluators"),
+    },
     "teachers": {
         "download": ("teachers.hub", "download teachers from the Hugging Face hub"),
         "embed": ("networks.embed", "encode prompts once with a teacher's text encoder"),
@@ -47,10 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     if name == "--version":
         print(__version__)
         return 0
-    if name == "list":
-        return list_plugins()
     if name not in COMMANDS:
-        known = ", ".join([*COMMANDS, "list"])
+        known = ", ".join(COMMANDS)
         print(f"distill-bench: no command called {name!r}; known: {known}", file=sys.stderr)
         return 2
     return importlib.import_module(f"distill_bench.{COMMANDS[name][0]}").main(rest)
@@ -63,46 +66,4 @@ def _help_lines() -> Iterable[str]:
     for group, commands in GROUPS.items():
         yield f"\n{group}:"
         for name, (_, summary) in commands.items():
-            yield f"  {name:10} {summary}"
-    yield "\nplugins:"
-    yield f"  {'list':10} methods and evaluators, with their fields"
-
-
-def list_plugins() -> int:
-    """Print every installed method and evaluator: purpose, paper, fields with their defaults."""
-    # takes seconds, and other commands do not need it
-    from rich.console import Console
-    from rich.markup import escape
-
-    # import torch, which takes seconds
-    from distill_bench.config.reference import type_text
-    from distill_bench.registry import RegistryError, evaluators, methods
-
-    try:
-        kinds = {"methods": methods(), "evaluators": evaluators()}
-    except RegistryError as error:
-        print(f"distill-bench list: {error}", file=sys.stderr)
-        return 2
-    console = Console(soft_wrap=True, highlight=False)
-    for kind, plugins in kinds.items():
-        console.print(f"[bold]{kind}[/bold]")
-        for name, plugin in plugins.items():
-            purpose = escape((plugin.__doc__ or "").strip().splitlines()[0])
-            paper = escape(plugin.paper)
-            console.print(f"  [bold cyan]{name}[/bold cyan]  {purpose}  [dim]{paper}[/dim]")
-            for field in dataclasses.fields(plugin):
-                text = f"{field.name}: {type_text(field.type)} = {_default(field)}"
-                console.print(f"      {escape(text)}")
-    return 0
-
-
-def _default(field: dataclasses.Field) -> str:
-    """A field's default as YAML."""
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    return json.dumps(default, default=str)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+            yield f"  {name:13} {summary}"
