@@ -48,6 +48,16 @@ def test_a_logit_is_the_mean_over_the_samples_own_tokens(head):
     assert logits.std() > 0
 
 
+def test_a_logit_depends_on_the_direction_of_a_token_and_not_on_its_size(head):
+    """Of its deviation from its mean, and not linearly."""
+    tokens = torch.randn(B, 1, 4, dtype=torch.float64)
+    torch.testing.assert_close(head(50 * tokens + 3), head(50 * tokens), rtol=0, atol=1e-5)
+    torch.testing.assert_close(head(100 * tokens), head(50 * tokens), rtol=0, atol=1e-5)
+    middle = head(torch.zeros(B, 1, 4, dtype=torch.float64))
+    opposite = head(50 * tokens) + head(-50 * tokens) - 2 * middle
+    assert opposite.abs().min() > 1e-3
+
+
 def test_losses_are_cross_entropies_with_data_labelled_one():
     fake, real = (torch.tensor(values, dtype=torch.float64) for values in ([0.3, -2], [1.5, 0.2]))
     probability_fake, probability_real = fake.sigmoid(), real.sigmoid()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from network_variants import ADAPTER
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill_bench.config.resolve import load_run, method_of
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss, Method, Nets
-from distill_bench.networks.denoiser import forward_flops
 from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.networks.sharding import is_sharded
 from distill_bench.testing.runs import Runs
@@ -23,7 +23,6 @@ from distill_bench.train.setup import build
 CPU = torch.device("cpu")
 GAUSSIAN = {"teacher": "gaussian", "data": None}
 GAN = {"name": "dmd2", "gan": "fake_score", "discriminator_lr": 1e-3}
-ROLES = ("student", "fake_score", "teacher")
 
 
 class Two(OneProcess):
@@ -94,13 +93,16 @@ def test_passes_over_a_ranks_share_are_those_of_a_whole_batch_and_none_is_counte
     }
 
 
-def test_the_ledger_weighs_each_role_by_the_flops_of_its_network(tmp_path):
+def test_the_ledger_weighs_each_role_by_the_flops_of_a_prediction_for_one_sample(tmp_path):
     run = Runs("dmd2", tmp_path).build()
-    shape, text = run.pipeline.latent_shape(5, 16, 16), run.nets.null_text
-    nets = run.networks | {"teacher": run.nets.unguided_teacher.net}
-    assert run.ledger.flops.keys() == set(ROLES)
-    for role in ROLES:
-        assert run.ledger.flops[role] == forward_flops(nets[role], shape, text) > 1e5
+    batch = run.batch("student")
+    inputs = batch.noise("x")[:1], batch.sigma("s")[:1], batch.text[:1]
+    roles = {"student": "student", "fake_score": "fake_score", "teacher": "unguided_teacher"}
+    assert run.ledger.flops.keys() == roles.keys()
+    for role, name in roles.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            getattr(run.nets, name)(*inputs)
+        assert run.ledger.flops[role] == counter.get_total_flops() > 1e5
 
 
 @pytest.mark.parametrize(("forwards", "samples"), [("batched", [8]), ("sequential", [4, 4])])
@@ -210,6 +212,34 @@ def test_a_given_method_and_its_draws_replace_those_of_the_config(tmp_path):
     plain = build(config, run_dir.parent)
     assert plain.method == method_of(config)
     assert type(plain.batch("student").draws) is Draws
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 2), (4, 1), (1, 4)])
+def test_micro_batches_of_the_ranks_are_the_parts_of_one_batch(world, accumulation, gaussian):
+    run = gaussian(batch_size=8, accumulation=accumulation)
+    drawn, whole = {}, run.batches.drawn(3, "student", range(8))
+    for rank in range(world):
+        processes = OneProcess(CPU, world)
+        processes.rank = rank
+        batches = dataclasses.replace(run.batches, processes=processes)
+        for micro in range(accumulation):
+            batch = batches.batch(3, "student", micro)
+            assert len(batch.text) == 8 // (world * accumulation)
+            for place, index in enumerate(batch.draws.indices):
+                drawn[index] = batch.text[place], batch.noise("n")[place], batch.sigma("s")[place]
+    assert sorted(drawn) == list(range(8))
+    for index, values in drawn.items():
+        expected = whole.text[index], whole.noise("n")[index], whole.sigma("s")[index]
+        assert all(map(torch.equal, values, expected))
+
+
+def test_a_run_uses_the_threads_of_its_config(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        Runs("dmd2", tmp_path).build(**GAUSSIAN, threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

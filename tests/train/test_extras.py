@@ -280,3 +280,5 @@ def test_a_batch_draws_each_row_equally_often_with_its_own_text(tmp_path):
     assert which.double().mean(0).sub(1 / 8).abs().max() < 0.02
     for name, tensor in every.items():
         assert torch.equal(batch[name], tensor.double()[which.int().argmax(1)])
+    far = rows(Draws(0, 0, "student", range(3), torch.device("meta"), torch.float64))
+    assert {row.device.type for row in far.values()} == {"meta"}
