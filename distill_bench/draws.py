@@ -34,7 +34,7 @@ def seeded(key: tuple[object, ...], indices: Iterable[int]) -> Iterator[torch.Ge
     start = hashlib.blake2b(repr(key).removesuffix(")").encode(), digest_size=8)
     for index in indices:
         digest = start.copy()
-        digest.update(f", {index!r})".encode())
+        digest.update(b", %d)" % index)
         yield one.manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
 
 
@@ -54,7 +54,7 @@ class Draws:
 
     def noise(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Gaussian noise (B, *shape)."""
-        return self._per_sample(purpose, lambda g: torch.randn(*shape, generator=g))
+        return self._per_sample(purpose, shape, lambda row, g: row.normal_(generator=g))
 
     def sigma(
         self, purpose: str, shift: float, low: float, high: float, shared: bool = False
@@ -69,7 +69,7 @@ class Draws:
 
     def uniform(self, purpose: str) -> Tensor:
         """One number in [0, 1) per sample, (B,)."""
-        return self._per_sample(purpose, lambda g: torch.rand((), generator=g))
+        return self._per_sample(purpose, (), lambda row, g: row.uniform_(generator=g))
 
     def shared_uniform(self, purpose: str) -> Tensor:
         """One number in [0, 1) for all samples, (B,), equal on every rank and micro-batch."""
@@ -88,6 +88,11 @@ class Draws:
     def _key(self, purpose: str) -> tuple[object, ...]:
         return (self.seed, self.student_update, self.phase, purpose)
 
-    def _per_sample(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        values = torch.stack([draw(g) for g in seeded(self._key(purpose), self.indices)])
+    def _per_sample(
+        self, purpose: str, shape: Sequence[int], draw: Callable[[Tensor, torch.Generator], Tensor]
+    ) -> Tensor:
+        values = torch.empty(len(self.indices), *shape)
+        draws = seeded(self._key(purpose), self.indices)
+        for row, g in zip(values.unbind(), draws, strict=True):
+            draw(row, g)
         return values.to(self.device, self.dtype)

@@ -163,7 +163,8 @@ class Texts(Sequence):
         """Embeddings (B, L, D) of the prompts at these indices."""
         import torch  # takes seconds
 
-        return torch.cat([self[index] for index in indices])
+        rows = [self.embedded[self.prompts[index]] for index in indices]
+        return torch.stack(rows).to(self.device, self.dtype)
 
     def _load(self, prompt: str) -> "Tensor":
         return self.embedded[prompt].to(self.device, self.dtype)[None]
