@@ -13,12 +13,13 @@ from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.contrasts import ContrastConfig
 from distill_bench.config.rows.sampling import SamplingConfig
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
-from distill_bench.config.sweep_file import SweepConfig
+from distill_bench.config.sweep_file import PlateauConfig, SweepConfig
 
 SECTIONS = (
     ("A sweep file", "", SweepConfig),
     ("An entry of `sampling` of a sweep file", "sampling.", SamplingConfig),
     ("`contrasts` of a sweep file: name, and then", "", ContrastConfig),
+    ("`plateau` of a sweep file", "plateau.", PlateauConfig),
     ("A run: `base`, `grid`, `zip`, `include`, `--set`", "", RunConfig),
     ("`protocol` of a run", "protocol.", ProtocolConfig),
     ("`adapter` of a run", "adapter.", AdapterConfig),

@@ -47,6 +47,15 @@ class CellLabel:
     keys: tuple[str, ...]
 
 
+class PlateauConfig(StrictModel):
+    """`plateau`: when a row counts as converged."""
+
+    window: float = Field(1 / 3, gt=0, lt=1)
+    """Share of the training, from its end, over which the change of a score is judged."""
+    tolerance: float = Field(1.0, gt=0)
+    """Largest change, in standard deviations over seeds of the score at the end."""
+
+
 class SweepConfig(StrictModel):
     """A sweep file."""
 
@@ -74,6 +83,8 @@ class SweepConfig(StrictModel):
     """Dotted keys of the row that other rows are compared with; null: the first row."""
     contrasts: dict[str, ContrastConfig] = {}
     """Name: difference that the sweep is to show, declared before its runs; see below."""
+    plateau: PlateauConfig = PlateauConfig()
+    """Rule by which a row's score curves have reached a plateau; see below."""
     cluster: ClusterConfig = ClusterConfig()
     """Resources of the jobs."""
 

@@ -87,6 +87,7 @@ def data_files(
         "axis": _axis(sweep, swept),
         "baseline": baseline or _row_keys(sweep.baseline, sweep, swept),
         "budget": budget,
+        "plateau": sweep.plateau,
         "titles": sweep.titles,
         "labels": sweep.labels,
         "columns": columns,

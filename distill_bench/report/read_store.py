@@ -68,6 +68,7 @@ class StoredSweep:
     runs: list[StoredRun]
     references: list[StoredRun]
     titles: dict[str, str] = field(default_factory=dict)  # display names of methods and presets
+    plateau: dict[str, float] | None = None  # the sweep's rule
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)  # run id -> label and its keys
 
     @property
@@ -108,6 +109,7 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
         runs=runs,
         # a folder without scores: no evaluator of the protocol applies to this reference
         references=[row for row in references if row.scores or not row.folder.is_dir()],
+        plateau=manifest.get("plateau"),
         titles=manifest.get("titles", {}),
         labels={
             run.run_id: label

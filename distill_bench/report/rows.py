@@ -118,6 +118,17 @@ class Row:
                 scores[seed] = float(np.interp(cost, costs, values))
         return scores
 
+    def curves(self, column: str) -> dict[Hashable, tuple[np.ndarray, np.ndarray]]:
+        """Training seed -> evaluated student updates, ascending, and finite scores at them."""
+        curves = {}
+        for run_id, seed in zip(self.scored["run_id"], self.scored["seed"], strict=True):
+            points = self._points.get(run_id)
+            if points is not None and column in points:
+                known = points[np.isfinite(points[column])].sort_values("student_updates")
+                if len(known):
+                    curves[seed] = (known["student_updates"].to_numpy(), known[column].to_numpy())
+        return curves
+
     @cached_property
     def _points(self) -> dict[str, pd.DataFrame]:
         """Run id -> its checkpoints."""

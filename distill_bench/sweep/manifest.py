@@ -107,6 +107,7 @@ class OpenSweep:
             "name": self.config.name,
             "question": self.config.question,
             "baseline": baseline and baseline | absolute_paths(baseline),
+            "plateau": self.config.plateau.model_dump(mode="json"),
             "axes": self.config.axes(self.runs.values()),
             "presets": {run: presets[group] for run, group in groups.items() if group in presets},
             "titles": self._titles(),

@@ -95,9 +95,9 @@ def test_rows_of_the_untrained_network_and_of_the_teacher_leave_out_the_referenc
     entries = [entry(stepping=["ode", "renoise", 0.5]), entry(of="teacher", nfe=[4, 8])]
     rows = sampled_rows(entries, runs)
     assert [row.label for row, _ in rows.values()] == [
-        "untrained renoise=0.5 nfe=2",
-        "teacher ode nfe=4",
-        "teacher ode nfe=8",
+        "untrained, stepping 0.5, 2 steps",
+        "teacher, ODE, 4 steps",
+        "teacher, ODE, 8 steps",
     ]
     assert all(config is runs[0] for _, config in rows.values())
     assert {row.sampling.guidance_scale for row, _ in rows.values()} == {1.0, 3.0}

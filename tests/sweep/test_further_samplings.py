@@ -112,18 +112,18 @@ def test_the_teachers_ode_row_has_the_clips_of_the_reference(sampled):
     manifest = json.loads((sampled / "runs/sweeps/s.json").read_text())
     rows = {row["label"]: sampled / "runs" / name for name, row in manifest["rows"].items()}
     assert list(rows) == [
-        "untrained renoise=0.5 nfe=2",
-        "teacher ode nfe=2",
-        "teacher ode nfe=3",
-        "teacher renoise nfe=2",
-        "teacher renoise nfe=3",
+        "untrained, stepping 0.5, 2 steps",
+        "teacher, ODE, 2 steps",
+        "teacher, ODE, 3 steps",
+        "teacher, renoise, 2 steps",
+        "teacher, renoise, 3 steps",
     ]
     (few,) = (sampled / "runs/references").glob("*/teacher_few-nfe2")
     of = {label: clips(folder / "samples/0") for label, folder in rows.items()}
-    np.testing.assert_array_equal(of["teacher ode nfe=2"], clips(few))
+    np.testing.assert_array_equal(of["teacher, ODE, 2 steps"], clips(few))
     digests = {frames.tobytes() for frames in of.values()}
     assert len(digests) == 5
-    result = read_json(rows["teacher renoise nfe=3"] / "result.json")
+    result = read_json(rows["teacher, renoise, 3 steps"] / "result.json")
     assert (result["nfe"], result["student_updates"], result["status"]) == (3, 0, "done")
 
 
@@ -145,7 +145,7 @@ def test_tables_mark_the_ways_and_pair_them_by_seed(sampled, tmp_path):
     cost = "cost_forward_equivalents"
     first, second = results.students[:2]
     assert list(first.runs[cost]) == list(second.runs[cost])
-    assert "untrained renoise=0.5 nfe=2" in [row.label for row in results.references]
+    assert "untrained, stepping 0.5, 2 steps" in [row.label for row in results.references]
     for column in results.headline:
         (difference,) = differences(results, column, [(second, first)])
         assert difference.seeds == 2

@@ -80,7 +80,7 @@ def sampled_rows(
             for way in ways(entries, network, own):
                 if network == UNTRAINED and (config.student_hash, way.name) in known:
                     continue
-                label = f"{network} {way.words(own)}"
+                label = f"{network}, {way.words(own)}"
                 row = RowConfig(label=label, network=network, sampling=way)
                 rows.setdefault(row_id(row, config), (row, config))
     return rows

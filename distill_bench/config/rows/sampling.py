@@ -76,16 +76,17 @@ class Sampling(StrictModel):
 
     def words(self, usual: "Sampling") -> str:
         """The way in words, for labels: stepping, steps, and what else differs from `usual`."""
-        words = [f"renoise={self.stepping:g}" if self.is_mixed else str(self.stepping)]
-        if self.sigmas is not None:
-            return f"{words[0]} sigmas={','.join(f'{sigma:g}' for sigma in self.sigmas)}"
-        words.append(f"nfe={self.nfe}")
-        words += [
-            f"{key}={getattr(self, key):g}"
-            for key in ("shift", "guidance_scale")
-            if getattr(self, key) != getattr(usual, key)
-        ]
-        return " ".join(words)
+        steppings = {"ode": "ODE", "renoise": "renoise"}
+        words = [steppings.get(str(self.stepping)) or f"stepping {self.stepping:g}"]
+        if self.sigmas is None:
+            words.append(f"{self.nfe} steps" if self.nfe > 1 else "1 step")
+        else:
+            words.append(f"levels {' '.join(f'{sigma:g}' for sigma in self.sigmas)}")
+        if self.shift is not None and self.shift != usual.shift:
+            words.append(f"shift {self.shift:g}")
+        if self.guidance_scale != usual.guidance_scale:
+            words.append(f"w={self.guidance_scale:g}")
+        return ", ".join(words)
 
     @property
     def is_mixed(self) -> bool:

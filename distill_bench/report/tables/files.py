@@ -19,6 +19,7 @@ from distill_bench.report.tables.differences import (
 )
 from distill_bench.report.tables.latex import latex_table
 from distill_bench.report.tables.markdown import markdown
+from distill_bench.report.tables.plateau import changes, plateau
 from distill_bench.report.tables.scores import (
     budget,
     equal_cost,
@@ -42,6 +43,7 @@ def table_files(results: Results) -> dict[str, str]:
         "equal_cost.csv": csv_text(_equal_cost_frame(results)),
         "differences.csv": csv_text(_difference_frame(results)),
         "equal_cost_differences.csv": csv_text(_equal_cost_difference_frame(results)),
+        "plateau.csv": csv_text(_plateau_frame(results)),
         "seeds_needed.csv": csv_text(_seeds_needed_frame(results)),
         "table.md": markdown(results, scores, at_cost),
         "table.tex": latex_table(results, scores, "", score_caption(results)),
@@ -63,11 +65,12 @@ def _score_frame(results: Results) -> pd.DataFrame:
         counts = row.runs["status"].value_counts()
         line = _identity(row) | {"reference": int(row.reference)}
         line |= {state: counts.get(state, 0) for state in states} | {"done": row.done}
+        line["plateau"] = "" if row.reference else plateau(results, row)
         for column in columns:
             line |= _interval_parts(column.name, results.interval(row, column.name))
         line["clear_best"] = " ".join(name for name, top in best.items() if top is row)
         lines.append(line)
-    header = ["label", "method", *results.swept, "reference", "expected", *states]
+    header = ["label", "method", *results.swept, "reference", "expected", *states, "plateau"]
     header += _part_names([column.name for column in columns])
     return cells(lines, [*header, "clear_best"])
 
@@ -144,6 +147,27 @@ def _difference_lines(results: Results, cost: float | None) -> list[dict[str, An
                 line["comparisons_baseline"] = count_baseline
             lines.append(line)
     return lines
+
+
+def _plateau_frame(results: Results) -> pd.DataFrame:
+    """Change of every headline score over the last part of training, per row, with a verdict."""
+    lines = [
+        {
+            "label": row.label,
+            "column": change.column.name,
+            "seeds": change.interval.n if change.interval else 0,
+            "change": _six_digits(change.interval.mean) if change.interval else "",
+            "low": _six_digits(change.interval.low) if change.interval else "",
+            "high": _six_digits(change.interval.high) if change.interval else "",
+            "noise": _six_digits(change.noise),
+            "tolerance": change.tolerance,
+            "verdict": change.verdict,
+        }
+        for row in results.students
+        for change in changes(results, row)
+    ]
+    header = "label column seeds change low high noise tolerance verdict"
+    return cells(lines, header.split())
 
 
 def _seeds_needed_frame(results: Results) -> pd.DataFrame:

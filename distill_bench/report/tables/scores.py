@@ -11,6 +11,7 @@ from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import COST, SCORED, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
 from distill_bench.report.tables.differences import Difference, against_baseline, comparisons
+from distill_bench.report.tables.plateau import plateau, plateau_caption
 from distill_bench.sample.reference_kinds import STUDENT
 
 CAPTION = (
@@ -24,7 +25,8 @@ CAPTION = (
 def score_caption(results: Results) -> str:
     """Caption of `score_table`, with the symbols that the labels of its rows use."""
     explained = symbols(results.swept)
-    return f"{CAPTION} {explained}." if explained else CAPTION
+    caption = f"{CAPTION} {plateau_caption(results)}"
+    return f"{caption} {explained}." if explained else caption
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Table:
 def score_table(results: Results, columns: Sequence[Column]) -> Table:
     """All rows at the end of training: count of runs, then the given columns."""
     best = {column.name: winner(results, column) for column in columns}
-    heads = [*row_heads(results), "seeds", *(column.heading for column in columns)]
+    heads = [*row_heads(results), "seeds", "plateau", *(column.heading for column in columns)]
     lines = []
     for row in results.rows:
         cells = [*_row_cells(results, row), Cell(row.count, row.done)]
+        cells.append(Cell("—" if row.reference else plateau(results, row)))
         for column in columns:
             interval = results.interval(row, column.name)
             marks = tuple(results.marks(row, column.name))
