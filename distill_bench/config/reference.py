@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from distill_bench.config.analysis.contrasts import ContrastConfig
 from distill_bench.config.cluster import ClusterConfig
-from distill_bench.config.contrasts import ContrastConfig
 from distill_bench.config.rows.sampling import SamplingConfig
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.sweep_file import PlateauConfig, SweepConfig

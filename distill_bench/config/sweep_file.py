@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
-from distill_bench.config.conditions import check_condition, holds
-from distill_bench.config.contrasts import (
+from distill_bench.config.analysis.contrasts import (
     SAMPLING,
-    Candidate,
     ContrastConfig,
+    Selectable,
     check_contrasts,
     contrast_terms,
 )
+from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
+from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.overrides import apply_overrides, has_values, run_value, same_value
@@ -117,7 +117,7 @@ class SweepConfig(StrictModel):
         contrast_terms(self.contrasts, self._candidates(runs), self.name)
         return list(runs.values())
 
-    def _candidates(self, runs: Mapping[str, RunConfig]) -> dict[str, Candidate]:
+    def _candidates(self, runs: Mapping[str, RunConfig]) -> dict[str, Selectable]:
         """The runs, and their students sampled in further ways, as contrasts select them."""
         presets = self.presets()
         candidates = {}
@@ -126,11 +126,11 @@ class SweepConfig(StrictModel):
             data = _with_preset(config, presets.get(row))
             further = further_samplings(self.sampling, config)
             own = {SAMPLING: own_sampling(config).model_dump()} if self.sampling else {}
-            candidates[run] = Candidate(data | own, row)
+            candidates[run] = Selectable(data | own, row)
             for way in further:
                 sampled = data | {SAMPLING: way.model_dump()}
                 place = f"{run}/samplings/{way.name}"
-                candidates[place] = Candidate(sampled, f"{row}/{way.name}", as_trained=False)
+                candidates[place] = Selectable(sampled, f"{row}/{way.name}", as_trained=False)
         return candidates
 
     def _check_baseline(self, runs: Iterable[RunConfig]) -> None:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from distill_bench.config.overrides import has_values, value_at
 from distill_bench.report.csv_files import cells, csv_text
+from distill_bench.report.declarations import declared_contrasts, first_launch
 from distill_bench.report.labels import SAMPLING, is_sampling
 from distill_bench.report.read_store import DONE, StoredRun, StoredSweep, finite
 from distill_bench.report.rows import key_texts
@@ -90,6 +91,8 @@ def data_files(
         "plateau": sweep.plateau,
         "titles": sweep.titles,
         "labels": sweep.labels,
+        "contrasts": declared_contrasts(sweep, swept),
+        "launch": first_launch(sweep),
         "columns": columns,
         "prompts": _prompts(sweep),
         "notes": _notes(sweep.runs),

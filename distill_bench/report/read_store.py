@@ -18,6 +18,7 @@ from distill_bench.sample.reference_kinds import STUDENT, UNDISTILLED, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, read_jsonl, read_record, text_lines
+from distill_bench.store.launches import read_launches
 from distill_bench.store.nested import describe_differences, flat
 from distill_bench.store.runs import read_result, run_state, sweep_name, unsampled
 
@@ -70,6 +71,8 @@ class StoredSweep:
     titles: dict[str, str] = field(default_factory=dict)  # display names of methods and presets
     plateau: dict[str, float] | None = None  # the sweep's rule
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)  # run id -> label and its keys
+    contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> definition
+    launches: list[dict[str, Any]] = field(default_factory=list)  # records, oldest first
 
     @property
     def everything(self) -> list[StoredRun]:
@@ -111,6 +114,8 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
         references=[row for row in references if row.scores or not row.folder.is_dir()],
         plateau=manifest.get("plateau"),
         titles=manifest.get("titles", {}),
+        contrasts=manifest.get("contrasts", {}),
+        launches=read_launches(store, name),
         labels={
             run.run_id: label
             for run in runs

@@ -108,6 +108,11 @@ class Results:
         return self.manifest["axis"]
 
     @property
+    def contrasts(self) -> list[dict[str, Any]]:
+        """The declared contrasts: definition, weights of runs, and since when it is declared."""
+        return self.manifest.get("contrasts", [])
+
+    @property
     def students(self) -> list[Row]:
         return [row for row in self.rows if not row.reference]
 
@@ -147,6 +152,12 @@ class Results:
     def differences(self) -> pd.DataFrame:
         """Paired differences of all pairs of rows: differences.csv."""
         return read_frame(self.folder / "differences.csv")
+
+    @cached_property
+    def contrast_table(self) -> pd.DataFrame:
+        """Estimates of the declared contrasts: contrasts.csv; empty if there are none."""
+        path = self.folder / "contrasts.csv"
+        return read_frame(path) if path.is_file() else pd.DataFrame()
 
     @cached_property
     def equal_cost(self) -> pd.DataFrame:

@@ -285,6 +285,8 @@ def _launch(
     jobs, processes = _slots(config, options, on_slurm)
     for warning in _check_before(chosen, processes, launch.stale):
         warn(warning)
+    if not set(chosen.states().values()) <= set(ENDED):
+        sweep.record_launch(options.file)
     sweep.write()
     if on_slurm:
         run_slurm(chosen, launch)

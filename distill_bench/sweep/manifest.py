@@ -24,8 +24,10 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.registry import find_method
+from distill_bench.store.claims import attempts
 from distill_bench.store.failures import failure_kind, os_error
 from distill_bench.store.files import read_record, unwritable, write_bytes, write_json
+from distill_bench.store.launches import record_launch
 from distill_bench.store.nested import describe_differences
 from distill_bench.store.runs import read_result, record_error, run_state
 from distill_bench.sweep.slurm.queue import Queue
@@ -111,6 +113,7 @@ class OpenSweep:
             "axes": self.config.axes(self.runs.values()),
             "presets": {run: presets[group] for run, group in groups.items() if group in presets},
             "titles": self._titles(),
+            "contrasts": self.contrasts,
             "labels": self._labels(),
             "run_ids": list(self.runs),
             "groups": groups,
@@ -125,6 +128,18 @@ class OpenSweep:
             "runs": {run: dataclasses.asdict(entry) for run, entry in self.entries.items()},
         }
         write_json(manifest_path(self.store, self.config.name), manifest)
+
+    @property
+    def contrasts(self) -> dict[str, dict[str, Any]]:
+        """Definitions of the declared contrasts by name."""
+        declared = self.config.contrasts.items()
+        return {name: contrast.model_dump(mode="json") for name, contrast in declared}
+
+    def record_launch(self, file: Path) -> None:
+        """Record the sweep file and its contrasts before a launch; see `store.launches`."""
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        begun = sum(bool(attempts(self.store / run)) for run in self.entries)
+        record_launch(self.store, self.config.name, digest, self.contrasts, begun)
 
     def write_runs(self, starting: Collection[str] = ()) -> None:
         """Write run.yaml, row.yaml and requested samplings into every folder that lacks them.
@@ -241,7 +256,7 @@ def spec_digest(config: SweepConfig) -> str:
 
     Covers the sweep file, the files that it names (prompts, methods) and the code that resolves it.
     """
-    spec = config.model_dump(mode="json", exclude={"cluster"})
+    spec = config.model_dump(mode="json", exclude={"cluster", "contrasts"})
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     for path in [*_resolving_code(), *_named_files(spec)]:
         digest.update(path.read_bytes())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -175,13 +176,19 @@ def _counted(sweep: OpenSweep) -> str:
 
 
 def print_table(sweep: OpenSweep) -> None:
-    """Print the headline table of the sweep's results."""
+    """Print the declared contrasts and the headline table of the sweep's results."""
     from distill_bench.report.results import COSTS, load  # pandas takes a second
+    from distill_bench.report.tables.contrasts import contrast_cells, contrast_heads, estimates
     from distill_bench.report.tables.scores import score_table
 
     results = load(sweep.out / sweep.config.name)
+    if found := estimates(results):
+        contrasts = Table(*contrast_heads(found), box=None, pad_edge=False)
+        for estimate in found:
+            contrasts.add_row(*(escape(cell.text) for cell in contrast_cells(estimate)))
+        console.print(contrasts, "")
     scores = score_table(results, results.headline + COSTS[:1])
     table = Table(*scores.heads, box=None, pad_edge=False)
     for _, line in scores.lines:
-        table.add_row(*(cell.text for cell in line))
+        table.add_row(*(escape(cell.text) for cell in line))
     console.print(table)

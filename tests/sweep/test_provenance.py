@@ -17,6 +17,7 @@ COUNTS = {
     "autoencoder": True,
     "cli": False,
     "config/__init__": False,
+    "config/analysis": False,
     "config/checks": False,
     "config/cluster": False,
     "config/conditions": False,

@@ -16,7 +16,16 @@ from distill_bench.report.page.wall import wall
 from distill_bench.report.read_store import StoredRun, StoredSweep
 from distill_bench.report.results import COSTS, Column, Results
 from distill_bench.report.rows import Row
+from distill_bench.report.stats import Interval
 from distill_bench.report.tables import scores as tables
+from distill_bench.report.tables.contrasts import (
+    LATER,
+    contrast_cells,
+    contrast_heads,
+    contrasts_caption,
+    estimates,
+    sides,
+)
 from distill_bench.report.tables.differences import (
     GAPS,
     Difference,
@@ -25,6 +34,7 @@ from distill_bench.report.tables.differences import (
     seeds_for_gaps,
     verdict,
 )
+from distill_bench.report.tables.scores import Cell
 from distill_bench.sample.reference_kinds import STUDENT
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
@@ -49,6 +59,7 @@ def render_page(results: Results, stored: StoredSweep, folder: Path) -> str:
         results=results,
         runs=results.runs[results.runs["role"] == STUDENT],
         findings=findings(results),
+        contrasts=_contrast_lines(results),
         scores=tables.score_table(results, [*results.headline, *COSTS]),
         details=tables.score_table(results, details) if details else None,
         equal_cost=tables.equal_cost(results),
@@ -72,7 +83,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(show_interval=tables.show_interval, show_p=tables.show_p)
+    environment.globals.update(
+        show_interval=tables.show_interval,
+        show_p=tables.show_p,
+        contrasts_caption=contrasts_caption,
+    )
     environment.filters.update(number=_number, provenance=_provenance, breakable=_breakable)
     environment.filters["yaml"] = dump_yaml
     return environment
@@ -86,6 +101,39 @@ def _groups(
         (row, [(line, stored[line["run_id"]]) for line in row.runs.to_dict("records")])
         for row in results.students
     ]
+
+
+@dataclass(frozen=True)
+class ContrastLine:
+    """A line of the table of declared contrasts."""
+
+    cells: list[Cell]
+    rows: str  # in words
+    later: bool  # added or changed after the first run
+    clear: bool
+    bar: tuple[float, float, float] | None  # see `_bar`
+
+
+def _contrast_lines(results: Results) -> tuple[list[str], list[ContrastLine]] | None:
+    """Heads and lines of the declared contrasts; bars of one score have one scale."""
+    found = estimates(results)
+    if not found:
+        return None
+    scales = {
+        column: _largest_end([one.interval for one in found if one.column == column])
+        for column in {one.column for one in found}
+    }
+    lines = [
+        ContrastLine(
+            contrast_cells(one),
+            sides(results, one.contrast),
+            one.contrast["declared"] in LATER,
+            one.clear,
+            _bar(one.interval, scales[one.column]),
+        )
+        for one in found
+    ]
+    return contrast_heads(found), lines
 
 
 @dataclass(frozen=True)
@@ -107,27 +155,27 @@ def _families(results: Results) -> list[tuple[Column, str, list[ComparedRow]]]:
     families = []
     for column in results.headline:
         family = against_baseline(results, column, baseline)
-        scale = _largest_end([difference for difference, _ in family])
+        scale = _largest_end([difference.interval for difference, _ in family])
         lines = []
         for difference, p in family:
             favoured = {difference.a.label: "this row", baseline.label: "the baseline"}
             favours = favoured.get(verdict(difference, p), "neither")
             cost = cost_ratio(difference.a, baseline)
-            lines.append(ComparedRow(difference, p, favours, cost, _bar(difference, scale)))
+            lines.append(
+                ComparedRow(difference, p, favours, cost, _bar(difference.interval, scale))
+            )
         families.append((column, tables.holm_head(family), lines))
     return families
 
 
-def _largest_end(differences: Sequence[Difference]) -> float:
+def _largest_end(intervals: Sequence[Interval | None]) -> float:
     """Largest distance of an interval's end from 0."""
-    intervals = [difference.interval for difference in differences if difference.interval]
-    ends = [abs(end) for interval in intervals for end in (interval.low, interval.high)]
+    ends = [abs(end) for one in intervals if one for end in (one.low, one.high)]
     return max(filter(isfinite, ends), default=0.0)
 
 
-def _bar(difference: Difference, scale: float) -> tuple[float, float, float] | None:
+def _bar(interval: Interval | None, scale: float) -> tuple[float, float, float] | None:
     """Left end, width and mean of an interval in percent of a bar from -scale to scale."""
-    interval = difference.interval
     if interval is None or not isfinite(interval.low) or not scale:
         return None
     left = 50 + 50 * interval.low / scale

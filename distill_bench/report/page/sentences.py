@@ -3,17 +3,18 @@
 from math import isfinite
 
 from distill_bench.report.results import Column, Results
+from distill_bench.report.tables.contrasts import estimates
 from distill_bench.report.tables.differences import against_baseline, verdict
-from distill_bench.report.tables.scores import score_table
+from distill_bench.report.tables.scores import score_table, show_interval
 
 BEST = {"lower": "Lowest", "higher": "Highest", "one": "Nearest to 1"}
 
 
 def findings(results: Results) -> list[str]:
-    """Write one or two sentences per headline score with a direction, and one on missing runs."""
+    """Write sentences on the declared contrasts, the headline scores, and missing runs."""
     table = score_table(results, results.headline)
     first = len(table.heads) - len(results.headline)
-    sentences = []
+    sentences = _declared(results)
     for place, column in enumerate(results.headline, first):
         rows = [
             (row, cells[place])
@@ -31,6 +32,21 @@ def findings(results: Results) -> list[str]:
     if incomplete:
         sentences.append(f"Rows that do not have all their runs: {'; '.join(incomplete)}.")
     return sentences
+
+
+def _declared(results: Results) -> list[str]:
+    """Sentence with the declared contrasts that are clear of 0; none without contrasts."""
+    found = estimates(results)
+    if not found:
+        return []
+    clear = [
+        f"{one.contrast['name']} in {one.column.title} {show_interval(one.interval, sign='+')}"
+        for one in found
+        if one.clear
+    ]
+    listed = f": {'; '.join(clear)}" if clear else ""
+    count = f"{len(clear)} of {len(found)} declared comparisons"
+    return [f"{count} are clear of 0 after Holm's correction{listed}."]
 
 
 def _distance(column: Column, value: float) -> float:

@@ -10,6 +10,7 @@ from distill_bench.report.csv_files import cells, csv_text
 from distill_bench.report.results import COSTS, Results
 from distill_bench.report.rows import COST, Row
 from distill_bench.report.stats import Interval, holm, mean_interval
+from distill_bench.report.tables.contrasts import estimates, sides
 from distill_bench.report.tables.differences import (
     GAPS,
     comparisons,
@@ -17,7 +18,7 @@ from distill_bench.report.tables.differences import (
     seeds_for_gaps,
     verdict,
 )
-from distill_bench.report.tables.latex import latex_table
+from distill_bench.report.tables.latex import latex_contrasts, latex_table
 from distill_bench.report.tables.markdown import markdown
 from distill_bench.report.tables.plateau import changes, plateau
 from distill_bench.report.tables.scores import (
@@ -38,7 +39,7 @@ def table_files(results: Results) -> dict[str, str]:
     scores = score_table(results, results.headline + COSTS)
     at_cost = equal_cost(results)
     caption = equal_cost_caption(results)
-    return {
+    return _contrast_files(results) | {
         "table.csv": csv_text(_score_frame(results)),
         "equal_cost.csv": csv_text(_equal_cost_frame(results)),
         "differences.csv": csv_text(_difference_frame(results)),
@@ -48,6 +49,39 @@ def table_files(results: Results) -> dict[str, str]:
         "table.md": markdown(results, scores, at_cost),
         "table.tex": latex_table(results, scores, "", score_caption(results)),
         "equal_cost.tex": latex_table(results, at_cost, "-equal-cost", caption),
+    }
+
+
+def _contrast_files(results: Results) -> dict[str, str]:
+    """contrasts.csv and contrasts.tex, if the sweep declares contrasts."""
+    found = estimates(results)
+    if not found:
+        return {}
+    lines = []
+    for estimate in found:
+        contrast, interval = estimate.contrast, estimate.interval
+        line = {
+            "contrast": contrast["name"],
+            "column": estimate.column.name,
+            "at": contrast["at"],
+            "rows": sides(results, contrast),
+            "seeds": estimate.seeds,
+            "expected": estimate.expected,
+            "p": _six_digits(estimate.p),
+            "p_holm": _six_digits(estimate.p_holm),
+            "comparisons": estimate.comparisons,
+            "sd": _six_digits(estimate.sd),
+            "declared": contrast["declared"],
+            "since": contrast["since"],
+        }
+        if interval:
+            line["difference"] = _six_digits(interval.mean)
+            line["low"], line["high"] = _six_digits(interval.low), _six_digits(interval.high)
+        lines.append(line)
+    header = "contrast column at rows seeds expected difference low high p p_holm comparisons sd"
+    return {
+        "contrasts.csv": csv_text(cells(lines, [*header.split(), "declared", "since"])),
+        "contrasts.tex": latex_contrasts(results, found),
     }
 
 

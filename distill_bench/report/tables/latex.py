@@ -5,6 +5,12 @@ import unicodedata
 from collections.abc import Sequence
 
 from distill_bench.report.results import Results
+from distill_bench.report.tables.contrasts import (
+    Estimate,
+    contrast_cells,
+    contrast_heads,
+    contrasts_caption,
+)
 from distill_bench.report.tables.scores import Cell, Table, footnotes_of, row_heads
 
 COLUMNS = 3  # score columns per float, which fit the text width of `article`
@@ -94,6 +100,33 @@ def latex_table(results: Results, table: Table, label: str, caption: str) -> str
     provenance = [f"{key}: {value}" for key, value in results.manifest["provenance"].items()]
     comments = [*HINTS, *provenance, *results.manifest["notes"]]
     return "".join(f"% {' '.join(comment.split())}\n" for comment in comments) + "".join(floats)
+
+
+def latex_contrasts(results: Results, found: Sequence[Estimate]) -> str:
+    """Format the declared contrasts as one LaTeX float."""
+    reference = "tab:" + re.sub("[^A-Za-z0-9]+", "-", results.name) + "-contrasts"
+    heads = contrast_heads(found)
+    lines = [[_latex_cell(cell) for cell in contrast_cells(estimate)] for estimate in found]
+    caption = escape_latex(f"{results.question} {contrasts_caption(results)}")
+    return "\n".join(
+        [
+            f"% {HINTS[0]}",
+            r"\begin{table}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{caption}}}",
+            rf"\label{{{reference}}}",
+            r"\smallskip",
+            r"\begin{tabular}{llrrrl}",
+            r"\toprule",
+            rf"{' & '.join(map(_latex_head, heads))} \\",
+            r"\midrule",
+            *(rf"{' & '.join(line)} \\" for line in lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def _tabular(table: Table, block: Sequence[int], names: int) -> str:

@@ -4,6 +4,13 @@ from collections.abc import Sequence
 
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import Row
+from distill_bench.report.tables.contrasts import (
+    contrast_cells,
+    contrast_heads,
+    contrasts_caption,
+    estimates,
+    sides,
+)
 from distill_bench.report.tables.differences import against_baseline, cost_ratio, verdict
 from distill_bench.report.tables.scores import (
     Cell,
@@ -23,25 +30,43 @@ from distill_bench.report.tables.scores import (
 def markdown(results: Results, scores: Table, at_cost: Table) -> str:
     """Return the text of table.md."""
     parts = [results.question] if results.question else []
+    parts += _contrast_parts(results)
     parts += ["## At the end of training", _markdown_table(scores), score_caption(results)]
     parts += [f"[{number}] {text}." for number, text in footnotes_of(results, scores)]
     parts += [f"Note: {note}." for note in results.manifest["notes"]]
     parts += ["## At equal cost", _markdown_table(at_cost), equal_cost_caption(results)]
     baseline, apart = results.baseline, equal_cost_differences(results)
+    prefix = "Exploratory: " if results.contrasts else ""
     if apart:
         parts += [
-            f"## At equal cost: difference to {baseline.label}",
+            f"## {prefix}At equal cost: difference to {baseline.label}",
             _markdown_table(apart),
             equal_cost_differences_caption(results),
         ]
     if baseline and len(results.students) > 1:
         for column in results.headline:
-            parts.append(f"## {column.heading}: difference to {baseline.label}")
+            parts.append(f"## {prefix}{column.heading}: difference to {baseline.label}")
             parts.append(_markdown_differences(results, column, baseline))
         parts.append(differences_caption(results))
     provenance = results.manifest["provenance"].items()
     parts.append(f"From {', '.join(f'{key} {value}' for key, value in provenance)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _contrast_parts(results: Results) -> list[str]:
+    """Table of the declared contrasts, its caption, and the rows of each contrast."""
+    found = estimates(results)
+    if not found:
+        return []
+    lines = [contrast_heads(found)]
+    lines += [[_markdown_cell(cell) for cell in contrast_cells(estimate)] for estimate in found]
+    rows = [f"- {one['name']}: {sides(results, one)}" for one in results.contrasts]
+    return [
+        "## Declared contrasts",
+        _pipe_table(lines),
+        contrasts_caption(results),
+        "\n".join(rows),
+    ]
 
 
 def _markdown_differences(results: Results, column: Column, baseline: Row) -> str:

@@ -56,7 +56,7 @@ class ContrastConfig(StrictModel):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Selectable:
     """A run that a contrast may select."""
 
     data: Mapping[str, Any]  # resolved keys, with `method.preset`
@@ -111,7 +111,7 @@ def _check_keys(keys: Iterable[str], place: str) -> None:
 
 
 def contrast_terms(
-    contrasts: Mapping[str, ContrastConfig], candidates: Mapping[str, Candidate], where: str
+    contrasts: Mapping[str, ContrastConfig], candidates: Mapping[str, Selectable], where: str
 ) -> dict[str, list[Term]]:
     """The rows of every contrast with their weights.
 
@@ -157,7 +157,7 @@ def _subtracted(first: Mapping[str, Term], second: Mapping[str, Term]) -> dict[s
 
 
 def _sides(
-    contrast: ContrastConfig, candidates: Mapping[str, Candidate], place: str
+    contrast: ContrastConfig, candidates: Mapping[str, Selectable], place: str
 ) -> tuple[dict[str, Term], dict[str, Term]]:
     """Row -> term of both sides of a contrast."""
     sides, averaged = [], []
@@ -193,7 +193,7 @@ def _sides(
     return sides[0], sides[1]
 
 
-def _selects(selection: Selection, candidate: Candidate) -> bool:
+def _selects(selection: Selection, candidate: Selectable) -> bool:
     """True if a selection holds for a run; unless it names sampling, as the run was trained."""
     if isinstance(selection, str):
         names = set(names_in(selection))
@@ -206,7 +206,7 @@ def _selects(selection: Selection, candidate: Candidate) -> bool:
     return has_values(candidate.data, selection)
 
 
-def _values_of(selection: Selection, candidates: Mapping[str, Candidate]) -> str:
+def _values_of(selection: Selection, candidates: Mapping[str, Selectable]) -> str:
     """Values of a selection's keys among the runs: "; the runs have nfe 1 or 4"."""
     if isinstance(selection, str):
         return ""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill_bench.config.contrasts import Candidate, ContrastConfig, contrast_terms
+from distill_bench.config.analysis.contrasts import ContrastConfig, Selectable, contrast_terms
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.reference import reference
@@ -28,7 +28,7 @@ def contrasts_of(tmp_path, text, sweep=SWEEP):
 def cells(steppings=("ode", "renoise"), cadences=(1, 5), seeds=(0, 1)):
     """Candidates of two methods, by id."""
     return {
-        f"{method}-{stepping}-{k}-s{seed}": Candidate(
+        f"{method}-{stepping}-{k}-s{seed}": Selectable(
             {"method": {"name": method}, "stepping": stepping, "k": k, "seed": seed},
             f"{method}-{stepping}-{k}",
         )
@@ -92,13 +92,13 @@ def test_an_interaction_is_a_difference_of_differences():
 def test_a_selection_is_sampled_as_trained_unless_it_names_sampling():
     trained = cells(steppings=("renoise",), cadences=(1,))
     ways = {
-        f"{run}/samplings/ode": Candidate(
+        f"{run}/samplings/ode": Selectable(
             {**one.data, "sampling": {"stepping": "ode"}}, f"{one.row}/ode", as_trained=False
         )
         for run, one in trained.items()
     }
     own = {
-        run: Candidate({**one.data, "sampling": {"stepping": "renoise"}}, one.row)
+        run: Selectable({**one.data, "sampling": {"stepping": "renoise"}}, one.row)
         for run, one in trained.items()
     }
     sides = {"of": {"method": "sgmd", "sampling.stepping": "ode"}, "minus": {"method": "sgmd"}}

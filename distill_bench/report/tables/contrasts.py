@@ -1,0 +1,206 @@
+"""Estimates of the declared contrasts, with Holm's correction over these alone."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+
+from distill_bench.report.declarations import ADDED, CHANGED, FIRST, UNKNOWN
+from distill_bench.report.results import Column, Results
+from distill_bench.report.rows import COST, Row
+from distill_bench.report.stats import CONFIDENCE, Interval, crossed_interval, holm
+from distill_bench.report.tables.scores import Cell, show_interval, show_p
+
+LATER = (ADDED, CHANGED)
+NOTES = {FIRST: "", ADDED: "added later", CHANGED: "changed later", UNKNOWN: "unknown"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A contrast in one score, paired over the seeds that all its rows have."""
+
+    contrast: Mapping[str, Any]  # entry of sweep.json
+    column: Column
+    interval: Interval | None  # None without a common seed
+    expected: int  # seeds that all its rows are to have
+    sd: float  # standard deviation of one seed's contrast
+    clip_error: float  # part of the standard error that more seeds do not reduce
+    level: float  # mean score of its rows
+    p_holm: float = nan
+    comparisons: int = 0  # estimates that Holm's correction is over
+
+    @property
+    def p(self) -> float:
+        return self.interval.p if self.interval else nan
+
+    @property
+    def clear(self) -> bool:
+        """True if p after Holm's correction is below 0.05."""
+        return self.p_holm < 1 - CONFIDENCE
+
+    @property
+    def seeds(self) -> int:
+        return self.interval.n if self.interval else 0
+
+
+def estimates(results: Results) -> list[Estimate]:
+    """Every contrast in each of its scores, in the order of the sweep file.
+
+    Holm's correction of a contrast that was declared before the first run is over these contrasts
+    alone; that of a contrast added or changed later is over all.
+    """
+    known = {column.name: column for column in results.columns}
+    drafts = [
+        _estimate(results, contrast, known.get(name) or Column(name, name))
+        for contrast in results.contrasts
+        for name in contrast["scores"]
+    ]
+    later = [estimate.contrast["declared"] in LATER for estimate in drafts]
+    everything = holm([estimate.p for estimate in drafts])
+    first = iter(holm([e.p for e, is_later in zip(drafts, later, strict=True) if not is_later]))
+    tested = [isfinite(estimate.p) for estimate in drafts]
+    counts = {
+        True: sum(tested),
+        False: sum(t and not is_later for t, is_later in zip(tested, later, strict=True)),
+    }
+    return [
+        replace(estimate, p_holm=p if is_later else next(first), comparisons=counts[is_later])
+        for estimate, p, is_later in zip(drafts, everything, later, strict=True)
+    ]
+
+
+def _estimate(results: Results, contrast: Mapping[str, Any], column: Column) -> Estimate:
+    terms = [(term["weight"], _row_of(results, term["runs"])) for term in contrast["terms"]]
+    seeds = [_seeds(results, term["runs"]) for term in contrast["terms"]]
+    cost = shared_cost(results, contrast) if contrast["at"] == "equal_cost" else None
+    scores = []
+    for (_, row), wanted in zip(terms, seeds, strict=True):
+        by_seed = _scores(row, column, cost) if contrast["at"] == "end" or cost else {}
+        scores.append({seed: values for seed, values in by_seed.items() if seed in wanted})
+    expected = len(set.intersection(*seeds))
+    common = [seed for seed in scores[0] if all(seed in of_row for of_row in scores)]
+    if not common:
+        return Estimate(contrast, column, None, expected, nan, 0.0, nan)
+    lengths = {len(of_row[seed]) for of_row in scores for seed in common}
+    whole = len(lengths) == 1
+    values = np.array(
+        [
+            sum(
+                weight * (of_row[seed] if whole else of_row[seed].mean(keepdims=True))
+                for (weight, _), of_row in zip(terms, scores, strict=True)
+            )
+            for seed in common
+        ]
+    )
+    interval = crossed_interval(values, clusters=results.clusters(lengths) if whole else None)
+    sd = float(values.mean(1).std(ddof=1)) if len(common) > 1 else nan
+    clip_variance = interval.error**2 - sd**2 / len(common) if values.shape[1] > 1 else 0.0
+    clip_error = max(0.0, clip_variance) ** 0.5 if isfinite(clip_variance) else 0.0
+    level = float(np.mean([of_row[seed].mean() for of_row in scores for seed in common]))
+    return Estimate(contrast, column, interval, expected, sd, clip_error, level)
+
+
+def _scores(row: Row, column: Column, cost: float | None) -> Mapping[Hashable, np.ndarray]:
+    """Scores per seed at the end of training, or at a training cost."""
+    if cost is None:
+        return row.by_seed(column.name)
+    return {s: np.array([value]) for s, value in row.at_cost(column.name, cost).items()}
+
+
+def _row_of(results: Results, runs: Sequence[str]) -> Row:
+    return next(row for row in results.students if runs[0] in set(row.runs["run_id"]))
+
+
+def _seeds(results: Results, runs: Sequence[str]) -> set[Hashable]:
+    return set(results.runs.loc[results.runs["run_id"].isin(runs), "seed"])
+
+
+def shared_cost(results: Results, contrast: Mapping[str, Any]) -> float | None:
+    """Training cost of a contrast at equal cost; None if no run is finished.
+
+    The requested cost, else the largest that all its finished runs reach.
+    """
+    if results.manifest["budget"] is not None:
+        return results.manifest["budget"]
+    rows = [_row_of(results, term["runs"]) for term in contrast["terms"]]
+    costs = [row.scored[COST].min() for row in rows]
+    return float(min(costs)) if costs and all(isfinite(cost) for cost in costs) else None
+
+
+def sides(results: Results, contrast: Mapping[str, Any]) -> str:
+    """The contrast in words: "SGMD, ODE minus SGMD, renoise", by the labels of its rows."""
+    if contrast.get("difference_of"):
+        first, second = contrast["difference_of"]
+        return f"({first}) − ({second})"
+    parts = []
+    for sign in (1, -1):
+        terms = [term for term in contrast["terms"] if sign * term["weight"] > 0]
+        labels = [_row_of(results, term["runs"]).label for term in terms]
+        parts.append(labels[0] if len(labels) == 1 else f"mean of ({'; '.join(labels)})")
+    return " − ".join(parts)
+
+
+def contrast_heads(found: Sequence[Estimate]) -> list[str]:
+    """Heads of the table of contrasts, with the number of comparisons of Holm's correction."""
+    counts = sorted({estimate.comparisons for estimate in found})
+    return [
+        "contrast",
+        "score",
+        "seeds",
+        "difference",
+        f"p (Holm over {' or '.join(map(str, counts))})",
+        "declared",
+    ]
+
+
+def contrast_cells(estimate: Estimate) -> list[Cell]:
+    """One line of the table of contrasts; bold: p after Holm's correction is below 0.05."""
+    contrast, count = estimate.contrast, str(estimate.seeds)
+    if estimate.seeds < estimate.expected:
+        count = f"{count}/{estimate.expected}"
+    at = ", at equal cost" if contrast["at"] == "equal_cost" else ""
+    difference = estimate.interval.mean if estimate.interval else nan
+    return [
+        Cell(contrast["name"]),
+        Cell(f"{estimate.column.title}{at}"),
+        Cell(count, estimate.seeds),
+        Cell(show_interval(estimate.interval, sign="+"), difference, best=estimate.clear),
+        Cell(show_p(estimate.p_holm), estimate.p_holm),
+        Cell(NOTES[contrast["declared"]] or "before the runs"),
+    ]
+
+
+def contrasts_caption(results: Results) -> str:
+    """Caption of the table of contrasts: how it is computed, and since when it is declared."""
+    return (
+        "Contrasts that the sweep file declares: the first rows minus the second, paired over the "
+        "training seeds that all rows have, on the same prompts and noise; ± is half of the 95 % "
+        "interval (bootstrap over seeds and clips if the score has one value per clip, else "
+        "Student's t over seeds). p is of no difference, after Holm's correction over the "
+        "contrasts and scores that were declared before the first run; for contrasts added or "
+        f"changed later, over all. Bold: p is below 0.05. {declaration(results)} Every other "
+        "comparison is exploratory."
+    )
+
+
+def declaration(results: Results) -> str:
+    """Sentences on the sweep file at the first run, and on what changed since."""
+    launch = results.manifest.get("launch")
+    if launch is None:
+        return (
+            "The store has no record of the sweep file at its first run: it is unknown when these "
+            "contrasts were declared."
+        )
+    text = f"Sweep file at the first launch ({launch['time']}): SHA-256 {launch['digest'][:12]}."
+    if launch["last_digest"] != launch["digest"]:
+        text += f" At the newest launch: {launch['last_digest'][:12]}."
+    if launch["begun"]:
+        text += (
+            f" {launch['begun']} of its runs had begun before: it is unknown whether the contrasts "
+            "were declared without knowing their scores."
+        )
+    if launch["dropped"]:
+        text += f" Declared once, and no longer in the file: {', '.join(launch['dropped'])}."
+    return text
