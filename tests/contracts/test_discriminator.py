@@ -56,6 +56,7 @@ def test_a_logit_depends_on_the_direction_of_a_token_and_not_on_its_size(head):
     middle = head(torch.zeros(B, 1, 4, dtype=torch.float64))
     opposite = head(50 * tokens) + head(-50 * tokens) - 2 * middle
     assert opposite.abs().min() > 1e-3
+    assert sum(p.numel() for p in head.parameters()) == (4 + 4) + (4 * 4 + 4) + (4 + 1)
 
 
 def test_losses_are_cross_entropies_with_data_labelled_one():

@@ -67,6 +67,23 @@ def test_syntax_outside_the_grammar_is_refused(text):
         evaluate_expression(text, GRAMMAR, VALUES.__getitem__)
 
 
+@pytest.mark.parametrize(
+    ("text", "missing", "refused"),
+    [
+        ("n - 2", ast.Constant, "2"),
+        ("name in [n, name]", ast.List, r"\[n, name\]"),
+        ("n == 6 and n", ast.And, "n == 6 and n"),
+        ("not n", ast.Not, "not n"),
+        ("n - n", ast.Sub, "n - n"),
+        ("n < n", ast.Lt, "n < n"),
+    ],
+)
+def test_a_part_of_the_grammar_that_is_missing_is_named(text, missing, refused):
+    grammar = {kind: value for kind, value in GRAMMAR.items() if kind is not missing}
+    with pytest.raises(ExpressionError, match=f"'{text[:1]}.*: '{refused}' is not allowed"):
+        evaluate_expression(text, grammar, VALUES.__getitem__)
+
+
 @pytest.mark.parametrize("text", ["n +", "n\0", "x = 1", "(" * 500 + ")" * 500, "-" * 100_000])
 def test_text_that_is_no_expression_is_refused_in_one_line(text):
     with pytest.raises(ExpressionError) as error:

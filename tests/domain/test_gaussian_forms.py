@@ -20,13 +20,14 @@ from distill_bench.domain.gaussian import (
     log_density,
     step_moments,
 )
-from distill_bench.domain.gaussian_teacher import write_gaussian_teacher
+from distill_bench.domain.gaussian_teacher import main, write_gaussian_teacher
 from distill_bench.eval.exact_divergence import ExactDivergence, fisher, kl, wasserstein
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.noise import student_sigmas
 from distill_bench.rollout import rollout
+from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import read_teacher
 
 D, E = 3, 2
@@ -227,6 +228,67 @@ def test_a_written_teacher_has_the_asked_shape_and_spectrum(tmp_path):
     for name in ("mean", "shifts", "covariance"):
         assert not torch.allclose(getattr(first, name), getattr(second, name))
     assert json.loads((tmp_path / "0" / "gaussian.json").read_text())["condition"] == 30.0
+
+
+def test_the_command_writes_the_teacher_of_its_options(tmp_path, capsys):
+    """Same bytes; without options, those of four frames of 2x2, four prompts, condition 20."""
+    given = ["--frames", "3", "--size", "1", "--prompts", "2", "--condition", "5.5", "--seed", "7"]
+    for name, options, plain in (
+        ("given", given, ((1, 3, 1, 1), 2, 5.5, 7)),
+        ("default", [], ((1, 4, 2, 2), 4, 20.0, 0)),
+    ):
+        assert main(["--out", str(tmp_path / name), *options]) == 0
+        write_gaussian_teacher(tmp_path / f"{name}-by-hand", *plain)
+        for path in (tmp_path / name).iterdir():
+            assert path.read_bytes() == (tmp_path / f"{name}-by-hand" / path.name).read_bytes()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for part in (
+        "usage: distill-bench gaussian ",
+        "\nwrite a Gaussian teacher with random moments\n",
+        " the new folder\n",
+        " T of the latents\n",
+        " H and W of the latents\n",
+        " largest over smallest variance\n",
+    ):
+        assert part in text
+    with pytest.raises(SystemExit):
+        main([])
+
+
+def test_a_teacher_shows_its_latents_as_grey_squares(pipeline):
+    """Two frames of 16x16 pixels per latent, a third of the mean over channels."""
+    latents = torch.randn(2, 3, 2, 2, 1, generator=torch.Generator().manual_seed(0))
+    video = pipeline.decode_video(latents)
+    assert video.shape == (2, 3, 4, 32, 16)
+    grey = latents.mean(1) / 3
+    for channel, frame, y, x in ((0, 0, 0, 0), (1, 1, 15, 15), (2, 2, 16, 3), (0, 3, 31, 9)):
+        torch.testing.assert_close(video[:, channel, frame, y, x], grey[:, frame // 2, y // 16, 0])
+    frames = pipeline.decode(latents)
+    assert frames.dtype == torch.uint8
+    assert frames.shape == (2, 4, 3, 32, 16)
+    expected = (grey[:, 1, 1, 0] * 127.5 + 127.5).clamp(0, 255)
+    assert (frames[:, 3, 1, 20, 5] - expected).abs().max() <= 1
+    assert pipeline.has_clips(pipeline.prompts()) is False
+    with pytest.raises(TeacherError, match="a gaussian teacher cannot encode clips"):
+        pipeline.encode(frames.numpy())
+    assert pipeline.facts(None, student_sigmas(1, 2.0), "ode", 1.0) == {}
+
+
+@pytest.mark.parametrize("stepping", ["renoise", "ode"])
+def test_levels_and_texts_of_single_precision_give_moments_in_that_of_the_student(
+    stepping, moments
+):
+    block, sigmas = LinearBlock(**moments), student_sigmas(3, 3.0)
+    text = torch.tensor([[0.3, -0.7], [1.0, 0.0]])
+    single = step_moments(block, sigmas, stepping, text)
+    double = step_moments(block, sigmas.double(), stepping, text.double())
+    for parts in zip(single, double, strict=True):
+        for value, expected in zip(*parts, strict=True):
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    assert [len(mean) for mean, _ in single] == [2, 2, 2]
 
 
 # ---- divergences

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import torch
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import load_run, resolve
+from distill_bench.domain.closed_form import FlatNetwork
 from distill_bench.domain.mixture import SHAPE, joint_log_density, motion_mixture
+from distill_bench.domain.mixture_network import MixtureNetwork
+from distill_bench.domain.mixture_teacher import write_mixture_teacher
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.denoiser import Denoiser
 from distill_bench.networks.ledger import Ledger
@@ -74,6 +78,54 @@ def test_clips_show_the_data_and_encode_inverts_decode(pipeline):
     video = pipeline.decode_video(x0.requires_grad_())
     assert video.shape == (3, 3, 8, 8, 8)
     assert video.requires_grad
+
+
+def test_the_shipped_network_predicts_the_velocity_of_the_teacher(pipeline):
+    """To 5 % of its mean square at every level, with and without a prompt."""
+    draws = torch.Generator().manual_seed(1)
+    net, names = pipeline.student(), [name for name in pipeline.prompts() for _ in range(60)]
+    x0 = pipeline.data(names, range(len(names)))
+    noise = torch.randn(x0.shape, generator=draws)
+    for text in (pipeline.encode_text(names), torch.zeros(len(names), 1, len(pipeline.prompts()))):
+        for level in (0.05, 0.2, 0.5, 0.8, 0.97):
+            sigma = torch.full((len(names),), level)
+            x_t = (1 - level) * x0 + level * noise
+            with torch.no_grad():
+                exact, learned = (
+                    role(x_t, 1000 * sigma, text)[0] for role in (pipeline.transformer, net)
+                )
+            error = (learned - exact).square().mean() / exact.square().mean()
+            assert error < 0.05, (level, float(error))
+
+
+def test_a_new_network_makes_the_best_linear_guess_for_data_of_unit_variance():
+    """E[noise - x0 | x_t] = (2 s - 1) / ((1 - s)^2 + s^2) x_t, for every text."""
+    net = MixtureNetwork(16, 5)
+    x_t, sigma = torch.randn(4, 16), torch.tensor([0.0, 0.3, 0.5, 1.0])
+    s = sigma[:, None]
+    velocity = net(x_t, sigma, torch.eye(4, 5))
+    expected = (2 * s - 1) / ((1 - s) ** 2 + s**2) * x_t
+    torch.testing.assert_close(velocity, expected[:, None])
+
+
+def test_a_written_teacher_is_read_as_it_was(pipeline, tmp_path):
+    other = replace(pipeline.mixture, weights=pipeline.mixture.weights[:2].flip(0).contiguous())
+    net = FlatNetwork(MixtureNetwork(16, 2))
+    write_mixture_teacher(tmp_path / "a" / "b", other, ["still", "fast"], (2, 4, 2, 1), net)
+    read = find_teacher(str(tmp_path / "a" / "b")).load(torch.device("cpu"))
+    assert (read.shape, read.prompts()) == ((2, 4, 2, 1), ["still", "fast"])
+    for name, value in other.tensors().items():
+        assert torch.equal(read.mixture.tensors()[name], value)
+    for p, q in zip(read.student().parameters(), net.parameters(), strict=True):
+        assert torch.equal(p, q)
+    facts = read.facts(None, torch.ones(1), "ode", 1.0)
+    assert facts["prompts"].tolist() == ["still", "fast"]
+    assert facts["latent_shape"].tolist() == [2, 4, 2, 1]
+    for name, value in other.tensors().items():
+        np.testing.assert_array_equal(facts[name], value.numpy())
+    assert not any(p.requires_grad for p in read.transformer.parameters())
+    assert {p.dtype for p in read.transformer.parameters()} == {torch.float32}
+    assert read.has_clips(["anything"]) is True
 
 
 def test_student_and_fake_score_start_as_one_network(pipeline):

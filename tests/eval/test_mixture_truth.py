@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from distill_bench.domain import controls
 from distill_bench.domain.closed_form import FlatNetwork
@@ -219,3 +221,164 @@ def test_clips_that_cannot_be_scored_say_why(facts, score):
         score(unknown)
     same = Clips(few.frames, ["any motion"] * 6, few.seeds, facts=facts)
     assert "only 6 clips per prompt" in score(same)["mode_tv"].warnings[0]
+
+
+# ---- a handful of clips, scored by hand
+
+SOME = ["mostly fast", "any motion", "mostly fast", "any motion", "any motion", "mostly fast"] * 3
+
+
+class ByHand:
+    """Scores of clips by definitions of scipy and torch; values are read off the frames."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = undithered(dithered(x.reshape(-1, *SHAPE)).numpy(), SHAPE).flatten(1)
+        self.rows = [list(PROMPTS).index(name) for name in SOME]
+        self.motion = (self.x @ MIXTURE.basis[:, :2]).square().sum(1).sqrt()
+
+    def members(self, prompt: str) -> list[int]:
+        return [i for i, name in enumerate(SOME) if name == prompt]
+
+    def weights(self, prompt: str) -> torch.Tensor:
+        return MIXTURE.weights[list(PROMPTS).index(prompt)]
+
+    def density(self, prompt: str) -> MixtureSameFamily:
+        covariance = MIXTURE.basis @ torch.diag_embed(MIXTURE.variances) @ MIXTURE.basis.T
+        modes = MultivariateNormal(MIXTURE.means @ MIXTURE.basis.T, covariance)
+        return MixtureSameFamily(Categorical(self.weights(prompt)), modes)
+
+    def log_density(self) -> list[float]:
+        pairs = zip(SOME, self.x, strict=True)
+        return [float(self.density(name).log_prob(x)) for name, x in pairs]
+
+    def shares(self, prompt: str) -> torch.Tensor:
+        density, members = self.density(prompt), self.members(prompt)
+        joint = density.component_distribution.log_prob(self.x[members][:, None])
+        modes = (joint + self.weights(prompt).log()).argmax(1)
+        return torch.bincount(modes, minlength=17) / len(members)
+
+    def rice(self, prompt: str) -> list[tuple[float, stats.rv_continuous]]:
+        """Weight and distribution of motion of each mode of a prompt."""
+        sd = MIXTURE.variances[:, 0].sqrt()
+        offset = MIXTURE.means[:, :2].norm(dim=1)
+        parts = zip(self.weights(prompt).tolist(), offset.tolist(), sd.tolist(), strict=True)
+        return [(w, stats.rice(m / s, scale=s)) for w, m, s in parts]
+
+    def true_motion(self, prompt: str) -> float:
+        return sum(w * mode.mean() for w, mode in self.rice(prompt))
+
+    def motion_w1(self, prompt: str) -> float:
+        grid = np.linspace(0, 6, 4001)
+        data = sum(w * mode.cdf(grid) for w, mode in self.rice(prompt))
+        own = self.motion[self.members(prompt)].numpy()
+        return float(np.trapezoid(abs((own[:, None] <= grid).mean(0) - data), grid))
+
+
+def energy(x: torch.Tensor, y: torch.Tensor) -> float:
+    def mean(a: torch.Tensor, b: torch.Tensor, pairs: int) -> float:
+        return float((a[:, None] - b[None]).square().sum(-1).sqrt().sum()) / pairs
+
+    n, m = len(x), len(y)
+    return 2 * mean(x, y, n * m) - mean(x, x, n * (n - 1)) - mean(y, y, m * (m - 1))
+
+
+def mean_of(values) -> float:
+    return float(np.mean([float(value) for value in values]))
+
+
+def test_the_scores_of_a_handful_of_clips_follow_from_their_definitions(facts):
+    """Two prompts of nine clips, mixed up; the teacher's clips move half as much."""
+    prompts = sorted(set(SOME))
+    rows = [list(PROMPTS).index(name) for name in SOME]
+    draws = torch.Generator().manual_seed(4)
+    x, y = (
+        transported(
+            MIXTURE, rows, torch.rand(18, generator=draws), torch.randn(18, 16, generator=draws)
+        ).double()
+        for _ in range(2)
+    )
+    y = y - 0.5 * (y @ MIXTURE.basis[:, :2]) @ MIXTURE.basis[:, :2].T
+    own, other = ByHand(x), ByHand(y)
+    sample, teacher = (
+        Clips(dithered(z.reshape(-1, *SHAPE)).numpy(), SOME, list(range(18)), facts=facts)
+        for z in (x, y)
+    )
+    scores = evaluator.MixtureTruth().scores(sample, {"teacher": teacher})
+    found = {s.column: s for s in scores}
+
+    def exact(prompt: str) -> torch.Tensor:
+        return evaluator.Group(MIXTURE, sample, prompt, list(PROMPTS)).exact()
+
+    def moving(z: torch.Tensor) -> torch.Tensor:
+        return z @ MIXTURE.basis[:, :2]
+
+    true_mean = mean_of(own.true_motion(p) for p in prompts)
+    teacher_mean = mean_of(other.motion[other.members(p)].mean() for p in prompts)
+    shares, weights = {p: own.shares(p) for p in prompts}, {p: own.weights(p) for p in prompts}
+    positive = [s[s > 0] for s in shares.values()]
+    parts = {p: (own.x[own.members(p)], other.x[own.members(p)]) for p in prompts}
+    expected = {
+        "mode_tv": mean_of(0.5 * (shares[p] - weights[p]).abs().sum() for p in prompts),
+        "mode_entropy": mean_of(-(s * s.log()).sum() for s in positive),
+        "lost_modes": mean_of((shares[p] < 0.1 * weights[p]).sum() for p in prompts),
+        "mixture_motion_ratio": mean_of(own.motion / true_mean),
+        "mixture_motion_w1": mean_of(own.motion_w1(p) for p in prompts),
+        "mixture_energy": mean_of(energy(parts[p][0], exact(p)) for p in prompts),
+        "mixture_motion_energy": mean_of(
+            energy(moving(parts[p][0]), moving(exact(p))) for p in prompts
+        ),
+        "mixture_log_density": mean_of(own.log_density()),
+        "mode_tv_teacher": mean_of(
+            0.5 * (shares[p] - other.shares(p)).abs().sum() for p in prompts
+        ),
+        "mixture_motion_ratio_teacher": mean_of(own.motion / teacher_mean),
+        "mixture_motion_w1_teacher": mean_of(
+            stats.wasserstein_distance(*(moving(z).norm(dim=1) for z in parts[p])) for p in prompts
+        ),
+        "mixture_energy_teacher": mean_of(energy(*parts[p]) for p in prompts),
+    }
+    assert {c: s.value for c, s in found.items()} == pytest.approx(expected, rel=2e-3, abs=2e-3)
+    assert found["mixture_motion_ratio"].per_clip == pytest.approx(
+        (own.motion / true_mean).tolist(), rel=1e-3
+    )
+    assert found["mixture_log_density"].per_clip == pytest.approx(own.log_density(), rel=1e-6)
+    assert found["mixture_motion_ratio_teacher"].per_clip == pytest.approx(
+        (own.motion / teacher_mean).tolist(), rel=1e-9
+    )
+    few = ("only 9 clips per prompt; modes want 100",)
+    for column, s in found.items():
+        assert s.warnings == (few if s.per_clip is None else ()), column
+    # standard errors: of the mean over prompts, each resampled alike
+    resamples = evaluator.resampling_weights(9)[1:]
+    spread = torch.stack(
+        [
+            torch.stack([0.5 * (r @ modes - weights[p]).abs().sum() for r in resamples])
+            for p, modes in ((p, one_mode_per_clip(own, p)) for p in prompts)
+        ]
+    )
+    assert found["mode_tv"].sd == pytest.approx(float(spread.mean(0).std()), rel=1e-6)
+
+
+def one_mode_per_clip(own: ByHand, prompt: str) -> torch.Tensor:
+    joint = own.density(prompt).component_distribution.log_prob(own.x[own.members(prompt)][:, None])
+    modes = (joint + own.weights(prompt).log()).argmax(1)
+    return torch.nn.functional.one_hot(modes, 17).double()
+
+
+def test_resamples_of_clips_are_drawn_with_replacement_after_the_clips_themselves():
+    weights = evaluator.resampling_weights(50)
+    assert weights.shape == (1 + evaluator.RESAMPLES, 50)
+    torch.testing.assert_close(weights[0], torch.full((50,), 0.02, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(1), torch.ones(201, dtype=torch.float64))
+    counts = weights[1:] * 50
+    torch.testing.assert_close(counts, counts.round())
+    assert counts.max() > 2
+    assert abs(float(counts.var(0).mean()) - 0.98) < 0.1
+    assert len(counts.unique(dim=0)) == 200
+
+
+def test_clips_just_above_the_limits_have_no_warning(facts, score):
+    assert score(latents())["mode_tv"].warnings == ()
+    names = ["any motion"] * 2
+    two = Clips(dithered(latents()[:2].reshape(-1, *SHAPE)).numpy(), names, [0, 1], facts=facts)
+    assert evaluator.MixtureTruth().reason_to_skip(two) is None

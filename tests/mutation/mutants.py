@@ -169,10 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.rmtree(FOLDER / group.name, ignore_errors=True)
         print(f"{group.name}: {', '.join(modules)}", flush=True)
         start = time.monotonic()
-        outcomes |= run_group(group, modules, options.processes, options.survivors)
+        tested = run_group(group, modules, options.processes, options.survivors)
         print(f"{group.name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
-        write_outcomes(outcomes, groups)
-    write_outcomes(outcomes, groups)
+        # read anew: another group may have been tested at the same time
+        write_outcomes(read_outcomes() | tested, groups)
+    write_outcomes(read_outcomes(), groups)
     return 0
 
 

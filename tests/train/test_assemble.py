@@ -124,6 +124,37 @@ def test_every_role_computes_in_the_runs_precision(precision, tmp_path):
     for role in ("student", "fake_score", "unguided_teacher", "target"):
         assert predict(run, role).dtype == torch.float32
     assert dtypes == [getattr(torch, precision)] * 4
+    batch = run.batch("student")
+    tokens = run.nets.student.features(batch.noise("x"), batch.sigma("s"), batch.text, 0.5)
+    assert tokens.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(0.0, 1), (0.3, 1), (0.5, 1), (0.8, 2), (1.0, 2)])
+def test_features_are_those_after_at_least_one_block(depth, blocks, tmp_path):
+    """And they cost their share of a forward, also in the backward."""
+    run = Runs("dmd2", tmp_path).build()
+    student, batch, outputs = run.nets.student, run.batch("student"), []
+    for block in student.net.blocks:
+        block.register_forward_hook(lambda *call: outputs.append(call[2]))
+    tokens = student.features(batch.noise("x"), batch.sigma("s"), batch.text, depth)
+    assert len(outputs) == blocks
+    assert torch.equal(tokens, outputs[-1])
+    tokens.sum().backward()
+    assert run.ledger.counts["student"] == {
+        "forward": blocks / 2,
+        "input_backward": 0,
+        "full_backward": blocks / 2,
+    }
+    student(batch.noise("x"), batch.sigma("s"), batch.text)
+    assert len(outputs) == blocks + 2  # later forwards run whole
+
+
+def test_a_backward_through_adapters_costs_one_to_the_input(tmp_path):
+    """It computes no gradients of the base's weights."""
+    run = Runs("dmd2", tmp_path).build(adapter=ADAPTER)
+    run.update_student()
+    assert run.ledger.counts["student"]["input_backward"] == 1
+    assert run.ledger.counts["student"]["full_backward"] == 0
 
 
 def test_compiled_runs_have_compiled_blocks_in_every_role_and_the_flops_of_others(tmp_path):
