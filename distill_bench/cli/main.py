@@ -11,6 +11,7 @@ GROUPS = {
     "a sweep": {
         "sweep": ("sweep.__main__", "run a sweep file from its grid to its tables"),
         "cost": ("plan.command", "predict network passes and memory of a sweep's runs"),
+        "power": ("report.tables.power", "print the seeds that declared contrasts need"),
         "keys": ("config.reference", "print every YAML key with its meaning, as Markdown"),
         "job": ("sweep.job", "do one run of a sweep, or prepare what runs share"),
     },
