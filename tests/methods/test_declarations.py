@@ -1,9 +1,9 @@
-"""What a method declares about itself is what its losses do: needs, roles, terms and logs."""
+"""Declarations of methods against their losses: needs, roles, weighted terms and logs."""
 
 import dataclasses
 import sys
-from types import ModuleType, SimpleNamespace
-from typing import get_type_hints
+from types import ModuleType
+from typing import ClassVar, get_type_hints
 
 import pytest
 import torch
@@ -180,12 +180,15 @@ DISTANCE = DMD(distance="lpips")
 
 
 class LPIPS(nn.Module):
-    """In place of the package's network: the frames that it would compare."""
+    """In place of the package's network: it keeps the frames that it compares."""
+
+    made: ClassVar[list["LPIPS"]] = []
 
     def __init__(self, net: str, verbose: bool) -> None:
         super().__init__()
         self.net, self.verbose = net, verbose
         self.weight = nn.Parameter(torch.ones(()))
+        self.made.append(self)
 
     def forward(self, frames: Tensor, other: Tensor) -> Tensor:
         self.frames = frames, other
@@ -193,23 +196,22 @@ class LPIPS(nn.Module):
 
 
 @pytest.fixture
-def lpips(monkeypatch):
-    """A module `lpips` whose one network is returned by `net()`."""
+def kind(monkeypatch) -> type[Tensor]:
+    """A type of tensors of its own, for which a new network is made."""
     module = ModuleType("lpips")
     module.LPIPS = LPIPS
     monkeypatch.setitem(sys.modules, "lpips", module)
-    dmd._lpips_net.cache_clear()
-    yield SimpleNamespace(net=lambda: dmd._lpips_net(torch.device("cpu"), Tensor))
-    dmd._lpips_net.cache_clear()
+    return type("Frames", (Tensor,), {})
 
 
 @pytest.mark.parametrize(
     ("size", "enlarged"), [((16, 80), True), ((80, 16), True), ((64, 96), False)]
 )
-def test_lpips_compares_frames_with_frames_of_at_least_64_pixels(size, enlarged, lpips):
-    video, target = torch.rand(2, 2, 3, 4, *size)
+def test_lpips_compares_frames_with_frames_of_at_least_64_pixels(size, enlarged, kind):
+    video, target = (torch.rand(2, 3, 4, *size).as_subclass(kind) for _ in range(2))
     distance = dmd.lpips(video, target)
-    frames, other = lpips.net().frames
+    net = LPIPS.made[-1]
+    frames, other = net.frames
     assert frames.shape == other.shape == (8, 3, *((64, 64) if enlarged else size))
     if enlarged:
         first = nn.functional.interpolate(video[:1, :, 3], size=(64, 64), mode="bilinear")[0]
@@ -218,16 +220,16 @@ def test_lpips_compares_frames_with_frames_of_at_least_64_pixels(size, enlarged,
         assert torch.equal(frames[5], video[1, :, 1])
         torch.testing.assert_close(distance, (video - target).square().mean())
     assert distance.ndim == 0
-    net = lpips.net()
     assert (net.net, net.verbose, net.training) == ("vgg", False, False)
     assert not net.weight.requires_grad
 
 
-def test_the_regression_compares_decoded_clips_if_lpips_is_asked_for(lpips):
+def test_the_regression_compares_decoded_clips_if_lpips_is_asked_for(kind):
     nets, batch, _ = setting(DISTANCE)
 
     def decode(latents: Tensor) -> Tensor:
-        return 2 * latents.expand(-1, -1, 3, -1, 64).repeat(1, 2, 1, 32, 1)[:, :3]
+        video = 2 * latents.expand(-1, -1, 3, -1, 64).repeat(1, 2, 1, 32, 1)[:, :3]
+        return video.as_subclass(kind)
 
     nets = dataclasses.replace(nets, decode=decode)
     y, prediction = DATA["x0"], nets.student(DATA["noise"], torch.ones(B), batch.text)
