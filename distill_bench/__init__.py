@@ -36,6 +36,7 @@ cli            distill-bench COMMAND
 """
 
 import io
+import logging
 import sys
 from pathlib import Path
 
@@ -54,3 +55,8 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "methods").is_dir()
 for _stream in (sys.stdout, sys.stderr):
     if isinstance(_stream, io.TextIOWrapper):
         _stream.reconfigure(errors="replace")
+
+# Without a writable home, matplotlib keeps its font cache in a temporary folder, and warns of it.
+logging.getLogger("matplotlib").addFilter(
+    lambda record: record.funcName != "_get_config_or_cache_dir"
+)
