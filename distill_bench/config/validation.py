@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill_bench.config.errors import ConfigError, hint
 
+NOT_UNICODE = "not valid Unicode; if it has letters beyond the locale's, set PYTHONUTF8=1"
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -41,14 +43,24 @@ def validate(model: type[BaseModel], data: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Check that a command line can be written to files, which are UTF-8.
+
+    Raises:
+        ConfigError: for an argument with bytes that the locale cannot decode.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{argument!r} is {NOT_UNICODE}") from error
+
+
 def one_line(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
     """The first problem of a validation error: place, key, value and what is allowed."""
     first = error.errors()[0]
     if "surrogate" in first["msg"]:  # of all values as JSON, so without a place
-        return (
-            f"{where}: a name, path or text is not valid Unicode; if it has letters beyond the "
-            "locale's, set PYTHONUTF8=1"
-        )
+        return f"{where}: a name, path or text is {NOT_UNICODE}"
     path = first["loc"] or ("",)
     if first["type"] == "extra_forbidden" and model is not None:
         known = list(_model_at(model, path[:-1]).model_fields)

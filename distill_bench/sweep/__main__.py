@@ -13,6 +13,7 @@ from pathlib import Path
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.overrides import parse_override, run_value
 from distill_bench.config.sweep_file import SweepConfig, load_sweep
+from distill_bench.config.validation import check_arguments
 from distill_bench.registry import RegistryError
 from distill_bench.store.failures import FAILURE_KINDS
 from distill_bench.sweep.cancel import cancel_runs
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         ["--retry-failed=all" if a == "--retry-failed" else a for a in arguments]
     )
     try:
+        check_arguments(arguments)
         return _run(options)
     except (ConfigError, RegistryError, SchedulerError, TeacherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -44,6 +44,15 @@ def test_only_a_launch_needs_a_writable_store(more, code, sweep_file, capsys):
     assert ("cannot write into /proc/nowhere" in capsys.readouterr().err) == (code == 2)
 
 
+@pytest.mark.parametrize("option", ["--store=caf\udce9", "--only=prompts == '\udcc3\udca9'"])
+def test_arguments_that_no_file_could_record_are_refused(option, argv, tmp_path, capsys):
+    """Bytes that an ASCII locale, or the encoding of another terminal, leaves undecoded."""
+    assert main([*argv, option]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not valid Unicode; if it has letters beyond the locale's, set PYTHONUTF8=1" in line
+    assert not (tmp_path / "runs").exists()
+
+
 def test_watch_ends_when_nobody_works_on_a_local_sweep(argv, monkeypatch):
     monkeypatch.setattr("distill_bench.sweep.watch.QUIET_SECONDS", 0.1)
     assert main([*argv, "--watch=0.1"]) == 3
