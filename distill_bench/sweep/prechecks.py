@@ -4,6 +4,7 @@ The evaluators see stand-in clips with the size, rate and prompts of the clips t
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,22 +15,27 @@ import numpy as np
 import torch
 
 from distill_bench.config.errors import ConfigError
+from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import evaluated_updates
 from distill_bench.config.schema import RunConfig
 from distill_bench.evaluator import Clips
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.noise import student_sigmas
 from distill_bench.registry import evaluators, find_evaluator
+from distill_bench.sample.references import folder_names
 from distill_bench.sample.sampler import protocol_clips
+from distill_bench.sample.write_folder import is_written
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import existing_folder, read_jsonl
 from distill_bench.store.nested import describe_differences
 from distill_bench.store.runs import unsampled
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.status import ENDED
+from distill_bench.teachers.contents import weight_shapes
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.teachers.prompts import read_prompts
 from distill_bench.train.assemble import check_batch_size
+from distill_bench.train.checkpoint import KEPT
 
 
 def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
@@ -115,9 +121,10 @@ def _black_clips(config: RunConfig) -> Clips:
 
 
 def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
-    """Raise ConfigError if the store cannot hold the clips of the runs that have none yet.
+    """Raise ConfigError if the store cannot hold what the runs without clips will write.
 
-    Checkpoints, whose size depends on the network and the adapter, come on top.
+    Counts clips, kept students, and the checkpoints of one run, which are removed at its end;
+    adapters and extra data of methods come on top.
 
     Args:
         bytes_of_clips: of one evaluation of a run.
@@ -127,13 +134,48 @@ def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
     sets += len([row for row in sweep.rows if not (sweep.store / row / "samples").exists()])
     for run, further in sweep.samplings.items():
         sets += len(unsampled(sweep.store / run, (way.name for way in further)))
-    needed = bytes_of_clips * sets
+    needed = {
+        "clips": bytes_of_clips * sets,
+        "reference rows": bytes_of_clips * len(_missing_references(sweep)),
+        "kept students": sum(len(evaluated_updates(c)) * _bytes_of_student(c) for c in runs),
+        "checkpoints": max(map(_bytes_of_checkpoints, runs), default=0),
+    }
     free = shutil.disk_usage(existing_folder(sweep.store)).free
-    if needed > free:
+    if sum(needed.values()) > free:
+        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in needed.items() if size)
         raise ConfigError(
-            f"{sweep.store} has {free / 1e9:.3g} GB free; the clips of {len(runs)} runs alone take "
-            f"{needed / 1e9:.3g} GB: free space, or reduce protocol.clips, evaluations or seeds"
+            f"{sweep.store} has {free / 1e9:.3g} GB free; {len(runs)} runs take at least "
+            f"{sum(needed.values()) / 1e9:.3g} GB ({parts}): free space, or reduce protocol.clips, "
+            "evaluations or seeds"
         )
+
+
+def _missing_references(sweep: OpenSweep) -> set[Path]:
+    """Folders of reference rows that are not made yet, without real clips, which may not exist."""
+    folders = {
+        sweep.store / "references" / protocol_hash(config) / name
+        for config in sweep.runs.values()
+        for kind, name in folder_names(config).items()
+        if kind not in ("data", "data_other")
+    }
+    return {folder for folder in folders if not is_written(folder)}
+
+
+def _bytes_of_student(config: RunConfig) -> int:
+    """Bytes of all weights of a run's student; 0 if only adapters are kept, or if unknown."""
+    teacher = find_teacher(config.student or config.teacher)
+    if config.adapter is not None or not teacher.has_networks:
+        return 0
+    shapes = weight_shapes(teacher.folder / "transformer").values()
+    return sum(map(math.prod, shapes)) * (2 if config.weights == "bfloat16" else 4)
+
+
+def _bytes_of_checkpoints(config: RunConfig) -> int:
+    """Bytes of the kept checkpoints: weights and AdamW's two moments of each trained network."""
+    networks = 1 if config.fake_score_updates is None else 2
+    return min(KEPT, -(-config.student_updates // config.checkpoint_every)) * (
+        3 * networks * _bytes_of_student(config)
+    )
 
 
 def check_stored_scores(sweep: OpenSweep, states: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Faults that would show only after training are found before the first run."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,16 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.registry import find_evaluator
+from distill_bench.sample.references import folder_names
 from distill_bench.store.files import append_jsonl, write_json
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.manifest import open_sweep
-from distill_bench.sweep.prechecks import check_evaluators, check_stored_scores, stand_in_clips
+from distill_bench.sweep.prechecks import (
+    check_evaluators,
+    check_stored_scores,
+    check_sweep,
+    stand_in_clips,
+)
 
 SWEEP = """
 question: q
@@ -72,8 +79,30 @@ def test_clips_that_do_not_fit_the_disk_are_named_before_the_first_run(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    error = "the clips of 1 runs alone take"
+    error = "1 runs take at least"
     assert refused(tmp_path, "[fidelity]", "{tasks: 3}", error, capsys)
+
+
+def test_the_disk_holds_reference_rows_students_and_checkpoints_too(
+    sweep_file, tiny_wan, tmp_path, monkeypatch
+):
+    """For one evaluation and a checkpoint per update; the two rows of real clips may not exist."""
+    sweep = open_sweep(load_sweep(sweep_file, {"seeds": 1}), tmp_path / "runs", tmp_path / "out")
+    (config,) = sweep.runs.values()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(ConfigError) as error:
+        check_sweep(sweep, 1)
+    predicted = re.search(
+        r"clips (\S+), reference rows (\S+), kept students (\S+), checkpoints (\S+)\)",
+        str(error.value),
+    )
+    assert predicted
+    sizes = [1e9 * float(size) for size in predicted.groups()]
+    stored = sum(p.stat().st_size for p in (tiny_wan / "transformer").glob("*.safetensors"))
+    clips = 2 * 3 * config.frames * config.height * config.width
+    assert sizes[:2] == pytest.approx([clips, clips * (len(folder_names(config)) - 2)], rel=0.01)
+    assert 0.9 * stored < sizes[2] < stored  # the file also has a header
+    assert sizes[3] == pytest.approx(2 * 2 * 3 * sizes[2], rel=0.01)
 
 
 def test_an_evaluator_without_facts_is_named_before_the_first_run(tmp_path, capsys):
