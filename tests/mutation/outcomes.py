@@ -4,18 +4,20 @@ Needs no mutmut.
 """
 
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 JSON = ROOT / "results" / "mutants.json"
 MARKDOWN = ROOT / "results" / "mutants.md"
 REASONS = Path(__file__).parent / "reasons.toml"
 GOAL = 0.95
-Reasons = Mapping[str, Mapping[str, Mapping[str, Mapping[str, str]]]]
+Reasons = Mapping[str, Any]
 HEAD = """# Mutants
 
 Written by `make mutants`. A mutant is the code with one small mistake: another operator, number,
@@ -47,8 +49,18 @@ def read_groups() -> list[Group]:
     """Groups of modules.toml, in its order."""
     table = tomllib.loads((Path(__file__).parent / "modules.toml").read_text(encoding="utf-8"))
     return [
-        Group(name, tuple(entry["modules"]), tuple(entry["tests"])) for name, entry in table.items()
+        Group(name, _files(entry["modules"]), _files(entry["tests"]))
+        for name, entry in table.items()
     ]
+
+
+def _files(patterns: Sequence[str]) -> tuple[str, ...]:
+    """The named files, and those that match a pattern with `*`."""
+    paths = []
+    for pattern in patterns:
+        matching = sorted(ROOT.glob(pattern)) if "*" in pattern else [ROOT / pattern]
+        paths += [p for p in matching if p.name not in ("__init__.py", "__main__.py")]
+    return tuple(path.relative_to(ROOT).as_posix() for path in paths)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,10 @@ def read_outcomes() -> dict[str, Outcome]:
 
 
 def read_reasons() -> Reasons:
-    """Kind (`equivalent` or `survivor`) -> module -> function -> change -> reason."""
+    """Kind (`equivalent` or `survivor`) -> module -> function -> change -> reason.
+
+    `everywhere` lists reasons for all changes that match a regular expression, in any module.
+    """
     return tomllib.loads(REASONS.read_text(encoding="utf-8"))
 
 
@@ -119,7 +134,11 @@ def as_markdown(outcomes: Mapping[str, Outcome], modules: Sequence[str], reasons
 
 
 def _reason(reasons: Reasons, kind: str, module: str, function: str, change: str) -> str | None:
-    return reasons.get(kind, {}).get(module, {}).get(function, {}).get(change)
+    reason = reasons.get(kind, {}).get(module, {}).get(function, {}).get(change)
+    if reason is not None:
+        return str(reason)
+    rules = (rule for rule in reasons.get("everywhere", ()) if rule["kind"] == kind)
+    return next((rule["reason"] for rule in rules if re.search(rule["change"], change)), None)
 
 
 def _list(title: str, entries: Sequence[tuple[str, str, str]]) -> list[str]:
