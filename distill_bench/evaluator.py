@@ -153,6 +153,9 @@ class Evaluator(ABC):
 
     paper: ClassVar[Citation | str]  # or another source, or "none: ..."
     version: ClassVar[int]  # increase it if the same clips get other values
+    # Columns that it may return, by which a sweep checks the scores of its contrasts before its
+    # first run; None: not stated.
+    columns: ClassVar[tuple[str, ...] | None] = None
     needs_facts: ClassVar[tuple[str, ...]] = ()  # entries of `Clips.facts`; no score without them
 
     def reason_to_skip(self, clips: Clips) -> str | None:

@@ -26,6 +26,11 @@ class AttributeAccuracy(Evaluator):
         2023,
     )
     version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = (
+        "attribute_accuracy",
+        *(f"attribute_{key}" for key in shapes.FIELDS),
+        "attribute_histogram",
+    )
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         height, width = clips.frames.shape[3:]

@@ -31,6 +31,12 @@ class CLIPScore(Evaluator):
         2021,
     )
     version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = (
+        "clip_score",
+        "clip_r1",
+        "clip_video",
+        "clip_video_r1",
+    )
 
     # local-dir:/folder, MODEL:TAG or MODEL:/weights of open_clip; None: the shipped models
     model: str | None = field(default_factory=lambda: os.environ.get(MODEL))

@@ -44,6 +44,13 @@ class Diversity(Evaluator):
         2020,
     )
     version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = (
+        "copies",
+        "diversity",
+        "diversity_ratio",
+        "recall",
+        "coverage",
+    )
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         cells = coarse(clips)

@@ -22,6 +22,11 @@ class ExactDivergence(Evaluator):
 
     paper: ClassVar[str] = "closed forms; Dowson and Landau, 1982, for the Wasserstein distance"
     version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = (
+        "exact_kl",
+        "exact_fisher",
+        "exact_w2",
+    )
     needs_facts: ClassVar[tuple[str, ...]] = FACTS
 
     def reason_to_skip(self, clips: Clips) -> str | None:

@@ -27,6 +27,14 @@ class Fidelity(Evaluator):
 
     paper: ClassVar[str] = "none: statistics of pixels"
     version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = (
+        "saturation",
+        "contrast",
+        "sharpness",
+        "saturation_ratio",
+        "contrast_ratio",
+        "sharpness_ratio",
+    )
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         statistics = frame_statistics(clips.frames)

@@ -53,6 +53,18 @@ class FVD(Evaluator):
         2018,
     )
     version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = (
+        "fvd",
+        "kvd",
+        "fvd_infinity",
+        "fvd_over_floor",
+        "fvd_data",
+        "kvd_data",
+        "fvd_infinity_data",
+        "fvd_over_floor_data",
+        "fvd_random",
+        "fvd_random_data",
+    )
 
     # name[:path]; see distill_bench.evaluate.extractors
     extractor: str = field(default_factory=lambda: os.environ.get(EXTRACTOR, DEFAULT))

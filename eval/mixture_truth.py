@@ -43,6 +43,20 @@ class MixtureTruth(Evaluator):
 
     paper: ClassVar[str] = "closed forms; Székely and Rizzo, 2013, for the energy distance"
     version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = (
+        "mode_tv",
+        "mode_entropy",
+        "lost_modes",
+        "mixture_motion_ratio",
+        "mixture_motion_w1",
+        "mixture_energy",
+        "mixture_motion_energy",
+        "mixture_log_density",
+        "mode_tv_teacher",
+        "mixture_motion_ratio_teacher",
+        "mixture_motion_w1_teacher",
+        "mixture_energy_teacher",
+    )
     needs_facts: ClassVar[tuple[str, ...]] = FACTS
 
     def reason_to_skip(self, clips: Clips) -> str | None:

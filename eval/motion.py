@@ -67,6 +67,27 @@ class Motion(Evaluator):
         2023,
     )
     version: ClassVar[int] = 2
+    columns: ClassVar[tuple[str, ...]] = (
+        "motion",
+        "motion_mean",
+        "motion_diagonals",
+        "motion_floor",
+        "flicker",
+        "dynamic_degree",
+        "motion_still",
+        "motion_still_teacher",
+        "motion_ratio",
+        "motion_w1",
+        "motion_w1_over_floor",
+        "motion_spread_ratio",
+        "motion_true",
+        "motion_still_true",
+        "motion_still_teacher_true",
+        "motion_ratio_true",
+        "motion_w1_true",
+        "motion_w1_over_floor_true",
+        "motion_spread_ratio_true",
+    )
 
     # weights of torchvision's raft_small or raft_large; None: Lucas-Kanade or Farneback, by size
     raft: str | None = field(default_factory=lambda: os.environ.get(RAFT))

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_bench.config.errors import ConfigError
+from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import evaluated_updates
 from distill_bench.config.schema import RunConfig
+from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.evaluator import Clips
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.noise import student_sigmas
 from distill_bench.registry import evaluators, find_evaluator
+from distill_bench.report.results import COSTS
 from distill_bench.sample.references import folder_names
 from distill_bench.sample.sampler import protocol_clips
 from distill_bench.sample.write_folder import is_written
@@ -58,6 +60,7 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
     config = next(iter(sweep.runs.values()))  # all runs share a protocol
     clips = stand_in_clips(config)
     warnings = check_evaluators(config, clips)
+    warnings += check_contrast_scores(sweep.config, config, clips)
     _check_space(sweep, clips.frames.size)
     return warnings
 
@@ -85,6 +88,33 @@ def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:
             raise ConfigError(f"protocol.evaluators: {name} cannot score the clips: {reason}")
         left_out.append(f"evaluator {name} is left out: {reason}")
     return left_out
+
+
+def check_contrast_scores(sweep: SweepConfig, config: RunConfig, clips: Clips) -> list[str]:
+    """Check that an evaluator has each score of a declared contrast; returns warnings.
+
+    Raises:
+        ConfigError: for a score that no evaluator has, if all state their columns.
+    """
+    if not sweep.contrasts:
+        return []
+    named = config.protocol.evaluators
+    known, unstated = [cost.name for cost in COSTS], []
+    for name in evaluators() if named is None else named:
+        evaluator = find_evaluator(name)()
+        if set(evaluator.needs_facts) - clips.facts.keys() or evaluator.reason_to_skip(clips):
+            continue
+        known += evaluator.columns or []
+        unstated += [name] if evaluator.columns is None else []
+    warnings = []
+    for contrast, declared in sweep.contrasts.items():
+        for score in declared.scores:
+            place = f"contrasts.{contrast}: no evaluator states the score {score!r}"
+            if score not in known and unstated:
+                warnings.append(f"{place}; it may come from {', '.join(unstated)}")
+            elif score not in known:
+                raise ConfigError(f"{sweep.name}: {place}{hint(score, known)}")
+    return warnings
 
 
 def stand_in_clips(config: RunConfig) -> Clips:

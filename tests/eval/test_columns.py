@@ -177,6 +177,7 @@ def test_columns_say_what_they_hold_and_what_is_better(evaluator):
     settings = {"resamples": 2} if evaluator is FVD else {}
     scores = evaluator(**settings).scores(make(0), references)
     assert {s.column: (s.title, s.unit, s.better, s.note) for s in scores} == COLUMNS[evaluator]
+    assert set(evaluator.columns) == set(COLUMNS[evaluator]), "a sweep checks contrasts by these"
     name = evaluator.__module__.rpartition(".")[2]
     columns = README.read_text().split("## Columns")[1].partition("\n## ")[0]
     (row,) = re.findall(rf"^\| `{name}` .*(?:\n\| \| .*)*", columns, re.MULTILINE)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill_bench.report.declarations import ADDED, CHANGED, FIRST, UNKNOWN
-from distill_bench.report.results import Column, Results
+from distill_bench.report.results import COSTS, Column, Results
 from distill_bench.report.rows import COST, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, crossed_interval, holm
 from distill_bench.report.tables.scores import Cell, show_interval, show_p
@@ -51,7 +51,7 @@ def estimates(results: Results) -> list[Estimate]:
     Holm's correction of a contrast that was declared before the first run is over these contrasts
     alone; that of a contrast added or changed later is over all.
     """
-    known = {column.name: column for column in results.columns}
+    known = {column.name: column for column in [*results.columns, *COSTS]}
     drafts = [
         _estimate(results, contrast, known.get(name) or Column(name, name))
         for contrast in results.contrasts
