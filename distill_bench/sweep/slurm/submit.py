@@ -206,12 +206,13 @@ class Executor(submitit.SlurmExecutor):
         if self.count > 1:
             options["array"] = f"0-{self.count - 1}%{min(self.count, self.parallel)}"
             job = "%A_%a"
-        logs = f"{escaped(self.jobs_folder)}/%A/{job}"
-        options = {"output": f"{logs}_0_log.out"} | options
+        options = {"output": f"{escaped(self.jobs_folder)}/%A/{job}_0_log.out"} | options
         for name in ("output", "error", "input"):  # a relative path of the user's
             if name in self.options and not str(options[name]).startswith("/"):
                 options[name] = f"{escaped(self.launch_folder)}/{options[name]}"
-        srun = ["srun", "--unbuffered", f"--output={logs}_%t_log.out", "--kill-on-bad-exit=1"]
+        # relative: in a folder's name, srun would replace %t even if it is escaped
+        log = f"--output=%A/{job}_%t_log.out"
+        srun = ["srun", "--unbuffered", log, "--kill-on-bad-exit=1"]
         lines = ["#!/bin/bash", *(_option_line(*option) for option in sorted(options.items())), ""]
         start, jobs = (shlex.quote(str(path)) for path in (self.launch_folder, self.jobs_folder))
         lines += ["set -e", f"cd {start} || cd /tmp", *self.cluster.setup, *ENVIRONMENT]
