@@ -34,6 +34,7 @@ def drawings(study: Study) -> Iterator[Drawing]:
     yield from _pareto(study)
     yield from _curves(study)
     titles = ", ".join(column.title for column in study.results.headline)
+    prefix = "Exploratory: " if study.results.contrasts else ""
     yield Drawing(
         "every_row",
         "rows",
@@ -45,7 +46,7 @@ def drawings(study: Study) -> Iterator[Drawing]:
         yield Drawing(
             "differences",
             "differences",
-            f"{titles}: paired difference of every row to {study.results.baseline.label} with its "
+            f"{prefix}{titles}: paired difference of every row to {study.results.baseline.label} with its "
             "95 % interval; filled markers: p < 0.05 after Holm's correction",
             lambda: draw_differences(study),
             wide=True,

@@ -14,7 +14,7 @@ def findings(results: Results) -> list[str]:
     """Write sentences on the declared contrasts, the headline scores, and missing runs."""
     table = score_table(results, results.headline)
     first = len(table.heads) - len(results.headline)
-    sentences = _declared(results)
+    sentences, prefix = _declared(results), "Exploratory: " if results.contrasts else ""
     for place, column in enumerate(results.headline, first):
         rows = [
             (row, cells[place])
@@ -25,7 +25,7 @@ def findings(results: Results) -> list[str]:
             row, cell = min(rows, key=lambda pair: _distance(column, pair[1].key))
             clearly = "clearly ahead" if cell.best else "not clearly ahead"
             sentences.append(
-                f"{BEST[column.better]} in {column.title}: {row.label} with {cell.text}, {clearly} "
+                f"{prefix}{BEST[column.better]} in {column.title}: {row.label} with {cell.text}, {clearly} "
                 f"of every other row. {_against_baseline(results, column)}"
             )
     incomplete = [f"{row.label} {row.count}" for row in results.students if not row.complete]
