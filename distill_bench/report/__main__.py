@@ -15,6 +15,7 @@ from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.rows import parse_keys
 from distill_bench.report.write import ReportError, report
 from distill_bench.store.failures import os_error
+from distill_bench.store.files import user_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write tables, figures and a page of a sweep's runs to results/SWEEP.",
     )
     parser.add_argument("sweep", help="name or YAML of the sweep")
-    parser.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of all results")
+    parser.add_argument("--store", type=user_path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("results"), help="folder of all results"
+    )
     parser.add_argument(
         "--baseline",
         metavar="KEY=VALUE,...",

@@ -167,6 +167,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def user_path(text: str) -> Path:
+    """A path of a command line; shells leave the `~` of `--store=~/runs` as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def existing_folder(folder: Path) -> Path:
     """The folder, or the innermost one around it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -16,6 +16,7 @@ from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.config.validation import check_arguments
 from distill_bench.registry import RegistryError
 from distill_bench.store.failures import FAILURE_KINDS
+from distill_bench.store.files import user_path
 from distill_bench.sweep.cancel import cancel_runs
 from distill_bench.sweep.launch import LaunchOptions, local_slots, run_debug, run_local, run_slurm
 from distill_bench.sweep.manifest import OpenSweep, check_writable, open_sweep, recorded_entries
@@ -135,14 +136,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--store",
-        type=Path,
+        type=user_path,
         default=Path("runs"),
         metavar="FOLDER",
         help="run folders, shared by all sweeps; default: runs",
     )
     where.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         default=Path("results"),
         metavar="FOLDER",
         help="results go to FOLDER/<name of the sweep>; default: results",

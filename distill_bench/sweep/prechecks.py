@@ -59,10 +59,20 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
         raise ConfigError(f"results go to {folder}, which is not a folder; remove it, or set --out")
     config = next(iter(sweep.runs.values()))  # all runs share a protocol
     clips = stand_in_clips(config)
-    warnings = check_evaluators(config, clips)
+    warnings = [*check_evaluators(config, clips), *_unscored_prompts(config, clips)]
     warnings += check_contrast_scores(sweep.config, config, clips)
     _check_space(sweep, clips.frames.size)
     return warnings
+
+
+def _unscored_prompts(config: RunConfig, clips: Clips) -> list[str]:
+    """Tell how many prompts of a user's file have no clip."""
+    known = set() if config.prompts is None else set(read_prompts(Path(config.prompts)))
+    if not (unscored := known - set(clips.prompts)):
+        return []
+    count = f"{len(unscored)} of {len(known)} prompts in {config.prompts}"
+    more = "raise protocol.clips, or lower protocol.clips_per_prompt"
+    return [f"{count} are trained on, but not scored: {more}"]
 
 
 def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:

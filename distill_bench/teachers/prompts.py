@@ -123,6 +123,9 @@ def _prompt(entry: Any, where: str) -> PromptEntry:
         entry = {"prompt": entry}
     if isinstance(entry, dict) and "prompt" not in entry and "prompt_en" in entry:
         entry = entry | {"prompt": entry["prompt_en"]}
+    for key in entry if isinstance(entry, dict) else ():
+        if key not in PromptEntry.model_fields and key.lower() in PromptEntry.model_fields:
+            raise ValueError(f"{where}: unknown key {key!r}; write {key.lower()!r}")
     try:
         return TypeAdapter(PromptEntry).validate_python(entry)
     except ValidationError as error:

@@ -53,6 +53,12 @@ def test_arguments_that_no_file_could_record_are_refused(option, argv, tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_tilde_that_the_shell_left_in_an_option_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = make_parser().parse_args(["s.yaml", "--store=~/runs", "--out=~/results"])
+    assert (str(options.store), str(options.out)) == ("/home/me/runs", "/home/me/results")
+
+
 def test_watch_ends_when_nobody_works_on_a_local_sweep(argv, monkeypatch):
     monkeypatch.setattr("distill_bench.sweep.watch.QUIET_SECONDS", 0.1)
     assert main([*argv, "--watch=0.1"]) == 3

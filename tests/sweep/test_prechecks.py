@@ -105,6 +105,15 @@ def test_the_disk_holds_reference_rows_students_and_checkpoints_too(
     assert sizes[3] == pytest.approx(2 * 2 * 3 * sizes[2], rel=0.01)
 
 
+def test_prompts_that_no_clip_shows_are_counted(sweep_file, tmp_path):
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\na green star\n")
+    keys = {"prompts": str(tmp_path / "p.txt"), "protocol.clips": 4}
+    for per_prompt, warned in ((2, ["1 of 3 prompts in"]), (1, [])):
+        keys["protocol.clips_per_prompt"] = per_prompt
+        sweep = open_sweep(load_sweep(sweep_file, keys), tmp_path / "runs", tmp_path / "out")
+        assert [warning[:17] for warning in check_sweep(sweep, 1)] == warned
+
+
 def test_an_evaluator_without_facts_is_named_before_the_first_run(tmp_path, capsys):
     teacher = "gaussian"
     error = "lacks basis, means"

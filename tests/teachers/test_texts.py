@@ -109,6 +109,7 @@ def test_only_a_line_feed_ends_a_prompt(tmp_path):
         ("a.txt", "\n \n", "the file has no prompts"),
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2: prompt: Field required"),
         ("a.jsonl", '{"prompt": "x", "seed": -1}\n', "line 1: seed: Input should be greater"),
+        ("a.jsonl", '{"prompt": "x", "Seed": 1}\n', "line 1: unknown key 'Seed'; write 'seed'"),
         ("a.jsonl", "{", "line 1: not JSON"),
         ("a.json", '["x", 3]', "entry 2: "),
         ("a.json", '["x", " "]', "entry 2: prompt: String should have at least 1 character"),
