@@ -1,13 +1,22 @@
 """Declared contrasts: the rows that they select, and one line for each mistake before any run."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from distill_bench.config.analysis.contrasts import ContrastConfig, Selectable, contrast_terms
+from distill_bench.config.analysis.contrasts import (
+    ContrastConfig,
+    Selectable,
+    check_contrasts,
+    contrast_terms,
+)
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.reference import reference
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.config.validation import validate
+from distill_bench.config.yaml_files import parse_yaml
 
 SWEEP = """
 question: which?
@@ -199,3 +208,14 @@ contrasts:
   both: {difference_of: [trained by renoise, trained by ode], scores: [fvd]}
 """
     assert list(contrasts_of(tmp_path, text).contrasts)[-1] == "both"
+
+
+def test_the_example_of_the_readme_is_valid():
+    text = (Path(__file__).parents[2] / "sweeps" / "README.md").read_text()
+    (example,) = re.findall(r"```yaml\n(contrasts:.*?)```", text, re.DOTALL)
+    contrasts = {
+        name: validate(ContrastConfig, fields, name)
+        for name, fields in parse_yaml(example)["contrasts"].items()
+    }
+    check_contrasts(contrasts, "README")
+    assert len(contrasts) == 5
