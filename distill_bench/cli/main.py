@@ -18,6 +18,7 @@ GROUPS = {
     "one run": {
         "train": ("train.__main__", "train the run in a folder"),
         "sample": ("sample.__main__", "draw the clips of a trained run"),
+        "score": ("sweep.score_network", "sample and score a network by a sweep's protocol"),
         "evaluate": ("evaluate.__main__", "score a folder of clips"),
         "export": ("export.__main__", "write a run's student as a diffusers pipeline folder"),
     },

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from distill_bench.config.analysis.contrasts import ContrastConfig
 from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.rows.row import ReleasedRow
 from distill_bench.config.rows.sampling import SamplingConfig
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.sweep_file import PlateauConfig, SweepConfig
@@ -19,6 +20,7 @@ SECTIONS = (
     ("A sweep file", "", SweepConfig),
     ("An entry of `sampling` of a sweep file", "sampling.", SamplingConfig),
     ("`contrasts` of a sweep file: name, and then", "", ContrastConfig),
+    ("An entry of `rows` of a sweep file", "rows.", ReleasedRow),
     ("`plateau` of a sweep file", "plateau.", PlateauConfig),
     ("A run: `base`, `grid`, `zip`, `include`, `--set`", "", RunConfig),
     ("`protocol` of a run", "protocol.", ProtocolConfig),

@@ -23,6 +23,7 @@ from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.identity import group_id, run_id
 from distill_bench.config.overrides import apply_overrides, has_values, run_value, same_value
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
+from distill_bench.config.rows.row import ReleasedRow
 from distill_bench.config.rows.sampling import SamplingConfig, further_samplings, own_sampling
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
@@ -79,6 +80,8 @@ class SweepConfig(StrictModel):
     """Number of seeds, or the seeds, of every cell."""
     sampling: list[SamplingConfig] = []
     """Further ways to sample students, the untrained network and the teacher; see below."""
+    rows: list[ReleasedRow] = []
+    """Networks that were trained elsewhere, as further rows; see below."""
     baseline: dict[str, Any] | None = None
     """Dotted keys of the row that other rows are compared with; null: the first row."""
     contrasts: dict[str, ContrastConfig] = {}

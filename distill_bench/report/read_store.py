@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.config.yaml_files import load_yaml
-from distill_bench.sample.reference_kinds import STUDENT, UNDISTILLED, role_of
+from distill_bench.sample.reference_kinds import ELSEWHERE, STUDENT, UNDISTILLED, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, read_jsonl, read_record, text_lines
@@ -242,7 +242,7 @@ def _read_row(folder: Path, row: Mapping[str, Any]) -> StoredRun:
         method=row["label"],
         seed=None,
         status=REFERENCE if run.status == DONE else run.status,
-        role=UNDISTILLED,
+        role=ELSEWHERE if row.get("network_hash") else UNDISTILLED,
         config={},  # of the run that states its protocol
     )
 

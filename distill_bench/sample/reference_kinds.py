@@ -9,6 +9,7 @@ FLOOR = "floor"  # the teacher at other seeds: its distance to the teacher is a 
 DATA = "data"  # rendered clips, only if the prompts are of the embedded domain
 UNDISTILLED = "undistilled"  # few steps without distillation: the baseline for students
 CONTROL = "control"  # corrupted on purpose: every evaluator must detect them
+ELSEWHERE = "elsewhere"  # a network that was trained elsewhere
 OTHER = "reference"  # role of kinds that are not in ROLES
 
 ROLES = {  # kind of a reference row -> role

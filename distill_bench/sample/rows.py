@@ -9,13 +9,15 @@ from pathlib import Path
 from torch import nn
 
 from distill_bench.config.resolve import load_run
-from distill_bench.config.rows.row import TEACHER, RowConfig
+from distill_bench.config.rows.row import TEACHER, UNTRAINED, RowConfig
 from distill_bench.config.rows.sampling import Sampling
 from distill_bench.config.validation import validate
 from distill_bench.config.yaml_files import load_yaml
+from distill_bench.sample.released_weights import load_released
 from distill_bench.sample.sampler import Sampler
 from distill_bench.sample.write_folder import is_written, write_folder
 from distill_bench.store.runs import requested_samplings
+from distill_bench.teachers.folder import teacher_folder
 from distill_bench.train import checkpoint
 
 
@@ -31,7 +33,10 @@ def sample_row(folder: Path, row: RowConfig) -> Path:
     if row.network == TEACHER:
         source = sampler.sampled_teacher(row.sampling)
     else:
-        net = sampler.placed(sampler.pipeline.student())
+        if row.network == UNTRAINED:
+            net = sampler.placed(sampler.pipeline.student())
+        else:
+            net = sampler.placed(load_released(Path(row.network), teacher_folder(config.teacher)))
         source = sampler.student(net, row.sampling)
     about = {"kind": row.label, "fps": config.protocol.fps}
     facts = sampler.facts(net, row.sampling)

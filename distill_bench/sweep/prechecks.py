@@ -25,6 +25,7 @@ from distill_bench.noise import student_sigmas
 from distill_bench.registry import evaluators, find_evaluator
 from distill_bench.report.results import COSTS
 from distill_bench.sample.references import folder_names
+from distill_bench.sample.released_weights import check_released
 from distill_bench.sample.sampler import protocol_clips
 from distill_bench.sample.write_folder import is_written
 from distill_bench.store.failures import first_line
@@ -34,6 +35,7 @@ from distill_bench.store.runs import unsampled
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.status import ENDED
 from distill_bench.teachers.contents import weight_shapes
+from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.teachers.prompts import read_prompts
 from distill_bench.train.assemble import check_batch_size
@@ -57,6 +59,7 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
             raise ConfigError(f"{run}: {error}; set cluster.tasks") from error
     if (folder := sweep.out / sweep.config.name).exists() and not folder.is_dir():
         raise ConfigError(f"results go to {folder}, which is not a folder; remove it, or set --out")
+    check_rows(sweep)
     config = next(iter(sweep.runs.values()))  # all runs share a protocol
     clips = stand_in_clips(config)
     warnings = [*check_evaluators(config, clips), *_unscored_prompts(config, clips)]
@@ -73,6 +76,20 @@ def _unscored_prompts(config: RunConfig, clips: Clips) -> list[str]:
     count = f"{len(unscored)} of {len(known)} prompts in {config.prompts}"
     more = "raise protocol.clips, or lower protocol.clips_per_prompt"
     return [f"{count} are trained on, but not scored: {more}"]
+
+
+def check_rows(sweep: OpenSweep) -> None:
+    """Check the files of networks that were trained elsewhere.
+
+    Raises:
+        ConfigError: if the weights of one do not fit the teacher's transformer.
+    """
+    for row, config in sweep.rows.values():
+        if row.network_hash:
+            try:
+                check_released(Path(row.network), teacher_folder(config.teacher))
+            except TeacherError as error:
+                raise ConfigError(f"rows: {row.label}: {error}") from error
 
 
 def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:

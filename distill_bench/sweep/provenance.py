@@ -47,6 +47,7 @@ NUMBERS = (
     "noise",
     "rollout",
     "sample/references",
+    "sample/released_weights",
     "sample/rows",
     "sample/run",
     "sample/sampler",

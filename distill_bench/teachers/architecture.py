@@ -74,6 +74,10 @@ class Architecture:
         """The video's tokens (B, N, width) in a block's output."""
         return output
 
+    def diffusers_names(self, names: list[str]) -> dict[str, str]:
+        """Names of weights or LoRA entries in released files -> diffusers' names of them."""
+        return {name: name for name in names}
+
     # ---- shapes
 
     @property

@@ -84,6 +84,12 @@ def content_hash(folder: Path) -> str:
     return hash_of(folder, _hashed_files(folder))
 
 
+def file_hash(path: Path) -> str:
+    """sha256 (12 hex digits) over a file's name and bytes, cached like `content_hash`."""
+    stat = path.stat()
+    return hash_of(path.parent, ((path, stat.st_size, stat.st_mtime_ns),))
+
+
 def hash_is_slow(folder: Path) -> bool:
     """True if a folder is larger than LARGE and its hash is not cached."""
     files = _hashed_files(folder)

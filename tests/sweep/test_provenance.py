@@ -52,6 +52,7 @@ COUNTS = {
     "sample/load_folder": False,
     "sample/references": True,
     "sample/reference_kinds": False,
+    "sample/released_weights": True,
     "sample/rows": True,
     "sample/run": True,
     "sample/sampler": True,

@@ -7,20 +7,53 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, model_validator
+
+from distill_bench.config.errors import ConfigError
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.rows.sampling import (
     Sampling,
     SamplingConfig,
+    check_levels,
     own_sampling,
     teacher_sampling,
     ways,
 )
-from distill_bench.config.schema import RunConfig
-from distill_bench.config.validation import StrictModel, validate
+from distill_bench.config.schema import RunConfig, SteppingKey
+from distill_bench.config.validation import Count, StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
+from distill_bench.teachers.contents import content_hash, file_hash
+from distill_bench.teachers.kinds import find_teacher
 
 ROW_FILE = "row.yaml"  # beside the run.yaml that states teacher, sizes and protocol
 TEACHER, UNTRAINED = "teacher", "untrained"
+
+
+class ReleasedRow(StrictModel):
+    """Entry of `rows`: a network that was trained elsewhere, sampled and scored as the students.
+
+    Keys that are left out are those of the sweep's first run.
+    """
+
+    name: str = Field(min_length=1)
+    """Name in tables."""
+    network: str
+    """Pipeline folder, file of a transformer's weights (.safetensors, .pt), or LoRA file."""
+    stepping: SteppingKey | None = None
+    """As `stepping` of a run."""
+    nfe: Count | None = None
+    """Number of steps."""
+    shift: float | None = Field(None, gt=0)
+    """Shift of the noise levels."""
+    sigmas: tuple[float, ...] = ()
+    """Noise levels from 1 down, one per step, instead of `nfe` and `shift`."""
+    guidance_scale: float = Field(1.0, ge=0)
+    """Guidance scale; 1: none."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> "ReleasedRow":
+        check_levels(self.sigmas, self.nfe, self.shift)
+        return self
 
 
 class RowConfig(StrictModel):
@@ -29,7 +62,9 @@ class RowConfig(StrictModel):
     label: str
     """Name in tables."""
     network: str
-    """`teacher`, or `untrained`: the student before training."""
+    """`teacher`; `untrained`: the student before training; or folder or file of a network."""
+    network_hash: str = ""
+    """Hash of that folder or file."""
     sampling: Sampling
 
 
@@ -46,8 +81,11 @@ def row_id(row: RowConfig, config: RunConfig) -> str:
     }
     if row.network == UNTRAINED:
         content["student"] = config.student_hash
+    if row.network_hash:
+        content["network"] = row.network_hash
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    slug = re.sub(r"[^A-Za-z0-9.]+", "_", row.network).strip("_.")
+    name = row.label if row.network_hash else row.network
+    slug = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_.")
     return f"row-{slug}-{digest}"
 
 
@@ -84,3 +122,46 @@ def sampled_rows(
                 row = RowConfig(label=label, network=network, sampling=way)
                 rows.setdefault(row_id(row, config), (row, config))
     return rows
+
+
+def released_rows(
+    entries: Iterable[ReleasedRow], config: RunConfig
+) -> dict[str, tuple[RowConfig, RunConfig]]:
+    """Rows of networks that were trained elsewhere, by id, each with the given run.
+
+    Raises:
+        ConfigError: if the teacher cannot take other weights, or a folder or file is missing.
+    """
+    rows: dict[str, tuple[RowConfig, RunConfig]] = {}
+    for entry in entries:
+        where = f"rows: {entry.name}"
+        teacher = find_teacher(config.teacher)
+        if not teacher.has_networks:
+            raise ConfigError(f"{where}: a {teacher.kind} teacher has no networks; leave it out")
+        path = Path(entry.network).expanduser().absolute()
+        if not path.exists():
+            raise ConfigError(
+                f"{where}: network {entry.network!r} is neither a folder nor a file; "
+                "name a pipeline folder, or a file of weights"
+            )
+        folder = path.is_dir()
+        if folder and not (path / "transformer").is_dir():
+            raise ConfigError(f"{where}: {path} is no pipeline folder: it lacks transformer")
+        row = RowConfig(
+            label=entry.name,
+            network=str(path),
+            network_hash=content_hash(path / "transformer") if folder else file_hash(path),
+            sampling=_sampling(entry, own_sampling(config)),
+        )
+        if any(row.label == other.label for other, _ in rows.values()):
+            raise ConfigError(f"{where}: two rows have this name; give each its own")
+        rows[row_id(row, config)] = (row, config)
+    return rows
+
+
+def _sampling(entry: ReleasedRow, own: Sampling) -> Sampling:
+    keys = ("stepping", "nfe", "shift", "guidance_scale")
+    stated = {key: value for key in keys if (value := getattr(entry, key)) is not None}
+    if entry.sigmas:
+        stated |= {"nfe": len(entry.sigmas), "shift": None, "sigmas": entry.sigmas}
+    return own.model_copy(update=stated)

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -43,10 +43,7 @@ class SamplingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_levels(self) -> "SamplingConfig":
-        if self.sigmas:
-            check_sigmas(self.sigmas)
-            if self.nfe or self.shift:
-                raise ValueError("sigmas states the levels: leave out nfe and shift")
+        check_levels(self.sigmas, self.nfe, self.shift)
         return self
 
 
@@ -94,12 +91,15 @@ class Sampling(StrictModel):
         return not isinstance(self.stepping, str)
 
 
-def check_sigmas(sigmas: Iterable[float]) -> None:
-    """Raise ValueError unless noise levels fall from 1 and stay above 0."""
-    levels = list(sigmas)
-    falling = all(high > low for high, low in itertools.pairwise(levels))
-    if levels[0] != 1 or levels[-1] <= 0 or not falling:
-        raise ValueError(f"sigmas {levels}: noise levels start at 1, fall, and stay above 0")
+def check_levels(sigmas: Sequence[float], nfe: Any, shift: Any) -> None:
+    """Raise ValueError unless stated levels fall from 1, stay above 0, and stand alone."""
+    if not sigmas:
+        return
+    falling = all(high > low for high, low in itertools.pairwise(sigmas))
+    if sigmas[0] != 1 or sigmas[-1] <= 0 or not falling:
+        raise ValueError(f"sigmas {list(sigmas)}: noise levels start at 1, fall, and stay above 0")
+    if nfe or shift:
+        raise ValueError("sigmas states the levels: leave out nfe and shift")
 
 
 def own_sampling(config: RunConfig) -> Sampling:

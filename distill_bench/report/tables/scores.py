@@ -7,12 +7,12 @@ from math import floor, isfinite, log10, nan
 import numpy as np
 
 from distill_bench.report.labels import key_title, show_value, symbols
-from distill_bench.report.results import Column, Results
+from distill_bench.report.results import COSTS, Column, Results
 from distill_bench.report.rows import COST, SCORED, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
 from distill_bench.report.tables.differences import Difference, against_baseline, comparisons
 from distill_bench.report.tables.plateau import plateau, plateau_caption
-from distill_bench.sample.reference_kinds import STUDENT
+from distill_bench.sample.reference_kinds import ELSEWHERE, STUDENT
 
 CAPTION = (
     "Mean ± half of the 95 % interval. Intervals are a bootstrap over training seeds and clips if "
@@ -61,6 +61,8 @@ def score_table(results: Results, columns: Sequence[Column]) -> Table:
             cell = _interval_cell(interval, row is best[column.name], marks)
             if interval and not row.reference and interval.n < row.done:
                 cell = replace(cell, text=f"{cell.text} ({interval.n} of {row.done} seeds)")
+            if row.role == ELSEWHERE and column in COSTS:
+                cell = Cell("trained elsewhere")
             cells.append(cell)
         lines.append((row, cells))
     return Table(heads, lines)

@@ -4,12 +4,30 @@ Wan2.2-TI2V-5B (`expand_timesteps`) has one timestep per token, and an autoencod
 48 channels.
 """
 
+import re
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from distill_bench.teachers.architecture import Architecture, Call
+
+# Names in FastVideo -> diffusers (hao-ai-lab/FastVideo, fastvideo/configs/models/dits/wanvideo.py)
+FASTVIDEO_MARK = "self_attn_residual_norm"
+FROM_FASTVIDEO = (
+    (r"^patch_embedding\.proj\.", "patch_embedding."),
+    (r"\.text_embedder\.fc_in\.", ".text_embedder.linear_1."),
+    (r"\.text_embedder\.fc_out\.", ".text_embedder.linear_2."),
+    (r"\.time_embedder\.mlp\.fc_in\.", ".time_embedder.linear_1."),
+    (r"\.time_embedder\.mlp\.fc_out\.", ".time_embedder.linear_2."),
+    (r"\.time_modulation\.linear\.", ".time_proj."),
+    (r"^(blocks\.\d+)\.(to_[qkv]|norm_[qk])\.", r"\1.attn1.\2."),
+    (r"^(blocks\.\d+)\.to_out\.", r"\1.attn1.to_out.0."),
+    (r"^(blocks\.\d+)\.attn2\.to_out\.", r"\1.attn2.to_out.0."),
+    (r"\.ffn\.fc_in\.", ".ffn.net.0.proj."),
+    (r"\.ffn\.fc_out\.", ".ffn.net.2."),
+    (r"\.self_attn_residual_norm\.norm\.", ".norm2."),
+)
 
 
 class Wan(Architecture):
@@ -40,6 +58,19 @@ class Wan(Architecture):
             timestep = timestep[:, None].expand(-1, tokens)
         return call(x_t, timestep, text)
 
+    def diffusers_names(self, names: list[str]) -> dict[str, str]:
+        if any(".self_attn." in name for name in names):
+            from diffusers.loaders.single_file_utils import (  # takes seconds
+                convert_wan_transformer_to_diffusers,
+            )
+
+            # diffusers renames a mapping of weights; here each weight stands for its own name
+            renamed = convert_wan_transformer_to_diffusers({name: name for name in names})
+            return {name: new for new, name in renamed.items()}
+        if any(FASTVIDEO_MARK in name for name in names):
+            return {name: _from_fastvideo(name) for name in names}
+        return super().diffusers_names(names)
+
     @property
     def own_fps(self) -> float:
         return 24.0 if self.index.get("expand_timesteps") else 16.0
@@ -66,6 +97,14 @@ class Wan(Architecture):
         latents = vae.encode(video).latent_dist.mode()
         mean, std = _statistics(vae, latents)
         return (latents - mean) / std
+
+
+def _from_fastvideo(name: str) -> str:
+    for pattern, new in FROM_FASTVIDEO:
+        name, count = re.subn(pattern, new, name)
+        if count:
+            break
+    return name
 
 
 def _statistics(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
