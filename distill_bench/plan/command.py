@@ -1,8 +1,10 @@
-"""Predicts the cost or the memory of every cell of a sweep without loading a weight.
+"""Predicts the cost, the memory or the price of every cell of a sweep without loading a weight.
 
     distill-bench cost SWEEP                                      all roles of the same size
     distill-bench cost SWEEP --size teacher=14 --size student=1.3 a larger teacher
     distill-bench cost SWEEP --memory                             GiB by role, FLOPs per update
+    distill-bench cost SWEEP --hours                              device-hours, from similar runs
+    distill-bench cost SWEEP --hours --tflops 989 --mfu 0.4       the same, else from FLOPs
 
 The unit of cost is the forward equivalent: one forward of the student over one global batch. An
 input-only backward costs one, a full backward (weights and input) two. Roles of another size are
@@ -16,6 +18,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +29,9 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.plan.cost import passes, priced
 from distill_bench.teachers.folder import outlines
+
+if TYPE_CHECKING:
+    from distill_bench.plan.price import Device
 
 PRICED_ROLES = ("student", "fake_score", "teacher", "target")
 WIDTH = 200  # characters per line where the output is not a terminal
@@ -39,7 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         sweep = load_sweep(options.sweep, dict(parse_override(text) for text in options.set))
         with outlines():
             runs = {group_id(config): config for config in sweep.expand()}
-            if options.memory:
+            if options.hours:
+                # counts FLOPs by rehearsals, like memory
+                from distill_bench.plan.price import price_table
+
+                table = price_table(sweep, options.store, _device(options))
+            elif options.memory:
                 # the rehearsals of memory import diffusers, which takes seconds
                 from distill_bench.plan.memory_table import memory_table
 
@@ -64,6 +75,20 @@ def _parser() -> argparse.ArgumentParser:
         help="predict the memory by role and the FLOPs of an update",
     )
     parser.add_argument(
+        "--hours",
+        action="store_true",
+        help="predict GPU-hours, or core-hours without GPUs, by stage and in total",
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("runs"), help="run folders with similar runs (--hours)"
+    )
+    parser.add_argument(
+        "--tflops", type=float, help="peak of one device in TFLOP/s, to price FLOPs (--hours)"
+    )
+    parser.add_argument(
+        "--mfu", type=float, help="share of the peak that is reached, in (0, 1] (--hours)"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -78,6 +103,26 @@ def _parser() -> argparse.ArgumentParser:
         help="parameters or FLOPs of a role; any unit, the same for all roles",
     )
     return parser
+
+
+def _device(options: argparse.Namespace) -> "Device | None":
+    """The device that `--tflops` and `--mfu` state; None without them.
+
+    Raises:
+        ValueError: if one of the two is missing or out of range.
+    """
+    from distill_bench.plan.price import Device  # diffusers takes seconds to import
+
+    if options.tflops is None and options.mfu is None:
+        return None
+    if options.tflops is None or options.mfu is None:
+        raise ValueError("--tflops and --mfu belong together: a peak and the share of it")
+    if not (0 < options.tflops < math.inf and 0 < options.mfu <= 1):
+        raise ValueError(
+            f"--tflops {options.tflops:g} --mfu {options.mfu:g}: the peak must be positive, in "
+            "1e12 FLOPs per second, and the share in (0, 1]"
+        )
+    return Device(options.tflops, options.mfu)
 
 
 def _sizes(arguments: list[str]) -> dict[str, float]:

@@ -237,7 +237,9 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     # shared by all runs, so not part of this run's seconds
     folders = prepare_references(config, run_dir.parent) if students else {}
     began = time.perf_counter()
-    for clips in sample(run_dir) if students else []:
+    folders_of_clips = sample(run_dir) if students else []
+    sampled = time.perf_counter()
+    for clips in folders_of_clips:
         at_end = int(clips.name) == summary["student_updates"] and summary["status"] == "done"
         _evaluate(config, clips, folders, run_dir / "metrics.jsonl" if at_end else None)
     return {
@@ -245,6 +247,7 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "seed": config.seed,
         **summary,
         "cost_key": cost_key(config),
+        "sample_seconds": round(sampled - began, 3),  # part of evaluate_seconds
     } | _record(run_dir, config, folders, began)
 
 

@@ -1,15 +1,19 @@
 """Print --dry-run: the runs with ids, states and estimated cost, and the SLURM job."""
 
-import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from distill_bench.config.identity import cost_key, method_title
+from distill_bench.config.identity import method_title
 from distill_bench.config.overrides import run_value
-from distill_bench.store.runs import read_result
+from distill_bench.plan.price import (
+    STAGES,
+    devices,
+    history,
+    measured_seconds,
+    reference_seconds,
+)
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.slurm.queue import read_partition
 from distill_bench.sweep.status import ENDED, Status, count_states, duration
@@ -31,16 +35,26 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
             )
     cluster = sweep.config.cluster
     if estimates:
-        total = sum(seconds for seconds, _ in estimates.values())
-        hours = total / 3600 * cluster.nodes * (cluster.gpus or 1) / cluster.runs_per_job
-        unit = "GPU-hours" if cluster.gpus else "process-hours"
+        total = sum(sum(seconds.values()) for seconds, _ in estimates.values())
+        count, unit = devices(cluster)
+        stages = {
+            stage: sum(seconds.get(stage, 0.0) for seconds, _ in estimates.values())
+            for stage in STAGES
+        }
+        if (shared := reference_seconds(next(iter(sweep.runs.values())), sweep.store)) is not None:
+            stages["references"] = shared
+        parts = ", ".join(f"{k} {v * count / 3600:.3g}" for k, v in stages.items() if v)
         console.print(
-            f"cost of {len(estimates)} of them, from similar runs: {hours:.3g} {unit}, "
+            f"cost of {len(estimates)} of them, from similar runs: "
+            f"{sum(stages.values()) * count / 3600:.3g} {unit} ({parts}), "
             f"one run at a time {duration(total)}"
         )
     if unknown := len(waiting) - len(estimates):
         which = f"cost of {unknown} of them" if estimates else "cost"
-        console.print(f"{which}: unknown, no similar run is done yet")
+        console.print(
+            f"{which}: unknown, no similar run is done yet (`distill-bench cost --hours` predicts "
+            "it from FLOPs)"
+        )
     if on_slurm:
         _print_cluster(sweep)
     elif cluster.partition or cluster.gpus or cluster.nodes > 1:
@@ -52,35 +66,26 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
         console.print(script, markup=False, soft_wrap=True)
 
 
-def _estimates(sweep: OpenSweep, statuses: Sequence[Status]) -> dict[str, tuple[float, int]]:
-    """Run -> (seconds left, number of similar finished runs), if there are similar runs."""
-    history = _history(sweep.store)
+def _estimates(
+    sweep: OpenSweep, statuses: Sequence[Status]
+) -> dict[str, tuple[dict[str, float], int]]:
+    """Run -> (seconds left by stage, number of similar finished runs), if there are such runs."""
+    finished = history(sweep.store)
     estimates = {}
     for s in statuses:
-        if s.run not in sweep.runs or s.state == "unsampled":
+        if s.run not in sweep.runs or s.state == "unsampled" or s.state in ENDED:
             continue
-        similar = history.get(cost_key(sweep.runs[s.run]), [])
-        if similar and s.state not in ENDED:
-            per_update, evaluation = map(statistics.median, zip(*similar, strict=True))
-            seconds = per_update * (s.of - s.student_updates) + evaluation
-            estimates[s.run] = seconds, len(similar)
+        left = s.of - s.student_updates
+        seconds, similar = measured_seconds(sweep.runs[s.run], finished, left)
+        if similar:
+            estimates[s.run] = dict(seconds), similar
     return estimates
 
 
-def _history(store: Path) -> dict[str, list[tuple[float, float]]]:
-    """Seconds per student update and seconds of evaluation of finished runs, by `cost_key`."""
-    history: dict[str, list[tuple[float, float]]] = {}
-    for path in store.glob("*/result.json"):
-        result = read_result(path.parent) or {}
-        if result.get("student_updates") and {"cost_key", "evaluate_seconds"} <= result.keys():
-            per_update = result["train_seconds"] / result["student_updates"]
-            pair = (per_update, result["evaluate_seconds"])
-            history.setdefault(result["cost_key"], []).append(pair)
-    return history
-
-
 def _print_runs(
-    sweep: OpenSweep, statuses: Sequence[Status], estimates: dict[str, tuple[float, int]]
+    sweep: OpenSweep,
+    statuses: Sequence[Status],
+    estimates: dict[str, tuple[dict[str, float], int]],
 ) -> None:
     axes = [key for key in sweep.config.axes(sweep.runs.values()) if key != "method"]
     heads = ("run", "method", *axes, "seed", "updates", "state", "estimate")
@@ -95,7 +100,7 @@ def _print_runs(
         estimate = "" if s.state in ENDED else "unknown"
         if s.run in estimates:
             seconds, similar = estimates[s.run]
-            estimate = f"{duration(seconds)} (from {similar} similar runs)"
+            estimate = f"{duration(sum(seconds.values()))} (from {similar} similar runs)"
         values = [_formatted(run_value(config, key)) for key in axes]
         method, seed = method_title(config, presets), str(config.seed)
         table.add_row(s.run, method, *values, seed, str(s.of), s.state, estimate)

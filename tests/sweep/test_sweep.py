@@ -14,6 +14,7 @@ import pytest
 from runs import TINY_RUN, assert_same_results, workers
 
 from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.identity import cost_key
 from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.claims import attempts
@@ -261,6 +262,28 @@ def test_a_preview_counts_cells_that_are_the_same_run(sweep_yaml, tmp_path, caps
     out = capsys.readouterr().out
     assert "4 more cells are the same runs as others" in out
     assert "4 runs (4 missing)" in out
+
+
+def test_a_preview_prices_the_stages_of_runs_by_similar_ones(sweep_yaml, tmp_path, capsys):
+    path = sweep_yaml(seeds=2, cluster={"gpus": 4})
+    (config, *_) = load_sweep(path).expand()
+    folder = tmp_path / "runs" / "dmd2-s9-abc"
+    folder.mkdir(parents=True)
+    result = {
+        "run_id": folder.name,
+        "status": "done",
+        "student_updates": config.student_updates,
+        "train_seconds": 900.0,
+        "sample_seconds": 90.0,
+        "evaluate_seconds": 450.0,
+        "cost_key": cost_key(config),
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    assert main(arguments(path, tmp_path, "--dry-run")) == 0
+    # 2 runs of 1350 s on 4 GPUs
+    assert "similar runs: 3 GPU-hours (train 2, sample 0.2, evaluate 0.8)" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_preview_shows_the_job_of_a_sweep_that_names_a_cluster(sweep_yaml, tmp_path, capsys):

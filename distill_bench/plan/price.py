@@ -1,0 +1,222 @@
+"""Predict the device-hours of runs by stage: from similar finished runs, or from FLOPs and an MFU.
+
+Stages: `train`; `sample`, the student's clips at every evaluation; `evaluate`, their scores; and
+`references`, the teacher's clips of the protocol, which all runs of a sweep share. FLOPs of
+evaluators are unknown, so only finished runs tell the cost of `evaluate`.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.identity import cost_key, group_id, method_title
+from distill_bench.config.overrides import run_value
+from distill_bench.config.protocol import protocol, protocol_hash
+from distill_bench.config.resolve import evaluated_updates
+from distill_bench.config.schema import RunConfig
+from distill_bench.config.sweep_file import SweepConfig
+from distill_bench.networks.ledger import PASSES
+from distill_bench.plan.cost import passes
+from distill_bench.plan.sampling import clip_flops
+from distill_bench.store.files import read_record
+from distill_bench.store.runs import read_result
+from distill_bench.teachers.folder import TeacherError
+from distill_bench.teachers.kinds import find_teacher
+
+STAGES = ("train", "sample", "evaluate", "references")
+# of a protocol, without effect on the cost of a reference clip
+FREE = ("clips", "seed", "prompts", "negative_prompt", "clips_per_prompt")
+
+Seconds = Mapping[str, float]  # stage -> seconds of one job, or of one device; unknown ones absent
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one finished run."""
+
+    per_update: float
+    sample: float | None  # None: `evaluate` includes it, as in results of older versions
+    evaluate: float
+
+
+def history(store: Path) -> dict[str, list[Measured]]:
+    """Finished runs of a store by `cost_key`."""
+    runs: dict[str, list[Measured]] = {}
+    for path in sorted(store.glob("*/result.json")):
+        result = read_result(path.parent) or {}
+        if result.get("student_updates") and {"cost_key", "evaluate_seconds"} <= result.keys():
+            sample = result.get("sample_seconds")
+            measured = Measured(
+                result["train_seconds"] / result["student_updates"],
+                sample,
+                result["evaluate_seconds"] - (sample or 0.0),
+            )
+            runs.setdefault(result["cost_key"], []).append(measured)
+    return runs
+
+
+def measured_seconds(
+    config: RunConfig, runs: Mapping[str, list[Measured]], updates: int
+) -> tuple[Seconds, int]:
+    """Seconds of a run by stage, medians over similar runs, and their number (0: none is known).
+
+    Args:
+        runs: from `history`.
+        updates: student updates that are left to do.
+    """
+    similar = runs.get(cost_key(config), [])
+    if not similar:
+        return {}, 0
+    seconds = {
+        "train": statistics.median(run.per_update for run in similar) * updates,
+        "evaluate": statistics.median(run.evaluate for run in similar),
+    }
+    if all(run.sample is not None for run in similar):
+        seconds["sample"] = statistics.median(run.sample or 0.0 for run in similar)
+    return seconds, len(similar)
+
+
+def reference_seconds(config: RunConfig, store: Path) -> float | None:
+    """Seconds of making and scoring the reference rows, from like rows of other clips; else None.
+
+    Rows that exist already cost nothing.
+    """
+    like, own = [], protocol(config)
+    for root in (store / "references").glob("*"):
+        ready = [read_record(path, seconds=(int, float)) for path in root.glob("ready-*.json")]
+        seconds = [record["seconds"] for record in ready if record is not None]
+        if seconds and root.name == protocol_hash(config):
+            return 0.0
+        other = read_record(root / "protocol.json", clips=int) or {}
+        if seconds and all(other.get(key) == own[key] for key in own if key not in FREE):
+            like.append(max(seconds) * own["clips"] / other["clips"])
+    return statistics.median(like) if like else None
+
+
+def stage_flops(config: RunConfig) -> dict[str, float]:
+    """FLOPs of a run by stage, and those of its sweep's references; without evaluators.
+
+    Forwards that gradient checkpointing runs again count, because they take time.
+
+    Raises:
+        TeacherError: if the teacher has no networks.
+    """
+    if not find_teacher(config.teacher).has_networks:
+        raise TeacherError(
+            f"teacher {config.teacher!r} has no networks: its runs have no price in FLOPs"
+        )
+    clip, drawn = clip_flops(config), config.protocol
+    sampled = config.nfe * clip.student + clip.decoding
+    guided = clip.teacher * (1 if drawn.teacher_guidance == 1 else 2)
+    # rows: teacher, teacher_other, teacher_few and untrained; the others need no network
+    row = (2 * drawn.teacher_steps + config.nfe) * guided + 3 * clip.decoding + sampled
+    update = 0.0
+    for role, counts in passes(config).items():
+        weights = dict(PASSES)
+        if config.gradient_checkpointing:
+            weights |= {kind: weight + 1 for kind, weight in PASSES.items() if kind != "forward"}
+        forward = clip.teacher if role == "teacher" else clip.student
+        update += forward * sum(weights[kind] * count for kind, count in counts.items())
+    return {
+        "train": update * config.batch_size * config.student_updates,
+        "sample": drawn.clips * len(evaluated_updates(config)) * sampled,
+        "references": drawn.clips * row,
+    }
+
+
+@dataclass(frozen=True)
+class Device:
+    """Speed of one device, as its user states it."""
+
+    tflops: float  # peak, 1e12 FLOPs per second
+    mfu: float  # model FLOPs utilisation: the share of the peak that is reached
+
+    def __str__(self) -> str:
+        return f"{self.mfu:.0%} of {self.tflops:g} TFLOP/s"
+
+    def seconds(self, flops: float) -> float:
+        """Seconds of one device for so many FLOPs."""
+        return flops / (self.tflops * 1e12 * self.mfu)
+
+
+def devices(cluster: ClusterConfig) -> tuple[float, str]:
+    """GPUs that a run occupies, or cores if it has no GPU, and the unit of their hours."""
+    if cluster.gpus:
+        return cluster.nodes * cluster.gpus / cluster.runs_per_job, "GPU-hours"
+    return cluster.nodes * cluster.processes * cluster.cpus, "core-hours"
+
+
+def price_table(sweep: SweepConfig, store: Path, device: Device | None) -> Table:
+    """Device-hours by stage of the seeds of every cell, of the references, and of the sweep.
+
+    Args:
+        store: run folders, among which similar finished runs are looked up.
+        device: prices the cells without a similar run by their FLOPs; None: these are unknown.
+
+    Raises:
+        ValueError: if the price of no stage of any cell is known.
+    """
+    runs, presets = sweep.expand(), sweep.presets()
+    seeds = Counter(group_id(config) for config in runs)
+    cells = {group_id(config): config for config in runs}
+    count, unit = devices(sweep.cluster)
+    finished = history(store)
+    axes = [key for key in sweep.axes(list(cells.values())) if key != "method"]
+    table = Table(title=f"{unit} of {sweep.name}, if nothing is done yet")
+    for heading in ("method", *axes):
+        table.add_column(heading)
+    for heading in ("runs", *STAGES[:-1], "sum"):
+        table.add_column(heading, justify="right")
+    table.add_column("from")
+    totals: Counter[str] = Counter()
+    complete = True
+    for cell, config in cells.items():
+        seconds, similar = measured_seconds(config, finished, config.student_updates)
+        source = f"{similar} similar runs"
+        hours = {stage: count * value / 3600 for stage, value in seconds.items()}
+        if not similar and device is not None:
+            flops = stage_flops(config)
+            hours = {stage: device.seconds(flops[stage]) / 3600 for stage in ("train", "sample")}
+            source = f"FLOPs at {device}"
+        hours = {stage: seeds[cell] * value for stage, value in hours.items()}
+        totals.update(hours)
+        complete = complete and "evaluate" in hours
+        table.add_row(
+            method_title(config, presets),
+            *(str(run_value(config, key)) for key in axes),
+            str(seeds[cell]),
+            *(_hours(hours.get(stage)) for stage in STAGES[:-1]),
+            _hours(sum(hours.values()) if hours else None),
+            source if hours else "unknown",
+        )
+    if not totals:
+        raise ValueError(
+            f"no run in {store} is similar; to price the sweep by its FLOPs, state the peak of a "
+            "device and the share of it that training reaches, e.g. --tflops 989 --mfu 0.4"
+        )
+    first = next(iter(cells.values()))
+    shared, source = reference_seconds(first, store), "like rows"
+    if shared is not None:
+        shared *= count / 3600
+    elif device is not None:
+        source = f"FLOPs at {device}"
+        shared = device.seconds(stage_flops(first)["references"]) / 3600
+    blank = [""] * len(axes)
+    table.add_section()
+    stages = [""] * len(STAGES[:-1])
+    known = source if shared is not None else "unknown"
+    table.add_row("references", *blank, "", *stages, _hours(shared), known)
+    total = sum(totals.values()) + (shared or 0.0)
+    sums = [_hours(totals.get(stage)) for stage in STAGES[:-1]]
+    note = "" if complete and shared is not None else "without what is unknown"
+    table.add_row("total", *blank, str(len(runs)), *sums, _hours(total), note)
+    return table
+
+
+def _hours(hours: float | None) -> str:
+    return "-" if hours is None else f"{hours:.3g}"

@@ -1,0 +1,164 @@
+"""Device-hours of a sweep by stage: from similar finished runs, or from FLOPs and a stated MFU."""
+
+import json
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.identity import cost_key
+from distill_bench.config.protocol import protocol, protocol_hash
+from distill_bench.config.resolve import resolve
+from distill_bench.plan import command, price, sampling
+from distill_bench.plan.memory import predicted, step_flops
+from distill_bench.sample.sampler import Sampler
+
+RUN = {"method": "dmd2", "student_updates": 10, "batch_size": 8, "nfe": 2, "trackers": []}
+SWEEP = """
+question: What does it cost?
+base: {method: dmd2, student_updates: 10, trackers: [], protocol: {clips: 8, teacher_steps: 4}}
+grid: {fake_score_updates: [1, 5]}
+seeds: 3
+cluster: {nodes: 2, gpus: 4}
+"""
+
+
+def finished(store, config, name, train, evaluate, sample=None):
+    """Write the result of a run like `config`."""
+    folder = store / name
+    folder.mkdir(parents=True)
+    result = {
+        "run_id": name,
+        "status": "done",
+        "student_updates": 5,
+        "train_seconds": train,
+        "evaluate_seconds": evaluate,
+        "cost_key": cost_key(config),
+    }
+    (folder / "result.json").write_text(
+        json.dumps(result if sample is None else result | {"sample_seconds": sample})
+    )
+
+
+def test_a_run_costs_the_median_of_similar_runs_by_stage(tmp_path):
+    config = resolve(RUN)
+    for number, train in enumerate((50.0, 10.0, 20.0)):
+        finished(tmp_path, config, f"dmd2-s{number}-abc", train, 7.0 + number, 3.0)
+    finished(tmp_path, resolve(RUN | {"batch_size": 16}), "other", 1000.0, 1000.0, 1.0)
+    seconds, similar = price.measured_seconds(config, price.history(tmp_path), 10)
+    assert similar == 3
+    assert seconds == {"train": 40.0, "evaluate": 5.0, "sample": 3.0}
+    assert price.measured_seconds(config, {}, 10) == ({}, 0)
+
+
+def test_results_without_seconds_of_sampling_keep_them_in_the_evaluation(tmp_path):
+    config = resolve(RUN)
+    finished(tmp_path, config, "old", 10.0, 7.0)
+    seconds, _ = price.measured_seconds(config, price.history(tmp_path), 5)
+    assert seconds == {"train": 10.0, "evaluate": 7.0}
+
+
+def test_references_cost_what_like_rows_cost_per_clip_and_nothing_if_they_exist(tmp_path):
+    config = resolve(RUN | {"protocol": {"clips": 8}})
+
+    def made(like, name, seconds):
+        root = tmp_path / "references" / name
+        root.mkdir(parents=True)
+        (root / "protocol.json").write_text(json.dumps(protocol(like)))
+        (root / "ready-nfe2.json").write_text(json.dumps({"seconds": seconds}))
+
+    assert price.reference_seconds(config, tmp_path) is None
+    made(resolve(RUN | {"protocol": {"clips": 8, "teacher_steps": 99}}), "slower", 500.0)
+    assert price.reference_seconds(config, tmp_path) is None
+    made(resolve(RUN | {"protocol": {"clips": 16, "seed": 3}}), "alike", 10.0)
+    assert price.reference_seconds(config, tmp_path) == 5.0
+    made(config, protocol_hash(config), 4.0)
+    assert price.reference_seconds(config, tmp_path) == 0.0
+
+
+def test_gpu_hours_count_the_gpus_of_a_run_and_core_hours_its_cores():
+    assert price.devices(ClusterConfig(nodes=2, gpus=4)) == (8, "GPU-hours")
+    assert price.devices(ClusterConfig(gpus=1, runs_per_job=4)) == (0.25, "GPU-hours")
+    assert price.devices(ClusterConfig(cpus=3)) == (3, "core-hours")
+
+
+@pytest.mark.slow
+def test_flops_by_stage_are_those_of_the_networks_and_the_autoencoder():
+    """Against the prediction of `--memory` for training, and counted passes for the clips."""
+    config = resolve(RUN | {"protocol": {"clips": 6, "teacher_steps": 3}, "evaluations": 2})
+    flops = price.stage_flops(config)
+    training = sum(step_flops(predicted(config), config))
+    assert flops["train"] == pytest.approx(10 * training, rel=1e-9)
+
+    sampler = Sampler(config, prompts=["a red circle moving left slowly"])
+    student = sampler.placed(sampler.pipeline.student())
+    source, teacher = sampler.student(student), sampler.teacher(3, [0])
+    with FlopCounterMode(display=False) as counter:
+        source.frames(0, 1)
+    clip = counter.get_total_flops()
+    assert flops["sample"] == pytest.approx(2 * 6 * clip, rel=0.01)
+    with FlopCounterMode(display=False) as counter:
+        teacher.frames(0, 1)
+    few = sampler.teacher(2, [0])
+    with FlopCounterMode(display=False) as counter_few:
+        few.frames(0, 1)
+    rows = 2 * counter.get_total_flops() + counter_few.get_total_flops() + clip
+    assert flops["references"] == pytest.approx(6 * rows, rel=0.01)
+
+
+@pytest.mark.slow
+def test_flops_are_linear_in_the_blocks(monkeypatch):
+    few = sampling.clip_flops(resolve(RUN))
+    monkeypatch.setattr(sampling, "FEW_BLOCKS", (2, 4))
+    assert sampling.clip_flops(resolve(RUN)) == few
+
+
+def test_the_price_of_a_sweep_is_the_sum_of_its_cells_and_says_its_source(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    arguments = [str(tmp_path / "s.yaml"), "--hours", "--store", str(tmp_path / "runs")]
+    assert command.main(arguments) == 2
+    assert "no run in" in (error := capsys.readouterr().err) and "--tflops 989 --mfu 0.4" in error
+    assert error.count("\n") == 1
+
+    protocol_ = {"clips": 8, "teacher_steps": 4}
+    sweep_run = {"method": "dmd2", "student_updates": 10, "trackers": [], "protocol": protocol_}
+    config = resolve(sweep_run | {"fake_score_updates": 1})
+    # 8 GPUs for 2 * 180 + 90 s: one GPU-hour per run
+    finished(tmp_path / "runs", config, "dmd2-s0-abc", 180.0, 90.0, 45.0)
+    assert command.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "GPU-hours of s" in out
+    rows = [line.strip("│ ").split("│") for line in out.splitlines() if line.startswith("│")]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells[0] == ["dmd2", "1", "3", "2.4", "0.3", "0.3", "3", "1 similar runs"]
+    assert cells[1] == ["dmd2", "5", "3", "-", "-", "-", "-", "unknown"]
+    assert cells[-1][-2:] == ["3", "without what is unknown"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tflops 989", "--tflops and --mfu belong together"),
+        ("--tflops 989 --mfu 40", "the share in (0, 1]"),
+        ("--tflops 0 --mfu 0.4", "the peak must be positive"),
+    ],
+)
+def test_a_wrong_speed_is_an_error_of_one_line(options, message, tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    assert command.main([str(tmp_path / "s.yaml"), "--hours", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_flops_price_what_no_similar_run_does(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    arguments = [str(tmp_path / "s.yaml"), "--hours", "--store", str(tmp_path / "runs")]
+    assert command.main([*arguments, "--tflops", "1", "--mfu", "0.5"]) == 0
+    once = capsys.readouterr().out
+    assert "FLOPs at 50% of 1 TFLOP/s" in once
+    config = resolve(
+        {"method": "dmd2", "student_updates": 10, "trackers": [], "fake_score_updates": 1}
+        | {"protocol": {"clips": 8, "teacher_steps": 4}}
+    )
+    hours = 3 * price.Device(1, 0.5).seconds(price.stage_flops(config)["train"]) / 3600
+    assert f" {hours:.3g} " in once
