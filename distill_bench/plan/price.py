@@ -219,4 +219,6 @@ def price_table(sweep: SweepConfig, store: Path, device: Device | None) -> Table
 
 
 def _hours(hours: float | None) -> str:
-    return "-" if hours is None else f"{hours:.3g}"
+    if hours is None:
+        return "-"
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"

@@ -56,6 +56,7 @@ COUNTS = {
     "sample/rows": True,
     "sample/run": True,
     "sample/sampler": True,
+    "sample/vbench_files": False,
     "sample/write_folder": True,
     "schedulers": False,
     "store": False,
