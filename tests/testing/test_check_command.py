@@ -99,7 +99,7 @@ def test_a_planted_fault_is_found_by_its_check(fault, folder):
 @pytest.mark.slow
 def test_the_built_in_evaluators_conform(folder):
     for name, evaluator in evaluators().items():
-        if not evaluator.needs_facts:
+        if not evaluator.needs_facts and name != "vbench":  # it reads results of its package
             settings = {"resamples": 2} if name == "fvd" else {}  # of a bootstrap
             assert failures(EvaluatorCase.make(name, folder / name, settings)) == {}
 
