@@ -249,6 +249,8 @@ def _explain(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -
     (run,) = matching
     axes = sweep.config.axes(sweep.runs.values())
     values = {key: run_value(sweep.configs[run], key) for key in axes}
+    if run in sweep.rows:
+        values = {"row": sweep.rows[run][0].label}
     queue = read_queue(sweep.store, on_slurm)
     text = explanation(sweep.store, run, values, queue, sweep.entries[run])
     console.print(text, markup=False)

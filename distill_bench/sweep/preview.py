@@ -17,7 +17,7 @@ from distill_bench.plan.price import (
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.slurm.queue import read_partition
 from distill_bench.sweep.status import ENDED, Status, count_states, duration
-from distill_bench.sweep.watch import console, warn
+from distill_bench.sweep.watch import console, warn, work_in_words
 from distill_bench.teachers.folder import is_outline, teacher_folder
 
 
@@ -26,7 +26,7 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
     estimates = _estimates(sweep, statuses)
     _print_runs(sweep, statuses, estimates)
     waiting = [s for s in statuses if s.state not in ENDED]
-    console.print(f"{len(statuses)} runs ({count_states(statuses)}), {len(waiting)} to do")
+    console.print(f"{work_in_words(sweep)} ({count_states(statuses)}), {len(waiting)} to do")
     for teacher in dict.fromkeys(config.teacher for config in sweep.runs.values()):
         if is_outline(teacher_folder(teacher)):
             console.print(

@@ -121,7 +121,7 @@ class ProgressBoard:
             total = sum(entry.student_updates for entry in sweep.entries.values())
             self.task = self.bar.add_task("runs", total=total)
         together = f", {processes} processes per run" if processes > 1 else ""
-        console.print(f"{_counted(sweep)}, {jobs} at once on this machine{together}")
+        console.print(f"{work_in_words(sweep)}, {jobs} at once on this machine{together}")
 
     def __enter__(self) -> "ProgressBoard":
         if self.bar:
@@ -166,7 +166,7 @@ class ProgressBoard:
         return f"{s.state} {run}{note} [{ended}/{len(self.sweep.entries)}]"
 
 
-def _counted(sweep: OpenSweep) -> str:
+def work_in_words(sweep: OpenSweep) -> str:
     """Number of runs, of further samplings and of rows that train nothing, in words."""
     further = sum(map(len, sweep.samplings.values()))
     words = [f"{len(sweep.runs)} runs"]
