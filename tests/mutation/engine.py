@@ -160,8 +160,8 @@ def plain_source(source: str) -> str:
 
 def main() -> None:
     """Run mutmut's command line with the operators of this file."""
+    from collected import CollectedTests, quickest_first, run_without_mutant
     from mutmut import __main__ as command  # reads the settings in the working directory
-    from mutmut.state import state
     from mutmut.workers import isolation
 
     # On a busy machine a slow test is no endless loop: only its CPU time is limited. A test that
@@ -169,19 +169,15 @@ def main() -> None:
     isolation.register_timeout = lambda pid, timeout_s: None
     new_runner = command.get_mutant_runner
 
-    def quickest_first(*arguments):
-        """A runner that starts with the quickest tests, since the first failure ends a run."""
+    def quick_runner(*arguments):
         runner = new_runner(*arguments)
+        runner.test_runner_class = CollectedTests
+        runner.run_clean_tests = lambda tests: isolation.run_in_fork(run_without_mutant)
         submit = runner.submit
-
-        def submit_in_order(name, tests, *limits):
-            durations = state().duration_by_test
-            submit(name, sorted(tests, key=lambda test: durations[test]), *limits)
-
-        runner.submit = submit_in_order
+        runner.submit = lambda name, tests, *limits: submit(name, quickest_first(tests), *limits)
         return runner
 
-    command.get_mutant_runner = quickest_first
+    command.get_mutant_runner = quick_runner
     replaced = (mutators.operator_string,)
     mutators.mutation_operators[:] = [
         *(pair for pair in mutators.mutation_operators if pair[1] not in replaced),

@@ -1,0 +1,61 @@
+"""Tests of a mutant, run from a pytest session that has collected them already.
+
+mutmut starts pytest in each forked process. Here the process that forks has started it and has
+collected all tests, so that a mutant costs a fork and its tests: a third of the time.
+"""
+
+from collections.abc import Iterable
+
+from _pytest.config import _prepareconfig
+from _pytest.main import Session
+from mutmut.runners.harness import PytestRunner
+from mutmut.state import state
+from mutmut.utils.file_utils import change_cwd
+
+SLOW = 0.2  # seconds
+OPTIONS = ["--rootdir=.", "--capture=sys", "-q", "-o", "tmp_path_retention_policy=none"]
+
+
+def quickest_first(tests: Iterable[str]) -> list[str]:
+    """Quick tests before slow ones, since the first failure ends a run.
+
+    The tests of a file stay together, so that its fixtures are made once.
+    """
+    durations = state().duration_by_test
+
+    def key(test: str) -> tuple[bool, str, float]:
+        return durations[test] >= SLOW, test.partition("::")[0], durations[test]
+
+    return sorted(tests, key=key)
+
+
+class CollectedTests(PytestRunner):
+    """Runs the tests of one mutant in a fork of the process that collected all of them."""
+
+    def warm_up(self) -> None:
+        with change_cwd("mutants"):
+            selection = self._pytest_add_cli_args_test_selection
+            config = _prepareconfig([*OPTIONS, *selection, *self._pytest_add_cli_args])
+            config._do_configure()
+            self.session = Session.from_config(config)
+            config.hook.pytest_sessionstart(session=self.session)
+            config.hook.pytest_collection(session=self.session)
+        self.items = {item.nodeid: item for item in self.session.items}
+
+    def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+        if not hasattr(self, "items"):
+            return super().run_tests(mutant_name=mutant_name, tests=tests)
+        items = [self.items[test] for test in tests]
+        with change_cwd("mutants"):
+            for item, following in zip(items, [*items[1:], None], strict=True):
+                self.session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if self.session.testsfailed:
+                    return 1
+        return 0
+
+
+def run_without_mutant() -> int:
+    """Run all tests in the way of a mutant; returns 0 if they pass."""
+    collected = CollectedTests()
+    collected.warm_up()
+    return collected.run_tests(mutant_name=None, tests=quickest_first(collected.items))
