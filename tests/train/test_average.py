@@ -28,6 +28,7 @@ def test_the_average_follows_the_student_by_one_minus_its_decay(own_network):
         expected = torch.tensor([[3 - 2 * left, 1.0]])
         torch.testing.assert_close(average.sampled()["weight"], expected)
     assert student.weight.tolist() == [[3.0, 1.0]]
+    assert average.laid_over is (None if own_network else average.weights)
     if own_network:
         torch.testing.assert_close(other.weight.detach(), expected)
 
