@@ -51,7 +51,7 @@ def report(
     try:
         stored = read_sweep(sweep, Path(store))
         files = data_files(stored, baseline, budget)
-        results = load_texts(files)
+        results = load_data_files(files)
         files |= table_files(results)
     except (StoreReadError, ResultsError) as error:
         raise ReportError(str(error)) from error
@@ -68,7 +68,7 @@ def report(
     return page
 
 
-def load_texts(files: Mapping[str, str]) -> Results:
+def load_data_files(files: Mapping[str, str]) -> Results:
     """Load results from the texts of data files, to check them before writing any file."""
     with tempfile.TemporaryDirectory() as draft:
         for name, text in files.items():

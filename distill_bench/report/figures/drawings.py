@@ -46,8 +46,8 @@ def drawings(study: Study) -> Iterator[Drawing]:
         yield Drawing(
             "differences",
             "differences",
-            f"{prefix}{titles}: paired difference of every row to {study.results.baseline.label} with its "
-            "95 % interval; filled markers: p < 0.05 after Holm's correction",
+            f"{prefix}{titles}: paired difference of every row to {study.results.baseline.label} "
+            "with its 95 % interval; filled markers: p < 0.05 after Holm's correction",
             lambda: draw_differences(study),
             wide=True,
         )

@@ -25,8 +25,8 @@ def findings(results: Results) -> list[str]:
             row, cell = min(rows, key=lambda pair: _distance(column, pair[1].key))
             clearly = "clearly ahead" if cell.best else "not clearly ahead"
             sentences.append(
-                f"{prefix}{BEST[column.better]} in {column.title}: {row.label} with {cell.text}, {clearly} "
-                f"of every other row. {_against_baseline(results, column)}"
+                f"{prefix}{BEST[column.better]} in {column.title}: {row.label} with {cell.text}, "
+                f"{clearly} of every other row. {_against_baseline(results, column)}"
             )
     incomplete = [f"{row.label} {row.count}" for row in results.students if not row.complete]
     if incomplete:

@@ -27,7 +27,7 @@ from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results
 from distill_bench.report.stats import CONFIDENCE, MOST_SEEDS, POWER, power
 from distill_bench.report.tables.contrasts import Estimate, estimates
-from distill_bench.report.write import load_texts
+from distill_bench.report.write import load_data_files
 
 FEWEST = 3  # pilot seeds, below which a standard deviation says next to nothing
 CAUTION = 0.8  # confidence of the upper limit of the pilot's standard deviation
@@ -156,7 +156,7 @@ def pilot_results(sweep: str, pilot: str | None, store: Path) -> Results:
     if not contrasts:
         raise PlanError(f"{sweep} declares no contrasts: write `contrasts:` into the sweep file")
     stored = replace(read_sweep(pilot or name, store), contrasts=contrasts)
-    return load_texts(data_files(stored))
+    return load_data_files(data_files(stored))
 
 
 def parse_targets(texts: Sequence[str]) -> dict[str, Target]:
