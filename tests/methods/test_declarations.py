@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import resolve
 from distill_bench.draws import Draws
-from distill_bench.method import Batch, Method, Nets, Scales
+from distill_bench.method import Batch, Method, Nets, Scales, added
 from distill_bench.methods import dmd
 from distill_bench.methods.consistency import Consistency
 from distill_bench.methods.decoupled_dmd import DecoupledDMD
@@ -90,11 +90,16 @@ def setting(method: Method) -> tuple[Nets, Batch, list[str]]:
         torch.manual_seed(0)
         modules = {name: net.double() for name, net in method.modules(2).items()}
     x0 = DRAWS.noise("x0", SHAPE).requires_grad_()
+
+    def rollout(given: Batch) -> Tensor:
+        assert given is batch
+        return x0
+
     nets = Nets(
         student=Role(0.3),
         fake_score=Role(0.7),
         teacher=Role(-0.5),
-        rollout=lambda _: x0,
+        rollout=rollout,
         exit_sigma=lambda _: torch.full((B,), 0.8, dtype=torch.float64),
         target=Role(0.4),
         unguided_teacher=Role(-0.9),
@@ -174,6 +179,61 @@ def test_the_samples_of_every_loss_are_the_students():
             assert x0 is nets.rollout(batch)
 
 
+TERMS = {  # of the student's loss, and of the fake score's
+    DecoupledDMD(): ({"matching", "augmentation"}, {"denoise"}),
+    DMD(): ({"kl", "regression"}, {"denoise"}),
+    DMD2(): ({"kl"}, {"denoise"}),
+    DMD2(gan="teacher", r1_weight=1.0): ({"kl", "gan"}, {"denoise", "discriminator", "r1"}),
+    DPDMD(): ({"kl", "diversity"}, {"denoise"}),
+    FDistill(r1_weight=1.0): ({"kl", "gan"}, {"denoise", "discriminator", "r1"}),
+    GradientTemplate(): ({"direct"}, {"denoise"}),
+    GradientTemplate(b="1/n"): ({"direct", "fake_score"}, {"denoise"}),
+    GradientTemplate(b="1/n", teacher_stop_gradient=False): (
+        {"direct", "fake_score", "teacher"},
+        {"denoise"},
+    ),
+    IDA(): ({"kl"}, {"denoise"}),
+    SGMD(): ({"fisher", "residual"}, {"denoise"}),
+    SiD(): ({"sid"}, {"denoise"}),
+    TSGFisher(): ({"fisher"}, {"denoise"}),
+    TSGSIM(): ({"sim"}, {"denoise"}),
+}
+
+
+@pytest.mark.parametrize("method", TERMS, ids=str)
+def test_terms_have_the_names_of_train_jsonl_and_the_fake_score_alone_learns_to_denoise(method):
+    nets, batch, _ = setting(method)
+    x0 = DRAWS.noise("x0", SHAPE)
+    of_student, of_fake_score = TERMS[method]
+    assert method.student_loss(nets, batch).terms.keys() == of_student
+    others = dataclasses.replace(
+        nets, student=Role(2), teacher=Role(2), unguided_teacher=Role(2), target=Role(2)
+    )
+    terms, with_others, with_another = (
+        method.fake_score_loss(given, batch, x0).terms
+        for given in (nets, others, dataclasses.replace(nets, fake_score=Role(2)))
+    )
+    assert terms.keys() == of_fake_score
+    assert terms["denoise"] == with_others["denoise"]
+    assert terms["denoise"] != with_another["denoise"]
+
+
+def test_a_consistency_model_has_one_term():
+    nets, batch, _ = setting(Consistency())
+    assert Consistency().student_loss(nets, batch).terms.keys() == {"consistency"}
+
+
+def test_an_added_field_keeps_its_default_and_is_marked():
+    @dataclasses.dataclass(frozen=True)
+    class Fields:
+        late: float = added(2.5)
+
+    (field,) = dataclasses.fields(Fields)
+    assert Fields().late == 2.5
+    assert field.metadata == {"added": True}
+    assert Scales("gan", "r1").terms == ("gan", "r1")
+
+
 # ---- LPIPS, an optional package
 
 DISTANCE = DMD(distance="lpips")
@@ -224,6 +284,18 @@ def test_lpips_compares_frames_with_frames_of_at_least_64_pixels(size, enlarged,
     assert not net.weight.requires_grad
 
 
+def test_a_network_of_lpips_is_made_once_per_device_and_type_of_tensor(kind):
+    """A rehearsal of memory uses tensors without data, on which another run's network fails."""
+    video, made = torch.rand(1, 3, 1, 64, 64), len(LPIPS.made)
+    other = type("Others", (Tensor,), {})
+    for given in (kind, other, kind, other):
+        dmd.lpips(video.as_subclass(given), video)
+    assert len(LPIPS.made) == made + 2
+    dmd.lpips(video.to("meta").as_subclass(kind), video.to("meta"))
+    assert len(LPIPS.made) == made + 3
+    assert LPIPS.made[-1].weight.device.type == "meta"
+
+
 def test_the_regression_compares_decoded_clips_if_lpips_is_asked_for(kind):
     nets, batch, _ = setting(DISTANCE)
 
@@ -245,6 +317,17 @@ def test_a_missing_package_is_named_before_a_run_and_not_needed_to_count_its_pas
     assert DMD2().rehearsed() == DMD2()
     with pytest.raises(ConfigError, match="lpips"):
         resolve({"method": {"name": "dmd", "distance": "lpips"}})
+
+
+def test_ida_needs_a_trained_network_in_both_roles():
+    net = nn.Linear(2, 2)
+    for networks in (
+        {"student": net},
+        {"fake_score": net},
+        {"student": net, "fake_score": nn.Linear(2, 3)},
+    ):
+        with pytest.raises(ValueError, match="student and fake score have different weights"):
+            IDA().after_student_update(networks)
 
 
 # ---- fields that contradict each other
