@@ -28,12 +28,8 @@ from distill_bench.noise import over
 PROBES = [(n, sigma) for n in (0.37, 1.73) for sigma in (0.13, 0.57, 0.91)]
 
 
-def _written(value: object) -> object:
-    """Convert a number in the YAML to an expression."""
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-Coefficient = Annotated[str, BeforeValidator(_written), Field(examples=["1/n", "0.5 * sigma"])]
+# a number in the YAML becomes an expression
+Coefficient = Annotated[str, BeforeValidator(str), Field(examples=["1/n", "0.5 * sigma"])]
 
 
 @dataclass(frozen=True)
