@@ -1,20 +1,15 @@
 """Declarations of methods against their losses: needs, roles, weighted terms and logs."""
 
 import dataclasses
-import sys
-from collections.abc import Callable
-from types import ModuleType
-from typing import ClassVar, get_type_hints
+from typing import get_type_hints
 
 import pytest
 import torch
+from method_setting import DRAWS, SHAPE, B, Role, setting
 from torch import Tensor, nn
 
-from distill_bench.config.errors import ConfigError
-from distill_bench.config.resolve import resolve
 from distill_bench.draws import Draws
-from distill_bench.method import Batch, Method, Nets, Scales, added
-from distill_bench.methods import dmd
+from distill_bench.method import Scales, added
 from distill_bench.methods.consistency import Consistency
 from distill_bench.methods.decoupled_dmd import DecoupledDMD
 from distill_bench.methods.dmd import DMD
@@ -28,9 +23,6 @@ from distill_bench.methods.sid import SiD
 from distill_bench.methods.tsg_fisher import TSGFisher
 from distill_bench.methods.tsg_sim import TSGSIM
 
-SHAPE, B = (2, 1, 2, 1), 3
-DRAWS = Draws(5, 0, "student", range(B), torch.device("cpu"), torch.float64)
-DATA = {"x0": DRAWS.noise("data", SHAPE), "noise": DRAWS.noise("z", SHAPE)}
 METHODS = [
     Consistency(),
     Consistency(target="student"),
@@ -55,60 +47,6 @@ METHODS = [
     TSGFisher(),
     TSGSIM(),
 ]
-
-
-class Role:
-    """A role that notes whether a gradient passes through one of its predictions."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-        self.differentiated = False
-
-    def note(self, _gradient: Tensor) -> None:
-        self.differentiated = True
-
-    def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        s = sigma.reshape(-1, 1, 1, 1, 1)
-        prediction = torch.tanh(self.scale * x_t + s) + text[..., None, None]
-        if prediction.requires_grad:
-            prediction.register_hook(self.note)
-        return prediction
-
-    def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
-        return self(x_t, sigma, text).flatten(2).transpose(1, 2)
-
-
-def setting(method: Method) -> tuple[Nets, Batch, list[str]]:
-    """Nets and a batch for a method; the list receives the data that it asks for."""
-    text, asked = DRAWS.noise("text", (1, 1)), []
-
-    def given(need: str):
-        return lambda _: asked.append(need) or DATA | {"text": text}
-
-    extras = {need: given(need) for need in ("real_latents", "ode_pairs")}
-    batch = Batch(text, DRAWS, SHAPE, 2.0, 0.1, 0.9, extras)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        modules = {name: net.double() for name, net in method.modules(2).items()}
-    x0 = DRAWS.noise("x0", SHAPE).requires_grad_()
-
-    def rollout(given: Batch) -> Tensor:
-        assert given is batch
-        return x0
-
-    nets = Nets(
-        student=Role(0.3),
-        fake_score=Role(0.7),
-        teacher=Role(-0.5),
-        rollout=rollout,
-        exit_sigma=lambda _: torch.full((B,), 0.8, dtype=torch.float64),
-        target=Role(0.4),
-        unguided_teacher=Role(-0.9),
-        null_text=torch.zeros(1, 1, 1, dtype=torch.float64),
-        guidance_scale=2.0,
-        modules=modules,
-    )
-    return nets, batch, asked
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -219,73 +157,54 @@ def test_terms_have_the_names_of_train_jsonl_and_the_fake_score_alone_learns_to_
     assert terms["denoise"] != with_another["denoise"]
 
 
-@pytest.mark.parametrize("target", ["average", "student"])
-def test_a_consistency_model_follows_its_target_and_no_other_role(target):
-    method = Consistency(target=target)
-    nets, batch, _ = setting(method)
-    loss = method.student_loss(nets, batch)
-    assert loss.terms.keys() == {"consistency"}
-    without = dataclasses.replace(nets, fake_score=None, unguided_teacher=None)
-    if target == "student":
-        without = dataclasses.replace(without, target=None)
-    assert method.student_loss(without, batch).total == loss.total
-    other = dataclasses.replace(nets, target=Role(2))
-    assert (method.student_loss(other, batch).total == loss.total) == (target == "student")
+def test_decoupled_dmd_has_no_guidance_term_without_guidance():
+    nets, batch, _ = setting(DecoupledDMD())
+    unguided = dataclasses.replace(nets, guidance_scale=1.0)
+    assert DecoupledDMD().student_loss(unguided, batch).terms.keys() == {"matching"}
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("weight", ["inverse_step", "one"])
-def test_the_pseudo_huber_distance_is_per_sample_over_its_own_step(weight, samples):
-    """(sqrt(|error|^2 + c^2) - c) / d with c = 0.00054 sqrt(d), over s - r if asked for."""
-    method = Consistency(steps=7, distance="pseudo_huber", weight=weight)
-    nets, batch, _ = setting(method)
-    batch = dataclasses.replace(
-        batch,
-        text=batch.text[:samples],
-        draws=dataclasses.replace(DRAWS, indices=range(samples)),
-        extras={
-            "real_latents": lambda _: {"x0": DATA["x0"][:samples], "text": batch.text[:samples]}
-        },
-    )
-    seen = []
-
-    def kept(role: Role) -> Callable[..., Tensor]:
-        def predict(x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-            seen.append((sigma, role(x_t, sigma, text)))
-            return seen[-1][1]
-
-        return predict
-
-    nets = dataclasses.replace(nets, student=kept(nets.student), target=kept(nets.target))
-    loss = method.student_loss(nets, batch).total
-    (r, target), (s, x0) = seen
-    d = 4
-    c = 0.00054 * d**0.5
-    distance = [(float((e**2).sum() + c**2) ** 0.5 - c) / d for e in x0 - target]
-    if weight == "inverse_step":
-        distance = [value / step for value, step in zip(distance, (s - r).tolist(), strict=True)]
-    assert float(loss) == pytest.approx(sum(distance) / samples, rel=1e-9)
+GAN_KEYS = {"gan/sigma", "gan/noise"}
+REAL_KEYS = {"gan_real/sigma", "gan_real/noise", "gan_real/nudge"}
+RENOISE, DENOISE = ({f"{key}/sigma", f"{key}/noise"} for key in ("renoise", "denoise"))
+KEYS = {  # of the draws of the student's phase, and of the fake score's
+    Consistency(): ({"consistency/sigma", "consistency/noise"}, set()),
+    DecoupledDMD(): (RENOISE | {"augmentation/sigma", "augmentation/noise"}, DENOISE),
+    DMD(): (RENOISE, DENOISE),
+    DMD2(gan="teacher", r1_weight=1.0): (RENOISE | GAN_KEYS, DENOISE | GAN_KEYS | REAL_KEYS),
+    DPDMD(): (RENOISE | {"diversity/noise"}, DENOISE),
+    FDistill(r1_weight=1.0): (RENOISE, DENOISE | GAN_KEYS | REAL_KEYS),
+    GradientTemplate(): (RENOISE, DENOISE),
+    IDA(): (RENOISE, DENOISE),
+    SGMD(): (RENOISE, DENOISE),
+    SiD(): (RENOISE, DENOISE),
+    TSGFisher(): (RENOISE, DENOISE),
+    TSGSIM(): (RENOISE, DENOISE),
+}
 
 
-def test_the_largest_draw_has_the_highest_level_of_a_consistency_model():
-    """Its product with the number of levels rounds up in single precision."""
+@pytest.mark.parametrize("method", KEYS, ids=str)
+def test_draws_have_the_keys_that_make_a_seed_mean_the_same_in_every_version(method):
+    purposes: set[str] = set()
 
-    class Largest(Draws):
+    class Recorded(Draws):
+        def noise(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
+            purposes.add(purpose)
+            return super().noise(purpose, shape)
+
         def uniform(self, purpose: str) -> Tensor:
-            return torch.full((B,), 1 - 2**-24)
+            purposes.add(purpose)
+            return super().uniform(purpose)
 
-    levels, method = [], Consistency(steps=18)
     nets, batch, _ = setting(method)
-    draws = Largest(5, 0, "student", range(B), torch.device("cpu"))
-    student = nets.student
-
-    def recorded(x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        levels.append(sigma)
-        return student(x_t, sigma, text)
-
-    nets = dataclasses.replace(nets, student=recorded)
-    method.student_loss(nets, dataclasses.replace(batch, draws=draws))
-    assert levels[0].tolist() == [1.0] * B
+    recorded = Recorded(5, 0, "student", range(B), torch.device("cpu"), torch.float64)
+    object.__setattr__(batch, "draws", recorded)
+    of_student, of_fake_score = KEYS[method]
+    method.student_loss(nets, batch)
+    assert purposes == of_student
+    purposes.clear()
+    if method.has_fake_score:
+        method.fake_score_loss(nets, batch, DRAWS.noise("x0", SHAPE))
+    assert purposes == of_fake_score
 
 
 def test_an_added_field_keeps_its_default_and_is_marked():
@@ -299,91 +218,6 @@ def test_an_added_field_keeps_its_default_and_is_marked():
     assert Scales("gan", "r1").terms == ("gan", "r1")
 
 
-# ---- LPIPS, an optional package
-
-DISTANCE = DMD(distance="lpips")
-
-
-class LPIPS(nn.Module):
-    """In place of the package's network: it keeps the frames that it compares."""
-
-    made: ClassVar[list["LPIPS"]] = []
-
-    def __init__(self, net: str, verbose: bool) -> None:
-        super().__init__()
-        self.net, self.verbose = net, verbose
-        self.weight = nn.Parameter(torch.ones(()))
-        self.made.append(self)
-
-    def forward(self, frames: Tensor, other: Tensor) -> Tensor:
-        self.frames = frames, other
-        return (self.weight * (frames - other)).square().mean((1, 2, 3), keepdim=True)
-
-
-@pytest.fixture
-def kind(monkeypatch) -> type[Tensor]:
-    """A type of tensors of its own, for which a new network is made."""
-    module = ModuleType("lpips")
-    module.LPIPS = LPIPS
-    monkeypatch.setitem(sys.modules, "lpips", module)
-    return type("Frames", (Tensor,), {})
-
-
-@pytest.mark.parametrize(
-    ("size", "enlarged"), [((16, 80), True), ((80, 16), True), ((64, 96), False)]
-)
-def test_lpips_compares_frames_with_frames_of_at_least_64_pixels(size, enlarged, kind):
-    video, target = (torch.rand(2, 3, 4, *size).as_subclass(kind) for _ in range(2))
-    distance = dmd.lpips(video, target)
-    net = LPIPS.made[-1]
-    frames, other = net.frames
-    assert frames.shape == other.shape == (8, 3, *((64, 64) if enlarged else size))
-    if enlarged:
-        first = nn.functional.interpolate(video[:1, :, 3], size=(64, 64), mode="bilinear")[0]
-        torch.testing.assert_close(frames[3], first)
-    else:
-        assert torch.equal(frames[5], video[1, :, 1])
-        torch.testing.assert_close(distance, (video - target).square().mean())
-    assert distance.ndim == 0
-    assert (net.net, net.verbose, net.training) == ("vgg", False, False)
-    assert not net.weight.requires_grad
-
-
-def test_a_network_of_lpips_is_made_once_per_device_and_type_of_tensor(kind):
-    """A rehearsal of memory uses tensors without data, on which another run's network fails."""
-    video, made = torch.rand(1, 3, 1, 64, 64), len(LPIPS.made)
-    other = type("Others", (Tensor,), {})
-    for given in (kind, other, kind, other):
-        dmd.lpips(video.as_subclass(given), video)
-    assert len(LPIPS.made) == made + 2
-    dmd.lpips(video.to("meta").as_subclass(kind), video.to("meta"))
-    assert len(LPIPS.made) == made + 3
-    assert LPIPS.made[-1].weight.device.type == "meta"
-
-
-def test_the_regression_compares_decoded_clips_if_lpips_is_asked_for(kind):
-    nets, batch, _ = setting(DISTANCE)
-
-    def decode(latents: Tensor) -> Tensor:
-        video = 2 * latents.expand(-1, -1, 3, -1, 64).repeat(1, 2, 1, 32, 1)[:, :3]
-        return video.as_subclass(kind)
-
-    nets = dataclasses.replace(nets, decode=decode)
-    y, prediction = DATA["x0"], nets.student(DATA["noise"], torch.ones(B), batch.text)
-    loss = DISTANCE.student_loss(nets, batch)
-    expected = 0.25 * (decode(prediction) - decode(y)).square().mean()
-    torch.testing.assert_close(loss.terms["regression"], expected)
-
-
-def test_a_missing_package_is_named_before_a_run_and_not_needed_to_count_its_passes():
-    assert DISTANCE.packages == {"lpips"}
-    assert DMD().packages == frozenset()
-    assert DISTANCE.rehearsed() == DMD()
-    assert DMD2().rehearsed() == DMD2()
-    with pytest.raises(ConfigError, match="lpips"):
-        resolve({"method": {"name": "dmd", "distance": "lpips"}})
-
-
 def test_ida_needs_a_trained_network_in_both_roles():
     net = nn.Linear(2, 2)
     for networks in (
@@ -393,44 +227,3 @@ def test_ida_needs_a_trained_network_in_both_roles():
     ):
         with pytest.raises(ValueError, match="student and fake score have different weights"):
             IDA().after_student_update(networks)
-
-
-# ---- fields that contradict each other
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: DPDMD(teacher_steps=4, anchor=5), "anchor 5 must be at most teacher_steps 4"),
-        (lambda: FDistill(ratio_low=2, ratio_high=2), "ratio_low 2 must be below ratio_high 2"),
-        (
-            lambda: GradientTemplate("1/(sigma - 0.57)"),
-            "a .* finite number at n = 0.37, sigma = 0.57",
-        ),
-        (
-            lambda: GradientTemplate(b="1/(n - 1.73)"),
-            "b .* finite number at n = 1.73, sigma = 0.13",
-        ),
-        (lambda: GradientTemplate(lam="(0.5 - sigma)**0.5"), "lam .* sigma = 0.57: .*j"),
-        (
-            lambda: GradientTemplate("10.0**999"),
-            "a '10.0..999' is not a finite number .*34, ",
-        ),
-        (
-            lambda: GradientTemplate("1/(n - 1.5)", normaliser="none", epsilon=0.5),
-            "at n = 1.5, sigma = 0.13: float division by zero",
-        ),
-        (lambda: GradientTemplate("True"), "True is no number"),
-        (lambda: GradientTemplate("'n'"), "'n' is no number"),
-        (lambda: GradientTemplate("m"), "'m' is not allowed"),
-    ],
-)
-def test_impossible_fields_are_refused_by_name(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_fields_at_their_bounds_are_accepted():
-    assert DPDMD(teacher_steps=5, anchor=5).anchor == 5
-    assert GradientTemplate("2**-1 + n*sigma - 1").a == "2**-1 + n*sigma - 1"
-    assert GradientTemplate("1/(n - 1.73)", normaliser="none", epsilon=0.5).epsilon == 0.5
