@@ -20,7 +20,6 @@ from distill_bench.store.files import user_path
 from distill_bench.sweep.cancel import cancel_runs
 from distill_bench.sweep.launch import LaunchOptions, local_slots, run_debug, run_local, run_slurm
 from distill_bench.sweep.manifest import OpenSweep, check_writable, open_sweep, recorded_entries
-from distill_bench.sweep.preview import print_preview
 from distill_bench.sweep.slurm.queue import SchedulerError, read_queue, slurm_available
 from distill_bench.sweep.status import (
     ENDED,
@@ -269,6 +268,9 @@ def _preview(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -
                 "they differ in nothing that changes a run's numbers"
             )
         statuses = read_statuses(chosen.store, chosen.entries, queue)
+        # torch takes seconds
+        from distill_bench.sweep.preview import print_preview
+
         print_preview(chosen, statuses, on_slurm)
         try:
             _, processes = _slots(config, options, on_slurm)

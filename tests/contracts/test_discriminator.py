@@ -40,7 +40,7 @@ def noised(x0: Tensor, purpose: str) -> Tensor:
 
 
 def test_a_logit_is_the_mean_over_the_samples_own_tokens(head):
-    tokens = torch.randn(B, 5, 4, dtype=torch.float64)
+    tokens = DRAWS.noise("tokens", (5, 4))
     logits = head(tokens)
     assert logits.shape == (B,)
     each = torch.stack([head(tokens[:, i : i + 1]) for i in range(5)])
@@ -50,7 +50,7 @@ def test_a_logit_is_the_mean_over_the_samples_own_tokens(head):
 
 def test_a_logit_depends_on_the_direction_of_a_token_and_not_on_its_size(head):
     """Of its deviation from its mean, and not linearly."""
-    tokens = torch.randn(B, 1, 4, dtype=torch.float64)
+    tokens = DRAWS.noise("tokens", (1, 4))
     torch.testing.assert_close(head(50 * tokens + 3), head(50 * tokens), rtol=0, atol=1e-5)
     torch.testing.assert_close(head(100 * tokens), head(50 * tokens), rtol=0, atol=1e-5)
     middle = head(torch.zeros(B, 1, 4, dtype=torch.float64))
