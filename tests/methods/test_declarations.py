@@ -227,3 +227,11 @@ def test_ida_needs_a_trained_network_in_both_roles():
     ):
         with pytest.raises(ValueError, match="student and fake score have different weights"):
             IDA().after_student_update(networks)
+
+
+def test_a_method_has_modules_and_jacobians_only_if_a_term_needs_them():
+    assert DMD2().modules(2) == {}
+    assert DMD2(gan="teacher").modules(2).keys() == {"head"}
+    assert FDistill().modules(2).keys() == {"head", "histogram"}
+    for zero in ("0", "0.0", "(0)"):
+        assert GradientTemplate(b=zero, lam=zero).differentiated_roles == frozenset()

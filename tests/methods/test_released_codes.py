@@ -103,14 +103,15 @@ def test_the_terms_of_decoupled_dmd_have_draws_of_their_own():
     assert abs(noises) < 5 / noise.numel() ** 0.5
 
 
-def test_the_regression_of_dp_dmd_is_an_undivided_mean_square():
+@pytest.mark.parametrize("anchor", [3, 9])
+def test_the_regression_of_dp_dmd_is_an_undivided_mean_square(anchor):
     """The derivative by the student's weight w, for a linear student w z and a linear teacher.
 
     LightX2V@f8aee98, div_loss, and the author's train_sd35_dpdmd.py: weight * mse_loss(velocity(z),
     (z - x_a) / (1 - s_a)), with x_a at level s_a after `anchor` Euler steps.
     """
     w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    method, batch = DPDMD(diversity_weight=0.05, teacher_steps=10, anchor=3), batch_of()
+    method, batch = DPDMD(diversity_weight=0.05, teacher_steps=10, anchor=anchor), batch_of()
 
     def student(x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         return x_t - sigma.reshape(-1, 1, 1, 1, 1) * w * x_t
@@ -124,9 +125,9 @@ def test_the_regression_of_dp_dmd_is_an_undivided_mean_square():
     (slope,) = torch.autograd.grad(method.student_loss(nets, batch).total, w)
     z, sigmas = batch.noise("diversity/noise"), teacher_sigmas(10, 2.0).double()
     x_a = z
-    for high, low in itertools.pairwise(sigmas[:4]):
+    for high, low in itertools.pairwise(sigmas[: anchor + 1]):
         x_a = x_a + (low - high) * 0.75 * x_a / high
-    error = w.detach() * z - (z - x_a) / (1 - sigmas[3])
+    error = w.detach() * z - (z - x_a) / (1 - sigmas[anchor])
     torch.testing.assert_close(slope, 0.05 * 2 * (error * z).mean(), rtol=1e-9, atol=0)
 
 
