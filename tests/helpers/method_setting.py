@@ -17,6 +17,7 @@ class Role:
     def __init__(self, scale: float) -> None:
         self.scale = scale
         self.differentiated = False
+        self.has_graph = False
 
     def note(self, _gradient: Tensor) -> None:
         self.differentiated = True
@@ -25,6 +26,7 @@ class Role:
         s = sigma.reshape(-1, 1, 1, 1, 1)
         prediction = torch.tanh(self.scale * x_t + s) + text[..., None, None]
         if prediction.requires_grad:
+            self.has_graph = True
             prediction.register_hook(self.note)
         return prediction
 
@@ -37,7 +39,12 @@ def setting(method: Method) -> tuple[Nets, Batch, list[str]]:
     text, asked = DRAWS.noise("text", (1, 1)), []
 
     def given(need: str):
-        return lambda _: asked.append(need) or DATA | {"text": text}
+        def rows(draws: Draws) -> dict[str, Tensor]:
+            assert draws is batch.draws
+            asked.append(need)
+            return DATA | {"text": text}
+
+        return rows
 
     extras = {need: given(need) for need in ("real_latents", "ode_pairs")}
     batch = Batch(text, DRAWS, SHAPE, 2.0, 0.1, 0.9, extras)

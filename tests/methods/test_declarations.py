@@ -59,6 +59,8 @@ def test_a_method_asks_for_its_needs_and_goes_back_through_its_roles(method):
         r for r in ("fake_score", "teacher", "unguided_teacher") if getattr(nets, r).differentiated
     }
     assert roles == method.differentiated_roles
+    frozen = {"fake_score", "teacher", "unguided_teacher"}
+    assert {role for role in frozen if getattr(nets, role).has_graph} == roles
     assert not nets.target.differentiated
     if method.has_fake_score:
         method.fake_score_loss(nets, batch, DRAWS.noise("x0", SHAPE))

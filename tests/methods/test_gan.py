@@ -1,6 +1,7 @@
 """Methods with a discriminator: its loss on samples and data, R1, and f-distill's density ratio."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -163,6 +164,27 @@ def test_ratios_are_clipped_and_h_has_mean_one():
     clipped = torch.tensor([4, 0.5, 1], dtype=torch.float64)
     torch.testing.assert_close(ratio, clipped.mean(0, keepdim=True))
     torch.testing.assert_close(h, clipped / clipped.mean(), rtol=1e-5, atol=0)
+
+
+def test_logits_are_clipped_to_ten_if_the_ratio_has_wider_bounds():
+    method = FDistill("forward_kl", bins=1, ratio_low=1e-8, ratio_high=1e8, ratio_average=0.0)
+    for logit in (50.0, -50.0):
+        _, ratio = weighted(method, [logit], [0.3])
+        clipped = torch.tensor([10 * logit / abs(logit)], dtype=torch.float64).exp()
+        torch.testing.assert_close(ratio, clipped)
+
+
+def test_a_level_just_below_the_lowest_is_in_the_first_bin():
+    method = FDistill(bins=5, ratio_average=0.0)
+    _, ratio = weighted(method, [math.log(3.0)], [0.2 - 1e-12])
+    assert ratio.tolist() == pytest.approx([3, 1, 1, 1, 1])
+
+
+def test_a_sample_of_one_rank_in_two_counts_whole():
+    """The other rank has none in this bin: count and total are both halved by the mean."""
+    method = FDistill(bins=1, ratio_average=0.0)
+    _, ratio = weighted(method, [math.log(3.0)], [0.3], mean_over_ranks=lambda value: value / 2)
+    assert ratio.tolist() == pytest.approx([3])
 
 
 def test_averages_and_the_mean_of_h_are_taken_over_the_ranks():
