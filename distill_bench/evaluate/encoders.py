@@ -29,9 +29,12 @@ HEADS = {  # classes of each head of the classifier
     "colour": list(shapes.COLOURS),
     "shape": list(shapes.SHAPES),
     "speed": list(shapes.SPEEDS),
-    "heading": list(shapes.DIRECTIONS),  # direction of the nose
-    "course": [*shapes.DIRECTIONS, "none"],  # direction of the motion
 }
+# vectors (x, y), y pointing down, that the classifier regresses
+VECTORS = (
+    "velocity",  # of the body, pixels per frame
+    "heading",  # from the body to the nose, a unit vector
+)
 CLIP_WORDS = sorted({word for a in shapes.all_attributes() for word in shapes.caption(a).split()})
 # words that a single frame can show; captions that differ only in speed become equal
 FRAME_WORDS = [*shapes.COLOURS, *shapes.SHAPES, *shapes.DIRECTIONS]
@@ -67,13 +70,17 @@ class R2P1(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Attributes of a clip: one linear head per attribute on features (B, DIM)."""
+    """Attributes and motion of a clip: one linear head each on features (B, DIM).
+
+    Heads give logits of HEADS, and the values of VECTORS.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.features = R2P1(DIM)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(DIM, len(classes)) for name, classes in HEADS.items()}
+            | {name: nn.Linear(DIM, 2) for name in VECTORS}
         )
         self.register_buffer("mean", torch.zeros(DIM))
         self.register_buffer("std", torch.ones(DIM))

@@ -1,15 +1,17 @@
 """Train the evaluators' networks: a classifier and two CLIPs of the embedded domain.
 
-For networks of whole clips, half of the training clips are reversed and labelled with the direction
-of their motion. Otherwise the networks could read the direction from the nose in a single frame.
+For networks of whole clips, half of the training clips are reversed and labelled with the velocity
+of their motion. Otherwise the networks could read the motion's direction from the nose in a single
+frame.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from distill_bench.evaluate.encoders import (
     FRAME_CLIP,
     FRAME_WORDS,
     HEADS,
+    VECTORS,
     VIDEO_CLIP,
     Classifier,
     frame_clip,
@@ -38,22 +41,72 @@ from distill_bench.store.files import sha256, write_bytes, write_json
 TRAIN_KEYS = 1_000_000
 HELD_OUT_KEYS = 900_000
 BATCH = 64
+SPEED_BOUNDS = (shapes.STILL_BELOW, 1.1)  # pixels per frame, between the classes of the speed
+VECTOR_WEIGHT = 2.0  # of the vectors' squared error in the classifier's loss
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """Rendered clips with what their captions name and how their bodies move."""
+
+    frames: np.ndarray  # uint8 (N, T, 3, H, W)
+    attributes: list[shapes.Attributes]  # N
+    velocity: np.ndarray  # (N, 2), pixels per frame
+    heading: np.ndarray  # of the nose, unit vectors (N, 2)
+
+    @classmethod
+    def rendered(cls, count: int, first_key: int) -> Self:
+        """Render `count` clips with keys from `first_key`, a third of each kind of caption."""
+        every = [shapes.all_attributes(kind) for kind in shapes.KINDS]
+        attributes = [
+            every[i % len(every)][i // len(every) % len(every[i % len(every)])]
+            for i in range(count)
+        ]
+        frames = np.stack([shapes.render(a, first_key + i) for i, a in enumerate(attributes)])
+        motions = [shapes.draw_motion(a, first_key + i) for i, a in enumerate(attributes)]
+        heading = np.array([motion.heading for motion in motions])
+        return cls(frames, attributes, shapes.velocity(frames), heading)
+
+    def captions(self, backwards: bool) -> list[str]:
+        """Captions of the clips played forwards or backwards, in the direction of the motion."""
+        moving = np.hypot(*self.velocity.T) > shapes.STILL_BELOW
+        turned = [
+            replace(a, direction=OPPOSITE[a.direction]) if backwards and m and a.direction else a
+            for a, m in zip(self.attributes, moving, strict=True)
+        ]
+        return [shapes.caption(a) for a in turned]
+
+    def answers(self, backwards: bool) -> dict[str, Tensor]:
+        """Target of each head for the clips played forwards or backwards: classes or vectors."""
+        speed = np.digitize(np.hypot(*self.velocity.T), SPEED_BOUNDS)
+        classes = {
+            "colour": [HEADS["colour"].index(a.colour) for a in self.attributes],
+            "shape": [HEADS["shape"].index(a.shape) for a in self.attributes],
+            "speed": speed,
+        }
+        vectors = {
+            "velocity": -self.velocity if backwards else self.velocity,
+            "heading": self.heading,
+        }
+        return {k: torch.as_tensor(v) for k, v in classes.items()} | {
+            k: torch.as_tensor(v, dtype=torch.float32) for k, v in vectors.items()
+        }
 
 
 def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
     """Train the three networks on rendered clips; write each with its card."""
-    train, labels = rendered_clips(clips, TRAIN_KEYS)
-    held_out, held_labels = rendered_clips(432, HELD_OUT_KEYS)
-    seen = torch.tensor([clip_digest(clip) for clip in train])
+    train = LabelledClips.rendered(clips, TRAIN_KEYS)
+    held_out = LabelledClips.rendered(648, HELD_OUT_KEYS)
+    seen = torch.tensor([clip_digest(clip) for clip in train.frames])
     command = f"distill-bench pretrain --encoders --steps {steps} --clips {clips} --seed {seed}"
     for name, fit, score in (
-        (CLASSIFIER, fit_classifier, classifier_accuracy),
+        (CLASSIFIER, fit_classifier, classifier_quality),
         (VIDEO_CLIP, fit_video_clip, video_retrieval),
         (FRAME_CLIP, fit_frame_clip, frame_retrieval),
     ):
         began = time.monotonic()
-        net = fit(train, labels, steps, seed)
+        net = fit(train, steps, seed)
         seconds = round(time.monotonic() - began)
         state = {
             k: v.detach().half().contiguous() if v.is_floating_point() else v
@@ -75,59 +128,36 @@ def train_encoders(out: Path, steps: int, clips: int, seed: int) -> None:
             "parameters": sum(p.numel() for p in net.parameters()),
             "train_keys_from": TRAIN_KEYS,
             "held_out_keys_from": HELD_OUT_KEYS,
-            "held_out_clips": len(held_out),
-            "held_out_accuracy": score(net.eval(), held_out, held_labels),
+            "held_out_clips": len(held_out.frames),
+            "held_out": score(net.eval(), held_out),
             "licence": "Apache-2.0",
         }
         write_json(path.with_suffix(".json"), card)
         print(json.dumps(card), flush=True)
 
 
-def rendered_clips(count: int, first_key: int) -> tuple[np.ndarray, list[shapes.Attributes]]:
-    """Render `count` labelled clips, cycling through all attributes, with keys from `first_key`."""
-    attributes = shapes.all_attributes()
-    labels = [attributes[i % len(attributes)] for i in range(count)]
-    return np.stack([shapes.render(a, first_key + i) for i, a in enumerate(labels)]), labels
-
-
-def answers(labels: list[shapes.Attributes], backwards: bool) -> dict[str, Tensor]:
-    """Target classes (N,) of each head, for clips played forwards or backwards."""
-    rows = [asdict(a) | {"heading": a.direction, "course": _course(a, backwards)} for a in labels]
-    return {k: torch.tensor([values.index(row[k]) for row in rows]) for k, values in HEADS.items()}
-
-
-def _course(a: shapes.Attributes, backwards: bool) -> str:
-    if a.speed == "still":
-        return "none"
-    return OPPOSITE[a.direction] if backwards else a.direction
-
-
-def captions(labels: list[shapes.Attributes], backwards: bool) -> list[str]:
-    """Captions of clips played forwards or backwards; the direction is that of the motion."""
-    turned = [
-        replace(a, direction=OPPOSITE[a.direction]) if backwards and a.speed != "still" else a
-        for a in labels
-    ]
-    return [shapes.caption(a) for a in turned]
-
-
-def fit_classifier(
-    clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
-) -> Classifier:
-    """Train the classifier on the summed cross entropy of its heads."""
+def fit_classifier(train: LabelledClips, steps: int, seed: int) -> Classifier:
+    """Train the classifier: cross entropy of its classes, squared error of its vectors."""
     torch.manual_seed(seed)
     net, draw = Classifier(), generator("classifier", seed)
-    both = [answers(labels, backwards) for backwards in (False, True)]
+    both = [train.answers(backwards) for backwards in (False, True)]
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(clips), (BATCH,), generator=draw)
+        chosen = torch.randint(len(train.frames), (BATCH,), generator=draw)
         backwards = torch.rand(BATCH, generator=draw) < 0.5
-        logits = net(_batch(clips, chosen, backwards))
-        right = {k: torch.where(backwards, both[1][k][chosen], both[0][k][chosen]) for k in HEADS}
-        return sum(nn.functional.cross_entropy(logits[k], right[k]) for k in HEADS)
+        outputs = net(_batch(train.frames, chosen, backwards))
+        total = torch.zeros(())
+        for name, output in outputs.items():
+            forwards, reverse = both[0][name][chosen], both[1][name][chosen]
+            if name in VECTORS:
+                target = torch.where(backwards[:, None], reverse, forwards)
+                total = total + VECTOR_WEIGHT * nn.functional.mse_loss(output, target)
+            else:  # the classes of a clip played backwards are the same
+                total = total + nn.functional.cross_entropy(output, forwards)
+        return total
 
     _descend(net, loss, steps, 3e-3)
-    standardise(net, clips)
+    standardise(net, train.frames)
     return net
 
 
@@ -141,49 +171,71 @@ def standardise(net: Classifier, clips: np.ndarray) -> None:
     net.std.copy_(features.std(0))
 
 
-def fit_frame_clip(
-    clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
-) -> nn.Module:
-    """Train the frame CLIP; each batch has every caption once, so there are no false negatives."""
+def fit_frame_clip(train: LabelledClips, steps: int, seed: int) -> nn.Module:
+    """Train the frame CLIP; each batch has every caption of one kind once."""
     torch.manual_seed(seed)
     net, draw = frame_clip(), generator("frame_clip", seed)
-    kinds, members = _kinds(tokenize([shapes.caption(a) for a in labels], FRAME_WORDS))
+    tokens = tokenize([shapes.caption(a) for a in train.attributes], FRAME_WORDS)
+    groups = batch_groups(
+        tokens, ["direction" if a.direction else "free" for a in train.attributes]
+    )
 
     def images() -> tuple[Tensor, Tensor]:
-        chosen = _one_of_each(members, draw)
-        at = torch.randint(clips.shape[1], (len(chosen),), generator=draw)
-        return scaled(torch.from_numpy(clips[chosen.numpy(), at.numpy()])), kinds
+        chosen, texts = draw_batch(groups, len(tokens), draw)
+        at = torch.randint(shapes.FRAMES, (len(chosen),), generator=draw)
+        return scaled(torch.from_numpy(train.frames[chosen.numpy(), at.numpy()])), texts
 
     return _fit_contrast(net, images, steps)
 
 
-def fit_video_clip(
-    clips: np.ndarray, labels: list[shapes.Attributes], steps: int, seed: int
-) -> nn.Module:
-    """Train the video CLIP on clips played forwards and backwards, each caption once per batch."""
+def fit_video_clip(train: LabelledClips, steps: int, seed: int) -> nn.Module:
+    """Train the video CLIP on clips played forwards and backwards.
+
+    The captions of a batch are distinct and of one kind, so that no clip fits two of them: one
+    with a free motion may look as a caption that names its motion asks.
+    """
     torch.manual_seed(seed)
     net, draw = video_clip(), generator("video_clip", seed)
-    tokens = tokenize(
-        [c for backwards in (False, True) for c in captions(labels, backwards)], CLIP_WORDS
-    )
-    kinds, members = _kinds(tokens)  # indices from len(clips) on are reversed clips
+    count = len(train.frames)
+    tokens = tokenize([*train.captions(False), *train.captions(True)], CLIP_WORDS)
+    groups = batch_groups(tokens, [a.kind for a in train.attributes] * 2)
 
     def images() -> tuple[Tensor, Tensor]:
-        batch = torch.randperm(len(kinds), generator=draw)[: BATCH + BATCH // 2]
-        chosen = _one_of_each([members[k] for k in batch], draw)
-        return _batch(clips, chosen % len(clips), chosen >= len(clips)), kinds[batch]
+        chosen, texts = draw_batch(groups, BATCH + BATCH // 2, draw)
+        # indices from `count` on are clips played backwards
+        return _batch(train.frames, chosen % count, chosen >= count), texts
 
     return _fit_contrast(net, images, steps)
 
 
-def _kinds(tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Distinct captions (captions, L), and the indices of the clips of each caption."""
-    kinds, kind = tokens.unique(dim=0, return_inverse=True)
-    return kinds, [(kind == k).nonzero()[:, 0] for k in range(len(kinds))]
+@dataclass(frozen=True)
+class CaptionGroup:
+    """Distinct captions of one kind, tokens (captions, L), and the indices of their clips."""
+
+    captions: Tensor
+    members: list[Tensor]
 
 
-def _one_of_each(members: list[Tensor], draw: torch.Generator) -> Tensor:
-    return torch.stack([m[torch.randint(len(m), (1,), generator=draw)[0]] for m in members])
+def batch_groups(tokens: Tensor, kinds: list[str]) -> list[CaptionGroup]:
+    """Groups of the clips whose captions (N, L) are of one kind."""
+    groups = []
+    for kind in dict.fromkeys(kinds):
+        index = torch.tensor([i for i, k in enumerate(kinds) if k == kind])
+        captions, own = tokens[index].unique(dim=0, return_inverse=True)
+        members = [index[own == c] for c in range(len(captions))]
+        groups.append(CaptionGroup(captions, members))
+    return groups
+
+
+def draw_batch(
+    groups: list[CaptionGroup], limit: int, draw: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Clips (B,) of distinct captions (B, L) of one group, at most `limit`."""
+    group = groups[torch.randint(len(groups), (1,), generator=draw)]
+    captions = torch.randperm(len(group.captions), generator=draw)[:limit]
+    members = [group.members[c] for c in captions]
+    chosen = [m[torch.randint(len(m), (1,), generator=draw)[0]] for m in members]
+    return torch.stack(chosen), group.captions[captions]
 
 
 def _batch(clips: np.ndarray, chosen: Tensor, backwards: Tensor) -> Tensor:
@@ -238,43 +290,58 @@ def _descend(
 
 
 @torch.no_grad()
-def classifier_accuracy(
-    net: Classifier, clips: np.ndarray, labels: list[shapes.Attributes]
-) -> dict[str, float]:
-    """Accuracy of each head on clips played forwards and backwards."""
+def classifier_quality(net: Classifier, clips: LabelledClips) -> dict[str, float]:
+    """Accuracy of each class and root mean square error of each vector, for both directions."""
     result = {}
+    count = len(clips.frames)
     for backwards in (False, True):
-        right = answers(labels, backwards)
-        flags = torch.full((BATCH,), backwards)
-        parts = [
-            net(_batch(clips, i, flags[: len(i)])) for i in torch.arange(len(clips)).split(BATCH)
-        ]
-        for k in HEADS:
-            accuracy = (
-                (torch.cat([p[k] for p in parts]).argmax(1) == right[k]).float().mean().item()
-            )
-            result[f"{k}_backwards" if backwards else k] = round(accuracy, 4)
+        right = clips.answers(backwards)
+        flags = torch.full((count,), backwards)
+        parts = [net(_batch(clips.frames, i, flags[i])) for i in torch.arange(count).split(BATCH)]
+        for name, target in right.items():
+            output = torch.cat([part[name] for part in parts])
+            if name in VECTORS:
+                value = (output - target).square().sum(1).mean().sqrt()
+            else:
+                value = (output.argmax(1) == target).float().mean()
+            key = f"{name}_rmse" if name in VECTORS else name
+            result[f"{key}_backwards" if backwards else key] = round(value.item(), 4)
     return result
 
 
-def frame_retrieval(
-    net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
-) -> dict[str, float]:
-    """`retrieval` by middle frames."""
-    tokens = tokenize([shapes.caption(a) for a in labels], FRAME_WORDS)
-    return retrieval(net, scaled(torch.from_numpy(clips[:, clips.shape[1] // 2])), tokens)
+def frame_retrieval(net: nn.Module, clips: LabelledClips) -> dict[str, float]:
+    """`retrieval` by middle frames, for captions with a direction and for the others."""
+    result = {}
+    directed = np.array([a.direction is not None for a in clips.attributes])
+    for name, chosen in (("direction", directed), ("free", ~directed)):
+        named = [a for a, c in zip(clips.attributes, chosen, strict=True) if c]
+        tokens = tokenize([shapes.caption(a) for a in named], FRAME_WORDS)
+        frames = torch.from_numpy(clips.frames[chosen, shapes.FRAMES // 2])
+        result |= {f"{k}_{name}": v for k, v in retrieval(net, scaled(frames), tokens).items()}
+    return result
 
 
-def video_retrieval(
-    net: nn.Module, clips: np.ndarray, labels: list[shapes.Attributes]
-) -> dict[str, float]:
-    """`retrieval` by clips; also R@1 of reversed clips for their forward captions (0 is best)."""
-    x = scaled(torch.from_numpy(clips)).transpose(1, 2)
-    tokens = tokenize([shapes.caption(a) for a in labels], CLIP_WORDS)
-    moving = torch.tensor([a.speed != "still" for a in labels])
-    return retrieval(net, x, tokens) | {
-        "r1_backwards": retrieval(net, x[moving].flip(2), tokens[moving])["r1"]
-    }
+def video_retrieval(net: nn.Module, clips: LabelledClips) -> dict[str, float]:
+    """`retrieval` by clips, per kind; also R@1 of reversed clips for their forward captions.
+
+    The latter is best at 0, over moving clips with a named direction.
+    """
+    result = {}
+    kinds = np.array([a.kind for a in clips.attributes])
+    moving = np.hypot(*clips.velocity.T) > shapes.STILL_BELOW
+    texts = clips.captions(False)
+    for kind in shapes.KINDS:
+
+        def retrieved(chosen: np.ndarray, backwards: bool) -> dict[str, float]:
+            x = scaled(torch.from_numpy(clips.frames[chosen])).transpose(1, 2)
+            tokens = tokenize([t for t, c in zip(texts, chosen, strict=True) if c], CLIP_WORDS)
+            return retrieval(net, x.flip(2) if backwards else x, tokens)
+
+        result |= {f"{k}_{kind}": v for k, v in retrieved(kinds == kind, False).items()}
+        if kind != "free":
+            reverse = retrieved((kinds == kind) & moving, True)
+            result[f"r1_backwards_{kind}"] = reverse["r1"]
+    return result
 
 
 @torch.no_grad()

@@ -95,10 +95,14 @@ def test_the_shipped_networks_match_their_cards_and_stay_small():
     assert sum(p.stat().st_size for p in encoders.FOLDER.parent.rglob("*") if p.is_file()) < 8e6
 
 
-def test_the_shipped_classifier_reads_every_attribute_of_held_out_clips():
+def test_the_shipped_classifier_reads_attributes_and_motion_of_held_out_clips():
     net, _, _ = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER)
-    held_out, labels = fit_encoders.rendered_clips(216, fit_encoders.HELD_OUT_KEYS + 10_000)
-    assert min(fit_encoders.classifier_accuracy(net, held_out, labels).values()) > 0.98
+    held_out = fit_encoders.LabelledClips.rendered(216, fit_encoders.HELD_OUT_KEYS + 10_000)
+    quality = fit_encoders.classifier_quality(net, held_out)
+    for way in ("", "_backwards"):
+        assert min(quality[f"{name}{way}"] for name in ("colour", "shape", "speed")) > 0.98
+        assert quality[f"velocity_rmse{way}"] < 0.1, "pixels per frame"
+        assert quality[f"heading_rmse{way}"] < 0.15
 
 
 def fake_extractor(net, dim: int = 3, **more) -> Extractor:

@@ -281,5 +281,40 @@ def test_the_encoders_are_trained_by_the_same_command_and_know_what_they_have_se
         )
         assert seen == {
             evaluator.clip_digest(clip)
-            for clip in fit_encoders.rendered_clips(12, fit_encoders.TRAIN_KEYS)[0]
+            for clip in fit_encoders.LabelledClips.rendered(12, fit_encoders.TRAIN_KEYS).frames
         }
+
+
+def test_clips_played_backwards_move_the_other_way_and_keep_their_nose():
+    from distill_bench.pretrain import fit_encoders
+
+    clips = fit_encoders.LabelledClips.rendered(72, 500)
+    forwards, backwards = clips.answers(False), clips.answers(True)
+    assert torch.equal(backwards["velocity"], -forwards["velocity"])
+    for name in ("colour", "shape", "speed", "heading"):
+        assert torch.equal(backwards[name], forwards[name]), name
+    still = forwards["speed"] == 0
+    played = np.ascontiguousarray(clips.frames[:, ::-1])
+    for attributes, caption in zip(shapes.read(played), clips.captions(True), strict=True):
+        named = shapes.parse(caption).named()
+        assert {k: getattr(attributes, k) for k in named} == named
+    kept = [a == b for a, b in zip(clips.captions(False), clips.captions(True), strict=True)]
+    free = [a.kind == "free" for a in clips.attributes]
+    assert kept == (still.numpy() | np.array(free)).tolist() and 0 < still.sum() < 36
+
+
+def test_captions_of_a_batch_are_distinct_and_of_one_kind():
+    from distill_bench.evaluate import encoders
+    from distill_bench.pretrain import fit_encoders
+
+    clips = fit_encoders.LabelledClips.rendered(300, 500)
+    tokens = encoders.tokenize(clips.captions(False), encoders.CLIP_WORDS)
+    groups = fit_encoders.batch_groups(tokens, [a.kind for a in clips.attributes])
+    draw, seen = torch.Generator().manual_seed(0), set()
+    for _ in range(12):
+        chosen, texts = fit_encoders.draw_batch(groups, 50, draw)
+        assert torch.equal(tokens[chosen], texts)
+        assert len(texts.unique(dim=0)) == len(texts) <= 50
+        (kind,) = {clips.attributes[i].kind for i in chosen}
+        seen.add(kind)
+    assert seen == set(shapes.KINDS)
