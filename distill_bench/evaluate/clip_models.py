@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
 from distill_bench.evaluator import Clips
@@ -27,6 +28,9 @@ class ClipModel:
     tokenize: Callable[[list[str]], Tensor]  # -> (B, L)
     whole: bool = False
     seen: frozenset[int] = frozenset()  # digests of its training clips
+    # Kind of a caption. A clip may fit captions of several kinds, as "a red circle" and "a red
+    # circle moving left", so its nearest caption is sought among those of its own kind.
+    kind_of: Callable[[str], str] = lambda prompt: ""
 
     def similarities(self, clips: Clips) -> tuple[Tensor, Tensor]:
         """Cosine similarity (times 100) of every clip with every distinct caption.
@@ -51,6 +55,13 @@ class ClipModel:
         if not cosines.isfinite().all():
             raise ValueError(f"{self.id} gave cosines that are not finite")
         return cosines, own
+
+    def rivals(self, prompts: list[str], own: Tensor) -> Tensor:
+        """Captions that are of the kind of each clip's own one, bool (N, captions)."""
+        names = [self.kind_of(prompt) for prompt in prompts]
+        kind = torch.tensor([names.index(name) for name in names])
+        kind_of_caption = torch.zeros(int(own.max()) + 1, dtype=torch.long).scatter(0, own, kind)
+        return kind[:, None] == kind_of_caption
 
     def _embedded(self, frames: Tensor) -> Tensor:
         if self.whole:
@@ -80,7 +91,17 @@ def indomain_clip(whole: bool) -> ClipModel:
         lambda prompts: encoders.tokenize(prompts, words),
         whole,
         seen,
+        _kind if whole else _kind_of_frames,
     )
+
+
+def _kind(prompt: str) -> str:
+    return shapes.parse(prompt).kind
+
+
+def _kind_of_frames(prompt: str) -> str:
+    """A frame shows no speed: captions with a direction are of one kind."""
+    return "direction" if shapes.parse(prompt).direction else "free"
 
 
 @cache

@@ -23,8 +23,8 @@ RUN_KEYS = [
     ("protocol: {evaluators: [fvdd]}", "no evaluator called 'fvdd' (did you mean 'fvd'?)"),
     ("protocol: {clips: 1}", "protocol.clips = 1"),
     ("trackers: [wandbb]", "trackers: 'wandbb' is not a tracker of accelerate"),
-    ("height: 33", "height 33 must be a multiple of 8"),
-    ("frames: 9", "frames 9 must be a multiple of 2"),
+    ("height: 33", "height 33 must be a multiple of 4"),
+    ("frames: 9", "frames 9 must be a multiple of 8"),
     ("seed: 3", "seed cannot be set per cell"),
 ]
 

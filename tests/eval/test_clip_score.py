@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill_bench.domain import controls
+from distill_bench.domain import controls, shapes
 from distill_bench.eval.clip_score import BLIND, CLIPScore
 from distill_bench.evaluate.clip_models import indomain_clip, open_clip_model
 from distill_bench.evaluator import Clips
@@ -29,6 +29,15 @@ def test_every_held_out_clip_retrieves_its_caption():
     assert held_out["clip_r1"].value > 0.99 and held_out["clip_video_r1"].value > 0.99
     assert held_out["clip_score"].value > 90 and held_out["clip_video"].value > 90
     assert held_out["clip_score"].headline and not held_out["clip_video"].headline
+
+
+def test_the_nearest_caption_is_sought_among_those_of_its_kind():
+    """A clip of "a red circle" that moves left also fits "a red circle moving left"."""
+    mixed = [shapes.all_attributes(kind)[i] for i in range(18) for kind in shapes.KINDS]
+    keys = range(fit_encoders.HELD_OUT_KEYS + 30_000, fit_encoders.HELD_OUT_KEYS + 30_054)
+    frames = np.stack([shapes.render(a, key) for a, key in zip(mixed, keys, strict=True)])
+    rows = scores(Clips(frames, [shapes.caption(a) for a in mixed], list(keys)))
+    assert rows["clip_r1"].value > 0.98 and rows["clip_video_r1"].value > 0.98
 
 
 def test_the_frame_clip_is_blind_to_time_and_the_video_clip_is_not():

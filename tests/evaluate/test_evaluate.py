@@ -17,7 +17,7 @@ from distill_bench.evaluate.__main__ import main
 from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluate.score import conditions, evaluate
 from distill_bench.evaluator import Clips, Evaluator, Score
-from distill_bench.pretrain.fit_encoders import TRAIN_KEYS
+from distill_bench.pretrain.fit_encoders import TRAIN_KEYS, LabelledClips
 from distill_bench.registry import find_evaluator
 from distill_bench.sample.load_folder import load_clips
 from distill_bench.store.files import read_jsonl
@@ -186,7 +186,8 @@ def test_a_score_that_is_not_finite_is_an_error_and_leaves_no_line(folder):
 
 
 def test_training_clips_of_a_shipped_network_are_refused(tmp_path, folder):
-    trained_on = write_sampled(tmp_path / "b", first=TRAIN_KEYS)
+    train = LabelledClips.rendered(12, TRAIN_KEYS)
+    trained_on = write_sampled(tmp_path / "b", frames=train.frames)
     with pytest.raises(ValueError, match="was trained on 12 of these clips"):
         evaluate(folder, {"teacher": trained_on}, ["fvd"])
     with pytest.raises(ValueError, match="was trained on 12 of these clips"):

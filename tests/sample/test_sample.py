@@ -117,7 +117,9 @@ def test_controls_are_the_teachers_clips_changed(rows):
 def test_data_rows_show_what_their_captions_say(rows):
     for kind in ("data", "data_other"):
         clips = load_clips(rows[1][kind])
-        assert shapes.read(clips.frames) == [shapes.parse(prompt) for prompt in clips.prompts]
+        for shown, prompt in zip(shapes.read(clips.frames), clips.prompts, strict=True):
+            named = shapes.parse(prompt).named()
+            assert {key: getattr(shown, key) for key in named} == named
 
 
 def test_the_protocol_is_stored_beside_the_rows_and_every_part_changes_its_hash(rows):
