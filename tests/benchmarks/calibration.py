@@ -22,7 +22,7 @@ from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.domain import controls, shapes
 from distill_bench.eval.fvd import DEFAULT, SECOND
 from distill_bench.eval.motion import speeds
-from distill_bench.evaluate.distances import frechet_distance
+from distill_bench.evaluate.distances import frechet_distance, frechet_infinity
 from distill_bench.evaluate.extractors import Extractor, load_extractor
 from distill_bench.evaluate.optical_flow import SMALL, Flow, farneback_flow, lucas_kanade_flow
 from distill_bench.evaluator import Clips
@@ -30,6 +30,7 @@ from distill_bench.store.files import write_json
 
 EXTRACTORS_FILE = ROOT / "eval" / "fvd_calibration.json"
 FLOW_FILE = ROOT / "eval" / "motion_calibration.json"
+FLOOR_CLIPS = (64, 144, 216, 256, 432)
 SHAPE_SPEEDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.0)  # pixels per frame
 
 
@@ -64,6 +65,32 @@ def extractor_self_test(extractor: Extractor, count: int = 432, nulls: int = 4) 
         "null": round(null, 6),
         "corruptions": ratios,
     }
+
+
+def extractor_floors(extractor: Extractor, draws: int = 4) -> dict:
+    """Distance of clean held-out clips to other clean ones, by captions and number of clips.
+
+    Mean and standard deviation over `draws` pairs of disjoint sets.
+    """
+    largest = max(FLOOR_CLIPS)
+    floors: dict[str, dict] = {}
+    for kind in ("named", "free"):
+        features = []
+        for i in range(2 * draws):
+            frames, prompts = controls.rendered(largest, i * largest, kind=kind)
+            features.append(extractor(Clips(frames, prompts, list(range(largest)))))
+        pairs = list(zip(features[::2], features[1::2], strict=True))
+        for count in FLOOR_CLIPS:
+            cut = [(x[:count], y[:count]) for x, y in pairs]
+            for name, values in {
+                "fvd": [frechet_distance(x, y) for x, y in cut],
+                "fvd_infinity": [frechet_infinity(x, y, paired=True) for x, y in cut],
+            }.items():
+                floors.setdefault(f"{name}, {kind}", {})[str(count)] = {
+                    "mean": round(float(np.mean(values)), 4),
+                    "sd": round(float(np.std(values, ddof=1)), 4),
+                }
+    return floors
 
 
 def texture(
@@ -205,6 +232,7 @@ def main() -> int:
     flow = flow_calibrations()
     write_json(FLOW_FILE, flow)
     extractors = {name: extractor_self_test(load_extractor(name)) for name in (DEFAULT, SECOND)}
+    extractors[DEFAULT]["floors"] = extractor_floors(load_extractor(DEFAULT))
     write_json(EXTRACTORS_FILE, extractors)
     print(json.dumps(flow | extractors, indent=1))
     return 0

@@ -47,6 +47,18 @@ def test_the_stored_self_test_matches_the_shipped_extractors_and_is_reproducible
         assert corruptions["shuffled"]["ratio"] > 3
 
 
+def test_the_readme_states_the_floors_of_the_calibration():
+    text = (calibration.EXTRACTORS_FILE.parent / "README.md").read_text()
+    stored = json.loads(calibration.EXTRACTORS_FILE.read_text())[DEFAULT]["floors"]
+    assert stored.keys() == {
+        f"{name}, {kind}" for name in ("fvd", "fvd_infinity") for kind in ("named", "free")
+    }
+    for name, floors in stored.items():
+        cells = [f"{floor['mean']:.2f} ± {floor['sd']:.2f}" for floor in floors.values()]
+        column, kind = name.split(", ")
+        assert f"| `{column}`, {kind} | {' | '.join(cells)} |" in text, name
+
+
 @pytest.mark.slow
 def test_known_good_is_nearer_than_known_bad():
     reference, other, good = clips(72, 1000), clips(72, 2000), clips(72)
