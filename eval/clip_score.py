@@ -22,7 +22,7 @@ class CLIPScore(Evaluator):
 
     The cosine is not clamped. A CLIP of single frames is averaged over frames (CLIPSIM: Wu et al.,
     2021) and is blind to their order; clips of moving shapes are also scored by a CLIP of whole
-    clips. Cosines of the shipped models (about 95) do not compare with those of the literature
+    clips. Cosines of the shipped models (70 to 98) do not compare with those of the literature
     (about 30). For moving shapes, the nearest caption is sought among those that leave as much of
     the motion free as the clip's own.
     """
@@ -33,7 +33,7 @@ class CLIPScore(Evaluator):
         "Jack Hessel, Ari Holtzman, Maxwell Forbes, Ronan Le Bras, Yejin Choi",
         2021,
     )
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = (
         "clip_score",
         "clip_r1",
