@@ -2,10 +2,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-fast test-slurm soak mutants bench bench-gpu lint types install
+.PHONY: sweep ground test test-fast test-slurm soak mutants bench bench-gpu lint types install
 
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
+
+ground: install  ## the benchmark itself, an hour on two cores: results/ground/mini-wan and results/ground/mixture
+	$(BIN)/python -m distill_bench.sweep sweeps/ground_mini_wan.yaml --out results/ground
+	$(BIN)/python -m distill_bench.sweep sweeps/ground_mixture.yaml --out results/ground
 
 test: install  ## the whole test suite, on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile

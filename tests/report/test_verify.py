@@ -15,7 +15,7 @@ from distill_bench.report.digests import digests
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.verify import MOST, main, verify
 
-COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*/sweep.json"))
+COMMITTED = sorted((Path(__file__).parents[2] / "results").rglob("sweep.json"))
 TABLES = [
     "table.csv",
     "equal_cost.csv",
