@@ -29,8 +29,14 @@ def protocol(config: RunConfig) -> dict[str, Any]:
         "frames": config.frames,
         "height": config.height,
         "width": config.width,
-        "shift": config.shift,
+        "shift": teacher_shift(config),
     }
+
+
+def teacher_shift(config: RunConfig) -> float:
+    """Shift of the noise levels of the teacher's reference clips."""
+    stated = config.protocol.teacher_shift
+    return config.shift if stated is None else stated
 
 
 def protocol_hash(config: RunConfig) -> str:
@@ -42,4 +48,7 @@ def protocol_hash(config: RunConfig) -> str:
 
 def student_key(config: RunConfig) -> str:
     """Key of the untrained student's clips: all settings outside the protocol that change them."""
-    return "-".join(filter(None, (f"nfe{config.nfe}", str(config.stepping), config.student_hash)))
+    # without `teacher_shift` the protocol's hash covers the shift
+    shift = "" if config.protocol.teacher_shift is None else f"shift{config.shift:g}"
+    words = (f"nfe{config.nfe}", str(config.stepping), shift, config.student_hash)
+    return "-".join(filter(None, words))

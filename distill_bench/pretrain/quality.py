@@ -15,7 +15,7 @@ from distill_bench.pretrain.fit_autoencoder import decode, encode, render_clips
 from distill_bench.pretrain.network import TeacherNetwork, tokens
 from distill_bench.rollout import euler
 
-SHIFT = 2.0
+SHIFT = 0.6  # at 32 steps, 1 and 2 lose speed, and 0.5 loses still clips (results/LOG.md)
 STEPS = 32  # Euler steps of a sample
 GUIDANCE = 3.0
 COUNTS, FINAL_COUNTS = (108, 216), (432, 864)  # samples of named and of free captions
@@ -56,6 +56,7 @@ def measure_quality(
     """Quality of COUNTS samples; of FINAL_COUNTS, also guided, if `final`.
 
     Columns:
+        shift: of the samples' noise levels.
         colour, shape, direction, speed, all: share of samples of named captions that the oracle
             reads as captioned.
         guided: the same as `all`, guided; final only.
@@ -81,7 +82,8 @@ def measure_quality(
         return sample_clips(network, vae, tokenizer, captions, seed=2, guidance=guidance)
 
     unguided = clips(named, 1.0)
-    quality = oracle_accuracy(unguided, named) | speed_quality(clips(free, 1.0))
+    quality = {"shift": SHIFT} | oracle_accuracy(unguided, named)
+    quality |= speed_quality(clips(free, 1.0))
     if final:
         quality["guided"] = oracle_accuracy(clips(named, GUIDANCE), named)["all"]
         guided = speed_quality(clips(free, GUIDANCE))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill_bench.config.protocol import teacher_shift
 from distill_bench.config.rows.sampling import Sampling, own_sampling
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.draws import generator
@@ -106,7 +107,7 @@ class Sampler:
         """`steps` Euler steps of the guided teacher from the first of the given noises."""
         scale = self.config.protocol.teacher_guidance
         guided = self._guided(self.teacher_net, "teacher", scale)
-        sigmas = teacher_sigmas(steps, self.config.shift).to(self.device)
+        sigmas = teacher_sigmas(steps, teacher_shift(self.config)).to(self.device)
         return lambda noises, text: euler(guided, noises[0], sigmas, text)
 
     def sampled_teacher(self, sampling: Sampling) -> ClipSource:

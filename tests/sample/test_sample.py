@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from distill_bench.config.identity import run_id
-from distill_bench.config.protocol import protocol, protocol_hash
+from distill_bench.config.protocol import protocol, protocol_hash, student_key
 from distill_bench.config.resolve import resolve
+from distill_bench.config.rows.sampling import teacher_sampling
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.domain import controls, shapes
@@ -136,10 +137,36 @@ def test_the_protocol_is_stored_beside_the_rows_and_every_part_changes_its_hash(
         {"seed": 7},
         {"teacher_steps": 3},
         {"teacher_guidance": 2.0},
+        {"teacher_shift": 1.0},
         {"fps": 16.0},
     ):
         changed = resolve({"method": "dmd2", "nfe": 2, "protocol": common | change})
         assert protocol_hash(changed) != root.name, change
+
+
+def test_students_of_unlike_shift_share_a_protocol_that_states_the_teachers():
+    """The clips of the untrained student have the student's shift, so their key names it."""
+    stated, followed = (
+        [resolve({"method": "dmd2", "shift": s, "protocol": p}) for s in (1.0, 2.0, 5.0)]
+        for p in ({"teacher_shift": 0.5}, {})
+    )
+    assert len({protocol_hash(config) for config in stated}) == 1
+    assert len({protocol_hash(config) for config in followed}) == 3
+    assert len({student_key(config) for config in stated}) == 3
+    assert {teacher_sampling(config).shift for config in stated} == {0.5}
+    assert [teacher_sampling(config).shift for config in followed] == [1.0, 2.0, 5.0]
+
+
+def test_the_teachers_clips_follow_its_own_shift(tmp_path):
+    common = {"clips": 2, "teacher_steps": 2}
+
+    def clips(shift, **keys):
+        run = resolve({"method": "dmd2", "shift": shift, "protocol": common | keys})
+        return load_clips(references(run, tmp_path)["teacher"]).frames
+
+    own = clips(0.5)
+    assert np.array_equal(clips(5.0, teacher_shift=0.5), own)
+    assert not np.array_equal(clips(5.0), own)
 
 
 def test_rows_carry_the_protocols_rate_which_scales_motion_per_second(rows, tmp_path):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from distill_bench.config.protocol import teacher_shift
 from distill_bench.config.schema import RunConfig, SteppingKey
 from distill_bench.config.validation import Count, StrictModel
 
@@ -30,7 +31,7 @@ class SamplingConfig(StrictModel):
     nfe: list[Count] = []
     """Number of steps; left out: the run's own."""
     shift: list[Positive] = []
-    """Shift of the noise levels; left out: the run's own."""
+    """Shift of the noise levels; left out: the run's own, for the teacher `teacher_shift`."""
     sigmas: list[float] = []
     """Noise levels from 1 down, one per step, instead of `nfe` and `shift`."""
     guidance_scale: list[Annotated[float, Field(ge=0)]] = []
@@ -109,8 +110,12 @@ def own_sampling(config: RunConfig) -> Sampling:
 
 def teacher_sampling(config: RunConfig) -> Sampling:
     """The teacher's ODE in the student's number of steps."""
-    guidance = config.protocol.teacher_guidance
-    return Sampling(stepping="ode", nfe=config.nfe, shift=config.shift, guidance_scale=guidance)
+    return Sampling(
+        stepping="ode",
+        nfe=config.nfe,
+        shift=teacher_shift(config),
+        guidance_scale=config.protocol.teacher_guidance,
+    )
 
 
 def ways(entries: Iterable[SamplingConfig], network: str, own: Sampling) -> list[Sampling]:
