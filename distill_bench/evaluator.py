@@ -137,7 +137,7 @@ class Evaluator(ABC):
     """A metric. Subclasses are final frozen dataclasses, one per file; their fields are settings.
 
     Must define: `paper`, `version` and `scores`. May define: fields with defaults, which a user
-    sets by `--set NAME.FIELD=VALUE`, `reason_to_skip` and `needs_facts`. A complete evaluator:
+    sets by `--set NAME.FIELD=VALUE`, `reason_to_skip`, and the class variables below. For example:
 
         @dataclass(frozen=True)
         class Brightness(Evaluator):
@@ -156,6 +156,7 @@ class Evaluator(ABC):
     # Columns that it may return, by which a sweep checks the scores of its contrasts before its
     # first run; None: not stated.
     columns: ClassVar[tuple[str, ...] | None] = None
+    only_if_named: ClassVar[bool] = False  # scores only where a protocol or a command names it
     needs_facts: ClassVar[tuple[str, ...]] = ()  # entries of `Clips.facts`; no score without them
 
     def reason_to_skip(self, clips: Clips) -> str | None:

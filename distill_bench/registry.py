@@ -49,6 +49,11 @@ def evaluators() -> "dict[str, type[Evaluator]]":
     return _all("evaluator")
 
 
+def usual_evaluators() -> list[str]:
+    """Names of the evaluators that score when none are named."""
+    return [name for name, evaluator in evaluators().items() if not evaluator.only_if_named]
+
+
 def plugin_names() -> set[str]:
     """Names of every installed method and evaluator, without importing them."""
     return {name for kind in KINDS for name in _names(kind)}

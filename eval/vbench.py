@@ -44,7 +44,7 @@ Ranges = Mapping[str, tuple[float, float, float]]
 class VBench(Evaluator):
     """VBench in per cent: total, quality, semantic, and each dimension as measured, unnormalised.
 
-    The package is run outside (its dependencies conflict with this project's): write the clips by
+    The package is run in an environment of its own: write the clips by
     `distill-bench sample RUN --vbench FOLDER`, score them, and name the folder of its result files
     in `results`. Aggregates need all of their dimensions; the published script counts an absent
     dimension as 0. Scores of one prompt list and one version of the package compare.
@@ -59,6 +59,7 @@ class VBench(Evaluator):
         2023,
     )
     version: ClassVar[int] = 1
+    only_if_named: ClassVar[bool] = True
 
     # a file *_eval_results.json of the package, or a folder of them
     results: str | None = field(default_factory=lambda: os.environ.get(RESULTS))

@@ -11,6 +11,7 @@ from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.evaluate.score import NEEDS, evaluate
 from distill_bench.networks.ranks import group_ranks, ranks, set_threads
 from distill_bench.registry import evaluators as all_evaluators
+from distill_bench.registry import usual_evaluators
 from distill_bench.sample.reference_kinds import COMPARED
 
 DESCRIPTION = """\
@@ -89,7 +90,7 @@ def _score(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     set_threads(None)
     try:
         names = _names(options.evaluators)
-        settings = _settings(options.set, names or list(all_evaluators()))
+        settings = _settings(options.set, names or usual_evaluators())
         references = references_of(options.reference)
         lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
         without_score = set(names or ()) - {line["metric"] for line in lines}

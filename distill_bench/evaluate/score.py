@@ -16,8 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill_bench.evaluator import Clips, Evaluator, Score, require_same_frames
 from distill_bench.networks.ranks import group_ranks, on_first_rank
-from distill_bench.registry import evaluators as all_evaluators
-from distill_bench.registry import find_evaluator
+from distill_bench.registry import find_evaluator, usual_evaluators
 from distill_bench.sample.load_folder import load_clips, unscored
 from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.store.files import text_lines, unwritable, write_bytes
@@ -78,7 +77,7 @@ def evaluate(
             scores of other evaluators under another protocol.
     """
     out = out or folder / "metrics.jsonl"
-    names = list(dict.fromkeys(all_evaluators() if evaluators is None else evaluators))
+    names = list(dict.fromkeys(usual_evaluators() if evaluators is None else evaluators))
     # every check comes before the first evaluator, which may work for hours
     instances = {name: configured(name, (settings or {}).get(name, {})) for name in names}
     clips, reference_clips = load_clips(folder), LazyReferences(references)

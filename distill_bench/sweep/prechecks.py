@@ -6,7 +6,7 @@ The evaluators see stand-in clips with the size, rate and prompts of the clips t
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.evaluator import Clips
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.noise import student_sigmas
-from distill_bench.registry import evaluators, find_evaluator
+from distill_bench.registry import find_evaluator, usual_evaluators
 from distill_bench.report.results import COSTS
 from distill_bench.sample.references import folder_names
 from distill_bench.sample.released_weights import check_released
@@ -100,7 +100,7 @@ def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:
     """
     named = config.protocol.evaluators
     left_out = []
-    for name in evaluators() if named is None else named:
+    for name in _evaluators(config):
         try:
             evaluator = find_evaluator(name)()
             reason = evaluator.reason_to_skip(clips)
@@ -117,6 +117,12 @@ def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:
     return left_out
 
 
+def _evaluators(config: RunConfig) -> Sequence[str]:
+    """Names of the evaluators that score a run."""
+    named = config.protocol.evaluators
+    return usual_evaluators() if named is None else named
+
+
 def check_contrast_scores(sweep: SweepConfig, config: RunConfig, clips: Clips) -> list[str]:
     """Check that an evaluator has each score of a declared contrast; returns warnings.
 
@@ -125,9 +131,8 @@ def check_contrast_scores(sweep: SweepConfig, config: RunConfig, clips: Clips) -
     """
     if not sweep.contrasts:
         return []
-    named = config.protocol.evaluators
     known, unstated = [cost.name for cost in COSTS], []
-    for name in evaluators() if named is None else named:
+    for name in _evaluators(config):
         evaluator = find_evaluator(name)()
         if set(evaluator.needs_facts) - clips.facts.keys() or evaluator.reason_to_skip(clips):
             continue
@@ -244,8 +249,8 @@ def check_stored_scores(sweep: OpenSweep, states: Mapping[str, str]) -> list[str
     Raises:
         ConfigError: if the version of an evaluator differs, because a table has one version.
     """
-    named = next(iter(sweep.runs.values())).protocol.evaluators
-    today = {name: find_evaluator(name)() for name in (evaluators() if named is None else named)}
+    names = _evaluators(next(iter(sweep.runs.values())))
+    today = {name: find_evaluator(name)() for name in names}
     warnings: dict[str, str] = {}
     for run, state in states.items():
         lines = read_jsonl(sweep.store / run / "metrics.jsonl") if state in ENDED else []

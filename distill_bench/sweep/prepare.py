@@ -16,7 +16,7 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.networks.ranks import ranks
-from distill_bench.registry import evaluators, find_evaluator
+from distill_bench.registry import find_evaluator, usual_evaluators
 from distill_bench.sample.reference_kinds import COMPARED
 from distill_bench.sample.references import references
 from distill_bench.store.claims import attempts, once, read_exit
@@ -101,7 +101,7 @@ def _folders(config: RunConfig, store: Path) -> dict[str, Path] | None:
 
 def _versions(config: RunConfig) -> dict[str, Any]:
     names = config.protocol.evaluators
-    return {name: _version(name) for name in (evaluators() if names is None else names)}
+    return {name: _version(name) for name in (usual_evaluators() if names is None else names)}
 
 
 def _version(name: str) -> Any:

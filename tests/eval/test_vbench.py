@@ -9,6 +9,7 @@ import pytest
 from distill_bench.cli import main
 from distill_bench.eval.vbench import QUALITY, SEMANTIC, VBench, aggregate
 from distill_bench.evaluator import Clips
+from distill_bench.registry import evaluators, usual_evaluators
 
 PROMPTS = ["a person swimming in ocean", "a bird"]
 
@@ -147,3 +148,7 @@ def test_without_results_one_line_says_how_to_get_them(tmp_path, capsys):
     results = f"vbench.results={write(tmp_path / 'results')}"
     assert main(["evaluate", str(tmp_path), "--evaluators", "vbench", "--set", results]) == 0
     assert "vbench_total" in capsys.readouterr().out
+
+
+def test_it_scores_only_where_it_is_named():
+    assert set(evaluators()) - set(usual_evaluators()) == {"vbench"}
