@@ -68,7 +68,7 @@ def edit(path, old, new):
     "old, new",
     [
         ("11.1 ±", "10.9 ±"),
-        ("Lowest in Distance: beta", "Lowest in Distance: alpha"),
+        ("Lowest in Distance: Beta", "Lowest in Distance: Alpha"),
         ("0 of 2 rows clearly better", "1 of 2 rows clearly better"),
         (">2000</td>", ">1000</td>"),
         ('stroke-width="', 'stroke-width="1'),
