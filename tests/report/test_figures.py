@@ -8,6 +8,7 @@ import pytest
 from controlled_sweep import controlled_sweep
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from stores import RUNS, write_store
 
@@ -362,3 +363,18 @@ def test_no_text_is_cut_off_or_under_the_legend():
         for name, box in boxes.items():
             covered = any(box.padded(-1).overlaps(legend) for legend in legends)
             assert not covered, f"{drawing.name}: {name!r} is under the legend"
+
+
+def test_a_legend_takes_as_many_columns_as_fit():
+    """Capitals are wider than the mean letter."""
+    names = ["DMD2, renoise", "DMD2, ODE", "SGMD, renoise", "SGMD, ODE"]
+
+    def drawn(labels: list[str], width: float) -> tuple[Figure, int]:
+        figure = Figure(figsize=(width, 3), layout="constrained")
+        canvas.legend(figure, [Line2D([], [], marker="o", label=label) for label in labels])
+        (legend,) = figure.legends
+        assert legend.get_window_extent().width <= figure.bbox.width
+        return figure, legend._ncols
+
+    assert drawn(names, 5.4)[1] < drawn(names, 9.0)[1] == len(names)
+    assert drawn(["WWWWWWWWWW"] * 4, 5.4)[1] < drawn(["iiiiiiiiii"] * 4, 5.4)[1]

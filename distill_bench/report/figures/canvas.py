@@ -182,19 +182,15 @@ def legend(
     if spare:
         spare.legend(handles=entries, loc="upper left", title=title)
         return
-    width, height = figure.get_size_inches()
-    labels = [str(entry.get_label()).split("\n") for entry in entries]
-    letters = [max(map(len, label)) for label in labels]
-
-    def fits(columns: int) -> bool:
-        widths = [0.65 + 0.063 * max(part) for part in np.array_split(letters, columns)]  # inches
-        return sum(widths) < width
-
-    columns = max(filter(fits, range(1, min(len(entries), 6) + 1)), default=1)
-    breaks = sum(len(label) - 1 for label in labels)
+    for columns in range(min(len(entries), 6), 0, -1):
+        drawn = figure.legend(handles=entries, loc="outside upper left", ncols=columns, title=title)
+        if columns == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            break
+        drawn.remove()
+    breaks = sum(str(entry.get_label()).count("\n") for entry in entries)
     lines = -(-len(entries) // columns) + breaks + bool(title)
+    width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.2 * lines)
-    figure.legend(handles=entries, loc="outside upper left", ncols=columns, title=title)
 
 
 def panels_per_line(count: int) -> int:
