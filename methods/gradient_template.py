@@ -86,6 +86,8 @@ class GradientTemplate(Method):
                     value = coefficient(getattr(self, name), n, sigma)
                 except ArithmeticError as error:
                     value = str(error)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
                 if not isinstance(value, float) or not math.isfinite(value):
                     raise ValueError(
                         f"{name} {getattr(self, name)!r} is not a finite number "

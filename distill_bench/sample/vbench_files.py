@@ -69,6 +69,8 @@ def sample_for_vbench(
         if all(file.is_file() for file in batch):
             continue
         for file, frames in zip(batch, source.frames(first, first + len(batch)), strict=True):
+            if file.is_file():
+                continue
             partial = folder / f".{here.rank}.mp4"
             write_video(partial, frames, fps)
             partial.rename(file)  # a killed command leaves no broken clip

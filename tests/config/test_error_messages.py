@@ -53,7 +53,7 @@ METHOD_KEYS = [
     ("name: gradient_template, b: 1e999", "method.b = inf"),
     ("name: gradient_template, lam: (-1)**0.5", "method: lam '(-1)**0.5' is not a finite number"),
     ("name: gradient_template, lam: 'True*n'", "may hold n, sigma, numbers"),
-    ("name: gradient_template, lam: true", "method: lam = True"),
+    ("name: gradient_template, lam: true", "method: lam: coefficient 'True' may hold"),
     ("name: gradient_template, a: 1/(n-1), normaliser: none", "at n = 1, sigma"),
 ]
 

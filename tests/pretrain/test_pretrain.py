@@ -186,7 +186,13 @@ def test_the_oracle_judges_samples_of_any_teacher(monkeypatch: pytest.MonkeyPatc
     shares = [*shapes.FIELDS, "all", "guided"]
     assert all(0 <= measured[name] <= 1 for name in shares)
     speeds = ["speed_w1", "mean_speed", "still"]
-    assert set(measured) == {*shares, *speeds, *[f"guided_{name}" for name in speeds], "nearest"}
+    assert set(measured) == {
+        *shares,
+        *speeds,
+        *[f"guided_{name}" for name in speeds],
+        "nearest",
+        "shift",
+    }
 
 
 def test_copies_of_training_clips_are_at_distance_zero():
