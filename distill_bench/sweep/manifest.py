@@ -45,6 +45,8 @@ class OpenSweep:
     out: Path
     # each with a run that states its teacher, sizes and protocol
     rows: dict[str, tuple[RowConfig, RunConfig]] = dataclasses.field(default_factory=dict)
+    # runs and rows whose files this process has written, so that none is written twice
+    written: set[str] = dataclasses.field(default_factory=set, compare=False)
 
     @cached_property
     def samplings(self) -> dict[str, list[Sampling]]:
@@ -149,7 +151,8 @@ class OpenSweep:
                 memory and logging may have changed.
         """
         for run, config in self.configs.items():
-            replaced = run in starting and read_result(self.store / run) is None
+            again = run in starting and run not in self.written
+            replaced = again and read_result(self.store / run) is None
             files: dict[str, BaseModel] = {"run.yaml": config}
             files |= {f"samplings/{way.name}.yaml": way for way in self.samplings.get(run, [])}
             if run in self.rows:
@@ -165,6 +168,8 @@ class OpenSweep:
                 except OSError as error:  # affects only this run
                     message = f"cannot write into {path.parent}: {os_error(error)}"
                     record_error(self.store / run, message, failure_kind(error))
+                else:
+                    self.written.add(run)
 
     def _titles(self) -> dict[str, str]:
         """Display names of the runs' methods, and of their presets with names of their own."""
