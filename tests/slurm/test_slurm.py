@@ -246,12 +246,15 @@ def test_a_missing_python_is_named_and_the_run_can_be_started_again(lab, tmp_pat
     assert sweep.go("--wait", "--set", "cluster.sbatch={}") == 0
 
 
-def test_two_hundred_runs_are_submitted_in_seconds_as_arrays_below_the_limit(lab):
+def test_two_hundred_runs_are_submitted_as_arrays_below_the_limit(lab):
+    """They take at most three times as long as the plan of one, which is mostly imports and checks."""
     sweep = lab(cluster={"sbatch": {"hold": True}, "jobs": 8}, seeds=200)
     began = time.monotonic()
+    assert sweep.go("--dry-run", "--set", "seeds=1") == 0
+    planned = time.monotonic()
     assert sweep.go() == 0
-    seconds = time.monotonic() - began
-    print(f"200 runs expanded, hashed, checked and submitted in {seconds:.1f} s")
+    seconds = time.monotonic() - planned
+    print(f"200 runs submitted in {seconds:.1f} s, one planned in {planned - began:.1f} s")
     queue = read_queue(sweep.store)
     assert len(queue.states) >= 200
     assert len({job.partition("_")[0] for jobs in queue.jobs.values() for job in jobs}) > 1
@@ -263,7 +266,7 @@ def test_two_hundred_runs_are_submitted_in_seconds_as_arrays_below_the_limit(lab
     assert main(sweep.argv("--cancel")) == 0
     assert prepare not in prepare_jobs()
     assert {(s.state, s.kind) for s in sweep.statuses().values()} == {("lost", "cancelled")}
-    assert seconds < 10
+    assert seconds < 3 * (planned - began)
 
 
 def test_limits_of_the_cluster_are_warned_of_and_sbatch_s_refusal_is_shown(lab, capsys):
