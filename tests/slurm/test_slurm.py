@@ -247,7 +247,7 @@ def test_a_missing_python_is_named_and_the_run_can_be_started_again(lab, tmp_pat
 
 
 def test_two_hundred_runs_are_submitted_as_arrays_below_the_limit(lab):
-    """They take at most three times as long as the plan of one, which is mostly imports and checks."""
+    """They take at most three times as long as the plan of one: mostly imports and checks."""
     sweep = lab(cluster={"sbatch": {"hold": True}, "jobs": 8}, seeds=200)
     began = time.monotonic()
     assert sweep.go("--dry-run", "--set", "seeds=1") == 0
