@@ -221,10 +221,12 @@ def _check_one_protocol(name: str, runs: Iterable[RunConfig]) -> None:
     """Raise ConfigError if the runs have several protocols: their scores cannot share a table."""
     first, *others = {protocol_hash(run): protocol(run) for run in runs}.values()
     if others:
+        remedy = "write one sweep per protocol"
+        if first["shift"] != others[0]["shift"]:
+            remedy += ", or state protocol.teacher_shift, so that the teacher's clips do not follow"
         raise ConfigError(
             f"{name}: the runs have {1 + len(others)} protocols: scores cannot share a table; "
-            f"the first two differ in {describe_differences(first, others[0])}: write one sweep "
-            "per protocol"
+            f"the first two differ in {describe_differences(first, others[0])}: {remedy}"
         )
 
 

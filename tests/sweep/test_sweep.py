@@ -134,6 +134,14 @@ def test_a_sweep_whose_scores_share_no_table_is_refused_before_it_runs(
     assert not list((tmp_path / "runs").glob("dmd2-*"))
 
 
+def test_a_sweep_over_shifts_needs_a_reference_that_does_not_follow(sweep_yaml, tmp_path, capsys):
+    grid = {"method": ["dmd2"], "shift": [1.0, 2.0]}
+    assert main([*arguments(sweep_yaml(grid=grid), tmp_path), "--dry-run"]) == 2
+    assert "or state protocol.teacher_shift" in capsys.readouterr().err
+    stated = sweep_yaml(grid=grid | {"protocol.teacher_shift": [2.0]})
+    assert main([*arguments(stated, tmp_path), "--dry-run"]) == 0
+
+
 @pytest.mark.slow
 def test_a_sweep_killed_and_started_again_ends_in_the_same_bits(sweep_yaml, tmp_path):
     path = sweep_yaml(base={"student_updates": 12}, seeds=2)
