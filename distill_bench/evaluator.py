@@ -169,6 +169,14 @@ class Evaluator(ABC):
         """
         return None
 
+    def extractors(self, clips: Clips) -> frozenset[str] | None:
+        """Values of `Score.extractor` among the scores of such clips; None: not stated.
+
+        Before its first run a sweep compares them with those of stored scores, because no table
+        holds scores of two extractors.
+        """
+        return None
+
     @abstractmethod
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         """Score the clips. Return no score if a needed reference is absent.

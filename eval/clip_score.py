@@ -65,12 +65,16 @@ class CLIPScore(Evaluator):
             return f"the shipped CLIP knows moving shapes only ({error}); {hint}"
         return None
 
+    def extractors(self, clips: Clips) -> frozenset[str]:
+        return frozenset(model.id for model in self._models())
+
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
-        if self.model is None:
-            models = [indomain_clip(whole=False), indomain_clip(whole=True)]
-        else:
-            models = [open_clip_model(self.model)]
-        return [score for model in models for score in clip_scores(model, clips)]
+        return [score for model in self._models() for score in clip_scores(model, clips)]
+
+    def _models(self) -> list[ClipModel]:
+        if self.model is not None:
+            return [open_clip_model(self.model)]
+        return [indomain_clip(whole=False), indomain_clip(whole=True)]
 
 
 def clip_scores(model: ClipModel, clips: Clips) -> list[Score]:

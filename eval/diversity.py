@@ -52,6 +52,9 @@ class Diversity(Evaluator):
         "coverage",
     )
 
+    def extractors(self, clips: Clips) -> frozenset[str]:
+        return frozenset({load_extractor(EXTRACTOR).id_for(clips)})
+
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         cells = coarse(clips)
         note = f"nearer than {COPY:g} of 255"

@@ -78,6 +78,9 @@ class FVD(Evaluator):
             f"{reason}; set {EXTRACTOR}, e.g. to {PUBLISHED}:/path/i3d_torchscript.pt or {SECOND}"
         )
 
+    def extractors(self, clips: Clips) -> frozenset[str]:
+        return frozenset(load_extractor(name).id_for(clips) for name in (self.extractor, SECOND))
+
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         scores: list[Score] = []
         for name in dict.fromkeys((self.extractor, SECOND)):

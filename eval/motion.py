@@ -42,6 +42,7 @@ from distill_bench.evaluator import (
 )
 
 RAFT = "DISTILL_BENCH_RAFT"  # environment variable: path of RAFT's weights
+ORACLE = "oracle"  # extractor of scores of exact motion
 TOP = 0.05  # share of pixels that counts as the fastest, as in VBench's dynamic degree
 WINDOW = 8  # frames over which a displacement must last to count
 NOISE = 0.02  # standard deviation of noise for the noise floor, as a share of the range
@@ -107,6 +108,9 @@ class Motion(Evaluator):
             "pip install 'distill-bench[optical-flow]'"
         )
 
+    def extractors(self, clips: Clips) -> frozenset[str]:
+        return frozenset({flow_method(clips.frames, self.raft)[0], ORACLE})
+
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         method, flow = flow_method(clips.frames, self.raft)
         speeds = clip_speeds(clips, method, flow)
@@ -154,7 +158,7 @@ class Motion(Evaluator):
                 floor=lambda x: 0.0,
                 still_below=shapes.STILL_BELOW,
                 name="speed of the body",
-                extractor="oracle",
+                extractor=ORACLE,
                 suffix="_true",
             )
             title = "speed of the body (oracle)"

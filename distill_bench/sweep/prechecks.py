@@ -247,22 +247,36 @@ def check_stored_scores(sweep: OpenSweep, states: Mapping[str, str]) -> list[str
         states: of the runs, by id.
 
     Raises:
-        ConfigError: if the version of an evaluator differs, because a table has one version.
+        ConfigError: if the version or an extractor of an evaluator differs: a table has one.
     """
-    names = _evaluators(next(iter(sweep.runs.values())))
-    today = {name: find_evaluator(name)() for name in names}
+    config = next(iter(sweep.runs.values()))
+    today = {name: find_evaluator(name)() for name in _evaluators(config)}
+    ended = (run for run, state in states.items() if state in ENDED)
+    stored = {run: read_jsonl(sweep.store / run / "metrics.jsonl") for run in ended}
+    scored = {line["metric"] for lines in stored.values() for line in lines} & today.keys()
+    if not scored:
+        return []
+    clips = stand_in_clips(config)
+    extractors = {name: today[name].extractors(clips) for name in scored}
+    settings = {n: json.loads(json.dumps(asdict(today[n]), default=str)) for n in scored}
     warnings: dict[str, str] = {}
-    for run, state in states.items():
-        lines = read_jsonl(sweep.store / run / "metrics.jsonl") if state in ENDED else []
-        for name, line in {line["metric"]: line for line in lines}.items():
-            if name not in today:
+    for run, lines in stored.items():
+        for line in lines:
+            name, extractor = line["metric"], line.get("extractor")
+            if name not in scored:
                 continue
             if line["version"] != today[name].version:
                 raise ConfigError(
                     f"{run} was scored by version {line['version']} of {name}, new runs by version "
                     f"{today[name].version}, which no table can hold: remove {sweep.store / run}"
                 )
-            settings = json.loads(json.dumps(asdict(today[name]), default=str))
-            if differing := describe_differences(line["settings"], settings):
+            known = extractors[name]
+            if known is not None and extractor is not None and extractor not in known:
+                raise ConfigError(
+                    f"{line['column']} of {run} is by {extractor}, new runs would have "
+                    f"{' or '.join(sorted(known))}, which no table can hold: restore the weights "
+                    f"and settings of {name}, or remove {sweep.store / run}"
+                )
+            if differing := describe_differences(line["settings"], settings[name]):
                 warnings[name] = f"{run} was scored by {name} with other settings: {differing}"
     return list(warnings.values())

@@ -126,6 +126,11 @@ def check_scores(case: EvaluatorCase) -> None:
         assert math.isclose(mean, score.value, rel_tol=1e-6, abs_tol=1e-9), (
             f"{score.column} is {score.value:g}, but the mean of its values per clip is {mean:g}"
         )
+    stated = case.evaluator.extractors(case.clips())
+    unstated = {score.extractor for score in scores} - {None} - (stated or set())
+    assert stated is None or not unstated, (
+        f"scores are by {', '.join(map(str, unstated))}, which `extractors` does not state"
+    )
     columns = Counter(score.column for score in scores)
     assert max(columns.values()) == 1, f"column {columns.most_common(1)[0][0]!r} is given twice"
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,6 +156,27 @@ def test_stored_scores_that_no_table_can_hold_are_named(line, outcome, tmp_path)
         assert outcome in str(error)
     else:
         assert [outcome in warning for warning in warnings] == [True] * bool(outcome)
+
+
+@pytest.mark.parametrize(("change", "refused"), [("", False), ("0", True)])
+def test_scores_by_other_weights_are_refused_before_a_run(change, refused, tmp_path):
+    """A report refuses a column of two extractors, so training first would be in vain."""
+    file = tmp_path / "s.yaml"
+    text = SWEEP.format(evaluators="[fvd]", cluster="{}").replace("gaussian", "mini-wan")
+    file.write_text(text, encoding="utf-8")
+    sweep = open_sweep(load_sweep(file), tmp_path / "runs", tmp_path / "results")
+    (run, config), evaluator = *sweep.runs.items(), find_evaluator("fvd")()
+    result = {"run_id": run, "status": "done", "student_updates": 1, "train_seconds": 1.0}
+    write_json(sweep.store / run / "result.json", result)
+    common = {"metric": "fvd", "version": evaluator.version, "settings": asdict(evaluator)}
+    for extractor in sorted(evaluator.extractors(stand_in_clips(config))):
+        line = {"column": "fvd", "extractor": extractor + change} | common
+        append_jsonl(sweep.store / run / "metrics.jsonl", line)
+    if not refused:
+        assert check_stored_scores(sweep, sweep.states()) == []
+        return
+    with pytest.raises(ConfigError, match=f"fvd of {run} is by .*0, new runs would have .* or "):
+        check_stored_scores(sweep, sweep.states())
 
 
 def test_a_dry_run_tells_that_the_runs_would_not_start(tmp_path, capsys):
