@@ -78,6 +78,11 @@ def indomain_clip(whole: bool) -> ClipModel:
     name, words, make = encoders.FRAME_CLIP, encoders.FRAME_WORDS, encoders.frame_clip
     if whole:
         name, words, make = encoders.VIDEO_CLIP, encoders.CLIP_WORDS, encoders.video_clip
+
+    def kind_of(prompt: str) -> str:
+        attributes = shapes.parse(prompt)
+        return attributes.kind if whole else encoders.kind_in_frame(attributes)
+
     model, digest, seen = encoders.load_encoder(make(), name)
 
     def embed(images: Tensor) -> Tensor:
@@ -91,17 +96,8 @@ def indomain_clip(whole: bool) -> ClipModel:
         lambda prompts: encoders.tokenize(prompts, words),
         whole,
         seen,
-        _kind if whole else _kind_of_frames,
+        kind_of,
     )
-
-
-def _kind(prompt: str) -> str:
-    return shapes.parse(prompt).kind
-
-
-def _kind_of_frames(prompt: str) -> str:
-    """A frame shows no speed: captions with a direction are of one kind."""
-    return "direction" if shapes.parse(prompt).direction else "free"
 
 
 @cache

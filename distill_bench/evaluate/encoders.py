@@ -40,6 +40,11 @@ CLIP_WORDS = sorted({word for a in shapes.all_attributes() for word in shapes.ca
 FRAME_WORDS = [*shapes.COLOURS, *shapes.SHAPES, *shapes.DIRECTIONS]
 
 
+def kind_in_frame(attributes: shapes.Attributes) -> str:
+    """Kind of a caption in FRAME_WORDS: `direction`, also if it names the speed, or `free`."""
+    return "direction" if attributes.direction else "free"
+
+
 class R2P1(nn.Module):
     """(2+1)D convolutions (Tran et al., 2018) and a linear layer on their mean over T, H and W.
 

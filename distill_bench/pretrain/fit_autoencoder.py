@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ AUTOENCODER_CLIPS = 8640  # at most, of the training clips
 CHUNK = 1000  # clips rendered and encoded at once
 
 
-def training_attributes(count: int) -> list[shapes.Attributes]:
-    """Attributes of `count` training clips: the kinds of captions in turn, in the shares of MIX.
+def training_attributes(count: int, mix: Mapping[str, int] = MIX) -> list[shapes.Attributes]:
+    """Attributes of `count` training clips: the kinds of captions in turn, in the shares of `mix`.
 
     The first clips do not depend on `count`.
     """
-    cycle = [kind for kind in shapes.KINDS for _ in range(MIX[kind])]
+    cycle = [kind for kind in shapes.KINDS for _ in range(mix[kind])]
     every = {kind: shapes.all_attributes(kind) for kind in shapes.KINDS}
     seen = dict.fromkeys(shapes.KINDS, 0)
     attributes = []

@@ -30,11 +30,13 @@ from distill_bench.evaluate.encoders import (
     VIDEO_CLIP,
     Classifier,
     frame_clip,
+    kind_in_frame,
     scaled,
     tokenize,
     video_clip,
 )
 from distill_bench.evaluator import clip_digest
+from distill_bench.pretrain.fit_autoencoder import render_clips, training_attributes
 from distill_bench.store.files import sha256, write_bytes, write_json
 
 # first keys of rendered clips; protocols use smaller ones
@@ -58,12 +60,8 @@ class LabelledClips:
     @classmethod
     def rendered(cls, count: int, first_key: int) -> Self:
         """Render `count` clips with keys from `first_key`, a third of each kind of caption."""
-        every = [shapes.all_attributes(kind) for kind in shapes.KINDS]
-        attributes = [
-            every[i % len(every)][i // len(every) % len(every[i % len(every)])]
-            for i in range(count)
-        ]
-        frames = np.stack([shapes.render(a, first_key + i) for i, a in enumerate(attributes)])
+        attributes = training_attributes(count, dict.fromkeys(shapes.KINDS, 1))
+        frames = render_clips(attributes, first_key)
         motions = [shapes.draw_motion(a, first_key + i) for i, a in enumerate(attributes)]
         heading = np.array([motion.heading for motion in motions])
         return cls(frames, attributes, shapes.velocity(frames), heading)
@@ -176,9 +174,7 @@ def fit_frame_clip(train: LabelledClips, steps: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     net, draw = frame_clip(), generator("frame_clip", seed)
     tokens = tokenize([shapes.caption(a) for a in train.attributes], FRAME_WORDS)
-    groups = batch_groups(
-        tokens, ["direction" if a.direction else "free" for a in train.attributes]
-    )
+    groups = batch_groups(tokens, [kind_in_frame(a) for a in train.attributes])
 
     def images() -> tuple[Tensor, Tensor]:
         chosen, texts = draw_batch(groups, len(tokens), draw)
@@ -312,8 +308,9 @@ def classifier_quality(net: Classifier, clips: LabelledClips) -> dict[str, float
 def frame_retrieval(net: nn.Module, clips: LabelledClips) -> dict[str, float]:
     """`retrieval` by middle frames, for captions with a direction and for the others."""
     result = {}
-    directed = np.array([a.direction is not None for a in clips.attributes])
-    for name, chosen in (("direction", directed), ("free", ~directed)):
+    kinds = np.array([kind_in_frame(a) for a in clips.attributes])
+    for name in ("direction", "free"):
+        chosen = kinds == name
         named = [a for a, c in zip(clips.attributes, chosen, strict=True) if c]
         tokens = tokenize([shapes.caption(a) for a in named], FRAME_WORDS)
         frames = torch.from_numpy(clips.frames[chosen, shapes.FRAMES // 2])
