@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from distill_bench.autoencoder import FrameAutoencoder
+from distill_bench.autoencoder import FrameAutoencoder, frames_to_video, video_to_frames
 from distill_bench.domain import controls, shapes
 from distill_bench.eval.fvd import DEFAULT, SECOND
 from distill_bench.eval.motion import speeds
@@ -171,11 +171,9 @@ def moving_shapes(speed: float, count: int = 36) -> np.ndarray:
 def decoded(frames: np.ndarray, noise: float = 0.0) -> np.ndarray:
     """Clips encoded and decoded by mini-wan's autoencoder, with Gaussian noise on the latents."""
     autoencoder = FrameAutoencoder.from_pretrained(ROOT / "distill_bench/assets/mini-wan/vae")
-    video = torch.from_numpy(frames).float().transpose(1, 2) / 127.5 - 1
-    latents = autoencoder.eval().encode(video)
+    latents = autoencoder.eval().encode(frames_to_video(torch.from_numpy(frames)))
     latents += noise * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    pixels = autoencoder.decode(latents).transpose(1, 2).clamp(-1, 1)
-    return ((pixels + 1) * 127.5).round().byte().numpy()
+    return video_to_frames(autoencoder.decode(latents)).numpy()
 
 
 CONDITIONS = {

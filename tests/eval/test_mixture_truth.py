@@ -251,11 +251,15 @@ class ByHand:
         pairs = zip(SOME, self.x, strict=True)
         return [float(self.density(name).log_prob(x)) for name, x in pairs]
 
+    def modes(self, prompt: str) -> torch.Tensor:
+        """Most likely mode of each clip, one-hot (clips, 17)."""
+        components = self.density(prompt).component_distribution
+        joint = components.log_prob(self.x[self.members(prompt)][:, None])
+        likeliest = (joint + self.weights(prompt).log()).argmax(1)
+        return torch.nn.functional.one_hot(likeliest, 17).double()
+
     def shares(self, prompt: str) -> torch.Tensor:
-        density, members = self.density(prompt), self.members(prompt)
-        joint = density.component_distribution.log_prob(self.x[members][:, None])
-        modes = (joint + self.weights(prompt).log()).argmax(1)
-        return torch.bincount(modes, minlength=17) / len(members)
+        return self.modes(prompt).mean(0)
 
     def rice(self, prompt: str) -> list[tuple[float, stats.rv_continuous]]:
         """Weight and distribution of motion of each mode of a prompt."""
@@ -353,16 +357,10 @@ def test_the_scores_of_a_handful_of_clips_follow_from_their_definitions(facts):
     spread = torch.stack(
         [
             torch.stack([0.5 * (r @ modes - weights[p]).abs().sum() for r in resamples])
-            for p, modes in ((p, one_mode_per_clip(own, p)) for p in prompts)
+            for p, modes in ((p, own.modes(p)) for p in prompts)
         ]
     )
     assert found["mode_tv"].sd == pytest.approx(float(spread.mean(0).std()), rel=1e-6)
-
-
-def one_mode_per_clip(own: ByHand, prompt: str) -> torch.Tensor:
-    joint = own.density(prompt).component_distribution.log_prob(own.x[own.members(prompt)][:, None])
-    modes = (joint + own.weights(prompt).log()).argmax(1)
-    return torch.nn.functional.one_hot(modes, 17).double()
 
 
 def test_resamples_of_clips_are_drawn_with_replacement_after_the_clips_themselves():

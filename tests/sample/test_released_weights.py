@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from distill_bench.config.resolve import load_run
 from distill_bench.networks.pipeline import load_transformer
 from distill_bench.sample.released_weights import check_released, load_released
 from distill_bench.teachers.folder import TeacherError
@@ -201,15 +202,9 @@ def test_an_exported_adapter_is_the_merged_export(make_run, tmp_path):
     merged = load_transformer(export(run, tmp_path / "merged")).state_dict()
     file = export(run, tmp_path / "lora", lora=True) / "pytorch_lora_weights.safetensors"
     assert len(load_file(file))
-    teacher = Path(load_teacher(run))
+    teacher = Path(load_run(run).teacher)
     state = load_released(file, teacher).state_dict()
     base = load_transformer(teacher).state_dict()
     for name, weight in merged.items():
         torch.testing.assert_close(state[name], weight, rtol=0, atol=1e-6)
     assert any(not torch.allclose(state[name], base[name], atol=1e-3) for name in state)
-
-
-def load_teacher(run: Path) -> str:
-    from distill_bench.config.resolve import load_run
-
-    return load_run(run).teacher

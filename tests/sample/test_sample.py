@@ -100,7 +100,7 @@ def test_controls_are_the_teachers_clips_changed(rows):
             "equalised",
             "jittered",
             "shuffled",
-        )  # fmt: skip
+        )
     )
     assert (stilled == frozen).all((1, 2, 3, 4)).sum() == 1, "a quarter"
     assert (stilled == teacher).all((1, 2, 3, 4)).sum() == 3
