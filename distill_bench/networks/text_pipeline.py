@@ -106,8 +106,9 @@ class TextPipeline:
             write_shard(folder, encoded, self.folder.name)
         return len(missing)
 
+    # quoted: diffusers imports its pipelines at the first use of the name, which takes seconds
     def _warn_of_truncation(
-        self, prompts: list[str], pipeline: diffusers.DiffusionPipeline
+        self, prompts: list[str], pipeline: "diffusers.DiffusionPipeline"
     ) -> None:
         limit = self.architecture.text_length(pipeline.tokenizer)
         longer = [
@@ -155,7 +156,7 @@ class TextPipeline:
         ]
         return embeddings_folder(store, self.folder, settings)
 
-    def text_encoder_pipeline(self) -> diffusers.DiffusionPipeline:
+    def text_encoder_pipeline(self) -> "diffusers.DiffusionPipeline":
         """diffusers' pipeline with only its tokenizer and text encoder.
 
         Raises:
@@ -171,7 +172,7 @@ class TextPipeline:
             tokenizer=tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None
         )
 
-    def _encoder(self, pipeline: diffusers.DiffusionPipeline) -> Callable[[str], Tensor]:
+    def _encoder(self, pipeline: "diffusers.DiffusionPipeline") -> Callable[[str], Tensor]:
         """A function from a prompt to its float32 embedding (L, D).
 
         The function takes one prompt, because in a batch rounding would depend on other prompts.

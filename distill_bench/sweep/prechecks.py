@@ -23,7 +23,6 @@ from distill_bench.evaluator import Clips
 from distill_bench.networks.pipeline import pipeline_of
 from distill_bench.noise import student_sigmas
 from distill_bench.registry import find_evaluator, usual_evaluators
-from distill_bench.report.results import COSTS
 from distill_bench.sample.references import folder_names
 from distill_bench.sample.released_weights import check_released
 from distill_bench.sample.sampler import protocol_clips
@@ -131,6 +130,8 @@ def check_contrast_scores(sweep: SweepConfig, config: RunConfig, clips: Clips) -
     """
     if not sweep.contrasts:
         return []
+    from distill_bench.report.results import COSTS  # pandas takes a second
+
     known, unstated = [cost.name for cost in COSTS], []
     for name in _evaluators(config):
         evaluator = find_evaluator(name)()
