@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ class CellLabel:
 
     text: str
     keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _ResolvedCell:
+    config: RunConfig  # with the default seed
+    preset: str | None  # resolved runs do not record it
+    label: CellLabel | None
 
 
 class PlateauConfig(StrictModel):
@@ -109,16 +117,28 @@ class SweepConfig(StrictModel):
         runs: dict[str, RunConfig] = {}
         # seeds outermost: a sweep that is stopped early has every row, with fewer seeds
         for seed in seeds:
-            for cell in self.cells():
-                config = resolve(apply_overrides(self.base, cell | {"seed": seed}))
+            for cell in self._resolved_cells:
+                config = _with_seed(cell.config, seed)
                 runs.setdefault(run_id(config), config)
         if not runs:
             raise ConfigError(
                 f"{self.name}: the grid is empty: every cell is excluded, or there are no seeds"
             )
         self._check_baseline(runs.values())
-        contrast_terms(self.contrasts, self._candidates(runs), self.name)
+        if self.contrasts:
+            contrast_terms(self.contrasts, self._candidates(runs), self.name)
         return list(runs.values())
+
+    @cached_property
+    def _resolved_cells(self) -> list[_ResolvedCell]:
+        """The cells, each resolved once for all its seeds; `model_copy` must not follow."""
+        cells = []
+        for cell, label in self._labelled_cells():
+            data = apply_overrides(self.base, cell)
+            method = data.get("method")
+            preset = method.get("preset") if isinstance(method, dict) else None
+            cells.append(_ResolvedCell(resolve(data), preset, label))
+        return cells
 
     def _candidates(self, runs: Mapping[str, RunConfig]) -> dict[str, Selectable]:
         """The runs, and their students sampled in further ways, as contrasts select them."""
@@ -184,18 +204,11 @@ class SweepConfig(StrictModel):
 
     def presets(self) -> dict[str, str]:
         """Group id -> preset of the group's cell; resolved runs do not record it."""
-        presets = {}
-        for cell in self.cells():
-            data = apply_overrides(self.base, cell)
-            method = data.get("method")
-            if isinstance(method, dict) and method.get("preset"):
-                presets[group_id(resolve(data))] = method["preset"]
-        return presets
+        return {group_id(cell.config): cell.preset for cell in self._resolved_cells if cell.preset}
 
     def labels(self) -> dict[str, CellLabel]:
         """Group id -> label of the group's cell, for cells with a `label`."""
-        cells = [(cell, label) for cell, label in self._labelled_cells() if label is not None]
-        return {group_id(resolve(apply_overrides(self.base, cell))): label for cell, label in cells}
+        return {group_id(cell.config): cell.label for cell in self._resolved_cells if cell.label}
 
     def axes(self, runs: Iterable[RunConfig]) -> dict[str, list[Any]]:
         """Dotted key -> its values among the runs, for every key that varies except the seed."""
@@ -229,6 +242,11 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
         check_condition(condition)
     check_contrasts(sweep.contrasts, str(path))
     return sweep
+
+
+def _with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """A resolved run with another seed; no other key depends on it."""
+    return validate(RunConfig, config.model_dump(mode="json") | {"seed": seed}, "run")
 
 
 def _with_preset(config: RunConfig, preset: str | None) -> dict[str, Any]:
