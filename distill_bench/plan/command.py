@@ -18,7 +18,6 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -28,10 +27,8 @@ from distill_bench.config.overrides import parse_override, run_value
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.plan.cost import passes, priced
+from distill_bench.plan.price import Device, price_table
 from distill_bench.teachers.folder import outlines
-
-if TYPE_CHECKING:
-    from distill_bench.plan.price import Device
 
 PRICED_ROLES = ("student", "fake_score", "teacher", "target")
 WIDTH = 200  # characters per line where the output is not a terminal
@@ -46,9 +43,6 @@ def main(argv: list[str] | None = None) -> int:
         with outlines():
             runs = {group_id(config): config for config in sweep.expand()}
             if options.hours:
-                # counts FLOPs by rehearsals, like memory
-                from distill_bench.plan.price import price_table
-
                 table = price_table(sweep, options.store, _device(options))
             elif options.memory:
                 # the rehearsals of memory import diffusers, which takes seconds
@@ -105,14 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(options: argparse.Namespace) -> "Device | None":
+def _device(options: argparse.Namespace) -> Device | None:
     """The device that `--tflops` and `--mfu` state; None without them.
 
     Raises:
         ValueError: if one of the two is missing or out of range.
     """
-    from distill_bench.plan.price import Device  # diffusers takes seconds to import
-
     if options.tflops is None and options.mfu is None:
         return None
     if options.tflops is None or options.mfu is None:

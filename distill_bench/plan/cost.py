@@ -53,7 +53,7 @@ def passes(config: RunConfig) -> Counts:
         batch_size=BATCH,
         ema=None,
     )
-    counts = _passes(reduced.model_dump_json(), *_blocks(config))
+    counts = _passes(reduced.model_dump_json(), *block_counts(config))
     return {role: dict(row) for role, row in counts.items()}
 
 
@@ -63,8 +63,25 @@ def priced(counts: Counts, sizes: Mapping[str, float]) -> float:
     return ledger.forward_equivalents()
 
 
-def _blocks(config: RunConfig) -> tuple[int, int]:
-    """Block counts of teacher and student, by which intermediate features are priced."""
+def step_flops(flops: Mapping[str, float], config: RunConfig) -> tuple[float, float]:
+    """FLOPs of one student update with its fake-score updates on the whole batch.
+
+    Args:
+        flops: of one forward per sample, by role.
+
+    Returns:
+        The FLOPs that the ledger counts, and the FLOPs recomputed by gradient checkpointing.
+    """
+    needed = recomputed = 0.0
+    for role, row in passes(config).items():
+        per_pass = flops[role] * config.batch_size
+        needed += sum(PASSES[kind] * count for kind, count in row.items()) * per_pass
+        recomputed += (row["input_backward"] + row["full_backward"]) * per_pass
+    return needed, recomputed if config.gradient_checkpointing else 0.0
+
+
+def block_counts(config: RunConfig) -> tuple[int, int]:
+    """Blocks of the teacher's and the student's network; (1, 1) if the teacher has no networks."""
     teacher = find_teacher(config.teacher)
     if not teacher.has_networks:
         return 1, 1

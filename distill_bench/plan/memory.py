@@ -9,15 +9,13 @@ import math
 import torch
 
 from distill_bench.config.schema import RunConfig
-from distill_bench.networks.ledger import PASSES
 from distill_bench.networks.ranks import ranks
-from distill_bench.plan.cost import passes
+from distill_bench.plan.cost import block_counts
 from distill_bench.plan.prediction import Prediction, extrapolate, sharded
 from distill_bench.plan.rehearsal import rehearsed
 from distill_bench.plan.sampling import sampling_peak
 from distill_bench.plan.too_large import too_large, too_large_to_sample
-from distill_bench.teachers.architecture import block_count
-from distill_bench.teachers.folder import TeacherError, teacher_folder
+from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.kinds import find_teacher
 
 
@@ -30,9 +28,7 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     Raises:
         TeacherError: if the teacher has no networks.
     """
-    teacher = find_teacher(config.teacher)
-    folder = teacher.folder
-    if not teacher.has_networks:
+    if not find_teacher(config.teacher).has_networks:
         raise TeacherError(
             f"teacher {config.teacher!r} has no networks: its memory cannot be predicted"
         )
@@ -44,8 +40,7 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         # every micro-batch after the second needs as much as the second
         batch_size = config.batch_size // config.accumulation * 2
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch_size})
-    student_folder = folder if config.student is None else teacher_folder(config.student)
-    blocks = (block_count(folder), block_count(student_folder))
+    blocks = block_counts(config)
     # All blocks have the same size, so every number is linear in the block count, at a fixed ratio
     # of teacher to student blocks.
     whole = math.gcd(*blocks)
@@ -58,20 +53,6 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
         high, _ = rehearsed(config, tuple(2 * few * n for n in ratio), processes)
         prediction = extrapolate(low, high, (whole - few) / few)
     return prediction if share == 1 else sharded(prediction, share, in_flight)
-
-
-def step_flops(prediction: Prediction, config: RunConfig) -> tuple[float, float]:
-    """FLOPs of one student update with its fake-score updates on the whole batch.
-
-    Returns:
-        The FLOPs that the ledger counts, and the FLOPs recomputed by gradient checkpointing.
-    """
-    needed = recomputed = 0.0
-    for role, row in passes(config).items():
-        per_pass = prediction.flops[role] * config.batch_size
-        needed += sum(PASSES[kind] * count for kind, count in row.items()) * per_pass
-        recomputed += (row["input_backward"] + row["full_backward"]) * per_pass
-    return needed, recomputed if config.gradient_checkpointing else 0.0
 
 
 def check_memory(config: RunConfig) -> None:

@@ -8,7 +8,8 @@ from distill_bench.config.identity import method_title
 from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
-from distill_bench.plan.memory import predicted, step_flops
+from distill_bench.plan.cost import step_flops
+from distill_bench.plan.memory import predicted
 from distill_bench.plan.prediction import Prediction
 from distill_bench.plan.sampling import sampling_peak
 
@@ -88,7 +89,7 @@ class Rehearsals:
 def _cells(config: RunConfig, rehearsals: Rehearsals) -> tuple[str, ...]:
     """The cells of a run, in the order of HEADINGS."""
     prediction = rehearsals.training(config)
-    needed, recomputed = step_flops(prediction, config)
+    needed, recomputed = step_flops(prediction.flops, config)
     weights = f"{_by_role(prediction.weights)} / {_gib(prediction.weights['teacher'])}"
     if prediction.held_back:
         weights += f" (host: {_gib(prediction.held_back)})"

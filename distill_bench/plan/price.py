@@ -20,9 +20,7 @@ from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import evaluated_updates
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
-from distill_bench.networks.ledger import PASSES
-from distill_bench.plan.cost import passes
-from distill_bench.plan.sampling import clip_flops
+from distill_bench.plan.cost import passes, step_flops
 from distill_bench.store.files import read_record
 from distill_bench.store.runs import read_result
 from distill_bench.teachers.folder import TeacherError
@@ -110,20 +108,17 @@ def stage_flops(config: RunConfig) -> dict[str, float]:
         raise TeacherError(
             f"teacher {config.teacher!r} has no networks: its runs have no price in FLOPs"
         )
+    # rehearses on fake tensors, for which it imports diffusers: that takes seconds
+    from distill_bench.plan.sampling import clip_flops
+
     clip, drawn = clip_flops(config), config.protocol
     sampled = config.nfe * clip.student + clip.decoding
     guided = clip.teacher * (1 if drawn.teacher_guidance == 1 else 2)
     # rows: teacher, teacher_other, teacher_few and untrained; the others need no network
     row = (2 * drawn.teacher_steps + config.nfe) * guided + 3 * clip.decoding + sampled
-    update = 0.0
-    for role, counts in passes(config).items():
-        weights = dict(PASSES)
-        if config.gradient_checkpointing:
-            weights |= {kind: weight + 1 for kind, weight in PASSES.items() if kind != "forward"}
-        forward = clip.teacher if role == "teacher" else clip.student
-        update += forward * sum(weights[kind] * count for kind, count in counts.items())
+    forwards = dict.fromkeys(passes(config), clip.student) | {"teacher": clip.teacher}
     return {
-        "train": update * config.batch_size * config.student_updates,
+        "train": sum(step_flops(forwards, config)) * config.student_updates,
         "sample": drawn.clips * len(evaluated_updates(config)) * sampled,
         "references": drawn.clips * row,
     }

@@ -9,12 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.pipeline import clips_per_batch
+from distill_bench.plan.cost import block_counts
 from distill_bench.plan.fake import fake_tensors
 from distill_bench.plan.live_bytes import LiveBytes, device_bytes, total_bytes
 from distill_bench.plan.outline import outline
 from distill_bench.sample.sampler import Latents, Sampler
-from distill_bench.teachers.architecture import block_count
-from distill_bench.teachers.folder import teacher_folder
 
 # Latent frames from which decoding is extrapolated: the first frame of a clip is decoded
 # differently from the others, and CogVideoX decodes two at a time.
@@ -73,10 +72,7 @@ def clip_flops(config: RunConfig) -> ClipFlops:
 
 def _clip_flops(config: RunConfig) -> ClipFlops:
     """Count FLOPs on fake tensors, those of the networks with few blocks."""
-    teacher_blocks, student_blocks = (
-        block_count(teacher_folder(name))
-        for name in (config.teacher, config.student or config.teacher)
-    )
+    teacher_blocks, student_blocks = block_counts(config)
     with fake_tensors():
         few, more = (
             Sampler(config, pipeline=outline(config, (blocks, blocks)), prompts=[""])

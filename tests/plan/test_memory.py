@@ -20,7 +20,8 @@ from distill_bench.networks.offload import Streamed
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.networks.text_pipeline import load_texts
 from distill_bench.plan import command, memory, outline, prediction, sampling
-from distill_bench.plan.memory import predicted, step_flops
+from distill_bench.plan.cost import step_flops
+from distill_bench.plan.memory import predicted
 from distill_bench.plan.too_large import gib, too_large, too_large_to_sample
 from distill_bench.registry import methods
 from distill_bench.sample.sampler import Sampler
@@ -260,9 +261,9 @@ def test_each_setting_saves_its_part_of_the_memory(small_wan):
         resolve(BASE | {"teacher": str(small_wan), "nfe": 1, "gradient_checkpointing": on})
         for on in (True, False)
     ]
-    needed, recomputed = step_flops(saving, configs[0])
+    needed, recomputed = step_flops(saving.flops, configs[0])
     assert recomputed > 0
-    assert step_flops(plain, configs[1]) == (needed, 0)
+    assert step_flops(plain.flops, configs[1]) == (needed, 0)
     adapted = at(adapter={"rank": 4})
     assert (
         adapted.held < 0.3 * plain.held

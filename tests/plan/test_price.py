@@ -10,7 +10,8 @@ from distill_bench.config.identity import cost_key
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import resolve
 from distill_bench.plan import command, price, sampling
-from distill_bench.plan.memory import predicted, step_flops
+from distill_bench.plan.cost import step_flops
+from distill_bench.plan.memory import predicted
 from distill_bench.sample.sampler import Sampler
 
 RUN = {"method": "dmd2", "student_updates": 10, "batch_size": 8, "nfe": 2, "trackers": []}
@@ -87,7 +88,7 @@ def test_flops_by_stage_are_those_of_the_networks_and_the_autoencoder():
     """Against the prediction of `--memory` for training, and counted passes for the clips."""
     config = resolve(RUN | {"protocol": {"clips": 6, "teacher_steps": 3}, "evaluations": 2})
     flops = price.stage_flops(config)
-    training = sum(step_flops(predicted(config), config))
+    training = sum(step_flops(predicted(config).flops, config))
     assert flops["train"] == pytest.approx(10 * training, rel=1e-9)
 
     sampler = Sampler(config, prompts=["a red circle moving left slowly"])
