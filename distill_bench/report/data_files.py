@@ -139,9 +139,7 @@ def _row_keys(
     rows = [
         {"method": run.method} | {key: value_at(run.config, key) for key in swept}
         for run in sweep.runs
-        if run.config
-        and has_values(run.config, wanted)
-        and not (as_trained and run.folder.parent.name == "samplings")
+        if run.config and has_values(run.config, wanted) and (run.as_trained or not as_trained)
     ]
     one_row = rows and all(row == rows[0] for row in rows)
     return rows[0] if one_row else dict(wanted)

@@ -67,8 +67,7 @@ def _candidates(sweep: StoredSweep, swept: Sequence[str]) -> dict[str, Selectabl
         if run.config:
             values = [value_at(run.config, key) for key in swept]
             row = json.dumps([run.method, *values], sort_keys=True, default=str)
-            as_trained = run.folder.parent.name != "samplings"
-            candidates[run.run_id] = Selectable(run.config, row, as_trained)
+            candidates[run.run_id] = Selectable(run.config, row, run.as_trained)
     return candidates
 
 

@@ -50,6 +50,11 @@ class StoredRun:
     provenance: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
 
+    @property
+    def as_trained(self) -> bool:
+        """False for a student that is sampled in a further way."""
+        return self.folder.parent.name != "samplings"
+
     def known(self, key: str) -> Any:
         """Look a key up in the result, then in the newest attempt, then in the config."""
         for place in (self.result, self.provenance, flat(self.config)):

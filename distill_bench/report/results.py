@@ -1,6 +1,7 @@
 """Load a study from the data files in `results/<name>`, as data frames."""
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -276,6 +277,14 @@ def load(results: str | Path) -> Results:
         },
     )
     return Results(folder, manifest, runs, checkpoints, training, rows, clip_scores)
+
+
+def load_data_files(files: Mapping[str, str]) -> Results:
+    """Load results from the texts of data files, to check them before writing any file."""
+    with tempfile.TemporaryDirectory() as draft:
+        for name, text in files.items():
+            (Path(draft) / name).write_bytes(text.encode())
+        return load(Path(draft))
 
 
 def _known(folder: Path) -> str:

@@ -107,32 +107,35 @@ class Row:
         Seeds without a checkpoint on either side of the cost are left out.
         """
         scores = {}
-        for run_id, seed in zip(self.scored["run_id"], self.scored["seed"], strict=True):
-            points = self._points.get(run_id)
-            if points is None or column not in points:
-                continue
-            known = np.isfinite(points[COST]) & np.isfinite(points[column])
-            costs = points[COST].to_numpy()[known]
-            values = points[column].to_numpy()[known]
-            if len(costs) and costs[0] <= cost * (1 + 1e-6) and costs[-1] >= cost * (1 - 1e-6):
+        for seed, (costs, values) in self.curves(column, COST).items():
+            if costs[0] <= cost * (1 + 1e-6) and costs[-1] >= cost * (1 - 1e-6):
                 scores[seed] = float(np.interp(cost, costs, values))
         return scores
 
-    def curves(self, column: str) -> dict[Hashable, tuple[np.ndarray, np.ndarray]]:
-        """Training seed -> evaluated student updates, ascending, and finite scores at them."""
+    def curves(
+        self, column: str, clock: str = "student_updates"
+    ) -> dict[Hashable, tuple[np.ndarray, np.ndarray]]:
+        """Training seed -> values of a clock, ascending, and finite scores at them."""
         curves = {}
         for run_id, seed in zip(self.scored["run_id"], self.scored["seed"], strict=True):
-            points = self._points.get(run_id)
-            if points is not None and column in points:
-                known = points[np.isfinite(points[column])].sort_values("student_updates")
-                if len(known):
-                    curves[seed] = (known["student_updates"].to_numpy(), known[column].to_numpy())
+            points = self._points.get(run_id, {})
+            if column in points:
+                known = np.isfinite(points[clock]) & np.isfinite(points[column])
+                if known.any():
+                    curves[seed] = (points[clock][known], points[column][known])
         return curves
 
     @cached_property
-    def _points(self) -> dict[str, pd.DataFrame]:
-        """Run id -> its checkpoints."""
-        return dict(list(self.checkpoints.groupby("run_id", sort=False)))
+    def _points(self) -> dict[str, dict[str, np.ndarray]]:
+        """Run id -> column -> values at its checkpoints, in ascending student updates."""
+        return {
+            run_id: {
+                name: values.to_numpy()
+                for name, values in points.sort_values("student_updates").items()
+                if name != "run_id"
+            }
+            for run_id, points in self.checkpoints.groupby("run_id", sort=False)
+        }
 
     def matches(self, keys: Mapping[str, Any]) -> bool:
         """Return True if the row has these keys and values, see `is_value`."""

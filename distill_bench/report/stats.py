@@ -160,12 +160,24 @@ def paired(a: Mapping[Hashable, np.ndarray], b: Mapping[Hashable, np.ndarray]) -
     Raises:
         ValueError: if there is no common seed.
     """
-    common = [seed for seed in a if seed in b]
-    if not common:
+    values = weighted_sum([1.0, -1.0], [a, b])
+    if not len(values):
         raise ValueError(f"no seed in common: {sorted(map(str, a))} and {sorted(map(str, b))}")
-    if len({len(values) for row in (a, b) for values in row.values()}) == 1:
-        return np.stack([a[seed] - b[seed] for seed in common])
-    return np.array([[np.mean(a[seed]) - np.mean(b[seed])] for seed in common])
+    return values
+
+
+def weighted_sum(
+    weights: Sequence[float], rows: Sequence[Mapping[Hashable, np.ndarray]]
+) -> np.ndarray:
+    """Return the weighted sum of rows over their common seeds, (seeds, clips).
+
+    If the rows differ in their number of clips, the means over clips are added, (seeds, 1).
+    """
+    common = [seed for seed in rows[0] if all(seed in row for row in rows)]
+    if len({len(values) for row in rows for values in row.values()}) > 1:
+        rows = [{seed: row[seed].mean(keepdims=True) for seed in common} for row in rows]
+    terms = list(zip(weights, rows, strict=True))
+    return np.array([sum(weight * row[seed] for weight, row in terms) for seed in common])
 
 
 def losses(values: Mapping[Hashable, np.ndarray], better: str) -> dict[Hashable, np.ndarray]:

@@ -1,7 +1,6 @@
 """Write results/<sweep>: data files from the store, then tables, figures and the page."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
@@ -11,7 +10,7 @@ from distill_bench.report.data_files import data_files
 from distill_bench.report.digests import digests
 from distill_bench.report.page.html import render_page
 from distill_bench.report.read_store import StoreReadError, read_sweep
-from distill_bench.report.results import Results, ResultsError, load
+from distill_bench.report.results import ResultsError, load_data_files
 from distill_bench.report.tables.files import table_files
 from distill_bench.store.files import write_bytes
 
@@ -66,11 +65,3 @@ def report(
     write_bytes(page, render_page(results, stored, folder).encode())
     write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())
     return page
-
-
-def load_data_files(files: Mapping[str, str]) -> Results:
-    """Load results from the texts of data files, to check them before writing any file."""
-    with tempfile.TemporaryDirectory() as draft:
-        for name, text in files.items():
-            (Path(draft) / name).write_bytes(text.encode())
-        return load(Path(draft))

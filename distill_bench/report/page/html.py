@@ -19,7 +19,6 @@ from distill_bench.report.rows import Row
 from distill_bench.report.stats import Interval
 from distill_bench.report.tables import scores as tables
 from distill_bench.report.tables.contrasts import (
-    LATER,
     contrast_cells,
     contrast_heads,
     contrasts_caption,
@@ -127,7 +126,7 @@ def _contrast_lines(results: Results) -> tuple[list[str], list[ContrastLine]] | 
         ContrastLine(
             contrast_cells(one),
             sides(results, one.contrast),
-            one.contrast["declared"] in LATER,
+            one.later,
             one.clear,
             _bar(one.interval, scales[one.column]),
         )

@@ -9,11 +9,11 @@ import numpy as np
 
 from distill_bench.report.declarations import ADDED, CHANGED, FIRST, UNKNOWN
 from distill_bench.report.results import COSTS, Column, Results
-from distill_bench.report.rows import COST, Row
-from distill_bench.report.stats import CONFIDENCE, Interval, crossed_interval, holm
-from distill_bench.report.tables.scores import Cell, show_interval, show_p
+from distill_bench.report.rows import Row
+from distill_bench.report.stats import CONFIDENCE, Interval, crossed_interval, holm, weighted_sum
+from distill_bench.report.tables.differences import scores_at
+from distill_bench.report.tables.scores import Cell, budget, show_interval, show_p
 
-LATER = (ADDED, CHANGED)
 NOTES = {FIRST: "", ADDED: "added later", CHANGED: "changed later", UNKNOWN: "unknown"}
 
 
@@ -41,6 +41,11 @@ class Estimate:
         return self.p_holm < 1 - CONFIDENCE
 
     @property
+    def later(self) -> bool:
+        """True if the contrast was added or changed after the first run."""
+        return self.contrast["declared"] in (ADDED, CHANGED)
+
+    @property
     def seeds(self) -> int:
         return self.interval.n if self.interval else 0
 
@@ -57,56 +62,40 @@ def estimates(results: Results) -> list[Estimate]:
         for contrast in results.contrasts
         for name in contrast["scores"]
     ]
-    later = [estimate.contrast["declared"] in LATER for estimate in drafts]
-    everything = holm([estimate.p for estimate in drafts])
-    first = iter(holm([e.p for e, is_later in zip(drafts, later, strict=True) if not is_later]))
-    tested = [isfinite(estimate.p) for estimate in drafts]
-    counts = {
-        True: sum(tested),
-        False: sum(t and not is_later for t, is_later in zip(tested, later, strict=True)),
-    }
+    first = iter(_corrected([estimate for estimate in drafts if not estimate.later]))
+    return [estimate if estimate.later else next(first) for estimate in _corrected(drafts)]
+
+
+def _corrected(family: Sequence[Estimate]) -> list[Estimate]:
+    """The estimates with Holm's correction over them."""
+    p_values = [estimate.p for estimate in family]
+    count = sum(map(isfinite, p_values))
     return [
-        replace(estimate, p_holm=p if is_later else next(first), comparisons=counts[is_later])
-        for estimate, p, is_later in zip(drafts, everything, later, strict=True)
+        replace(estimate, p_holm=p, comparisons=count)
+        for estimate, p in zip(family, holm(p_values), strict=True)
     ]
 
 
 def _estimate(results: Results, contrast: Mapping[str, Any], column: Column) -> Estimate:
-    terms = [(term["weight"], _row_of(results, term["runs"])) for term in contrast["terms"]]
-    seeds = [_seeds(results, term["runs"]) for term in contrast["terms"]]
-    cost = shared_cost(results, contrast) if contrast["at"] == "equal_cost" else None
-    scores = []
-    for (_, row), wanted in zip(terms, seeds, strict=True):
-        by_seed = _scores(row, column, cost) if contrast["at"] == "end" or cost else {}
-        scores.append({seed: values for seed, values in by_seed.items() if seed in wanted})
-    expected = len(set.intersection(*seeds))
-    common = [seed for seed in scores[0] if all(seed in of_row for of_row in scores)]
+    terms = contrast["terms"]
+    rows = [_row_of(results, term["runs"]) for term in terms]
+    seeds = [_seeds(results, term["runs"]) for term in terms]
+    expected = set.intersection(*seeds)
+    at_end = contrast["at"] == "end"
+    cost = None if at_end else budget(results, rows)
+    scores = [scores_at(row, column, cost) if at_end or cost else {} for row in rows]
+    common = [s for s in scores[0] if s in expected and all(s in of_row for of_row in scores)]
     if not common:
-        return Estimate(contrast, column, None, expected, nan, 0.0, nan)
-    lengths = {len(of_row[seed]) for of_row in scores for seed in common}
-    whole = len(lengths) == 1
-    values = np.array(
-        [
-            sum(
-                weight * (of_row[seed] if whole else of_row[seed].mean(keepdims=True))
-                for (weight, _), of_row in zip(terms, scores, strict=True)
-            )
-            for seed in common
-        ]
-    )
-    interval = crossed_interval(values, clusters=results.clusters(lengths) if whole else None)
+        return Estimate(contrast, column, None, len(expected), nan, 0.0, nan)
+    scores = [{seed: of_row[seed] for seed in common} for of_row in scores]
+    values = weighted_sum([term["weight"] for term in terms], scores)
+    lengths = {len(clips) for of_row in scores for clips in of_row.values()}
+    interval = crossed_interval(values, clusters=results.clusters(lengths))
     sd = float(values.mean(1).std(ddof=1)) if len(common) > 1 else nan
     clip_variance = interval.error**2 - sd**2 / len(common) if values.shape[1] > 1 else 0.0
     clip_error = max(0.0, clip_variance) ** 0.5 if isfinite(clip_variance) else 0.0
     level = float(np.mean([of_row[seed].mean() for of_row in scores for seed in common]))
-    return Estimate(contrast, column, interval, expected, sd, clip_error, level)
-
-
-def _scores(row: Row, column: Column, cost: float | None) -> Mapping[Hashable, np.ndarray]:
-    """Scores per seed at the end of training, or at a training cost."""
-    if cost is None:
-        return row.by_seed(column.name)
-    return {s: np.array([value]) for s, value in row.at_cost(column.name, cost).items()}
+    return Estimate(contrast, column, interval, len(expected), sd, clip_error, level)
 
 
 def _row_of(results: Results, runs: Sequence[str]) -> Row:
@@ -115,18 +104,6 @@ def _row_of(results: Results, runs: Sequence[str]) -> Row:
 
 def _seeds(results: Results, runs: Sequence[str]) -> set[Hashable]:
     return set(results.runs.loc[results.runs["run_id"].isin(runs), "seed"])
-
-
-def shared_cost(results: Results, contrast: Mapping[str, Any]) -> float | None:
-    """Training cost of a contrast at equal cost; None if no run is finished.
-
-    The requested cost, else the largest that all its finished runs reach.
-    """
-    if results.manifest["budget"] is not None:
-        return results.manifest["budget"]
-    rows = [_row_of(results, term["runs"]) for term in contrast["terms"]]
-    costs = [row.scored[COST].min() for row in rows]
-    return float(min(costs)) if costs and all(isfinite(cost) for cost in costs) else None
 
 
 def sides(results: Results, contrast: Mapping[str, Any]) -> str:

@@ -55,14 +55,17 @@ def differences(
     Args:
         cost: compare at this training cost, forward equivalents; None: at the end of training.
     """
-    scores: dict[Row, Scores] = {}
-    for row in dict.fromkeys(row for pair in pairs for row in pair):
-        if cost is None:
-            scores[row] = row.by_seed(column.name)
-        else:  # no clips between checkpoints: one value per seed
-            values = row.at_cost(column.name, cost)
-            scores[row] = {seed: np.array([value]) for seed, value in values.items()}
+    rows = dict.fromkeys(row for pair in pairs for row in pair)
+    scores = {row: scores_at(row, column, cost) for row in rows}
     return [_difference(results, column, a, b, scores[a], scores[b]) for a, b in pairs]
+
+
+def scores_at(row: Row, column: Column, cost: float | None) -> Scores:
+    """Scores of a row at the end of training (cost: None), or at a training cost."""
+    if cost is None:
+        return row.by_seed(column.name)
+    # no clips between checkpoints: one value per seed
+    return {seed: np.array([value]) for seed, value in row.at_cost(column.name, cost).items()}
 
 
 def _difference(

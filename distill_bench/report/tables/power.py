@@ -24,10 +24,9 @@ from distill_bench.config.sweep_file import load_sweep
 from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.data_files import data_files
 from distill_bench.report.read_store import StoreReadError, read_sweep
-from distill_bench.report.results import Results
+from distill_bench.report.results import Results, load_data_files
 from distill_bench.report.stats import CONFIDENCE, MOST_SEEDS, POWER, power
 from distill_bench.report.tables.contrasts import Estimate, estimates
-from distill_bench.report.write import load_data_files
 
 FEWEST = 3  # pilot seeds, below which a standard deviation says next to nothing
 CAUTION = 0.8  # confidence of the upper limit of the pilot's standard deviation

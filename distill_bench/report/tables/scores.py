@@ -8,11 +8,11 @@ import numpy as np
 
 from distill_bench.report.labels import key_title, show_value, symbols
 from distill_bench.report.results import COSTS, Column, Results
-from distill_bench.report.rows import COST, SCORED, Row
+from distill_bench.report.rows import COST, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
 from distill_bench.report.tables.differences import Difference, against_baseline, comparisons
 from distill_bench.report.tables.plateau import plateau, plateau_caption
-from distill_bench.sample.reference_kinds import ELSEWHERE, STUDENT
+from distill_bench.sample.reference_kinds import ELSEWHERE
 
 CAPTION = (
     "Mean ± half of the 95 % interval. Intervals are a bootstrap over training seeds and clips if "
@@ -130,17 +130,18 @@ def show_interval(interval: Interval | None, separator: str = " ± ", sign: str 
 # --- at equal cost ---
 
 
-def budget(results: Results) -> float | None:
-    """Training cost of the equal-cost table in forward equivalents.
+def budget(results: Results, rows: Sequence[Row] | None = None) -> float | None:
+    """Training cost at which rows are compared, in forward equivalents.
 
     The requested cost, else the largest that every finished run reaches, if any run is finished.
+
+    Args:
+        rows: the compared rows; None: all students.
     """
     if results.manifest["budget"] is not None:
         return results.manifest["budget"]
-    runs = results.runs
-    finished = runs[(runs["role"] == STUDENT) & runs["status"].isin(SCORED)]
-    cost = float(finished[COST].min())
-    return cost if isfinite(cost) else None
+    costs = [float(row.scored[COST].min()) for row in rows or results.students]
+    return min(filter(isfinite, costs), default=None)
 
 
 def equal_cost(results: Results) -> Table:
