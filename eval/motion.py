@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_bench.domain import controls, shapes
 from distill_bench.evaluate.cache import batched, cached
@@ -293,28 +293,40 @@ class Speeds(NamedTuple):
 
 
 def clip_speeds(clips: Clips, method: str, flow: Flow) -> Speeds:
-    """`speeds` of clips, cached; ranks share the work."""
-
-    def rows(frames: Tensor) -> Tensor:
-        top, mean, by_pair = speeds(frames.numpy(), flow)
-        return torch.from_numpy(np.column_stack([top, mean, by_pair]))
-
+    """`speeds` of clips, cached."""
     key = f"optical-flow-{method}-v{Motion.version}-by-clip"
-    table = cached(key, clips, lambda: batched(rows, clips.frames, method)).double().numpy()
-    return Speeds(table[:, 0], table[:, 1], table[:, 2:])
+    return _columns(cached(key, clips, lambda: batched(ClipSpeeds(flow), clips.frames, method)))
 
 
 def speeds(frames: np.ndarray, flow: Flow) -> Speeds:
-    """Speeds of clips, uint8 (N, T, 3, H, W), averaged over windows of up to 8 frames."""
-    top, mean, by_pair = [], [], []
-    for clip in frames:
-        steps = flow(clip)
-        windows = math.ceil(len(steps) / (WINDOW - 1))
-        net = torch.stack([net_speed(x, clip.shape[2:]) for x in steps.tensor_split(windows)])
-        top.append(fastest(net).mean().item())
-        mean.append(net.mean().item())
-        by_pair.append(fastest(steps.norm(dim=1)).numpy())
-    return Speeds(np.array(top), np.array(mean), np.array(by_pair))
+    """Speeds of clips, uint8 (N, T, 3, H, W); ranks share the work."""
+    return _columns(batched(ClipSpeeds(flow), frames, "optical flow"))
+
+
+def _columns(table: Tensor) -> Speeds:
+    columns = table.double().numpy()
+    return Speeds(columns[:, 0], columns[:, 1], columns[:, 2:])
+
+
+class ClipSpeeds(nn.Module):
+    """Speeds of clips by optical flow, averaged over windows of up to 8 frames.
+
+    uint8 (B, T, 3, H, W) -> (B, 2 + T - 1): the columns of `Speeds` side by side.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, frames: Tensor) -> Tensor:
+        rows = []
+        for clip in frames:
+            steps = self.flow(clip)
+            windows = math.ceil(len(steps) / (WINDOW - 1))
+            net = torch.stack([net_speed(x, clip.shape[2:]) for x in steps.tensor_split(windows)])
+            means = torch.stack([fastest(net).mean(), net.mean()])
+            rows.append(torch.cat([means, fastest(steps.norm(dim=1))]))
+        return torch.stack(rows)
 
 
 def fastest(speed: Tensor) -> Tensor:
@@ -325,11 +337,11 @@ def fastest(speed: Tensor) -> Tensor:
 
 def noise_floor(clips: Clips, flow: Flow, most: int = 16) -> float:
     """Motion measured on the first `most` clips, frozen and with noise added; the truth is 0."""
-    readings = []
-    for index, clip in enumerate(clips.frames[:most]):
-        still = controls.noisy(controls.frozen(clip[None, :WINDOW]), index, NOISE)
-        readings.append(speeds(still, flow).top[0])
-    return float(np.mean(readings))
+    still = [
+        controls.noisy(controls.frozen(clip[None, :WINDOW]), index, NOISE)
+        for index, clip in enumerate(clips.frames[:most])
+    ]
+    return float(np.mean(speeds(np.concatenate(still), flow).top))
 
 
 def dynamic_degree(clips: Clips, by_pair: np.ndarray, flow: Flow) -> np.ndarray | None:

@@ -21,7 +21,7 @@ def protocol(config: RunConfig) -> dict[str, Any]:
         listed = b"" if is_outline(folder) else (folder / "prompts.txt").read_bytes()
         prompts = hashlib.sha256(listed).hexdigest()[:8]
     return {
-        **config.protocol.model_dump(mode="json", exclude={"evaluators"}),
+        **config.protocol.model_dump(mode="json", exclude={"evaluators", "device"}),
         "teacher": config.teacher_hash,
         "prompts": prompts,
         "sampler": "euler",

@@ -63,6 +63,8 @@ class ProtocolConfig(StrictModel):
     """Frames per second; if omitted, the teacher's own if known."""
     evaluators: tuple[str, ...] | None = key(None, in_id=False)
     """Names of evaluators; null: all that apply."""
+    device: Literal["cpu", "cuda"] | None = key(None, in_id=False)
+    """Device of the evaluators' networks; null: the GPU of the process, or cpu without one."""
 
 
 class AdapterConfig(StrictModel):

@@ -74,6 +74,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: metrics.jsonl in the folder"
     )
+    parser.add_argument(
+        "--device",
+        help="device of the networks: cpu, cuda or cuda:N; default: the GPU of this process, or "
+        "the processor without a GPU",
+    )
     options = parser.parse_args(argv)
     if ranks().world == 1:
         return _score(parser, options)
@@ -92,7 +97,15 @@ def _score(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         names = _names(options.evaluators)
         settings = _settings(options.set, names or usual_evaluators())
         references = references_of(options.reference)
-        lines = evaluate(options.folder, references, names, options.protocol, options.out, settings)
+        lines = evaluate(
+            options.folder,
+            references,
+            names,
+            options.protocol,
+            options.out,
+            settings,
+            options.device,
+        )
         without_score = set(names or ()) - {line["metric"] for line in lines}
         if without_score:
             raise ValueError(f"{min(without_score)} {NEEDS}")

@@ -1,8 +1,12 @@
-"""Run networks over clips, in batches shared by all ranks, and cache their outputs."""
+"""Run networks over clips, in batches shared by all ranks, and cache their outputs.
+
+Clips stay where they are, in memory or on disk; only a batch of them is on the device.
+"""
 
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +18,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from distill_bench.evaluate.device import (
+    ON_PROCESSOR,
+    FittingBatches,
+    devices_used,
+    note_devices,
+    peak_bytes,
+    placed,
+)
 from distill_bench.evaluator import Clips
 from distill_bench.networks.ranks import gather, group_ranks, on_first_rank
+from distill_bench.store.durations import duration
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import write_bytes
 
 # fixed, so that no bit of a feature depends on the machine or the number of ranks
 BATCH = 32  # clips per forward pass
 VALUES = 2**26  # pixel values per forward pass, which bounds the batch for large clips
+
+LONG = 10.0  # seconds from which the duration of a pass over clips is announced
 
 CACHE_VERSION = 2  # raise it when features change for a reason that is not part of the cache key
 
@@ -41,20 +56,37 @@ def refuse_training_clips(seen: frozenset[int], clips: Clips, name: str, consequ
 def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> Tensor:
     """Apply `net` to clips (N, T, 3, H, W) in fixed batches; every rank gets all N rows.
 
+    An `nn.Module` runs on the device of `evaluate.device`, any other function on the processor. If
+    the passes take long, their time and memory are printed after the first one.
     Collective under torch.distributed: each rank runs a share of the batches.
 
     Raises:
-        ValueError: if the network fails, or does not return one row per clip.
+        ValueError: if the network fails, or does not return one row per clip, or if one clip does
+            not fit into the memory of the device.
     """
     here = group_ranks()
     size = max(1, min(BATCH, VALUES // frames[0].size))
     starts = range(0, len(frames), size)
+    own = starts[here.rank :: here.world]
     share: dict[int, Tensor] = {}
-    console = Console(file=sys.stderr, quiet=not sys.stderr.isatty() or not here.first)
-    with torch.no_grad():
-        for start in track(starts[here.rank :: here.world], name, console=console, transient=True):
-            batch = torch.from_numpy(frames[start : start + size])
-            share[start] = _rows(net, batch, name)
+    console = Console(file=sys.stderr, quiet=not here.first)
+    progress = track(own, name, console=console, transient=True, disable=not sys.stderr.isatty())
+    with placed(net, name) as device, torch.no_grad():
+        fitting = FittingBatches(name, size)
+        timed = 0 if device.type == "cpu" else 1  # the first pass on a GPU loads its kernels
+        for index, start in enumerate(progress):
+            began = time.perf_counter()
+            batch = torch.from_numpy(np.ascontiguousarray(frames[start : start + size]))
+            share[start] = fitting(lambda part: _rows(net, part.to(device), name), batch)
+            seconds = (time.perf_counter() - began) * len(own)
+            if index == timed and seconds > LONG:
+                memory = f"{peak_bytes(device) / 1e9:.1f} GB"
+                console.print(
+                    f"{name}: {len(frames)} clips, about {duration(seconds)} on {device}, {memory}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
     rows = {start: part for part_of_rank in gather(share) for start, part in part_of_rank.items()}
     return torch.cat([rows[start] for start in starts])
 
@@ -64,6 +96,13 @@ def _rows(net: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
     failures = ArithmeticError, AssertionError, AttributeError, LookupError, TypeError
     try:
         rows = net(batch).float().cpu()
+    except RuntimeError as error:
+        if "same device" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} mixes tensors of {batch.device} and the processor: register its constants as "
+            f"buffers, or {ON_PROCESSOR} ({first_line(error)})"
+        ) from error
     except failures as error:
         raise ValueError(
             f"{name} fails on these clips: {type(error).__name__}: {first_line(error)}"
@@ -86,12 +125,15 @@ def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
     identity = {"key": key, "frames": clips.digest, "cache_version": str(CACHE_VERSION)}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = None if clips.cache is None else clips.cache / f"{name}.safetensors"
-    features = on_first_rank(lambda: None if path is None else _read(path, identity))
-    if features is not None:
+    stored = on_first_rank(lambda: None if path is None else _read(path, identity))
+    if stored is not None:
+        features, device = stored
+        note_devices({device})
         return features
-    features = make().contiguous()
+    with devices_used() as used:
+        features = make().contiguous()
     if path is not None and group_ranks().first:
-        metadata = identity | {"sha256": _digest(features)}
+        metadata = identity | {"sha256": _digest(features), "device": " + ".join(sorted(used))}
         try:
             write_bytes(path, save({"features": features}, metadata))
         except OSError as error:  # the folder may be read-only
@@ -99,8 +141,8 @@ def cached(key: str, clips: Clips, make: Callable[[], Tensor]) -> Tensor:
     return features
 
 
-def _read(path: Path, identity: dict[str, str]) -> Tensor | None:
-    """Features of a cache file; None if it is missing or damaged."""
+def _read(path: Path, identity: dict[str, str]) -> tuple[Tensor, str] | None:
+    """Features of a cache file and the device that made them; None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
@@ -109,12 +151,12 @@ def _read(path: Path, identity: dict[str, str]) -> Tensor | None:
             features = file.get_tensor("features")
     except SafetensorError:
         return None
-    digest = metadata.pop("sha256", "")
+    digest, device = metadata.pop("sha256", ""), metadata.pop("device", "cpu")
     if metadata != identity:
         raise ValueError(
             f"the cache {path} was made from other clips or another network; delete it"
         )
-    return features if digest == _digest(features) else None
+    return (features, device) if digest == _digest(features) else None
 
 
 def _digest(features: Tensor) -> str:

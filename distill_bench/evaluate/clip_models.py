@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
+from distill_bench.evaluate.device import FittingBatches, Preprocessed, placed
 from distill_bench.evaluator import Clips
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import sha256
+
+CAPTIONS = 1024  # per forward pass
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class ClipModel:
     """Frozen CLIP of single frames or, if `whole`, of whole clips; embeddings are unit vectors."""
 
     id: str
-    embed: Callable[[Tensor], Tensor]  # uint8 (B, 3, H, W), or (B, T, 3, H, W) if whole -> (B, d)
-    embed_text: Callable[[Tensor], Tensor]  # tokens (B, L) -> (B, d)
+    embed: nn.Module  # uint8 (B, 3, H, W), or (B, T, 3, H, W) if whole -> (B, d)
+    embed_text: nn.Module  # tokens (B, L) -> (B, d)
     tokenize: Callable[[list[str]], Tensor]  # -> (B, L)
     whole: bool = False
     seen: frozenset[int] = frozenset()  # digests of its training clips
@@ -45,10 +48,13 @@ class ClipModel:
         """
         refuse_training_clips(self.seen, clips, self.id, "their scores mean nothing")
         captions, own = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
-        with torch.no_grad():
-            text = self.embed_text(captions).float()
+        with placed(self.embed_text, self.id) as device, torch.no_grad():
+            text = FittingBatches(self.id, CAPTIONS)(
+                lambda tokens: self.embed_text(tokens.to(device)).float().cpu(), captions
+            )
+        by_frame = self.embed if self.whole else Preprocessed(embedded_frames, self.embed)
         key = f"{self.id}-embedding"
-        image = cached(key, clips, lambda: batched(self._embedded, clips.frames, self.id))
+        image = cached(key, clips, lambda: batched(by_frame, clips.frames, self.id))
         cosines = 100 * (image @ text.T)
         if not self.whole:
             cosines = cosines.mean(1)
@@ -63,10 +69,10 @@ class ClipModel:
         kind_of_caption = torch.zeros(int(own.max()) + 1, dtype=torch.long).scatter(0, own, kind)
         return kind[:, None] == kind_of_caption
 
-    def _embedded(self, frames: Tensor) -> Tensor:
-        if self.whole:
-            return self.embed(frames)
-        return self.embed(frames.flatten(0, 1)).reshape(*frames.shape[:2], -1)
+
+def embedded_frames(embed: nn.Module, frames: Tensor) -> Tensor:
+    """Embeddings (B, T, d) of every frame of clips (B, T, 3, H, W)."""
+    return embed(frames.flatten(0, 1)).reshape(*frames.shape[:2], -1)
 
 
 @cache
@@ -85,14 +91,14 @@ def indomain_clip(whole: bool) -> ClipModel:
 
     model, digest, seen = encoders.load_encoder(make(), name)
 
-    def embed(images: Tensor) -> Tensor:
+    def embed(model: nn.Module, images: Tensor) -> Tensor:
         x = encoders.scaled(images)
         return model.encode_image(x.transpose(1, 2) if whole else x, normalize=True)
 
     return ClipModel(
         f"{name}#{digest[:8]}",
-        embed,
-        lambda tokens: model.encode_text(tokens, normalize=True),
+        Preprocessed(embed, model),
+        Preprocessed(embed_text, model),
         lambda prompts: encoders.tokenize(prompts, words),
         whole,
         seen,
@@ -120,19 +126,24 @@ def open_clip_model(spec: str) -> ClipModel:
         logging.disable(logging.NOTSET)
     model.eval().requires_grad_(False)
 
-    def embed(frames: Tensor) -> Tensor:
+    def embed(model: nn.Module, frames: Tensor) -> Tensor:
         from torchvision.transforms.functional import to_pil_image  # slow to import
 
-        images = torch.stack([preprocess(to_pil_image(frame)) for frame in frames])
-        return model.encode_image(images, normalize=True)
+        images = torch.stack([preprocess(to_pil_image(frame)) for frame in frames.cpu()])
+        return model.encode_image(images.to(frames.device), normalize=True)
 
     label = Path(weights).name if name == "local-dir" else f"{name}-{Path(weights).stem}"
     return ClipModel(
         f"open_clip-{label}#{digest[:8]}",
-        embed,
-        lambda tokens: model.encode_text(tokens, normalize=True),
+        Preprocessed(embed, model),
+        Preprocessed(embed_text, model),
         tokenizer,
     )
+
+
+def embed_text(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Unit vectors (B, d) of tokens (B, L)."""
+    return model.encode_text(tokens, normalize=True)
 
 
 def _load_folder(name: str, weights: str) -> tuple[nn.Module, Callable, Callable, str]:

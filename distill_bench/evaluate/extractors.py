@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
+from distill_bench.evaluate.device import Preprocessed, out_of_memory
 from distill_bench.evaluator import Clips
 from distill_bench.registry import load_file
 from distill_bench.store.failures import first_line
@@ -36,7 +37,9 @@ class Extractor:
     version: int  # of the preprocessing
     sha256: str  # of the weights
     dim: int
-    net: Callable[[Tensor], Tensor]  # uint8 (B, T, 3, H, W) -> (B, dim)
+    # uint8 (B, T, 3, H, W) -> (B, dim). An nn.Module and its input are moved to the device of the
+    # evaluation, so its constants are buffers; any other function runs on the processor.
+    net: Callable[[Tensor], Tensor]
     preprocessing: str  # in words
     min_frames: int = 2
     max_frames: int | None = None
@@ -136,12 +139,16 @@ def classifier(path: str = "") -> Extractor:
     net, digest, seen = encoders.load_encoder(
         encoders.Classifier(), encoders.CLASSIFIER, Path(path or encoders.FOLDER)
     )
+
+    def features(net: encoders.Classifier, frames: Tensor) -> Tensor:
+        return net.standard_features(encoders.scaled(frames).transpose(1, 2))
+
     return Extractor(
         encoders.CLASSIFIER,
         1,
         digest,
         encoders.DIM,
-        lambda frames: net.standard_features(encoders.scaled(frames).transpose(1, 2)),
+        Preprocessed(features, net),
         "to [-1, 1]",
         max_frames=shapes.FRAMES,
         min_frames=shapes.FRAMES,
@@ -164,7 +171,7 @@ def random_r2p1(path: str = "") -> Extractor:
         net = encoders.R2P1(64, lambda width: nn.GroupNorm(8, width)).eval().requires_grad_(False)
     weights = b"".join(v.numpy().tobytes() for v in net.state_dict().values())
 
-    def features(frames: Tensor) -> Tensor:
+    def features(net: nn.Module, frames: Tensor) -> Tensor:
         x = encoders.scaled(frames).flatten(0, 1)
         shorter = min(x.shape[-2:])
         if shorter > 64:
@@ -177,7 +184,7 @@ def random_r2p1(path: str = "") -> Extractor:
         1,
         hashlib.sha256(weights).hexdigest(),
         64,
-        features,
+        Preprocessed(features, net),
         "to [-1, 1]; shorter side to 64 at most, bilinear, antialiased",
     )
 
@@ -203,11 +210,13 @@ def i3d(path: str) -> Extractor:
     except RuntimeError as error:
         raise ValueError(f"{file} is not a TorchScript file: {first_line(error)}") from error
 
-    def features(frames: Tensor) -> Tensor:
+    def features(net: nn.Module, frames: Tensor) -> Tensor:
         try:
             with torch.jit.fuser("none"):
                 logits = net(i3d_input(frames), rescale=False, resize=False, return_features=True)
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             raise ValueError(
                 f"{file} does not take clips as i3d_torchscript.pt does: {first_line(error)}"
             ) from error
@@ -218,7 +227,7 @@ def i3d(path: str) -> Extractor:
         1,
         sha256(file),
         400,
-        features,
+        Preprocessed(features, net),
         "uint8; squashed to 224x224, bilinear, no antialiasing; to [-1, 1]",
         min_frames=10,
         frames_matter=True,
@@ -261,7 +270,7 @@ def videomae(path: str) -> Extractor:
     mean, std = mean.reshape(1, 3, 1, 1), std.reshape(1, 3, 1, 1)
     size, frame_count = net.config.image_size, net.config.num_frames
 
-    def features(frames: Tensor) -> Tensor:
+    def features(net: nn.Module, frames: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         x = (encoders.scaled(frames).flatten(0, 1) + 1) / 2
         x = interpolate(x, (size, size), mode="bilinear", align_corners=False)
         x = ((x - mean) / std).reshape(*frames.shape[:3], size, size)
@@ -275,7 +284,7 @@ def videomae(path: str) -> Extractor:
         1,
         digest,
         net.config.hidden_size,
-        features,
+        Preprocessed(features, net, mean=mean, std=std),
         f"squashed to {size}x{size}, bilinear, no antialiasing; "
         "mean and standard deviation of the folder",
         min_frames=frame_count,

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from distill_bench.evaluate.device import devices_used, running_on, scoring_device
 from distill_bench.evaluator import Clips, Evaluator, Score, require_same_frames
 from distill_bench.networks.ranks import group_ranks, on_first_rank
 from distill_bench.registry import find_evaluator, usual_evaluators
@@ -59,6 +60,7 @@ def evaluate(
     protocol: str | None = None,
     out: Path | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str | None = None,
 ) -> list[dict]:
     """Score the clips of a folder, write the lines to `out` and return them.
 
@@ -71,11 +73,14 @@ def evaluate(
             `conditions`.
         out: the metrics.jsonl; None for the one in the folder.
         settings: fields of evaluators, by evaluator and field.
+        device: of the evaluators' networks, see `scoring_device`; None for this process's GPU, or
+            the processor without a GPU. Lines record it, but stay valid under another one.
 
     Raises:
-        ValueError: if a named evaluator cannot score the clips, a score is not finite, or `out` has
-            scores of other evaluators under another protocol.
+        ValueError: if a named evaluator cannot score the clips, a score is not finite, `out` has
+            scores of other evaluators under another protocol, or there is no such device.
     """
+    run_on = scoring_device(device)
     out = out or folder / "metrics.jsonl"
     names = list(dict.fromkeys(usual_evaluators() if evaluators is None else evaluators))
     # every check comes before the first evaluator, which may work for hours
@@ -106,7 +111,10 @@ def evaluate(
         lines = on_first_rank(lambda: _read(out))
         if any(identity.items() <= line.items() for line in lines):
             continue
-        new = [_line(identity, s, clips) for s in evaluator.scores(clips, reference_clips)]
+        with running_on(run_on), devices_used() as used:
+            scores = evaluator.scores(clips, reference_clips)
+        made_on = {"device": " + ".join(sorted(used)) or "cpu"}
+        new = [_line(identity, score, clips) | made_on for score in scores]
         if not new:
             _print(f"{name} skipped: it {NEEDS}")
         kept = [line for line in lines if line.get("metric") != name]

@@ -25,7 +25,7 @@ from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import load_run
 from distill_bench.config.rows.row import RowConfig, load_row
 from distill_bench.config.schema import RunConfig
-from distill_bench.evaluate.score import evaluate
+from distill_bench.evaluate.device import scoring_device
 from distill_bench.networks.ranks import broadcast, connect
 from distill_bench.plan.memory import check_memory
 from distill_bench.registry import RegistryError, method_file
@@ -59,6 +59,7 @@ from distill_bench.sweep.prepare import (
     prepare_references,
     prepare_run,
     retry_references,
+    score_clips,
 )
 from distill_bench.sweep.provenance import code_fingerprint, dirty_diff, provenance
 from distill_bench.sweep.status import ENDED
@@ -134,6 +135,7 @@ def _lead(run_dir: Path, claim: Claim, stop: StopRequest, allow_changed_code: bo
         Stopped: if a stop was requested; training has saved a checkpoint.
     """
     _record_provenance(claim.attempt, run_dir, allow_changed_code)
+    scoring_device(load_run(run_dir).protocol.device)  # a missing GPU shows before hours of work
     row, result = load_row(run_dir), read_result(run_dir)
     if result is None:
         result = _trained(run_dir, claim, stop) if row is None else _scored_row(run_dir, row, stop)
@@ -308,7 +310,7 @@ def _evaluate(
 ) -> None:
     """Score a folder of clips against the reference rows of its protocol."""
     against = {kind: folders[kind] for kind in COMPARED if kind in folders}
-    evaluate(clips, against, config.protocol.evaluators, protocol_hash(config), out=out)
+    score_clips(config, clips, against, out)
 
 
 def record_stop(run_dir: Path, claim: Claim, stop: StopRequest) -> int:

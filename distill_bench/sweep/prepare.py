@@ -5,6 +5,7 @@ Each artefact is made once per store, by the first process that needs it.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def prepare_references(config: RunConfig, store: Path, wait: bool = True) -> dic
         folders = references(config, store)
         for kind, folder in folders.items():
             against = {key: folders[key] for key in COMPARED if key in folders and key != kind}
-            evaluate(folder, against, config.protocol.evaluators, protocol_hash(config))
+            score_clips(config, folder, against)
         record = {
             "evaluators": _versions(config),
             "folders": {kind: folder.name for kind, folder in folders.items()},
@@ -79,6 +80,14 @@ def prepare_references(config: RunConfig, store: Path, wait: bool = True) -> dic
 
     once(root, lambda: _folders(config, store) is not None, make, wait)
     return _folders(config, store) or {}
+
+
+def score_clips(
+    config: RunConfig, clips: Path, against: Mapping[str, Path], out: Path | None = None
+) -> None:
+    """Score a folder of clips by the protocol of a run, see `evaluate`."""
+    drawn = config.protocol
+    evaluate(clips, against, drawn.evaluators, protocol_hash(config), out=out, device=drawn.device)
 
 
 def _root(config: RunConfig, store: Path) -> Path:

@@ -14,9 +14,10 @@ from distill_bench.plan.price import (
     measured_seconds,
     reference_seconds,
 )
+from distill_bench.store.durations import duration
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.slurm.queue import read_partition
-from distill_bench.sweep.status import ENDED, Status, count_states, duration
+from distill_bench.sweep.status import ENDED, Status, count_states
 from distill_bench.sweep.watch import console, warn, work_in_words
 from distill_bench.teachers.folder import is_outline, teacher_folder
 

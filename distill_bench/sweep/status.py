@@ -7,7 +7,6 @@ module adds progress and, for a run that failed or was lost, the reason and the 
 import contextlib
 import itertools
 import json
-import math
 import os
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from distill_bench.store.claims import attempts, read_exit, read_start
+from distill_bench.store.durations import duration
 from distill_bench.store.files import last_lines, read_json, text_lines
 from distill_bench.store.runs import error_path, read_result, run_state, unsampled
 from distill_bench.sweep.provenance import code_fingerprint
@@ -224,13 +224,6 @@ def exit_code(statuses: Iterable[Status]) -> int:
     if states <= set(ENDED):
         return 0
     return 4 if "failed" in states else 3
-
-
-def duration(seconds: float) -> str:
-    """Format seconds, e.g. "40 s", "12 min", "3.5 h"."""
-    if seconds < 120:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def explanation(

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 
 from distill_bench.eval.clip_score import CLIPScore
-from distill_bench.evaluate.clip_models import ClipModel, open_clip_model
+from distill_bench.evaluate import clip_models
+from distill_bench.evaluate.clip_models import embedded_frames, open_clip_model
 from distill_bench.evaluator import Clips
 
 TOLERANCE = 1e-3  # of a score in -100 to 100
@@ -265,6 +266,7 @@ FRAMES = {
 
 @pytest.mark.parametrize("mistake", FRAMES)
 def test_a_mistake_in_the_axes_is_caught(spec, expected, mistake, monkeypatch):
-    embedded = ClipModel._embedded
-    monkeypatch.setattr(ClipModel, "_embedded", lambda m, x: embedded(m, FRAMES[mistake](x)))
+    monkeypatch.setattr(
+        clip_models, "embedded_frames", lambda m, x: embedded_frames(m, FRAMES[mistake](x))
+    )
     assert np.abs(ours(spec) - expected).max() > CAUGHT

@@ -195,7 +195,7 @@ def test_a_clip_is_dynamic_if_two_of_seven_pairs_are_above_the_threshold():
 def test_the_dynamic_degree_reads_every_second_frame_at_16_per_second():
     lengths = []
 
-    def flow(clip: np.ndarray) -> torch.Tensor:
+    def flow(clip: torch.Tensor) -> torch.Tensor:
         lengths.append(len(clip))
         return torch.zeros(len(clip) - 1, 2, 4, 4)
 
@@ -246,9 +246,9 @@ def test_raft_is_loaded_by_path_and_named_with_its_digest(tmp_path):
     torch.save(raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
     name, flow = raft_flow(tmp_path / "raft.pth")
     assert name.startswith("raft-small#")
-    assert flow(texture(128, 136, (1, 0), 2)).shape == (1, 2, 128, 136)
+    assert flow(torch.from_numpy(texture(128, 136, (1, 0), 2))).shape == (1, 2, 128, 136)
     with pytest.raises(ValueError, match="frames are 64x64; RAFT needs 128x128 or more"):
-        flow(texture(64, 64, (1, 0), 2))
+        flow(torch.from_numpy(texture(64, 64, (1, 0), 2)))
     with pytest.raises(ValueError, match="no weights at"):
         raft_flow(tmp_path / "none.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")

@@ -19,9 +19,9 @@ from distill_bench.evaluate.optical_flow import farneback_flow, raft_flow
 from distill_bench.evaluator import Clips
 
 
-def known_flow(clip: np.ndarray) -> torch.Tensor:
+def known_flow(clip: torch.Tensor) -> torch.Tensor:
     """Flow that can be read off the frames: a quarter pixel per level of red (x) and green (y)."""
-    return torch.from_numpy(np.diff(clip[:, :2].astype(np.float32), axis=0)) / 4
+    return clip[:, :2].float().diff(dim=0) / 4
 
 
 def clips_of_known_flow(frames: int, fps: float) -> Clips:
@@ -40,7 +40,7 @@ def vbench(clip: np.ndarray, fps: float) -> float:
     frames = clip[:: max(1, round(fps / 8))]
     height, width = frames.shape[2:]
     dynamic_pairs = 0
-    for x, y in known_flow(frames).numpy():
+    for x, y in known_flow(torch.from_numpy(frames)).numpy():
         fastest_first = -np.sort(-np.sqrt(x**2 + y**2).ravel())
         top = fastest_first[: int(0.05 * height * width)].mean()
         dynamic_pairs += top > 6.0 * (min(height, width) / 256)
@@ -196,7 +196,8 @@ def test_raft_is_torchvisions_and_a_mistake_in_its_input_is_caught(raft, mistake
     path, clip, expected = raft
     if mistake in RAFT_RESIZED:
         monkeypatch.setattr(optical_flow, "interpolate", RAFT_RESIZED[mistake])
-    flow = raft_flow(path)[1](RAFT_INPUT.get(mistake, RAFT_INPUT["none"])(clip))
+    frames = RAFT_INPUT.get(mistake, RAFT_INPUT["none"])(clip)
+    flow = raft_flow(path)[1](torch.from_numpy(frames))
     error = ((flow - expected).norm() / expected.norm()).item()
     assert error < 1e-4 if mistake == "none" else error > 1e-3
 
