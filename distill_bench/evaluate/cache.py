@@ -68,7 +68,8 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
     size = max(1, min(BATCH, VALUES // frames[0].size))
     starts = range(0, len(frames), size)
     own = starts[here.rank :: here.world]
-    share: dict[int, Tensor] = {}
+    rows: Tensor | None = None  # one array: small ones between large ones would fragment memory
+    filled = 0
     console = Console(file=sys.stderr, quiet=not here.first)
     progress = track(own, name, console=console, transient=True, disable=not sys.stderr.isatty())
     with placed(net, name) as device, torch.no_grad():
@@ -77,7 +78,11 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
         for index, start in enumerate(progress):
             began = time.perf_counter()
             batch = torch.from_numpy(np.ascontiguousarray(frames[start : start + size]))
-            share[start] = fitting(lambda part: _rows(net, part.to(device), name), batch)
+            part = fitting(lambda clips: _rows(net, clips.to(device), name), batch)
+            if rows is None:
+                rows = part.new_empty(sum(min(size, len(frames) - s) for s in own), *part.shape[1:])
+            rows[filled : filled + len(part)] = part
+            filled += len(part)
             seconds = (time.perf_counter() - began) * len(own)
             if index == timed and seconds > LONG:
                 memory = f"{peak_bytes(device) / 1e9:.1f} GB"
@@ -87,8 +92,8 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
                     highlight=False,
                     soft_wrap=True,
                 )
-    rows = {start: part for part_of_rank in gather(share) for start, part in part_of_rank.items()}
-    return torch.cat([rows[start] for start in starts])
+    shares = [iter(share.split(size)) for share in gather(rows) if share is not None]
+    return torch.cat([next(shares[i % len(shares)]) for i in range(len(starts))])
 
 
 def _rows(net: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:

@@ -48,10 +48,7 @@ class ClipModel:
         """
         refuse_training_clips(self.seen, clips, self.id, "their scores mean nothing")
         captions, own = self.tokenize(clips.prompts).unique(dim=0, return_inverse=True)
-        with placed(self.embed_text, self.id) as device, torch.no_grad():
-            text = FittingBatches(self.id, CAPTIONS)(
-                lambda tokens: self.embed_text(tokens.to(device)).float().cpu(), captions
-            )
+        text = self.embedded_captions(captions)
         by_frame = self.embed if self.whole else Preprocessed(embedded_frames, self.embed)
         key = f"{self.id}-embedding"
         image = cached(key, clips, lambda: batched(by_frame, clips.frames, self.id))
@@ -61,6 +58,13 @@ class ClipModel:
         if not cosines.isfinite().all():
             raise ValueError(f"{self.id} gave cosines that are not finite")
         return cosines, own
+
+    def embedded_captions(self, captions: Tensor) -> Tensor:
+        """Embeddings (captions, d) of tokens (captions, L), on the processor."""
+        with placed(self.embed_text, self.id) as device, torch.no_grad():
+            return FittingBatches(self.id, CAPTIONS)(
+                lambda tokens: self.embed_text(tokens.to(device)).float().cpu(), captions
+            )
 
     def rivals(self, prompts: list[str], own: Tensor) -> Tensor:
         """Captions that are of the kind of each clip's own one, bool (N, captions)."""

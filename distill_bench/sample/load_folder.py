@@ -4,15 +4,21 @@ A sampled folder holds `clips.npy` (uint8, (N, T, 3, H, W)) and `manifest.jsonl`
 and seed per clip. Any other folder holds one file per clip. Its `manifest.jsonl` is optional and
 names each file: {"file": "a.mp4", "prompt": "a red circle", "seed": 0, "fps": 16}, where seed and
 fps may be left out. Without a manifest the clips have no captions.
+
+Clips of more than `MAPPED_BYTES` are mapped from the disk, so that memory does not bound their
+number.
 """
 
 import json
+import math
 import os
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import IO, Annotated, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -29,7 +35,7 @@ CACHE = ".features"
 NAMED = 8  # entries of a folder that are named if they are not scored
 # what the harness writes into a folder of clips
 OWN_FILES = {MANIFEST, CACHE, "row.json", "facts.npz", "metrics.jsonl", "videos", "protocol.json"}
-MAPPED_BYTES = 2**30  # a larger clips.npy stays on disk
+MAPPED_BYTES = 2**30  # a larger clips.npy, or larger decoded files, stay on disk
 DEFAULT_FPS = 8.0  # if neither the manifest nor the file states a rate
 Fps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -149,16 +155,63 @@ def _load_files(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     paths = [folder / line.file for line in lines]
     console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
     reading = track(paths, f"reading {folder.name}", console=console, transient=True)
-    clips = [read_clip(path) for path in reading]
-    rates = [line.fps or clip.fps or DEFAULT_FPS for line, clip in zip(lines, clips, strict=True)]
-    clips, fps = _at_one_rate(paths, clips, rates)
-    frames = np.empty((len(clips), *clips[0].shape), np.uint8)
-    for index in reversed(range(len(clips))):  # frees each clip as it is copied
-        frames[index] = clips.pop()
+    on_disk = Spill(folder / CACHE, len(paths))
+    read = [replace(clip, frames=on_disk(clip.frames)) for clip in map(read_clip, reading)]
+    rates = [line.fps or clip.fps or DEFAULT_FPS for line, clip in zip(lines, read, strict=True)]
+    clips, fps = _at_one_rate(paths, read, rates, on_disk)
+    del read
+    frames = on_disk.stacked(clips)
     if all(path.suffix.lower() == ".npy" for path in paths):  # other kinds are always 0..255
         _refuse_unscaled(frames)
     seeds = [index if line.seed is None else line.seed for index, line in enumerate(lines)]
     return frames, [line.prompt for line in lines], seeds, fps
+
+
+class Spill:
+    """Keeps the arrays of one folder: in memory if they are small, else in an unnamed file.
+
+    The file disappears with the process, however it ends.
+
+    Args:
+        folder: for the file; the system's folder of temporary files if it cannot be written.
+        count: number of arrays, all about as large as the first.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        self.file: IO[bytes] | None = None
+        self.bytes = 0  # in the file
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """The array, from now on mapped from the file if it is kept there."""
+        if self.file is None and array.nbytes * self.count <= MAPPED_BYTES:
+            return array
+        if self.file is None:
+            self.file = self._unnamed_file()
+        self.file.write(np.ascontiguousarray(array).data)
+        self.file.flush()
+        start, self.bytes = self.bytes, self.bytes + array.nbytes
+        return np.memmap(self.file, np.uint8, "c", start, array.shape)
+
+    def _unnamed_file(self) -> IO[bytes]:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            return tempfile.TemporaryFile(dir=self.folder)
+        except OSError:
+            return tempfile.TemporaryFile()
+
+    def stacked(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """The arrays, of one shape, as one; empties the list to free them."""
+        shape = (len(arrays), *arrays[0].shape)
+        if self.bytes == math.prod(shape):  # the file holds exactly these, in this order
+            return np.memmap(self.file, np.uint8, "c", shape=shape)
+        if math.prod(shape) > MAPPED_BYTES:
+            again = Spill(self.folder, len(arrays))
+            return again.stacked([again(array) for array in arrays])
+        stacked = np.empty(shape, np.uint8)
+        for index in reversed(range(len(arrays))):  # frees each clip as it is copied
+            stacked[index] = arrays.pop()
+        return stacked
 
 
 def _file_lines(folder: Path) -> list[FileLine]:
@@ -192,7 +245,10 @@ def _is_clip(path: Path) -> bool:
 
 
 def _at_one_rate(
-    paths: list[Path], clips: list[ClipFile], rates: list[float]
+    paths: list[Path],
+    clips: list[ClipFile],
+    rates: list[float],
+    keep: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[list[np.ndarray], float]:
     """Frames of every clip at one rate, and the rate.
 
@@ -209,7 +265,7 @@ def _at_one_rate(
     for path, clip, rate in zip(paths, clips, rates, strict=True):
         frames, repeats = clip.frames, round(fps / rate)
         if clip.merged and (len(frames) == 1 or repeats > 1):
-            frames = frames.repeat(longest if len(frames) == 1 else repeats, 0)
+            frames = keep(frames.repeat(longest if len(frames) == 1 else repeats, 0))
             rate = fps
         if abs(rate - fps) > (0.1 * fps if clip.merged else 0.01):
             raise ValueError(
