@@ -50,6 +50,63 @@ def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     return result
 
 
+def override_sweep(
+    data: Mapping[str, Any], overrides: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    """The contents of a sweep file with keys set in `base` and removed from every other cell.
+
+    Anything malformed is left for validation to report.
+
+    Args:
+        overrides: dotted keys of a run; also `cluster.KEY`, `seeds` and `name`.
+        path: of the sweep file, for messages.
+
+    Raises:
+        ConfigError: if `base` is not a mapping.
+    """
+    base = data.get("base") or {}
+    if not isinstance(base, dict):
+        raise ConfigError(f"{path}: base = {base!r}: expected a mapping of keys of a run to values")
+    data = dict(data)
+    for key, value in overrides.items():
+        if key in ("seeds", "name"):
+            data[key] = value
+        elif key.startswith("cluster."):
+            cluster = data.get("cluster") or {}
+            cluster = {"profile": cluster} if isinstance(cluster, str) else cluster
+            data["cluster"] = {**cluster, key.removeprefix("cluster."): value}
+        else:
+            base = apply_overrides(base, {key: value})
+            for part in ("grid", "zip", "include"):
+                if data.get(part):
+                    data[part] = _with_override(data[part], key, value)
+            stages = data.get("stages")
+            if isinstance(stages, dict) and key != "init":  # stages do not start as others do
+                data["stages"] = {n: _with_override(stages[n], key, value) for n in stages}
+    return data | {"base": base}
+
+
+def _with_override(cells: Any, key: str, value: Any) -> Any:
+    """Grid, zip or include without a key that `base` sets; mappings above the key get its value."""
+    if isinstance(cells, list):
+        return [_with_override(cell, key, value) for cell in cells]
+    if not isinstance(cells, dict):
+        return cells
+    result = {}
+    for name, values in cells.items():
+        if key.startswith(f"{name}."):
+            inner = {key.removeprefix(f"{name}."): value}
+            many = isinstance(values, list)  # in a grid
+            below = [
+                apply_overrides(v, inner) if isinstance(v, dict) else v
+                for v in (values if many else [values])
+            ]
+            result[name] = below if many else below[0]
+        elif not f"{name}.".startswith(f"{key}."):
+            result[name] = values
+    return result
+
+
 def run_value(config: RunConfig, key: str, missing: Any = None) -> Any:
     """Value of a dotted key; `missing` if the run lacks the key. `method` is the method's name."""
     return value_at(config.model_dump(mode="json"), key, missing)

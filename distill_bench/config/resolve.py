@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill_bench.config.checks import Candidate, check_run
 from distill_bench.config.errors import ConfigError, hint
+from distill_bench.config.initial import initial_keys
 from distill_bench.config.overrides import absolute, apply_overrides
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.validation import one_line, validate
@@ -41,22 +42,34 @@ def load_run(run_dir: Path) -> RunConfig:
     Raises:
         ConfigError: if there is no run.yaml, or it is invalid.
     """
+    config = stored_config(run_dir)
+    search_plugins_in(Path(config.launch_folder) if config.launch_folder else None)
+    return config
+
+
+def stored_config(run_dir: Path) -> RunConfig:
+    """The resolved config of a run folder.
+
+    Raises:
+        ConfigError: if there is no run.yaml, or it is invalid.
+    """
     path = run_dir / "run.yaml"
     if not path.is_file():
         raise ConfigError(
             f"{run_dir} is not a run folder: it has no run.yaml; name a folder in runs/"
         )
-    config = validate(RunConfig, load_yaml(path), str(path))
-    search_plugins_in(Path(config.launch_folder) if config.launch_folder else None)
-    return config
+    return validate(RunConfig, load_yaml(path), str(path))
 
 
-def resolve(data: Mapping[str, Any]) -> RunConfig:
+def resolve(data: Mapping[str, Any], stages: Mapping[str, RunConfig] = {}) -> RunConfig:
     """Complete the given keys of a run and check them.
 
     Adds the schema's defaults, the method's fields and version, the preset, and the hashes of
     teacher, student, prompts and data. Teachers must be local
     (`distill_bench.teachers.hub.make_local`).
+
+    Args:
+        stages: resolved configs of the sweep's stages, by name (`init`).
 
     Raises:
         ConfigError: if a key is invalid, or the run is impossible.
@@ -76,6 +89,7 @@ def resolve(data: Mapping[str, Any]) -> RunConfig:
     data["method"] = {"name": fields["name"]} | stated_fields(method)
     data["method_version"] = method.version
     data |= _hashes(data, teacher, student)
+    data |= initial_keys(data.get("init"), stages)
     if isinstance(data.get("protocol", {}), dict):
         own_fps = {} if fps is None else {"fps": fps}
         stated = own_fps | data.get("protocol", {})

@@ -97,6 +97,12 @@ class RunConfig(StrictModel):
     """Pipeline whose transformer student and fake score start from; null: the teacher's."""
     student_hash: str = key("", added=True)
     """Hash of the student's transformer; written when the run is resolved."""
+    init: str | None = key(None, in_id=False, added=True)
+    """Stage of the sweep, or id of a run, from whose student this one starts; null: `student`."""
+    init_run: str | None = key(None, in_id=False, added=True)
+    """Id of that run; written when the run is resolved."""
+    init_hash: str = key("", added=True)
+    """Hash of that run's config; written when the run is resolved."""
     prompts: str | None = key(None, in_id=False)
     """File of training prompts (.txt, .json, .jsonl); null: the teacher's prompts.txt."""
     prompts_hash: str = key("", added=True)

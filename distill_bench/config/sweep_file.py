@@ -22,7 +22,14 @@ from distill_bench.config.cluster import ClusterConfig, profiles_file, with_prof
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.identity import group_id, run_id
-from distill_bench.config.overrides import apply_overrides, has_values, run_value, same_value
+from distill_bench.config.initial import in_order
+from distill_bench.config.overrides import (
+    apply_overrides,
+    has_values,
+    override_sweep,
+    run_value,
+    same_value,
+)
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
 from distill_bench.config.rows.row import ReleasedRow
 from distill_bench.config.rows.sampling import SamplingConfig, further_samplings, own_sampling
@@ -82,6 +89,8 @@ class SweepConfig(StrictModel):
     """Axes of keys that vary together; a single axis needs no outer list."""
     include: list[dict[str, Any]] = []
     """Cells in addition to the grid; `label` in a cell of zip or include names it in tables."""
+    stages: dict[str, dict[str, Any]] = {}
+    """Name: dotted keys, over `base`, of a run from whose student others start; see below."""
     exclude: list[str] = []
     """Conditions on dotted keys that remove cells, e.g. "method == 'a' and nfe > 2"."""
     seeds: int | list[int] = 1
@@ -118,7 +127,7 @@ class SweepConfig(StrictModel):
         # seeds outermost: a sweep that is stopped early has every row, with fewer seeds
         for seed in seeds:
             for cell in self._resolved_cells:
-                config = _with_seed(cell.config, seed)
+                config = self._with_seed(cell.config, seed)
                 runs.setdefault(run_id(config), config)
         if not runs:
             raise ConfigError(
@@ -132,13 +141,33 @@ class SweepConfig(StrictModel):
     @cached_property
     def _resolved_cells(self) -> list[_ResolvedCell]:
         """The cells, each resolved once for all its seeds; `model_copy` must not follow."""
-        cells = []
-        for cell, label in self._labelled_cells():
-            data = apply_overrides(self.base, cell)
-            method = data.get("method")
-            preset = method.get("preset") if isinstance(method, dict) else None
-            cells.append(_ResolvedCell(resolve(data), preset, label))
-        return cells
+        stages = self._resolved_stages
+        configs = {name: stage.config for name, stage in stages.items()}
+        cells = [_resolved(data, label, configs) for data, label in self._unresolved()]
+        return [*cells, *stages.values()]  # the first row, often the baseline, is not a stage
+
+    @cached_property
+    def _resolved_stages(self) -> dict[str, _ResolvedCell]:
+        """The stages by name, each after the stage that it starts from."""
+        stages: dict[str, _ResolvedCell] = {}
+        for name in in_order(self.stages):
+            label = CellLabel(name, tuple(flat(self.stages[name])))
+            configs = {name: stage.config for name, stage in stages.items()}
+            data = apply_overrides(self.base, self._stage_cell(name))
+            stages[name] = _resolved(data, label, configs)
+        return stages
+
+    def _stage_cell(self, name: str) -> dict[str, Any]:
+        """Dotted overrides of a stage, which does not start as `base` says."""
+        return {"init": None} | self.stages[name]
+
+    def _with_seed(self, config: RunConfig, seed: int) -> RunConfig:
+        """A resolved run with another seed; a stage that it starts from has the same seed."""
+        data = config.model_dump(mode="json") | {"seed": seed}
+        if config.init in self.stages:
+            stage = self._with_seed(self._resolved_stages[config.init].config, seed)
+            data["init_run"] = run_id(stage)
+        return validate(RunConfig, data, "run")
 
     def _candidates(self, runs: Mapping[str, RunConfig]) -> dict[str, Selectable]:
         """The runs, and their students sampled in further ways, as contrasts select them."""
@@ -179,25 +208,28 @@ class SweepConfig(StrictModel):
                 f"one; also give {' and '.join(varying) or 'the preset'}"
             )
 
-    def cells(self) -> Iterator[dict[str, Any]]:
-        """Dotted overrides of each cell that is not excluded."""
-        return (cell for cell, _ in self._labelled_cells())
+    def cells(self) -> list[dict[str, Any]]:
+        """Keys of each cell that is not excluded, and of each stage."""
+        cells = [data for data, _ in self._unresolved()]
+        stages = (self._stage_cell(name) for name in self.stages)
+        return cells + [apply_overrides(self.base, stage) for stage in stages]
 
-    def _labelled_cells(self) -> Iterator[tuple[dict[str, Any], CellLabel | None]]:
-        """Cells that are not excluded, with their label in tables."""
+    def _unresolved(self) -> Iterator[tuple[dict[str, Any], CellLabel | None]]:
+        """Keys of each cell that is not excluded, with its label in tables."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
         axes += self.zip
         grid = itertools.product(*axes) if axes or not self.include else []
         for parts in [*grid, *((cell,) for cell in self.include)]:
             cell = {key: value for part in parts for key, value in part.items() if key != LABEL}
             # unresolved: a cell may be excluded because it cannot be resolved
-            data = apply_overrides(DEFAULTS, apply_overrides(self.base, cell))
-            if not any(holds(condition, data) for condition in self.exclude):
-                yield cell, _cell_label(parts)
+            data = apply_overrides(self.base, cell)
+            known = apply_overrides(DEFAULTS, data)
+            if not any(holds(condition, known) for condition in self.exclude):
+                yield data, _cell_label(parts)
 
     def pipelines(self) -> tuple[list[str], list[str]]:
         """Names of teachers, and of the pipelines that students start from (`teachers.hub`)."""
-        cells = [apply_overrides(self.base, cell) for cell in self.cells()]
+        cells = self.cells()
         teachers = [str(cell.get("teacher", DEFAULT_TEACHER)) for cell in cells]
         students = [str(cell["student"]) for cell in cells if cell.get("student") is not None]
         return teachers, students
@@ -233,7 +265,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
             f"{path}: a sweep file is a mapping with question, base, grid, seeds; "
             f"found {type(data).__name__}"
         )
-    data = _with_overrides({"name": path.stem} | data, overrides, path)
+    data = override_sweep({"name": path.stem} | data, overrides, path)
     if "cluster" in data or profiles_file().is_file():
         data["cluster"] = with_profile(data.get("cluster") or {})
     sweep = validate(SweepConfig, data, str(path))
@@ -244,9 +276,12 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
     return sweep
 
 
-def _with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """A resolved run with another seed; no other key depends on it."""
-    return validate(RunConfig, config.model_dump(mode="json") | {"seed": seed}, "run")
+def _resolved(
+    data: dict[str, Any], label: CellLabel | None, stages: Mapping[str, RunConfig]
+) -> _ResolvedCell:
+    method = data.get("method")
+    preset = method.get("preset") if isinstance(method, dict) else None
+    return _ResolvedCell(resolve(data, stages), preset, label)
 
 
 def _with_preset(config: RunConfig, preset: str | None) -> dict[str, Any]:
@@ -300,52 +335,6 @@ def check_run_keys(keys: Iterable[str], where: str) -> None:
             raise ConfigError(f"{where}: unknown key {key!r} in the grid{hint(key, known)}")
 
 
-def _with_overrides(
-    data: dict[str, Any], overrides: Mapping[str, Any], path: Path
-) -> dict[str, Any]:
-    base = data.get("base") or {}
-    if not isinstance(base, dict):
-        raise ConfigError(f"{path}: base = {base!r}: expected a mapping of keys of a run to values")
-    data = dict(data)
-    for key, value in overrides.items():
-        if key in ("seeds", "name"):
-            data[key] = value
-        elif key.startswith("cluster."):
-            cluster = data.get("cluster") or {}
-            cluster = {"profile": cluster} if isinstance(cluster, str) else cluster
-            data["cluster"] = {**cluster, key.removeprefix("cluster."): value}
-        else:
-            base = apply_overrides(base, {key: value})
-            for part in ("grid", "zip", "include"):
-                if data.get(part):
-                    data[part] = _with_override(data[part], key, value)
-    return data | {"base": base}
-
-
-def _with_override(cells: Any, key: str, value: Any) -> Any:
-    """Grid, zip or include without a key that `base` sets; mappings above the key get its value.
-
-    Anything malformed is left for validation to report.
-    """
-    if isinstance(cells, list):
-        return [_with_override(cell, key, value) for cell in cells]
-    if not isinstance(cells, dict):
-        return cells
-    result = {}
-    for name, values in cells.items():
-        if key.startswith(f"{name}."):
-            inner = {key.removeprefix(f"{name}."): value}
-            many = isinstance(values, list)  # in a grid
-            below = [
-                apply_overrides(v, inner) if isinstance(v, dict) else v
-                for v in (values if many else [values])
-            ]
-            result[name] = below if many else below[0]
-        elif not f"{name}.".startswith(f"{key}."):
-            result[name] = values
-    return result
-
-
 def _check_axes(sweep: SweepConfig, path: Path) -> None:
     """Check that every key of the cells exists, varies along one axis, and is not the seed."""
     cells = [*itertools.chain(*sweep.zip), *sweep.include]
@@ -363,6 +352,7 @@ def _check_axes(sweep: SweepConfig, path: Path) -> None:
             f"{path}: {repeated[0]} is on two axes of grid and zip; a key can vary along only one"
         )
     keys = [*axes, *(key for cell in sweep.include for key in cell if key != LABEL)]
+    keys += [key for stage in sweep.stages.values() for key in stage]
     if "seed" in [*sweep.base, *keys]:
         raise ConfigError(
             f"{path}: seed cannot be set per cell: give `seeds`, a number or a list, for all cells"

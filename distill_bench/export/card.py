@@ -95,6 +95,7 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
         "run": run_dir.name,
         "teacher": f"{model_name(config.teacher)} (content {config.teacher_hash})",
         "student started from": start and f"{start} (content {config.student_hash})",
+        "initial student of the run": config.init_run,
         "method": f"{config.method['name']}, version {config.method_version}",
         "fields of the method": ", ".join(fields) or "none",
         "student updates": f"{updates} of {config.student_updates}, batch {config.batch_size}",

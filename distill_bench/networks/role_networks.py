@@ -1,6 +1,6 @@
 """Builds the networks of a run by role: whole, sharded, offloaded, or adapters of one base."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from distill_bench.networks.precision import Masters, cast, in_precision
 from distill_bench.networks.recompute import checkpointed
 from distill_bench.networks.sharding import shard
 from distill_bench.teachers.kinds import Pipeline
+
+Start = Callable[[nn.Module], None]  # copies initial weights into a new student, in place
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class RoleNetworks:
 
 
 def build_networks(
-    config: RunConfig, pipeline: Pipeline, mesh: DeviceMesh | None = None
+    config: RunConfig,
+    pipeline: Pipeline,
+    mesh: DeviceMesh | None = None,
+    start: Start | None = None,
 ) -> RoleNetworks:
     """Build the networks of a run with their initial weights, on the pipeline's device.
 
@@ -42,6 +47,8 @@ def build_networks(
         config: a resolved run.
         pipeline: the run's pipeline, whose transformer is in host memory.
         mesh: the ranks that share the weights of each role; None: every rank holds all weights.
+        start: for the student and its average; the fake score starts as without it, because it must
+            denoise at every level. None: the pipeline's student.
 
     Raises:
         ConfigError: if no linear layer matches one of the adapter's targets.
@@ -52,11 +59,12 @@ def build_networks(
         teacher = cast(teacher, torch.bfloat16)
     teacher = in_precision(teacher, config.precision)
     if config.adapter is not None:
-        networks = _adapters_of_one_base(config, config.adapter, teacher.to(pipeline.device))
+        base = teacher.to(pipeline.device)
+        networks = _adapters_of_one_base(config, config.adapter, base, start)
     elif mesh is not None:
-        networks = _sharded(config, pipeline, teacher, mesh)
+        networks = _sharded(config, pipeline, teacher, mesh, start)
     else:
-        networks = _whole(config, pipeline, teacher)
+        networks = _whole(config, pipeline, teacher, start)
     if config.gradient_checkpointing:
         for net in (networks.student, networks.fake_score, networks.teacher):
             if net is not None:
@@ -66,25 +74,31 @@ def build_networks(
 
 
 def _adapters_of_one_base(
-    config: RunConfig, adapter: AdapterConfig, base: nn.Module
+    config: RunConfig, adapter: AdapterConfig, base: nn.Module, start: Start | None
 ) -> RoleNetworks:
     roles = ["student", "target"]
     if config.fake_score_updates is not None:
         roles.append("fake_score")
     views = {role: add_adapter(base, role, adapter, config.seed) for role in roles}
+    if start is not None:
+        start(views["student"])
     views["target"].load_state_dict(views["student"].state_dict())
     return _by_role(views, teacher=Adapted(base, None))
 
 
 def _sharded(
-    config: RunConfig, pipeline: Pipeline, teacher: nn.Module, mesh: DeviceMesh
+    config: RunConfig,
+    pipeline: Pipeline,
+    teacher: nn.Module,
+    mesh: DeviceMesh,
+    start: Start | None,
 ) -> RoleNetworks:
     """Shard the roles one by one, so that host memory holds only one whole network at a time."""
     compute = torch.bfloat16 if config.weights == "bfloat16" else None
-    load = {"student": pipeline.student}
+    load: dict[str, Callable[[], nn.Module]] = {"student": lambda: _new_student(pipeline, start)}
     if config.ema is not None:
         # all forwards share the gathered weights, so an average cannot replace them
-        load["target"] = pipeline.student
+        load["target"] = load["student"]
     if config.fake_score_updates is not None:
         load["fake_score"] = pipeline.fake_score
     teacher = shard(teacher, mesh, compute, config.teacher_offload)
@@ -97,15 +111,25 @@ def _sharded(
     return _by_role(nets, teacher)
 
 
-def _whole(config: RunConfig, pipeline: Pipeline, teacher: nn.Module) -> RoleNetworks:
+def _whole(
+    config: RunConfig, pipeline: Pipeline, teacher: nn.Module, start: Start | None
+) -> RoleNetworks:
     device = pipeline.device
-    nets = {"student": in_precision(pipeline.student(), config.precision).to(device)}
+    student = _new_student(pipeline, start)
+    nets = {"student": in_precision(student, config.precision).to(device)}
     if config.fake_score_updates is not None:
         nets["fake_score"] = in_precision(pipeline.fake_score(), config.precision).to(device)
     masters = None
     if config.weights == "bfloat16":
         masters = {role: Masters(net) for role, net in nets.items()}
     return _by_role(nets, place(teacher, device, config.teacher_offload), masters)
+
+
+def _new_student(pipeline: Pipeline, start: Start | None) -> nn.Module:
+    student = pipeline.student()
+    if start is not None:
+        start(student)
+    return student
 
 
 def _by_role(

@@ -52,6 +52,8 @@ TRAINING_LINES = 16  # per run in training.csv
 NOT_IDENTITY = {
     "seed",
     "teacher",
+    "init_run",  # `init` names it, and the seed
+    "init_hash",
     "student",  # the content of these is in the hashes
     "prompts",
     "data",
@@ -96,6 +98,7 @@ def data_files(
         "columns": columns,
         "prompts": _prompts(sweep),
         "notes": _notes(sweep.runs),
+        **({"initial_runs": sweep.initial_runs} if sweep.initial_runs else {}),
         "provenance": _provenance(sweep) | {"command": _command(sweep, baseline, budget)},
     }
     headline = [column["column"] for column in columns if column["headline"]]
@@ -233,6 +236,11 @@ def _notes(runs: Sequence[StoredRun]) -> list[str]:
                 f"{run.run_id} is done, but these scores are not finite and left out of the mean: "
                 f"{', '.join(broken)}"
             )
+    if started := [run for run in runs if run.config.get("init_run") and run.as_trained]:
+        notes.append(
+            f"training cost and time of {len(started)} runs include those of the runs from whose "
+            "students they start"
+        )
     for method in dict.fromkeys(run.method for run in runs):
         of_method = [run for run in runs if run.method == method]
         codes, counts = _count_values(of_method, "code_fingerprint")
@@ -355,7 +363,8 @@ def _clock_at(run: StoredRun, updates: int) -> dict[str, Any]:
     clock = {}
     for key in CLOCK[1:]:
         logged = [(line["student_updates"], line[key]) for line in run.training if key in line]
-        times, values = zip((0, 0.0), *logged, strict=True)
+        start = run.initial.get("train_seconds" if key == "seconds" else key, 0.0)
+        times, values = zip((0, start), *logged, strict=True)
         if times[-1] >= updates:
             clock[key] = _five_digits(float(np.interp(updates, times, values)))
     return clock

@@ -26,6 +26,7 @@ class Wording:
     unit: str = ""  # a number reads "4 steps"
     scientific: bool = False  # 1e-4 instead of 0.0001
     words: Mapping[str, str] = field(default_factory=dict)  # value -> words; "" is null
+    prefix: str = ""  # before a word
 
 
 WORDINGS = {
@@ -41,6 +42,7 @@ WORDINGS = {
     "reuse_rollout": Wording(
         "rollout", words={"True": "reused rollout", "graph": "shared graph", "False": "own rollout"}
     ),
+    "init": Wording("initial student", prefix="from "),
     "student_lr": Wording("student lr", scientific=True),
     "fake_score_lr": Wording("fake-score lr", scientific=True),
     "ema": Wording("EMA", words={"": "no EMA"}),
@@ -84,7 +86,7 @@ def name_value(key: str, value: str) -> str:
     if value == "False":
         return f"no {known.title}"
     if parse_number(value) is None:
-        return value.replace("_", " ")
+        return value and known.prefix + value.replace("_", " ")
     number = show_value(value, key)
     if known.symbol:
         return f"{known.symbol}={number}"

@@ -20,9 +20,16 @@ from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, read_jsonl, read_record, text_lines
 from distill_bench.store.launches import read_launches
 from distill_bench.store.nested import describe_differences, flat
-from distill_bench.store.runs import read_result, run_state, sweep_name, unsampled
+from distill_bench.store.runs import (
+    read_initial,
+    read_result,
+    run_state,
+    sweep_name,
+    unsampled,
+)
 
 DONE, REFERENCE = "done", "reference"  # states with scores
+COST = "cost_forward_equivalents"
 COMPARABLE = ("protocol", "version", "extractor")  # equal for all scores of a column
 
 
@@ -47,6 +54,7 @@ class StoredRun:
     # student updates -> scores by column
     checkpoints: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
     training: list[dict[str, Any]] = field(default_factory=list)
+    initial: dict[str, Any] = field(default_factory=dict)  # record of the student it starts from
     provenance: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
 
@@ -82,6 +90,12 @@ class StoredSweep:
     @property
     def everything(self) -> list[StoredRun]:
         return self.references + self.runs
+
+    @property
+    def initial_runs(self) -> list[str]:
+        """Runs from whose students others of the sweep start."""
+        awaited = {run.config.get("init_run") for run in self.runs}
+        return [run.run_id for run in self.runs if run.run_id in awaited]
 
 
 def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
@@ -167,6 +181,10 @@ def read_run(folder: Path) -> StoredRun:
     config = _read_config(folder / "run.yaml")
     tried = attempts(folder)
     result = read_result(folder) or {}
+    training = [_numbers(line) for line in read_jsonl(folder / "train.jsonl")]
+    if initial := read_initial(folder) or {}:
+        result = _with_start(result, initial, "train_seconds")
+        training = [_with_start(line, initial, "seconds") for line in training]
     scores = _read_scores(folder)
     checkpoints = {int(p.name): _read_scores(p) for p in sample_folders(folder)}
     if scores and result:
@@ -182,10 +200,19 @@ def read_run(folder: Path) -> StoredRun:
         result=result,
         scores=scores,
         checkpoints={updates: scored for updates, scored in sorted(checkpoints.items()) if scored},
-        training=[_numbers(line) for line in read_jsonl(folder / "train.jsonl")],
+        training=training,
+        initial=initial,
         provenance=_read(tried[-1] / "start.json") if tried else {},
         attempts=len(tried),
     )
+
+
+def _with_start(
+    record: Mapping[str, Any], initial: Mapping[str, Any], seconds: str
+) -> dict[str, Any]:
+    """Add the cost of the student that a run started from to a result or a line of its log."""
+    costs = {COST: initial[COST], seconds: initial["train_seconds"]}
+    return dict(record) | {key: record[key] + cost for key, cost in costs.items() if key in record}
 
 
 def sample_folders(folder: Path) -> list[Path]:

@@ -14,11 +14,10 @@ from distill_bench.config.overrides import matches, same_value
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.labels import Declared, Label, label_rows, parse_number
-from distill_bench.report.read_store import DONE, REFERENCE
+from distill_bench.report.read_store import COST, DONE, REFERENCE
 from distill_bench.sample.reference_kinds import STUDENT
 
 SCORED = (DONE, REFERENCE)  # states of runs whose scores enter means
-COST = "cost_forward_equivalents"
 
 
 @dataclass(frozen=True, eq=False)

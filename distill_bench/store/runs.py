@@ -66,6 +66,25 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     return result if result is not None and result["run_id"] == run_dir.name else None
 
 
+def initial_path(run_dir: Path) -> Path:
+    """Record of the student of another run that a run started from (`init`)."""
+    return run_dir / "initial.json"
+
+
+def read_initial(run_dir: Path) -> dict[str, Any] | None:
+    """Run id, content and cost of the student that a run started from; None without one.
+
+    The cost includes that of every earlier stage, in the run's own unit.
+    """
+    return read_record(
+        initial_path(run_dir),
+        run_id=str,
+        content=str,
+        cost_forward_equivalents=(int, float),
+        train_seconds=(int, float),
+    )
+
+
 def requested_samplings(run_dir: Path) -> dict[str, Path]:
     """Further ways to sample a run's student: name -> the file that states the way."""
     return {path.stem: path for path in sorted((run_dir / "samplings").glob("*.yaml"))}

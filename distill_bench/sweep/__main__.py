@@ -191,7 +191,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.explain is not None:
         return _explain(config, options, on_slurm)
     if options.cancel:
-        runs = _entries(config, options)
+        runs = _entries(config, options, initial=False)
         signalled = cancel_runs(options.store, runs, read_queue(options.store, on_slurm))
         console.print(f"told {signalled} jobs and processes to stop")
         return 0
@@ -227,13 +227,19 @@ def _overrides(options: argparse.Namespace) -> dict[str, object]:
     return overrides
 
 
-def _entries(config: SweepConfig, options: argparse.Namespace) -> dict[str, ManifestEntry]:
-    """Manifest entries of the runs; expands the sweep only if the manifest is out of date."""
+def _entries(
+    config: SweepConfig, options: argparse.Namespace, initial: bool = True
+) -> dict[str, ManifestEntry]:
+    """Manifest entries of the runs; expands the sweep only if the manifest is out of date.
+
+    Args:
+        initial: with `--only`, also of the runs from whose students the selected ones start.
+    """
     if options.only is None:
         entries = recorded_entries(config, options.store)
         if entries is not None:
             return entries
-    return open_sweep(config, options.store, options.out).only(options.only).entries
+    return open_sweep(config, options.store, options.out).only(options.only, initial).entries
 
 
 def _explain(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> int:

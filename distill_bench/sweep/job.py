@@ -22,7 +22,7 @@ from distill_bench import __version__
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import cost_key, short_name
 from distill_bench.config.protocol import protocol_hash
-from distill_bench.config.resolve import load_run
+from distill_bench.config.resolve import load_run, stored_config
 from distill_bench.config.rows.row import RowConfig, load_row
 from distill_bench.config.schema import RunConfig
 from distill_bench.evaluate.device import scoring_device
@@ -62,7 +62,8 @@ from distill_bench.sweep.prepare import (
     score_clips,
 )
 from distill_bench.sweep.provenance import code_fingerprint, dirty_diff, provenance
-from distill_bench.sweep.status import ENDED
+from distill_bench.sweep.status import ENDED, waits_for
+from distill_bench.teachers.contents import file_hash
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import ended, train
 
@@ -113,6 +114,10 @@ def _claim(run_dir: Path) -> tuple[Claim | None, int]:
     """Claim a run; returns the claim, or None and the exit code that explains its absence."""
     if run_state(run_dir, samplings=requested_samplings(run_dir)) in ENDED:
         return None, DONE
+    trains = load_row(run_dir) is None
+    if trains and (reason := waits_for(run_dir, stored_config(run_dir).init_run)) is not None:
+        print(f"{run_dir.name} {reason}", flush=True)
+        return None, FAILED
     try:
         claim = try_claim(
             run_dir, {"command": f"distill-bench job {run_dir}", "log": output_file()}
@@ -249,6 +254,8 @@ def _score(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "seed": config.seed,
         **summary,
         "cost_key": cost_key(config),
+        # other runs may start from this student
+        "student_content": file_hash(students[max(students)]) if students else None,
         "sample_seconds": round(sampled - began, 3),  # part of evaluate_seconds
     } | _record(run_dir, config, folders, began)
 

@@ -6,7 +6,7 @@ are skipped.
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from distill_bench.config.protocol import protocol_hash, student_key
 from distill_bench.config.resolve import method_of
 from distill_bench.config.schema import RunConfig
 from distill_bench.store.machine import usable_cores, visible_gpus
-from distill_bench.store.runs import read_cancels
+from distill_bench.store.runs import read_cancels, run_state
 from distill_bench.sweep.local.workers import Task, python_command, run_tasks
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.slurm.queue import Queue, read_partition, read_queue
-from distill_bench.sweep.status import TO_LAUNCH, read_statuses
+from distill_bench.sweep.status import TO_LAUNCH, WAITING, read_statuses, waits_for
 from distill_bench.sweep.watch import ProgressBoard, console, warn
 
 TRIES = 3  # starts of a run per call, if its worker dies
@@ -51,8 +51,30 @@ def select_runs(sweep: OpenSweep, queue: Queue, options: LaunchOptions) -> list[
             selected.append(s.run)
         elif s.state in TO_LAUNCH or (s.state == "failed" and options.retry & {"all", s.kind}):
             selected.append(s.run)
+
+    def in_progress(run: str) -> bool:
+        return run_state(sweep.store / run, bool(queue.active(run))) in WAITING
+
+    selected = _in_stages(sweep, selected, in_progress)
     sweep.write_runs(selected)
     return selected
+
+
+def _in_stages(
+    sweep: OpenSweep, runs: Iterable[str], in_progress: Callable[[str], bool] = lambda run: False
+) -> list[str]:
+    """The runs that can start now or after others of them, each after its initial run.
+
+    Args:
+        in_progress: if it returns True for an initial run, runs may wait for it.
+    """
+    kept: list[str] = []
+    for run in sorted(runs, key=lambda run: len(sweep.chain(run))):
+        initial = sweep.runs[run].init_run if run in sweep.runs else None
+        ready = initial is None or waits_for(sweep.store / run, initial) is None
+        if ready or initial in kept or in_progress(str(initial)):
+            kept.append(run)
+    return kept
 
 
 def _move_aside(folder: Path) -> None:
@@ -112,18 +134,30 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
         # a prepare task is cancelled together with the last run
         return task.name in runs if task.name in sweep.configs else runs.issuperset(todo)
 
+    def is_ready(task: Task) -> bool:
+        config = sweep.runs.get(task.name)
+        return config is None or waits_for(sweep.store / task.name, config.init_run) is None
+
     with ProgressBoard(sweep, jobs, processes) as board:
         while True:
             selected = select_runs(sweep, Queue(), options)
             cancelled = cancelled_runs()
-            todo[:] = [run for run in selected if tries[run] < TRIES and run not in cancelled]
+            left = (run for run in selected if tries[run] < TRIES and run not in cancelled)
+            todo[:] = _in_stages(sweep, left)
             options = replace(options, retry=frozenset())  # a failure in this call is final
             if todo:
-                tries.update(todo)
                 todo.sort(key=lambda run: _order(sweep, run))
                 tasks = _prepare_tasks(sweep, todo)
                 tasks += [_run_task(sweep.store / run, options, processes) for run in todo]
-                run_tasks(tasks, jobs, board.changed, board.update, cancelled=is_cancelled)
+                run_tasks(
+                    tasks,
+                    jobs,
+                    board.changed,
+                    board.update,
+                    cancelled=is_cancelled,
+                    ready=is_ready,
+                )
+                tries.update(task.name for task in tasks if task.exit_code is not None)
             elif "running" in sweep.states().values():
                 time.sleep(1)  # another driver's runs; if their workers die, take them over
                 board.update()
@@ -131,9 +165,15 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
                 return
 
 
-def _order(sweep: OpenSweep, run: str) -> tuple[int, float]:
-    """Sort key of a run or a row; rows come after the runs of the first seed."""
-    return launch_order(sweep.runs[run]) if run in sweep.runs else (0, 0.0)
+def _order(sweep: OpenSweep, run: str) -> tuple[int, int, float]:
+    """Sort key of a run or a row: by seed, then runs of which others wait, then the longest.
+
+    Rows come after the runs of the first seed.
+    """
+    if run not in sweep.runs:
+        return 0, 1, 0.0
+    seed, cost = launch_order(sweep.runs[run])
+    return seed, run not in sweep.awaited, cost
 
 
 def launch_order(config: RunConfig) -> tuple[int, float]:
@@ -185,7 +225,9 @@ def run_slurm(sweep: OpenSweep, options: LaunchOptions) -> None:
     """Submit every unfinished run that is not in the queue, and return."""
     from distill_bench.sweep.slurm.submit import submit  # Submitit takes a second to import
 
-    todo = select_runs(sweep, read_queue(sweep.store), options)
+    queue = read_queue(sweep.store)
+    selected = select_runs(sweep, queue, options)
+    todo = _in_stages(sweep, selected, lambda run: bool(queue.active(run)))
     if not todo:
         console.print("nothing to submit")
         return
@@ -195,7 +237,14 @@ def run_slurm(sweep: OpenSweep, options: LaunchOptions) -> None:
     folders = [sweep.store / run for run in todo]
     prepare = [sweep.store / run for run in missing_artefacts(sweep, todo).values()]
     changed = options.allow_changed_code
-    ids = submit(folders, cluster, sweep.store, prepare, changed, sweep.config.name)
+    initial = {
+        run: str(config.init_run)
+        for run in todo
+        if (config := sweep.runs.get(run)) and waits_for(sweep.store / run, config.init_run)
+    }
+    queued = {run: queue.active(run)[-1] for run in initial.values() if queue.active(run)}
+    name = sweep.config.name
+    ids = submit(folders, cluster, sweep.store, prepare, changed, name, initial, queued)
     arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids))
     console.print(f"submitted {len(ids)} runs as {len(set(ids))} jobs: {', '.join(arrays)}")
     console.print("watch: this command with --status or --wait, or squeue --me")

@@ -62,6 +62,7 @@ class OpenSweep:
                 config.method["name"],
                 config.student_updates,
                 tuple(way.name for way in self.samplings[run]),
+                config.init_run,
             )
             for run, config in self.runs.items()
         }
@@ -79,8 +80,11 @@ class OpenSweep:
             for run, entry in self.entries.items()
         }
 
-    def only(self, condition: str | None) -> "OpenSweep":
+    def only(self, condition: str | None, initial: bool = True) -> "OpenSweep":
         """Restrict the sweep to runs that satisfy a condition on dotted keys.
+
+        Args:
+            initial: also keep the runs from whose students these start.
 
         Raises:
             ConfigError: if no run satisfies it.
@@ -95,12 +99,25 @@ class OpenSweep:
         }
         if not selected:
             raise ConfigError(f"--only {condition!r}: no run of the sweep satisfies it")
+        if initial:
+            wanted = {run for one in selected for run in self.chain(one)}
+            selected = {run: config for run, config in self.runs.items() if run in wanted}
         rows = {
             row: (of_row, config)
             for row, (of_row, config) in self.rows.items()
             if holds(condition, config.model_dump(mode="json"))
         }
         return dataclasses.replace(self, runs=selected, rows=rows)
+
+    @cached_property
+    def awaited(self) -> frozenset[str]:
+        """Runs from whose students others start."""
+        return frozenset(config.init_run for config in self.runs.values() if config.init_run)
+
+    def chain(self, run: str) -> list[str]:
+        """A run of the sweep, the run from whose student it starts, and so on."""
+        initial = self.runs[run].init_run
+        return [run, *(self.chain(initial) if initial in self.runs else [])]
 
     def write(self) -> None:
         """Write run.yaml into every run folder that lacks it, and the sweep's manifest."""

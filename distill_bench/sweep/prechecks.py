@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from distill_bench.config.errors import ConfigError, hint
+from distill_bench.config.initial import check_initial
 from distill_bench.config.protocol import protocol_hash
-from distill_bench.config.resolve import evaluated_updates
+from distill_bench.config.resolve import evaluated_updates, stored_config
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.evaluator import Clips
@@ -30,7 +31,7 @@ from distill_bench.sample.write_folder import is_written
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import existing_folder, read_jsonl
 from distill_bench.store.nested import describe_differences
-from distill_bench.store.runs import unsampled
+from distill_bench.store.runs import read_result, run_state, unsampled
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.status import ENDED
 from distill_bench.teachers.contents import weight_shapes
@@ -59,6 +60,7 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
     if (folder := sweep.out / sweep.config.name).exists() and not folder.is_dir():
         raise ConfigError(f"results go to {folder}, which is not a folder; remove it, or set --out")
     check_rows(sweep)
+    check_initial_runs(sweep)
     config = next(iter(sweep.runs.values()))  # all runs share a protocol
     clips = stand_in_clips(config)
     warnings = [*check_evaluators(config, clips), *_unscored_prompts(config, clips)]
@@ -89,6 +91,27 @@ def check_rows(sweep: OpenSweep) -> None:
                 check_released(Path(row.network), teacher_folder(config.teacher))
             except TeacherError as error:
                 raise ConfigError(f"rows: {row.label}: {error}") from error
+
+
+def check_initial_runs(sweep: OpenSweep) -> None:
+    """Check that students can start from those of their initial runs.
+
+    Raises:
+        ConfigError: if two runs do not fit, or an initial run outside the sweep is not done.
+    """
+    for run, config in sweep.runs.items():
+        if config.init_run is None or read_result(sweep.store / run) is not None:
+            continue
+        initial = sweep.runs.get(config.init_run)
+        if initial is None:
+            initial = stored_config(sweep.store / config.init_run)
+            state = run_state(sweep.store / config.init_run)
+            if state != "done":
+                raise ConfigError(
+                    f"init {config.init}: this run is {state}, and not part of the sweep; do it "
+                    f"first: distill-bench job {sweep.store / config.init_run}"
+                )
+        check_initial(config, initial)
 
 
 def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:

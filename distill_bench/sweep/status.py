@@ -20,7 +20,13 @@ from rich.table import Table
 from distill_bench.store.claims import attempts, read_exit, read_start
 from distill_bench.store.durations import duration
 from distill_bench.store.files import last_lines, read_json, text_lines
-from distill_bench.store.runs import error_path, read_result, run_state, unsampled
+from distill_bench.store.runs import (
+    error_path,
+    read_initial,
+    read_result,
+    run_state,
+    unsampled,
+)
 from distill_bench.sweep.provenance import code_fingerprint
 from distill_bench.sweep.slurm.queue import KIND_OF_END, Queue, final_states
 
@@ -36,6 +42,7 @@ class ManifestEntry:
     method: str  # "" for a row that trains nothing
     student_updates: int
     samplings: tuple[str, ...] = ()  # names of further ways in which its student is sampled
+    init_run: str | None = None  # id of the run from whose student it starts
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Status:
     kind: str | None = None  # of failure
     note: str = ""
     log: str | None = None
-    stale: bool = False  # the result was made by different code
+    stale: bool = False  # the result was made by different code, or from another start
 
     @property
     def rate(self) -> float | None:
@@ -79,6 +86,14 @@ def read_statuses(store: Path, entries: Mapping[str, ManifestEntry], queue: Queu
     return [_explained(s, ends.get(s.job or ""), disk_full) for s in statuses]
 
 
+def waits_for(folder: Path, init_run: str | None, queue: Queue = Queue()) -> str | None:  # noqa: B008 - immutable
+    """Reason why a run cannot start yet: its initial run is not done; None if nothing is amiss."""
+    if init_run is None or read_result(folder) is not None:
+        return None
+    state = run_state(folder.parent / init_run, bool(queue.active(init_run)))
+    return None if state == "done" else f"waits for {init_run}, which is {state}"
+
+
 def _is_full(store: Path) -> bool:
     """True if the store's disk is full, so that runs could not record their end."""
     with contextlib.suppress(OSError):
@@ -91,7 +106,8 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
     run = folder.name
     jobs = queue.jobs.get(run, [])
     state = run_state(folder, bool(queue.active(run)), entry.samplings)
-    if state == "missing" and jobs:
+    waits = waits_for(folder, entry.init_run, queue)
+    if state == "missing" and jobs and waits is None:
         state = "lost"  # its job ended before the first attempt
     tried = attempts(folder)
     starts = [read_start(attempt) for attempt in tried]
@@ -117,10 +133,15 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
         note = f"stopped by {end.get('signal')} at student update {update}, saved"
     elif state == "unsampled":
         note = f"to be sampled in {len(unsampled(folder, entry.samplings))} further ways"
+    elif waits is not None and state != "running":
+        note = waits
     elif state == "lost":
         note = _last_line(end.get("error")) or (_last_words(Path(log)) if log else "")
     elif reason := queue.never_starts(run):
         note = f"SLURM will not start it: {reason}"
+    stale = result is not None and (
+        result.get("code_fingerprint") not in (None, code) or _has_other_start(folder)
+    )
     return Status(
         run=run,
         state=state,
@@ -134,8 +155,17 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
         kind=kind,
         note=note,
         log=log,
-        stale=result is not None and result.get("code_fingerprint") not in (None, code),
+        stale=stale,
     )
+
+
+def _has_other_start(folder: Path) -> bool:
+    """True if a run started from a student that its initial run, trained again, no longer has."""
+    initial = read_initial(folder)
+    if initial is None:
+        return False
+    now = (read_result(folder.parent / initial["run_id"]) or {}).get("student_content")
+    return now not in (None, initial["content"])
 
 
 def _requeues(starts: Sequence[Mapping[str, Any]]) -> int:

@@ -15,7 +15,7 @@ from distill_bench.method import Method, Nets
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.precision import in_precision
-from distill_bench.networks.role_networks import RoleNetworks, build_networks
+from distill_bench.networks.role_networks import RoleNetworks, Start, build_networks
 from distill_bench.networks.sharding import all_ranks, is_sharded
 from distill_bench.noise import student_sigmas
 from distill_bench.teachers.embeddings import Texts
@@ -43,6 +43,7 @@ def assemble(
     extras: Mapping[str, Rows],
     method: Method | None = None,
     draws: type[Draws] = Draws,
+    start: Start | None = None,
 ) -> Run:
     """Assemble the run that `config` describes, at its start.
 
@@ -53,6 +54,7 @@ def assemble(
         extras: the rows of each of `needs_of(config)`.
         method: the objective; None: the config's.
         draws: class that makes the draws of a batch.
+        start: copies initial weights into the student; None: it starts as the pipeline's.
 
     Raises:
         ValueError: if the processes cannot share the batch equally, or no phase would train the
@@ -66,7 +68,7 @@ def assemble(
     # sharding one process changes nothing
     shards = config.sharding and processes.world > 1
     role_networks = build_networks(
-        config, pipeline, all_ranks(processes.device) if shards else None
+        config, pipeline, all_ranks(processes.device) if shards else None, start
     )
     average = _average(config, role_networks)
     # a rank counts its own samples in units of its share of a batch, which gives global batches

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill_bench.config.resolve import load_run
+from distill_bench.networks.ranks import ranks
 from distill_bench.store.files import read_record
 from distill_bench.train.phase import Collapsed
 from distill_bench.train.records import Records
 from distill_bench.train.run import Run
-from distill_bench.train.setup import build
+from distill_bench.train.setup import build, record_initial
 
 
 def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
@@ -26,6 +27,8 @@ def train(run_dir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
     summary = ended(run_dir)
     if summary is not None:
         return summary
+    if ranks().first:
+        record_initial(run_dir)
     run = build(load_run(run_dir), run_dir.parent)
     records = Records(run, run_dir)
     records.resume()

@@ -23,6 +23,7 @@ COUNTS = {
     "config/conditions": False,
     "config/errors": False,
     "config/identity": False,
+    "config/initial": False,
     "config/overrides": False,
     "config/protocol": True,
     "config/reference": False,

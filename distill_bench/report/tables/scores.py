@@ -134,13 +134,17 @@ def budget(results: Results, rows: Sequence[Row] | None = None) -> float | None:
     """Training cost at which rows are compared, in forward equivalents.
 
     The requested cost, else the largest that every finished run reaches, if any run is finished.
+    Runs from whose students others start do not count among all students: they end before the
+    others begin.
 
     Args:
         rows: the compared rows; None: all students.
     """
     if results.manifest["budget"] is not None:
         return results.manifest["budget"]
-    costs = [float(row.scored[COST].min()) for row in rows or results.students]
+    initial = results.manifest.get("initial_runs", [])
+    last = [row for row in results.students if not row.runs["run_id"].isin(initial).all()]
+    costs = [float(row.scored[COST].min()) for row in rows or last]
     return min(filter(isfinite, costs), default=None)
 
 
@@ -192,6 +196,8 @@ def equal_cost_caption(results: Results) -> str:
     if cost is None:
         return "No finished run has a training cost."
     origin = "the largest that every finished run reaches"
+    if results.manifest.get("initial_runs"):
+        origin += ", apart from runs from whose students others start"
     if results.manifest["budget"] is not None:
         origin = "as requested"
     return (

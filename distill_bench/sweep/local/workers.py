@@ -56,6 +56,7 @@ def run_tasks(
     tick: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
     cancelled: Callable[[Task], bool] = lambda task: False,
+    ready: Callable[[Task], bool] = lambda task: True,
 ) -> None:
     """Run all tasks in order, at most `jobs` at once, each in its own process group.
 
@@ -67,20 +68,29 @@ def run_tasks(
         tick: called about once per second.
         stop: once it returns True, running tasks are asked to save and no more tasks are started.
         cancelled: if it returns True, the task is asked to save, or not started.
+        ready: if it returns False, the task is passed over until another task has ended; it is not
+            started if it is not ready after the last one.
     """
     waiting: list[Task] = list(tasks)
     running: dict[int, Task] = {}  # by slot
     signalled: set[str] = set()  # names of running tasks that were asked to save
     ticked = 0.0
     stopping = False
+    blocked = False  # no waiting task is ready
     try:
         while waiting or running:
             if not stopping and stop():
                 stopping = True
                 waiting.clear()
                 _signal(running.values(), signal.SIGTERM)
-            while waiting and len(running) < jobs:
-                task = waiting.pop(0)
+            while waiting and len(running) < jobs and not blocked:
+                task = next(filter(ready, waiting), None)
+                if task is None:
+                    blocked = True
+                    if not running:
+                        waiting.clear()
+                    break
+                waiting.remove(task)
                 if not cancelled(task):
                     slot = next(i for i in range(jobs) if i not in running)
                     _start(task, slot, jobs)
@@ -88,6 +98,7 @@ def run_tasks(
                     changed(task)
             for slot in [slot for slot, task in running.items() if task.exit_code is not None]:
                 changed(running.pop(slot))
+                blocked = False
             if time.monotonic() - ticked > 1:
                 tick()
                 to_stop = [t for t in running.values() if t.name not in signalled and cancelled(t)]

@@ -11,9 +11,9 @@ import shlex
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import submitit
 from submitit.core import utils
@@ -26,6 +26,8 @@ from distill_bench.store.runs import call_file
 from distill_bench.store.stop import DRIVER
 from distill_bench.sweep.slurm.node import LAUNCH_FOLDER, do_runs, prepare_shared
 from distill_bench.sweep.slurm.queue import SchedulerError, read_partition, scancel
+
+T = TypeVar("T")
 
 JOBS_AT_ONCE = 16  # if cluster.jobs is not set
 KILLED_RETRIES = 3  # of a job killed by a signal (lost rank, out of memory); requeues do not count
@@ -47,14 +49,20 @@ def submit(
     prepare: Sequence[Path] = (),
     allow_changed_code: bool = False,
     name: str = "distill-bench",
+    initial: Mapping[str, str] = {},
+    queued: Mapping[str, str] = {},
 ) -> list[str]:
     """Submit runs as arrays of at most MaxArraySize jobs; returns each run's job id.
+
+    Runs that wait for others have arrays of their own, one stage after the other.
 
     The ids are also recorded in store/submissions/, one file per array, for `queue.read_queue`.
 
     Args:
         prepare: runs whose shared artefacts a separate job makes first; the arrays wait for it.
         name: name of the jobs.
+        initial: run -> the run that it waits for, which is submitted too or in the queue.
+        queued: such a run in the queue -> its job.
 
     Raises:
         ConfigError: if SLURM refuses an array; arrays accepted before stay submitted.
@@ -62,17 +70,24 @@ def submit(
     if "\\" in str(store.resolve()):  # in a file name pattern, it turns the patterns off
         raise ConfigError(f"--store {store}: SLURM cannot write logs below a path with a backslash")
     logging.getLogger("submitit").setLevel(logging.ERROR)
-    size = cluster.runs_per_job
-    packs = [run_dirs[i : i + size] for i in range(0, len(run_dirs), size)]
     limit = read_partition(cluster.partition).max_array  # the largest index is one less
-    arrays = [packs[i : i + limit] for i in range(0, len(packs), limit)]
+    arrays = [
+        packs
+        for stage in in_stages(run_dirs, initial)
+        for packs in _split(_split(stage, cluster.runs_per_job), limit)
+    ]
     parallel = shares(cluster.jobs or JOBS_AT_ONCE, len(arrays))
     prepare_job = _submit_prepare(cluster, store, prepare, name) if prepare else None
-    # afterany: if the prepare job fails, a run makes the artefacts itself or reports the reason
-    after = f"afterany:{prepare_job}" if prepare_job else None
+    # afterany: if the prepare job fails, a run makes the artefacts itself or reports the reason; if
+    # an initial run fails, the runs that wait for it end before their first attempt
+    after = [f"afterany:{prepare_job}"] if prepare_job else []
     ids: dict[Path, str] = {}
     for array, at_once in zip(arrays, parallel, strict=True):
-        executor = make_executor(cluster, store, name, at_once, dependency=after)
+        job_of = dict(queued) | {run.name: job for run, job in ids.items()}
+        runs = [run.name for pack in array for run in pack]
+        awaited = dict.fromkeys(job_of[initial[run]] for run in runs if run in initial)
+        dependency = ",".join([*after, *(f"afterany:{job}" for job in awaited)]) or None
+        executor = make_executor(cluster, store, name, at_once, dependency=dependency)
         try:
             jobs = _submit_array(executor, array, allow_changed_code)
         except ConfigError as error:
@@ -85,11 +100,32 @@ def submit(
             ) from error
         accepted = {run: job for pack, job in zip(array, jobs, strict=True) for run in pack}
         record: dict[str, Any] = {"jobs": {run.name: job for run, job in accepted.items()}}
-        if after is not None:
-            record["dependency"] = after
+        if after:
+            record["dependency"] = after[0]
         write_json(call_file(store / "submissions"), record)
         ids |= accepted
     return [ids[run] for run in run_dirs]
+
+
+def in_stages(run_dirs: Sequence[Path], initial: Mapping[str, str]) -> list[list[Path]]:
+    """Split runs so that those of a stage wait only for runs of the stages before it.
+
+    Args:
+        run_dirs: run folders, each after the run that it waits for.
+        initial: run -> the run that it waits for.
+    """
+    stage_of: dict[str, int] = {}
+    stages: dict[int, list[Path]] = {}
+    for run in run_dirs:
+        waits = run.name in initial
+        stage_of[run.name] = stage_of.get(initial[run.name], 0) + 1 if waits else 0
+        stages.setdefault(stage_of[run.name], []).append(run)
+    return [stages[stage] for stage in sorted(stages)]
+
+
+def _split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive pieces of at most `size` items."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def shares(jobs: int, arrays: int) -> list[int]:
