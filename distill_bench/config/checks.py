@@ -247,6 +247,36 @@ def check_memory_settings(run: Candidate) -> None:
             raise ConfigError(f"{keys}: {reason}; use one of the two")
 
 
+def check_initial(config: RunConfig, initial: RunConfig) -> None:
+    """Check that a run's student can start from the student of its initial run.
+
+    Raises:
+        ConfigError: if teacher, student or sizes differ, or adapters do not fit.
+    """
+    where = f"init {config.init}"
+    names = {"teacher": "teacher", "student": "pipeline of `student`"}
+    for key, title in names.items():
+        hashes = [getattr(run, f"{key}_hash") for run in (initial, config)]
+        if hashes[0] != hashes[1]:
+            theirs, own = (getattr(run, key) or "the teacher" for run in (initial, config))
+            raise ConfigError(
+                f"{where}: its {title} is {theirs} (content {hashes[0] or '-'}), this run's is "
+                f"{own} (content {hashes[1] or '-'}); both need the same"
+            )
+    theirs, own = (f"{c.frames} x {c.height} x {c.width}" for c in (initial, config))
+    if theirs != own:
+        raise ConfigError(
+            f"{where}: its clips are {theirs} (frames x height x width), this run's {own}, so "
+            "their training costs have no common unit; train both on one size"
+        )
+    if config.adapter is not None and config.adapter != initial.adapter:
+        raise ConfigError(
+            f"{where}: with `adapter`, all roles share the teacher's weights, so the student can "
+            "start only from a run with the same adapter; give both the same, or leave `adapter` "
+            "out of this run"
+        )
+
+
 def _needs_transformer(config: RunConfig) -> Iterator[str]:
     for name in ("adapter", "gradient_checkpointing", "sharding", "teacher_offload", "compile"):
         if getattr(config, name):

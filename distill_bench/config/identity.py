@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
+from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.schema import RunConfig
 
+RUN_ID = re.compile(r".+-s\d+-([0-9a-f]{12})")
 SCHEMA_VERSION = 1  # part of every run's id: raise it when the meaning of a key changes
 
 # keys without effect on the cost of a student update
@@ -42,6 +45,33 @@ def hashed_fields(config: BaseModel) -> dict[str, Any]:
         if declared["in_id"] and not (declared["added"] and value == field.default):
             fields[name] = hashed_fields(value) if isinstance(value, BaseModel) else value
     return fields
+
+
+def initial_keys(init: Any, stages: Mapping[str, RunConfig]) -> dict[str, str | None]:
+    """Id of the initial run and hash of its config, for the value of `init`.
+
+    The hash of a stage leaves out the seed, which is the run's own: runs that differ only in their
+    seed stay one row. Of a run given by its id, the hash is that of the id.
+
+    Args:
+        init: name of a stage, id of a run, or None.
+        stages: resolved configs of the sweep's stages, by name.
+
+    Raises:
+        ConfigError: if `init` is neither a stage nor the form of an id.
+    """
+    if init is None:
+        return {"init_run": None, "init_hash": ""}
+    if isinstance(init, str) and init in stages:
+        return {"init_run": run_id(stages[init]), "init_hash": group_id(stages[init])}
+    match = RUN_ID.fullmatch(init) if isinstance(init, str) else None
+    if match is None:
+        known = hint(str(init), list(stages)) if stages else ""
+        raise ConfigError(
+            f"init {init!r} names no stage of the sweep{known}; write it under `stages`, or give "
+            "the id of a run in the store"
+        )
+    return {"init_run": init, "init_hash": match[1]}
 
 
 def short_name(method: str) -> str:

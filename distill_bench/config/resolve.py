@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill_bench.config.checks import Candidate, check_run
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.initial import initial_keys
+from distill_bench.config.identity import initial_keys
 from distill_bench.config.overrides import absolute, apply_overrides
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.validation import one_line, validate

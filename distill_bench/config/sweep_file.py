@@ -21,8 +21,7 @@ from distill_bench.config.analysis.contrasts import (
 from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.identity import group_id, run_id
-from distill_bench.config.initial import in_order
+from distill_bench.config.identity import RUN_ID, group_id, run_id
 from distill_bench.config.overrides import (
     apply_overrides,
     has_values,
@@ -150,7 +149,7 @@ class SweepConfig(StrictModel):
     def _resolved_stages(self) -> dict[str, _ResolvedCell]:
         """The stages by name, each after the stage that it starts from."""
         stages: dict[str, _ResolvedCell] = {}
-        for name in in_order(self.stages):
+        for name in _in_order(self.stages):
             label = CellLabel(name, tuple(flat(self.stages[name])))
             configs = {name: stage.config for name, stage in stages.items()}
             data = apply_overrides(self.base, self._stage_cell(name))
@@ -296,6 +295,29 @@ def _cell_label(parts: Sequence[Mapping[str, Any]]) -> CellLabel | None:
     keys = [key for part in labelled for key in flat(part) if key != LABEL]
     text = ", ".join(part[LABEL] for part in labelled)
     return CellLabel(text, tuple(keys)) if labelled else None
+
+
+def _in_order(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of stages, each after the stage that it starts from.
+
+    Raises:
+        ConfigError: if a stage has the form of a run's id, or stages start from each other.
+    """
+    for name in stages:
+        if not name.strip() or RUN_ID.fullmatch(name):
+            raise ConfigError(f"stages.{name}: a name is a text that is not the id of a run")
+    ordered: list[str] = []
+    waiting = dict(stages)
+    while waiting:
+        ready = [name for name, keys in waiting.items() if keys.get("init") not in list(waiting)]
+        if not ready:
+            raise ConfigError(
+                f"stages {', '.join(waiting)} start from each other in a circle; leave `init` out "
+                "of one of them"
+            )
+        ordered += ready
+        waiting = {name: keys for name, keys in waiting.items() if name not in ready}
+    return ordered
 
 
 def zip_axes(value: Any) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill_bench.config.checks import check_initial
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.initial import check_initial
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import evaluated_updates, stored_config
 from distill_bench.config.schema import RunConfig

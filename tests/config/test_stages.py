@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from distill_bench.config.checks import check_initial
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import cost_key, group_id, run_id
-from distill_bench.config.initial import check_initial
 from distill_bench.config.resolve import resolve
 from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.config.sweep_file import SweepConfig, load_sweep

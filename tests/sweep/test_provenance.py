@@ -23,7 +23,6 @@ COUNTS = {
     "config/conditions": False,
     "config/errors": False,
     "config/identity": False,
-    "config/initial": False,
     "config/overrides": False,
     "config/protocol": True,
     "config/reference": False,
