@@ -86,11 +86,16 @@ def read_statuses(store: Path, entries: Mapping[str, ManifestEntry], queue: Queu
     return [_explained(s, ends.get(s.job or ""), disk_full) for s in statuses]
 
 
-def waits_for(folder: Path, init_run: str | None, queue: Queue = Queue()) -> str | None:  # noqa: B008 - immutable
-    """Reason why a run cannot start yet: its initial run is not done; None if nothing is amiss."""
+def waits_for(folder: Path, init_run: str | None, queue: Queue | None = None) -> str | None:
+    """Reason why a run cannot start yet: its initial run is not done; None if it can.
+
+    Args:
+        queue: jobs, for the state of the initial run in the message.
+    """
     if init_run is None or read_result(folder) is not None:
         return None
-    state = run_state(folder.parent / init_run, bool(queue.active(init_run)))
+    queued = queue is not None and bool(queue.active(init_run))
+    state = run_state(folder.parent / init_run, queued)
     return None if state == "done" else f"waits for {init_run}, which is {state}"
 
 
