@@ -12,6 +12,7 @@ from distill_bench.config.errors import ConfigError, MissingPackage
 from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.registry import RegistryError, find_evaluator
 from distill_bench.teachers.contents import read_config, weight_shapes
+from distill_bench.teachers.diffusers_folder import expert_folder
 from distill_bench.teachers.folder import is_outline
 from distill_bench.teachers.kinds import Teacher
 from distill_bench.teachers.prompts import read_entries, read_prompts
@@ -114,6 +115,7 @@ def check_pipelines(run: Candidate) -> None:
     """Check the files of teacher and student, the size of the clips, and the prompts."""
     config, teacher, student = run.config, run.teacher, run.student
     try:
+        expert_folder(student or teacher.folder, config.student_expert)
         teacher.check_parts(student)
         reason = teacher.unfit(config.frames, config.height, config.width, student)
     except ValueError as error:

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1  # part of every run's id: raise it when the meaning of a key
 # keys without effect on the cost of a student update
 COST_FREE = frozenset({
     "seed", "student_updates", "student_lr", "fake_score_lr", "beta1", "beta2", "weight_decay",
-    "grad_clip", "protocol", "prompts_hash", "negative_prompt_hash", "init_hash",
+    "grad_clip", "protocol", "prompts_hash", "negative_prompt_hash", "init_hash", "student_expert",
 })  # fmt: skip
 
 

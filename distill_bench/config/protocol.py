@@ -50,5 +50,12 @@ def student_key(config: RunConfig) -> str:
     """Key of the untrained student's clips: all settings outside the protocol that change them."""
     # without `teacher_shift` the protocol's hash covers the shift
     shift = "" if config.protocol.teacher_shift is None else f"shift{config.shift:g}"
-    words = (f"nfe{config.nfe}", str(config.stepping), shift, config.student_hash)
+    words = (f"nfe{config.nfe}", str(config.stepping), shift, student_start(config))
     return "-".join(filter(None, words))
+
+
+def student_start(config: RunConfig) -> str:
+    """Key of the weights that the student starts from; "" for the teacher's first network."""
+    if config.student_hash:
+        return config.student_hash  # that of the expert, if the pipeline has two
+    return "" if config.student_expert == "high_noise" else config.student_expert

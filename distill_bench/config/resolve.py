@@ -26,6 +26,7 @@ from distill_bench.registry import (
     search_plugins_in,
 )
 from distill_bench.teachers.contents import content_hash
+from distill_bench.teachers.diffusers_folder import EXPERTS
 from distill_bench.teachers.folder import is_local_folder
 from distill_bench.teachers.kinds import Teacher, find_teacher
 from distill_bench.teachers.prompts import FILE_PREFIX, negative_text, prompts_hash, text_hash
@@ -207,9 +208,10 @@ def _student_folder(data: Mapping[str, Any]) -> Path | None:
 def _hashes(data: Mapping[str, Any], teacher: Teacher, student: Path | None) -> dict[str, str]:
     """Hashes of a run's files; "" for keys that are omitted."""
     prompts, clips = data.get("prompts"), data.get("data")
+    part = EXPERTS.get(str(data.get("student_expert")), "transformer")
     return {
         "teacher_hash": content_hash(teacher.folder),
-        "student_hash": "" if student is None else content_hash(student / "transformer"),
+        "student_hash": "" if student is None else content_hash(student / part),
         "prompts_hash": "" if prompts is None else _prompts_hash(teacher, Path(str(prompts))),
         "data_hash": "" if clips is None else _clips_hash(Path(str(clips))),
     } | _negative_prompt(data, teacher)

@@ -97,6 +97,8 @@ class RunConfig(StrictModel):
     """Pipeline whose transformer student and fake score start from; null: the teacher's."""
     student_hash: str = key("", added=True)
     """Hash of the student's transformer; written when the run is resolved."""
+    student_expert: Literal["high_noise", "low_noise"] = key("high_noise", added=True)
+    """Which of a pipeline's two experts (Wan2.2-A14B) the student and the fake score start from."""
     init: str | None = key(None, in_id=False, added=True)
     """Stage of the sweep, or id of a run, from whose student this one starts; null: `student`."""
     init_run: str | None = key(None, in_id=False, added=True)

@@ -13,6 +13,7 @@ from distill_bench.noise import student_sigmas
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json, read_jsonl
 from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture
+from distill_bench.teachers.diffusers_folder import EXPERTS
 from distill_bench.teachers.kinds import find_teacher
 from distill_bench.teachers.prompts import PUBLISHED, negative_text
 from distill_bench.train import checkpoint
@@ -85,7 +86,10 @@ def other_steppings(config: RunConfig, stepping: str) -> list[str]:
 
 def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, object]]:
     """Settings, cost and code of a run as (name, value) pairs; unknown values are left out."""
-    start = config.student and model_name(config.student)
+    teacher = f"{model_name(config.teacher)} (content {config.teacher_hash})"
+    start = config.student and f"{model_name(config.student)} (content {config.student_hash})"
+    if config.student_expert == "low_noise":
+        start = f"{start or teacher}, {EXPERTS['low_noise']}"
     fields = [f"{key} {value}" for key, value in config.method.items() if key != "name"]
     summary = read_json(run_dir / "train.json") or {}
     last_attempts = attempts(run_dir)[-1:]
@@ -93,8 +97,8 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
     commit = next((start["commit"] for start in starts if start.get("commit")), "unknown")
     rows = {
         "run": run_dir.name,
-        "teacher": f"{model_name(config.teacher)} (content {config.teacher_hash})",
-        "student started from": start and f"{start} (content {config.student_hash})",
+        "teacher": teacher,
+        "student started from": start,
         "initial student of the run": config.init_run,
         "method": f"{config.method['name']}, version {config.method_version}",
         "fields of the method": ", ".join(fields) or "none",
@@ -204,7 +208,17 @@ def _loading_code(
     if lora:
         source, revision = _split_revision(model_name(config.student or config.teacher))
     arguments = f'"{source}"' + (f', revision="{revision}"' if revision else "")
-    lines = [*imports, "", f"pipe = {architecture.PIPELINE}.from_pretrained({arguments})"]
+    lines = [*imports, ""]
+    if lora and architecture.boundary is not None:
+        network, part = architecture.transformer["_class_name"], EXPERTS[config.student_expert]
+        lines = [
+            *imports,
+            f"from diffusers import {network}",
+            "",
+            f'expert = {network}.from_pretrained({arguments}, subfolder="{part}")',
+        ]
+        arguments += ", transformer=expert, transformer_2=None, boundary_ratio=None"
+    lines.append(f"pipe = {architecture.PIPELINE}.from_pretrained({arguments})")
     if lora:
         lines += [
             f'pipe.load_lora_weights("{name}")',

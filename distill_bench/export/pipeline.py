@@ -33,6 +33,7 @@ from distill_bench.train import checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEPPINGS = tuple(STEPS)
 COPIED_PARTS = ("text_encoder", "tokenizer", "vae")
+ONE_TRANSFORMER = {"transformer_2": [None, None], "boundary_ratio": None}  # in model_index.json
 
 
 def export(
@@ -83,7 +84,7 @@ def export(
         if lora:
             _write_adapter(temporary, weights, config.adapter, teacher, DTYPES[dtype])
         else:
-            student = load_transformer(base)
+            student = load_transformer(base, config.student_expert)
             _load_student(weights, student, config.adapter)
             cast(student, DTYPES[dtype]).save_pretrained(temporary / "transformer")
             for part in COPIED_PARTS:
@@ -153,7 +154,7 @@ def _write_schedulers(
     """Write the student's scheduler, and the one of the other stepping if steps differ.
 
     Returns:
-        The teacher's model_index.json with the student's scheduler.
+        The teacher's model_index.json with the student's scheduler, and without a second expert.
     """
     architecture = architecture_of(base)
     scheduler = architecture.student_scheduler(config.nfe, config.shift, stepping)
@@ -164,6 +165,8 @@ def _write_schedulers(
         )
     index = read_config(teacher, "model_index.json")
     index = {key: value for key, value in index.items() if key != "_name_or_path"}
+    if architecture_of(teacher).boundary is not None:
+        index |= ONE_TRANSFORMER
     module = type(scheduler).__module__
     library = "diffusers" if module.startswith("diffusers.") else module
     return index | {"scheduler": [library, type(scheduler).__name__]}

@@ -1,5 +1,6 @@
 """Wraps a role's network as a denoiser, (x_t, sigma, text) -> x0_hat; guides it; counts FLOPs."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +13,15 @@ from distill_bench.networks.adapters import Adapted
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.sharding import Reached
 from distill_bench.noise import velocity_to_x0, x0_to_velocity
-from distill_bench.teachers.architecture import Call, architecture_called
+from distill_bench.teachers.architecture import architecture_called
+from distill_bench.teachers.experts import PerNetwork, networks_in, routed
 
 
 class Denoiser:
     """Clean prediction of a role's network: (x_t, sigma, text) -> x0_hat (`method.Role`).
 
     Args:
-        net: a transformer of a known architecture.
+        net: a transformer of a known architecture, or the experts of one.
         role: name under which the ledger counts passes.
         ledger: counts every forward, and every backward when it runs.
         autocast: dtype of the network's arithmetic; None: the dtype of its weights.
@@ -48,7 +50,12 @@ class Denoiser:
 
     def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """Prediction of noise - x0, (B, C, T, H, W); arguments as for the call."""
-        return self._count(self._forward(x_t, sigma, text), len(x_t)).to(x_t.dtype)
+
+        def predict(net: nn.Module, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+            call = functools.partial(self._call, net)
+            return self.architecture.velocity(net, call, x_t, sigma, text)
+
+        return self._count(self._forward(predict, x_t, sigma, text), len(x_t)).to(x_t.dtype)
 
     def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
         """Tokens (B, N, width) after the first blocks; later blocks are neither run nor counted.
@@ -59,8 +66,15 @@ class Denoiser:
             text: (B, L, D).
             depth: share of the blocks that run, in [0, 1]; at least one block runs.
         """
-        blocks = self.architecture.blocks(self.net)
-        last = max(1, round(depth * len(blocks)))
+        count = len(self.architecture.blocks(networks_in(self.net)[0]))
+        last = max(1, round(depth * count))
+        tokens = self._forward(functools.partial(self._tokens_after, last), x_t, sigma, text)
+        return self._count(tokens, len(x_t) * last / count).to(x_t.dtype)
+
+    def _tokens_after(
+        self, last: int, net: nn.Module, x_t: Tensor, sigma: Tensor, text: Tensor
+    ) -> Tensor:
+        """Tokens after block number `last` of a network, counted from 1."""
         tokens: list[Tensor] = []
 
         def abort(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -68,32 +82,30 @@ class Denoiser:
             raise Reached(tokens[0])
 
         def call(*inputs: Any, **options: Any) -> Tensor:
-            self._call(*inputs, **options)
+            self._call(net, *inputs, **options)
             # A sharded network returns the tokens as its output (`shard`): stop before the
             # architecture converts them to a velocity.
             raise Reached(tokens[0])
 
-        handle = blocks[last - 1].register_forward_hook(abort)
+        handle = self.architecture.blocks(net)[last - 1].register_forward_hook(abort)
         try:
-            self._forward(x_t, sigma, text, call)
+            self.architecture.velocity(net, call, x_t, sigma, text)
         except Reached:
             pass
         finally:
             handle.remove()
-        return self._count(tokens[0], len(x_t) * last / len(blocks)).to(x_t.dtype)
+        return tokens[0]
 
-    def _forward(
-        self, x_t: Tensor, sigma: Tensor, text: Tensor, call: Call | None = None
-    ) -> Tensor:
+    def _forward(self, run: PerNetwork, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.architecture.velocity(self.net, call or self._call, x_t, sigma, text)
+            return routed(self.net, run, x_t, sigma, text)
 
-    def _call(self, *inputs: Any, **options: Any) -> Tensor:
+    def _call(self, net: nn.Module, *inputs: Any, **options: Any) -> Tensor:
         options["return_dict"] = False
         if self.weights is None:
-            output: tuple[Tensor, ...] = self.net(*inputs, **options)
+            output: tuple[Tensor, ...] = net(*inputs, **options)
         else:
-            output = functional_call(self.net, dict(self.weights), inputs, options)
+            output = functional_call(net, dict(self.weights), inputs, options)
         return output[0]
 
     def _count(self, output: Tensor, samples: float) -> Tensor:
@@ -162,10 +174,11 @@ def forward_flops(net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -
     """FLOPs of a forward for one sample, counted by running the forward.
 
     Args:
-        net: a transformer of a known architecture.
+        net: a transformer of a known architecture, or the experts of one.
         latent_shape: (C, T, H, W).
         text: (B, L, D); only the first row is used, with its device and dtype.
     """
+    net = networks_in(net)[0]  # a sample runs through one expert
     x = torch.zeros(1, *latent_shape, device=text.device, dtype=text.dtype)
     sigma = torch.full((1,), 0.5, device=text.device, dtype=text.dtype)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distill_bench.teachers.architecture import architecture_called
+from distill_bench.teachers.experts import networks_in
 
 
 class Streamed(nn.Module):
@@ -37,19 +38,20 @@ def place(net: nn.Module, device: torch.device, offload: bool = False) -> nn.Mod
     """Move a network to the device, in place.
 
     Args:
-        net: a transformer of a known architecture.
+        net: a transformer of a known architecture, or the experts of one.
         device: where the network runs.
         offload: keep the blocks in host memory (`Streamed`); for frozen networks only.
     """
     if not offload:
         return net.to(device)
-    blocks = architecture_called(net).blocks(net)
-    in_host_memory = list(blocks)
-    for index in range(len(in_host_memory)):
-        blocks[index] = nn.Identity()  # so that net.to moves everything else
-    net.to(device)
-    for index, block in enumerate(in_host_memory):
-        blocks[index] = Streamed(block, device)
+    for transformer in networks_in(net):
+        blocks = architecture_called(transformer).blocks(transformer)
+        in_host_memory = list(blocks)
+        for index in range(len(in_host_memory)):
+            blocks[index] = nn.Identity()  # so that `to` moves everything else
+        transformer.to(device)
+        for index, block in enumerate(in_host_memory):
+            blocks[index] = Streamed(block, device)
     return net
 
 

@@ -1,7 +1,7 @@
 """Loads a teacher's pipeline, and the pipeline of a run.
 
 A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_encoder/`,
-`tokenizer/`, optional `vae/`), local or by hub name, or has a closed form.
+`tokenizer/`, optional `vae/` and `transformer_2/`), local or by hub name, or has a closed form.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ from distill_bench.networks.text_pipeline import TextPipeline, load_texts
 from distill_bench.noise import Stepping
 from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.teachers.contents import content_hash
-from distill_bench.teachers.diffusers_folder import autoencoder_class
+from distill_bench.teachers.diffusers_folder import EXPERTS, autoencoder_class, expert_folder
+from distill_bench.teachers.experts import Experts
 from distill_bench.teachers.folder import TeacherError, teacher_folder
 from distill_bench.teachers.kinds import Pipeline, find_teacher
 from distill_bench.teachers.prompts import negative_text, prompts_hash, text_hash
@@ -39,6 +40,7 @@ class DiffusersPipeline(TextPipeline):
     transformer: nn.Module  # the frozen teacher, float32, in host memory
     vae: nn.Module | None  # None: latents are pixels
     student_folder: Path  # of the pipeline whose transformer student and fake score start from
+    student_expert: str = "high_noise"  # that transformer, if the pipeline has two
 
     @property
     def fps(self) -> float | None:
@@ -55,11 +57,11 @@ class DiffusersPipeline(TextPipeline):
 
     def student(self) -> nn.Module:
         """A trainable float32 network at the student's starting point."""
-        return load_transformer(self.student_folder)
+        return load_transformer(self.student_folder, self.student_expert)
 
     def fake_score(self) -> nn.Module:
         """A trainable float32 network; the fake score starts from the student's weights."""
-        return load_transformer(self.student_folder)
+        return self.student()
 
     def decode_video(self, latents: Tensor) -> Tensor:
         """Video (B, 3, F, Y, X), roughly in [-1, 1], of latents (B, C, T, H, W); differentiable."""
@@ -149,7 +151,9 @@ def pipeline_of(config: RunConfig, device: torch.device, store: Path | None = No
         texts = load_texts(config.teacher, device, prompts, store)
         reference = texts.negative_text(config.protocol.negative_prompt)
         texts.texts([*texts.prompts(), reference], negative_prompt=config.negative_prompt)
-    return load_pipeline(config.teacher, device, config.student, prompts, store)
+    return load_pipeline(
+        config.teacher, device, config.student, prompts, store, config.student_expert
+    )
 
 
 def check_content(config: RunConfig, prompts: Path | None = None) -> None:
@@ -163,7 +167,8 @@ def check_content(config: RunConfig, prompts: Path | None = None) -> None:
     teacher = find_teacher(config.teacher)
     hashes = {"teacher": content_hash(teacher.folder)}
     if config.student is not None:
-        hashes["student"] = content_hash(teacher_folder(config.student) / "transformer")
+        student = expert_folder(teacher_folder(config.student), config.student_expert)
+        hashes["student"] = content_hash(student)
     if prompts is not None:
         hashes["prompts"] = prompts_hash(prompts)
     checked: list[tuple[RunConfig | ProtocolConfig, str, str]]
@@ -187,6 +192,7 @@ def load_pipeline(
     student: str | None = None,
     prompts: Path | None = None,
     store: Path | None = None,
+    student_expert: str = "high_noise",
 ) -> Pipeline:
     """Load a teacher in float32, frozen.
 
@@ -199,6 +205,7 @@ def load_pipeline(
             teacher's.
         prompts: file of training prompts; None: the folder's own.
         store: where embeddings are kept; None: encode at every call.
+        student_expert: that transformer, if the student's pipeline has two.
 
     Raises:
         TeacherError: if a part is missing or cannot be loaded.
@@ -208,7 +215,7 @@ def load_pipeline(
         return teacher.load(device)
     folder = teacher.folder
     architecture = architecture_of(folder)
-    transformer = load_transformer(folder).eval().requires_grad_(False)
+    transformer = load_networks(folder).requires_grad_(False)
     vae = load_autoencoder(folder, architecture)
     if vae is not None:
         vae = vae.to(device).eval().requires_grad_(False)
@@ -221,18 +228,35 @@ def load_pipeline(
         transformer=transformer,
         vae=vae,
         student_folder=teacher_folder(student) if student else folder,
+        student_expert=student_expert,
     )
 
 
-def load_transformer(folder: Path) -> nn.Module:
+def load_networks(folder: Path) -> nn.Module:
+    """A pipeline's transformer, or its two experts, as `load_transformer` loads them.
+
+    Raises:
+        TeacherError: as for `load_transformer`.
+    """
+    boundary = architecture_of(folder).boundary
+    if boundary is None:
+        return load_transformer(folder)
+    return Experts(*(load_transformer(folder, expert) for expert in EXPERTS), boundary).eval()
+
+
+def load_transformer(folder: Path, expert: str = "high_noise") -> nn.Module:
     """A pipeline's transformer, trainable, in float32, with its `Architecture` as an attribute.
+
+    Args:
+        folder: of the pipeline.
+        expert: `high_noise`, which is a pipeline's only transformer as well, or `low_noise`.
 
     Raises:
         TeacherError: if the folder's architecture is unknown or its weights do not fit it.
     """
     architecture = architecture_of(folder)
     network_class = getattr(diffusers, architecture.transformer["_class_name"])
-    net = load_part(network_class, folder / "transformer", no_extra=True).eval()
+    net = load_part(network_class, expert_folder(folder, expert), no_extra=True).eval()
     net.architecture = architecture
     return net
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from distill_bench.teachers.experts import networks_in
+
 
 def in_precision(net: nn.Module, precision: str) -> nn.Module:
     """Convert a float32 network to float64 in place if `precision` is float64."""
@@ -29,7 +31,7 @@ def kept_in_float32(net: nn.Module) -> set[nn.Parameter]:
 
     They are those of the modules in diffusers' `_keep_in_fp32_modules`.
     """
-    modules = set(getattr(net, "_keep_in_fp32_modules", None) or ())
+    modules = set(getattr(networks_in(net)[0], "_keep_in_fp32_modules", None) or ())
     return {
         parameter for name, parameter in net.named_parameters() if modules & set(name.split("."))
     }

@@ -14,6 +14,7 @@ from distill_bench.networks.offload import place
 from distill_bench.networks.precision import Masters, cast, in_precision
 from distill_bench.networks.recompute import checkpointed
 from distill_bench.networks.sharding import shard
+from distill_bench.teachers.experts import Experts, networks_in
 from distill_bench.teachers.kinds import Pipeline
 
 Start = Callable[[nn.Module], None]  # copies initial weights into a new student, in place
@@ -59,23 +60,29 @@ def build_networks(
         teacher = cast(teacher, torch.bfloat16)
     teacher = in_precision(teacher, config.precision)
     if config.adapter is not None:
-        base = teacher.to(pipeline.device)
-        networks = _adapters_of_one_base(config, config.adapter, base, start)
+        teacher = teacher.to(pipeline.device)
+        networks = _adapters_of_one_base(config, config.adapter, teacher, start)
     elif mesh is not None:
         networks = _sharded(config, pipeline, teacher, mesh, start)
     else:
         networks = _whole(config, pipeline, teacher, start)
     if config.gradient_checkpointing:
         for net in (networks.student, networks.fake_score, networks.teacher):
-            if net is not None:
-                transformer: Any = getattr(net, "net", net)  # inside a view of an adapter
-                transformer.enable_gradient_checkpointing(checkpointed)
+            for transformer in () if net is None else networks_in(net):
+                inner: Any = getattr(transformer, "net", transformer)  # of a view of an adapter
+                inner.enable_gradient_checkpointing(checkpointed)
     return networks
 
 
 def _adapters_of_one_base(
-    config: RunConfig, adapter: AdapterConfig, base: nn.Module, start: Start | None
+    config: RunConfig, adapter: AdapterConfig, teacher: nn.Module, start: Start | None
 ) -> RoleNetworks:
+    base = teacher
+    if isinstance(teacher, Experts):
+        base = getattr(teacher, config.student_expert)
+        setattr(teacher, config.student_expert, Adapted(base, None))
+    else:
+        teacher = Adapted(base, None)
     roles = ["student", "target"]
     if config.fake_score_updates is not None:
         roles.append("fake_score")
@@ -83,7 +90,7 @@ def _adapters_of_one_base(
     if start is not None:
         start(views["student"])
     views["target"].load_state_dict(views["student"].state_dict())
-    return _by_role(views, teacher=Adapted(base, None))
+    return _by_role(views, teacher)
 
 
 def _sharded(

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from distill_bench.networks.precision import kept_in_float32
 from distill_bench.networks.ranks import group_ranks
 from distill_bench.teachers.architecture import architecture_called
+from distill_bench.teachers.experts import Experts, networks_in
 
 
 class Reached(Exception):
@@ -48,7 +49,7 @@ def shard(
     """Shard a network in place, block by block.
 
     Args:
-        net: a transformer; its shards keep its dtype, so they are the master weights.
+        net: a transformer, or experts; the shards keep its dtype, so they are the master weights.
         mesh: ranks that share the weights.
         compute: dtype in which weights are gathered and used, except for those that the network's
             class keeps in float32; None: the dtype of the shards.
@@ -57,6 +58,11 @@ def shard(
     Raises:
         ValueError: if `compute` is given and the installed torch would round the float32 weights.
     """
+    if isinstance(net, Experts):
+        for expert in networks_in(net):
+            shard(expert, mesh, compute, offload)
+        net.mesh = mesh
+        return net
     forward = net.forward
 
     def abortable(*inputs: object, **options: object) -> object:

@@ -14,7 +14,9 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.networks.pipeline import DiffusersPipeline
 from distill_bench.teachers.architecture import OWN_AUTOENCODER, Architecture, architecture_of
 from distill_bench.teachers.contents import read_config
+from distill_bench.teachers.diffusers_folder import EXPERTS
 from distill_bench.teachers.embeddings import Texts
+from distill_bench.teachers.experts import Experts
 from distill_bench.teachers.folder import teacher_folder
 
 
@@ -29,7 +31,7 @@ class Outline(DiffusersPipeline):
     layers: int | None = None
 
     def student(self) -> nn.Module:
-        return transformer_outline(self.student_folder, self.layers)
+        return _transformer_outline(self.student_folder, self.layers)
 
     fake_score = student
 
@@ -66,7 +68,7 @@ def outline(config: RunConfig, layers: tuple[int | None, int | None] = (None, No
         folder,
         architecture,
         torch.device("cpu"),
-        transformer=transformer_outline(folder, teacher_layers).requires_grad_(False),
+        transformer=networks_outline(folder, teacher_layers).requires_grad_(False),
         vae=_autoencoder_outline(architecture),
         student_folder=folder if config.student is None else teacher_folder(config.student),
         prompts_file=None if config.prompts is None else Path(config.prompts),
@@ -74,7 +76,27 @@ def outline(config: RunConfig, layers: tuple[int | None, int | None] = (None, No
     )
 
 
-def transformer_outline(folder: Path, layers: int | None = None) -> nn.Module:
+def networks_outline(folder: Path, layers: int | None = None) -> nn.Module:
+    """Build the transformer of a folder, or its two experts, as `_transformer_outline` does."""
+    boundary = architecture_of(folder).boundary
+    if boundary is None:
+        return _transformer_outline(folder, layers)
+    return _EitherExpert(*(_transformer_outline(folder, layers) for _ in EXPERTS), boundary)
+
+
+class _EitherExpert(Experts):
+    """Experts for noise levels without values: the first half of a batch is taken for high noise.
+
+    All samples of one expert would take less memory: its offloaded blocks alone are copied.
+    """
+
+    def rows(self, sigma: Tensor) -> tuple[list[int], list[int]]:
+        samples = list(range(len(sigma)))
+        half = -(-len(samples) // 2)
+        return samples[:half], samples[half:]
+
+
+def _transformer_outline(folder: Path, layers: int | None = None) -> nn.Module:
     """Build the transformer of a folder, untrained, with `layers` blocks (None: as configured)."""
     architecture = architecture_of(folder)
     config = dict(architecture.transformer)

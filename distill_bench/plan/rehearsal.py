@@ -18,6 +18,7 @@ from distill_bench.plan.live_bytes import LiveBytes, device_bytes, offloaded_byt
 from distill_bench.plan.outline import Outline, outline
 from distill_bench.plan.prediction import MOMENTS, Prediction
 from distill_bench.teachers.architecture import architecture_called
+from distill_bench.teachers.experts import networks_in
 from distill_bench.train.assemble import assemble
 from distill_bench.train.inputs import Rows, needs_of
 from distill_bench.train.phase import Phase
@@ -127,6 +128,7 @@ def _in_flight(run: Run) -> int:
     roles = {"teacher": run.nets.unguided_teacher.net, **run.networks}
     del roles["modules"]
     for role, net in roles.items():
+        net = networks_in(net)[0]  # all have blocks of one size, and one runs at a time
         blocks = [list(block.parameters()) for block in architecture_called(net).blocks(net)]
         in_blocks = {parameter for block in blocks for parameter in block}
         units = [*blocks, [p for p in net.parameters() if p not in in_blocks]]

@@ -39,6 +39,10 @@ WORDINGS = {
     ),
     "exit_step": Wording("exit step", words={"last": "last exit", "random": "random exit"}),
     "student_input": Wording("student's input", words={"real_data": "real data"}),
+    "student_expert": Wording(
+        "student's start",
+        words={"high_noise": "high-noise expert", "low_noise": "low-noise expert"},
+    ),
     "reuse_rollout": Wording(
         "rollout", words={"True": "reused rollout", "graph": "shared graph", "False": "own rollout"}
     ),

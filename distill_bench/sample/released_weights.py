@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill_bench.networks.pipeline import load_transformer
+from distill_bench.networks.pipeline import load_networks, load_transformer
 from distill_bench.store.failures import first_line
 from distill_bench.teachers.architecture import Architecture, architecture_of
 from distill_bench.teachers.contents import weight_shapes
+from distill_bench.teachers.diffusers_folder import transformer_folders
 from distill_bench.teachers.folder import TeacherError
 
 WRAPPERS = re.compile(r"(^|\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
@@ -44,10 +45,11 @@ def load_released(path: Path, teacher: Path) -> nn.Module:
         TeacherError: if a file cannot be read, or its weights do not fit.
     """
     if path.is_dir():
-        return load_transformer(path)
+        return load_networks(path)
     weights, metadata = _read_weights(path)
     net = load_transformer(teacher)
     if is_lora(weights):
+        _check_one_transformer(net.architecture, path)
         _merge_lora(net, weights, metadata, path)
         return net
     names = _diffusers_names(weights, net.architecture)
@@ -63,16 +65,32 @@ def check_released(path: Path, teacher: Path) -> None:
         TeacherError: if the file is missing or unreadable, or its weights do not fit.
     """
     if path.is_dir():
-        architecture_of(path)
-        weight_shapes(path / "transformer")
+        _check_pipeline(path)
         return
     architecture, expected = architecture_of(teacher), weight_shapes(teacher / "transformer")
     shapes = _shapes_in_file(path)
     names = _diffusers_names(shapes, architecture)
     if is_lora(shapes):
+        _check_one_transformer(architecture, path)
         _check_layers(names.values(), expected, path)
     elif expected:  # an outline has no weights
         check_names({names[name]: shape for name, shape in shapes.items()}, expected, path)
+
+
+def _check_pipeline(folder: Path) -> None:
+    reason = architecture_of(folder).mismatch()
+    if reason is not None:
+        raise TeacherError(f"{folder}: {reason}")
+    for part in transformer_folders(folder):
+        weight_shapes(part)
+
+
+def _check_one_transformer(teacher: Architecture, path: Path) -> None:
+    if teacher.boundary is not None:
+        raise TeacherError(
+            f"{path} is a LoRA for one transformer, but the teacher has two: merge it with "
+            "diffusers, and name the folder of the whole pipeline"
+        )
 
 
 def is_lora(names: Iterable[str]) -> bool:

@@ -49,6 +49,7 @@ class Architecture:
     transformer: Mapping[str, Any] = field(default_factory=dict)
     vae: Mapping[str, Any] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)  # model_index.json
+    transformer_2: Mapping[str, Any] = field(default_factory=dict)  # of a pipeline with two experts
 
     # ---- the network
 
@@ -77,6 +78,11 @@ class Architecture:
     def diffusers_names(self, names: list[str]) -> dict[str, str]:
         """Names of weights or LoRA entries in released files -> diffusers' names of them."""
         return {name: name for name in names}
+
+    @property
+    def boundary(self) -> float | None:
+        """Noise level, in (0, 1], below which `transformer_2` runs; None: there is one network."""
+        return self.index.get("boundary_ratio")
 
     # ---- shapes
 
@@ -144,6 +150,28 @@ class Architecture:
                 f"its autoencoder makes latents of {encoded} channels, its transformer takes "
                 f"{inputs}: they belong to different models"
             )
+        return self._mismatch_of_experts()
+
+    def _mismatch_of_experts(self) -> str | None:
+        boundary, low_noise = self.boundary, self.transformer_2
+        if boundary is None and not low_noise:
+            return None
+        if not isinstance(boundary, int | float) or not 0 < boundary <= 1:
+            return (
+                f"it has a transformer_2, but boundary_ratio is {boundary!r} in its "
+                "model_index.json, not a number in (0, 1]; download or copy the whole folder"
+            )
+        if not low_noise:
+            return (
+                f"boundary_ratio is {boundary} in its model_index.json, but it has no "
+                "transformer_2 for lower noise; download or copy the whole folder"
+            )
+        for key in sorted(self.transformer.keys() | low_noise.keys()):
+            if not key.startswith("_") and self.transformer.get(key) != low_noise.get(key):
+                return (
+                    f"{key} is {self.transformer.get(key)} in its transformer and "
+                    f"{low_noise.get(key)} in its transformer_2: experts must be of one shape"
+                )
         return None
 
     def unfit(self, frames: int, height: int, width: int) -> str | None:
@@ -268,8 +296,9 @@ def architecture_of(folder: Path) -> Architecture:
         and value.__module__ == module.__name__
         and issubclass(value, Architecture)
     )
-    vae = read_config(folder / "vae")
-    return architecture(folder, transformer, vae, read_config(folder, "model_index.json"))
+    index = read_config(folder, "model_index.json")
+    vae, transformer_2 = read_config(folder / "vae"), read_config(folder / "transformer_2")
+    return architecture(folder, transformer, vae, index, transformer_2)
 
 
 def architecture_called(net: nn.Module) -> Architecture:

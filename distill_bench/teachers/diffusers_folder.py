@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from distill_bench.teachers.architecture import Architecture
 
 COPY_ALL = "download or copy the whole folder"
+EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}  # parts of a pipeline
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class DiffusersTeacher:
         if autoencoder_class(_architecture(self.folder)) is not None:
             weight_shapes(self.folder / "vae")
         for folder in folders:
-            _check_blocks(folder / "transformer")
+            for part in transformer_folders(folder):
+                _check_blocks(part)
 
     def unfit(
         self, frames: int, height: int, width: int, student: Path | None = None
@@ -74,6 +76,26 @@ class DiffusersTeacher:
             return reason
         reason = architecture.unlike(_architecture(student))
         return reason and f"student {student.name}: {reason}"
+
+
+def transformer_folders(pipeline: Path) -> list[Path]:
+    """Folders of a pipeline's experts, high noise first, or of its only transformer."""
+    return [pipeline / part for part in EXPERTS.values() if (pipeline / part).is_dir()]
+
+
+def expert_folder(pipeline: Path, expert: str) -> Path:
+    """Folder of a pipeline's transformer for `high_noise` (its only one, too) or `low_noise`.
+
+    Raises:
+        TeacherError: if the pipeline has no such expert.
+    """
+    folder = pipeline / EXPERTS[expert]
+    if expert != "high_noise" and not folder.is_dir():
+        raise TeacherError(
+            f"student_expert {expert!r}: {pipeline.name} has no {EXPERTS[expert]}, so one network "
+            "for all noise levels; leave `student_expert` out"
+        )
+    return folder
 
 
 def autoencoder_class(architecture: "Architecture") -> str | None:

@@ -11,8 +11,8 @@ EMBEDDED = {name: ASSETS / name for name in ("mini-wan", "gaussian", "mixture")}
 
 # Configs of teachers whose weights do not ship: enough to plan a sweep and predict its memory.
 OUTLINES = {
-    f"Wan-AI/Wan2.1-T2V-{size}-Diffusers": ASSETS / "outlines" / f"wan2.1-t2v-{size.lower()}"
-    for size in ("1.3B", "14B")
+    f"Wan-AI/{name}-Diffusers": ASSETS / "outlines" / name.lower()
+    for name in ("Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B", "Wan2.2-T2V-A14B")
 }
 
 _outlines_allowed = ContextVar("outlines_allowed", default=False)

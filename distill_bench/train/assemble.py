@@ -19,6 +19,7 @@ from distill_bench.networks.role_networks import RoleNetworks, Start, build_netw
 from distill_bench.networks.sharding import all_ranks, is_sharded
 from distill_bench.noise import student_sigmas
 from distill_bench.teachers.embeddings import Texts
+from distill_bench.teachers.experts import networks_in
 from distill_bench.teachers.kinds import Pipeline
 from distill_bench.train.average import Average, MovingAverage, NoAverage
 from distill_bench.train.inputs import (
@@ -271,5 +272,5 @@ def _weigh(
 
 def _compile(role_networks: RoleNetworks) -> None:
     for net in (role_networks.student, role_networks.fake_score, role_networks.teacher):
-        if net is not None:
-            net.compile_repeated_blocks()
+        for transformer in () if net is None else networks_in(net):
+            transformer.compile_repeated_blocks()

@@ -10,7 +10,8 @@ from runs import TINY_RUN
 from distill_bench.config.resolve import resolve
 from distill_bench.config.yaml_files import dump_yaml
 
-SIZES = {name: size for name, size in pipelines.SIZES.items() if name != "cogvideox-2b"}
+LIKE_ANOTHER = ("cogvideox-2b", "wan22-a14b")  # their students are those of another pipeline
+SIZES = {name: size for name, size in pipelines.SIZES.items() if name not in LIKE_ANOTHER}
 FPS = {"wan21": 16, "wan22": 24, "cogvideox": 8, "cogvideox-1.5": 16, "ltx": 25}
 TEXT_LENGTHS = {"wan21": 8, "wan22": 512, "ltx": 128, "cogvideox": 12, "cogvideox-1.5": 12}
 STEPPING = {"dmd2": "renoise", "sgmd": "ode"}
@@ -20,7 +21,7 @@ SMALL_RUN |= {"signals_every": None}
 
 def make_run(teacher: Path, store: Path, name: str, **fields) -> Path:
     """The run folder of a config on a tiny teacher."""
-    frames, height, width = SIZES[teacher.name]
+    frames, height, width = pipelines.SIZES[teacher.name]
     run = store / name
     run.mkdir(parents=True)
     size = {"teacher": str(teacher), "frames": frames, "height": height, "width": width}

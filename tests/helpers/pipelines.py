@@ -194,6 +194,7 @@ def ltx() -> diffusers.DiffusionPipeline:
 SIZES: dict[str, tuple[int, int, int]] = {
     "wan21": (5, 16, 16),
     "wan22": (5, 64, 64),
+    "wan22-a14b": (5, 16, 16),
     "cogvideox": (9, 32, 32),
     "cogvideox-2b": (9, 32, 32),
     "cogvideox-1.5": (9, 32, 32),
@@ -208,10 +209,24 @@ MAKERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
 }
 
 
+def add_expert(folder: Path) -> None:
+    """Give a Wan pipeline a second expert; the boundary is the second of four of its timesteps."""
+    pipe = diffusers.WanPipeline.from_pretrained(folder)
+    pipe.scheduler.set_timesteps(4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        low_noise = diffusers.WanTransformer3DModel.from_config(pipe.transformer.config)
+    boundary = float(pipe.scheduler.timesteps[1]) / 1000
+    parts = pipe.components | {"transformer_2": low_noise}
+    diffusers.WanPipeline(**parts, boundary_ratio=boundary).save_pretrained(folder)
+
+
 def save(name: str, folder: Path) -> None:
     """Write the pipeline `name` with two prompts; "wan21" is the package's own tiny pipeline."""
-    if name == "wan21":
+    if name in ("wan21", "wan22-a14b"):
         tiny_pipeline(folder)
+        if name == "wan22-a14b":
+            add_expert(folder)
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 
 WITH_R1 = {"name": "dmd2", "preset": "fastgen", "r1_weight": 1.0}
 METHODS = {str(method): method for method in [*methods(), ON_FEATURES, WITH_R1]}
-OTHER_ARCHITECTURES = ("cogvideox", "ltx")
+# sid's student loss is differentiated through the teacher, whose experts the ranks choose apart
+OTHER_ARCHITECTURES = {"cogvideox": ON_FEATURES, "ltx": ON_FEATURES, "wan22-a14b": "sid"}
 FIELDS = {
     "student_updates": 2,
     "fake_score_updates": 1,
@@ -58,15 +59,15 @@ def make_method_runs(folder: Path) -> dict[str, Path]:
 
 
 def make_architecture_runs(folder: Path) -> dict[str, Path]:
-    """A method on teachers of other classes; two ranks also offload the teacher."""
+    """Methods on teachers of other classes; two ranks also offload the teacher."""
     runs = {}
-    for teacher in OTHER_ARCHITECTURES:
+    for teacher, method in OTHER_ARCHITECTURES.items():
         pipelines.save(teacher, folder / teacher)
         frames, height, width = pipelines.SIZES[teacher]
         size = {"frames": frames, "height": height, "width": width}
         fields = {"teacher": str(folder / teacher), "data": None} | size
         for ranks in ("one", "two"):
-            maker = Runs(ON_FEATURES, folder, f"{teacher}-{ranks}", fields)
+            maker = Runs(method, folder, f"{teacher}-{ranks}", fields)
             runs[f"{ranks} {teacher}"] = maker.make(
                 **FIELDS, sharding=True, teacher_offload=ranks == "two"
             )

@@ -58,6 +58,11 @@ SETTINGS = {
         "gradient_checkpointing": True,
     },
 }
+# settings on other teachers than `small_wan`
+ON_OTHERS = {
+    "cogvideox": "small_cogvideox",
+    "experts, sequential, offloaded": "small_experts",
+}
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +149,23 @@ def test_every_architecture_is_rehearsed_with_its_own_texts(name, tmp_path):
     assert outline.outline(config).encode_text([""]).shape == text.shape
 
 
+@pytest.fixture(scope="module")
+def small_experts(tmp_path_factory, small_wan) -> Path:
+    """The small Wan pipeline with a second expert."""
+    folder = tmp_path_factory.mktemp("pipelines") / "small-experts"
+    pipelines.add_expert(Path(shutil.copytree(small_wan, folder)))
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SETTINGS, "cogvideox"])
-def test_the_predicted_peak_is_the_measured_one(name, small_wan, small_cogvideox, tmp_path):
+@pytest.mark.parametrize("name", [*SETTINGS, *ON_OTHERS])
+def test_the_predicted_peak_is_the_measured_one(name, request, tmp_path):
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     config = resolve(
         BASE
-        | {"teacher": str(small_cogvideox if name == "cogvideox" else small_wan)}
-        | SETTINGS.get(name, {})
+        | {"teacher": str(request.getfixturevalue(ON_OTHERS.get(name, "small_wan")))}
+        | SETTINGS.get(name.removeprefix("experts, "), {})
     )
     (run / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     estimate, (held, most) = predicted(config), measured(run, tmp_path / "trace.json")

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.protocol import protocol_hash
+from distill_bench.config.protocol import protocol_hash, student_start
 from distill_bench.config.rows.sampling import (
     Sampling,
     SamplingConfig,
@@ -22,7 +22,8 @@ from distill_bench.config.rows.sampling import (
 from distill_bench.config.schema import RunConfig, SteppingKey
 from distill_bench.config.validation import Count, StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
-from distill_bench.teachers.contents import content_hash, file_hash
+from distill_bench.teachers.contents import content_hash, file_hash, read_config
+from distill_bench.teachers.diffusers_folder import transformer_folders
 from distill_bench.teachers.kinds import find_teacher
 
 ROW_FILE = "row.yaml"  # beside the run.yaml that states teacher, sizes and protocol
@@ -80,7 +81,7 @@ def row_id(row: RowConfig, config: RunConfig) -> str:
         "sampling": row.sampling.model_dump(mode="json"),
     }
     if row.network == UNTRAINED:
-        content["student"] = config.student_hash
+        content["student"] = student_start(config)
     if row.network_hash:
         content["network"] = row.network_hash
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -110,13 +111,13 @@ def sampled_rows(
         Per row: its config, and the first run with its protocol and its student's start.
     """
     entries, runs = list(entries), list(runs)
-    known = {(config.student_hash, own_sampling(config).name) for config in runs}
+    known = {(student_start(config), own_sampling(config).name) for config in runs}
     rows: dict[str, tuple[RowConfig, RunConfig]] = {}
     for config in runs:
         usual = {UNTRAINED: own_sampling(config), TEACHER: teacher_sampling(config)}
         for network, own in usual.items():
             for way in ways(entries, network, own):
-                if network == UNTRAINED and (config.student_hash, way.name) in known:
+                if network == UNTRAINED and (student_start(config), way.name) in known:
                     continue
                 label = f"{network}, {way.words(own)}"
                 row = RowConfig(label=label, network=network, sampling=way)
@@ -150,13 +151,21 @@ def released_rows(
         row = RowConfig(
             label=entry.name,
             network=str(path),
-            network_hash=content_hash(path / "transformer") if folder else file_hash(path),
+            network_hash=_pipeline_hash(path) if folder else file_hash(path),
             sampling=_sampling(entry, own_sampling(config)),
         )
         if any(row.label == other.label for other, _ in rows.values()):
             raise ConfigError(f"{where}: two rows have this name; give each its own")
         rows[row_id(row, config)] = (row, config)
     return rows
+
+
+def _pipeline_hash(folder: Path) -> str:
+    """Hash of a pipeline's transformer, or of its experts and their boundary."""
+    hashes = [content_hash(part) for part in transformer_folders(folder)]
+    if len(hashes) > 1:
+        hashes.append(str(read_config(folder, "model_index.json").get("boundary_ratio")))
+    return "-".join(hashes)
 
 
 def _sampling(entry: ReleasedRow, own: Sampling) -> Sampling:

@@ -1,7 +1,7 @@
-"""Wan2.1 and Wan2.2-TI2V-5B: flow matching, UMT5 texts padded with zeros.
+"""Wan2.1 and Wan2.2: flow matching, UMT5 texts padded with zeros.
 
-Wan2.2-TI2V-5B (`expand_timesteps`) has one timestep per token, and an autoencoder of stride 16 with
-48 channels.
+Wan2.2-T2V-A14B has two experts of Wan2.1-14B's shape, and Wan2.1's autoencoder. Wan2.2-TI2V-5B
+(`expand_timesteps`) has one timestep per token, and an autoencoder of stride 16 with 48 channels.
 """
 
 import re
@@ -80,14 +80,6 @@ class Wan(Architecture):
 
     def patch(self) -> tuple[int, int, int]:
         return tuple(self.transformer.get("patch_size", (1, 2, 2)))
-
-    def mismatch(self) -> str | None:
-        if self.index.get("boundary_ratio") is not None:
-            return (
-                "it has two transformers, one for low and one for high noise, which is not "
-                "supported; Wan2.1 and Wan2.2-TI2V-5B are"
-            )
-        return super().mismatch()
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         mean, std = _statistics(vae, latents)

@@ -1,0 +1,129 @@
+"""Two experts behind one denoiser, on a tiny pipeline of Wan2.2-A14B's classes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pipelines
+import pytest
+import torch
+from network_variants import ADAPTER
+
+from distill_bench.config.errors import ConfigError
+from distill_bench.config.identity import run_id
+from distill_bench.config.resolve import resolve
+from distill_bench.networks.denoiser import Denoiser, forward_flops
+from distill_bench.networks.ledger import Ledger
+from distill_bench.networks.offload import Streamed, place, to_host_memory
+from distill_bench.networks.pipeline import load_networks, load_transformer
+from distill_bench.train.setup import build_from
+
+CPU = torch.device("cpu")
+EXPERTS = ("high_noise", "low_noise")
+
+
+@pytest.fixture(scope="module")
+def a14b(tmp_path_factory) -> Path:
+    """A pipeline folder with two experts."""
+    folder = tmp_path_factory.mktemp("pipelines") / "wan22-a14b"
+    pipelines.save("wan22-a14b", folder)
+    return folder
+
+
+def inputs_at(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    x_t = torch.randn(len(levels), 4, 2, 2, 2, generator=draws)
+    return x_t, levels, torch.randn(len(levels), 8, 16, generator=draws)
+
+
+def test_each_sample_of_a_batch_runs_through_the_expert_of_its_noise_level(a14b):
+    """In order, counted once, differentiable to the input alone; the boundary is of high noise."""
+    net, ledger = load_networks(a14b).requires_grad_(False), Ledger(1)
+    boundary = torch.tensor(net.boundary)
+    below = boundary.nextafter(torch.zeros(()))
+    x_t, sigma, text = inputs_at(torch.stack([boundary, below, torch.tensor(0.1), torch.ones(())]))
+    x_t.requires_grad_()
+    denoiser = Denoiser(place(net, CPU, offload=True), "teacher", ledger)
+    assert sum(isinstance(module, Streamed) for module in net.modules()) == 4
+    tokens = denoiser.features(x_t, sigma, text, 0.5)
+    assert ledger.counts["teacher"]["forward"] == 2  # one of two blocks
+    x0 = denoiser(x_t, sigma, text)
+    assert ledger.counts["teacher"]["forward"] == 2 + 4
+    for sample, expert in enumerate(("high_noise", "low_noise", "low_noise", "high_noise")):
+        alone = Denoiser(load_transformer(a14b, expert), "teacher", Ledger(1))
+        own = x_t[sample : sample + 1], sigma[sample : sample + 1], text[sample : sample + 1]
+        torch.testing.assert_close(x0[sample], alone(*own)[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tokens[sample], alone.features(*own, 0.5)[0])
+    x0.sum().backward()
+    assert (x_t.grad.flatten(1).abs().amax(1) > 0).all()
+    assert ledger.counts["teacher"]["input_backward"] == 4
+    assert ledger.counts["teacher"]["full_backward"] == 0
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(isinstance(module, Streamed) for module in to_host_memory(net).modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expert", EXPERTS)
+@pytest.mark.parametrize("adapter", [None, ADAPTER])
+def test_student_and_fake_score_start_from_one_expert_and_the_teacher_keeps_both(
+    expert, adapter, a14b, make_run
+):
+    run = build_from(
+        make_run("run", teacher=str(a14b), student_expert=expert, adapter=adapter, method="sgmd")
+    )
+    inputs = inputs_at(torch.tensor([0.2, 0.99]))
+    chosen = Denoiser(load_transformer(a14b, expert), "teacher", Ledger(1))
+    both = Denoiser(load_networks(a14b), "teacher", Ledger(1))
+    with torch.no_grad():
+        for role in ("student", "fake_score", "target"):
+            torch.testing.assert_close(getattr(run.nets, role)(*inputs), chosen(*inputs))
+        torch.testing.assert_close(run.nets.unguided_teacher(*inputs), both(*inputs))
+        assert not torch.allclose(chosen(*inputs), both(*inputs))
+    priced = forward_flops(load_transformer(a14b), (4, 2, 2, 2), inputs[2])
+    assert run.ledger.flops["teacher"] == priced  # a student with an adapter costs more
+    # adapters of the student leave the teacher as it is
+    run.update_student()
+    with torch.no_grad():
+        torch.testing.assert_close(run.nets.unguided_teacher(*inputs), both(*inputs))
+    assert "full_backward" not in {
+        kind for kind, count in run.ledger.counts["teacher"].items() if count
+    }
+
+
+def test_the_expert_is_in_the_id_and_needs_a_pipeline_with_two(a14b, tiny_wan):
+    def resolved(**fields):
+        size = {"frames": 5, "height": 16, "width": 16}
+        return resolve({"method": "dmd2", "teacher": str(a14b)} | size | fields)
+
+    own = {run_id(resolved(**fields)) for fields in ({}, {"student_expert": "high_noise"})}
+    assert len(own | {run_id(resolved(student_expert="low_noise"))}) == 2 and len(own) == 1
+    hashes = {resolved(student=str(a14b), student_expert=e).student_hash for e in EXPERTS}
+    assert len(hashes) == 2 and "" not in hashes
+    for fields in ({"teacher": str(tiny_wan)}, {"student": str(tiny_wan)}):
+        with pytest.raises(ConfigError, match="'low_noise': tiny-wan has no transformer_2"):
+            resolved(student_expert="low_noise", **fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boundary_ratio": None}, "it has a transformer_2, but boundary_ratio is None"),
+        ({"boundary_ratio": 875}, "boundary_ratio is 875 in its model_index.json, not a number"),
+        ({"ffn_dim": 64}, "ffn_dim is 32 in its transformer and 64 in its transformer_2"),
+        (None, "boundary_ratio is 0.8.* but it has no transformer_2"),
+    ],
+    ids=str,
+)
+def test_experts_that_do_not_belong_together_are_refused_in_one_line(
+    change, message, a14b, tmp_path
+):
+    copy = Path(shutil.copytree(a14b, tmp_path / "copy"))
+    if change is None:
+        shutil.rmtree(copy / "transformer_2")
+    else:
+        part = "transformer_2/config.json" if "ffn_dim" in change else "model_index.json"
+        config = json.loads((copy / part).read_text())
+        (copy / part).write_text(json.dumps(config | change))
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve({"method": "dmd2", "teacher": str(copy), "frames": 5, "height": 16, "width": 16})
+    assert "\n" not in str(error.value)
