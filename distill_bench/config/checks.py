@@ -265,6 +265,11 @@ def check_initial(config: RunConfig, initial: RunConfig) -> None:
                 f"{where}: its {title} is {theirs} (content {hashes[0] or '-'}), this run's is "
                 f"{own} (content {hashes[1] or '-'}); both need the same"
             )
+    if config.student_expert != initial.student_expert:
+        raise ConfigError(
+            f"{where}: its student_expert is {initial.student_expert}, this run's "
+            f"{config.student_expert}; both need the same"
+        )
     theirs, own = (f"{c.frames} x {c.height} x {c.width}" for c in (initial, config))
     if theirs != own:
         raise ConfigError(
