@@ -14,18 +14,19 @@ FACTS = ("mean", "covariance", "target_mean", "target_covariance")
 
 @dataclass(frozen=True)
 class ExactDivergence(Evaluator):
-    """KL, Fisher divergence and 2-Wasserstein distance from student to target, mean over prompts.
+    """KL, Fisher divergence, 2-Wasserstein distance and spread of a student, mean over prompts.
 
     For students of the Gaussian teacher. The target is the teacher at the protocol's guidance; at 1
     it is the data distribution. Rows without known moments (many-step teacher, noise) get no score.
     """
 
     paper: ClassVar[str] = "closed forms; Dowson and Landau, 1982, for the Wasserstein distance"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = (
         "exact_kl",
         "exact_fisher",
         "exact_w2",
+        "exact_spread",
     )
     needs_facts: ClassVar[tuple[str, ...]] = FACTS
 
@@ -49,6 +50,13 @@ class ExactDivergence(Evaluator):
             score("exact_kl", kl, "exact KL", "nats"),
             score("exact_fisher", fisher, "exact Fisher divergence"),
             score("exact_w2", wasserstein, "exact W2"),
+            Score(
+                "exact_spread",
+                spread(covariance, target_covariance),
+                "spread / target's",
+                better="one",
+                headline=True,
+            ),
         ]
 
 
@@ -77,3 +85,8 @@ def wasserstein(
     cross = sqrtm(root @ covariance @ root).real
     squared = np.sum((mean - mean_q) ** 2) + np.trace(covariance + cov_q - 2 * cross)
     return max(squared, 0.0) ** 0.5
+
+
+def spread(covariance: np.ndarray, target: np.ndarray) -> float:
+    """Root mean square distance of samples from their mean, over the target's."""
+    return (np.trace(covariance) / np.trace(target)) ** 0.5

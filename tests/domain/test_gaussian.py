@@ -11,7 +11,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
 from distill_bench.config.yaml_files import dump_yaml
-from distill_bench.eval.exact_divergence import fisher, kl, wasserstein
+from distill_bench.eval.exact_divergence import ExactDivergence, fisher, kl, wasserstein
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
@@ -159,7 +159,7 @@ def test_a_run_trains_samples_and_is_scored_exactly(fake_score, tmp_path):
     assert summary["status"] == "done"
     assert ("fake_score" in summary["cost"]) == (fake_score == "trained")
     lines = evaluate(sample(run)[-1], {}, ["exact_divergence"])
-    assert {line["column"] for line in lines} == {"exact_kl", "exact_fisher", "exact_w2"}
+    assert {line["column"] for line in lines} == set(ExactDivergence.columns)
     assert all(line["value"] > 0 for line in lines)
     last_line = json.loads((run / "train.jsonl").read_text().splitlines()[-1])
     lags = [value for key, value in last_line.items() if key.startswith("tracking_lag/")]

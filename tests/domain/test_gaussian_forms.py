@@ -356,3 +356,4 @@ def test_scores_are_means_over_prompts_from_student_to_target():
     ):
         pair = [divergence(p, c_p, q, c_q), divergence(2 * p, c_p, q + 1, c_q)]
         assert scores[column] == pytest.approx(np.mean(pair))
+    assert scores["exact_spread"] == pytest.approx((np.trace(c_p) / np.trace(c_q)) ** 0.5)

@@ -127,6 +127,7 @@ COLUMNS: dict[type[Evaluator], dict[str, tuple[str, str, str | None, str | None]
         "exact_kl": ("exact KL", "nats", "lower", None),
         "exact_fisher": ("exact Fisher divergence", "", "lower", None),
         "exact_w2": ("exact W2", "", "lower", None),
+        "exact_spread": ("spread / target's", "", "one", None),
     },
 }
 EXTRACTORS = {  # of the columns that a network or an optical flow computes
