@@ -11,16 +11,16 @@ ground: install  ## the benchmark itself, an hour on two cores: results/ground/m
 	$(BIN)/python -m distill_bench.sweep sweeps/ground_mini_wan.yaml --out results/ground
 	$(BIN)/python -m distill_bench.sweep sweeps/ground_mixture.yaml --out results/ground
 
-test: install  ## the whole test suite, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: install  ## the whole test suite, on two cores, and its slowest tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 test-fast: install  ## the tests to run while writing: 90 seconds on two cores
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slurm: export SLURM_CONF := /var/lib/distill-bench-slurm/etc/slurm.conf
-test-slurm: install  ## sweeps on a real SLURM of two simulated nodes, brought up and taken down; needs root on Debian
-	SLURM_ARRAY=101 tests/slurm/up.sh
-	$(BIN)/python -m pytest -m slurm; code=$$?; tests/slurm/down.sh && exit $$code
+test-slurm: install  ## sweeps on a real SLURM of four simulated nodes, brought up and taken down; needs root on Debian
+	SLURM_ARRAY=101 SLURM_NODES=4 tests/slurm/up.sh
+	$(BIN)/python -m pytest -m slurm -n 4 --dist worksteal --durations=10; code=$$?; tests/slurm/down.sh && exit $$code
 
 soak: install  ## a hundred SIGKILLs at random moments, half an hour: results/soak.log
 	$(BIN)/python -m pytest -m soak -s

@@ -14,6 +14,12 @@ from distill_bench.config.yaml_files import dump_yaml
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files with slow tests first: the fast ones then keep all workers busy to the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a pipeline of Wan's own classes with random weights, for 5 frames of 16x16."""

@@ -84,5 +84,4 @@ def test_a_wheel_lists_its_plugins_runs_a_sweep_and_verifies_its_tables(environm
     (tmp_path / "tiny.yaml").write_text(SWEEP)
     output("python", "-m", "distill_bench.sweep", "tiny.yaml", "--cluster=local", "--jobs=1")
     assert (tmp_path / "results" / "tiny" / "report.html").exists()
-    output("distill-bench", "report", "tiny")
     output("distill-bench", "verify", "results/tiny")

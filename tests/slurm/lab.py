@@ -1,12 +1,15 @@
 """Run sweeps of small runs on the test cluster, and query their jobs."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from runs import TINY_RUN
@@ -15,82 +18,137 @@ from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_json
 from distill_bench.sweep.__main__ import main
-from distill_bench.sweep.manifest import open_sweep
-from distill_bench.sweep.slurm.queue import read_queue
-from distill_bench.sweep.status import ManifestEntry, Status, read_statuses
+from distill_bench.sweep.launch import LaunchOptions, missing_artefacts, run_debug
+from distill_bench.sweep.manifest import OpenSweep, open_sweep
+from distill_bench.sweep.prepare import prepare_run
+from distill_bench.sweep.slurm.queue import SchedulerError, read_queue
+from distill_bench.sweep.status import Status, read_statuses
 
 ROOT = Path(__file__).parents[2]
 SLOW = Path(__file__).with_name("slow.py")
 
 
 class Lab:
-    """A sweep of small runs in a folder of its own, and the commands given to it."""
+    """A sweep of small runs in a folder of its own, and the commands given to it.
 
-    def __init__(self, folder: Path, teacher: Path, base: dict, cluster: dict, **keys) -> None:
+    Args:
+        orders: folder of the files that the runs obey; see `slow.Slow`.
+        method: file of the method.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        teacher: Path,
+        orders: Path,
+        base: dict,
+        cluster: dict,
+        method: Path = SLOW,
+        **keys,
+    ) -> None:
         tiny = TINY_RUN | {"teacher": str(teacher), "student_updates": 10}
         tiny |= {"fake_score_updates": 1, "batch_size": 2, "evaluations": 2, "threads": 1}
-        del tiny["method"]
-        cluster = {"cpus": 1, "mem_gb": 1, "hours": 0.2, "signal_seconds": 30} | cluster
-        sweep = {
-            "question": "Does it survive?",
-            "base": tiny | base,
-            "cluster": cluster,
-            "grid": {"method": [f"{SLOW}:Slow"]},
-        } | keys
-        self.folder, self.store = folder, folder / "runs"
-        self.entries: dict[str, ManifestEntry] = {}
+        tiny |= {"method": {"name": f"{method}:Slow", "orders": str(orders)}}
+        resources = {"cpus": 1, "mem_gb": 1, "hours": 0.2, "signal_seconds": 30}
+        cluster = resources | {"sbatch": {"exclude": "n[1-2]"}} | cluster
+        question = "Does it survive?"
+        sweep = {"question": question, "base": tiny | base, "cluster": cluster, "grid": {}} | keys
+        self.folder, self.store, self.orders = folder, folder / "runs", orders
+        self.name = f"lab-{time.monotonic_ns()}"  # the jobs of another test have another name
         folder.mkdir(parents=True)
-        self.file = folder / "lab.yaml"
+        orders.mkdir(exist_ok=True)
+        self.file = folder / f"{self.name}.yaml"
         self.file.write_text(json.dumps(sweep))
 
-    def argv(self, *more: str, where: Path | None = None) -> list[str]:
-        where = where or self.folder
-        return [str(self.file), f"--store={where / 'runs'}", f"--out={where / 'results'}", *more]
+    def argv(self, *more: str) -> list[str]:
+        return [str(self.file), f"--store={self.store}", f"--out={self.folder / 'results'}", *more]
+
+    def open(self, where: Path) -> OpenSweep:
+        return open_sweep(load_sweep(self.file), where / "runs", where / "results")
+
+    @cached_property
+    def sweep(self) -> OpenSweep:
+        return self.open(self.folder)
 
     def start(
-        self, *more: str, slow: float = 0.0, python: str = sys.executable
+        self, *more: str, slow: float = 0.0, python: str = sys.executable, path: str = ""
     ) -> subprocess.Popen:
-        """Start the command as a user would."""
-        env = os.environ | {"SLOW_SECONDS": str(slow), "PYTHONPATH": str(ROOT)}
+        """Start the command as a user would.
+
+        Args:
+            path: folder in front of PATH.
+        """
+        env = os.environ | self.environment(slow) | {"PATH": f"{path}:{os.environ['PATH']}"}
         log = (self.folder / f"driver-{time.monotonic_ns()}.txt").open("w")
         argv = [python, "-m", "distill_bench.sweep", *self.argv(*more)]
         return subprocess.Popen(argv, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def go(self, *more: str, slow: float = 0.0) -> int:
-        """Run the command to its end; returns its exit code."""
-        return self.start(*more, slow=slow).wait()
+        """Give the command in this process, which saves seconds of imports; returns its code."""
+        with mock.patch.dict(os.environ, self.environment(slow)):
+            return main(self.argv(*more))
+
+    @staticmethod
+    def environment(slow: float) -> dict[str, str]:
+        """Environment variables of a driver, which its jobs inherit."""
+        return {"SLOW_SECONDS": str(slow), "PYTHONPATH": str(ROOT)}
+
+    def prepare(self) -> None:
+        """Make the artefacts that the runs share in this process: no prepare job is submitted."""
+        for run in missing_artefacts(self.sweep, self.sweep.runs).values():
+            self.sweep.write_runs([run])
+            prepare_run(self.store / run)
+
+    def order(self, word: str, *seeds: int) -> None:
+        """Give an order to the runs of these seeds."""
+        for seed in seeds:
+            (self.orders / f"{word}-{seed}").touch()
+
+    def withdraw(self, word: str, *runs: str) -> None:
+        """Withdraw an order, if it was given to these runs."""
+        for run in runs:
+            (self.orders / f"{word}-{self.sweep.runs[run].seed}").unlink(missing_ok=True)
 
     def statuses(self) -> dict[str, Status]:
-        if not self.entries:
-            sweep = open_sweep(load_sweep(self.file), self.store, self.folder / "results")
-            self.entries = sweep.entries
-        statuses = read_statuses(self.store, self.entries, read_queue(self.store))
+        statuses = read_statuses(self.store, self.sweep.entries, read_queue(self.store))
         return {s.run: s for s in statuses}
 
-    def until(
-        self, condition: Callable[[dict[str, Status]], bool], seconds: float = 300.0
-    ) -> dict[str, Status]:
+    def until(self, condition: Callable[[dict[str, Status]], bool]) -> dict[str, Status]:
         """Wait until a condition on the statuses holds; returns them."""
-        end = time.monotonic() + seconds
-        while not condition(statuses := self.statuses()):
+        end = time.monotonic() + 600
+        while True:
+            try:
+                statuses = self.statuses()
+            except SchedulerError as error:  # a busy machine
+                statuses = {}
+                print(error)
+            if statuses and condition(statuses):
+                return statuses
             if time.monotonic() > end:
                 pytest.fail("\n".join(f"{s}" for s in statuses.values()) + f"\n{command('squeue')}")
             time.sleep(0.2)
-        return statuses
 
     def pid(self, run: str) -> int:
         return read_json(attempts(self.store / run)[-1] / "start.json")["pid"]
 
+    def jobs(self) -> list[str]:
+        """The jobs of the runs, also those that have ended."""
+        return [job for jobs in read_queue(self.store).jobs.values() for job in jobs]
+
+    def prepare_jobs(self) -> list[str]:
+        """Prepare jobs in the queue."""
+        name = f"--name={self.name}-prepare"
+        return command("squeue", "--noheader", name, "--format=%i").split()
+
     def end(self) -> None:
         """Cancel the remaining jobs."""
-        jobs = [job for runs in read_queue(self.store).jobs.values() for job in runs]
-        subprocess.run(["scancel", *jobs, *prepare_jobs()], capture_output=True)
+        subprocess.run(["scancel", *self.jobs(), *self.prepare_jobs()], capture_output=True)
 
     def reference(self) -> Path:
         """Store of the same sweep, run undisturbed in this process."""
-        where = self.folder / "undisturbed"
-        assert main(self.argv("--cluster", "debug", where=where)) == 0
-        return where / "runs"
+        sweep = self.open(self.folder / "undisturbed")
+        run_debug(sweep, LaunchOptions())
+        return sweep.store
 
 
 def command(*argv: str) -> str:
@@ -122,21 +180,10 @@ def moving(*runs: str) -> Callable[[dict[str, Status]], bool]:
 
 def pid_of_rank(rank: int, store: Path) -> int:
     """Process id of a rank of the store's only job."""
-    wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job_of(store)}".encode()}
-    pids = command("pgrep", "-f", "submitit.core._submit").split()
-    return next(
-        int(pid)
-        for pid in pids
-        if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    )
-
-
-def job_of(store: Path) -> str:
-    """Id of the store's only job, without the index of its array."""
-    (job,) = {job for runs in read_queue(store).jobs.values() for job in runs}
-    return job.partition("_")[0]
-
-
-def prepare_jobs() -> list[str]:
-    """Prepare jobs in the queue."""
-    return command("squeue", "--noheader", "--name=lab-prepare", "--format=%i").split()
+    (jobs,) = read_queue(store).jobs.values()
+    wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={jobs[0]}".encode()}
+    for pid in command("pgrep", "-f", "submitit.core._submit").split():
+        with contextlib.suppress(OSError):  # a process of another test has ended
+            if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                return int(pid)
+    raise AssertionError(f"no process of rank {rank}")

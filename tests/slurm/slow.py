@@ -4,33 +4,26 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from distill_bench.method import Batch, Loss, Method, Nets, renoise, toward
+from distill_bench.method import Batch, Loss, Nets
+from distill_bench.methods.sgmd import SGMD
 
 
 @dataclass(frozen=True)
-class Slow(Method):
-    """The score difference as gradient, with a pause of SLOW_SECONDS.
+class Slow(SGMD):
+    """SGMD with a pause of SLOW_SECONDS per update that obeys the files in the folder `orders`.
 
-    Raises while the file `broken` names the run's seed. The third update waits while the file
-    `held` exists.
+    `raise-SEED`: a run of this seed raises. `hold-SEED`: its third update waits until the file is
+    gone.
     """
 
-    paper: ClassVar[str] = "none"
-    broken: str = ""
-    held: str = ""
+    orders: str = ""
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         time.sleep(float(os.environ.get("SLOW_SECONDS", 0)))
-        if (
-            self.broken
-            and Path(self.broken).exists()
-            and batch.draws.seed == int(Path(self.broken).read_text())
-        ):
+        orders, seed = Path(self.orders), batch.draws.seed
+        if (orders / f"raise-{seed}").exists():
             raise RuntimeError("the method is broken")
-        while self.held and batch.draws.student_update > 1 and Path(self.held).exists():
+        while batch.draws.student_update > 1 and (orders / f"hold-{seed}").exists():
             time.sleep(0.1)
-        x0 = nets.rollout(batch)
-        scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
-        return Loss({"matching": toward(x0, scores.x0_fake - scores.x0_teacher)}, x0)
+        return super().student_loss(nets, batch)

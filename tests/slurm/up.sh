@@ -95,7 +95,8 @@ JobRequeue=1
 MaxArraySize=$ARRAY
 MaxJobCount=10000
 MinJobAge=3600
-KillWait=5
+# a job that is told to stop saves within this time, also on a busy machine
+KillWait=10
 OverTimeLimit=0
 InactiveLimit=0
 MessageTimeout=30

@@ -49,11 +49,11 @@ def do_runs(run_dirs: list[str], allow_changed_code: bool, submitted: float) -> 
     if not left:
         print("nothing to do: the runs are done or claimed by other processes", flush=True)
         return
-    from distill_bench.sweep.job import execute  # takes seconds: after the handlers
-
     if len(left) > 1:
         codes = _side_by_side([Path(run) for run in left], stop, allow_changed_code)
     else:
+        from distill_bench.sweep.job import execute  # takes seconds: after the handlers
+
         if processes > 1:
             # its CUDA_VISIBLE_DEVICES would send two jobs of a node to the same GPU
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
