@@ -1,4 +1,4 @@
-"""What the stepping of a rollout does to the spread of samples, in closed form.
+"""Closed forms of what the stepping of a rollout does to the spread of samples.
 
 A linear student whose clean prediction has the data's distribution at every step of its own rollout
 is perfect. Sampled by the other stepping it is not: an ODE step keeps the noise that the prediction
