@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from distill_bench.evaluate.distributions import same_prompt
 from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import (
     FEW_CLIPS,
@@ -134,15 +135,10 @@ def same_prompt_spread(x: Tensor, prompts: list[str]) -> np.ndarray | None:
 
     None if no prompt has several clips. Clips without a prompt ("") are left out.
     """
-    groups: dict[str, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        if prompt:
-            groups.setdefault(prompt, []).append(index)
     spreads = []
-    for members in groups.values():
-        if len(members) > 1:
-            apart = distances(x[members], x[members])
-            spreads.append(apart[~torch.eye(len(members), dtype=torch.bool)].mean().item())
+    for members in same_prompt(prompts):
+        apart = distances(x[members], x[members])
+        spreads.append(apart[~torch.eye(len(members), dtype=torch.bool)].mean().item())
     return np.array(spreads) if spreads else None
 
 

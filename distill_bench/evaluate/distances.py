@@ -1,7 +1,7 @@
 """Fréchet and kernel distances between two sets of features, and their standard deviations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from distill_bench.draws import generator
 
 Features = Tensor | np.ndarray | Sequence[Sequence[float]]  # (N, d)
+Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, d), (M, d) -> (N, M)
 EPS = float(np.finfo(float).eps)
 ROUNDING = 1e-11  # share of a sum that may be rounding error
 
@@ -86,10 +87,20 @@ def _factor(centred: Tensor) -> Tensor:
     return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r")[1]
 
 
-def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
-    """Unbiased squared MMD of features (N, d) and (M, d) with the kernel (x.y / d + 1)^3.
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Kernel of KID and KVD: (x.y / d + 1)^3 of all pairs."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
-    Bińkowski et al., 2018 (KID).
+
+def quadratic_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Kernel of JEDi: (x.y / d)^2 of all pairs."""
+    return (x @ y.T / x.shape[1]) ** 2
+
+
+def kernel_distance(
+    x: Features, y: Features, paired: bool = False, kernel: Kernel = cubic_kernel
+) -> float:
+    """Unbiased squared MMD of features (N, d) and (M, d); Bińkowski et al., 2018 (KID).
 
     Args:
         paired: x and y belong to the same prompts, in the same order. The cross term then leaves
@@ -111,9 +122,13 @@ def kernel_distance(x: Features, y: Features, paired: bool = False) -> float:
     return _finite((within - 2 * between).item())
 
 
-def kernel(x: Tensor, y: Tensor) -> Tensor:
-    """Kernel matrix (N, M): (x.y / d + 1)^3 of all pairs."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def biased_kernel_distance(x: Features, y: Features, kernel: Kernel = cubic_kernel) -> float:
+    """Squared MMD with the pairs of a clip and itself: never negative, and larger for few clips.
+
+    Gretton et al., 2012, eq. 5.
+    """
+    x, y = (features.double() for features in checked_features(x, y))
+    return _finite((kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean()).item())
 
 
 def _off_diagonal_mean(k: Tensor) -> Tensor:
@@ -171,7 +186,9 @@ def infinity_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
     return float(np.std(limits, ddof=1))
 
 
-def kernel_sd(x: Tensor, y: Tensor, paired: bool, resamples: int) -> float:
+def kernel_sd(
+    x: Tensor, y: Tensor, paired: bool, resamples: int, kernel: Kernel = cubic_kernel
+) -> float:
     """Bootstrap standard deviation of `kernel_distance`, by reweighting one matrix of kernels."""
     x, y = x.double(), y.double()
     i, j = resampled(x, y, paired, resamples)

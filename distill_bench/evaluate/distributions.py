@@ -52,6 +52,18 @@ def spread_ratio_by_clip(values: np.ndarray, references: np.ndarray, paired: boo
     return ratio * (1 + (own - (references**2 / mean_square if paired else 1)) / 2)
 
 
+def same_prompt(prompts: Sequence[str]) -> list[list[int]]:
+    """Indices of the clips of each prompt with several clips. Clips without a prompt are left out.
+
+    Prompts are in the order of their first clips.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        if prompt:
+            groups.setdefault(prompt, []).append(index)
+    return [members for members in groups.values() if len(members) > 1]
+
+
 def deviations(values: np.ndarray, prompts: Sequence[str]) -> np.ndarray | None:
     """Deviations from the mean of each prompt's clips, scaled to be unbiased, (N,).
 

@@ -15,18 +15,39 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, normalize
 
 from distill_bench.domain import shapes
 from distill_bench.evaluate import encoders
 from distill_bench.evaluate.cache import batched, cached, refuse_training_clips
 from distill_bench.evaluate.device import Preprocessed, out_of_memory
+from distill_bench.evaluate.video_transformers import (
+    FRAMES,
+    VJEPA,
+    VideoMAEv2,
+    read_checkpoint,
+    transformers_model,
+    under,
+)
 from distill_bench.evaluator import Clips
 from distill_bench.registry import load_file
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, sha256
+
+# weights that are not shipped, and their places
+VIDEOMAE_V2 = (
+    "vit_g_hybrid_pt_1200e_ssv2_ft.pth of https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com/"
+    "internvideo/videomaev2/"
+)
+VJEPA_SSV2 = (
+    "a folder of vith16.pth.tar and ssv2-probe.pth.tar from "
+    "https://dl.fbaipublicfiles.com/jepa/vith16/"
+)
+DINOV3 = (
+    "a transformers folder of DINOv3, e.g. a copy of "
+    "https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m"
+)
 
 
 @dataclass(frozen=True)
@@ -244,26 +265,8 @@ def i3d_input(frames: Tensor) -> Tensor:
 @cache
 def videomae(path: str) -> Extractor:
     """Mean token of a VideoMAE in a transformers folder; the model fixes the number of frames."""
-    from transformers import VideoMAEModel  # slow to import, rarely used
-
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            "videomae needs a transformers folder with config.json, as videomae:/path; "
-            f"found {path or 'no path'!r}"
-        )
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
-    if not files:
-        raise ValueError(f"{folder} holds no weights; it needs model.safetensors")
-    try:
-        net, loading = VideoMAEModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no VideoMAE: {first_line(error)}") from error
-    if missing := loading["missing_keys"]:  # transformers fills them at random and only logs it
-        raise ValueError(f"{folder} lacks weights of a VideoMAE, e.g. {min(missing)}")
-    net.eval().requires_grad_(False)
+    net, digest = transformers_model("videomae", path, "VideoMAEModel", "VideoMAE")
     preprocessor = read_json(folder / "preprocessor_config.json") or {}
     mean = torch.tensor(preprocessor.get("image_mean", [0.485, 0.456, 0.406]))
     std = torch.tensor(preprocessor.get("image_std", [0.229, 0.224, 0.225]))
@@ -276,9 +279,6 @@ def videomae(path: str) -> Extractor:
         x = ((x - mean) / std).reshape(*frames.shape[:3], size, size)
         return net(pixel_values=x).last_hidden_state.mean(1)
 
-    # with other means, sizes or activations, the same weights give other features
-    files += sorted(folder.glob("*config.json"))
-    digest = hashlib.sha256("".join(f.name + sha256(f) for f in files).encode()).hexdigest()
     return Extractor(
         f"videomae-{folder.name}",
         1,
@@ -292,9 +292,87 @@ def videomae(path: str) -> Extractor:
     )
 
 
+@cache
+def dinov3(path: str) -> Extractor:
+    """Mean over frames of the class token, of length 1, of a DINOv3 in a transformers folder."""
+    from transformers import DINOv3ViTImageProcessor  # slow to import, rarely used
+
+    folder = Path(path)
+    net, digest = transformers_model("dinov3", path, "DINOv3ViTModel", "DINOv3")
+    if not (folder / "preprocessor_config.json").is_file():
+        raise ValueError(f"{folder} lacks preprocessor_config.json; copy {DINOV3}")
+    prepare = DINOv3ViTImageProcessor.from_pretrained(folder, local_files_only=True)
+
+    def features(net: nn.Module, frames: Tensor) -> Tensor:
+        images = prepare(frames.flatten(0, 1), return_tensors="pt")["pixel_values"]
+        tokens = net(pixel_values=images.to(frames.device)).pooler_output
+        return normalize(tokens, dim=1).reshape(*frames.shape[:2], -1).mean(1)
+
+    return Extractor(
+        f"dinov3-{folder.name}",
+        1,
+        digest,
+        net.config.hidden_size,
+        Preprocessed(features, net),
+        "resizing, mean and standard deviation of the folder",
+    )
+
+
+@cache
+def videomae_v2(path: str) -> Extractor:
+    """Features of CD-FVD: VideoMAE-v2, fine-tuned on Something-Something-v2."""
+    name = "videomae-v2-ssv2"
+    if not path:
+        raise ValueError(f"{name} needs weights, as {name}:/path: {VIDEOMAE_V2}")
+    file = Path(path)
+    weights = read_checkpoint(file, "model", "module")
+    try:
+        net = VideoMAEv2(weights)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{file} holds no VideoMAE-v2: {first_line(error)}") from error
+    return Extractor(
+        name,
+        1,
+        sha256(file),
+        net.norm.normalized_shape[0],
+        net.eval().requires_grad_(False),
+        "squashed to 224x224, bilinear, no antialiasing; to [0, 1]",
+        frames_matter=True,
+    )
+
+
+@cache
+def vjepa(path: str) -> Extractor:
+    """Features of JEDi: V-JEPA and its probe of Something-Something-v2."""
+    name = "vjepa-ssv2"
+    if not path:
+        raise ValueError(f"{name} needs weights, as {name}:/path: {VJEPA_SSV2}")
+    files = [Path(path) / file for file in ("vith16.pth.tar", "ssv2-probe.pth.tar")]
+    encoder = read_checkpoint(files[0], "target_encoder", "encoder")
+    probe = read_checkpoint(files[1], "classifier")
+    try:
+        net = VJEPA(encoder, under("pooler.", probe))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} holds no V-JEPA: {first_line(error)}") from error
+    return Extractor(
+        name,
+        1,
+        hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest(),
+        net.norm.normalized_shape[0],
+        net.eval().requires_grad_(False),
+        f"{FRAMES} frames, evenly spaced; squashed to 224x224, bilinear, antialiased; ImageNet's "
+        "mean and standard deviation",
+        min_frames=FRAMES,
+        frames_matter=True,
+    )
+
+
 EXTRACTORS: dict[str, Callable[[str], Extractor]] = {
     encoders.CLASSIFIER: classifier,
     "random-r2p1": random_r2p1,
     "i3d-k400-logits-400": i3d,
     "videomae": videomae,
+    "videomae-v2-ssv2": videomae_v2,
+    "vjepa-ssv2": vjepa,
+    "dinov3": dinov3,
 }

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from preprocessing_mistakes import RESIZED, SCALED, resized
 from textures import textured_clips
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from distill_bench.domain import controls
@@ -23,7 +23,6 @@ from distill_bench.evaluator import Clips
 TOLERANCE = 1e-5  # relative
 CAUGHT = 20 * TOLERANCE  # the least error of a planted mistake
 N = 4  # clips per set
-scaled = encoders.scaled
 
 
 class RandomLogits(nn.Module):
@@ -260,45 +259,6 @@ def test_fvd_and_kvd_of_clips_are_the_originals(compared, monkeypatch):
     np.testing.assert_allclose(ours, by_torch_fidelity(original, sets, monkeypatch), rtol=TOLERANCE)
     if name == "i3d":
         assert ours[0] == pytest.approx(by_cd_fvd(sets, monkeypatch), rel=TOLERANCE)
-
-
-def resized(**settings) -> Callable[..., Tensor]:
-    """Replacement of the extractors' `interpolate` with other settings."""
-
-    def wrong(x: Tensor, size: tuple[int, int], **own) -> Tensor:
-        merged = own | settings
-        if merged["mode"] == "nearest":
-            merged = {"mode": "nearest"}
-        return interpolate(x, size, **merged)
-
-    return wrong
-
-
-def cropped(x: Tensor, size: tuple[int, int], **own) -> Tensor:
-    """Resize a square cut out of the centre."""
-    square = v2.functional.center_crop(x, min(x.shape[-2:]))
-    return interpolate(square, size, **own)
-
-
-SCALED = {  # replacements of `encoders.scaled`, on which all extractors rest
-    "range 0 to 1": lambda x: (scaled(x) + 1) / 2,
-    "range 0 to 255": lambda x: x.float(),
-    "range of 8 bits divided by 256": lambda x: x.float() / 128 - 1,
-    "blue first": lambda x: scaled(x.flip(-3)),
-    "grey": lambda x: scaled(x).mean(-3, keepdim=True).expand(x.shape),
-    "T and C swapped": lambda x: scaled(x).transpose(-4, -3).reshape(x.shape),
-    "H and W swapped": lambda x: scaled(x).transpose(-2, -1).reshape(x.shape),
-    "rows from the bottom": lambda x: scaled(x.flip(-2)),
-    "frames backwards": lambda x: scaled(x.flip(-4)),
-    "every second frame, twice": lambda x: scaled(x[:, torch.arange(x.shape[1]) // 2 * 2]),
-    "one frame late": lambda x: scaled(torch.cat([x[:, 1:], x[:, -1:]], 1)),
-}
-RESIZED = {  # replacements of the extractors' `interpolate`
-    "nearest": resized(mode="nearest"),
-    "bicubic": resized(mode="bicubic"),
-    "corners aligned": resized(align_corners=True),
-    "cropped": cropped,
-}
 
 
 @pytest.mark.slow

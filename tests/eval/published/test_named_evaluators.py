@@ -1,0 +1,146 @@
+"""Evaluators that need weights score where they are named, and put good clips before bad ones."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clip_folders import write_sampled
+from random_weights import random_weights
+
+from distill_bench.cli import main
+from distill_bench.domain import controls
+from distill_bench.eval.cd_fvd import CDFVD
+from distill_bench.eval.dino_similarity import DINOSimilarity, same_prompt_similarity
+from distill_bench.eval.jedi import JEDi
+from distill_bench.evaluate.distances import (
+    biased_kernel_distance,
+    kernel_distance,
+    quadratic_kernel,
+)
+from distill_bench.evaluator import Clips
+from distill_bench.registry import usual_evaluators
+
+REFERENCE = json.loads(
+    (Path(__file__).parents[2] / "references" / "jedi_reference.json").read_text()
+)
+NAMES = {
+    "cd_fvd": "DISTILL_BENCH_CD_FVD",
+    "jedi": "DISTILL_BENCH_VJEPA",
+    "dino_similarity": "DISTILL_BENCH_DINOV3",
+    "videoalign": "DISTILL_BENCH_VIDEOALIGN",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_weights_a_named_evaluator_says_where_to_get_them(name, tmp_path, capsys):
+    assert name not in usual_evaluators()
+    folder = write_sampled(tmp_path / "clips")
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(folder), "--evaluators", name])
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert NAMES[name] in error and "http" in error.replace("huggingface.co", "http")
+
+
+def rendered(first: int, count: int = 8) -> Clips:
+    """Clips of 16 frames, two per prompt."""
+    frames, prompts = controls.rendered(count, first)
+    prompts = [prompt for prompt in prompts[: count // 2] for _ in range(2)]
+    return Clips(np.repeat(frames, 2, axis=1), prompts, list(range(first, first + count)))
+
+
+def corrupted(clips: Clips) -> Clips:
+    """Half of every pixel is noise."""
+    noise = np.random.default_rng(0).integers(0, 256, clips.frames.shape)
+    return dataclasses.replace(clips, frames=((clips.frames + noise) // 2).astype(np.uint8))
+
+
+def weights(folder: Path) -> tuple[str, str]:
+    """Tiny networks: the file for CD-FVD and the folder for JEDi."""
+    encoder = random_weights(REFERENCE["encoder"], 0.15)
+    torch.save({"target_encoder": encoder}, folder / "vith16.pth.tar")
+    probe = random_weights(REFERENCE["probe"], 0.15)
+    torch.save({"classifier": probe}, folder / "ssv2-probe.pth.tar")
+    shapes = {
+        name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: shape
+        for name, shape in REFERENCE["encoder"].items()
+        if name != "pos_embed"
+    }
+    torch.save(random_weights(shapes, 0.15), folder / "videomae.pth")
+    return f"{folder}/videomae.pth", str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cd_fvd", "jedi"])
+def test_held_out_clips_are_nearer_to_the_teachers_than_noisy_ones(name, tmp_path):
+    file, folder = weights(tmp_path)
+    evaluator = {
+        "cd_fvd": CDFVD(weights=file, resamples=2),
+        "jedi": JEDi(weights=folder, resamples=2),
+    }[name]
+    references = {"teacher": rendered(100, 4), "teacher_other": rendered(200, 4)}
+    clips = rendered(0, 4)
+    good = {s.column: s for s in evaluator.scores(clips, references)}
+    bad = {s.column: s for s in evaluator.scores(corrupted(clips), references)}
+    assert set(good) == {column for column in evaluator.columns if not column.endswith("_data")}
+    for column in good:
+        assert good[column].value < bad[column].value, column
+    assert good[name].headline
+    assert {s.extractor for s in good.values()} == evaluator.extractors(clips)
+    if name == "cd_fvd":
+        assert good["cd_fvd"].title == "CD-FVD, to the teacher's clips"
+        assert good["cd_kvd"].title == "CD-KVD, to the teacher's clips"
+        assert any("rank-deficient" in w for w in good["cd_fvd"].warnings)
+    else:
+        assert good["jedi"].warnings == ()
+        short = dataclasses.replace(clips, frames=clips.frames[:, :8])
+        reason = "vjepa-ssv2 takes 16 or more frames; the clips have 8"
+        assert evaluator.reason_to_skip(short) == reason
+
+
+def test_the_biased_distance_is_videojedis_and_the_other_is_0_on_average():
+    draw = np.random.default_rng(1)
+    x, y = draw.normal(size=(7, 5)), draw.normal(0.5, 1.2, size=(9, 5))
+    biased = biased_kernel_distance(x, y, quadratic_kernel)
+    assert 100 * biased == pytest.approx(REFERENCE["distance"], rel=1e-12)
+    pairs = [draw.normal(1, 1, size=(2, 10, 5)) for _ in range(500)]
+    estimates = [
+        [kernel_distance(a, b, kernel=quadratic_kernel) for a, b in pairs],
+        [biased_kernel_distance(a, b, quadratic_kernel) for a, b in pairs],
+    ]
+    means, errors = np.mean(estimates, 1), np.std(estimates, 1) / 500**0.5
+    assert abs(means[0]) < 4 * errors[0]
+    assert means[1] > 10 * errors[1]
+
+
+def test_similarity_is_the_mean_cosine_of_a_prompts_clips():
+    """Clips at 0, 60 and 120 degrees, one prompt with one clip, and one of unknown prompt."""
+    degrees = torch.tensor([0.0, 60.0, 120.0, 0.0, 0.0, 45.0]) * torch.pi / 180
+    features = torch.stack([degrees.cos(), degrees.sin()], 1) * torch.arange(1, 7)[:, None]
+    values = same_prompt_similarity(features, ["a", "a", "a", "b", "", ""])
+    assert values == pytest.approx([(0.5 + 0.5 - 0.5) / 3], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_clips_that_repeat_across_seeds_are_more_similar(tmp_path, monkeypatch):
+    from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = DINOv3ViTConfig(patch_size=16, intermediate_size=48, initializer_range=0.3, **sizes)
+    DINOv3ViTModel(config).save_pretrained(tmp_path)
+    DINOv3ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    evaluator = DINOSimilarity(weights=str(tmp_path))
+    clips = rendered(0)
+    (varied,) = evaluator.scores(clips, {})
+    repeated = Clips(np.repeat(clips.frames[::2], 2, axis=0), clips.prompts, clips.seeds)
+    (same,) = evaluator.scores(repeated, {})
+    assert same.value == pytest.approx(1, abs=1e-6)
+    assert varied.value < 0.99
+    assert varied.warnings == ("only 4 prompts have more than one clip",)
+    assert evaluator.extractors(clips) == {varied.extractor}
+    one_each = Clips(clips.frames, [f"{i}" for i in range(8)], clips.seeds)
+    assert evaluator.reason_to_skip(one_each).startswith("no prompt has two clips")
