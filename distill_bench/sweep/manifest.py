@@ -115,8 +115,9 @@ class OpenSweep:
         return frozenset(config.init_run for config in self.runs.values() if config.init_run)
 
     def chain(self, run: str) -> list[str]:
-        """A run of the sweep, the run from whose student it starts, and so on."""
-        initial = self.runs[run].init_run
+        """A run or row of the sweep, the run from whose student it starts, and so on."""
+        config = self.runs.get(run)
+        initial = config and config.init_run
         return [run, *(self.chain(initial) if initial in self.runs else [])]
 
     def write(self) -> None:
