@@ -229,9 +229,9 @@ def test_a_run_encodes_missing_prompts_before_it_loads_a_network(
     prompts.write_text("a red circle\nright\n")
     load, encoded_before_load = pipeline.load_transformer, []
 
-    def check_and_load(transformer_folder: Path, expert: str):
+    def check_and_load(transformer_folder: Path, *expert: str):
         encoded_before_load.append("right" in Embeddings(folder))
-        return load(transformer_folder, expert)
+        return load(transformer_folder, *expert)
 
     monkeypatch.setattr(pipeline, "load_transformer", check_and_load)
     assert train(run_of(tiny_wan, prompts, tmp_path))["status"] == "done"
