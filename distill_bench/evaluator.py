@@ -209,6 +209,17 @@ def require_same_frames(clips: Clips, reference: Clips, kind: str) -> None:
         )
 
 
+def reason_without_captions(clips: Clips) -> str | None:
+    """Reason why captions cannot be scored: some clips have none. None if all have one."""
+    without = sum(not prompt.strip() for prompt in clips.prompts)
+    if not without:
+        return None
+    return (
+        f"{without} of {len(clips.prompts)} clips have no caption; "
+        "give each a prompt in manifest.jsonl"
+    )
+
+
 def order_to_match(reference: Clips, clips: Clips) -> list[int] | None:
     """Indices that reorder `clips` to match `reference` by (prompt, seed).
 

@@ -9,7 +9,14 @@ import torch
 
 from distill_bench.domain import shapes
 from distill_bench.evaluate.clip_models import ClipModel, indomain_clip, open_clip_model
-from distill_bench.evaluator import Citation, Clips, Evaluator, Score, mean_score
+from distill_bench.evaluator import (
+    Citation,
+    Clips,
+    Evaluator,
+    Score,
+    mean_score,
+    reason_without_captions,
+)
 
 MODEL = "DISTILL_BENCH_CLIP"  # environment variable: a model of open_clip
 BLIND = "averages single frames: blind to their order, a clip backwards scores the same"
@@ -45,12 +52,9 @@ class CLIPScore(Evaluator):
     model: str | None = field(default_factory=lambda: os.environ.get(MODEL))
 
     def reason_to_skip(self, clips: Clips) -> str | None:
-        without = sum(not prompt.strip() for prompt in clips.prompts)
-        if without:
-            return (
-                f"{without} of {len(clips.prompts)} clips have no caption; "
-                "give each a prompt in manifest.jsonl"
-            )
+        reason = reason_without_captions(clips)
+        if reason is not None:
+            return reason
         if self.model is not None:
             open_clip_model(self.model)  # raises if it does not load
             return None

@@ -9,12 +9,11 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill_bench.evaluate.distributions import same_prompt
+from distill_bench.evaluate.distributions import few_prompts, same_prompt
 from distill_bench.evaluate.extractors import DINOV3, Extractor, load_extractor
 from distill_bench.evaluator import Citation, Clips, Evaluator, Score
 
 WEIGHTS = "DISTILL_BENCH_DINOV3"  # environment variable: the default of `weights`
-FEW_PROMPTS = 30
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,6 @@ class DINOSimilarity(Evaluator):
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
         extractor = self._extractor()
         similarities = same_prompt_similarity(extractor(clips), clips.prompts)
-        warnings: tuple[str, ...] = ()
-        if len(similarities) < FEW_PROMPTS:
-            warnings = (f"only {len(similarities)} prompts have more than one clip",)
         return [
             Score(
                 "dino_similarity",
@@ -67,7 +63,7 @@ class DINOSimilarity(Evaluator):
                 sd=float(similarities.std() / len(similarities) ** 0.5),
                 extractor=extractor.id_for(clips),
                 note="noise lowers it too",
-                warnings=warnings,
+                warnings=few_prompts(len(similarities)),
             )
         ]
 

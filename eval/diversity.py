@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from distill_bench.evaluate.distributions import same_prompt
+from distill_bench.evaluate.distributions import few_prompts, same_prompt
 from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import (
     FEW_CLIPS,
@@ -26,7 +26,6 @@ NEIGHBOURS = 5
 GRID = 8  # frames are averaged to 8x8 cells, which keeps positions and drops noise
 COPY = 1.0  # of 255: clips closer than this look identical
 EXTRACTOR = "random-r2p1"  # takes clips of any size and is untrained
-FEW_PROMPTS = 30
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,7 @@ def spread_ratio(clips: Clips, spread: np.ndarray, teacher: Clips) -> list[Score
         raise ValueError(
             "each prompt of the teacher reference has one clip, copied: there is no spread"
         )
-    warnings = pairing_warnings(clips, teacher)
-    if len(spread) < FEW_PROMPTS:
-        warnings = (f"only {len(spread)} prompts have more than one clip", *warnings)
+    warnings = few_prompts(len(spread)) + pairing_warnings(clips, teacher)
     sd = float(spread.std() / len(spread) ** 0.5)
     return [
         Score(

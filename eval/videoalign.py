@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from distill_bench.evaluate.video_reward import load_video_reward, rewards
-from distill_bench.evaluator import Citation, Clips, Evaluator, Score, mean_score
+from distill_bench.evaluator import (
+    Citation,
+    Clips,
+    Evaluator,
+    Score,
+    mean_score,
+    reason_without_captions,
+)
 
 WEIGHTS = "DISTILL_BENCH_VIDEOALIGN"  # environment variable: the default of `weights`
 BASE = "DISTILL_BENCH_QWEN2_VL"  # environment variable: the default of `base`
@@ -47,12 +54,9 @@ class VideoAlign(Evaluator):
     def reason_to_skip(self, clips: Clips) -> str | None:
         if not self.weights or not self.base:
             return SOURCE
-        without = sum(not prompt.strip() for prompt in clips.prompts)
-        if without:
-            return (
-                f"{without} of {len(clips.prompts)} clips have no caption; "
-                "give each a prompt in manifest.jsonl"
-            )
+        reason = reason_without_captions(clips)
+        if reason is not None:
+            return reason
         load_video_reward(self.weights, self.base)  # raises if it does not load
         return None
 

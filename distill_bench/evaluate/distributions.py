@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+FEW_PROMPTS = 30  # with several clips each
+
 
 def ratio_by_clip(values: np.ndarray, references: np.ndarray, paired: bool) -> np.ndarray:
     """Ratio of the means, mean(values) / mean(references).
@@ -62,6 +64,13 @@ def same_prompt(prompts: Sequence[str]) -> list[list[int]]:
         if prompt:
             groups.setdefault(prompt, []).append(index)
     return [members for members in groups.values() if len(members) > 1]
+
+
+def few_prompts(count: int) -> tuple[str, ...]:
+    """Warning if few prompts have several clips, for a score over such prompts."""
+    if count >= FEW_PROMPTS:
+        return ()
+    return (f"only {count} prompts have more than one clip",)
 
 
 def deviations(values: np.ndarray, prompts: Sequence[str]) -> np.ndarray | None:

@@ -145,7 +145,8 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
     elif reason := queue.never_starts(run):
         note = f"SLURM will not start it: {reason}"
     stale = result is not None and (
-        result.get("code_fingerprint") not in (None, code) or _has_other_start(folder)
+        result.get("code_fingerprint") not in (None, code)
+        or (entry.init_run is not None and _has_other_start(folder))
     )
     return Status(
         run=run,
