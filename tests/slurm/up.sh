@@ -75,8 +75,9 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# a requeued job waits for this long; the default is 120 s
-AuthInfo=cred_expire=5
+# a requeued job waits for this long (default 120 s). It must exceed KillWait: a node that still runs the job's last
+# attempt refuses the next as a duplicate, and SLURM then holds the job ("launch failed requeued held")
+AuthInfo=cred_expire=25
 MailProg=/bin/true
 MpiDefault=none
 # no cgroups: they need systemd or privileges; memory is then not enforced
