@@ -54,9 +54,9 @@ class Motion(Evaluator):
     """Motion of the fastest 5 % of pixels, and its distribution over clips against the teacher's.
 
     A point's motion is its net displacement over 8 frames, by optical flow. More is not better: a
-    student should move as its teacher does. `motion_ratio` compares means; `motion_w1` also sees
-    clips that all move alike, or some that stand still. Scores that end in `_true` are of the
-    body's exact speed, on the embedded domain.
+    student should move as its teacher does. `motion_ratio` compares means, `motion_spread_ratio`
+    the spread within a prompt; `motion_w1` sees both, and clips that stand still. Scores that end
+    in `_true` are of the body's exact speed, on the embedded domain.
     """
 
     paper: ClassVar[Citation] = Citation(
@@ -238,9 +238,10 @@ class Comparison:
         if own is not None and others is not None and others.any():
             spread = spread_ratio_by_clip(own, others[order] if paired else others, paired)
             title = f"spread of {self.name} within prompts / teacher's"
-            scores.append(
-                self._score("motion_spread_ratio", spread, title, better="one", warnings=doubts)
+            score = self._score(
+                "motion_spread_ratio", spread, title, better="one", headline=main, warnings=doubts
             )
+            scores.append(score)
         return scores
 
     def _over_floor(self, reference: np.ndarray, other: Clips) -> Score:

@@ -70,7 +70,8 @@ def test_w1_is_scipys_distance_of_the_readings_and_near_the_oracles(teacher):
     true = [shapes.centroid_speed(x.frames) for x in (sample, teacher)]
     assert scores["motion_w1_true"].value == pytest.approx(wasserstein_distance(*true))
     assert scores["motion_w1"].value == pytest.approx(scores["motion_w1_true"].value, abs=0.03)
-    assert scores["motion_w1"].headline and not scores["motion_w1_true"].headline
+    for column in ("motion_ratio", "motion_w1", "motion_spread_ratio"):
+        assert scores[column].headline and not scores[f"{column}_true"].headline
 
 
 def test_w1_is_in_pixels_per_frame_at_any_rate():

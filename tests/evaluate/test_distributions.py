@@ -10,6 +10,7 @@ from distill_bench.evaluate.distributions import (
     spread_ratio_by_clip,
     wasserstein_by_clip,
 )
+from distill_bench.report.stats import crossed_interval
 
 
 def speeds(seed: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +67,24 @@ def test_the_spread_over_clips_is_that_of_resampling_them(statistic, paired):
         for index in drawn
     ]
     error = by_clip.std(ddof=1) / len(student) ** 0.5
+    assert error == pytest.approx(np.std(resampled), rel=0.1)
+
+
+@pytest.mark.parametrize("per_prompt", [2, 4])
+def test_the_interval_of_the_spread_ratio_is_that_of_resampled_prompts(per_prompt):
+    """The deviations of a prompt's clips are not independent: of two clips, they are equal."""
+    student, teacher = speeds(0, 480)
+    prompts = [f"p{i // per_prompt}" for i in range(len(student))]
+    by_clip = spread_ratio_by_clip(deviations(student, prompts), deviations(teacher, prompts), True)
+    clips = np.arange(len(student)).reshape(-1, per_prompt)
+    resampled = []
+    for drawn in np.random.default_rng(0).integers(0, len(clips), (1000, len(clips))):
+        own, other = (values[clips[drawn]].var(1, ddof=1).mean() for values in (student, teacher))
+        resampled.append((own / other) ** 0.5)
+    assert by_clip.mean() == pytest.approx(
+        np.sqrt(student[clips].var(1, ddof=1).mean() / teacher[clips].var(1, ddof=1).mean())
+    )
+    error = crossed_interval(by_clip[None], clusters=prompts, seeds_vary=False).error
     assert error == pytest.approx(np.std(resampled), rel=0.1)
 
 
