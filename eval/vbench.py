@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from distill_bench.evaluator import Citation, Clips, Evaluator, Score
-
-RESULTS = "DISTILL_BENCH_VBENCH"  # environment variable: the default of `results`
 
 # VBench@7975661, scripts/constant.py: lowest and highest raw score, and weight, per dimension.
 QUALITY = {
@@ -62,17 +59,24 @@ class VBench(Evaluator):
     only_if_named: ClassVar[bool] = True
 
     # a file *_eval_results.json of the package, or a folder of them
-    results: str | None = field(default_factory=lambda: os.environ.get(RESULTS))
+    results: str | None = None
     package: str = "unknown"  # version of the package that wrote the results, e.g. 0.1.5
+    # of the files in `results`: scores are read again if a file is added or changed
+    results_digest: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.results is not None:
+            object.__setattr__(self, "results_digest", _digest(Path(self.results)))
 
     def reason_to_skip(self, clips: Clips) -> str | None:
         if self.results is not None:
             read_results(Path(self.results))
             return None
         return (
-            "it reads result files of VBench: write clips by `distill-bench sample RUN --vbench "
-            "FOLDER`, score them in an environment of their own (`pip install vbench`, `vbench "
-            "evaluate --videos_path FOLDER --dimension NAME`), and set vbench.results"
+            "it reads result files of VBench, which belong to one folder of clips: write it by "
+            "`distill-bench sample RUN --vbench FOLDER`, score it in an environment of its own "
+            "(`pip install vbench`, `vbench evaluate --videos_path FOLDER --dimension NAME`), and "
+            "read the results by `distill-bench evaluate FOLDER --set vbench.results=RESULTS`"
         )
 
     def scores(self, clips: Clips, references: Mapping[str, Clips]) -> list[Score]:
@@ -130,8 +134,8 @@ def read_results(path: Path) -> tuple[dict[str, float], set[str]]:
     Raises:
         ValueError: if there are no results, or a dimension has two different ones.
     """
-    files = sorted(path.glob("**/*eval_results.json")) if path.is_dir() else [path]
-    if not files or not path.exists():
+    files = _files(path)
+    if not files:
         raise ValueError(f"vbench.results {path}: no file *_eval_results.json")
     raw: dict[str, float] = {}
     prompts: set[str] = set()
@@ -152,6 +156,20 @@ def read_results(path: Path) -> tuple[dict[str, float], set[str]]:
             f"{path}: no dimension {unknown[0]!r}; known: {', '.join((*QUALITY, *SEMANTIC))}"
         )
     return {name: raw[name] for name in known}, prompts
+
+
+def _files(path: Path) -> list[Path]:
+    """The result files; the package names them `results_{time}_eval_results.json`."""
+    if path.is_dir():
+        return sorted(path.glob("**/*_eval_results.json"))
+    return [path] if path.is_file() else []
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in _files(path):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _prompt(video_path: str) -> str:

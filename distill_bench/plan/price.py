@@ -2,9 +2,11 @@
 
 Stages: `train`; `sample`, the student's clips at every evaluation; `evaluate`, their scores; and
 `references`, the teacher's clips of the protocol, which all runs of a sweep share. FLOPs of
-evaluators are unknown, so only finished runs tell the cost of `evaluate`.
+evaluators are unknown, so only finished runs with the same evaluators tell the cost of `evaluate`.
+Costs of clips are proportional to their number.
 """
 
+import functools
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +16,12 @@ from pathlib import Path
 from rich.table import Table
 
 from distill_bench.config.cluster import ClusterConfig
+from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import cost_key, group_id, method_title
 from distill_bench.config.overrides import run_value
 from distill_bench.config.protocol import protocol, protocol_hash
-from distill_bench.config.resolve import evaluated_updates
-from distill_bench.config.schema import RunConfig
+from distill_bench.config.resolve import evaluated_updates, stored_config
+from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.plan.cost import passes, step_flops
 from distill_bench.store.files import read_record
@@ -37,9 +40,23 @@ Seconds = Mapping[str, float]  # stage -> seconds of one job, or of one device; 
 class Measured:
     """Seconds of one finished run."""
 
+    folder: Path
     per_update: float
     sample: float | None  # None: `evaluate` includes it, as in results of older versions
     evaluate: float
+
+    @property
+    def protocol(self) -> ProtocolConfig | None:
+        """Protocol of the run; None if its run.yaml cannot be read."""
+        return _protocol(self.folder)
+
+
+@functools.cache  # a sweep asks for it once per similar run
+def _protocol(folder: Path) -> ProtocolConfig | None:
+    try:
+        return stored_config(folder).protocol
+    except ConfigError:  # of another version
+        return None
 
 
 def history(store: Path) -> dict[str, list[Measured]]:
@@ -50,6 +67,7 @@ def history(store: Path) -> dict[str, list[Measured]]:
         if result.get("student_updates") and {"cost_key", "evaluate_seconds"} <= result.keys():
             sample = result.get("sample_seconds")
             measured = Measured(
+                path.parent,
                 result["train_seconds"] / result["student_updates"],
                 sample,
                 result["evaluate_seconds"] - (sample or 0.0),
@@ -63,6 +81,9 @@ def measured_seconds(
 ) -> tuple[Seconds, int]:
     """Seconds of a run by stage, medians over similar runs, and their number (0: none is known).
 
+    Similar runs have student updates of equal cost. Of these, only runs with the evaluators of
+    `config` tell `evaluate`.
+
     Args:
         runs: from `history`.
         updates: student updates that are left to do.
@@ -70,12 +91,19 @@ def measured_seconds(
     similar = runs.get(cost_key(config), [])
     if not similar:
         return {}, 0
-    seconds = {
-        "train": statistics.median(run.per_update for run in similar) * updates,
-        "evaluate": statistics.median(run.evaluate for run in similar),
+    seconds = {"train": statistics.median(run.per_update for run in similar) * updates}
+    drawn = [(run, run.protocol) for run in similar]
+    per_clip = {
+        "sample": [run.sample / its.clips for run, its in drawn if its and run.sample is not None],
+        "evaluate": [
+            run.evaluate / its.clips
+            for run, its in drawn
+            if its and its.evaluators == config.protocol.evaluators
+        ],
     }
-    if all(run.sample is not None for run in similar):
-        seconds["sample"] = statistics.median(run.sample or 0.0 for run in similar)
+    for stage, values in per_clip.items():
+        if values:
+            seconds[stage] = statistics.median(values) * config.protocol.clips
     return seconds, len(similar)
 
 

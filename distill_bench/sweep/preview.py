@@ -50,6 +50,10 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
             f"{sum(stages.values()) * count / 3600:.3g} {unit} ({parts}), "
             f"one run at a time {duration(total)}"
         )
+    if unscored := sum("evaluate" not in seconds for seconds, _ in estimates.values()):
+        console.print(
+            f"without the evaluation of {unscored} of them: no similar run has these evaluators"
+        )
     if unknown := len(waiting) - len(estimates):
         which = f"cost of {unknown} of them" if estimates else "cost"
         console.print(

@@ -275,6 +275,8 @@ def explanation(
     lines = [f"{run}: {status.state} {status.student_updates}/{status.of} {status.note}".rstrip()]
     lines.append(f"config    {folder / 'run.yaml'}")
     lines += [f"          {key} = {value}" for key, value in axes.items()]
+    if entry.init_run is not None:
+        lines.append(f"init      the student of {entry.init_run}")
     for job in queue.jobs.get(run, []):
         state = queue.states.get(job, "not in the queue")
         lines.append(f"job       {job} {state}, log {queue.logs[job]}")

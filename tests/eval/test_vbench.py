@@ -1,6 +1,7 @@
 """VBench's scores from its result files, against the arithmetic of its published script."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def write(folder: Path, raw=None, prompts=PROMPTS) -> Path:
     ]
     for name, value in (RAW if raw is None else raw).items():
         text = json.dumps({name: [value, clips]})
-        (folder / f"{name}_eval_results.json").write_text(text)
+        (folder / f"results_{name}_eval_results.json").write_text(text)
     return folder
 
 
@@ -147,7 +148,12 @@ def test_without_results_one_line_says_how_to_get_them(tmp_path, capsys):
     assert error.count("\n") == 1
     results = f"vbench.results={write(tmp_path / 'results')}"
     assert main(["evaluate", str(tmp_path), "--evaluators", "vbench", "--set", results]) == 0
-    assert "vbench_total" in capsys.readouterr().out
+    total = r"vbench_total\s+([\d.]+)"
+    first = re.search(total, capsys.readouterr().out)
+    write(tmp_path / "results", RAW | {"scene": 0.8222})
+    assert main(["evaluate", str(tmp_path), "--evaluators", "vbench", "--set", results]) == 0
+    again = re.search(total, capsys.readouterr().out)
+    assert float(again[1]) > float(first[1]), "changed results are read again"
 
 
 def test_it_scores_only_where_it_is_named():

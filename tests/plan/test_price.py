@@ -39,6 +39,7 @@ def finished(store, config, name, train, evaluate, sample=None):
     (folder / "result.json").write_text(
         json.dumps(result if sample is None else result | {"sample_seconds": sample})
     )
+    (folder / "run.yaml").write_text(json.dumps(config.model_dump(mode="json")))
 
 
 def test_a_run_costs_the_median_of_similar_runs_by_stage(tmp_path):
@@ -50,6 +51,22 @@ def test_a_run_costs_the_median_of_similar_runs_by_stage(tmp_path):
     assert similar == 3
     assert seconds == {"train": 40.0, "evaluate": 5.0, "sample": 3.0}
     assert price.measured_seconds(config, {}, 10) == ({}, 0)
+
+
+def test_clips_cost_by_their_number_and_scores_only_what_the_same_evaluators_cost(tmp_path):
+    def drawing(clips, evaluators):
+        return resolve(RUN | {"protocol": {"clips": clips, "evaluators": evaluators}})
+
+    finished(tmp_path, drawing(8, ["motion"]), "dmd2-s0-abc", 10.0, 5.0, 3.0)
+    runs = price.history(tmp_path)
+    seconds, similar = price.measured_seconds(drawing(32, ["motion"]), runs, 5)
+    assert (similar, seconds) == (1, {"train": 10.0, "sample": 12.0, "evaluate": 8.0})
+    seconds, _ = price.measured_seconds(drawing(32, ["motion", "fvd"]), runs, 5)
+    assert seconds == {"train": 10.0, "sample": 12.0}
+    finished(tmp_path / "b", drawing(8, ["motion"]), "dmd2-s0-abc", 10.0, 5.0, 3.0)
+    (tmp_path / "b" / "dmd2-s0-abc" / "run.yaml").unlink()
+    runs = price.history(tmp_path / "b")
+    assert price.measured_seconds(drawing(8, ["motion"]), runs, 5) == ({"train": 10.0}, 1)
 
 
 def test_results_without_seconds_of_sampling_keep_them_in_the_evaluation(tmp_path):

@@ -22,7 +22,7 @@ from distill_bench.sweep.local.workers import Task, run_tasks
 from distill_bench.sweep.manifest import OpenSweep, open_sweep
 from distill_bench.sweep.slurm.queue import Queue
 from distill_bench.sweep.slurm.submit import in_stages
-from distill_bench.sweep.status import read_statuses
+from distill_bench.sweep.status import explanation, read_statuses
 from distill_bench.train import checkpoint
 
 BASE = {
@@ -168,6 +168,8 @@ def test_a_launch_selects_the_runs_whose_start_is_there_or_on_its_way(staged):
     assert selected() == {plain}
     assert notes(sweep)[second] == ("missing", f"waits for {first}, which is collapsed")
     jobs = Queue({}, {second: ["8"]}, {"8": path})
+    text = explanation(sweep.store, second, {}, jobs, sweep.entries[second])
+    assert f"init      the student of {first}\n" in text
     (status,) = read_statuses(sweep.store, {second: sweep.entries[second]}, jobs)
     assert status.state == "missing", "its job found no student and ended"
     write_result(sweep.store / first)

@@ -1,5 +1,8 @@
 """SLURM's refusals and pending reasons in one line, without SLURM; tests/slurm uses a real one."""
 
+import json
+import os
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +11,35 @@ import pytest
 
 from distill_bench.config.cluster import ClusterConfig, with_profile
 from distill_bench.config.errors import ConfigError
+from distill_bench.config.sweep_file import load_sweep
 from distill_bench.config.validation import validate
+from distill_bench.store.files import read_json
+from distill_bench.sweep import launch
+from distill_bench.sweep.launch import LaunchOptions, run_slurm
+from distill_bench.sweep.manifest import open_sweep
+from distill_bench.sweep.slurm import submit
 from distill_bench.sweep.slurm.queue import Partition, Queue
 from distill_bench.sweep.slurm.submit import batch_script, sbatch_errors, sbatch_options, shares
 from distill_bench.sweep.status import ManifestEntry, read_statuses
 
 RUN = "dmd2-s0-0"
+SBATCH = """#!/bin/sh
+# keeps the scripts that it is given; their numbers are the jobs' ids
+job=1
+while [ -e "$0.$job" ]; do job=$((job + 1)); done
+cp "$1" "$0.$job"
+echo "Submitted batch job $job"
+"""
+STAGED = {
+    "question": "Where should students start?",
+    "base": {"teacher": "gaussian", "student_updates": 4, "nfe": 1},
+    "stages": {
+        "first": {"method": "sgmd"},
+        "second": {"method": "sgmd", "init": "first", "student_updates": 2},
+    },
+    "grid": {"method": ["dmd2"], "init": [None, "first", "second"]},
+    "seeds": 2,
+}
 
 
 def test_the_error_lines_of_sbatch_are_shown_and_not_its_hints():
@@ -242,3 +268,47 @@ def test_keys_of_a_sweep_replace_the_sbatch_options_of_its_profile(tmp_path, mon
     monkeypatch.setenv("DISTILL_BENCH_CLUSTERS", str(path))
     assert with_profile({"gpus": 4})["sbatch"] == {"time": 60, "exclude": "n7"}
     assert with_profile({})["sbatch"] == {"gres": "gpu:a100:2", "time": 60, "exclude": "n7"}
+
+
+@pytest.mark.slow
+def test_jobs_of_a_stage_depend_on_the_jobs_of_the_stage_before_it(tmp_path, monkeypatch):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(SBATCH)
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    queue = Queue()
+    monkeypatch.setattr(launch, "read_queue", lambda store: queue)
+    for module in (launch, submit):
+        monkeypatch.setattr(module, "read_partition", lambda name: LARGE)
+    (tmp_path / "staged.yaml").write_text(json.dumps(STAGED))
+    sweep = open_sweep(load_sweep(tmp_path / "staged.yaml"), tmp_path / "runs", tmp_path / "out")
+    run_of: dict[str, str] = {}
+
+    def awaited_by_run() -> dict[str, set[str]]:
+        """Run that is submitted now -> the runs and the prepare job that its job waits for."""
+        before = set(run_of)
+        run_slurm(sweep, LaunchOptions())
+        for record in (sweep.store / "submissions").glob("*.json"):
+            run_of.update({job: run for run, job in read_json(record)["jobs"].items()})
+        awaited = {}
+        for job in run_of.keys() - before:
+            script = (sbatch.parent / f"sbatch.{job.partition('_')[0]}").read_text()
+            jobs = re.findall(r"afterany:(\w+)", script)
+            awaited[run_of[job]] = {run_of.get(one, "prepare job") for one in jobs}
+        return awaited
+
+    submitted = awaited_by_run()
+    assert submitted.keys() == sweep.runs.keys()
+    for start in (None, "first", "second"):
+        runs = {run: config for run, config in sweep.runs.items() if config.init == start}
+        initial = {config.init_run for config in runs.values()} - {None}
+        assert len(initial) == (0 if start is None else 2)
+        assert all(submitted[run] == initial | {"prepare job"} for run in runs)
+
+    # the same again, when only the runs without `init` are still in the queue
+    jobs = {run: [job] for job, run in run_of.items() if sweep.runs[run].init is None}
+    states = {job: "PENDING" for (job,) in jobs.values()}
+    queue = Queue(states, jobs, dict.fromkeys(states, tmp_path / "log"))
+    again = awaited_by_run()
+    assert again == {run: awaited for run, awaited in submitted.items() if run not in jobs}
