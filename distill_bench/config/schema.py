@@ -53,6 +53,8 @@ class ProtocolConfig(StrictModel):
     """Guidance scale of the teacher's reference clips."""
     teacher_shift: float | None = key(None, gt=0, added=True)
     """Shift of the noise levels of the teacher's reference clips; null: `shift` of the run."""
+    teacher_stepping: SteppingKey = key("ode", added=True)
+    """Stepping of the teacher's reference clips, as `stepping` of a run."""
     negative_prompt: str = key("", in_id=False)
     """Negative prompt of the teacher's reference clips, as in the run's `negative_prompt`."""
     negative_prompt_hash: str = key("", added=True)

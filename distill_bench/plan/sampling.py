@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill_bench.config.rows.sampling import teacher_sampling
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.pipeline import clips_per_batch
 from distill_bench.plan.cost import block_counts
@@ -35,7 +36,7 @@ def sampling_peak(config: RunConfig) -> int:
         decoding = _decoding_peak(sampler)
         student = sampler.placed(sampler.pipeline.student())
         rows = {student: sampler.student_latents(student)}
-        rows[sampler.teacher_net] = sampler.teacher_latents(1)
+        rows[sampler.teacher_net] = sampler.teacher_latents(teacher_sampling(config, 1))
         return held + max(
             device_bytes(net) + max(_drawing_peak(sampler, latents), decoding)
             for net, latents in rows.items()

@@ -23,7 +23,7 @@ def write_pipeline(
     network: TeacherNetwork,
     vae: FrameAutoencoder,
     tokenizer: PreTrainedTokenizerFast,
-    curve: list[dict[str, float]],
+    curve: list[dict[str, float | str]],
     options: argparse.Namespace,
 ) -> None:
     """Write the pipeline folder (float16 safetensors), all-or-nothing."""
@@ -64,7 +64,7 @@ def prompts() -> list[str]:
     return [caption for kind in captions for caption in kind * (most // len(kind))]
 
 
-def quality_card(curve: list[dict[str, float]], options: argparse.Namespace) -> str:
+def quality_card(curve: list[dict[str, float | str]], options: argparse.Namespace) -> str:
     """Model card: command, training curve and quality."""
     columns = list(dict.fromkeys(name for row in curve for name in row))
     rows = [" | ".join(str(row.get(name, "")) for name in columns) for row in curve]
@@ -77,12 +77,13 @@ A miniature of Wan (the same classes), trained on {options.clips} captioned synt
 
     {command(options)}
 
-Quality of samples, by the oracle: {STEPS} Euler steps, moving average of the weights, unguided
-unless a column says guided (at {GUIDANCE}). `colour` to `all`, `guided`: share of clips of named
-captions that show what the caption names. Of free captions, whose data has speeds 0 in
+Quality of samples, by the oracle: {STEPS} steps, moving average of the weights, unguided unless a
+column says guided (at {GUIDANCE}). `colour` to `all`, `guided`: share of clips of named captions
+that show what the caption names. Of free captions, whose data has speeds 0 in
 {shapes.STILL_SHARE:.0%} of the clips: `speed_w1`, W1 distance of speeds to the data's in px/frame;
-`mean_speed`, over the data's; `still`, share of still clips less the data's. `nearest`: distance of
-unguided samples of named captions to their nearest training clip, over that of held-out clips.
+`mean_speed`, over the data's; `still`, share of still clips less the data's. `fd`, Fréchet distance
+of all samples to data of the same captions; `fd_floor`, of data to such data. `nearest`: distance
+of unguided samples of named captions to their nearest training clip, over that of held-out clips.
 Clips:
 {" named and ".join(map(str, COUNTS))} free; in the last row
 {" and ".join(map(str, FINAL_COUNTS))}.

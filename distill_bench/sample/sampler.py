@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill_bench.config.protocol import teacher_shift
-from distill_bench.config.rows.sampling import Sampling, own_sampling
+from distill_bench.config.rows.sampling import Sampling, own_sampling, teacher_sampling
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.draws import generator
 from distill_bench.networks.denoiser import Denoiser, Guided
@@ -19,7 +18,7 @@ from distill_bench.networks.offload import place
 from distill_bench.networks.pipeline import CLIPS_PER_BATCH, clips_per_batch, pipeline_of
 from distill_bench.networks.precision import cast
 from distill_bench.networks.ranks import ranks, set_threads
-from distill_bench.noise import student_sigmas, teacher_sigmas
+from distill_bench.noise import student_sigmas
 from distill_bench.rollout import euler, rollout
 from distill_bench.sample.write_folder import ClipSource
 from distill_bench.teachers.kinds import Pipeline
@@ -100,27 +99,22 @@ class Sampler:
         return ClipSource(frames, CLIPS_PER_BATCH)
 
     def teacher(self, steps: int, seeds: list[int]) -> ClipSource:
-        """Clips of `steps` Euler steps of the guided teacher."""
-        return self._clips(seeds, self.teacher_latents(steps), 1)
+        """Clips of the guided teacher, sampled as the protocol says, in a number of steps."""
+        return self.sampled_teacher(teacher_sampling(self.config, steps), seeds)
 
-    def teacher_latents(self, steps: int) -> Latents:
-        """`steps` Euler steps of the guided teacher from the first of the given noises."""
-        scale = self.config.protocol.teacher_guidance
-        guided = self._guided(self.teacher_net, "teacher", scale)
-        sigmas = teacher_sigmas(steps, teacher_shift(self.config)).to(self.device)
-        return lambda noises, text: euler(guided, noises[0], sigmas, text)
+    def sampled_teacher(self, sampling: Sampling, seeds: list[int] | None = None) -> ClipSource:
+        """Clips of the guided teacher, sampled in any way; `seeds` None: those of the protocol."""
+        steps = 1 if sampling.stepping == "ode" else sampling.nfe  # that draw noise
+        return self._clips(seeds or self.seeds, self.teacher_latents(sampling), steps)
 
-    def sampled_teacher(self, sampling: Sampling) -> ClipSource:
-        """Clips of the teacher, sampled in any way; its ODE gives the bits of `teacher`."""
+    def teacher_latents(self, sampling: Sampling) -> Latents:
+        """Steps of the guided teacher from given noise; an ODE needs the first noise only."""
         guided = self._guided(self.teacher_net, "teacher", sampling.guidance_scale)
         sigmas, stepping = levels(sampling).to(self.device), sampling.stepping
-
-        def latents(noises: list[Tensor], text: Tensor) -> Tensor:
-            if stepping == "ode":
-                return euler(guided, noises[0], torch.cat([sigmas, sigmas.new_zeros(1)]), text)
-            return rollout(guided, noises, sigmas, text, stepping)
-
-        return self._clips(self.seeds, latents, sampling.nfe)
+        if stepping == "ode":  # Euler steps to level 0, as in diffusers
+            down = torch.cat([sigmas, sigmas.new_zeros(1)])
+            return lambda noises, text: euler(guided, noises[0], down, text)
+        return lambda noises, text: rollout(guided, noises, sigmas, text, stepping)
 
     @cached_property
     def teacher_net(self) -> nn.Module:

@@ -101,7 +101,7 @@ def test_rows_of_the_untrained_network_and_of_the_teacher_leave_out_the_referenc
     ]
     assert all(config is runs[0] for _, config in rows.values())
     assert {row.sampling.guidance_scale for row, _ in rows.values()} == {1.0, 3.0}
-    (way,) = ways([entry(of="teacher")], "teacher", teacher_sampling(runs[0]))
+    (way,) = ways([entry(of="teacher")], "teacher", teacher_sampling(runs[0], 2))
     assert way.name == "ode-nfe2-shift3-guidance3"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from distill_bench.autoencoder import FrameAutoencoder
-from distill_bench.domain import shapes
+from distill_bench.domain import controls, shapes
 from distill_bench.pretrain import __main__ as command
 from distill_bench.pretrain import fit_autoencoder, fit_teacher, network, quality
 from distill_bench.teachers.folder import EMBEDDED
@@ -184,15 +184,29 @@ def test_the_oracle_judges_samples_of_any_teacher(monkeypatch: pytest.MonkeyPatc
         TinyTeacher(len(tokenizer)), vae, tokenizer, torch.randn(9, 4, shapes.FRAMES, 8, 8), True
     )
     shares = [*shapes.FIELDS, "all", "guided"]
-    assert all(0 <= measured[name] <= 1 for name in shares)
+    assert all(0 <= float(measured[name]) <= 1 for name in shares)
     speeds = ["speed_w1", "mean_speed", "still"]
     assert set(measured) == {
         *shares,
         *speeds,
         *[f"guided_{name}" for name in speeds],
         "nearest",
+        "stepping",
         "shift",
+        "fd",
+        "fd_floor",
     }
+    assert measured["fd"] > 20 * measured["fd_floor"], "an untrained network is far from the data"
+
+
+def test_data_is_at_the_floor_of_its_distance():
+    """Clips that stand still are not: what FD sees is more than appearance."""
+    moving = shapes.all_attributes("direction")
+    clips = fit_autoencoder.render_clips(moving, 99_000, silent=True)
+    data = quality.distance_to_data(clips, moving)
+    assert data["fd"] < 1.5 * data["fd_floor"]
+    frozen = quality.distance_to_data(controls.frozen(clips), moving)
+    assert frozen["fd"] > 5 * frozen["fd_floor"]
 
 
 def test_copies_of_training_clips_are_at_distance_zero():

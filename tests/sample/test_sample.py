@@ -18,13 +18,18 @@ from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.domain import controls, shapes
 from distill_bench.eval.motion import Motion
 from distill_bench.networks import pipeline as pipelines
+from distill_bench.networks.denoiser import Denoiser
+from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.pipeline import DiffusersPipeline
+from distill_bench.noise import student_sigmas
+from distill_bench.rollout import rollout
 from distill_bench.sample import write_folder
 from distill_bench.sample.__main__ import main
 from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.reference_kinds import ROLES
 from distill_bench.sample.references import references
 from distill_bench.sample.run import sample
+from distill_bench.sample.sampler import Sampler
 from distill_bench.train.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +143,7 @@ def test_the_protocol_is_stored_beside_the_rows_and_every_part_changes_its_hash(
         {"teacher_steps": 3},
         {"teacher_guidance": 2.0},
         {"teacher_shift": 1.0},
+        {"teacher_stepping": "renoise"},
         {"fps": 16.0},
     ):
         changed = resolve({"method": "dmd2", "nfe": 2, "protocol": common | change})
@@ -153,8 +159,26 @@ def test_students_of_unlike_shift_share_a_protocol_that_states_the_teachers():
     assert len({protocol_hash(config) for config in stated}) == 1
     assert len({protocol_hash(config) for config in followed}) == 3
     assert len({student_key(config) for config in stated}) == 3
-    assert {teacher_sampling(config).shift for config in stated} == {0.5}
-    assert [teacher_sampling(config).shift for config in followed] == [1.0, 2.0, 5.0]
+    assert {teacher_sampling(config, 1).shift for config in stated} == {0.5}
+    assert [teacher_sampling(config, 1).shift for config in followed] == [1.0, 2.0, 5.0]
+
+
+def test_the_teachers_clips_have_the_stepping_of_the_protocol(tmp_path):
+    """All of its rows: the reference, the floor, few steps, and `sampling` that names no other."""
+    stated = {"clips": 2, "teacher_steps": 3, "teacher_guidance": 1.0, "teacher_stepping": 0.5}
+    run = resolve({"method": "dmd2", "nfe": 2, "protocol": stated})
+    ode = resolve({"method": "dmd2", "nfe": 2, "protocol": stated | {"teacher_stepping": "ode"}})
+    folders, others = references(run, tmp_path), references(ode, tmp_path)
+    for kind, steps in {"teacher": 3, "teacher_other": 3, "teacher_few": 2}.items():
+        clips = load_clips(folders[kind])
+        sampler = Sampler(run, tmp_path)
+        denoiser = Denoiser(sampler.teacher_net, "teacher", Ledger(1))
+        noises = sampler._noises(clips.seeds, steps)
+        text = sampler.texts.rows([0, 1])
+        latents = rollout(denoiser, noises, student_sigmas(steps, run.shift), text, 0.5)
+        assert np.array_equal(clips.frames, sampler.pipeline.decode(latents).numpy()), kind
+        assert not np.array_equal(clips.frames, load_clips(others[kind]).frames), kind
+    assert teacher_sampling(run, 2).stepping == 0.5
 
 
 def test_the_teachers_clips_follow_its_own_shift(tmp_path):

@@ -10,6 +10,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import cost_key, run_id
 from distill_bench.config.protocol import protocol_hash
 from distill_bench.config.resolve import load_run, resolve
+from distill_bench.config.rows.sampling import teacher_sampling
 from distill_bench.networks import embed as embedding
 from distill_bench.networks.pipeline import load_pipeline, load_transformer, pipeline_of
 from distill_bench.noise import teacher_sigmas
@@ -73,7 +74,8 @@ def test_reference_clips_have_the_protocols_negative_prompt(make_run, tmp_path):
         torch.testing.assert_close(sampler.texts.null_text, expected, rtol=0, atol=0)
         noise = torch.randn(2, *sampler.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            latents.append(sampler.teacher_latents(1)([noise], sampler.texts.rows([0, 1])))
+            one_step = sampler.teacher_latents(teacher_sampling(config, 1))
+            latents.append(one_step([noise], sampler.texts.rows([0, 1])))
     sigmas = teacher_sigmas(1, run.shift)
     assert sigmas[0] == 1
     assert not torch.allclose(*latents, rtol=1e-3)

@@ -114,7 +114,7 @@ def sampled_rows(
     known = {(student_start(config), own_sampling(config).name) for config in runs}
     rows: dict[str, tuple[RowConfig, RunConfig]] = {}
     for config in runs:
-        usual = {UNTRAINED: own_sampling(config), TEACHER: teacher_sampling(config)}
+        usual = {UNTRAINED: own_sampling(config), TEACHER: teacher_sampling(config, config.nfe)}
         for network, own in usual.items():
             for way in ways(entries, network, own):
                 if network == UNTRAINED and (student_start(config), way.name) in known:

@@ -27,7 +27,7 @@ class SamplingConfig(StrictModel):
     )
     """Networks: every trained student, the student before training, the guided teacher."""
     stepping: list[SteppingKey] = []
-    """As `stepping` of a run; left out: the run's own, for the teacher `ode`."""
+    """As `stepping` of a run; left out: the run's own, for the teacher `teacher_stepping`."""
     nfe: list[Count] = []
     """Number of steps; left out: the run's own."""
     shift: list[Positive] = []
@@ -108,11 +108,11 @@ def own_sampling(config: RunConfig) -> Sampling:
     return Sampling(stepping=config.stepping, nfe=config.nfe, shift=config.shift)
 
 
-def teacher_sampling(config: RunConfig) -> Sampling:
-    """The teacher's ODE in the student's number of steps."""
+def teacher_sampling(config: RunConfig, steps: int) -> Sampling:
+    """The way in which the protocol samples the teacher, in a number of steps."""
     return Sampling(
-        stepping="ode",
-        nfe=config.nfe,
+        stepping=config.protocol.teacher_stepping,
+        nfe=steps,
         shift=teacher_shift(config),
         guidance_scale=config.protocol.teacher_guidance,
     )
