@@ -17,7 +17,7 @@ from distill_bench.pretrain.fit_autoencoder import decode, encode, render_clips
 from distill_bench.pretrain.network import TeacherNetwork, tokens
 from distill_bench.rollout import rollout
 
-SHIFT = 0.6  # at 32 steps, 1 and 2 lose speed or still clips (results/LOG.md)
+SHIFT = 0.55  # at 32 steps, 0.6 and more lose speed, and 0.5 loses still clips (results/LOG.md)
 STEPS = 32  # of a sample, re-noised: its FD to data is a quarter of an ODE's (results/LOG.md)
 GUIDANCE = 3.0
 COUNTS, FINAL_COUNTS = (108, 216), (432, 864)  # samples of named and of free captions
