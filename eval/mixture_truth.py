@@ -42,19 +42,21 @@ class MixtureTruth(Evaluator):
     """
 
     paper: ClassVar[str] = "closed forms; Székely and Rizzo, 2013, for the energy distance"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = (
         "mode_tv",
         "mode_entropy",
         "lost_modes",
         "mixture_motion_ratio",
         "mixture_motion_w1",
+        "mixture_motion_spread_ratio",
         "mixture_energy",
         "mixture_motion_energy",
         "mixture_log_density",
         "mode_tv_teacher",
         "mixture_motion_ratio_teacher",
         "mixture_motion_w1_teacher",
+        "mixture_motion_spread_ratio_teacher",
         "mixture_energy_teacher",
     )
     needs_facts: ClassVar[tuple[str, ...]] = FACTS
@@ -85,6 +87,7 @@ class MixtureTruth(Evaluator):
         lower = {"better": "lower"}
         entropy = float(np.mean([entropies(group.weights) for group in groups]))
         true_mean = np.mean([group.true_motion for group in groups])
+        true_variances = [group.true_motion_variance for group in groups]
         ratio = torch.cat([group.motion for group in groups]) / true_mean
         density = torch.cat([group.log_density for group in groups])
         order = np.argsort(np.concatenate([group.members for group in groups]))
@@ -123,6 +126,13 @@ class MixtureTruth(Evaluator):
                 "W1 of motion to data",
                 headline=True,
                 **lower,
+            ),
+            score(
+                "mixture_motion_spread_ratio",
+                [motion_spread_ratio([group.motion_variance for group in groups], true_variances)],
+                "spread of motion within prompts / data's",
+                better="one",
+                headline=True,
             ),
             score(
                 "mixture_energy",
@@ -177,6 +187,17 @@ class MixtureTruth(Evaluator):
                 **lower,
             ),
             score(
+                "mixture_motion_spread_ratio_teacher",
+                [
+                    motion_spread_ratio(
+                        [group.motion_variance for group in groups],
+                        [other.motion_variance[:1] for other in others],
+                    )
+                ],
+                "spread of motion within prompts / teacher's",
+                better="one",
+            ),
+            score(
                 "mixture_energy_teacher",
                 [energy_distance(group.x, other.x, group.resamples) for group, other in pairs],
                 "energy distance to teacher",
@@ -214,6 +235,19 @@ class Group:
         above = 1 - motion_distribution(self.mixture, self.weights, grid)
         return float(torch.trapezoid(above, grid))
 
+    @property
+    def motion_variance(self) -> Tensor:
+        """Unbiased variance of the motion, (1 + R,)."""
+        n, mean = len(self.motion), self.resamples @ self.motion
+        variance = self.resamples @ self.motion.square() - mean.square()
+        return variance.clamp(min=0) * n / (n - 1)  # rounding may leave less than 0
+
+    @property
+    def true_motion_variance(self) -> Tensor:
+        """Variance of the motion of the data, (1,)."""
+        square = self.mixture.means[:, :2].square().sum(1) + 2 * self.mixture.variances[:, 0]
+        return (self.weights @ square - self.true_motion**2)[None]
+
     def motion_w1(self, other: "Group | None" = None) -> Tensor:
         """W1 distance (1 + R,) of the motion to that of the data, or of another group's clips."""
         grid = self._grid(other)
@@ -248,6 +282,11 @@ def resampling_weights(n: int) -> Tensor:
     """Weights (1 + RESAMPLES, n) of n clips: equal, then those of bootstrap resamples."""
     counts = np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), RESAMPLES)
     return torch.from_numpy(np.concatenate([np.ones((1, n)), counts]) / n)
+
+
+def motion_spread_ratio(variances: list[Tensor], references: list[Tensor]) -> Tensor:
+    """Root of the ratio of the mean variances over prompts, (1 + R,)."""
+    return (torch.stack(variances).mean(0) / torch.stack(references).mean(0)).sqrt()
 
 
 def total_variation(shares: Tensor, weights: Tensor) -> Tensor:

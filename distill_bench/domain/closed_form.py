@@ -1,6 +1,6 @@
 """Parts that teachers in closed form share: one-hot texts, and networks on flattened latents."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -89,6 +89,10 @@ class ClosedFormPipeline:
     def clips(self, prompts: list[str], keys: Sequence[int]) -> np.ndarray:
         """Frames uint8 (B, F, 3, Y, X) of latents drawn from the data, one per prompt and key."""
         return self.decode(self.data(prompts, keys)).numpy()
+
+    def controls(self, prompts: list[str]) -> Mapping[str, Callable[[np.ndarray, int], np.ndarray]]:
+        """Empty: the controls of every domain, and no others."""
+        return {}
 
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
         """1 for every role, as if all were networks of one size."""

@@ -74,11 +74,15 @@ def slowed(frames: np.ndarray, seed: int = 0, factor: float = 0.5) -> np.ndarray
 
 def stilled(frames: np.ndarray, seed: int = 0, share: float = 0.25) -> np.ndarray:
     """Clips of which a random share repeat their middle frame."""
-    count = len(frames)
-    chosen = np.random.default_rng(seed).permutation(count)[: round(share * count)]
+    chosen = random_share(len(frames), seed, share)
     clips = frames.copy()
     clips[chosen] = frozen(frames[chosen])
     return clips
+
+
+def random_share(count: int, seed: int = 0, share: float = 0.25) -> np.ndarray:
+    """Indices of a random share of `count` clips."""
+    return np.random.default_rng(seed).permutation(count)[: round(share * count)]
 
 
 def jittered(frames: np.ndarray, seed: int = 0, sd: float = 0.15) -> np.ndarray:
@@ -117,7 +121,8 @@ def _displaced(frames: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return moved
 
 
-# reference rows that are made from the teacher's clips of any domain
+# reference rows that are made from the teacher's clips of any domain; a teacher may make them in
+# another way, and add to them (`distill_bench.teachers.kinds.Pipeline.controls`)
 CONTROL_ROWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "frozen": frozen,
     "slowed": slowed,

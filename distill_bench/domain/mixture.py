@@ -91,6 +91,12 @@ def motion(mixture: Mixture, x: Tensor) -> Tensor:
     return (x @ mixture.basis[:, :2]).norm(dim=1)
 
 
+def with_motion(mixture: Mixture, x: Tensor, coordinates: Tensor) -> Tensor:
+    """The samples x (B, d) with other motion coordinates (B, 2); all other axes keep theirs."""
+    plane = mixture.basis[:, :2]
+    return x + (coordinates - x @ plane) @ plane.T
+
+
 def motion_distribution(mixture: Mixture, weights: Tensor, at: Tensor) -> Tensor:
     """Probability (G,) that the motion of a sample is below each value `at` (G,); weights (M,).
 
@@ -135,7 +141,7 @@ CONDITION = 20.0  # largest over smallest variance of the other axes, whose mean
 PROMPTS: dict[str, tuple[float, float, float, float | None]] = {
     "any motion": (0.40, 0.36, 0.24, None),
     "mostly still": (0.70, 0.18, 0.12, None),
-    "mostly fast": (0.15, 0.25, 0.60, None),
+    "mostly fast": (0.05, 0.15, 0.80, None),
     "mostly to the right": (0.25, 0.45, 0.30, 0.0),
     "mostly to the left": (0.25, 0.45, 0.30, math.pi),
 }

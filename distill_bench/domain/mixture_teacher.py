@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill_bench.domain.closed_form import PROMPTS_FILE, ClosedFormPipeline, FlatNetwork
+from distill_bench.domain.controls import random_share
 from distill_bench.domain.latent_clips import dithered, grey_video, undithered
-from distill_bench.domain.mixture import Mixture, MixtureBlock, transported
+from distill_bench.domain.mixture import Mixture, MixtureBlock, transported, with_motion
 from distill_bench.domain.mixture_network import MixtureNetwork
 from distill_bench.draws import generator
 from distill_bench.noise import Stepping
@@ -85,6 +86,27 @@ class MixturePipeline(ClosedFormPipeline):
         x0 = transported(self.mixture, rows, share, noise)
         return x0.reshape(-1, *self.shape).to(self.device)
 
+    def controls(self, prompts: list[str]) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
+        """Controls that change the motion of the modes, which blended or frozen frames do not.
+
+        `slowed` halves the motion of each clip, `stilled` gives a random quarter none, and
+        `equalised` gives all clips of a prompt their mean motion, with their own headings.
+        """
+
+        return {
+            "slowed": lambda frames, seed: self._changed(frames, lambda z: z / 2),
+            "stilled": lambda frames, seed: self._changed(frames, lambda z: _stilled(z, seed)),
+            "equalised": lambda frames, seed: self._changed(
+                frames, lambda z: _equalised(z, prompts)
+            ),
+        }
+
+    def _changed(self, frames: np.ndarray, change: Callable[[Tensor], Tensor]) -> np.ndarray:
+        """Frames whose motion coordinates z (B, 2) are change(z); all other axes keep theirs."""
+        x = undithered(frames, self.shape).flatten(1)
+        changed = with_motion(self.mixture, x, change(x @ self.mixture.basis[:, :2]))
+        return dithered(changed.reshape(-1, *self.shape)).numpy()
+
     def encode(self, frames: np.ndarray) -> Tensor:
         """Latents (B, C, T, H, W) of frames uint8 (B, F, 3, Y, X) made by `decode`."""
         return undithered(frames, self.shape).float().to(self.device)
@@ -104,6 +126,20 @@ class MixturePipeline(ClosedFormPipeline):
         parameters = {name: value.numpy() for name, value in self.mixture.tensors().items()}
         shape = np.array(self.shape)
         return parameters | {"prompts": np.array(self.prompts()), "latent_shape": shape}
+
+
+def _stilled(z: Tensor, seed: int) -> Tensor:
+    """Motion coordinates z (B, 2), a random quarter of them 0."""
+    moving = torch.ones(len(z), 1, dtype=z.dtype)
+    moving[random_share(len(z), seed)] = 0
+    return moving * z
+
+
+def _equalised(z: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Motion coordinates z (B, 2) at the mean norm of their prompt, with their own headings."""
+    norm, names = z.norm(dim=1, keepdim=True), np.array(prompts)
+    mean = torch.stack([norm[names == name].mean(0) for name in prompts])
+    return mean * z / norm.clamp(min=1e-12)
 
 
 def write_mixture_teacher(

@@ -4,7 +4,7 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 `tokenizer/`, optional `vae/` and `transformer_2/`), local or by hub name, or has a closed form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill_bench.autoencoder import FrameAutoencoder, frames_to_video, video_to_frames
 from distill_bench.config.schema import ProtocolConfig, RunConfig
-from distill_bench.domain import shapes
+from distill_bench.domain import controls, shapes
 from distill_bench.networks.denoiser import forward_flops
 from distill_bench.networks.loading import load_part
 from distill_bench.networks.text_pipeline import TextPipeline, load_texts
@@ -102,6 +102,12 @@ class DiffusersPipeline(TextPipeline):
     def data(self, prompts: list[str], keys: Sequence[int]) -> Tensor | None:
         """Latents (B, C, T, H, W) of rendered clips; None if any prompt is not a shapes caption."""
         return self.encode(self.clips(prompts, keys)) if self.has_clips(prompts) else None
+
+    def controls(self, prompts: list[str]) -> Mapping[str, Callable[[np.ndarray, int], np.ndarray]]:
+        """`equalised`, if every prompt is a caption of the embedded domain."""
+        if not shapes.are_captions(prompts):
+            return {}
+        return {"equalised": lambda frames, seed: controls.equalised(frames, prompts)}
 
     def flops(self, net: nn.Module, latent_shape: tuple[int, ...], text: Tensor) -> float:
         """FLOPs of one forward pass for one sample; the ledger weighs roles by them."""

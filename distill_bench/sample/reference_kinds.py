@@ -22,8 +22,8 @@ ROLES = {  # kind of a reference row -> role
     "frozen": CONTROL,  # the teacher's clips, standing still
     "slowed": CONTROL,  # the teacher's clips at half their speed
     "stilled": CONTROL,  # a quarter of the teacher's clips standing still
-    "equalised": CONTROL,  # the teacher's clips at the mean speed of their prompt, if they are of
-    # the embedded domain
+    "equalised": CONTROL,  # the teacher's clips at the mean speed of their prompt, if the teacher
+    # can make them
     "jittered": CONTROL,  # the teacher's clips with displaced frames
     "shuffled": CONTROL,  # the teacher's clips with frames in random order
     "noise": CONTROL,  # uniform noise

@@ -7,18 +7,21 @@ import numpy as np
 
 from distill_bench.config.protocol import protocol, protocol_hash, student_key
 from distill_bench.config.schema import RunConfig
-from distill_bench.domain import controls, shapes
+from distill_bench.domain import controls
 from distill_bench.networks.ranks import ranks
+from distill_bench.sample.reference_kinds import CONTROL, role_of
 from distill_bench.sample.sampler import Sampler
 from distill_bench.sample.write_folder import ClipSource, is_written, write_folder
 from distill_bench.store.files import write_json
+
+Damage = Callable[[np.ndarray, int], np.ndarray]  # (frames, seed) -> damaged frames
 
 
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
     """Folders of the reference rows by kind (see `roles`); missing rows are made first.
 
     All rows have the prompts of the protocol. `data` and `data_other` exist only if the teacher has
-    real clips of the prompts, and `equalised` only if the prompts are of the embedded domain.
+    real clips of the prompts, and `equalised` only if the teacher can make it.
     """
     root = store / "references" / protocol_hash(config)
     folders = {kind: root / name for kind, name in folder_names(config).items()}
@@ -28,8 +31,12 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     sampler = Sampler(config, store)
     if not sampler.pipeline.has_clips(sampler.prompts):
         del folders["data"], folders["data_other"]
-    if not shapes.are_captions(sampler.prompts):
-        del folders["equalised"]
+    damage = controls.CONTROL_ROWS | sampler.pipeline.controls(sampler.prompts)
+    folders = {
+        kind: folder
+        for kind, folder in folders.items()
+        if role_of(kind) != CONTROL or kind in damage
+    }
     # the untrained student first, so that the device holds only one network at a time
     for kind in sorted(folders, key=lambda kind: kind != "untrained"):
         folder = folders[kind]
@@ -37,7 +44,10 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
             continue
         if ranks().first:
             print(f"reference {kind}: {config.protocol.clips} clips", flush=True)
-        source, seeds = _source(kind, sampler, folders["teacher"])
+        if kind in damage:
+            source, seeds = _damaged(damage[kind], folders["teacher"], sampler), sampler.seeds
+        else:
+            source, seeds = _source(kind, sampler)
         row = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
         write_folder(folder, source, sampler.prompts, seeds, row, sampler.facts())
     return folders
@@ -57,15 +67,21 @@ def folder_names(config: RunConfig) -> dict[str, str]:
     } | {kind: kind for kind in controls.CONTROL_ROWS}
 
 
-def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, list[int]]:
-    """Source and seeds of a reference row; `teacher` is the folder that controls are made from."""
+def _damaged(damage: Damage, teacher: Path, sampler: Sampler) -> ClipSource:
+    """Clips of the folder `teacher`, damaged all at once."""
+
+    def frames(first: int, end: int) -> np.ndarray:
+        clips = np.load(teacher / "clips.npy", allow_pickle=False)
+        return damage(clips, sampler.config.protocol.seed)
+
+    return ClipSource(frames, len(sampler.seeds))
+
+
+def _source(kind: str, sampler: Sampler) -> tuple[ClipSource, list[int]]:
+    """Source and seeds of a reference row that is no control."""
     config, seeds = sampler.config, sampler.seeds
     other_seeds = [max(seeds) + 1 + i for i in range(len(seeds))]
     steps = config.protocol.teacher_steps
-
-    def at_once(make: Callable[[], np.ndarray]) -> ClipSource:
-        return ClipSource(lambda first, end: make(), len(seeds))
-
     match kind:
         case "data":
             return sampler.data(seeds), seeds
@@ -79,13 +95,4 @@ def _source(kind: str, sampler: Sampler, teacher: Path) -> tuple[ClipSource, lis
             return sampler.teacher(config.nfe, seeds), seeds
         case "untrained":
             return sampler.student(sampler.placed(sampler.pipeline.student())), seeds
-        case "equalised":
-            return at_once(lambda: controls.equalised(_frames(teacher), sampler.prompts)), seeds
-        case _ if kind in controls.CONTROL_ROWS:
-            corrupt = controls.CONTROL_ROWS[kind]
-            return at_once(lambda: corrupt(_frames(teacher), config.protocol.seed)), seeds
     raise AssertionError(f"no source for the reference row {kind!r}")
-
-
-def _frames(folder: Path) -> np.ndarray:
-    return np.load(folder / "clips.npy", allow_pickle=False)

@@ -130,6 +130,18 @@ class Pipeline(Protocol):
     def data(self, prompts: list[str], keys: Sequence[int]) -> "Tensor | None":
         """Latents (B, C, T, H, W) of real clips, one per prompt and key; None if none exist."""
 
+    def controls(
+        self, prompts: list[str]
+    ) -> "Mapping[str, Callable[[np.ndarray, int], np.ndarray]]":
+        """Kind of a control row -> (frames, seed) -> damaged frames, both uint8 (B, F, 3, Y, X).
+
+        These replace the controls of every domain, `distill_bench.domain.controls.CONTROL_ROWS`,
+        and add to them.
+
+        Args:
+            prompts: of the frames, B of them.
+        """
+
     def encode(self, frames: "np.ndarray") -> "Tensor":
         """Latents (B, C, T, H, W) of frames uint8 (B, F, 3, Y, X)."""
 

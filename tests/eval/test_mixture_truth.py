@@ -83,6 +83,8 @@ def test_exact_samples_score_at_the_floor(exact):
     ratio = np.array(exact["mixture_motion_ratio"].per_clip)
     assert ratio.mean() == pytest.approx(1, abs=4 * ratio.std() / len(ratio) ** 0.5)
     assert exact["mixture_motion_w1"].value < 0.08
+    spread = exact["mixture_motion_spread_ratio"]
+    assert spread.sd < 0.03 and spread.value == pytest.approx(1, abs=4 * spread.sd)
     energy = exact["mixture_energy"]
     assert abs(energy.value) < 4 * max(energy.sd, 0.003)
     # of the data: minus the entropy, which is below that of mode and noise together
@@ -168,6 +170,7 @@ def test_scores_to_the_teacher_are_zero_for_its_own_clips(score, facts):
     assert own["mode_tv_teacher"].value == 0
     assert own["mixture_motion_w1_teacher"].value < 1e-9
     assert own["mixture_motion_ratio_teacher"].value == pytest.approx(1)
+    assert own["mixture_motion_spread_ratio_teacher"].value == pytest.approx(1)
     other = score(latents(10_000), {"teacher": teacher})
     assert 0 < other["mode_tv_teacher"].value < 0.2
     assert abs(other["mixture_energy_teacher"].value) < 0.04
@@ -271,6 +274,13 @@ class ByHand:
     def true_motion(self, prompt: str) -> float:
         return sum(w * mode.mean() for w, mode in self.rice(prompt))
 
+    def true_variance(self, prompt: str) -> float:
+        square = sum(w * (mode.var() + mode.mean() ** 2) for w, mode in self.rice(prompt))
+        return square - self.true_motion(prompt) ** 2
+
+    def variance(self, prompt: str) -> float:
+        return float(self.motion[self.members(prompt)].var(correction=1))
+
     def motion_w1(self, prompt: str) -> float:
         grid = np.linspace(0, 6, 4001)
         data = sum(w * mode.cdf(grid) for w, mode in self.rice(prompt))
@@ -316,6 +326,10 @@ def test_the_scores_of_a_handful_of_clips_follow_from_their_definitions(facts):
     def moving(z: torch.Tensor) -> torch.Tensor:
         return z @ MIXTURE.basis[:, :2]
 
+    own_spread, true_spread, teacher_spread = (
+        mean_of(map(variance, prompts)) ** 0.5
+        for variance in (own.variance, own.true_variance, other.variance)
+    )
     true_mean = mean_of(own.true_motion(p) for p in prompts)
     teacher_mean = mean_of(other.motion[other.members(p)].mean() for p in prompts)
     shares, weights = {p: own.shares(p) for p in prompts}, {p: own.weights(p) for p in prompts}
@@ -327,6 +341,7 @@ def test_the_scores_of_a_handful_of_clips_follow_from_their_definitions(facts):
         "lost_modes": mean_of((shares[p] < 0.1 * weights[p]).sum() for p in prompts),
         "mixture_motion_ratio": mean_of(own.motion / true_mean),
         "mixture_motion_w1": mean_of(own.motion_w1(p) for p in prompts),
+        "mixture_motion_spread_ratio": own_spread / true_spread,
         "mixture_energy": mean_of(energy(parts[p][0], exact(p)) for p in prompts),
         "mixture_motion_energy": mean_of(
             energy(moving(parts[p][0]), moving(exact(p))) for p in prompts
@@ -339,6 +354,7 @@ def test_the_scores_of_a_handful_of_clips_follow_from_their_definitions(facts):
         "mixture_motion_w1_teacher": mean_of(
             stats.wasserstein_distance(*(moving(z).norm(dim=1) for z in parts[p])) for p in prompts
         ),
+        "mixture_motion_spread_ratio_teacher": own_spread / teacher_spread,
         "mixture_energy_teacher": mean_of(energy(*parts[p]) for p in prompts),
     }
     assert {c: s.value for c, s in found.items()} == pytest.approx(expected, rel=2e-3, abs=2e-3)
