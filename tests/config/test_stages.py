@@ -130,8 +130,11 @@ def test_a_run_starts_only_from_a_student_that_fits(run, initial, message):
         check_initial(config(run), config(initial))
 
 
-def test_a_run_starts_only_from_a_student_of_the_same_pipeline():
+def test_a_run_starts_only_from_a_student_of_the_same_pipeline_and_expert():
     config = resolve({"method": "dmd2", "teacher": "gaussian", "init": "x-s0-0123456789ab"})
     other = config.model_copy(update={"student": "small", "student_hash": "abc"})
     with pytest.raises(ConfigError, match="its pipeline of `student` is small"):
+        check_initial(config, other)
+    other = config.model_copy(update={"student_expert": "low_noise"})
+    with pytest.raises(ConfigError, match="student_expert is low_noise, this run's high_noise"):
         check_initial(config, other)

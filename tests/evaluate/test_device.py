@@ -12,6 +12,7 @@ from clip_folders import write_sampled
 from fake_gpu import NAME, fake_gpu
 from torch import Tensor, nn
 
+from distill_bench.cli import main
 from distill_bench.config.identity import run_id
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import resolve
@@ -268,6 +269,28 @@ def test_scores_record_the_device_also_from_cached_features(tmp_path, monkeypatc
     assert evaluate(folder, *arguments, device="cpu") == first, "scored again"
     again = evaluate(folder, *arguments, out=tmp_path / "again.jsonl")
     assert again == first, "features of the cache lost their device"
+
+
+def test_a_gpu_computes_with_all_bits_of_float32():
+    matmul, used, net = torch.backends.cuda.matmul, [], nn.Flatten()
+    net.register_forward_hook(
+        lambda *_: used.append((matmul.fp32_precision, torch.backends.cudnn.allow_tf32))
+    )
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        with fake_gpu():
+            batched(net, random_clips(2, (2, 3, 4, 4)), "flat")
+        assert used == [("ieee", False)]
+        assert matmul.fp32_precision == "tf32", "of the user's own work"
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_the_command_takes_a_device(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path), "--device", "mps"])
+    error = capsys.readouterr().err
+    assert error == "distill-bench evaluate: device 'mps' is unknown; known: cpu, cuda, cuda:N\n"
 
 
 @pytest.mark.parametrize(

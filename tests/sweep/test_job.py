@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import torch
 from runs import TINY_RUN
 
 from distill_bench.config.protocol import protocol_hash
@@ -56,6 +57,15 @@ class Broken(Evaluator):
     def scores(self, clips, references):
         raise ValueError("these clips have no score")
 """
+
+
+@pytest.mark.slow
+def test_a_missing_gpu_of_the_evaluators_ends_a_run_before_its_training(make_run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = make_run("run", protocol=TINY_RUN["protocol"] | {"device": "cuda"})
+    assert execute(run) == FAILED
+    assert read_exit(attempts(run)[0])["error"].endswith("this process sees no GPU; use cpu")
+    assert not (run / "train.jsonl").exists()
 
 
 def test_a_run_whose_reference_rows_failed_fails_before_its_training(make_run, tmp_path):
