@@ -91,13 +91,23 @@ def row_states(where: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_makes_its_tables_and_a_second_call_does_nothing_again(
+def test_a_failed_run_waits_for_retry_failed_and_a_sweep_makes_its_tables_once(
     sweep_yaml, tmp_path, capsys
 ):
     (tmp_path / "own.py").write_text(OWN)
-    grid = {"method": ["dmd2", f"{tmp_path}/own.py:Own"]}
-    path = sweep_yaml(grid=grid, base={"student_updates": 2})
-    assert main(arguments(path, tmp_path)) == 0
+    broken = tmp_path / "broken"
+    broken.touch()
+    cell = {"method": f"{tmp_path}/own.py:Own", "method.broken": str(broken)}
+    path = sweep_yaml(include=[cell], base={"student_updates": 2})
+    assert main(arguments(path, tmp_path)) == 1
+    assert row_states(tmp_path) == {"done", "failed", "reference"}
+    out = capsys.readouterr().out
+    assert "RuntimeError: the method is broken" in out
+    assert "log.txt" in out
+    broken.unlink()
+    assert main(arguments(path, tmp_path)) == 1
+    assert main(arguments(path, tmp_path, "--retry-failed=cuda_oom")) == 1
+    assert main(arguments(path, tmp_path, "--retry-failed")) == 0
 
     references = {row["method"] for row in rows(tmp_path) if row["status"] == "reference"}
     assert {"teacher", "untrained", "noise"} <= references
@@ -166,27 +176,6 @@ def test_a_sweep_killed_and_started_again_ends_in_the_same_bits(sweep_yaml, tmp_
     assert len(list(store.glob("*/result.json"))) < 2, "killed before the end"
     assert main(resumed) == 0
     assert_same_results(tmp_path / "whole" / "runs", store)
-
-
-@pytest.mark.slow
-def test_a_failed_run_leaves_the_others_alone_and_waits_for_retry_failed(
-    sweep_yaml, tmp_path, capsys
-):
-    (tmp_path / "own.py").write_text(OWN)
-    broken = tmp_path / "broken"
-    broken.touch()
-    cell = {"method": f"{tmp_path}/own.py:Own", "method.broken": str(broken)}
-    path = sweep_yaml(include=[cell], base={"student_updates": 2})
-    assert main(arguments(path, tmp_path)) == 1
-    assert row_states(tmp_path) == {"done", "failed", "reference"}
-    out = capsys.readouterr().out
-    assert "RuntimeError: the method is broken" in out
-    assert "log.txt" in out
-    broken.unlink()
-    assert main(arguments(path, tmp_path)) == 1
-    assert main(arguments(path, tmp_path, "--retry-failed=cuda_oom")) == 1
-    assert main(arguments(path, tmp_path, "--retry-failed")) == 0
-    assert row_states(tmp_path) == {"done", "reference"}
 
 
 # --- on this machine ---
