@@ -67,8 +67,11 @@ class NoVersion(Faulty):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("evaluator")
+def rendered(tmp_path_factory) -> dict:
+    """Rendered clips and references, as `EvaluatorCase.make` renders them for each evaluator."""
+    folder = tmp_path_factory.mktemp("evaluator")
+    case = EvaluatorCase.make(f"{__file__}:Faulty", folder)
+    return {"clips": case.folder, "references": case.references}
 
 
 def failures(case: EvaluatorCase) -> dict[str, str]:
@@ -83,9 +86,9 @@ def failures(case: EvaluatorCase) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_by_its_check(fault, folder):
+def test_a_planted_fault_is_found_by_its_check(fault, rendered):
     name = f"{__file__}:{'NoVersion' if fault == 'no version' else 'Faulty'}"
-    case = EvaluatorCase.make(name, folder / fault, {"fault": fault})
+    case = EvaluatorCase.make(name, Path(), {"fault": fault}, **rendered)
     if fault == "not json":
         object.__setattr__(case.evaluator, "values", {1})
     reasons = failures(case)
@@ -97,12 +100,12 @@ def test_a_planted_fault_is_found_by_its_check(fault, folder):
 
 
 @pytest.mark.slow
-def test_the_built_in_evaluators_conform(folder):
+def test_the_built_in_evaluators_conform(rendered):
     for name, evaluator in evaluators().items():
         # those that score where they are named need weights or results that are not shipped
         if not evaluator.needs_facts and not evaluator.only_if_named:
             settings = {"resamples": 2} if name == "fvd" else {}  # of a bootstrap
-            assert failures(EvaluatorCase.make(name, folder / name, settings)) == {}
+            assert failures(EvaluatorCase.make(name, Path(), settings, **rendered)) == {}
 
 
 def test_the_report_names_each_check_and_the_reason_of_a_failure(capsys):
