@@ -29,8 +29,9 @@ mutants: install  ## small mistakes planted in the code, and the tests that miss
 	$(BIN)/python -m pip install --quiet -e '.[mutants]' -c constraints.txt
 	nice $(BIN)/python tests/mutation/mutants.py $(ONLY)
 
-bench: install  ## a trainer step over its network passes, the evaluators' speed, the status of a thousand runs
+bench: install  ## a trainer step over its network passes, runs on the mixture, evaluators' speed, the status of a thousand runs
 	$(BIN)/python tests/benchmarks/trainer_step.py
+	$(BIN)/python tests/benchmarks/mixture_run.py
 	$(BIN)/python tests/benchmarks/evaluators.py
 	$(BIN)/python -m pytest -s tests/sweep/test_status.py -k thousand
 

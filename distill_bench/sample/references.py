@@ -31,7 +31,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
     sampler = Sampler(config, store)
     if not sampler.pipeline.has_clips(sampler.prompts):
         del folders["data"], folders["data_other"]
-    damage = controls.CONTROL_ROWS | sampler.pipeline.controls(sampler.prompts)
+    damage = {**controls.CONTROL_ROWS, **sampler.pipeline.controls(sampler.prompts)}
     folders = {
         kind: folder
         for kind, folder in folders.items()
