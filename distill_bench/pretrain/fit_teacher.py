@@ -54,7 +54,7 @@ class Progress:
     seconds: float = 0.0
     loss: float | None = None  # running mean
     level_loss: Tensor = field(default_factory=lambda: torch.ones(LEVELS))  # the same per level
-    curve: list[dict[str, float | str]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
         """Contents of a checkpoint."""

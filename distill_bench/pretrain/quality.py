@@ -17,8 +17,12 @@ from distill_bench.pretrain.fit_autoencoder import decode, encode, render_clips
 from distill_bench.pretrain.network import TeacherNetwork, tokens
 from distill_bench.rollout import rollout
 
-SHIFT = 0.55  # at 32 steps, 0.6 and more lose speed, and 0.5 loses still clips (results/LOG.md)
-STEPS = 32  # of a sample, re-noised: its FD to data is a quarter of an ODE's (results/LOG.md)
+# Of samples: 1 and 2 lose speed at 32 steps, and 0.5 loses still clips (results/LOG.md).
+SHIFT = 0.6
+STEPS = 32
+# Share of fresh noise in a step. 0, an ODE, narrows what its first steps choose, so that FD to data
+# is higher; 1 loses speed (results/LOG.md).
+STEPPING = 0.5
 GUIDANCE = 3.0
 COUNTS, FINAL_COUNTS = (108, 216), (432, 864)  # samples of named and of free captions
 BATCH = 54
@@ -36,7 +40,7 @@ def sample_clips(
     seed: int,
     guidance: float = 1.0,
 ) -> np.ndarray:
-    """Clips, uint8 (N, T, 3, H, W), of captions: steps of re-noising with noise of the seed."""
+    """Clips, uint8 (N, T, 3, H, W), of captions, from noise of the seed."""
     device = next(network.parameters()).device
     ids, mask = tokens(tokenizer, [*captions, ""])
     text = network.text(ids.to(device), mask.to(device))
@@ -47,7 +51,7 @@ def sample_clips(
     for part in text[:-1].split(BATCH):
         shape = (len(part), 4, shapes.FRAMES, 8, 8)
         noises = [torch.randn(shape, generator=draws).to(device) for _ in range(STEPS)]
-        latents.append(rollout(teacher, noises, sigmas, part, "renoise"))
+        latents.append(rollout(teacher, noises, sigmas, part, STEPPING))
     return decode(vae, torch.cat(latents))
 
 
@@ -57,7 +61,7 @@ def measure_quality(
     tokenizer: PreTrainedTokenizerFast,
     latents: Tensor,
     final: bool,
-) -> dict[str, float | str]:
+) -> dict[str, float]:
     """Quality of COUNTS samples; of FINAL_COUNTS, also guided, if `final`.
 
     Columns:
@@ -89,7 +93,7 @@ def measure_quality(
         return sample_clips(network, vae, tokenizer, captions, seed=2, guidance=guidance)
 
     unguided, unguided_free = clips(named, 1.0), clips(free, 1.0)
-    quality: dict[str, float | str] = {"stepping": "renoise", "shift": SHIFT}
+    quality: dict[str, float] = {"stepping": STEPPING, "shift": SHIFT}
     quality |= oracle_accuracy(unguided, named)
     quality |= speed_quality(unguided_free)
     if final:

@@ -13,18 +13,17 @@ from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.domain import shapes
 from distill_bench.pretrain.fit_autoencoder import MIX
 from distill_bench.pretrain.network import TeacherNetwork
-from distill_bench.pretrain.quality import COUNTS, FINAL_COUNTS, GUIDANCE, STEPS
+from distill_bench.pretrain.quality import COUNTS, FINAL_COUNTS, GUIDANCE, SHIFT, STEPS
 
 # options that fix a run's weights at each step; a resumed run must share them with its checkpoint
 RECIPE = ("clips", "autoencoder_steps", "batch", "muon_lr", "lr", "seed")
-SCHEDULER_SHIFT = 0.6  # with Euler steps, speeds are nearest to the data's (results/LOG.md)
 
 
 def write_pipeline(
     network: TeacherNetwork,
     vae: FrameAutoencoder,
     tokenizer: PreTrainedTokenizerFast,
-    curve: list[dict[str, float | str]],
+    curve: list[dict[str, float]],
     options: argparse.Namespace,
 ) -> None:
     """Write the pipeline folder (float16 safetensors), all-or-nothing."""
@@ -38,7 +37,7 @@ def write_pipeline(
     half_vae.load_state_dict(vae.state_dict())
     half_vae.half().save_pretrained(folder / "vae")
     tokenizer.save_pretrained(folder / "tokenizer")
-    FlowMatchEulerDiscreteScheduler(shift=SCHEDULER_SHIFT).save_pretrained(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "WanPipeline",
         "transformer": ["diffusers", "WanTransformer3DModel"],
@@ -65,7 +64,7 @@ def prompts() -> list[str]:
     return [caption for kind in captions for caption in kind * (most // len(kind))]
 
 
-def quality_card(curve: list[dict[str, float | str]], options: argparse.Namespace) -> str:
+def quality_card(curve: list[dict[str, float]], options: argparse.Namespace) -> str:
     """Model card: command, training curve and quality."""
     columns = list(dict.fromkeys(name for row in curve for name in row))
     rows = [" | ".join(str(row.get(name, "")) for name in columns) for row in curve]
