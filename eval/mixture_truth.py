@@ -17,7 +17,7 @@ from distill_bench.domain.mixture import (
     transported,
 )
 from distill_bench.draws import generator
-from distill_bench.evaluator import Clips, Evaluator, Score, mean_score
+from distill_bench.evaluator import Clips, Evaluator, Score
 
 PARAMETERS = ("basis", "means", "variances", "weights")
 FACTS = (*PARAMETERS, "prompts", "latent_shape")
@@ -34,7 +34,8 @@ class MixtureTruth(Evaluator):
 
     Everything but the energy distance is compared with closed forms of the data, which are also the
     unguided teacher's. Columns ending in `_teacher` compare with the teacher's clips instead, which
-    are the target under guidance. Means are over prompts. Latents are read off the frames, to
+    are the target under guidance. Means are over prompts, and intervals over the clips of each: the
+    prompts are all that the mixture has. Latents are read off the frames, to
     within 4e-4. The motion of a clip is the norm of its two motion coordinates.
 
     Székely and Rizzo, 2013, for the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|, whose
@@ -88,9 +89,7 @@ class MixtureTruth(Evaluator):
         entropy = float(np.mean([entropies(group.weights) for group in groups]))
         true_mean = np.mean([group.true_motion for group in groups])
         true_variances = [group.true_motion_variance for group in groups]
-        ratio = torch.cat([group.motion for group in groups]) / true_mean
-        density = torch.cat([group.log_density for group in groups])
-        order = np.argsort(np.concatenate([group.members for group in groups]))
+        motions = [group.resamples @ group.motion for group in groups]  # means, (1 + R,) each
         scores = [
             score(
                 "mode_tv",
@@ -113,9 +112,9 @@ class MixtureTruth(Evaluator):
                 note=f"with a share below {LOST:g} of their weight; {len(mixture.means)} modes",
                 **lower,
             ),
-            mean_score(
+            score(
                 "mixture_motion_ratio",
-                ratio.numpy()[order],
+                [mean / true_mean for mean in motions],
                 "motion / data's",
                 better="one",
                 headline=True,
@@ -152,9 +151,9 @@ class MixtureTruth(Evaluator):
                 "energy distance to data, motion only",
                 **lower,
             ),
-            mean_score(
+            score(
                 "mixture_log_density",
-                density.numpy()[order],
+                [group.resamples @ group.log_density for group in groups],
                 "log density under the data",
                 unit="nats",
                 headline=True,
@@ -174,9 +173,9 @@ class MixtureTruth(Evaluator):
                 "mode weights, total variation to teacher",
                 **lower,
             ),
-            mean_score(
+            score(
                 "mixture_motion_ratio_teacher",
-                ratio.numpy()[order] * true_mean / teacher_mean,
+                [mean / teacher_mean for mean in motions],
                 "motion / teacher's",
                 better="one",
             ),
@@ -217,10 +216,10 @@ class Group:
         if prompt not in names:
             raise ValueError(f"the mixture has no prompt {prompt!r}; it has: {', '.join(names)}")
         self.mixture, self.prompt, self.row = mixture, prompt, names.index(prompt)
-        self.members = np.flatnonzero(np.array(clips.prompts) == prompt)
+        members = np.flatnonzero(np.array(clips.prompts) == prompt)
         self.weights = mixture.weights[self.row]
         shape = tuple(clips.facts["latent_shape"].tolist())
-        self.x = undithered(clips.frames[self.members], shape).flatten(1)
+        self.x = undithered(clips.frames[members], shape).flatten(1)
         joint = joint_log_density(mixture, self.x, self.weights)
         self.log_density = joint.logsumexp(1)
         self.motion = motion(mixture, self.x)
