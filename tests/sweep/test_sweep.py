@@ -17,6 +17,7 @@ from distill_bench.config.cluster import ClusterConfig
 from distill_bench.config.identity import cost_key
 from distill_bench.config.resolve import resolve
 from distill_bench.config.sweep_file import load_sweep
+from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.store.claims import attempts
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.machine import usable_cores
@@ -276,6 +277,7 @@ def test_a_preview_prices_the_stages_of_runs_by_similar_ones(sweep_yaml, tmp_pat
         "cost_key": cost_key(config),
     }
     (folder / "result.json").write_text(json.dumps(result))
+    (folder / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     assert main(arguments(path, tmp_path, "--dry-run")) == 0
     # 2 runs of 1350 s on 4 GPUs
     assert "similar runs: 3 GPU-hours (train 2, sample 0.2, evaluate 0.8)" in " ".join(
