@@ -14,6 +14,7 @@ from distill_bench.domain.mixture import (
     joint_log_density,
     motion,
     motion_distribution,
+    total_variation,
     transported,
 )
 from distill_bench.draws import generator
@@ -35,8 +36,8 @@ class MixtureTruth(Evaluator):
     Everything but the energy distance is compared with closed forms of the data, which are also the
     unguided teacher's. Columns ending in `_teacher` compare with the teacher's clips instead, which
     are the target under guidance. Means are over prompts, and intervals over the clips of each: the
-    prompts are all that the mixture has. Latents are read off the frames, to
-    within 4e-4. The motion of a clip is the norm of its two motion coordinates.
+    prompts are all that the mixture has. Latents are read off the frames, to within 4e-4. The
+    motion of a clip is the norm of its two motion coordinates.
 
     Székely and Rizzo, 2013, for the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|, whose
     estimate is unbiased: its floor is 0, and the row `data` shows the spread.
@@ -286,11 +287,6 @@ def resampling_weights(n: int) -> Tensor:
 def motion_spread_ratio(variances: list[Tensor], references: list[Tensor]) -> Tensor:
     """Root of the ratio of the mean variances over prompts, (1 + R,)."""
     return (torch.stack(variances).mean(0) / torch.stack(references).mean(0)).sqrt()
-
-
-def total_variation(shares: Tensor, weights: Tensor) -> Tensor:
-    """Total variation (R,) of shares (R, M) from weights (M,) or (1, M)."""
-    return 0.5 * (shares - weights).abs().sum(1)
 
 
 def entropies(shares: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill_bench.domain.controls import Damage
 from distill_bench.noise import Stepping
 from distill_bench.store.files import read_text, text_lines
 from distill_bench.teachers.embeddings import Texts
@@ -90,7 +91,7 @@ class ClosedFormPipeline:
         """Frames uint8 (B, F, 3, Y, X) of latents drawn from the data, one per prompt and key."""
         return self.decode(self.data(prompts, keys)).numpy()
 
-    def controls(self, prompts: list[str]) -> Mapping[str, Callable[[np.ndarray, int], np.ndarray]]:
+    def controls(self, prompts: list[str]) -> Mapping[str, Damage]:
         """Empty: the controls of every domain, and no others."""
         return {}
 

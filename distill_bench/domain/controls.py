@@ -10,6 +10,9 @@ import numpy as np
 
 from distill_bench.domain import shapes
 
+# (frames, seed) -> damaged frames, both uint8 (N, T, 3, H, W)
+Damage = Callable[[np.ndarray, int], np.ndarray]
+
 
 def frozen(frames: np.ndarray, seed: int = 0) -> np.ndarray:
     """Clips that repeat their middle frame."""
@@ -99,14 +102,19 @@ def equalised(frames: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
     """
     velocity = shapes.velocity(frames)
     speed = np.hypot(*velocity.T)
-    names = np.array(prompts)
-    mean = np.array([speed[names == name].mean() for name in prompts])
+    mean = prompt_means(speed, prompts)
     noses = np.array([shapes.DIRECTIONS[str(a.direction)] for a in shapes.read(frames)])
     still = (speed < shapes.STILL_BELOW)[:, None]
     heading = np.where(still, noses, velocity / np.maximum(speed, 1e-6)[:, None])
     drift = (mean[:, None] * heading - velocity)[:, None, ::-1]  # (N, 1, 2): y, x
     time = np.arange(frames.shape[1]) - (frames.shape[1] - 1) / 2
     return _displaced(frames, drift * time[:, None])
+
+
+def prompt_means(values: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """For each clip (N,), the mean of the values (N,) of the clips of its prompt."""
+    names = np.array(prompts)
+    return np.array([values[names == name].mean() for name in prompts])
 
 
 def _displaced(frames: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -123,7 +131,7 @@ def _displaced(frames: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 # reference rows that are made from the teacher's clips of any domain; a teacher may make them in
 # another way, and add to them (`distill_bench.teachers.kinds.Pipeline.controls`)
-CONTROL_ROWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+CONTROL_ROWS: dict[str, Damage] = {
     "frozen": frozen,
     "slowed": slowed,
     "stilled": stilled,

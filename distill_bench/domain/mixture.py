@@ -97,6 +97,11 @@ def with_motion(mixture: Mixture, x: Tensor, coordinates: Tensor) -> Tensor:
     return x + (coordinates - x @ plane) @ plane.T
 
 
+def total_variation(shares: Tensor, weights: Tensor) -> Tensor:
+    """Total variation (...,) of shares of modes (..., M) from weights, (M,) or (1, M)."""
+    return 0.5 * (shares - weights).abs().sum(-1)
+
+
 def motion_distribution(mixture: Mixture, weights: Tensor, at: Tensor) -> Tensor:
     """Probability (G,) that the motion of a sample is below each value `at` (G,); weights (M,).
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill_bench.domain.closed_form import PROMPTS_FILE, ClosedFormPipeline, FlatNetwork
-from distill_bench.domain.controls import random_share
+from distill_bench.domain.controls import Damage, prompt_means, random_share
 from distill_bench.domain.latent_clips import dithered, grey_video, undithered
 from distill_bench.domain.mixture import Mixture, MixtureBlock, transported, with_motion
 from distill_bench.domain.mixture_network import MixtureNetwork
@@ -86,13 +86,12 @@ class MixturePipeline(ClosedFormPipeline):
         x0 = transported(self.mixture, rows, share, noise)
         return x0.reshape(-1, *self.shape).to(self.device)
 
-    def controls(self, prompts: list[str]) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
+    def controls(self, prompts: list[str]) -> dict[str, Damage]:
         """Controls that change the motion of the modes, which blended or frozen frames do not.
 
         `slowed` halves the motion of each clip, `stilled` gives a random quarter none, and
         `equalised` gives all clips of a prompt their mean motion, with their own headings.
         """
-
         return {
             "slowed": lambda frames, seed: self._changed(frames, lambda z: z / 2),
             "stilled": lambda frames, seed: self._changed(frames, lambda z: _stilled(z, seed)),
@@ -137,9 +136,9 @@ def _stilled(z: Tensor, seed: int) -> Tensor:
 
 def _equalised(z: Tensor, prompts: Sequence[str]) -> Tensor:
     """Motion coordinates z (B, 2) at the mean norm of their prompt, with their own headings."""
-    norm, names = z.norm(dim=1, keepdim=True), np.array(prompts)
-    mean = torch.stack([norm[names == name].mean(0) for name in prompts])
-    return mean * z / norm.clamp(min=1e-12)
+    norm = z.norm(dim=1)
+    mean = torch.from_numpy(prompt_means(norm.numpy(), prompts))
+    return mean[:, None] * z / norm.clamp(min=1e-12)[:, None]
 
 
 def write_mixture_teacher(

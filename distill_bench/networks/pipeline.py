@@ -4,7 +4,7 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 `tokenizer/`, optional `vae/` and `transformer_2/`), local or by hub name, or has a closed form.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class DiffusersPipeline(TextPipeline):
         """Latents (B, C, T, H, W) of rendered clips; None if any prompt is not a shapes caption."""
         return self.encode(self.clips(prompts, keys)) if self.has_clips(prompts) else None
 
-    def controls(self, prompts: list[str]) -> Mapping[str, Callable[[np.ndarray, int], np.ndarray]]:
+    def controls(self, prompts: list[str]) -> Mapping[str, controls.Damage]:
         """`equalised`, if every prompt is a caption of the embedded domain."""
         if not shapes.are_captions(prompts):
             return {}

@@ -19,6 +19,7 @@ from distill_bench.domain.mixture import (
     joint_log_density,
     motion,
     motion_mixture,
+    total_variation,
 )
 from distill_bench.domain.mixture_network import MixtureNetwork
 from distill_bench.domain.mixture_teacher import write_mixture_teacher
@@ -147,9 +148,9 @@ def _card(
         for role in (net, teacher):
             x = sampled(role, prompt, count, options.samples)
             shares.append(mode_shares(mixture, x, weights))
-            distance = _total_variation(shares[-1], weights)
+            distance = float(total_variation(shares[-1], weights))
             cells += [f"{distance:.4f}", f"{float(motion(mixture, x).mean()):.3f}"]
-        cells.append(f"{_total_variation(*shares):.4f}")
+        cells.append(f"{float(total_variation(*shares)):.4f}")
         floor = _sampling_floor(weights, options.samples)
         rows.append("| " + " | ".join([*cells, f"{floor:.4f}"]) + " |")
     arguments = " ".join(
@@ -171,11 +172,6 @@ def _card(
         shift=SHIFT_OF_SAMPLES,
         rows="\n".join(rows),
     )
-
-
-def _total_variation(shares: Tensor, weights: Tensor) -> float:
-    """Total variation distance of two distributions over modes, (M,) each."""
-    return float((shares - weights).abs().sum()) / 2
 
 
 def _sampling_floor(weights: Tensor, samples: int, repeats: int = 200) -> float:

@@ -1,6 +1,5 @@
 """Makes the reference rows of a protocol: clips that the clips of every run are compared with."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,6 @@ from distill_bench.sample.reference_kinds import CONTROL, role_of
 from distill_bench.sample.sampler import Sampler
 from distill_bench.sample.write_folder import ClipSource, is_written, write_folder
 from distill_bench.store.files import write_json
-
-Damage = Callable[[np.ndarray, int], np.ndarray]  # (frames, seed) -> damaged frames
 
 
 def references(config: RunConfig, store: Path) -> dict[str, Path]:
@@ -67,7 +64,7 @@ def folder_names(config: RunConfig) -> dict[str, str]:
     } | {kind: kind for kind in controls.CONTROL_ROWS}
 
 
-def _damaged(damage: Damage, teacher: Path, sampler: Sampler) -> ClipSource:
+def _damaged(damage: controls.Damage, teacher: Path, sampler: Sampler) -> ClipSource:
     """Clips of the folder `teacher`, damaged all at once."""
 
     def frames(first: int, end: int) -> np.ndarray:
