@@ -30,7 +30,7 @@ from distill_bench.config.overrides import (
     same_value,
 )
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
-from distill_bench.config.rows.row import ReleasedRow
+from distill_bench.config.rows.row import ReleasedRow, RowConfig, released_rows, sampled_rows
 from distill_bench.config.rows.sampling import SamplingConfig, further_samplings, own_sampling
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
@@ -136,6 +136,10 @@ class SweepConfig(StrictModel):
         if self.contrasts:
             contrast_terms(self.contrasts, self._candidates(runs), self.name)
         return list(runs.values())
+
+    def untrained_rows(self, runs: Sequence[RunConfig]) -> dict[str, tuple[RowConfig, RunConfig]]:
+        """Rows that train nothing, by id, each with one of the expanded runs (`rows.row`)."""
+        return sampled_rows(self.sampling, runs) | released_rows(self.rows, runs[0])
 
     @cached_property
     def _resolved_cells(self) -> list[_ResolvedCell]:

@@ -3,13 +3,14 @@
 Stages: `train`; `sample`, the student's clips at every evaluation; `evaluate`, their scores; and
 `references`, the teacher's clips of the protocol, which all runs of a sweep share. FLOPs of
 evaluators are unknown, so only finished runs with the same evaluators tell the cost of `evaluate`.
-Costs of clips are proportional to their number.
+Costs of clips are proportional to their number; further ways of sampling and rows that train
+nothing (`sampling`, `rows`) cost as much more than a run's own clips as their FLOPs are more.
 """
 
 import functools
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from distill_bench.config.identity import cost_key, group_id, method_title
 from distill_bench.config.overrides import run_value
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import evaluated_updates, stored_config
+from distill_bench.config.rows.row import UNTRAINED
+from distill_bench.config.rows.sampling import Sampling, further_samplings, own_sampling
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.plan.cost import passes, step_flops
@@ -107,6 +110,53 @@ def measured_seconds(
     return seconds, len(similar)
 
 
+def further_seconds(
+    config: RunConfig,
+    runs: Mapping[str, list[Measured]],
+    ways: Iterable[Sampling],
+    network: str = UNTRAINED,
+) -> Seconds:
+    """Seconds of sampling a network in further ways, and of scoring these clips, by stage.
+
+    Args:
+        config: a run, whose similar runs tell the seconds of its own clips.
+        runs: from `history`.
+        ways: ways of sampling; each makes one set of clips.
+        network: as `RowConfig.network`; the default stands for any student.
+    """
+    ways = list(ways)
+    seconds, _ = measured_seconds(config, runs, 0)
+    per_set = {stage: value / len(evaluated_updates(config)) for stage, value in seconds.items()}
+    further: dict[str, float] = {}
+    if ways and "sample" in per_set:
+        own = _flops_of_clip(config, own_sampling(config))
+        more = sum(_flops_of_clip(config, way, network) for way in ways)
+        further["sample"] = per_set["sample"] * more / own
+    if ways and "evaluate" in per_set:
+        further["evaluate"] = per_set["evaluate"] * len(ways)
+    return further
+
+
+def summed(first: Seconds, second: Seconds) -> Seconds:
+    """Sum by stage; a stage is known if it is in either."""
+    stages = {**first, **second}
+    return {stage: first.get(stage, 0.0) + second.get(stage, 0.0) for stage in stages}
+
+
+def _flops_of_clip(config: RunConfig, way: Sampling, network: str = UNTRAINED) -> float:
+    """FLOPs of one clip; of a teacher in closed form, the number of its forwards."""
+    forwards = way.nfe * (1 if way.guidance_scale == 1 else 2)
+    if not find_teacher(config.teacher).has_networks:
+        return float(forwards)
+    # rehearses on fake tensors, for which it imports diffusers: that takes seconds
+    from distill_bench.plan.sampling import clip_flops
+
+    clip = clip_flops(config)
+    # weights from elsewhere fit the teacher's network
+    forward = clip.student if network == UNTRAINED else clip.teacher
+    return forwards * forward + clip.decoding
+
+
 def reference_seconds(config: RunConfig, store: Path) -> float | None:
     """Seconds of making and scoring the reference rows, from like rows of other clips; else None.
 
@@ -140,7 +190,7 @@ def stage_flops(config: RunConfig) -> dict[str, float]:
     from distill_bench.plan.sampling import clip_flops
 
     clip, drawn = clip_flops(config), config.protocol
-    sampled = config.nfe * clip.student + clip.decoding
+    sampled = _flops_of_clip(config, own_sampling(config))
     guided = clip.teacher * (1 if drawn.teacher_guidance == 1 else 2)
     # rows: teacher, teacher_other, teacher_few and untrained; the others need no network
     row = (2 * drawn.teacher_steps + config.nfe) * guided + 3 * clip.decoding + sampled
@@ -175,7 +225,7 @@ def devices(cluster: ClusterConfig) -> tuple[float, str]:
 
 
 def price_table(sweep: SweepConfig, store: Path, device: Device | None) -> Table:
-    """Device-hours by stage of the seeds of every cell, of the references, and of the sweep.
+    """Device-hours by stage of the seeds of every cell, of rows, of references, and of the sweep.
 
     Args:
         store: run folders, among which similar finished runs are looked up.
@@ -196,27 +246,40 @@ def price_table(sweep: SweepConfig, store: Path, device: Device | None) -> Table
     for heading in ("runs", *STAGES[:-1], "sum"):
         table.add_column(heading, justify="right")
     table.add_column("from")
-    totals: Counter[str] = Counter()
+    totals: Seconds = {}
     complete = True
+
+    def add(title: str, values: Iterable[str], number: str, hours: Seconds, source: str) -> None:
+        nonlocal totals, complete
+        totals = summed(totals, hours)
+        complete = complete and "evaluate" in hours
+        sums = [_hours(hours.get(stage)) for stage in STAGES[:-1]]
+        total = _hours(sum(hours.values()) if hours else None)
+        table.add_row(title, *values, number, *sums, total, source if hours else "unknown")
+
     for cell, config in cells.items():
-        seconds, similar = measured_seconds(config, finished, config.student_updates)
-        source = f"{similar} similar runs"
-        hours = {stage: count * value / 3600 for stage, value in seconds.items()}
+        ways = further_samplings(sweep.sampling, config)
+        measured, similar = measured_seconds(config, finished, config.student_updates)
+        seconds = summed(measured, further_seconds(config, finished, ways))
+        used, source = count, f"{similar} similar runs"
         if not similar and device is not None:
             flops = stage_flops(config)
-            hours = {stage: device.seconds(flops[stage]) / 3600 for stage in ("train", "sample")}
-            source = f"FLOPs at {device}"
-        hours = {stage: seeds[cell] * value for stage, value in hours.items()}
-        totals.update(hours)
-        complete = complete and "evaluate" in hours
-        table.add_row(
-            method_title(config, presets),
-            *(str(run_value(config, key)) for key in axes),
-            str(seeds[cell]),
-            *(_hours(hours.get(stage)) for stage in STAGES[:-1]),
-            _hours(sum(hours.values()) if hours else None),
-            source if hours else "unknown",
-        )
+            more = sum(_flops_of_clip(config, way) for way in ways) * config.protocol.clips
+            flops["sample"] += more
+            seconds = {stage: device.seconds(flops[stage]) for stage in ("train", "sample")}
+            used, source = 1, f"FLOPs at {device}"
+        hours = {stage: seeds[cell] * used * v / 3600 for stage, v in seconds.items()}
+        values = [str(run_value(config, key)) for key in axes]
+        add(method_title(config, presets), values, str(seeds[cell]), hours, source)
+    for row, config in sweep.untrained_rows(runs).values():
+        seconds = further_seconds(config, finished, [row.sampling], row.network)
+        used, source = count, "similar runs"
+        if not seconds and device is not None:
+            flops_of_clip = _flops_of_clip(config, row.sampling, row.network)
+            seconds = {"sample": device.seconds(flops_of_clip * config.protocol.clips)}
+            used, source = 1, f"FLOPs at {device}"
+        hours = {stage: used * v / 3600 for stage, v in seconds.items()}
+        add(row.label, [""] * len(axes), "", hours, source)
     if not totals:
         raise ValueError(
             f"no run in {store} is similar; to price the sweep by its FLOPs, state the peak of a "

@@ -18,7 +18,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import default_title, group_id, run_id, short_name
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import absolute_paths
-from distill_bench.config.rows.row import ROW_FILE, RowConfig, released_rows, sampled_rows
+from distill_bench.config.rows.row import ROW_FILE, RowConfig
 from distill_bench.config.rows.sampling import Sampling, further_samplings
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
@@ -230,9 +230,7 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> OpenSweep:
     """
     runs = {run_id(run): run for run in config.expand()}
     _check_one_protocol(config.name, runs.values())
-    rows = sampled_rows(config.sampling, runs.values())
-    rows |= released_rows(config.rows, next(iter(runs.values())))
-    return OpenSweep(config, runs, store, out, rows)
+    return OpenSweep(config, runs, store, out, config.untrained_rows(list(runs.values())))
 
 
 def _check_one_protocol(name: str, runs: Iterable[RunConfig]) -> None:

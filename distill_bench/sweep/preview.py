@@ -10,11 +10,14 @@ from distill_bench.config.overrides import run_value
 from distill_bench.plan.price import (
     STAGES,
     devices,
+    further_seconds,
     history,
     measured_seconds,
     reference_seconds,
+    summed,
 )
 from distill_bench.store.durations import duration
+from distill_bench.store.runs import unsampled
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.slurm.queue import read_partition
 from distill_bench.sweep.status import ENDED, Status, count_states
@@ -74,16 +77,26 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
 def _estimates(
     sweep: OpenSweep, statuses: Sequence[Status]
 ) -> dict[str, tuple[dict[str, float], int]]:
-    """Run -> (seconds left by stage, number of similar finished runs), if there are such runs."""
+    """Run or row -> (seconds left by stage, number of similar finished runs), if there are any."""
     finished = history(sweep.store)
     estimates = {}
     for s in statuses:
-        if s.run not in sweep.runs or s.state == "unsampled" or s.state in ENDED:
+        if s.state in ENDED:
             continue
-        left = s.of - s.student_updates
-        seconds, similar = measured_seconds(sweep.runs[s.run], finished, left)
-        if similar:
-            estimates[s.run] = dict(seconds), similar
+        config = sweep.configs[s.run]
+        left, similar = measured_seconds(config, finished, s.of - s.student_updates)
+        if not similar:
+            continue
+        if s.run in sweep.rows:
+            row, _ = sweep.rows[s.run]
+            left = further_seconds(config, finished, [row.sampling], row.network)
+        else:
+            further = sweep.samplings[s.run]
+            missing = unsampled(sweep.store / s.run, (way.name for way in further))
+            ways = [way for way in further if way.name in missing]
+            own = {} if s.state == "unsampled" else left
+            left = summed(own, further_seconds(config, finished, ways))
+        estimates[s.run] = dict(left), similar
     return estimates
 
 
@@ -97,15 +110,15 @@ def _print_runs(
     table = Table(*heads, box=None, pad_edge=False)
     presets = sweep.config.presets()
     for s in statuses:
-        if s.run in sweep.rows:
-            row, _ = sweep.rows[s.run]
-            table.add_row(s.run, row.label, *("" for _ in axes), "", "", s.state, "")
-            continue
-        config = sweep.runs[s.run]
         estimate = "" if s.state in ENDED else "unknown"
         if s.run in estimates:
             seconds, similar = estimates[s.run]
             estimate = f"{duration(sum(seconds.values()))} (from {similar} similar runs)"
+        if s.run in sweep.rows:
+            row, _ = sweep.rows[s.run]
+            table.add_row(s.run, row.label, *("" for _ in axes), "", "", s.state, estimate)
+            continue
+        config = sweep.runs[s.run]
         values = [_formatted(run_value(config, key)) for key in axes]
         method, seed = method_title(config, presets), str(config.seed)
         table.add_row(s.run, method, *values, seed, str(s.of), s.state, estimate)

@@ -6,13 +6,16 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_bench.config.cluster import ClusterConfig
-from distill_bench.config.identity import cost_key
+from distill_bench.config.identity import cost_key, run_id
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import resolve
+from distill_bench.config.sweep_file import load_sweep
 from distill_bench.plan import command, price, sampling
 from distill_bench.plan.cost import step_flops
 from distill_bench.plan.memory import predicted
 from distill_bench.sample.sampler import Sampler
+from distill_bench.sweep.__main__ import main as sweep_main
+from distill_bench.teachers.folder import teacher_folder
 
 RUN = {"method": "dmd2", "student_updates": 10, "batch_size": 8, "nfe": 2, "trackers": []}
 SWEEP = """
@@ -92,6 +95,69 @@ def test_references_cost_what_like_rows_cost_per_clip_and_nothing_if_they_exist(
     assert price.reference_seconds(config, tmp_path) == 5.0
     made(config, protocol_hash(config), 4.0)
     assert price.reference_seconds(config, tmp_path) == 0.0
+
+
+def test_further_ways_and_rows_cost_by_their_forwards_and_decoding(tmp_path, capsys):
+    """Per set of clips; a run has four. The networks' clips also cost their decoding."""
+    (tmp_path / "s.yaml").write_text(
+        SWEEP.replace("grid: {fake_score_updates: [1, 5]}", "grid: {fake_score_updates: [1]}")
+        + "sampling: [{of: students, nfe: [8]}, {of: teacher, nfe: [8]}]\n"
+        + f"rows: [{{name: Other, network: {teacher_folder('mini-wan')}, nfe: 1}}]\n"
+    )
+    arguments = [str(tmp_path / "s.yaml"), "--hours", "--store", str(tmp_path / "runs")]
+
+    def cells() -> list[list[str]]:
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+        return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+    protocol_ = {"clips": 8, "teacher_steps": 4}
+    config = resolve(RUN | {"nfe": 4, "fake_score_updates": 1, "protocol": protocol_})
+    clip = sampling.clip_flops(config)
+    own, eight = (nfe * clip.student + clip.decoding for nfe in (4, 8))
+    guided, one = 16 * clip.teacher + clip.decoding, clip.teacher + clip.decoding
+    device = price.Device(1e-3, 0.5)
+    assert command.main([*arguments, "--tflops", "1e-3", "--mfu", "0.5"]) == 0
+    run, teacher, other, *_ = cells()
+    hours = device.seconds(8) / 3600
+    # the cells of run and rows: method, K, runs, train, sample, evaluate, sum, source
+    assert float(run[4]) == pytest.approx(3 * hours * (4 * own + eight), rel=0.01)
+    assert teacher[:3] == ["teacher, ODE, 8 steps", "", ""]
+    assert float(teacher[4]) == pytest.approx(hours * guided, rel=0.01)
+    assert float(other[4]) == pytest.approx(hours * one, rel=0.01)
+    assert other[0] == "Other" and other[5] == "-"
+
+    finished(tmp_path / "runs", config, "dmd2-s9-abc", 10.0, 7200.0, 3600.0)
+    assert command.main(arguments) == 0
+    run, teacher, other, _, total = cells()
+    set_ = 8 * 0.25  # GPU-hours of sampling, or of scoring, one set of clips
+    assert float(run[4]) == pytest.approx(3 * set_ * (4 + eight / own), rel=0.01)
+    assert float(run[5]) == pytest.approx(3 * set_ * 5, rel=0.01)
+    assert float(teacher[4]) == pytest.approx(set_ * guided / own, rel=0.01)
+    assert float(other[4]) == pytest.approx(set_ * one / own, rel=0.01)
+    assert float(teacher[5]) == float(other[5]) == pytest.approx(set_)
+    assert float(total[5]) == pytest.approx(17 * set_, rel=0.01)
+
+
+def test_a_preview_prices_what_is_left_of_further_ways_and_rows(tmp_path, capsys):
+    """In closed form a clip costs its forwards: here 2 of a run, 4 of its further way."""
+    (tmp_path / "s.yaml").write_text(
+        "question: What is left?\n"
+        "base: {method: dmd2, teacher: gaussian, student_updates: 8, nfe: 2, trackers: [],\n"
+        "  protocol: {clips: 8, teacher_steps: 4}}\n"
+        "sampling: [{of: students, nfe: [4]}, {of: teacher, nfe: [3]}]\n"
+        "grid: {nfe: [2]}\nseeds: 2\ncluster: {cpus: 1, tasks: 1}\n"
+    )
+    sweep = load_sweep(tmp_path / "s.yaml")
+    first, _ = sweep.expand()
+    finished(tmp_path / "runs", first, run_id(first), 50.0, 28800.0, 14400.0)
+    folders = [f"--store={tmp_path / 'runs'}", f"--out={tmp_path / 'results'}"]
+    assert sweep_main([str(tmp_path / "s.yaml"), "--cluster=local", "--dry-run", *folders]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    # per set of clips 1 hour of sampling and 1 of scoring: the other run takes 4 + 2 and 4 + 1,
+    # the further way of the finished one 2 and 1, the guided teacher's row 3 and 1
+    assert "cost of 3 of them" in out
+    assert "sample 11, evaluate 7" in out
+    assert "unknown" not in out
 
 
 def test_gpu_hours_count_the_gpus_of_a_run_and_core_hours_its_cores():
