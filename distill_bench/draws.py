@@ -78,8 +78,11 @@ class Draws:
 
     def integers(self, purpose: str, high: int) -> list[int]:
         """One integer in [0, high) per sample, B of them."""
+        values = torch.empty(len(self.indices), dtype=torch.int64)
         draws = seeded(self._key(purpose), self.indices)
-        return [int(torch.randint(high, (), generator=g)) for g in draws]
+        for row, g in zip(values.unbind(), draws, strict=True):
+            row.random_(high, generator=g)
+        return values.tolist()
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One integer in [0, high), the same on every rank and in every micro-batch."""

@@ -88,7 +88,10 @@ class OwnRollout:
 
     def samples(self, batch: Batch) -> Tensor:
         """The student's samples (B, C, T, H, W), differentiable at the exit step."""
-        noises = [batch.noise(f"rollout/{step}") for step in range(self.exit_step.step(batch) + 1)]
+        steps = self.exit_step.step(batch) + 1
+        fresh = 1 if self.stepping == "ode" else steps  # an ODE rollout reads its first noise alone
+        noises = [batch.noise(f"rollout/{step}") for step in range(fresh)]
+        noises += noises[:1] * (steps - fresh)
         return rollout(
             self.student,
             noises,

@@ -6,28 +6,36 @@ import pytest
 
 from distill_bench.report import load
 
-GROUND = Path(__file__).parents[2] / "results" / "ground" / "mini-wan"
+GROUND = Path(__file__).parents[2] / "results" / "ground"
 SPEEDS = ("motion_w1", "motion_spread_ratio")
-SEEN = [  # row with stated damage, scores that must see it
-    ("slowed", ("fvd", "motion_ratio", *SPEEDS)),
-    ("stilled", ("fvd", "motion_ratio", *SPEEDS)),
-    ("equalised", ("fvd", *SPEEDS)),  # the mean speed is unchanged
-    ("frozen", ("fvd", "motion_ratio", *SPEEDS)),
+MODES = ("mixture_motion_w1", "mixture_motion_spread_ratio")
+SEEN = [  # teacher, row with stated damage, scores that must see it
+    ("mini-wan", "slowed", ("fvd", "motion_ratio", *SPEEDS)),
+    ("mini-wan", "stilled", ("fvd", "motion_ratio", *SPEEDS)),
+    ("mini-wan", "equalised", ("fvd", *SPEEDS)),  # the mean speed is unchanged
+    ("mini-wan", "frozen", ("fvd", "motion_ratio", *SPEEDS)),
+    ("mixture", "slowed", ("mixture_motion_ratio", *MODES)),
+    ("mixture", "stilled", ("mixture_motion_ratio", *MODES)),
+    ("mixture", "equalised", MODES),
 ]
+MEAN_MOTION = {"mini-wan": "motion_ratio", "mixture": "mixture_motion_ratio"}
 
 
 @pytest.fixture(scope="module")
-def study():
-    return load(GROUND)
+def studies():
+    return {teacher: load(GROUND / teacher) for teacher in MEAN_MOTION}
 
 
 @pytest.fixture(scope="module")
-def table(study):
-    return study.table.set_index("label")
+def tables(studies):
+    return {teacher: study.table.set_index("label") for teacher, study in studies.items()}
 
 
-@pytest.mark.parametrize(("row", "columns"), SEEN)
-def test_a_damaged_row_is_more_than_three_spreads_of_the_floor_from_the_floor(row, columns, table):
+@pytest.mark.parametrize(("teacher", "row", "columns"), SEEN)
+def test_a_damaged_row_is_more_than_three_spreads_of_the_floor_from_the_floor(
+    teacher, row, columns, tables
+):
+    table = tables[teacher]
     for column in columns:
         floor = table.loc["teacher_other"]
         spread = (floor[f"{column}_high"] - floor[f"{column}_low"]) / (2 * 1.96)
@@ -35,20 +43,24 @@ def test_a_damaged_row_is_more_than_three_spreads_of_the_floor_from_the_floor(ro
         assert away > 3 * spread, column
 
 
-def test_mean_motion_does_not_see_equal_speeds(table):
-    low, high = table.loc["teacher_other", ["motion_ratio_low", "motion_ratio_high"]]
-    assert low < table.loc["equalised", "motion_ratio_mean"] < high
+@pytest.mark.parametrize(("teacher", "score"), MEAN_MOTION.items())
+def test_mean_motion_does_not_see_equal_speeds(teacher, score, tables):
+    table = tables[teacher]
+    low, high = table.loc["teacher_other", [f"{score}_low", f"{score}_high"]]
+    assert low < table.loc["equalised", f"{score}_mean"] < high
 
 
-def test_the_study_s_two_steps_need_distillation(table):
+def test_the_study_s_two_steps_need_distillation(tables):
     """Before training, two steps are more than five floors away in FD and in W1 of motion."""
+    table = tables["mini-wan"]
     for stepping in ("renoise", "ode"):
         row = table.loc[f"untrained-nfe2-{stepping}-shift2"]
         for column in ("fvd_mean", "motion_w1_mean"):
             assert row[column] > 5 * table.loc["teacher_other", column], column
 
 
-def test_the_teacher_is_near_the_data(study):
+def test_the_teacher_is_near_the_data(studies):
     """FD of unguided reference clips to data of the same captions: at most five floors."""
     for role in ("teacher", "floor"):  # two sets of noise
-        assert study.runs.set_index("role").loc[role, "fvd_over_floor_data"] < 5
+        runs = studies["mini-wan"].runs.set_index("role")
+        assert runs.loc[role, "fvd_over_floor_data"] < 5
