@@ -6,7 +6,7 @@ import json
 import sys
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from distill_bench.config.reference import type_text
 from distill_bench.registry import RegistryError, evaluators, methods
@@ -20,16 +20,16 @@ def main(argv: list[str] | None = None) -> int:
     except RegistryError as error:
         print(f"distill-bench list: {error}", file=sys.stderr)
         return 2
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for kind, plugins in kinds.items():
-        console.print(f"[bold]{kind}[/bold]")
+        console.print(kind, style="bold")
         for name, plugin in plugins.items():
-            purpose = escape((plugin.__doc__ or "").strip().splitlines()[0])
-            paper = escape(str(plugin.paper))
-            console.print(f"  [bold cyan]{name}[/bold cyan]  {purpose}  [dim]{paper}[/dim]")
+            purpose = (plugin.__doc__ or "").strip().splitlines()[0]
+            styled = (name, "bold cyan"), f"  {purpose}  ", (str(plugin.paper), "dim")
+            console.print(Text.assemble("  ", *styled))
             for field in dataclasses.fields(plugin):
                 text = f"{field.name}: {type_text(field.type)} = {_default(field)}"
-                console.print(f"      {escape(text)}")
+                console.print(f"      {text}")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -70,8 +71,10 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
     own = starts[here.rank :: here.world]
     rows: Tensor | None = None  # one array: small ones between large ones would fragment memory
     filled = 0
-    console = Console(file=sys.stderr, quiet=not here.first)
-    progress = track(own, name, console=console, transient=True, disable=not sys.stderr.isatty())
+    console = Console(file=sys.stderr, quiet=not here.first, markup=False, emoji=False)
+    progress = track(
+        own, escape(name), console=console, transient=True, disable=not sys.stderr.isatty()
+    )
     with placed(net, name) as device, torch.no_grad():
         fitting = FittingBatches(name, size)
         timed = 0 if device.type == "cpu" else 1  # the first pass on a GPU loads its kernels
@@ -88,7 +91,6 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
                 memory = f"{peak_bytes(device) / 1e9:.1f} GB"
                 console.print(
                     f"{name}: {len(frames)} clips, about {duration(seconds)} on {device}, {memory}",
-                    markup=False,
                     highlight=False,
                     soft_wrap=True,
                 )

@@ -100,7 +100,8 @@ class TextPipeline:
             missing[first : first + PROMPTS_PER_SHARD]
             for first in range(0, len(missing), PROMPTS_PER_SHARD)
         ]
-        console = Console(file=sys.stderr, quiet=not (sys.stderr.isatty() and ranks().first))
+        quiet = not (sys.stderr.isatty() and ranks().first)
+        console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
         for shard in track(shards, "encoding prompts", console=console, transient=True):
             encoded = {prompt: encode(prompt).cpu() for prompt in shard}
             write_shard(folder, encoded, self.folder.name)

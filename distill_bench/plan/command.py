@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"distill-bench cost: {error}", file=sys.stderr)
         return 2
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(width=width, markup=False, emoji=False).print(table)
     return 0
 
 

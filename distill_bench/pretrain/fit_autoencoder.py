@@ -42,7 +42,8 @@ def render_clips(
     attributes: list[shapes.Attributes], first_key: int, silent: bool = False
 ) -> np.ndarray:
     """Clips of these attributes with keys from `first_key`, uint8 (N, T, 3, H, W)."""
-    console = Console(file=sys.stderr, quiet=silent or not sys.stderr.isatty())
+    quiet = silent or not sys.stderr.isatty()
+    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
     rendering = track(attributes, "rendering", console=console)
     return np.stack([shapes.render(a, first_key + i) for i, a in enumerate(rendering)])
 

@@ -69,7 +69,8 @@ def fit_mixture(out: Path, steps: int, batch: int, lr: float, seed: int, samples
     )
     curve: list[tuple[int, float]] = []
     losses: list[float] = []
-    for step in track(range(1, steps + 1), "fitting", console=Console(stderr=True)):
+    console = Console(stderr=True, markup=False, emoji=False)
+    for step in track(range(1, steps + 1), "fitting", console=console):
         x_t, sigma, text = _noisy_batch(mixture, batch, seed, step)
         velocity = net(x_t, 1000 * sigma, text)[0]
         loss = (velocity - teacher(x_t, 1000 * sigma, text)[0]).square().mean()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from distill_bench.config.schema import RunConfig
@@ -162,7 +161,7 @@ def print_comparison(a: StoredRun, b: StoredRun, console: Console) -> None:
         console.print(f"{letter}  {run.run_id}  {run.status}", highlight=False)
     configs = Table("config", "A", "B", title="Differences", title_justify="left")
     for key, *values in config_differences(a, b):
-        configs.add_row(key, *("—" if v in (None, "") else escape(str(v)) for v in values))
+        configs.add_row(key, *("—" if v in (None, "") else str(v) for v in values))
     console.print(configs if configs.rows else "The configs are the same.")
     title = "Scores (± over clips, on the same prompts and noise)"
     scores = Table("score", title=title, title_justify="left")
@@ -170,11 +169,11 @@ def print_comparison(a: StoredRun, b: StoredRun, console: Console) -> None:
         scores.add_column(head, justify="right")
     for name, value_a, value_b, difference in score_differences(a, b):
         values = ("—" if value is None else f"{value:.4g}" for value in (value_a, value_b))
-        scores.add_row(escape(name), *values, escape(difference))
+        scores.add_row(name, *values, difference)
     console.print(scores)
     for letter, run in (("A", a), ("B", b)):
         if run.reason:
-            console.print(f"{letter} {run.status}: {run.reason}", highlight=False, markup=False)
+            console.print(f"{letter} {run.status}: {run.reason}", highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CompareError, StoreReadError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print_comparison(a, b, Console(width=None if sys.stdout.isatty() else 120))
+    width = None if sys.stdout.isatty() else 120
+    print_comparison(a, b, Console(width=width, markup=False, emoji=False))
     return 0
 
 

@@ -24,6 +24,7 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from distill_bench.evaluator import Clips
@@ -153,8 +154,9 @@ def _load_array(path: Path) -> np.ndarray:
 def _load_files(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     lines = _file_lines(folder)
     paths = [folder / line.file for line in lines]
-    console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
-    reading = track(paths, f"reading {folder.name}", console=console, transient=True)
+    quiet = not sys.stderr.isatty()
+    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
+    reading = track(paths, escape(f"reading {folder.name}"), console=console, transient=True)
     on_disk = Spill(folder / CACHE, len(paths))
     read = [replace(clip, frames=on_disk(clip.frames)) for clip in map(read_clip, reading)]
     rates = [line.fps or clip.fps or DEFAULT_FPS for line, clip in zip(lines, read, strict=True)]

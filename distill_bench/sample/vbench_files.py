@@ -98,5 +98,6 @@ def clip_names(prompts: Sequence[str], per_prompt: int) -> list[str]:
 
 def _tracked(firsts: Sequence[int], shown: bool) -> Iterable[int]:
     """The batches, with a progress bar on a terminal."""
-    console = Console(file=sys.stderr, quiet=not shown or not sys.stderr.isatty())
+    quiet = not shown or not sys.stderr.isatty()
+    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
     return track(firsts, "clips for VBench", console=console, transient=True)

@@ -258,7 +258,7 @@ def _explain(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -
         values = {"row": sweep.rows[run][0].label}
     queue = read_queue(sweep.store, on_slurm)
     text = explanation(sweep.store, run, values, queue, sweep.entries[run])
-    console.print(text, markup=False)
+    console.print(text)
     return 0
 
 

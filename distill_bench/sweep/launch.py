@@ -94,7 +94,7 @@ def run_debug(sweep: OpenSweep, options: LaunchOptions) -> None:
     from distill_bench.sweep.job import execute  # torch takes seconds
 
     for run in select_runs(sweep, Queue(), options):
-        console.print(f"[bold]{run}[/bold]")
+        console.print(run, style="bold")
         execute(sweep.store / run, allow_changed_code=options.allow_changed_code)
 
 

@@ -71,7 +71,7 @@ def print_preview(sweep: OpenSweep, statuses: Sequence[Status], on_slurm: bool) 
 
         console.print("\non SLURM each run would be a job like this:\n")
         script = batch_script(cluster, sweep.store, sweep.config.name)
-        console.print(script, markup=False, soft_wrap=True)
+        console.print(script, soft_wrap=True)
 
 
 def _estimates(
@@ -143,4 +143,4 @@ def _print_cluster(sweep: OpenSweep) -> None:
     for shortfall in partition.shortfalls(wanted):
         warn(shortfall)
     script = batch_script(wanted, sweep.store, sweep.config.name)
-    console.print(script, markup=False, soft_wrap=True)
+    console.print(script, soft_wrap=True)

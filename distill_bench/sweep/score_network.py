@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     for line in read_jsonl(folder / "metrics.jsonl"):
         table.add_row(line["title"], f"{line['value']:.4g}", line["unit"] or "", str(line["n"]))
     console.print(table)
-    console.print(str(folder), markup=False)
+    console.print(str(folder))
     return 0
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from distill_bench.store.runs import record_error
 from distill_bench.sweep.local.workers import DONE, STOPPED, Task
@@ -31,12 +31,13 @@ from distill_bench.sweep.status import (
 QUIET_SECONDS = 60.0  # without a running run, after which --watch takes a local sweep as ended
 
 # without a terminal, use a fixed width
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+WIDTH = None if sys.stdout.isatty() else 200
+console = Console(highlight=False, markup=False, emoji=False, width=WIDTH)
 
 
 def warn(message: str) -> None:
     """Print a warning."""
-    console.print(f"[yellow]warning[/yellow]: {message}")
+    console.print(Text.assemble(("warning", "yellow"), f": {message}"))
 
 
 def show_status(
@@ -95,7 +96,7 @@ def wait_for_jobs(sweep: OpenSweep, seconds: float = 5.0) -> None:
             try:
                 statuses = read_statuses(sweep.store, sweep.entries, read_queue(sweep.store))
             except SchedulerError as error:  # the jobs go on without this process
-                console.print(f"{time.strftime('%H:%M:%S')} {error}; waiting", markup=False)
+                console.print(f"{time.strftime('%H:%M:%S')} {error}; waiting")
                 time.sleep(30)
                 continue
             line = count_states(statuses)
@@ -151,7 +152,7 @@ class ProgressBoard:
         else:
             names = {DONE: "done", STOPPED: "stopped"}
             line = f"{names.get(task.exit_code, f'failed (log: {task.log})')} {task.name}"
-        console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
+        console.print(f"{time.strftime('%H:%M:%S')} {line}")
 
     def _run_ended(self, task: Task) -> str:
         """Line for a run whose worker ended: state, reason, log, number of ended runs."""
@@ -185,10 +186,10 @@ def print_table(sweep: OpenSweep) -> None:
     if found := estimates(results):
         contrasts = Table(*contrast_heads(found), box=None, pad_edge=False)
         for estimate in found:
-            contrasts.add_row(*(escape(cell.text) for cell in contrast_cells(estimate)))
+            contrasts.add_row(*(cell.text for cell in contrast_cells(estimate)))
         console.print(contrasts, "")
     scores = score_table(results, results.headline + COSTS[:1])
     table = Table(*scores.heads, box=None, pad_edge=False)
     for _, line in scores.lines:
-        table.add_row(*(escape(cell.text) for cell in line))
+        table.add_row(*(cell.text for cell in line))
     console.print(table)

@@ -15,9 +15,10 @@ NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def faults(source: str) -> Iterator[str]:
-    """Calls that read or write text in the locale's encoding, or split it at U+2028.
+    """Calls that read or write text in the locale's encoding, split it at U+2028, or alter it.
 
-    `.splitlines()[0]`, the first line of a message, is allowed.
+    `.splitlines()[0]`, the first line of a message, is allowed. Rich would take brackets and colons
+    of paths and errors for its markup and its emoji.
     """
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     first = re.findall(r"\.splitlines\(\)\[0\]", source)
@@ -25,6 +26,9 @@ def faults(source: str) -> Iterator[str]:
     if len(split) > len(first):
         yield f"line {split[-1].lineno}: ends lines at other characters than a line feed"
     for call in calls:
+        off = {keyword.arg for keyword in call.keywords if ast.unparse(keyword.value) == "False"}
+        if _name(call) == "Console" and not off >= {"markup", "emoji"}:
+            yield f"line {call.lineno}: Console without markup=False, emoji=False"
         if any(keyword.arg == "encoding" for keyword in call.keywords):
             continue
         text = any(
@@ -55,6 +59,7 @@ def test_every_text_file_names_its_encoding_and_ends_lines_at_line_feeds():
 @pytest.mark.parametrize("source", [
     "path.read_text()", "path.write_text(x)", "open(path)", "path.open('a')", "os.fdopen(3, 'w')",
     "subprocess.run(a, text=True)", "text.splitlines()", "file.readlines()", "x.splitlines()[-1]",
+    "Console(markup=False)", "Console(emoji=False, markup=True)",
 ])  # fmt: skip
 def test_a_planted_fault_is_found(source):
     assert len(list(faults(source))) == 1
@@ -62,7 +67,8 @@ def test_a_planted_fault_is_found(source):
 
 @pytest.mark.parametrize("source", [
     "path.read_text(encoding='utf-8')", "open(path, 'rb')", "path.open('ab')", "av.open(path)",
-    "x.splitlines()[0]", "path.read_bytes()", "subprocess.run(a, encoding='utf-8')",
+    "x.splitlines()[0]", "path.read_bytes()", "Console(emoji=False, markup=False)",
+    "subprocess.run(a, encoding='utf-8')",
 ])  # fmt: skip
 def test_a_harmless_call_passes(source):
     assert list(faults(source)) == []

@@ -22,7 +22,15 @@ from distill_bench.sweep.launch import LaunchOptions, select_runs
 from distill_bench.sweep.manifest import OpenSweep, manifest_path, open_sweep
 from distill_bench.sweep.provenance import code_fingerprint
 from distill_bench.sweep.slurm.queue import Queue, read_queue
-from distill_bench.sweep.status import ManifestEntry, exit_code, explanation, read_statuses
+from distill_bench.sweep.status import (
+    ManifestEntry,
+    Status,
+    exit_code,
+    explanation,
+    read_statuses,
+    status_table,
+)
+from distill_bench.sweep.watch import console, warn
 
 ROOT = Path(__file__).parents[2]
 ENTRY = ManifestEntry("dmd2", 10)
@@ -252,3 +260,14 @@ def test_a_status_is_of_the_prompts_as_they_are_now(sweep_file, tmp_path, capsys
     prompts.write_text("a blue square moving right\n")
     assert main([*argv, "--status"]) == 3
     assert "2 missing" in capsys.readouterr().out
+
+
+def test_brackets_and_colons_of_errors_and_paths_are_printed_as_they_are(capsys):
+    """Rich would drop `[enforce fail ...]`, end at `[/tmp]` and draw `:cat:`."""
+    error = "[enforce fail at alloc_cpu.cpp:75] [/tmp] :cat:"
+    failed = Status("run", "failed", 3, 10, 1.0, None, 1, 0, None, note=error, log="/r[/a]/log.txt")
+    console.print(status_table([failed]))
+    warn(error)
+    table, warning = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    assert f"{error}; log: /r[/a]/log.txt" in table
+    assert warning == f"warning: {error}"

@@ -15,7 +15,6 @@ from math import hypot, isfinite, sqrt
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from scipy import special
 
@@ -193,7 +192,7 @@ def print_plan(
         counts = counts if wanted is not None else [plan.alone, plan.cautious]
         texts = [f"{one.seeds}", f"{one.sd:.3g}", f"{plan.target:.3g}"]
         texts += [_count(count, plan) for count in counts]
-        table.add_row(escape(one.contrast["name"]), escape(one.column.title), *texts)
+        table.add_row(one.contrast["name"], one.column.title, *texts)
     console.print(table)
 
 
@@ -251,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if not plans:
         return 2
-    print_plan(found, plans, wanted, Console(width=None if sys.stdout.isatty() else 160))
+    width = None if sys.stdout.isatty() else 160
+    print_plan(found, plans, wanted, Console(width=width, markup=False, emoji=False))
     return 0
 
 
