@@ -27,6 +27,7 @@ from distill_bench.evaluate.device import (
     peak_bytes,
     placed,
 )
+from distill_bench.evaluate.estimate import current_estimate
 from distill_bench.evaluator import Clips
 from distill_bench.networks.ranks import gather, group_ranks, on_first_rank
 from distill_bench.store.durations import duration
@@ -57,16 +58,56 @@ def refuse_training_clips(seen: frozenset[int], clips: Clips, name: str, consequ
 def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> Tensor:
     """Apply `net` to clips (N, T, 3, H, W) in fixed batches; every rank gets all N rows.
 
-    An `nn.Module` runs on the device of `evaluate.device`, any other function on the processor. If
-    the passes take long, their time and memory are printed after the first one.
-    Collective under torch.distributed: each rank runs a share of the batches.
+    An `nn.Module` runs on the device of `evaluate.device`, any other function on the processor.
+    Collective under torch.distributed, see `shared_rows`.
 
     Raises:
         ValueError: if the network fails, or does not return one row per clip, or if one clip does
             not fit into the memory of the device.
     """
+    size = clips_per_pass(frames[0].size)
+    with placed(net, name) as device, torch.no_grad():
+        fitting = FittingBatches(name, size)
+
+        def rows(start: int) -> Tensor:
+            batch = torch.from_numpy(np.ascontiguousarray(frames[start : start + size]))
+            return fitting(lambda clips: _rows(net, clips.to(device), name), batch)
+
+        return shared_rows(rows, frames, size, name, device)
+
+
+def clips_per_pass(values: int) -> int:
+    """Number of clips of so many pixel values in one forward pass."""
+    return max(1, min(BATCH, VALUES // values))
+
+
+def shared_rows(
+    rows_from: Callable[[int], Tensor],
+    frames: np.ndarray,
+    size: int,
+    name: str,
+    device: torch.device,
+) -> Tensor:
+    """Rows of clips (N, T, 3, H, W), in batches of `size` that ranks share; all ranks get all rows.
+
+    If the batches take long, their time and memory are printed after the first one. Collective.
+
+    Args:
+        rows_from: gives the rows (B, ...), on the processor, of the batch that starts at a clip.
+        name: of the network.
+        device: of the network.
+    """
+    if (estimate := current_estimate()) is not None:
+        return estimate.rows(
+            name,
+            frames.shape[1:],
+            len(frames),
+            size,
+            lambda: rows_from(0),
+            device,
+            lambda: peak_bytes(device),
+        )
     here = group_ranks()
-    size = max(1, min(BATCH, VALUES // frames[0].size))
     starts = range(0, len(frames), size)
     own = starts[here.rank :: here.world]
     rows: Tensor | None = None  # one array: small ones between large ones would fragment memory
@@ -75,25 +116,22 @@ def batched(net: Callable[[Tensor], Tensor], frames: np.ndarray, name: str) -> T
     progress = track(
         own, escape(name), console=console, transient=True, disable=not sys.stderr.isatty()
     )
-    with placed(net, name) as device, torch.no_grad():
-        fitting = FittingBatches(name, size)
-        timed = 0 if device.type == "cpu" else 1  # the first pass on a GPU loads its kernels
-        for index, start in enumerate(progress):
-            began = time.perf_counter()
-            batch = torch.from_numpy(np.ascontiguousarray(frames[start : start + size]))
-            part = fitting(lambda clips: _rows(net, clips.to(device), name), batch)
-            if rows is None:
-                rows = part.new_empty(sum(min(size, len(frames) - s) for s in own), *part.shape[1:])
-            rows[filled : filled + len(part)] = part
-            filled += len(part)
-            seconds = (time.perf_counter() - began) * len(own)
-            if index == timed and seconds > LONG:
-                memory = f"{peak_bytes(device) / 1e9:.1f} GB"
-                console.print(
-                    f"{name}: {len(frames)} clips, about {duration(seconds)} on {device}, {memory}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+    timed = 0 if device.type == "cpu" else 1  # the first pass on a GPU loads its kernels
+    for index, start in enumerate(progress):
+        began = time.perf_counter()
+        part = rows_from(start)
+        if rows is None:
+            rows = part.new_empty(sum(min(size, len(frames) - s) for s in own), *part.shape[1:])
+        rows[filled : filled + len(part)] = part
+        filled += len(part)
+        seconds = (time.perf_counter() - began) * len(own)
+        if index == timed and seconds > LONG:
+            memory = f"{peak_bytes(device) / 1e9:.1f} GB"
+            console.print(
+                f"{name}: {len(frames)} clips, about {duration(seconds)} on {device}, {memory}",
+                highlight=False,
+                soft_wrap=True,
+            )
     shares = [iter(share.split(size)) for share in gather(rows) if share is not None]
     return torch.cat([next(shares[i % len(shares)]) for i in range(len(starts))])
 

@@ -7,6 +7,7 @@ would change features in the third digit.
 
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from distill_bench.evaluate.estimate import current_estimate
 from distill_bench.networks.ranks import group_ranks, ranks
 from distill_bench.store.failures import failure_kind, first_line
 
@@ -169,13 +171,21 @@ class FittingBatches:
             RuntimeError, MemoryError: if a batch of one does not fit into memory.
         """
         outputs: list[Tensor] = []
-        done, count = 0, len(inputs[0])
+        done, count, estimate = 0, len(inputs[0]), current_estimate()
         while done < count:
             part = [x[done : done + self.size] for x in inputs]
+            began = 0.0 if estimate is None else time.perf_counter()
             output = self._fitting(forward, part)
-            if output is not None:
-                outputs.append(output)
-                done += len(part[0])
+            if output is None:
+                continue
+            outputs.append(output)
+            done += len(part[0])
+            # a GPU returns before it is done, and needs few parts
+            if estimate is not None and output.device == CPU:
+                left = count - done
+                estimate.leave_out((time.perf_counter() - began) * left / len(output))
+                outputs.append(output[:1].expand(left, *output.shape[1:]))
+                break
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _fitting(self, forward: Callable[..., Tensor], part: list[Tensor]) -> Tensor | None:

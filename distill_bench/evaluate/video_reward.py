@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill_bench.evaluate.cache import cached
+from distill_bench.evaluate.cache import cached, shared_rows
 from distill_bench.evaluate.device import placed
 from distill_bench.evaluate.video_transformers import load_weights, read_checkpoint, under
 from distill_bench.evaluator import Clips
-from distill_bench.networks.ranks import gather, group_ranks
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import read_json, sha256
 
@@ -175,16 +174,12 @@ def rewards(net: VideoReward, name: str, clips: Clips) -> Tensor:
 
 
 def _by_clip(net: VideoReward, name: str, clips: Clips) -> Tensor:
-    """Each rank runs a share of the clips, one by one, because prompts differ in length."""
-    here = group_ranks()
+    """Rewards clip by clip, because prompts differ in length."""
     with placed(net, name) as device, torch.no_grad():
-        share = {
-            index: net(
-                torch.from_numpy(clips.frames[index]).to(device), clips.prompts[index], clips.fps
-            )
-            .float()
-            .cpu()
-            for index in range(here.rank, len(clips.frames), here.world)
-        }
-    rows = {index: row for part in gather(share) for index, row in part.items()}
-    return torch.stack([rows[index] for index in range(len(clips.frames))])
+
+        def row(index: int) -> Tensor:
+            frames = torch.from_numpy(clips.frames[index]).to(device)
+            rewards: Tensor = net(frames, clips.prompts[index], clips.fps)
+            return rewards.float().cpu()[None]
+
+        return shared_rows(row, clips.frames, 1, name, device)

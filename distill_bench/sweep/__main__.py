@@ -276,11 +276,15 @@ def _preview(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -
         statuses = read_statuses(chosen.store, chosen.entries, queue)
         # torch takes seconds
         from distill_bench.sweep.preview import print_preview
+        from distill_bench.sweep.scoring_estimate import scoring_estimate
 
         print_preview(chosen, statuses, on_slurm)
         try:
             _, processes = _slots(config, options, on_slurm)
             warnings = _check_before(chosen, processes, options.stale)
+            with console.status("timing a batch of each evaluator's network"):
+                for line in scoring_estimate(chosen, statuses):
+                    console.print(line, soft_wrap=True)
         except ConfigError as error:
             warnings = [f"the runs would not start: {error}"]
     for warning in warnings:

@@ -122,7 +122,7 @@ def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:
     """
     named = config.protocol.evaluators
     left_out = []
-    for name in _evaluators(config):
+    for name in evaluators_of(config):
         try:
             evaluator = find_evaluator(name)()
             reason = evaluator.reason_to_skip(clips)
@@ -139,7 +139,7 @@ def check_evaluators(config: RunConfig, clips: Clips) -> list[str]:
     return left_out
 
 
-def _evaluators(config: RunConfig) -> Sequence[str]:
+def evaluators_of(config: RunConfig) -> Sequence[str]:
     """Names of the evaluators that score a run."""
     named = config.protocol.evaluators
     return usual_evaluators() if named is None else named
@@ -156,7 +156,7 @@ def check_contrast_scores(sweep: SweepConfig, config: RunConfig, clips: Clips) -
     from distill_bench.report.results import COSTS  # pandas takes a second
 
     known, unstated = [cost.name for cost in COSTS], []
-    for name in _evaluators(config):
+    for name in evaluators_of(config):
         evaluator = find_evaluator(name)()
         if set(evaluator.needs_facts) - clips.facts.keys() or evaluator.reason_to_skip(clips):
             continue
@@ -222,7 +222,7 @@ def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
         sets += len(unsampled(sweep.store / run, (way.name for way in further)))
     needed = {
         "clips": bytes_of_clips * sets,
-        "reference rows": bytes_of_clips * len(_missing_references(sweep)),
+        "reference rows": bytes_of_clips * len(missing_references(sweep)),
         "kept students": sum(len(evaluated_updates(c)) * _bytes_of_student(c) for c in runs),
         "checkpoints": max(map(_bytes_of_checkpoints, runs), default=0),
     }
@@ -236,7 +236,7 @@ def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
         )
 
 
-def _missing_references(sweep: OpenSweep) -> set[Path]:
+def missing_references(sweep: OpenSweep) -> set[Path]:
     """Folders of reference rows that are not made yet, without real clips, which may not exist."""
     folders = {
         sweep.store / "references" / protocol_hash(config) / name
@@ -274,7 +274,7 @@ def check_stored_scores(sweep: OpenSweep, states: Mapping[str, str]) -> list[str
         ConfigError: if the version or an extractor of an evaluator differs: a table has one.
     """
     config = next(iter(sweep.runs.values()))
-    today = {name: find_evaluator(name)() for name in _evaluators(config)}
+    today = {name: find_evaluator(name)() for name in evaluators_of(config)}
     ended = (run for run, state in states.items() if state in ENDED)
     stored = {run: read_jsonl(sweep.store / run / "metrics.jsonl") for run in ended}
     scored = {line["metric"] for lines in stored.values() for line in lines} & today.keys()
