@@ -127,6 +127,8 @@ def value_at(data: Mapping[str, Any], key: str, missing: Any = None) -> Any:
 
 def same_value(first: Any, second: Any) -> bool:
     """Return True for equal values of keys: 1 and 1.0 are equal; true and 1, 1 and "1" are not."""
+    if isinstance(first, str) and isinstance(second, str):
+        return first == second
     return json.dumps(canonical(first), sort_keys=True) == json.dumps(
         canonical(second), sort_keys=True
     )
@@ -141,7 +143,12 @@ def matches(first: Any, second: Any) -> bool:
         return True
     if not (isinstance(first, str) and isinstance(second, str) and first and second):
         return False
-    return absolute(first) == absolute(second)
+    return _last_part(first) == _last_part(second) and absolute(first) == absolute(second)
+
+
+def _last_part(path: str) -> str:
+    """Last part of a path; cheaper than `absolute`, for the many values that are no paths."""
+    return path.removeprefix(FILE_PREFIX).rstrip("/.").rpartition("/")[2]
 
 
 def absolute(path: str) -> str:
