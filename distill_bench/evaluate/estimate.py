@@ -23,7 +23,7 @@ class NetworkPass:
     device: str
 
 
-class Estimate:
+class PassEstimate:
     """Passes of networks over clips, each known by its first batch."""
 
     def __init__(self) -> None:
@@ -76,13 +76,13 @@ class Estimate:
         self._left_out += seconds
 
 
-_estimate: ContextVar[Estimate | None] = ContextVar("estimate", default=None)
+_estimate: ContextVar[PassEstimate | None] = ContextVar("estimate", default=None)
 
 
 @contextmanager
-def estimating() -> Iterator[Estimate]:
+def estimating() -> Iterator[PassEstimate]:
     """Estimate the passes of networks in this context instead of running them."""
-    estimate = Estimate()
+    estimate = PassEstimate()
     token = _estimate.set(estimate)
     try:
         yield estimate
@@ -90,6 +90,6 @@ def estimating() -> Iterator[Estimate]:
         _estimate.reset(token)
 
 
-def current_estimate() -> Estimate | None:
+def current_estimate() -> PassEstimate | None:
     """The estimate of this context; None outside `estimating`."""
     return _estimate.get()
