@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,17 +43,18 @@ def validate(model: type[BaseModel], data: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def check_arguments(arguments: Iterable[str]) -> None:
-    """Check that a command line can be written to files, which are UTF-8.
+def check_arguments(options: Mapping[str, Any]) -> None:
+    """Check that the values of a command line's options can be written to files, which are UTF-8.
 
     Raises:
         ConfigError: for an argument with bytes that the locale cannot decode.
     """
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"{argument!r} is {NOT_UNICODE}") from error
+    for value in options.values():
+        for argument in map(str, value if isinstance(value, list) else [value]):
+            try:
+                argument.encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(f"{argument!r} is {NOT_UNICODE}") from error
 
 
 def one_line(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:

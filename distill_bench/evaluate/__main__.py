@@ -13,6 +13,7 @@ from distill_bench.networks.ranks import group_ranks, ranks, set_threads
 from distill_bench.registry import evaluators as all_evaluators
 from distill_bench.registry import usual_evaluators
 from distill_bench.sample.reference_kinds import COMPARED
+from distill_bench.store.files import user_text
 
 DESCRIPTION = """\
 Score a folder of clips and write one line per score to its metrics.jsonl.
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--set",
+        type=user_text,
         action="append",
         default=[],
         metavar="EVALUATOR.FIELD=VALUE",

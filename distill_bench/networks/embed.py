@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distill_bench.networks.ranks import ranks
 from distill_bench.networks.text_pipeline import load_texts
+from distill_bench.store.files import user_text
 from distill_bench.teachers.embeddings import has_text_encoder
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.hub import fetch
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--negative-prompt",
+        type=user_text,
         action="append",
         default=[],
         metavar="TEXT",

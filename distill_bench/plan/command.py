@@ -28,6 +28,7 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.plan.cost import passes, priced
 from distill_bench.plan.price import Device, price_table
+from distill_bench.store.files import user_text
 from distill_bench.teachers.folder import outlines
 
 PRICED_ROLES = ("student", "fake_score", "teacher", "target")
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--set",
+        type=user_text,
         action="append",
         default=[],
         metavar="KEY=VALUE",

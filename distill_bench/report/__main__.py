@@ -15,7 +15,7 @@ from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.rows import parse_keys
 from distill_bench.report.write import ReportError, report
 from distill_bench.store.failures import os_error
-from distill_bench.store.files import user_path
+from distill_bench.store.files import user_path, user_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--baseline",
+        type=user_text,
         metavar="KEY=VALUE,...",
         help="row that is subtracted in differences, e.g. method=dmd2,fake_score_updates=5; "
         "default: the sweep's baseline, else its first row",

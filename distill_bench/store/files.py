@@ -167,6 +167,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def user_text(text: str) -> str:
+    """A text of a command line; bytes that the locale cannot decode, as in C, count as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        with contextlib.suppress(UnicodeDecodeError):
+            return os.fsencode(text).decode()
+    return text
+
+
 def user_path(text: str) -> Path:
     """A path of a command line; shells leave the `~` of `--store=~/runs` as it is."""
     return Path(os.path.expanduser(text))

@@ -16,7 +16,7 @@ from distill_bench.config.sweep_file import SweepConfig, load_sweep
 from distill_bench.config.validation import check_arguments
 from distill_bench.registry import RegistryError
 from distill_bench.store.failures import FAILURE_KINDS
-from distill_bench.store.files import user_path
+from distill_bench.store.files import user_path, user_text
 from distill_bench.sweep.cancel import cancel_runs
 from distill_bench.sweep.launch import LaunchOptions, local_slots, run_debug, run_local, run_slurm
 from distill_bench.sweep.manifest import OpenSweep, check_writable, open_sweep, recorded_entries
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         ["--retry-failed=all" if a == "--retry-failed" else a for a in arguments]
     )
     try:
-        check_arguments(arguments)
+        check_arguments(vars(options))
         return _run(options)
     except (ConfigError, RegistryError, SchedulerError, TeacherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -81,11 +81,13 @@ def make_parser() -> argparse.ArgumentParser:
     runs = parser.add_argument_group("which runs")
     runs.add_argument(
         "--only",
+        type=user_text,
         metavar="CONDITION",
         help="only runs that satisfy the condition, e.g. \"method == 'a' and seed < 2\"",
     )
     runs.add_argument(
         "--set",
+        type=user_text,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -120,7 +122,10 @@ def make_parser() -> argparse.ArgumentParser:
         "auto (default): slurm if it is configured, else local",
     )
     where.add_argument(
-        "--profile", metavar="NAME", help="cluster settings of this name in clusters.yaml"
+        "--profile",
+        type=user_text,
+        metavar="NAME",
+        help="cluster settings of this name in clusters.yaml",
     )
     where.add_argument(
         "--jobs",

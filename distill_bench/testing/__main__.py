@@ -18,6 +18,7 @@ from pathlib import Path
 from distill_bench.config.overrides import parse_override
 from distill_bench.evaluate.__main__ import references_of
 from distill_bench.registry import find_plugin
+from distill_bench.store.files import user_text
 from distill_bench.testing.checks import CHECKS
 from distill_bench.testing.evaluator_checks import EVALUATOR_CHECKS, EvaluatorCase
 from distill_bench.testing.ranks import check_two_ranks
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("plugin", help="FILE:CLASS, MODULE:CLASS, or the name of an installed one")
     parser.add_argument(
         "--set",
+        type=user_text,
         action="append",
         default=[],
         metavar="FIELD=VALUE",

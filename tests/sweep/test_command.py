@@ -44,13 +44,24 @@ def test_only_a_launch_needs_a_writable_store(more, code, sweep_file, capsys):
     assert ("cannot write into /proc/nowhere" in capsys.readouterr().err) == (code == 2)
 
 
-@pytest.mark.parametrize("option", ["--store=caf\udce9", "--only=prompts == '\udcc3\udca9'"])
+@pytest.mark.parametrize("option", ["--store=caf\udce9", "--only=prompts == '\udce9'"])
 def test_arguments_that_no_file_could_record_are_refused(option, argv, tmp_path, capsys):
     """Bytes that an ASCII locale, or the encoding of another terminal, leaves undecoded."""
     assert main([*argv, option]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "is not valid Unicode; if it has letters beyond the locale's, set PYTHONUTF8=1" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_texts_are_utf_8_even_in_a_locale_without_their_letters(argv, capsys):
+    """In the C locale without coercion, Python passes undecoded bytes."""
+    texts = [
+        "--set=negative_prompt=fl\udcc3\udcbcchtig",
+        "--only=negative_prompt == 'fl\u00fcchtig'",
+    ]
+    assert main([*argv, "--status", *texts]) == 3
+    options = make_parser().parse_args(["s.yaml", "--only=\udcc3\udca9", "--profile=\udcce\udcb1"])
+    assert (options.only, options.profile) == ("\u00e9", "\u03b1")
 
 
 def test_a_tilde_that_the_shell_left_in_an_option_is_the_home_folder(monkeypatch):
