@@ -10,7 +10,10 @@ from distill_bench.config.identity import canonical, short_name
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.store.nested import flat
+from distill_bench.teachers.folder import EMBEDDED
 from distill_bench.teachers.prompts import FILE_PREFIX
+
+FILE_KEYS = {"teacher", "student", "prompts", "data", "negative_prompt", "network"}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -155,6 +158,28 @@ def absolute(path: str) -> str:
     """A path from the root folder; a prefix `file:` is kept."""
     prefix = FILE_PREFIX if path.startswith(FILE_PREFIX) else ""
     return prefix + str(Path(path.removeprefix(prefix)).absolute())
+
+
+def beside(folder: Path, content: Any, key: str = "") -> Any:
+    """Content of a YAML file in `folder`, with paths of files that only this folder has.
+
+    A relative path that the current folder has stays as it is, and so does one that neither has.
+
+    Args:
+        key: the last part of the dotted key under which the content stands.
+    """
+    if isinstance(content, dict):
+        return {k: beside(folder, v, str(k).rpartition(".")[2]) for k, v in content.items()}
+    if isinstance(content, list):
+        return [beside(folder, value, key) for value in content]
+    if not isinstance(content, str) or key not in FILE_KEYS or content in EMBEDDED:
+        return content
+    prefix = FILE_PREFIX if content.startswith(FILE_PREFIX) else ""
+    if key == "negative_prompt" and not prefix:  # a text
+        return content
+    path = folder / content.removeprefix(prefix)
+    elsewhere = path.exists() and not Path(content.removeprefix(prefix)).exists()
+    return f"{prefix}{path}" if elsewhere else content
 
 
 def has_values(data: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.identity import RUN_ID, group_id, run_id
 from distill_bench.config.overrides import (
     apply_overrides,
+    beside,
     has_values,
     override_sweep,
     run_value,
@@ -268,6 +269,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] = {}) -> SweepConfig:
             f"{path}: a sweep file is a mapping with question, base, grid, seeds; "
             f"found {type(data).__name__}"
         )
+    data = beside(path.absolute().parent, data)
     data = override_sweep({"name": path.stem} | data, overrides, path)
     if "cluster" in data or profiles_file().is_file():
         data["cluster"] = with_profile(data.get("cluster") or {})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.overrides import has_values
 from distill_bench.config.resolve import load_run, method_of, resolve
@@ -106,6 +107,28 @@ def test_relative_paths_in_conditions_and_baselines_name_the_same_files(launch, 
         "prompts": str(launch / "p.txt"),
     }
     assert config.negative_prompt == baseline["negative_prompt"]
+
+
+def test_files_that_the_launch_folder_lacks_lie_beside_the_sweep_file(launch, tmp_path):
+    beside = tmp_path / "sweeps"
+    beside.mkdir()
+    for name, text in {"p.txt": "a dog", "q.txt": "a cat", "n.txt": "dim", "blurry": "x"}.items():
+        (beside / name).write_text(text)
+    (beside / "mini-wan").mkdir()
+    file = beside / "s.yaml"
+    file.write_text(
+        "question: q\nbase: {method: dmd2, teacher: mini-wan, negative_prompt: blurry, nfe: 1}\n"
+        "grid: {prompts: [p.txt, q.txt]}\n"
+        "include: [{method: dmd2, negative_prompt: 'file:n.txt'}]\n"
+        "baseline: {prompts: q.txt}\n"
+    )
+    here, there, other = load_sweep(file).expand()
+    assert here.prompts == str(launch / "p.txt")
+    assert there.prompts == str(beside / "q.txt")
+    assert (there.negative_prompt, there.teacher) == ("blurry", "mini-wan")
+    assert other.negative_prompt == f"file:{beside / 'n.txt'}"
+    with pytest.raises(ConfigError, match="prompts r.txt: No such file"):
+        load_sweep(file, {"prompts": "r.txt"}).expand()
 
 
 def test_names_and_missing_paths_stay_as_they_are(tmp_path, monkeypatch):
