@@ -32,7 +32,7 @@ from distill_bench.store.failures import first_line
 from distill_bench.store.files import existing_folder, read_jsonl
 from distill_bench.store.nested import describe_differences
 from distill_bench.store.runs import read_result, run_state, unsampled
-from distill_bench.sweep.manifest import OpenSweep
+from distill_bench.sweep.manifest import OpenSweep, check_writable
 from distill_bench.sweep.status import ENDED
 from distill_bench.teachers.contents import weight_shapes
 from distill_bench.teachers.folder import TeacherError, teacher_folder
@@ -59,6 +59,7 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
             raise ConfigError(f"{run}: {error}; set cluster.tasks") from error
     if (folder := sweep.out / sweep.config.name).exists() and not folder.is_dir():
         raise ConfigError(f"results go to {folder}, which is not a folder; remove it, or set --out")
+    check_writable(folder, folder / "figures")
     check_rows(sweep)
     check_initial_runs(sweep)
     config = next(iter(sweep.runs.values()))  # all runs share a protocol

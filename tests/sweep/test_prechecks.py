@@ -76,6 +76,15 @@ def test_a_file_in_the_place_of_the_results_is_named_before_the_first_run(tmp_pa
     assert refused(tmp_path, "[fidelity]", "{}", "which is not a folder", capsys)
 
 
+@pytest.mark.parametrize("folder", ["s", "s/figures"])
+def test_unwritable_results_of_the_sweep_are_named_before_the_first_run(folder, tmp_path, capsys):
+    """For instance those of another user; nobody can write into /proc."""
+    path = tmp_path / "results" / folder
+    path.parent.mkdir(parents=True)
+    path.symlink_to("/proc")
+    assert refused(tmp_path, "[fidelity]", "{}", f"cannot write into {path}: ", capsys)
+
+
 def test_clips_that_do_not_fit_the_disk_are_named_before_the_first_run(
     tmp_path, capsys, monkeypatch
 ):
