@@ -20,7 +20,7 @@ VIDEO_SUFFIXES = (
     ".vob", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".ogg", ".3gp", ".3g2", ".qt", ".mj2",
     ".mxf", ".nut", ".dv", ".y4m", ".ivf", ".obu", ".rm", ".rmvb", ".divx", ".swf", ".h264",
     ".264", ".h265", ".265", ".hevc", ".mjpeg", ".mjpg", ".m1v", ".m2v", ".mpv", ".av1", ".gxf",
-    ".wtv", ".amv", ".nsv", ".roq", ".smk", ".bik", ".mk3d", ".psp",
+    ".wtv", ".amv", ".nsv", ".roq", ".smk", ".bik", ".mk3d", ".psp", ".mpe", ".apng", ".vc1",
 )  # fmt: skip
 KINDS = "mp4, avi, mkv, webm and other videos, gif, webp, npy"
 NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg
@@ -82,8 +82,8 @@ def read_video(path: Path) -> ClipFile:
 
     Raises:
         ValueError: if the file does not hold one video stream, or the stream is damaged, of no
-            constant rate, turned by another angle than a multiple of 90 degrees, or of pixels that
-            are not square.
+            constant rate, turned by another angle than a multiple of 90 degrees, transparent, or of
+            pixels that are not square.
     """
     import av  # optional: distill-bench[video]
 
@@ -97,6 +97,8 @@ def read_video(path: Path) -> ClipFile:
         for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise ValueError(f"its frame {len(frames)} is damaged")
+            if any(component.is_alpha for component in frame.format.components):
+                _refuse_transparent(frame.to_ndarray(format="rgba")[..., 3].min())
             frames.append(frame.to_ndarray(format="rgb24"))
             times.append((frame.pts, frame.duration))
             matrices.add(_display_matrix(frame))
@@ -195,6 +197,12 @@ def _refuse_wide_pixels(aspect: Fraction | None) -> None:
         )
 
 
+def _refuse_transparent(lowest: int) -> None:
+    """Raise ValueError if the lowest alpha of a frame is below 255."""
+    if lowest < 255:
+        raise ValueError("it has transparent pixels, whose colour is undefined; put it on a ground")
+
+
 def read_animation(path: Path) -> ClipFile:
     """Read a gif or webp, repeating each stored frame for as long as it is shown."""
     from PIL import Image, ImageOps, ImageSequence  # slow to import
@@ -202,6 +210,7 @@ def read_animation(path: Path) -> ClipFile:
     frames, milliseconds = [], []
     with Image.open(path) as image:
         for frame in ImageSequence.Iterator(image):
+            _refuse_transparent(frame.convert("RGBA").getchannel("A").getextrema()[0])
             frames.append(np.asarray(ImageOps.exif_transpose(frame).convert("RGB")))
             milliseconds.append(round(frame.info.get("duration", 0)))
     clip = np.stack(frames).transpose(0, 3, 1, 2)

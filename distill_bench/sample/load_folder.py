@@ -29,7 +29,7 @@ from rich.progress import track
 
 from distill_bench.evaluator import Clips
 from distill_bench.sample.clip_files import KINDS, READERS, ClipFile, read_clip
-from distill_bench.store.files import read_json, read_text, text_lines
+from distill_bench.store.files import read_json, read_text, text_lines, warn_of_unused
 
 MANIFEST = "manifest.jsonl"
 CACHE = ".features"
@@ -303,6 +303,8 @@ def _manifest(folder: Path, kind: type[Line]) -> list[Line]:
     ]
     if not lines:
         raise ValueError(f"{path} is empty; it needs one line per clip")
+    entries = (json.loads(text) for text in texts if text.strip())
+    warn_of_unused(path, entries, [*kind.model_fields])
     return lines
 
 

@@ -7,7 +7,8 @@ that codes put around a network (`model.`, `_fsdp_wrapped_module.`) are removed.
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ STUDENTS = ("generator_ema", "ema", "generator", "student", "model", "state_dict
 LORA = re.compile(
     r"(.+)\.(lora_A|lora_B|lora_down|lora_up|alpha|diff|diff_b)(\.default)?(\.weight)?"
 )
+FACTORS = {"lora_A", "lora_B", "lora_down", "lora_up"}
 LORA_METADATA = "lora_adapter_metadata"  # of diffusers' LoRA files: rank and alpha
 Shape = tuple[int, ...]
 
@@ -179,7 +181,7 @@ def _without_wrappers(name: str) -> str:
 # --- LoRA ---
 
 
-def _check_layers(names: Iterable[str], expected: Iterable[str], path: Path) -> None:
+def _check_layers(names: Collection[str], expected: Iterable[str], path: Path) -> None:
     """Raise TeacherError unless every entry of a LoRA file belongs to a layer of the network."""
     layers = {name.rpartition(".")[0] for name in expected}
     unknown = sorted(
@@ -189,6 +191,14 @@ def _check_layers(names: Iterable[str], expected: Iterable[str], path: Path) -> 
         raise TeacherError(
             f"{path} does not fit the teacher's transformer: {len(unknown)} entries belong to no "
             f"layer of it, e.g. {unknown[0]}; name a LoRA of the teacher's architecture"
+        )
+    factors = Counter(
+        match[1] for name in names if (match := LORA.fullmatch(name)) and match[2] in FACTORS
+    )
+    if halves := sorted(layer for layer, count in factors.items() if count != 2):
+        raise TeacherError(
+            f"{path} has one factor of two for {len(halves)} layers, e.g. {halves[0]}: it is cut "
+            "off; save or download it again"
         )
 
 

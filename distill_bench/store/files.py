@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -146,6 +147,25 @@ def read_jsonl(path: Path) -> list[Any]:
 @cache  # once per process
 def _warn_skipped(path: Path, count: int) -> None:
     print(f"{path}: {count} damaged lines are skipped", file=sys.stderr, flush=True)
+
+
+def warn_of_unused(path: Path, entries: Iterable[Any], known: Collection[str]) -> None:
+    """Print the keys of a user's entries that nothing reads, with their number, once per process.
+
+    Args:
+        entries: of a JSON file; those that are no mappings have no keys.
+        known: keys that are read, or left out on purpose.
+    """
+    counts = Counter(key for entry in entries if isinstance(entry, dict) for key in entry)
+    unused = {key: count for key, count in counts.items() if key not in known}
+    if unused:
+        keys = ", ".join(f"{key!r} ({count} times)" for key, count in unused.items())
+        _print_once(f"{path}: keys that are not used: {keys}; known: {', '.join(known)}")
+
+
+@cache  # once per process
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def last_lines(path: Path, size: int = 16384) -> list[str]:

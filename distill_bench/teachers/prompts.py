@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
-from distill_bench.store.files import read_text, text_lines
+from distill_bench.store.files import read_text, text_lines, warn_of_unused
 
+VBENCH = ("prompt_en", "dimension", "auxiliary_info")  # keys of its list of prompts
 PUBLISHED = "default"  # the value of a key `negative_prompt` that selects the teacher's own
 FILE_PREFIX = "file:"  # prefix of a value that names a file
 
@@ -52,15 +54,13 @@ def read_entries(path: Path) -> list[PromptEntry]:
             raise ValueError(
                 f"prompts {path}: expected a list of strings or of {{'prompt': TEXT}}, found {kind}"
             )
-        prompts = [
-            _prompt(entry, f"prompts {path}, entry {number}")
-            for number, entry in enumerate(entries, 1)
-        ]
+        places = [(f"prompts {path}, entry {number}", e) for number, e in enumerate(entries, 1)]
+        prompts = _prompts(path, places)
     else:
         lines = [(n, line.strip()) for n, line in enumerate(text_lines(text), 1) if line.strip()]
         if path.suffix.lower() == ".jsonl":
             places = [(f"prompts {path}, line {number}", line) for number, line in lines]
-            prompts = [_prompt(_parse_json(line, place), place) for place, line in places]
+            prompts = _prompts(path, [(place, _parse_json(line, place)) for place, line in places])
         else:
             prompts = [PromptEntry(prompt=line) for _, line in lines]
     if not prompts:
@@ -116,6 +116,18 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error.msg}") from error
+
+
+def _prompts(path: Path, places: Sequence[tuple[str, Any]]) -> list[PromptEntry]:
+    """The entries of a JSON file.
+
+    Args:
+        places: place of each entry for messages, and the entry.
+    """
+    prompts = [_prompt(entry, place) for place, entry in places]
+    known = [*PromptEntry.model_fields, *VBENCH]
+    warn_of_unused(path, (entry for _, entry in places), known)
+    return prompts
 
 
 def _prompt(entry: Any, where: str) -> PromptEntry:

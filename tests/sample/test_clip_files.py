@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_folders import save_animation, save_clip, save_video
+from PIL import Image
 
 from distill_bench.domain import controls
 from distill_bench.sample.clip_files import (
@@ -176,3 +177,30 @@ def test_pixels_that_are_not_square_are_refused(tmp_path):
     save_video(tmp_path / "b.mp4", frames, 8, sample_aspect_ratio=Fraction(4, 3))
     with pytest.raises(ValueError, match="its pixels are not square, but 4:3"):
         read_clip(tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".apng", ".mkv"])
+def test_transparent_pixels_are_refused_and_an_opaque_alpha_is_not(suffix, tmp_path):
+    """Their colours are undefined; a player shows the ground behind them."""
+    av = pytest.importorskip("av")
+    colours = np.arange(4 * 16 * 16 * 3).reshape(4, 16, 16, 3) % 251
+    for name, lowest in (("opaque", 255), ("clear", 0)):
+        path, alpha = tmp_path / f"{name}{suffix}", np.full((4, 16, 16, 1), 255)
+        alpha[:, :8] = lowest
+        pictures = np.concatenate([colours, alpha], -1).astype(np.uint8)
+        if suffix in (".webp", ".gif"):
+            first, *others = map(Image.fromarray, pictures)
+            options = {"duration": 125, "lossless": True}
+            first.save(path, save_all=True, append_images=others, **options)
+            continue
+        with av.open(str(path), "w") as container:
+            codec = {".apng": "apng", ".mkv": "ffv1"}[suffix]
+            stream = container.add_stream(codec, rate=8)
+            stream.width = stream.height = 16
+            stream.pix_fmt = {".apng": "rgba", ".mkv": "bgra"}[suffix]
+            for picture in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgba")))
+            container.mux(stream.encode())
+    assert read_clip(tmp_path / f"opaque{suffix}").frames.shape == (4, 3, 16, 16)
+    with pytest.raises(ValueError, match="transparent pixels"):
+        read_clip(tmp_path / f"clear{suffix}")

@@ -80,3 +80,19 @@ def test_clips_without_a_manifest_have_no_captions(tmp_path):
         np.save(tmp_path / f"{i}.npy", clip)
     clips = load_clips(tmp_path)
     assert (clips.prompts, clips.seeds, clips.fps) == ([""] * 3, [0, 1, 2], 8)
+
+
+def test_keys_of_a_manifest_that_nothing_reads_are_named_once_with_their_number(tmp_path, capsys):
+    for name, clip in zip("ab", controls.rendered(2, 0)[0], strict=True):
+        save_clip(tmp_path / f"{name}.mp4", clip)
+    entries = [{"file": f"{name}.mp4", "prompt": name, "frame_rate": 24} for name in "ab"]
+    entries[0]["note"] = "x"
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (tmp_path / "manifest.jsonl").write_text(lines)
+    for _ in range(2):
+        assert load_clips(tmp_path).prompts == ["a", "b"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "keys that are not used: 'frame_rate' (2 times), 'note' (1 times); "
+        "known: file, prompt, seed, fps"
+    )

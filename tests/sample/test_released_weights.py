@@ -191,6 +191,13 @@ def test_a_lora_of_another_network_is_refused(tiny_wan, tmp_path):
     assert "2 entries belong to no layer of it, e.g. blocks.7.ffn.net.0.proj.lora_A" in message
 
 
+def test_a_lora_that_lacks_a_factor_of_a_layer_is_refused(tiny_wan, tmp_path):
+    entries = lora(False, None)
+    del entries["transformer.blocks.0.attn1.to_q.lora_B.weight"]
+    message = refusal(entries, tmp_path, tiny_wan)
+    assert "has one factor of two for 1 layers, e.g. blocks.0.attn1.to_q" in message
+
+
 @pytest.mark.slow
 def test_an_exported_adapter_is_the_merged_export(make_run, tmp_path):
     """Its alpha stands in the metadata of the file."""

@@ -261,3 +261,12 @@ def test_ranks_share_the_prompts(tiny_wan, prompts, tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.delenv("RANK")
     assert embedding.embed(str(tiny_wan), [prompts], tmp_path)[1] == 0
+
+
+def test_keys_of_prompts_that_nothing_reads_are_named_once_but_not_vbench_s(tmp_path, capsys):
+    entries = [{"prompt": "a", "negative_prompt": "b"}, {"prompt_en": "c", "dimension": ["d"]}]
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    for _ in range(2):
+        assert read_prompts(tmp_path / "p.json") == ["a", "c"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "p.json: keys that are not used: 'negative_prompt' (1 times); known: prompt" in line
