@@ -1,6 +1,9 @@
 """Command line: `distill-bench pretrain`, which trains the shipped networks."""
 
 import argparse
+import csv
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,6 +20,9 @@ from distill_bench.pretrain.fit_autoencoder import (
 from distill_bench.pretrain.fit_encoders import train_encoders
 from distill_bench.pretrain.fit_mixture import fit_mixture
 from distill_bench.pretrain.fit_teacher import CheckpointError, train_teacher
+from distill_bench.pretrain.quality import written_quality
+
+NEW_NOISE = 1001  # first seed of noise that no choice was made on
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--encoders", action="store_true", help="train the evaluators' networks")
     kind.add_argument("--mixture", action="store_true", help="fit the mixture teacher's network")
+    kind.add_argument(
+        "--measure",
+        type=int,
+        metavar="SETS",
+        help="train nothing: print, as CSV, the quality of the written teacher's samples from this "
+        "many new sets of noise; minutes per set",
+    )
     parser.add_argument("--out", type=Path, help="default: the assets of the package")
     parser.add_argument(
         "--work",
@@ -87,6 +100,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 0
     options.out = options.out or ASSETS / "mini-wan"
+    if options.measure:
+        print_quality(written_quality(options.out, range(NEW_NOISE, NEW_NOISE + options.measure)))
+        return 0
     options.batch, options.lr = options.batch or 32, options.lr or 1.5e-3
     options.steps, options.clips = options.steps or 24_000, options.clips or 40_000
     options.work.mkdir(parents=True, exist_ok=True)
@@ -98,6 +114,17 @@ def main(argv: list[str] | None = None) -> int:
     except CheckpointError as error:
         parser.error(str(error))
     return 0
+
+
+def print_quality(rows: Iterable[dict[str, float]]) -> None:
+    """Print rows of equal columns as CSV, each when it is measured."""
+    writer = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """Quality of mini-wan: attributes that captions name, and the distribution of free speeds."""
 
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
 import numpy as np
 import torch
+from diffusers import WanTransformer3DModel
 from scipy.stats import wasserstein_distance
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.domain import shapes
@@ -29,6 +34,8 @@ BATCH = 54
 DATA_KEYS = 5_000_000  # of the clips whose speeds stand for the data's
 HELD_OUT_KEY = 4_000_000  # of the clips that are compared with the training clips
 DATA_CLIPS = 20_000
+DATA_SETS = 6  # FD between two sets of data varies by a factor of two: all pairs are averaged
+NOISE = 2  # seed of the samples' noise
 
 
 @torch.no_grad()
@@ -59,8 +66,9 @@ def measure_quality(
     network: TeacherNetwork,
     vae: FrameAutoencoder,
     tokenizer: PreTrainedTokenizerFast,
-    latents: Tensor,
+    latents: Tensor | None,
     final: bool,
+    noise: int = NOISE,
 ) -> dict[str, float]:
     """Quality of COUNTS samples; of FINAL_COUNTS, also guided, if `final`.
 
@@ -73,7 +81,7 @@ def measure_quality(
             per frame, mean speed over the data's, share of still clips less the data's.
         guided_speed_w1, guided_mean_speed, guided_still: the same, guided; final only.
         fd, fd_floor: Fréchet distance of the unguided samples of all captions to data of the same
-            captions, and of such data to other such data; final only.
+            captions, and of such data to other such data, means over sets of data; final only.
         nearest: distance of named samples to their nearest training clip over the distance of
             held-out clips, medians; final only. Copies of training clips would bring it to 0.
 
@@ -81,8 +89,9 @@ def measure_quality(
         network: the teacher.
         vae: its autoencoder.
         tokenizer: its tokenizer.
-        latents: of the training clips, (N, 4, T, 8, 8).
+        latents: of the training clips, (N, 4, T, 8, 8); None: without `nearest`.
         final: measure everything.
+        noise: seed of the samples' noise.
     """
     network.eval()
     counts = FINAL_COUNTS if final else COUNTS
@@ -90,7 +99,7 @@ def measure_quality(
 
     def clips(attributes: list[shapes.Attributes], guidance: float) -> np.ndarray:
         captions = [shapes.caption(a) for a in attributes]
-        return sample_clips(network, vae, tokenizer, captions, seed=2, guidance=guidance)
+        return sample_clips(network, vae, tokenizer, captions, noise, guidance)
 
     unguided, unguided_free = clips(named, 1.0), clips(free, 1.0)
     quality: dict[str, float] = {"stepping": STEPPING, "shift": SHIFT}
@@ -102,18 +111,28 @@ def measure_quality(
         quality["guided"] = oracle_accuracy(clips(named, GUIDANCE), named)["all"]
         guided = speed_quality(clips(free, GUIDANCE))
         quality |= {f"guided_{name}": value for name, value in guided.items()}
+    if final and latents is not None:
         held_out = render_clips(named, HELD_OUT_KEY, silent=True)
         distances = [nearest_distance(vae, x, latents) for x in (unguided, held_out)]
         quality["nearest"] = round(distances[0] / distances[1], 4)
     return quality
 
 
+def written_quality(folder: Path, seeds: Iterable[int]) -> Iterator[dict[str, float]]:
+    """Final quality of a written teacher without `nearest`, one row per seed of the noise."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    vae = FrameAutoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    network = TeacherNetwork(len(tokenizer))
+    for name, kind in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
+        setattr(network, name, kind.from_pretrained(folder / name, torch_dtype=torch.float32))
+    for seed in seeds:
+        quality = measure_quality(network, vae, tokenizer, None, True, seed)
+        yield {"noise": seed} | quality
+
+
 def distance_to_data(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:
-    """Fréchet distance of clips to data of the same captions, and of other data to these."""
+    """Fréchet distance of clips to data of the same captions, and between sets of such data."""
     classifier, _, _ = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER)
-    data, other = (
-        render_clips(attributes, DATA_KEYS + i * len(attributes), silent=True) for i in range(2)
-    )
 
     @torch.no_grad()
     def features(frames: np.ndarray) -> Tensor:
@@ -121,9 +140,13 @@ def distance_to_data(clips: np.ndarray, attributes: list[shapes.Attributes]) -> 
         scaled = (encoders.scaled(part).transpose(1, 2) for part in parts)
         return torch.cat([classifier.standard_features(part) for part in scaled])
 
-    real = features(data)
-    distances = [frechet_distance(features(x), real) for x in (clips, other)]
-    return {name: round(float(x), 4) for name, x in zip(("fd", "fd_floor"), distances, strict=True)}
+    starts = [DATA_KEYS + i * len(attributes) for i in range(DATA_SETS)]
+    data = [features(render_clips(attributes, start, silent=True)) for start in starts]
+    samples = features(clips)
+    distances = [frechet_distance(samples, real) for real in data]
+    floors = itertools.starmap(frechet_distance, itertools.combinations(data, 2))
+    fd, floor = (float(np.mean([float(x) for x in values])) for values in (distances, floors))
+    return {"fd": round(fd, 4), "fd_floor": round(floor, 4)}
 
 
 def nearest_distance(vae: FrameAutoencoder, clips: np.ndarray, latents: Tensor) -> float:

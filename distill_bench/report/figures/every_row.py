@@ -17,6 +17,7 @@ from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import Row
 from distill_bench.report.tables.differences import against_baseline, verdict
 
+LETTER = 0.075  # inches of a letter in a row's name
 REFERENCE = {"marker": "d", "color": QUIET, "linestyle": "none"}
 
 
@@ -121,13 +122,14 @@ def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Ax
     """Make `count` panels with one line per row; only the first row of a series has its name."""
     wide = canvas.panels_per_line(count)
     tall = -(-count // wide)
-    figure = Figure(figsize=(2.2 + 2.4 * wide, tall * (0.9 + 0.2 * len(rows))))
-    panels = list(figure.subplots(tall, wide, sharey=True, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.set_visible(False)
     labels = [
         _line_label(row, before, axis) for row, before in zip(rows, [None, *rows], strict=False)
     ]
+    names = max(2.2, LETTER * max(map(len, labels)))
+    figure = Figure(figsize=(names + 2.4 * wide, tall * (0.9 + 0.2 * len(rows))))
+    panels = list(figure.subplots(tall, wide, sharey=True, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
     for axes in panels[:count]:
         axes.set_yticks(range(len(rows)), labels)
         axes.tick_params("y", length=0)
@@ -137,7 +139,7 @@ def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Ax
 
 def _line_label(row: Row, before: Row | None, axis: str) -> str:
     """Series and place of a row; only the place if the row above has the same series."""
-    series = canvas.shortened(row.series, 34)
+    series = canvas.shortened(row.series, 44)
     if not row.at:
         return series
     place = show_value(row.at, axis).rjust(4, "\u2007")  # figure spaces align the places
