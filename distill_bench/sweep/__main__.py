@@ -272,12 +272,7 @@ def _preview(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -
         sweep = open_sweep(config, options.store, options.out)
         chosen = sweep.only(options.only)
         queue = read_queue(options.store, on_slurm)
-        seeds = config.seeds if isinstance(config.seeds, int) else len(config.seeds)
-        if duplicates := sum(1 for _ in config.cells()) * seeds - len(sweep.runs):
-            console.print(
-                f"{duplicates} more cells are the same runs as others: "
-                "they differ in nothing that changes a run's numbers"
-            )
+        _print_unused(sweep)
         statuses = read_statuses(chosen.store, chosen.entries, queue)
         # torch takes seconds
         from distill_bench.sweep.preview import print_preview
@@ -304,6 +299,7 @@ def _launch(
     sweep = open_sweep(config, options.store, options.out)
     chosen = sweep.only(options.only)
     check_writable(options.store, options.out)
+    _print_unused(sweep)
     jobs, processes = _slots(config, options, on_slurm)
     for warning in _check_before(chosen, processes, launch.stale):
         warn(warning)
@@ -320,6 +316,21 @@ def _launch(
     else:
         run_local(chosen, jobs, launch, processes)
     return _finish(sweep, chosen, launch, on_slurm)
+
+
+def _print_unused(sweep: OpenSweep) -> None:
+    """Print the cells that are no runs of their own, and the conditions that exclude none."""
+    config = sweep.config
+    seeds = config.seeds if isinstance(config.seeds, int) else len(config.seeds)
+    if duplicates := len(config.cells()) * seeds - len(sweep.runs):
+        console.print(
+            f"{duplicates} more cells are the same runs as others: "
+            "they differ in nothing that changes a run's numbers"
+        )
+    every = len(config.model_copy(update={"exclude": []}).cells())
+    for condition in config.exclude:
+        if len(config.model_copy(update={"exclude": [condition]}).cells()) == every:
+            warn(f"exclude {condition!r} removes no cell")
 
 
 def _slots(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -> tuple[int, int]:

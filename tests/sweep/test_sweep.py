@@ -254,12 +254,22 @@ def test_a_preview_and_a_status_start_nothing(sweep_yaml, tmp_path, capsys):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_preview_counts_cells_that_are_the_same_run(sweep_yaml, tmp_path, capsys):
-    grid = {"method": ["dmd2"], "gradient_checkpointing": [False, True], "nfe": [1, 2]}
-    assert main(arguments(sweep_yaml(grid=grid, seeds=2), tmp_path, "--dry-run")) == 0
-    out = capsys.readouterr().out
+@pytest.mark.parametrize(
+    "options", [["--dry-run"], ["--set=protocol.evaluators=[exact_divergence]"]]
+)
+def test_cells_that_are_the_same_run_and_idle_conditions_are_named(
+    options, sweep_yaml, tmp_path, capsys
+):
+    """In a preview, and in a launch, which is refused afterwards."""
+    grid = {"method": ["dmd2"], "gradient_checkpointing": [False, True], "nfe": [1, 2, 4]}
+    path = sweep_yaml(grid=grid, seeds=2, exclude=["nfe == 4", "method == 'dmd3'"])
+    launched = "--dry-run" not in options
+    assert main(arguments(path, tmp_path, *options)) == 2 * launched
+    out, error = capsys.readouterr()
     assert "4 more cells are the same runs as others" in out
-    assert "4 runs (4 missing)" in out
+    assert "warning: exclude \"method == 'dmd3'\" removes no cell" in out
+    assert "nfe == 4" not in out
+    assert "4 runs (4 missing)" in out or "exact_divergence cannot score the clips" in error
 
 
 def test_a_preview_prices_the_stages_of_runs_by_similar_ones(sweep_yaml, tmp_path, capsys):
