@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from distill_bench.draws import Draws
 from distill_bench.evaluator import Citation as Citation
-from distill_bench.noise import add_noise, over, x0_to_velocity
+from distill_bench.noise import GuidanceScale, add_noise, over, x0_to_velocity
 
 # Types of a method's fields that state their range; it is checked when a run is resolved.
 Count = Annotated[int, Field(ge=1)]
@@ -145,7 +145,7 @@ class Nets:
     target: Denoise | None = None
     unguided_teacher: Role | None = None
     null_text: Tensor | None = None  # (1, L, D), of the empty or the negative prompt
-    guidance_scale: float = 1.0  # uncond + guidance_scale * (cond - uncond); 1 is no guidance
+    guidance_scale: GuidanceScale = 1.0  # g of uncond + g (cond - uncond); see noise.guidance_at
     # Latents (B, C, T, H, W) -> video (B, 3, F, Y, X) in [-1, 1], differentiable.
     decode: Callable[[Tensor], Tensor] | None = None
     # The networks that the method's `modules` built.

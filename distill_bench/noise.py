@@ -6,11 +6,38 @@ Every function takes sigma as (B,) and latents as (B, C, T, H, W); other trailin
 The functions `vp_*` translate networks that were trained with variance-preserving noise.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 # `renoise`, `ode`, or the share of noise that a step draws anew (`distill_bench.rollout.mixed`)
 Stepping = str | float
+
+
+@dataclass(frozen=True)
+class GuidanceByLevel:
+    """Guidance scales of a teacher with two experts, each for the samples of its noise levels."""
+
+    high_noise: float
+    low_noise: float
+    boundary: float  # lowest noise level of the high-noise expert
+
+
+GuidanceScale = float | GuidanceByLevel
+
+
+def guidance_at(scale: GuidanceScale, sigma: Tensor, x: Tensor) -> Tensor | float:
+    """Guidance scale at noise levels sigma (B,); one per sample broadcasts over x (B, ...)."""
+    if isinstance(scale, GuidanceByLevel):
+        high = is_high_noise(sigma, scale.boundary)
+        return over(torch.where(high, scale.high_noise, scale.low_noise), x)
+    return scale
+
+
+def is_high_noise(sigma: Tensor, boundary: float) -> Tensor:
+    """True for noise levels of the high-noise expert, by diffusers' WanPipeline's rule."""
+    return 1000 * sigma >= 1000 * boundary
 
 
 def over(sigma: Tensor, x: Tensor) -> Tensor:

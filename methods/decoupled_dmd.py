@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill_bench.method import Batch, Citation, Loss, Method, Nets, Preset, dmd_normaliser, toward
-from distill_bench.noise import add_noise
+from distill_bench.noise import add_noise, guidance_at
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,5 @@ class DecoupledDMD(Method):
         texts = torch.cat([batch.text, nets.null_text.expand_as(batch.text)])
         x_t, sigma = torch.cat([x_t, x_t]), torch.cat([sigma, sigma])
         x_c, x_u = nets.unguided_teacher(x_t, sigma, texts).chunk(2)
-        return -(nets.guidance_scale - 1) * (x_c - x_u) / dmd_normaliser(x0, x_c)
+        scale = guidance_at(nets.guidance_scale, sigma.chunk(2)[0], x0)
+        return -(scale - 1) * (x_c - x_u) / dmd_normaliser(x0, x_c)

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,11 @@ def check_run(run: Candidate) -> None:
     check_plugins(run.config)
     check_pipelines(run)
     check_numbers(run.config)
+    scales = {
+        "guidance_scale": run.config.guidance_scale,
+        "protocol.teacher_guidance": run.config.protocol.teacher_guidance,
+    }
+    check_guidance(scales, run.teacher, run.config.teacher)
     check_steps(run)
     check_memory_settings(run)
 
@@ -173,6 +178,23 @@ def check_seeds(config: RunConfig, path: Path) -> None:
                 f"prompts {path}: {prompt!r} has the seeds {seed} and {next_seed}, but gives "
                 f"{least} clips, with consecutive seeds, per entry; write seeds {least} or more "
                 "apart, or lower protocol.clips_per_prompt and protocol.clips"
+            )
+
+
+def check_guidance(
+    scales: Mapping[str, float | Mapping[str, float]], teacher: Teacher, name: str
+) -> None:
+    """Check that only the scale of a teacher with two experts names experts.
+
+    Args:
+        scales: by the key that states one.
+        name: of the teacher.
+    """
+    for key, scale in scales.items():
+        if isinstance(scale, Mapping) and teacher.boundary is None:
+            raise ConfigError(
+                f"{key}: a scale per expert needs a teacher with two experts, and {name} has one "
+                "network; write a number"
             )
 
 

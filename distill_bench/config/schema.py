@@ -3,11 +3,13 @@
 `distill-bench keys` prints the reference table from the texts below the keys.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from distill_bench.config.validation import Count, StrictModel
+from distill_bench.teachers.diffusers_folder import EXPERTS
 
 
 def _named_stepping(value: Any) -> Any:
@@ -17,6 +19,24 @@ def _named_stepping(value: Any) -> Any:
     return value
 
 
+def _scale_per_expert(value: Any) -> Any:
+    """Check the names of experts; equal scales become one number, so that they have equal ids."""
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() != EXPERTS.keys():
+        names = ", ".join(map(str, value)) or "no expert"
+        raise ValueError(f"names {names}; write a number, or one for each of {', '.join(EXPERTS)}")
+    scales = {expert: value[expert] for expert in EXPERTS}
+    for expert, scale in scales.items():
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or scale < 0:
+            raise ValueError(f"{expert} is {scale!r}; a guidance scale is a number of at least 0")
+    return scales if len(set(scales.values())) > 1 else scales["high_noise"]
+
+
+NotNegativeScale = Annotated[float, Field(ge=0)]
+GuidanceKey = Annotated[
+    NotNegativeScale | dict[str, NotNegativeScale], BeforeValidator(_scale_per_expert)
+]
 SteppingKey = Annotated[
     Literal["renoise", "ode"] | Annotated[float, Field(gt=0, lt=1)],
     BeforeValidator(_named_stepping),
@@ -49,8 +69,8 @@ class ProtocolConfig(StrictModel):
     """First seed of the clips' noise, equal for every row; `seed` of a prompt in a file wins."""
     teacher_steps: Count = key(32)
     """Sampling steps of the teacher's reference clips."""
-    teacher_guidance: float = key(3.0, ge=0)
-    """Guidance scale of the teacher's reference clips."""
+    teacher_guidance: GuidanceKey = key(3.0)
+    """Guidance scale of the teacher's reference clips, as `guidance_scale` of a run."""
     teacher_shift: float | None = key(None, gt=0, added=True)
     """Shift of the noise levels of the teacher's reference clips; null: `shift` of the run."""
     teacher_stepping: SteppingKey = key("ode", added=True)
@@ -149,8 +169,8 @@ class RunConfig(StrictModel):
     """Hash of the clips; written when the run is resolved."""
     reuse_rollout: bool | Literal["graph"] = key(False)
     """First fake-score update: true reuses the student's samples, graph their forward pass too."""
-    guidance_scale: float = key(3.0, ge=0)
-    """g in uncond + g (cond - uncond); 1: no guidance."""
+    guidance_scale: GuidanceKey = key(3.0)
+    """g in uncond + g (cond - uncond), 1: none; or `high_noise` and `low_noise`, one per expert."""
     negative_prompt: str = key("", in_id=False)
     """Prompt of uncond: a text, `file:PATH`, or `default`, the one published with the teacher."""
     negative_prompt_hash: str = key("", added=True)

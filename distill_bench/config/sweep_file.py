@@ -18,6 +18,7 @@ from distill_bench.config.analysis.contrasts import (
     check_contrasts,
     contrast_terms,
 )
+from distill_bench.config.checks import check_guidance
 from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError, hint
@@ -37,6 +38,7 @@ from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
 from distill_bench.store.nested import flat
+from distill_bench.teachers.kinds import find_teacher
 
 LABEL = "label"  # key of a cell that is not a key of its run
 _MISSING = object()
@@ -139,7 +141,16 @@ class SweepConfig(StrictModel):
         return list(runs.values())
 
     def untrained_rows(self, runs: Sequence[RunConfig]) -> dict[str, tuple[RowConfig, RunConfig]]:
-        """Rows that train nothing, by id, each with one of the expanded runs (`rows.row`)."""
+        """Rows that train nothing, by id, each with one of the expanded runs (`rows.row`).
+
+        Raises:
+            ConfigError: if a row cannot be sampled.
+        """
+        scales = {f"rows: {row.name}: guidance_scale": row.guidance_scale for row in self.rows}
+        stated = [scale for entry in self.sampling for scale in entry.guidance_scale]
+        scales |= {f"sampling.guidance_scale {scale}": scale for scale in stated}
+        for teacher in dict.fromkeys(config.teacher for config in runs):
+            check_guidance(scales, find_teacher(teacher), teacher)
         return sampled_rows(self.sampling, runs) | released_rows(self.rows, runs[0])
 
     @cached_property

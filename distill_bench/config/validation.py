@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distill_bench.config.errors import ConfigError, hint
 
 NOT_UNICODE = "not valid Unicode; if it has letters beyond the locale's, set PYTHONUTF8=1"
+# last part of the place of a problem with one of the types that a key allows
+ALTERNATIVE = r"bool|int|float|constrained-float|str|literal\[.*\]|dict\[.*\]"
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -67,13 +69,14 @@ def one_line(error: ValidationError, where: str, model: type[BaseModel] | None =
         known = list(_model_at(model, path[:-1]).model_fields)
         return f"{where}: unknown key {_dotted(path)!r}{hint(str(path[-1]), known)}"
     messages = [first["msg"]]
-    if re.fullmatch(r"bool|int|float|str|literal\[.*\]", str(path[-1])):
+    if re.fullmatch(ALTERNATIVE, str(path[-1])):
         # the key allows several types, and pydantic reports a problem with each: join them
         path = path[:-1]
         messages = [e["msg"] for e in error.errors() if e["loc"][:-1] == path]
     alternatives = [message.removeprefix("Input should be ") for message in messages[1:]]
     problem = " or ".join([messages[0], *alternatives])
     problem = problem.removeprefix("Value error, ").replace("a valid boolean", "true or false")
+    problem = problem.replace("a valid dictionary", "a mapping").replace("an object", "a mapping")
     if not _dotted(path):  # a check of several keys
         return f"{where}: {problem}"
     of_several_keys = first["type"] == "value_error" and isinstance(first["input"], dict)

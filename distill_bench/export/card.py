@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from distill_bench import __version__
+from distill_bench.config.rows.sampling import guidance_in_words
 from distill_bench.config.schema import RunConfig
 from distill_bench.noise import student_sigmas
 from distill_bench.store.claims import attempts
@@ -105,7 +106,7 @@ def _origin(run_dir: Path, config: RunConfig, updates: int) -> list[tuple[str, o
         "student updates": f"{updates} of {config.student_updates}, batch {config.batch_size}",
         "fake-score updates per student update": config.fake_score_updates,
         "learning rates": f"student {config.student_lr:g}, fake score {config.fake_score_lr:g}",
-        "guidance scale of the teacher": config.guidance_scale,
+        "guidance scale of the teacher": guidance_in_words(config.guidance_scale),
         "stepping in training": config.stepping if config.nfe > 1 else None,
         "negative prompt of the teacher": _negative_prompt(config),
         "decay of the moving average": config.ema,

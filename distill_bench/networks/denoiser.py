@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill_bench.networks.adapters import Adapted
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.sharding import Reached
-from distill_bench.noise import velocity_to_x0, x0_to_velocity
+from distill_bench.noise import GuidanceScale, guidance_at, velocity_to_x0, x0_to_velocity
 from distill_bench.teachers.architecture import architecture_called
 from distill_bench.teachers.experts import PerNetwork, networks_in, routed
 
@@ -135,13 +135,18 @@ class Guided:
     Args:
         denoiser: conditioned on a text.
         null_text: text of the unconditional prediction, (1, L, D).
-        guidance_scale: 1 means no guidance, and needs one forward instead of two.
+        guidance_scale: 1 means no guidance, and needs one forward instead of two; may differ
+            between noise levels.
         batched: True runs both predictions in one forward; False runs one after the other, with
             half the memory.
     """
 
     def __init__(
-        self, denoiser: Denoiser, null_text: Tensor, guidance_scale: float, batched: bool = True
+        self,
+        denoiser: Denoiser,
+        null_text: Tensor,
+        guidance_scale: GuidanceScale,
+        batched: bool = True,
     ) -> None:
         self.denoiser = denoiser
         self.null_text = null_text
@@ -161,7 +166,7 @@ class Guided:
         else:
             cond = self.denoiser(x_t, sigma, text)
             uncond = self.denoiser(x_t, sigma, null_text)
-        return uncond + self.guidance_scale * (cond - uncond)
+        return uncond + guidance_at(self.guidance_scale, sigma, x_t) * (cond - uncond)
 
     def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """Guided prediction of noise - x0, (B, C, T, H, W); arguments as for the call."""

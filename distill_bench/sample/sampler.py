@@ -1,7 +1,7 @@
 """Draws a student's and its teacher's clips from the same prompts, seeds and starting noise."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from distill_bench.networks.ranks import ranks, set_threads
 from distill_bench.noise import student_sigmas
 from distill_bench.rollout import euler, rollout
 from distill_bench.sample.write_folder import ClipSource
+from distill_bench.teachers.experts import guidance_of
 from distill_bench.teachers.kinds import Pipeline
 from distill_bench.teachers.prompts import read_seeds
 
@@ -125,9 +126,12 @@ class Sampler:
         autocast = None if self.dtype == torch.float32 else self.dtype
         return Denoiser(net, role, Ledger(1), autocast=autocast)
 
-    def _guided(self, net: nn.Module, role: str, guidance_scale: float) -> Guided:
+    def _guided(
+        self, net: nn.Module, role: str, guidance_scale: float | Mapping[str, float]
+    ) -> Guided:
         denoiser, batched = self._denoiser(net, role), self.config.guidance_forwards == "batched"
-        return Guided(denoiser, self.texts.null_text, guidance_scale, batched)
+        scale = guidance_of(guidance_scale, self.config.teacher, net)
+        return Guided(denoiser, self.texts.null_text, scale, batched)
 
     def _clips(self, seeds: list[int], latents: Latents, steps: int) -> ClipSource:
         @torch.no_grad()

@@ -157,12 +157,24 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
                     cancelled=is_cancelled,
                     ready=is_ready,
                 )
-                tries.update(task.name for task in tasks if task.exit_code is not None)
+                started = [task.name for task in tasks if task.exit_code is not None]
+                tries.update(started)
+                stuck = [run for run in todo if run not in cancelled_runs()]
+                if stuck and not started:  # the same tasks would be passed over for ever
+                    warn(f"{len(stuck)} runs cannot start: {_reason_to_wait(sweep, stuck[0])}")
+                    return
             elif "running" in sweep.states().values():
                 time.sleep(1)  # another driver's runs; if their workers die, take them over
                 board.update()
             else:
                 return
+
+
+def _reason_to_wait(sweep: OpenSweep, run: str) -> str:
+    """A run that no task could start, and the initial run that it waits for."""
+    config = sweep.runs.get(run)
+    waits = config and waits_for(sweep.store / run, config.init_run)
+    return f"{run} {waits or 'was not ready'}"
 
 
 def _order(sweep: OpenSweep, run: str) -> tuple[int, int, float]:
@@ -209,7 +221,7 @@ def missing_artefacts(sweep: OpenSweep, todo: Iterable[str]) -> dict[str, str]:
     for run in todo:
         config = sweep.configs[run]
         needs = "" if run in sweep.rows else ", ".join(sorted(method_of(config).needs))
-        guidance = needs and config.guidance_scale
+        guidance = needs and str(config.guidance_scale)
         sets.setdefault((protocol_hash(config), student_key(config), needs, guidance), run)
     missing = {}
     for (protocol, student, needs, _), run in sets.items():

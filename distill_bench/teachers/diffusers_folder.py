@@ -44,6 +44,15 @@ class DiffusersTeacher:
         """
         return _architecture(self.folder).negative_prompt
 
+    @property
+    def boundary(self) -> float | None:
+        """Lowest noise level of the high-noise expert; None for a single transformer.
+
+        Raises:
+            TeacherError: if no architecture reads the folder.
+        """
+        return _architecture(self.folder).boundary
+
     def check_parts(self, student: Path | None = None) -> None:
         """Check the configs and the headers of the weight files.
 

@@ -1,13 +1,16 @@
 """Several networks behind one denoiser: each sample goes to the expert of its noise level."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce
 from torch.distributed.device_mesh import DeviceMesh
 
+from distill_bench.noise import GuidanceByLevel, GuidanceScale, is_high_noise
 from distill_bench.teachers.architecture import architecture_called
+from distill_bench.teachers.folder import TeacherError
+from distill_bench.teachers.kinds import find_teacher
 
 # (network, x_t (B, C, T, H, W), sigma (B,), text (B, L, D)) -> output (B, ...)
 PerNetwork = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -62,8 +65,8 @@ class Experts(nn.Module):
         return torch.cat(outputs)[[place[sample] for sample in range(len(sigma))]]
 
     def rows(self, sigma: Tensor) -> tuple[list[int], list[int]]:
-        """Indices of the samples above and below the boundary, by diffusers' WanPipeline's rule."""
-        is_high = (1000 * sigma >= 1000 * self.boundary).tolist()
+        """Indices of the samples above and below the boundary."""
+        is_high = is_high_noise(sigma, self.boundary).tolist()
         high = [sample for sample, above in enumerate(is_high) if above]
         return high, [sample for sample, above in enumerate(is_high) if not above]
 
@@ -79,6 +82,24 @@ class Experts(nn.Module):
 def networks_in(net: nn.Module) -> tuple[nn.Module, ...]:
     """The networks of a role, all of one architecture: its experts, or the network itself."""
     return (net.high_noise, net.low_noise) if isinstance(net, Experts) else (net,)
+
+
+def guidance_of(
+    scale: float | Mapping[str, float], teacher: str, net: nn.Module | None = None
+) -> GuidanceScale:
+    """A guidance scale of a config, with the noise level at which experts change.
+
+    Args:
+        scale: a number, or one by expert.
+        teacher: name, of which a scale by expert needs two experts.
+        net: the guided network, if it may be experts of another pipeline.
+    """
+    if not isinstance(scale, Mapping):
+        return scale
+    boundary = net.boundary if isinstance(net, Experts) else find_teacher(teacher).boundary
+    if boundary is None:
+        raise TeacherError(f"guidance {scale}: {teacher} has one network; write a number")
+    return GuidanceByLevel(**scale, boundary=boundary)
 
 
 def routed(net: nn.Module, run: PerNetwork, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:

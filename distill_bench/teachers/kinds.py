@@ -48,6 +48,10 @@ class Teacher(Protocol):
     def negative_prompt(self) -> str:
         """Negative prompt published with the teacher; "" if there is none."""
 
+    @property
+    def boundary(self) -> float | None:
+        """Lowest noise level of the first of two experts; None for a teacher of one network."""
+
     def check_parts(self, student: Path | None = None) -> None:
         """Check the files that a job would load, without loading them.
 
@@ -201,6 +205,7 @@ class ClosedFormTeacher:
     shares_architecture: ClassVar[bool] = False
     fps: ClassVar[float | None] = None
     negative_prompt: ClassVar[str] = ""
+    boundary: ClassVar[float | None] = None
 
     folder: Path
 

@@ -19,7 +19,7 @@ from distill_bench.networks.role_networks import RoleNetworks, Start, build_netw
 from distill_bench.networks.sharding import all_ranks, is_sharded
 from distill_bench.noise import student_sigmas
 from distill_bench.teachers.embeddings import Texts
-from distill_bench.teachers.experts import networks_in
+from distill_bench.teachers.experts import guidance_of, networks_in
 from distill_bench.teachers.kinds import Pipeline
 from distill_bench.train.average import Average, MovingAverage, NoAverage
 from distill_bench.train.inputs import (
@@ -93,18 +93,19 @@ def assemble(
         role_networks.student, sigmas, config.stepping, exits(config), student_input.data
     )
     exact = exact_fake_score if config.fake_score == "exact" else None
+    guidance_scale = guidance_of(config.guidance_scale, config.teacher)
     nets = Nets(
         student=denoisers["student"],
         fake_score=denoisers.get("fake_score", exact),
         teacher=Guided(
-            teacher, texts.null_text, config.guidance_scale, config.guidance_forwards == "batched"
+            teacher, texts.null_text, guidance_scale, config.guidance_forwards == "batched"
         ),
         rollout=student_input.samples,
         exit_sigma=exit_step.sigma,
         target=denoisers["target"],
         unguided_teacher=teacher,
         null_text=texts.null_text,
-        guidance_scale=config.guidance_scale,
+        guidance_scale=guidance_scale,
         decode=pipeline.decode_video,
         modules=modules,
         mean_over_ranks=processes.mean,

@@ -23,6 +23,7 @@ from distill_bench.rollout import euler
 from distill_bench.store.claims import once
 from distill_bench.store.files import read_jsonl, write_bytes
 from distill_bench.teachers.embeddings import Texts
+from distill_bench.teachers.experts import guidance_of
 from distill_bench.teachers.kinds import Pipeline
 from distill_bench.train.inputs import Rows
 
@@ -137,7 +138,8 @@ def _teacher_samples(
         net = place(net, pipeline.device, config.teacher_offload)
         denoiser = Denoiser(net, "teacher", Ledger(1), autocast)
         batched = config.guidance_forwards == "batched"
-        return Guided(denoiser, texts.null_text, config.guidance_scale, batched)
+        scale = guidance_of(config.guidance_scale, config.teacher)
+        return Guided(denoiser, texts.null_text, scale, batched)
 
     def make(first: int) -> dict[str, Tensor]:
         rows = range(first, min(first + batch_size, ODE_PAIRS))

@@ -1,5 +1,6 @@
 """Two experts behind one denoiser, on a tiny pipeline of Wan2.2-A14B's classes."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,20 @@ from network_variants import ADAPTER
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
-from distill_bench.config.resolve import resolve
-from distill_bench.networks.denoiser import Denoiser, forward_flops
+from distill_bench.config.resolve import load_run, resolve
+from distill_bench.config.rows.sampling import teacher_sampling
+from distill_bench.config.schema import RunConfig
+from distill_bench.config.sweep_file import SweepConfig
+from distill_bench.config.validation import validate
+from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.networks.denoiser import Denoiser, Guided, forward_flops
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.offload import Streamed, place, to_host_memory
 from distill_bench.networks.pipeline import load_networks, load_transformer
+from distill_bench.noise import GuidanceByLevel
+from distill_bench.rollout import euler
+from distill_bench.sample.sampler import Sampler, levels
+from distill_bench.sweep.manifest import open_sweep
 from distill_bench.train.setup import build_from
 
 CPU = torch.device("cpu")
@@ -102,6 +112,75 @@ def test_the_expert_is_in_the_id_and_needs_a_pipeline_with_two(a14b, tiny_wan):
     for fields in ({"teacher": str(tiny_wan)}, {"student": str(tiny_wan)}):
         with pytest.raises(ConfigError, match="'low_noise': tiny-wan has no transformer_2"):
             resolved(student_expert="low_noise", **fields)
+
+
+def test_training_and_the_teachers_clips_guide_each_expert_by_its_own_scale(a14b, make_run):
+    scales = {"high_noise": 4.0, "low_noise": 1.5}
+    protocol = {"clips": 2, "teacher_steps": 3, "teacher_guidance": scales}
+    keys = {"teacher": str(a14b), "guidance_scale": scales, "protocol": protocol}
+    run = build_from(make_run("run", method="decoupled_dmd", **keys))
+    x_t, sigma, text = inputs_at(torch.tensor([0.2, 0.99]))
+    both = run.nets.unguided_teacher
+    with torch.no_grad():
+        cond, uncond = (both(x_t, sigma, t) for t in (text, run.nets.null_text.expand_as(text)))
+        expected = uncond + torch.tensor([1.5, 4.0]).reshape(2, 1, 1, 1, 1) * (cond - uncond)
+        torch.testing.assert_close(run.nets.teacher(x_t, sigma, text), expected)
+
+    sampler = Sampler(run.config)
+    own = teacher_sampling(run.config, 3)
+    noise, texts = torch.randn(2, *sampler.shape), sampler.texts.rows(range(2))
+    denoiser, null = Denoiser(sampler.teacher_net, "teacher", Ledger(1)), sampler.texts.null_text
+    by_level = GuidanceByLevel(4.0, 1.5, load_networks(a14b).boundary)
+    down = torch.cat([levels(own), torch.zeros(1)])
+    assert down[0] > by_level.boundary > down[-2]
+    clips = euler(Guided(denoiser, null, by_level), noise, down, texts)
+    torch.testing.assert_close(sampler.teacher_latents(own)([noise], texts), clips)
+    assert own.name.endswith("guidance4+1.5")
+
+    # the weight g - 1 of the method's own term; all levels are below a boundary of 1.5
+    below, equal = GuidanceByLevel(2.0, 1.0, 1.5), GuidanceByLevel(2.0, 2.0, 0.5)
+    number, equally, none = (
+        run.method.student_loss(
+            dataclasses.replace(run.nets, guidance_scale=scale),
+            run.batches.batch(0, "student", 0),
+        ).terms["augmentation"]
+        for scale in (2.0, equal, below)
+    )
+    assert number == equally != 0 and none == 0
+
+
+def test_a_scale_per_expert_is_in_the_id_and_needs_a_teacher_with_two(a14b, tiny_wan, tmp_path):
+    def resolved(**fields):
+        size = {"frames": 5, "height": 16, "width": 16}
+        return resolve({"method": "dmd2", "teacher": str(a14b)} | size | fields)
+
+    four, scales = {"high_noise": 4.0, "low_noise": 4.0}, {"low_noise": 3, "high_noise": 4}
+    assert run_id(resolved(guidance_scale=four)) == run_id(resolved(guidance_scale=4))
+    ids = {run_id(resolved(guidance_scale=g)) for g in (4, 3, scales)}
+    ids |= {run_id(resolved(protocol={"teacher_guidance": scales}))}
+    assert len(ids) == 4
+    assert stored(resolved(guidance_scale=scales), tmp_path).guidance_scale == scales
+    with pytest.raises(ConfigError, match="names high; write a number, or one for each of high_"):
+        resolved(guidance_scale={"high": 4.0})
+    with pytest.raises(ConfigError, match="low_noise is -1"):
+        resolved(guidance_scale=scales | {"low_noise": -1})
+    data = {"question": "?", "base": {"method": "dmd2", "teacher": str(tiny_wan)}, "name": "s"}
+    data["base"] |= {"frames": 5, "height": 16, "width": 16}
+    for more, key in (
+        ({"grid": {"guidance_scale": [scales]}}, "guidance_scale"),
+        ({"grid": {"protocol.teacher_guidance": [scales]}}, "protocol.teacher_guidance"),
+        ({"sampling": [{"guidance_scale": scales}]}, "sampling.guidance_scale"),
+        ({"rows": [{"name": "R", "network": "x", "guidance_scale": scales}]}, "rows: R: guidance"),
+    ):
+        with pytest.raises(ConfigError, match=f"{key}.*needs a teacher with two experts") as error:
+            open_sweep(validate(SweepConfig, data | more, "s"), tmp_path, tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def stored(config: RunConfig, folder: Path) -> RunConfig:
+    """The config after it was written to a run folder and read again."""
+    (folder / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+    return load_run(folder)
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,26 @@ def test_a_launch_selects_the_runs_whose_start_is_there_or_on_its_way(staged):
     assert selected() == {plain, second}
 
 
+def test_a_launch_ends_with_one_line_if_no_run_that_it_selects_can_start(
+    staged, monkeypatch, capsys
+):
+    """Were the selection of runs wrong about a stage, its runs would be passed over for ever."""
+    sweep, _, second, first = opened(staged())
+    write_attempt(sweep.store / first, 1, GONE, {"status": "error", "error": "E", "kind": "x"})
+    calls = []
+
+    def all_ready(sweep: OpenSweep, runs, in_progress=None) -> list[str]:
+        calls.append(1)
+        assert len(calls) < 6, "the launch goes round in circles"
+        return list(runs)
+
+    monkeypatch.setattr("distill_bench.sweep.launch._in_stages", all_ready)
+    run_local(sweep.only("init == 'first'"), 1, LaunchOptions())
+    warning = f"1 runs cannot start: {second} waits for {first}, which is failed"
+    assert warning in " ".join(capsys.readouterr().out.split())
+    assert not attempts(sweep.store / second)
+
+
 def test_an_initial_run_outside_the_sweep_must_be_done_and_fit(staged, tmp_path, capsys):
     other = "first-s0-0123456789ab"
     path = staged(stages={}, grid={"method": ["dmd2"], "init": [other]})

@@ -19,7 +19,7 @@ from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.rollout import euler
 from distill_bench.teachers.architecture import architecture_of
 from distill_bench.teachers.architectures import cogvideox
-from distill_bench.teachers.experts import networks_in
+from distill_bench.teachers.experts import guidance_of, networks_in
 
 STEPS, GUIDANCE = 4, 3.0
 TEXT_LENGTHS = {"wan21": 8, "wan22": 512, "wan22-a14b": 8, "ltx": 128}
@@ -71,7 +71,7 @@ def from_reference(folder: Path, latents: torch.Tensor, shape: torch.Size) -> to
     return latents.transpose(1, 2) if "cog" in folder.name else latents
 
 
-def reference_latents(reference, folder: Path, noise: torch.Tensor, guidance: float):
+def reference_latents(reference, folder: Path, noise: torch.Tensor, guidance: float, **options):
     """Final latents (B, C, T, H, W) of diffusers' pipeline."""
     (latents,) = reference(
         PROMPTS,
@@ -82,6 +82,7 @@ def reference_latents(reference, folder: Path, noise: torch.Tensor, guidance: fl
         output_type="latent",
         return_dict=False,
         **size_of(folder),
+        **options,
     )
     return from_reference(folder, latents, noise.shape)
 
@@ -111,6 +112,22 @@ def test_sampling_equals_diffusers_own_pipeline(folder, pipeline, reference, gui
     latents = euler(guided, noise, levels, text[:2])
     assert (expected - noise).abs().max() > 0.1
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["wan22-a14b"], indirect=True)
+def test_each_expert_is_guided_by_its_own_scale_as_in_diffusers(folder, pipeline, reference):
+    noise = seeded_noise(2, *pipeline.latent_shape(*SIZES[folder.name]), seed=1)
+    expected = reference_latents(reference, folder, noise, 4.0, guidance_scale_2=1.5)
+    levels = reference_levels(reference, pipeline.architecture)
+    assert levels[-2] < pipeline.architecture.boundary < levels[0]
+    text = pipeline.encode_text([*PROMPTS, ""])
+    teacher = Denoiser(pipeline.transformer, "teacher", Ledger(1))
+    scale = guidance_of({"high_noise": 4.0, "low_noise": 1.5}, str(folder))
+    latents = euler(Guided(teacher, text[2:], scale), noise, levels, text[:2])
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    swapped = guidance_of({"high_noise": 1.5, "low_noise": 4.0}, str(folder))
+    other = euler(Guided(teacher, text[2:], swapped), noise, levels, text[:2])
+    assert (other - expected).abs().max() > 1e-3
 
 
 @own_autoencoder

@@ -19,7 +19,7 @@ from distill_bench.config.rows.sampling import (
     teacher_sampling,
     ways,
 )
-from distill_bench.config.schema import RunConfig, SteppingKey
+from distill_bench.config.schema import GuidanceKey, RunConfig, SteppingKey
 from distill_bench.config.validation import Count, StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
 from distill_bench.teachers.contents import content_hash, file_hash, read_config
@@ -48,8 +48,8 @@ class ReleasedRow(StrictModel):
     """Shift of the noise levels."""
     sigmas: tuple[float, ...] = ()
     """Noise levels from 1 down, one per step, instead of `nfe` and `shift`."""
-    guidance_scale: float = Field(1.0, ge=0)
-    """Guidance scale; 1: none."""
+    guidance_scale: GuidanceKey = 1.0
+    """Guidance scale, as `guidance_scale` of a run; 1: none."""
 
     @model_validator(mode="after")
     def _check_levels(self) -> "ReleasedRow":

@@ -3,13 +3,13 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from distill_bench.config.protocol import teacher_shift
-from distill_bench.config.schema import RunConfig, SteppingKey
+from distill_bench.config.schema import GuidanceKey, RunConfig, SteppingKey
 from distill_bench.config.validation import Count, StrictModel
 
 NETWORKS = ("students", "untrained", "teacher")
@@ -34,7 +34,7 @@ class SamplingConfig(StrictModel):
     """Shift of the noise levels; left out: the run's own, for the teacher `teacher_shift`."""
     sigmas: list[float] = []
     """Noise levels from 1 down, one per step, instead of `nfe` and `shift`."""
-    guidance_scale: list[Annotated[float, Field(ge=0)]] = []
+    guidance_scale: list[GuidanceKey] = []
     """Guidance scale; left out: 1 for students, `protocol.teacher_guidance` for the teacher."""
 
     @field_validator("of", "stepping", "nfe", "shift", "guidance_scale", mode="before")
@@ -55,7 +55,7 @@ class Sampling(StrictModel):
     nfe: Count
     shift: float | None  # None: `sigmas` states the levels
     sigmas: tuple[float, ...] | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: GuidanceKey = 1.0
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class Sampling(StrictModel):
                 f"sigmas{hashlib.sha256(json.dumps(self.sigmas).encode()).hexdigest()[:8]}"
             )
         if self.guidance_scale != 1:
-            words.append(f"guidance{self.guidance_scale:g}")
+            words.append(f"guidance{guidance_in_words(self.guidance_scale)}")
         return "-".join(words)
 
     def words(self, usual: "Sampling") -> str:
@@ -83,13 +83,19 @@ class Sampling(StrictModel):
         if self.shift is not None and self.shift != usual.shift:
             words.append(f"shift {self.shift:g}")
         if self.guidance_scale != usual.guidance_scale:
-            words.append(f"w={self.guidance_scale:g}")
+            words.append(f"w={guidance_in_words(self.guidance_scale)}")
         return ", ".join(words)
 
     @property
     def is_mixed(self) -> bool:
         """True for a stepping between `ode` and `renoise`."""
         return not isinstance(self.stepping, str)
+
+
+def guidance_in_words(scale: float | Mapping[str, float]) -> str:
+    """A guidance scale, or that of the high-noise and of the low-noise expert: `3`, `4+3`."""
+    scales = scale.values() if isinstance(scale, Mapping) else [scale]
+    return "+".join(f"{one:g}" for one in scales)
 
 
 def check_levels(sigmas: Sequence[float], nfe: Any, shift: Any) -> None:
