@@ -5,6 +5,7 @@ The evaluators see stand-in clips with the size, rate and prompts of the clips t
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -110,7 +111,7 @@ def check_initial_runs(sweep: OpenSweep) -> None:
             if state != "done":
                 raise ConfigError(
                     f"init {config.init}: this run is {state}, and not part of the sweep; do it "
-                    f"first: distill-bench job {sweep.store / config.init_run}"
+                    f"first: distill-bench job {shlex.quote(str(sweep.store / config.init_run))}"
                 )
         check_initial(config, initial)
 

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -285,7 +286,7 @@ def explanation(
     if status.log and Path(status.log).is_file():
         tail = text_lines(Path(status.log).read_bytes().decode(errors="replace"))[-20:]
         lines += [f"log       {status.log}", *(f"          {line}" for line in tail)]
-    lines.append(f"by hand   distill-bench job {folder}")
+    lines.append(f"by hand   distill-bench job {shlex.quote(str(folder))}")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -271,3 +272,10 @@ def test_brackets_and_colons_of_errors_and_paths_are_printed_as_they_are(capsys)
     table, warning = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     assert f"{error}; log: /r[/a]/log.txt" in table
     assert warning == f"warning: {error}"
+
+
+def test_the_command_to_run_by_hand_can_be_copied_into_a_shell(tmp_path):
+    store = tmp_path / "100% $HOME"
+    write_attempt(store / "run", 1, GONE)
+    text = explanation(store, "run", {}, Queue(), ENTRY)
+    assert shlex.split(text.split("\n")[-1])[-1] == str(store / "run")
