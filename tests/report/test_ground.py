@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from distill_bench.report import load
@@ -64,3 +65,13 @@ def test_the_teacher_is_near_the_data(studies):
     for role in ("teacher", "floor"):  # two sets of noise
         runs = studies["mini-wan"].runs.set_index("role")
         assert runs.loc[role, "fvd_over_floor_data"] < 5
+
+
+def test_the_shipped_teacher_is_good_on_new_noise():
+    """`distill-bench pretrain --measure`: means over sets of noise that no choice was made on."""
+    quality = pd.read_csv(GROUND / "quality.csv")
+    assert len(quality) >= 3 and quality.noise.is_unique
+    mean = quality.mean()
+    assert mean["all"] >= 0.97 and mean["guided"] >= 0.99
+    assert mean["speed_w1"] <= 0.05 and abs(mean["still"]) <= 0.03
+    assert mean["fd"] <= 5 * mean["fd_floor"]

@@ -40,6 +40,7 @@ def pairs(tiny_wan, monkeypatch):
     Each sampler call first calls `wait`; call number `interrupt_at` is interrupted.
     """
     lock, calls, sampler = threading.Lock(), [], extras.euler
+    loading = threading.Lock()  # loading swaps methods of nn.Module; two threads leave them swapped
 
     def make(
         store, wait=lambda: None, interrupt_at=None, **fields
@@ -56,7 +57,9 @@ def pairs(tiny_wan, monkeypatch):
             return sampler(*inputs)
 
         monkeypatch.setattr(extras, "euler", counted)
-        draw = extras.ode_pairs(config, pipeline_of(config, CPU, store), store)
+        with loading:
+            pipeline = pipeline_of(config, CPU, store)
+        draw = extras.ode_pairs(config, pipeline, store)
         return draw(DRAWS), len(calls) - calls_before
 
     return make
