@@ -54,7 +54,8 @@ class Draws:
 
     def noise(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Gaussian noise (B, *shape)."""
-        return self._per_sample(purpose, shape, lambda row, g: row.normal_(generator=g))
+        noise = self._per_sample(purpose, shape, lambda row, g: row.normal_(generator=g))
+        return noise.to(self.device, self.dtype)
 
     def sigma(
         self, purpose: str, shift: float, low: float, high: float, shared: bool = False
@@ -69,7 +70,8 @@ class Draws:
 
     def uniform(self, purpose: str) -> Tensor:
         """One number in [0, 1) per sample, (B,)."""
-        return self._per_sample(purpose, (), lambda row, g: row.uniform_(generator=g))
+        draws = self._per_sample(purpose, (), lambda row, g: row.uniform_(generator=g))
+        return draws.to(self.device, self.dtype)
 
     def shared_uniform(self, purpose: str) -> Tensor:
         """One number in [0, 1) for all samples, (B,), equal on every rank and micro-batch."""
@@ -78,11 +80,10 @@ class Draws:
 
     def integers(self, purpose: str, high: int) -> list[int]:
         """One integer in [0, high) per sample, B of them."""
-        values = torch.empty(len(self.indices), dtype=torch.int64)
-        draws = seeded(self._key(purpose), self.indices)
-        for row, g in zip(values.unbind(), draws, strict=True):
-            row.random_(high, generator=g)
-        return values.tolist()
+        draws = self._per_sample(
+            purpose, (), lambda row, g: row.random_(high, generator=g), torch.int64
+        )
+        return draws.tolist()
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One integer in [0, high), the same on every rank and in every micro-batch."""
@@ -92,10 +93,14 @@ class Draws:
         return (self.seed, self.student_update, self.phase, purpose)
 
     def _per_sample(
-        self, purpose: str, shape: Sequence[int], draw: Callable[[Tensor, torch.Generator], Tensor]
+        self,
+        purpose: str,
+        shape: Sequence[int],
+        draw: Callable[[Tensor, torch.Generator], Tensor],
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        values = torch.empty(len(self.indices), *shape)
+        values = torch.empty(len(self.indices), *shape, dtype=dtype)
         draws = seeded(self._key(purpose), self.indices)
         for row, g in zip(values.unbind(), draws, strict=True):
             draw(row, g)
-        return values.to(self.device, self.dtype)
+        return values
