@@ -1,5 +1,6 @@
 """Quality of mini-wan: attributes that captions name, and the distribution of free speeds."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -132,21 +133,27 @@ def written_quality(folder: Path, seeds: Iterable[int]) -> Iterator[dict[str, fl
 
 def distance_to_data(clips: np.ndarray, attributes: list[shapes.Attributes]) -> dict[str, float]:
     """Fréchet distance of clips to data of the same captions, and between sets of such data."""
-    classifier, _, _ = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER)
-
-    @torch.no_grad()
-    def features(frames: np.ndarray) -> Tensor:
-        parts = torch.from_numpy(frames).split(BATCH)
-        scaled = (encoders.scaled(part).transpose(1, 2) for part in parts)
-        return torch.cat([classifier.standard_features(part) for part in scaled])
-
-    starts = [DATA_KEYS + i * len(attributes) for i in range(DATA_SETS)]
-    data = [features(render_clips(attributes, start, silent=True)) for start in starts]
-    samples = features(clips)
+    data, samples = _features_of_data(tuple(attributes)), _features(clips)
     distances = [frechet_distance(samples, real) for real in data]
     floors = itertools.starmap(frechet_distance, itertools.combinations(data, 2))
     fd, floor = (float(np.mean([float(x) for x in values])) for values in (distances, floors))
     return {"fd": round(fd, 4), "fd_floor": round(floor, 4)}
+
+
+@functools.lru_cache(maxsize=1)
+def _features_of_data(attributes: tuple[shapes.Attributes, ...]) -> list[Tensor]:
+    """Features of DATA_SETS sets of data, each with one clip per attributes."""
+    starts = [DATA_KEYS + i * len(attributes) for i in range(DATA_SETS)]
+    return [_features(render_clips(list(attributes), start, silent=True)) for start in starts]
+
+
+@torch.no_grad()
+def _features(frames: np.ndarray) -> Tensor:
+    """Features (N, d) of the evaluators' classifier for clips, uint8 (N, T, 3, H, W)."""
+    classifier, _, _ = encoders.load_encoder(encoders.Classifier(), encoders.CLASSIFIER)
+    parts = torch.from_numpy(frames).split(BATCH)
+    scaled = (encoders.scaled(part).transpose(1, 2) for part in parts)
+    return torch.cat([classifier.standard_features(part) for part in scaled])
 
 
 def nearest_distance(vae: FrameAutoencoder, clips: np.ndarray, latents: Tensor) -> float:
