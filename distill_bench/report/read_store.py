@@ -30,11 +30,17 @@ from distill_bench.store.runs import (
 
 DONE, REFERENCE = "done", "reference"  # states with scores
 COST = "cost_forward_equivalents"
+FURTHER = "/samplings/"  # in the id of a student that is sampled in a further way
 COMPARABLE = ("protocol", "version", "extractor")  # equal for all scores of a column
 
 
 class StoreReadError(ValueError):
     """The store has no valid data for a sweep; the message is one line."""
+
+
+def is_further_sampling(run_id: str) -> bool:
+    """True for the id of a student that is not sampled as it was trained."""
+    return FURTHER in run_id
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class StoredRun:
     @property
     def as_trained(self) -> bool:
         """False for a student that is sampled in a further way."""
-        return self.folder.parent.name != "samplings"
+        return not is_further_sampling(self.run_id)
 
     def known(self, key: str) -> Any:
         """Look a key up in the result, then in the newest attempt, then in the config."""
@@ -296,7 +302,7 @@ def _by_sampling(run: StoredRun, ways: Mapping[str, Mapping[str, Any]]) -> list[
         sampled.append(
             replace(
                 run,
-                run_id=f"{run.run_id}/samplings/{name}",
+                run_id=f"{run.run_id}{FURTHER}{name}",
                 status="missing" if run.status == DONE and not scores else run.status,
                 folder=folder,
                 config=run.config

@@ -13,8 +13,8 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.overrides import matches, same_value
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.report.csv_files import ResultsError
-from distill_bench.report.labels import Declared, Label, label_rows, parse_number
-from distill_bench.report.read_store import COST, DONE, REFERENCE
+from distill_bench.report.labels import Declared, Label, is_sampling, label_rows, parse_number
+from distill_bench.report.read_store import COST, DONE, REFERENCE, is_further_sampling
 from distill_bench.sample.reference_kinds import STUDENT
 
 SCORED = (DONE, REFERENCE)  # states of runs whose scores enter means
@@ -40,6 +40,11 @@ class Row:
     @property
     def reference(self) -> bool:
         return self.role != STUDENT
+
+    @property
+    def as_trained(self) -> bool:
+        """False for students that are sampled in a further way."""
+        return not is_further_sampling(self.runs["run_id"].iloc[0])
 
     @cached_property
     def scored(self) -> pd.DataFrame:
@@ -72,6 +77,11 @@ class Row:
     def keys(self) -> dict[str, str]:
         """Method and swept values, which identify the row."""
         return {"method": self.method} | dict(self.swept)
+
+    @property
+    def training_keys(self) -> tuple[tuple[str, str], ...]:
+        """The keys that are not of the student's sampling, and their values."""
+        return tuple((key, value) for key, value in self.keys.items() if not is_sampling(key))
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from distill_bench.report.figures.curves import curves
 from distill_bench.report.figures.every_row import draw_differences, every_row
 from distill_bench.report.figures.overview import overview
 from distill_bench.report.figures.pairs import against
+from distill_bench.report.figures.samplings import samplings
 from distill_bench.report.figures.study import UPDATES, Study
 from distill_bench.report.figures.training import binned_names, by_bin, training
 from distill_bench.report.results import COSTS
@@ -30,6 +31,7 @@ class Drawing:
 
 def drawings(study: Study) -> Iterator[Drawing]:
     """Every figure of a sweep, in the order of the page."""
+    yield from _samplings(study)
     yield from _headline(study)
     yield from _pareto(study)
     yield from _curves(study)
@@ -52,6 +54,19 @@ def drawings(study: Study) -> Iterator[Drawing]:
             wide=True,
         )
     yield from _diagnostics(study)
+
+
+def _samplings(study: Study) -> Iterator[Drawing]:
+    if study.ways:
+        titles = ", ".join(column.title for column in study.results.headline)
+        yield Drawing(
+            "samplings",
+            "headline",
+            f"{titles} of every student by the way in which it is sampled: {MEAN}; markers are "
+            "filled where a student is sampled as it was trained",
+            lambda: samplings(study),
+            wide=True,
+        )
 
 
 def _headline(study: Study) -> Iterator[Drawing]:

@@ -33,7 +33,7 @@ def every_row(source: Path | Results | Study) -> Figure | None:
     scores = {column: rows for column, rows in scores.items() if rows.value.notna().any()}
     if not scores:
         return None
-    figure, panels = _panels(study.results.rows, len(scores), study.axis)
+    figure, panels = line_panels(study.results.rows, len(scores), study.axis)
     for axes, (column, rows) in zip(panels, scores.items(), strict=False):
         _score_panel(axes, study, column, rows)
     return figure
@@ -101,7 +101,7 @@ def draw_differences(source: Path | Results | Study) -> Figure | None:
     if not families:
         return None
     others = [row for row in study.results.students if row is not baseline]
-    figure, panels = _panels(others, len(families), study.axis)
+    figure, panels = line_panels(others, len(families), study.axis)
     for axes, (column, family) in zip(panels, families.items(), strict=False):
         axes.axvline(0, color=QUIET, linewidth=1)
         _dash(axes, [i for i, (difference, _) in enumerate(family) if difference.interval is None])
@@ -118,7 +118,7 @@ def draw_differences(source: Path | Results | Study) -> Figure | None:
     return figure
 
 
-def _panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Axes]]:
+def line_panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, list[Axes]]:
     """Make `count` panels with one line per row; only the first row of a series has its name."""
     wide = canvas.panels_per_line(count)
     tall = -(-count // wide)

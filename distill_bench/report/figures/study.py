@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from distill_bench.report.figures.looks import Looks, Series, choose_looks
+from distill_bench.report.figures.style import GROUND
 from distill_bench.report.labels import (
+    is_sampling,
     key_title,
     method_label,
     name_value,
@@ -44,9 +46,19 @@ class Study:
         return key_title(self.axis) if self.axis else ""
 
     @cached_property
+    def drawn(self) -> list[Row]:
+        """Students of all figures but those with a line per row.
+
+        Further samplings of a student share its training and its cost, so they are left out, unless
+        they are the axis.
+        """
+        students = self.results.students
+        return [row for row in students if row.as_trained or is_sampling(self.axis)]
+
+    @cached_property
     def places(self) -> list[str]:
         """Values on the axis, in ascending order."""
-        places = {row.at for row in self.results.students if row.at}
+        places = {row.at for row in self.drawn if row.at}
         return sorted(places, key=_place_order)
 
     @property
@@ -56,21 +68,37 @@ class Study:
 
     @cached_property
     def looks(self) -> Looks:
-        """Looks of all series."""
+        """Looks of all series; further samplings are hollow, in the colour of their students."""
         rows_of: dict[str, list[Row]] = {}
-        for row in self.results.students:
+        for row in self.drawn:
             rows_of.setdefault(row.series, []).append(row)
-        return choose_looks(
+        looks = choose_looks(
             {
                 series: Series(sum(bool(row.at) for row in rows), rows[0].stem, rows[0].settings)
                 for series, rows in rows_of.items()
             }
         )
+        for trained, ways in self.ways.items():
+            for row in ways:
+                hollow = looks.styles[trained.series] | {"markerfacecolor": GROUND}
+                looks.styles.setdefault(row.series, hollow)
+        return looks
+
+    @cached_property
+    def ways(self) -> dict[Row, list[Row]]:
+        """Student as trained -> its further samplings, for students that have any."""
+        students = self.results.students
+        trained = {row.training_keys: row for row in students if row.as_trained}
+        ways: dict[Row, list[Row]] = {}
+        for row in students:
+            if not row.as_trained and row.training_keys in trained:
+                ways.setdefault(trained[row.training_keys], []).append(row)
+        return ways
 
     @cached_property
     def panels(self) -> dict[str, str]:
         """Panel title by place on the axis; rows without a place have the place ""."""
-        places = {row.at for row in self.results.students}
+        places = {row.at for row in self.drawn}
         without = f"without {self.axis_title}" if self.axis else ""
         return {
             place: name_value(self.axis, place) or without
@@ -91,8 +119,9 @@ class Study:
         return pd.DataFrame(lines, columns=names)
 
     def placed(self, column: str) -> pd.DataFrame:
-        """`means` of the students' rows that have a value and a place on the axis."""
+        """`means` of the drawn students that have a value and a place on the axis."""
         rows = self.means(column)
+        rows = rows[rows.label.isin([row.label for row in self.drawn])]
         return rows[~rows.reference & (rows.place != "") & rows.value.notna()]
 
     def run_scores(self, column: str) -> pd.DataFrame:
@@ -120,7 +149,7 @@ class Study:
             group: column of runs.csv whose values split the rows, or "series".
         """
         lines = []
-        for row in self.results.students:
+        for row in self.drawn:
             for value, part in self._split(row, group):
                 intervals = [self.results.interval(part, column) for column in (x, y)]
                 if None not in intervals:
@@ -144,7 +173,7 @@ class Study:
         student_updates, x, y.
         """
         frames = []
-        for row in self.results.students:
+        for row in self.drawn:
             points = row.checkpoints
             if {x, y} <= set(points):
                 points = points.merge(row.runs[["run_id", "status"]], on="run_id")
@@ -166,10 +195,10 @@ class Study:
 
     @cached_property
     def logs(self) -> pd.DataFrame:
-        """Training logs of all students: training.csv with method, series and place."""
+        """Training logs of the drawn students: training.csv with method, series and place."""
         frames = [
             row.training.assign(method=row.method, series=row.series, place=row.at)
-            for row in self.results.students
+            for row in self.drawn
         ]
         return pd.concat(frames, ignore_index=True).dropna(axis="columns", how="all")
 

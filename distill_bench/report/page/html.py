@@ -13,7 +13,7 @@ from distill_bench import __version__
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.report.page.sentences import findings
 from distill_bench.report.page.wall import wall
-from distill_bench.report.read_store import StoredRun, StoredSweep
+from distill_bench.report.read_store import StoredRun, StoredSweep, is_further_sampling
 from distill_bench.report.results import COSTS, Column, Results
 from distill_bench.report.rows import Row
 from distill_bench.report.stats import Interval
@@ -51,12 +51,14 @@ def render_page(results: Results, stored: StoredSweep, folder: Path) -> str:
         folder: results folder, with its figures.
     """
     runs = {run.run_id: run for run in stored.everything}
+    students = results.runs[results.runs["role"] == STUDENT]
     details = [column for column in results.columns if not column.headline]
     environment = _environment()
     template = environment.get_template("report.html.j2")
     return template.render(
         results=results,
-        runs=results.runs[results.runs["role"] == STUDENT],
+        runs=students,
+        trained=students[~students["run_id"].map(is_further_sampling)],
         findings=findings(results),
         contrasts=_contrast_lines(results),
         scores=tables.score_table(results, [*results.headline, *COSTS]),

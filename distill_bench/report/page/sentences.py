@@ -7,6 +7,7 @@ from distill_bench.report.tables.contrasts import estimates
 from distill_bench.report.tables.differences import against_baseline, verdict
 from distill_bench.report.tables.scores import score_table, show_interval
 
+MOST_LISTED = 5  # contrasts in a sentence; their table has all
 BEST = {"lower": "Lowest", "higher": "Highest", "one": "Nearest to 1"}
 
 
@@ -35,7 +36,7 @@ def findings(results: Results) -> list[str]:
 
 
 def _declared(results: Results) -> list[str]:
-    """Sentence with the declared contrasts that are clear of 0; none without contrasts."""
+    """Sentence on the declared contrasts: how many are clear of 0, and a few by name."""
     found = estimates(results)
     if not found:
         return []
@@ -44,7 +45,7 @@ def _declared(results: Results) -> list[str]:
         for one in found
         if one.clear
     ]
-    listed = f": {'; '.join(clear)}" if clear else ""
+    listed = f": {'; '.join(clear)}" if 0 < len(clear) <= MOST_LISTED else ""
     count = f"{len(clear)} of {len(found)} declared comparisons"
     return [f"{count} are clear of 0 after Holm's correction{listed}."]
 

@@ -1,6 +1,7 @@
 """Declared contrasts, recomputed with scipy and statsmodels, and in tables, page and terminal."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from stores import load_results, update_json, write_results, write_store
 
 from distill_bench.report.declarations import ADDED, CHANGED, FIRST, UNKNOWN
+from distill_bench.report.page import sentences
 from distill_bench.report.page.html import render_page
 from distill_bench.report.page.sentences import findings
 from distill_bench.report.read_store import StoreReadError, read_sweep
@@ -189,6 +191,17 @@ def test_the_page_shows_declared_contrasts_first_and_the_rest_as_exploratory(sto
     assert findings(results)[0].startswith("0 of 1 declared comparisons are clear") or findings(
         results
     )[0].startswith("1 of 1 declared comparisons are clear of 0")
+
+
+def test_many_clear_contrasts_are_counted_and_few_are_named(monkeypatch, store, tmp_path):
+    results, _ = reported(store, tmp_path / "data")
+    one = estimates(results)[0]
+    for count, named in ((5, True), (6, False)):
+        clear = [replace(one, p_holm=0.001)] * count
+        monkeypatch.setattr(sentences, "estimates", lambda _, clear=clear: clear)
+        first = findings(results)[0]
+        assert first.startswith(f"{count} of {count} declared comparisons are clear of 0")
+        assert ("cadence in" in first) is named
 
 
 def test_without_contrasts_nothing_is_exploratory_or_declared(tmp_path):
