@@ -7,7 +7,7 @@ from typing import Any
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import canonical, short_name
-from distill_bench.config.schema import RunConfig
+from distill_bench.config.schema import RunConfig, is_scale_per_expert
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.store.nested import flat
 from distill_bench.teachers.folder import EMBEDDED
@@ -128,6 +128,11 @@ def value_at(data: Mapping[str, Any], key: str, missing: Any = None) -> Any:
     return value.get("name") if key == "method" and isinstance(value, Mapping) else value
 
 
+def flat_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's data by dotted keys; a guidance scale per expert is one value."""
+    return flat(data, is_value=is_scale_per_expert)
+
+
 def same_value(first: Any, second: Any) -> bool:
     """Return True for equal values of keys: 1 and 1.0 are equal; true and 1, 1 and "1" are not."""
     if isinstance(first, str) and isinstance(second, str):
@@ -187,7 +192,7 @@ def has_values(data: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
     Null equals null, and a key that the run lacks. A method may be given by its short name.
     """
-    for key, wish in flat(wanted).items():
+    for key, wish in flat_keys(wanted).items():
         values = [value_at(data, key)]
         if key in ("method", "method.name"):
             values.append(short_name(str(values[0])))

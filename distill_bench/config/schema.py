@@ -33,6 +33,11 @@ def _scale_per_expert(value: Any) -> Any:
     return scales if len(set(scales.values())) > 1 else scales["high_noise"]
 
 
+def is_scale_per_expert(value: Any) -> bool:
+    """True for a mapping with a guidance scale for each expert."""
+    return isinstance(value, Mapping) and value.keys() == EXPERTS.keys()
+
+
 NotNegativeScale = Annotated[float, Field(ge=0)]
 GuidanceKey = Annotated[
     NotNegativeScale | dict[str, NotNegativeScale], BeforeValidator(_scale_per_expert)

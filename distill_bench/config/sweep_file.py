@@ -26,6 +26,7 @@ from distill_bench.config.identity import RUN_ID, group_id, run_id
 from distill_bench.config.overrides import (
     apply_overrides,
     beside,
+    flat_keys,
     has_values,
     override_sweep,
     run_value,
@@ -37,7 +38,6 @@ from distill_bench.config.rows.sampling import SamplingConfig, further_samplings
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
-from distill_bench.store.nested import flat
 from distill_bench.teachers.kinds import find_teacher
 
 LABEL = "label"  # key of a cell that is not a key of its run
@@ -166,7 +166,7 @@ class SweepConfig(StrictModel):
         """The stages by name, each after the stage that it starts from."""
         stages: dict[str, _ResolvedCell] = {}
         for name in _in_order(self.stages):
-            label = CellLabel(name, tuple(flat(self.stages[name])))
+            label = CellLabel(name, tuple(flat_keys(self.stages[name])))
             configs = {name: stage.config for name, stage in stages.items()}
             data = apply_overrides(self.base, self._stage_cell(name))
             stages[name] = _resolved(data, label, configs)
@@ -309,7 +309,7 @@ def _with_preset(config: RunConfig, preset: str | None) -> dict[str, Any]:
 def _cell_label(parts: Sequence[Mapping[str, Any]]) -> CellLabel | None:
     """Label of a cell made of parts, which stands for the keys of the parts that state one."""
     labelled = [part for part in parts if LABEL in part]
-    keys = [key for part in labelled for key in flat(part) if key != LABEL]
+    keys = [key for part in labelled for key in flat_keys(part) if key != LABEL]
     text = ", ".join(part[LABEL] for part in labelled)
     return CellLabel(text, tuple(keys)) if labelled else None
 
@@ -356,7 +356,7 @@ def _distinct_values(runs: Iterable[RunConfig], key: str) -> list[Any]:
 
 def _known_values(keys: Mapping[str, Any], runs: Iterable[RunConfig]) -> str:
     """Values of keys among runs, as YAML: "ema 0.5 or null, nfe 4"."""
-    known = {key: map(json.dumps, _distinct_values(runs, key)) for key in flat(keys)}
+    known = {key: map(json.dumps, _distinct_values(runs, key)) for key in flat_keys(keys)}
     return ", ".join(f"{key} {' or '.join(values) or 'nowhere'}" for key, values in known.items())
 
 

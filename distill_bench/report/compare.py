@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from distill_bench.config.overrides import flat_keys
 from distill_bench.config.schema import RunConfig
 from distill_bench.report.read_store import (
     COMPARABLE,
@@ -29,7 +30,6 @@ from distill_bench.report.results import COSTS
 from distill_bench.report.stats import Interval, crossed_interval
 from distill_bench.report.tables.scores import show_interval
 from distill_bench.store.files import read_jsonl
-from distill_bench.store.nested import flat
 
 RECORDED = ("code_fingerprint", "commit", "version", "hardware", "protocol")  # beside the config
 
@@ -71,7 +71,7 @@ def config_differences(a: StoredRun, b: StoredRun) -> list[tuple[str, Any, Any]]
 
 
 def _fields(run: StoredRun) -> dict[str, Any]:
-    fields = {"method": run.method} | flat(_with_defaults(run.config))
+    fields = {"method": run.method} | flat_keys(_with_defaults(run.config))
     return fields | {key: run.known(key) for key in RECORDED}
 
 

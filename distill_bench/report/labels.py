@@ -4,6 +4,8 @@ Settings are worded as in the field: "SGMD, ODE, K=1, fake-score lr 1e-4". The k
 runs.csv.
 """
 
+import contextlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ from math import isfinite
 import pandas as pd
 
 from distill_bench.config.identity import default_title
+from distill_bench.config.rows.sampling import guidance_in_words
+from distill_bench.config.schema import is_scale_per_expert
 
 PRESET = "method.preset"
 SAMPLING = "sampling."  # begins the keys of a student's sampling; the other keys are of training
@@ -89,7 +93,7 @@ def name_value(key: str, value: str) -> str:
         return known.title
     if value == "False":
         return f"no {known.title}"
-    if parse_number(value) is None:
+    if not _is_numeric(value):
         return value and known.prefix + value.replace("_", " ")
     number = show_value(value, key)
     if known.symbol:
@@ -101,11 +105,13 @@ def name_value(key: str, value: str) -> str:
 
 def is_word(value: str) -> bool:
     """Return True for a value that is not a number, a switch or empty."""
-    return parse_number(value) is None and value not in ("True", "False", "")
+    return not _is_numeric(value) and value not in ("True", "False", "")
 
 
 def show_value(value: str, key: str = "") -> str:
-    """Format a value: numbers without trailing zeros, "—" for an empty text."""
+    """Format a value: numbers without trailing zeros, "4+3" for one by expert, "—" for none."""
+    if (scales := _parse_scales(value)) is not None:
+        return guidance_in_words(scales)
     number = parse_number(value)
     if number is None:
         return value or "—"
@@ -122,6 +128,19 @@ def parse_number(text: str) -> float | None:
     except ValueError:
         return None
     return value if isfinite(value) else None
+
+
+def _parse_scales(text: str) -> dict[str, float] | None:
+    """Parse a guidance scale by expert, JSON in runs.csv; None for any other text."""
+    with contextlib.suppress(ValueError):
+        value = json.loads(text)
+        return value if is_scale_per_expert(value) else None
+    return None
+
+
+def _is_numeric(value: str) -> bool:
+    """True for a number, or one number by expert."""
+    return parse_number(value) is not None or _parse_scales(value) is not None
 
 
 @dataclass(frozen=True)
@@ -230,7 +249,7 @@ class _Draft:
             if not text or key in covered or key == PRESET:
                 continue
             words.append(text)
-            if not self.row[key] or parse_number(self.row[key]) is not None:
+            if not self.row[key] or _is_numeric(self.row[key]):
                 settings[wording(key).symbol or wording(key).title] = text
             else:
                 stem.append(text)

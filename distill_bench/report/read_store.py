@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from distill_bench.config.overrides import flat_keys
 from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.config.yaml_files import load_yaml
 from distill_bench.sample.reference_kinds import ELSEWHERE, STUDENT, UNDISTILLED, role_of
@@ -71,7 +72,7 @@ class StoredRun:
 
     def known(self, key: str) -> Any:
         """Look a key up in the result, then in the newest attempt, then in the config."""
-        for place in (self.result, self.provenance, flat(self.config)):
+        for place in (self.result, self.provenance, flat_keys(self.config)):
             if place.get(key) is not None:
                 return place[key]
         return None

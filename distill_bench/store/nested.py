@@ -1,15 +1,24 @@
 """Flattens nested mappings to dotted keys, and lists the differences between two mappings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def flat(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings; keys are joined by `separator`."""
+def flat(
+    tree: Mapping[str, Any],
+    separator: str = ".",
+    prefix: str = "",
+    is_value: Callable[[Mapping], bool] = lambda mapping: False,
+) -> dict[str, Any]:
+    """Flatten nested mappings; keys are joined by `separator`.
+
+    Args:
+        is_value: True for a mapping that stays whole.
+    """
     result: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, separator, f"{prefix}{key}{separator}")
+        if isinstance(value, Mapping) and not is_value(value):
+            result |= flat(value, separator, f"{prefix}{key}{separator}", is_value)
         else:
             result[f"{prefix}{key}"] = value
     return result

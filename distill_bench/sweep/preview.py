@@ -7,6 +7,8 @@ from rich.table import Table
 
 from distill_bench.config.identity import method_title
 from distill_bench.config.overrides import run_value
+from distill_bench.config.rows.sampling import guidance_in_words
+from distill_bench.config.schema import is_scale_per_expert
 from distill_bench.plan.price import (
     STAGES,
     devices,
@@ -126,6 +128,8 @@ def _print_runs(
 
 
 def _formatted(value: Any) -> str:
+    if is_scale_per_expert(value):
+        return guidance_in_words(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

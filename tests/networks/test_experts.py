@@ -1,6 +1,7 @@
 """Two experts behind one denoiser, on a tiny pipeline of Wan2.2-A14B's classes."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -21,11 +22,17 @@ from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.networks.denoiser import Denoiser, Guided, forward_flops
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.offload import Streamed, place, to_host_memory
-from distill_bench.networks.pipeline import load_networks, load_transformer
-from distill_bench.noise import GuidanceByLevel
+from distill_bench.networks.pipeline import (
+    load_networks,
+    load_pipeline,
+    load_transformer,
+    pipeline_of,
+)
+from distill_bench.noise import GuidanceByLevel, teacher_sigmas
 from distill_bench.rollout import euler
 from distill_bench.sample.sampler import Sampler, levels
 from distill_bench.sweep.manifest import open_sweep
+from distill_bench.train import extras
 from distill_bench.train.setup import build_from
 
 CPU = torch.device("cpu")
@@ -147,6 +154,42 @@ def test_training_and_the_teachers_clips_guide_each_expert_by_its_own_scale(a14b
         for scale in (2.0, equal, below)
     )
     assert number == equally != 0 and none == 0
+
+
+def test_ode_pairs_are_guided_by_the_scale_of_each_step_s_expert(a14b, tmp_path, monkeypatch):
+    """Three Euler steps, from the high-noise expert's level to the low-noise expert's."""
+    monkeypatch.setattr(extras, "ODE_PAIRS", 2)
+    monkeypatch.setattr(extras, "ODE_STEPS", 3)
+    size = {"teacher": str(a14b), "frames": 5, "height": 16, "width": 16}
+
+    def pairs(high_noise: float, low_noise: float) -> dict[str, torch.Tensor]:
+        scale = {"high_noise": high_noise, "low_noise": low_noise}
+        config = resolve({"method": "dmd", "guidance_scale": scale} | size)
+        pipeline = pipeline_of(config, CPU, tmp_path)
+        return extras.ode_pairs(config, pipeline, tmp_path).every()
+
+    made = pairs(4.0, 3.0)
+    boundary, levels = (
+        load_networks(a14b).boundary,
+        teacher_sigmas(3, resolve({"method": "dmd"} | size).shift),
+    )
+    null = load_pipeline(str(a14b), CPU).texts([""]).null_text
+    x_t, used = made["noise"], []
+    for high, low in itertools.pairwise(levels):
+        expert = EXPERTS[int(high < boundary)]
+        used.append(expert)
+        net = load_transformer(a14b, expert)
+        with torch.no_grad():
+            cond, uncond = (
+                net(x_t, 1000 * high.expand(2), text, return_dict=False)[0]
+                for text in (made["text"], null.expand_as(made["text"]))
+            )
+        scale = {"high_noise": 4.0, "low_noise": 3.0}[expert]
+        x_t = x_t + (low - high) * (uncond + scale * (cond - uncond))
+    assert set(used) == set(EXPERTS)
+    torch.testing.assert_close(made["x0"], x_t, rtol=1e-4, atol=1e-5)
+    for other in ((4.0, 4.0), (3.0, 3.0), (3.0, 4.0)):
+        assert not torch.allclose(pairs(*other)["x0"], made["x0"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_scale_per_expert_is_in_the_id_and_needs_a_teacher_with_two(a14b, tiny_wan, tmp_path):

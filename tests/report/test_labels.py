@@ -16,6 +16,7 @@ from distill_bench.report.labels import (
     show_value,
     symbols,
 )
+from distill_bench.report.rows import parse_keys
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,12 @@ from distill_bench.report.labels import (
         ("stepping", "renoise", "renoise"),
         ("fake_score_updates", "5", "K=5"),
         ("guidance_scale", "3.0", "w=3"),
+        ("guidance_scale", '{"high_noise": 4.0, "low_noise": 3.5}', "w=4+3.5"),
+        (
+            "protocol.teacher_guidance",
+            '{"high_noise": 4.0, "low_noise": 3.0}',
+            "teacher guidance 4+3",
+        ),
         ("nfe", "1", "1 step"),
         ("nfe", "4", "4 steps"),
         ("student_lr", "0.0005", "student lr 5e-4"),
@@ -126,6 +133,21 @@ def test_display_names_and_labels_come_from_the_sweep_and_keys_stay_in_the_data(
         "method=alpha,fake_score_updates=5",
     ]
     assert json.loads((tmp_path / "data" / "sweep.json").read_text())["labels"] == labels
+
+
+def test_guidance_by_expert_is_one_setting_beside_guidance_of_the_whole_teacher(tmp_path):
+    """Rows of a number, which have no value of an expert, stay apart."""
+    store = write_store(tmp_path, [])
+    scales = [3.0, 2.0, {"high_noise": 4.0, "low_noise": 3.0}]
+    run_ids = [write_run(store, "alpha", 0, 1, 4.0, guidance_scale=scale) for scale in scales]
+    update_json(store / "sweeps" / "speed.json", run_ids=run_ids, axes={"guidance_scale": scales})
+    results = load_results(store, tmp_path / "data")
+    assert [row.label for row in results.students] == ["Alpha, w=3", "Alpha, w=2", "Alpha, w=4+3"]
+    assert {row.stem for row in results.students} == {"Alpha"}
+    for row, scale in zip(results.students, scales, strict=True):
+        assert parse_keys(row.name)["guidance_scale"] == scale
+        assert row.matches({"guidance_scale": scale})
+        assert len(row.runs) == 1
 
 
 def test_a_row_names_how_it_is_sampled_only_if_it_was_trained_otherwise():

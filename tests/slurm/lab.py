@@ -135,6 +135,12 @@ class Lab:
         """The jobs of the runs, also those that have ended."""
         return [job for jobs in read_queue(self.store).jobs.values() for job in jobs]
 
+    def job_log(self, run: str) -> Path:
+        """Log of a run's newest job."""
+        log = read_queue(self.store).log(run)
+        assert log is not None, f"{run} has no job"
+        return log
+
     def prepare_jobs(self) -> list[str]:
         """Prepare jobs in the queue."""
         name = f"--name={self.name}-prepare"

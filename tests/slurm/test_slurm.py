@@ -317,6 +317,34 @@ def test_runs_that_share_a_job_go_on_after_its_time_limit(lab):
     assert_same_results(sweep.store, reference)
 
 
+def test_a_second_stage_starts_after_its_first_and_a_failed_first_stage_leaves_one_line(lab):
+    """The first stage of seed 0 is held while there are free nodes; that of seed 1 fails."""
+    stages = {"first": {"student_lr": 1e-3}}
+    sweep = lab({"student_updates": 4}, stages=stages, grid={"init": ["first"]}, seeds=2)
+    sweep.prepare()
+    sweep.order("hold", 0)
+    sweep.order("raise", 1)
+    assert sweep.go() == 0
+    runs = sweep.sweep.runs
+    second, never = sorted((r for r in runs if runs[r].init_run), key=lambda r: runs[r].seed)
+    first, failed = (str(runs[run].init_run) for run in (second, never))
+    statuses = sweep.until(lambda now: moving(first)(now) and quiet({failed: now[failed]}))
+    assert {"JobState=PENDING", "Reason=Dependency"} <= job_fields(str(statuses[second].job))
+    assert statuses[second].note == f"waits for {first}, which is running"
+
+    sweep.withdraw("hold", first)
+    statuses = sweep.until(lambda now: now[second].state == "done" and now[never].state != "queued")
+    (end,), (start,) = (attempts(sweep.store / run) for run in (first, second))
+    assert read_json(start / "start.json")["time"] >= read_json(end / "exit.json")["time"]
+    assert read_json(sweep.store / second / "initial.json")["run_id"] == first
+    waits = f"waits for {failed}, which is failed"
+    assert (statuses[never].state, statuses[never].note) == ("missing", waits)
+    assert not attempts(sweep.store / never)
+    log = sweep.job_log(never).read_text()
+    assert f"{never} {waits}" in log.splitlines()
+    assert "Traceback" not in log
+
+
 def test_limits_of_the_cluster_are_warned_of_and_sbatch_s_refusal_is_shown(lab, capsys):
     cluster = {"partition": "main,low", "nodes": 8, "cpus": 9, "hours": 200, "mem_gb": 9}
     sweep = lab({"batch_size": 8}, cluster | {"sbatch": {"hold": True}})

@@ -12,11 +12,10 @@ from pydantic import Field, model_validator
 
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.overrides import has_values, same_value, value_at
+from distill_bench.config.overrides import flat_keys, has_values, same_value, value_at
 from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
 from distill_bench.config.validation import StrictModel
 from distill_bench.expressions import names_in
-from distill_bench.store.nested import flat
 
 SAMPLING = "sampling"  # key of the ways to sample a trained student
 NESTED = {"protocol": ProtocolConfig, "adapter": AdapterConfig}
@@ -90,7 +89,7 @@ def check_contrasts(contrasts: Mapping[str, ContrastConfig], where: str) -> None
                 except ValueError as error:
                     raise ConfigError(f"{place}: {error}") from error
             else:
-                _check_keys(flat(selection), place)
+                _check_keys(flat_keys(selection), place)
         _check_keys(contrast.average_over, place)
         for other in contrast.difference_of or []:
             if other not in above:
@@ -198,7 +197,7 @@ def _selects(selection: Selection, candidate: Selectable) -> bool:
     if isinstance(selection, str):
         names = set(names_in(selection))
     else:
-        names = {key.partition(".")[0] for key in flat(selection)}
+        names = {key.partition(".")[0] for key in flat_keys(selection)}
     if not candidate.as_trained and SAMPLING not in names:
         return False
     if isinstance(selection, str):
@@ -211,7 +210,7 @@ def _values_of(selection: Selection, candidates: Mapping[str, Selectable]) -> st
     if isinstance(selection, str):
         return ""
     parts = []
-    for key in flat(selection):
+    for key in flat_keys(selection):
         values: list[Any] = []
         for candidate in candidates.values():
             value = value_at(candidate.data, key)
@@ -223,7 +222,7 @@ def _values_of(selection: Selection, candidates: Mapping[str, Selectable]) -> st
 
 def _varying(rows: Sequence[Mapping[str, Any]], averaged: Sequence[str]) -> list[str]:
     """Dotted keys whose values differ between rows, without those that are averaged over."""
-    flats = [flat(data) for data in rows]
+    flats = [flat_keys(data) for data in rows]
     keys = dict.fromkeys(key for row in flats for key in row)
     return [
         key
