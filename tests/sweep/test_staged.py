@@ -190,6 +190,8 @@ def test_a_launch_ends_with_one_line_if_no_run_that_it_selects_can_start(
         return list(runs)
 
     monkeypatch.setattr("distill_bench.sweep.launch._in_stages", all_ready)
+    # no task starts at all
+    monkeypatch.setattr("distill_bench.sweep.launch.missing_artefacts", lambda sweep, todo: {})
     run_local(sweep.only("init == 'first'"), 1, LaunchOptions())
     warning = f"1 runs cannot start: {second} waits for {first}, which is failed"
     assert warning in " ".join(capsys.readouterr().out.split())
