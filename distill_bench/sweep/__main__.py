@@ -175,6 +175,11 @@ def make_parser() -> argparse.ArgumentParser:
     action.add_argument(
         "--cancel", action="store_true", help="cancel the runs; running ones save first"
     )
+    look.add_argument(
+        "--measure",
+        action="store_true",
+        help="with --dry-run: time one batch of each evaluator's network on this machine",
+    )
     look.add_argument("--json", action="store_true", help="print the status as JSON")
     return parser
 
@@ -191,6 +196,8 @@ def _run(options: argparse.Namespace) -> int:
         )
     if options.watch is not None and not options.watch > 0:
         raise ConfigError(f"--watch {options.watch:g}: seconds between two prints must be above 0")
+    if options.measure and not options.dry_run:
+        raise ConfigError("--measure belongs to --dry-run: add it, or leave out --measure")
     if options.dry_run:
         return _preview(config, options, on_slurm)
     if options.explain is not None:
@@ -283,7 +290,7 @@ def _preview(config: SweepConfig, options: argparse.Namespace, on_slurm: bool) -
             _, processes = _slots(config, options, on_slurm)
             warnings = _check_before(chosen, processes, options.stale)
             with console.status("timing a batch of each evaluator's network"):
-                for line in scoring_estimate(chosen, statuses):
+                for line in scoring_estimate(chosen, statuses, options.measure):
                     console.print(line, soft_wrap=True)
         except ConfigError as error:
             warnings = [f"the runs would not start: {error}"]

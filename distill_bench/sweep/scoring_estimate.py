@@ -22,15 +22,24 @@ from distill_bench.sweep.status import ENDED, Status
 SHORT = 1.0  # seconds per set of clips up to which a network has no line of its own
 
 
-def scoring_estimate(sweep: OpenSweep, statuses: Sequence[Status]) -> Iterator[str]:
-    """Lines on the time and memory of scoring what is left of a sweep, on this machine.
+def scoring_estimate(sweep: OpenSweep, statuses: Sequence[Status], measure: bool) -> Iterator[str]:
+    """Lines on the sets of clips that are left to score, and their time and memory here.
 
-    Each network runs one batch of clips of noise. Statistics of features are not counted.
+    Args:
+        measure: run one batch of clips of noise through each network, which takes minutes for large
+            networks on a processor; without it, time and memory stay unknown. Statistics of
+            features are not counted.
     """
     sets = clip_sets_left(sweep, statuses)
     if not sets:
         return
     config = next(iter(sweep.runs.values()))  # all runs share a protocol
+    if not measure:
+        yield (
+            f"{sets} sets of {config.protocol.clips} clips are left to score; --measure times a "
+            "batch of each evaluator's network on this machine"
+        )
+        return
     black = stand_in_clips(config)
     passes: list[NetworkPass] = []
     for name in evaluators_of(config):

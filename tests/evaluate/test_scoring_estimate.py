@@ -63,7 +63,7 @@ class PairFlow(nn.Module):
         return [(first - second)[:, :2]]
 
 
-def test_a_dry_run_estimates_the_scoring_of_what_is_left(tmp_path: Path, capsys):
+def test_a_dry_run_that_measures_estimates_the_scoring_of_what_is_left(tmp_path: Path, capsys):
     (tmp_path / "slow.py").write_text(SLOW)
     names = [f"{tmp_path}/slow.py:{name}" for name in ("Slow", "Fails")]
     base = {"method": "dmd2", "teacher": "gaussian", "student_updates": 4, "trackers": []}
@@ -72,7 +72,13 @@ def test_a_dry_run_estimates_the_scoring_of_what_is_left(tmp_path: Path, capsys)
     data["base"] |= {"evaluations": 2, "protocol": {"clips": 600, "evaluators": names}}
     path = tmp_path / "s.yaml"
     path.write_text(json.dumps(data | {"include": [{"nfe": 4}]}))
-    command = [str(path), "--cluster=local", "--dry-run", f"--store={tmp_path / 'runs'}"]
+    command = [
+        str(path),
+        "--cluster=local",
+        "--dry-run",
+        "--measure",
+        f"--store={tmp_path / 'runs'}",
+    ]
 
     def scoring() -> tuple[str, str, str]:
         assert main(command) == 0
@@ -87,6 +93,12 @@ def test_a_dry_run_estimates_the_scoring_of_what_is_left(tmp_path: Path, capsys)
         return found[1], found[2], out
 
     total, sets, _ = scoring()
+    assert main([argument for argument in command if argument != "--measure"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{sets} sets of 600 clips are left to score; --measure times a batch" in out
+    assert "slow network" not in out
+    assert main([argument for argument in command if argument != "--dry-run"]) == 2
+    assert "--measure belongs to --dry-run" in capsys.readouterr().err
     assert 12 <= int(total) <= 120
     sweep = open_sweep(load_sweep(path), tmp_path / "runs", tmp_path / "results")
     kinds = folder_names(next(iter(sweep.runs.values()))).keys() - {"data", "data_other"}

@@ -1,15 +1,25 @@
 """Weights of transformers as other codes name them, and LoRA files, on a tiny Wan transformer."""
 
+import itertools
 import re
 from pathlib import Path
 
+import diffusers
+import numpy as np
 import pytest
 import torch
+from export_runs import load_pipe, sample_pipe
+from runs import TINY_RUN
 from safetensors.torch import load_file, save_file
 
-from distill_bench.config.resolve import load_run
+from distill_bench.config.resolve import load_run, resolve
+from distill_bench.config.rows.row import ReleasedRow, released_rows
+from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.export import harness_draws
 from distill_bench.networks.pipeline import load_transformer
+from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.released_weights import check_released, load_released
+from distill_bench.sample.rows import sample_row
 from distill_bench.teachers.folder import TeacherError
 
 # diffusers' name -> the name in Wan-Video/Wan2.1, wan/modules/model.py, which Self-Forcing and
@@ -215,3 +225,74 @@ def test_an_exported_adapter_is_the_merged_export(make_run, tmp_path):
     for name, weight in merged.items():
         torch.testing.assert_close(state[name], weight, rtol=0, atol=1e-6)
     assert any(not torch.allclose(state[name], base[name], atol=1e-3) for name in state)
+
+
+def pipe_frames(pipe: diffusers.WanPipeline, clips: list[tuple[str, int]]) -> np.ndarray:
+    """Frames uint8 (N, T, 3, H, W) of a pipeline, for prompts and seeds, from the harness's noise.
+
+    Three steps without guidance.
+    """
+    frames = []
+    for prompt, seed in clips:
+        with harness_draws(pipe, seed) as draws:
+            frames.append(sample_pipe(pipe, "wan21", prompt, "np", generator=draws)[0])
+    return np.round(np.stack(frames) * 255).astype(np.uint8).transpose(0, 1, 4, 2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stepping", ["ode", "renoise"])
+def test_a_released_student_has_the_frames_of_its_own_pipeline(stepping, tiny_wan, tmp_path):
+    """Its pipeline never saw the harness; files of its weights, and a LoRA, give the same frames.
+
+    The pipeline takes the steps of diffusers' scheduler at shift 3; the rows state its levels.
+    """
+    student = load_pipe(tiny_wan)
+    renoise = stepping == "renoise"
+    student.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        shift=3.0, stochastic_sampling=renoise
+    )
+    draw = torch.Generator().manual_seed(2)
+    state = student.transformer.state_dict()
+    for tensor in state.values():
+        tensor += 0.1 * torch.randn(tensor.shape, generator=draw)
+    student.save_pretrained(tmp_path / "pipeline")
+    save_file(state, tmp_path / "diffusers.safetensors")
+    for name, table in (("LightX2V", ORIGINAL), ("FastVideo", FASTVIDEO)):
+        named = {renamed(key, table): tensor for key, tensor in state.items()}
+        save_file(named, tmp_path / f"{name}.safetensors")
+    checkpoint = {f"model.{renamed(key, ORIGINAL)}": tensor for key, tensor in state.items()}
+    torch.save({"generator_ema": checkpoint}, tmp_path / "Self-Forcing.pt")
+    save_file(lora(False, None), tmp_path / "lora.safetensors")
+    save_file(lora(True, 6.0), tmp_path / "lora-LightX2V.safetensors")
+
+    config = resolve(TINY_RUN | {"teacher": str(tiny_wan)})
+    student.scheduler.set_timesteps(3)
+    levels = tuple(student.scheduler.sigmas[:-1].tolist())
+    # how weights are stored does not depend on the stepping
+    paths = [tmp_path / "pipeline"] if renoise else sorted(tmp_path.iterdir())
+    entries = [
+        ReleasedRow(name=path.stem, network=str(path), sigmas=levels, stepping=stepping)
+        for path in paths
+    ]
+    made = {}
+    for name, (row, _) in released_rows(entries, config).items():
+        folder = tmp_path / "store" / name
+        folder.mkdir(parents=True)
+        (folder / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+        made[row.label] = load_clips(sample_row(folder, row))
+    clips = list(zip(made["pipeline"].prompts, made["pipeline"].seeds, strict=True))
+
+    adapted = load_pipe(tiny_wan)
+    adapted.scheduler = student.scheduler
+    expected = {"teacher": pipe_frames(adapted, clips)}
+    for name in ("lora", "lora-LightX2V"):
+        adapted.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors")
+        expected[name] = pipe_frames(adapted, clips)
+        adapted.unload_lora_weights()
+    expected["pipeline"] = pipe_frames(student, clips)
+    for one, other in itertools.combinations(expected.values(), 2):
+        assert np.abs(one.astype(int) - other).max() > 2
+    assert len(made) == (1 if renoise else 7)
+    for label, own in made.items():
+        frames = expected.get(label, expected["pipeline"])
+        np.testing.assert_array_equal(own.frames, frames, label)
