@@ -164,6 +164,9 @@ def _find(kind: str, name: str) -> type:
 
 def _unknown(kind: str, name: str, known: set[str]) -> RegistryError:
     """The error for a name that no plugin has."""
+    file = name if name.endswith(".py") else f"{name}.py"
+    if _plugin_file(file).is_file():
+        return RegistryError(f"no {kind} called {name!r}; for the file write {file}:CLASS")
     near = difflib.get_close_matches(name, sorted(known), 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return RegistryError(f"no {kind} called {name!r}{hint}; known: {', '.join(sorted(known))}")

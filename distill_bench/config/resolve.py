@@ -29,7 +29,13 @@ from distill_bench.teachers.contents import content_hash
 from distill_bench.teachers.diffusers_folder import EXPERTS
 from distill_bench.teachers.folder import is_local_folder
 from distill_bench.teachers.kinds import Teacher, find_teacher
-from distill_bench.teachers.prompts import FILE_PREFIX, negative_text, prompts_hash, text_hash
+from distill_bench.teachers.prompts import (
+    FILE_PREFIX,
+    check_negative_prompt,
+    negative_text,
+    prompts_hash,
+    text_hash,
+)
 
 if TYPE_CHECKING:
     from distill_bench.method import Method
@@ -223,6 +229,7 @@ def _negative_prompt(data: Mapping[str, Any], teacher: Teacher) -> dict[str, str
     if not isinstance(value, str):
         return {}  # left for validation to report
     try:
+        check_negative_prompt(value)
         text_digest = text_hash(negative_text(value, teacher.negative_prompt))
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -8,8 +8,6 @@ which is left out: it adds the same number to all attention logits of a query.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from distill_bench.evaluate import encoders
+from distill_bench.networks.loading import read_pickled
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import sha256
 
@@ -202,11 +201,9 @@ def read_checkpoint(path: Path, *keys: str) -> dict[str, Tensor]:
         ValueError: if the file is missing or holds no tensors.
     """
     try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"no weights at {path}") from error
-    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint of PyTorch: {first_line(error)}") from error
+        checkpoint = read_pickled(path)
+    except OSError as error:
+        raise ValueError(f"no weights at {path}: {error.strerror}") from error
     for key in keys:
         if isinstance(checkpoint, dict) and key in checkpoint:
             checkpoint = checkpoint[key]

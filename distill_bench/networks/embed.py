@@ -18,7 +18,7 @@ from distill_bench.store.files import user_text
 from distill_bench.teachers.embeddings import has_text_encoder
 from distill_bench.teachers.folder import TeacherError
 from distill_bench.teachers.hub import fetch
-from distill_bench.teachers.prompts import read_prompts
+from distill_bench.teachers.prompts import check_negative_prompt, read_prompts
 
 
 def embed(
@@ -36,8 +36,11 @@ def embed(
         The folder of the embeddings, and the number of prompts that this rank encoded.
 
     Raises:
-        ValueError: if a file has no prompts, or the teacher has no text encoder.
+        ValueError: if a file has no prompts, a negative prompt is the name of a file, or the
+            teacher has no text encoder.
     """
+    for value in negatives:
+        check_negative_prompt(value)
     here = ranks()
     prompts = [""]
     for path in files:

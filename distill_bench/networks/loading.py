@@ -1,9 +1,12 @@
-"""Loads one part of a pipeline folder (transformer, autoencoder, text encoder), strictly."""
+"""Loads one part of a pipeline folder (transformer, autoencoder, text encoder), or a checkpoint."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
 
 import diffusers
 import torch
@@ -56,6 +59,27 @@ def load_part(
             f"{extra[0]}; config.json and weights must be of the same model"
         )
     return part
+
+
+def read_pickled(path: Path) -> Any:
+    """Content of a file that `torch.save` wrote, on the CPU; old formats are read into memory.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no such file, or holds other objects than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as error:  # damaged pickles raise errors of any type
+        reason = first_line(error)
+        # torch advises to trust the file
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"it holds a {foreign[1]} beside weights; save the weights alone"
+        elif not isinstance(error, RuntimeError):
+            reason = "it was not written by torch.save"
+        raise ValueError(f"{path} is no checkpoint of PyTorch: {reason}") from error
 
 
 @contextlib.contextmanager

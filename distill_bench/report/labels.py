@@ -16,7 +16,9 @@ import pandas as pd
 from distill_bench.config.identity import default_title
 from distill_bench.config.rows.sampling import guidance_in_words
 from distill_bench.config.schema import is_scale_per_expert
+from distill_bench.teachers.prompts import FILE_PREFIX
 
+LONGEST = 48  # characters of a value in a label
 PRESET = "method.preset"
 SAMPLING = "sampling."  # begins the keys of a student's sampling; the other keys are of training
 
@@ -51,6 +53,9 @@ WORDINGS = {
         "rollout", words={"True": "reused rollout", "graph": "shared graph", "False": "own rollout"}
     ),
     "init": Wording("initial student", prefix="from "),
+    "negative_prompt": Wording(
+        "negative prompt", prefix="negative prompt ", words={"": "no negative prompt"}
+    ),
     "student_lr": Wording("student lr", scientific=True),
     "fake_score_lr": Wording("fake-score lr", scientific=True),
     "ema": Wording("EMA", words={"": "no EMA"}),
@@ -94,13 +99,20 @@ def name_value(key: str, value: str) -> str:
     if value == "False":
         return f"no {known.title}"
     if not _is_numeric(value):
-        return value and known.prefix + value.replace("_", " ")
+        return value and known.prefix + _shortened(value).replace("_", " ")
     number = show_value(value, key)
     if known.symbol:
         return f"{known.symbol}={number}"
     if known.unit:
         return f"{number} {known.unit}{'' if number == '1' else 's'}"
     return f"{known.title} {number}"
+
+
+def _shortened(text: str) -> str:
+    """A text of at most LONGEST characters; of an absolute path its last part."""
+    if text.removeprefix(FILE_PREFIX).startswith("/"):
+        text = text.rpartition("/")[2]
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def is_word(value: str) -> bool:

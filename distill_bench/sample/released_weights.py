@@ -5,18 +5,17 @@ that codes put around a network (`model.`, `_fsdp_wrapped_module.`) are removed.
 """
 
 import json
-import pickle
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distill_bench.networks.loading import read_pickled
 from distill_bench.networks.pipeline import load_networks, load_transformer
 from distill_bench.store.failures import first_line
 from distill_bench.teachers.architecture import Architecture, architecture_of
@@ -147,9 +146,11 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return load_file(path), file.metadata() or {}
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        content = read_pickled(path)
+    except (OSError, SafetensorError) as error:
         raise TeacherError(f"cannot load {path}: {first_line(error)}") from error
+    except ValueError as error:
+        raise TeacherError(str(error)) from error
     while isinstance(content, dict):
         inner = next((content[key] for key in STUDENTS if isinstance(content.get(key), dict)), None)
         if inner is None:

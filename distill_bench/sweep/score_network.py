@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         for key in ("stepping", "nfe", "shift", "sigmas", "guidance_scale"):
             if (text := getattr(options, key)) is not None:
                 keys[key] = parse_yaml(text)
-        entry = validate(ReleasedRow, keys, parser.prog)
+        entry = validate(ReleasedRow, keys, "row")
         folder = score_network(entry, options.protocol, options.store)
     except (ConfigError, RegistryError, TeacherError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

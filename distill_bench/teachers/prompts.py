@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, Validatio
 from distill_bench.store.files import read_text, text_lines, warn_of_unused
 
 VBENCH = ("prompt_en", "dimension", "auxiliary_info")  # keys of its list of prompts
+TABLES = (".csv", ".tsv")  # their lines are no prompts
 PUBLISHED = "default"  # the value of a key `negative_prompt` that selects the teacher's own
 FILE_PREFIX = "file:"  # prefix of a value that names a file
 
@@ -26,11 +28,11 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a file.
 
     Formats by suffix: `.json`, a list of strings or objects; `.jsonl`, one string or object per
-    line; anything else, one prompt per line. Objects have the key `prompt`, or VBench's
+    line; anything else but a table, one prompt per line. Objects have the key `prompt`, or VBench's
     `prompt_en`, and optionally `seed` (`read_seeds`).
 
     Raises:
-        ValueError: if an entry is not a prompt, or the file has no prompts.
+        ValueError: if an entry is not a prompt, or the file is a table or has no prompts.
     """
     return [entry.prompt for entry in read_entries(path)]
 
@@ -46,6 +48,11 @@ def read_seeds(path: Path) -> list[int | None]:
 
 def read_entries(path: Path) -> list[PromptEntry]:
     """Prompts of a file with their seeds; formats and errors as in `read_prompts`."""
+    if path.suffix.lower() in TABLES:
+        raise ValueError(
+            f"prompts {path}: tables are not read; write one prompt per line into a .txt file, or "
+            "{'prompt': TEXT, 'seed': NUMBER} into a .jsonl file"
+        )
     text = _read(path, "prompts")
     if path.suffix.lower() == ".json":
         entries = _parse_json(text, f"prompts {path}")
@@ -66,6 +73,15 @@ def read_entries(path: Path) -> list[PromptEntry]:
     if not prompts:
         raise ValueError(f"prompts {path}: the file has no prompts")
     return prompts
+
+
+def check_negative_prompt(value: str) -> None:
+    """Raise ValueError for a text that names a file, as if `file:` had been forgotten."""
+    if os.path.isfile(value):  # of a long text, a Path would raise an error
+        raise ValueError(
+            f"negative_prompt {value!r} would be a text, but a file has this name: write "
+            f"{FILE_PREFIX}{value} for the text in the file"
+        )
 
 
 def negative_text(value: str, published: str) -> str:

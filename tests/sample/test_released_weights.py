@@ -151,11 +151,25 @@ def test_weights_that_do_not_fit_are_refused_by_a_line_that_names_them(tiny_wan,
 def test_files_that_hold_no_weights_are_refused(tiny_wan, tmp_path):
     (tmp_path / "text.safetensors").write_text("hello")
     torch.save({"step": 3}, tmp_path / "step.pt")
+    torch.save({"config": Path("run")}, tmp_path / "config.pt")
     (tmp_path / "text.pt").write_text("hello")
-    for name in ("text.safetensors", "step.pt", "text.pt"):
-        with pytest.raises(TeacherError, match=name) as error:
+    for name, reason in (
+        ("text.safetensors", "cannot load"),
+        ("step.pt", "holds no weights by name"),
+        ("config.pt", "it holds a pathlib.* beside weights; save the weights alone"),
+        ("text.pt", "is no checkpoint of PyTorch: it was not written by torch.save"),
+        ("none.pt", "No such file"),
+    ):
+        with pytest.raises(TeacherError, match=reason) as error:
             check_released(tmp_path / name, tiny_wan)
+        assert name in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_in_the_format_of_old_versions_of_torch_loads(tiny_wan, weights, tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    assert_loads(path, tiny_wan, weights)
 
 
 def lora(original: bool, alpha: float | None) -> dict[str, torch.Tensor]:

@@ -107,6 +107,7 @@ def test_only_a_line_feed_ends_a_prompt(tmp_path):
     ("name", "text", "message"),
     [
         ("a.txt", "\n \n", "the file has no prompts"),
+        ("a.csv", "prompt,seed\na red circle,1\n", "tables are not read; write one prompt per"),
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2: prompt: Field required"),
         ("a.jsonl", '{"prompt": "x", "seed": -1}\n', "line 1: seed: Input should be greater"),
         ("a.jsonl", '{"prompt": "x", "Seed": 1}\n', "line 1: unknown key 'Seed'; write 'seed'"),

@@ -91,6 +91,8 @@ def test_embed_makes_a_negative_prompt_available_without_a_text_encoder(tiny_wan
     with pytest.raises(TeacherError, match="--negative-prompt"):
         without.texts(["a red circle"], negative_prompt=NEGATIVE)
     options = [str(tiny_wan), str(prompts), "--store", str(tmp_path)]
+    with pytest.raises(ValueError, match=f"would be a text, .* write file:{prompts}"):
+        embedding.embed(str(tiny_wan), [prompts], tmp_path, [str(prompts)])
     assert embedding.main([*options, "--negative-prompt", NEGATIVE]) == 0
     texts = without.texts(["a red circle"], negative_prompt=NEGATIVE)
     expected = load_pipeline(str(tiny_wan), CPU).encode_text([NEGATIVE])
@@ -110,6 +112,8 @@ def test_a_file_that_changed_after_the_run_was_resolved_stops_the_run(make_run, 
     ("keys", "message"),
     [
         ({"negative_prompt": "file:none.txt"}, r"negative_prompt none.txt: No such file"),
+        ({"negative_prompt": "empty.txt"}, r"a file has this name: write file:empty.txt for"),
+        ({"protocol": {"negative_prompt": "empty.txt"}}, r"a file has this name: write file:empty"),
         ({"negative_prompt": "file:empty.txt"}, r"negative_prompt empty.txt: the file is empty"),
         ({"negative_prompt": None}, r"negative_prompt"),
         (
