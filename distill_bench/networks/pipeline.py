@@ -4,7 +4,6 @@ A teacher is a diffusers pipeline folder (`transformer/`, `scheduler/`, `text_en
 `tokenizer/`, optional `vae/` and `transformer_2/`), local or by hub name, or has a closed form.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +31,6 @@ from distill_bench.teachers.prompts import negative_text, prompts_hash, text_has
 # Limits of a batch of sampled clips: number of clips, and pixel values of all their frames.
 CLIPS_PER_BATCH = 16
 VALUES_PER_BATCH = 2**26
-# Clips decoded at once: activations of mini-wan's autoencoder fit into a processor's cache, and the
-# bits are those of a whole batch. The convolutions of a single clip would round differently.
-CLIPS_PER_DECODING = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +74,7 @@ class DiffusersPipeline(TextPipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames uint8 (B, F, 3, Y, X) of latents (B, C, T, H, W), on the CPU."""
-        parts = latents.tensor_split(math.ceil(len(latents) / CLIPS_PER_DECODING))
-        return torch.cat([video_to_frames(self.decode_video(part)) for part in parts])
+        return video_to_frames(self.decode_video(latents))
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> Tensor:

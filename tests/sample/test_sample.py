@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from distill_bench.autoencoder import video_to_frames
 from distill_bench.config.identity import run_id
 from distill_bench.config.protocol import protocol, protocol_hash, student_key
 from distill_bench.config.resolve import resolve
@@ -320,25 +318,6 @@ def test_interrupted_sampling_resumes_batch_by_batch_to_the_same_bytes(trained, 
     assert sorted(path.name for path in (folder / "videos").iterdir()) == [
         f"{i:06d}.mp4" for i in range(5)
     ]
-
-
-def test_clips_are_decoded_a_few_at_a_time_to_the_frames_of_the_batch(monkeypatch):
-    """Never a clip by itself: mini-wan's convolutions of 8 frames round differently."""
-    pipeline = pipelines.load_pipeline("mini-wan", torch.device("cpu"))
-    decode_video, parts = DiffusersPipeline.decode_video, []
-
-    def count(self, latents):
-        parts.append(len(latents))
-        return decode_video(self, latents)
-
-    monkeypatch.setattr(DiffusersPipeline, "decode_video", count)
-    with torch.no_grad():
-        for clips, expected in ((1, [1]), (4, [4]), (5, [3, 2]), (9, [3, 3, 3])):
-            latents = torch.randn(clips, 4, 8, 8, 8, generator=torch.Generator().manual_seed(clips))
-            frames = pipeline.decode(latents)
-            assert parts == expected
-            assert torch.equal(frames, video_to_frames(decode_video(pipeline, latents)))
-            parts.clear()
 
 
 def test_ranks_share_the_batches_and_rank_0_assembles_the_folder(trained, monkeypatch):
