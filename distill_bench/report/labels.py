@@ -99,7 +99,7 @@ def name_value(key: str, value: str) -> str:
     if value == "False":
         return f"no {known.title}"
     if not _is_numeric(value):
-        return value and known.prefix + _shortened(value).replace("_", " ")
+        return value and known.prefix + shortened(_last_part(value), LONGEST).replace("_", " ")
     number = show_value(value, key)
     if known.symbol:
         return f"{known.symbol}={number}"
@@ -108,11 +108,15 @@ def name_value(key: str, value: str) -> str:
     return f"{known.title} {number}"
 
 
-def _shortened(text: str) -> str:
-    """A text of at most LONGEST characters; of an absolute path its last part."""
-    if text.removeprefix(FILE_PREFIX).startswith("/"):
-        text = text.rpartition("/")[2]
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+def _last_part(text: str) -> str:
+    """The last part of an absolute path; other texts as they are."""
+    is_path = text.removeprefix(FILE_PREFIX).startswith("/")
+    return text.rpartition("/")[2] if is_path else text
+
+
+def shortened(label: str, most: int) -> str:
+    """Cut a label to at most `most` letters."""
+    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def is_word(value: str) -> bool:

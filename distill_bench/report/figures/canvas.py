@@ -198,11 +198,6 @@ def panels_per_line(count: int) -> int:
     return 2 if count in (2, 4) else min(count, 3)
 
 
-def shortened(label: str, most: int) -> str:
-    """Cut a label to at most `most` letters."""
-    return label if len(label) <= most else f"{label[: most - 1]}…"
-
-
 def brief(value: float) -> str:
     """Format a number with three significant digits."""
     if abs(value) >= 1000:

@@ -12,7 +12,7 @@ from distill_bench.report.figures import canvas
 from distill_bench.report.figures.marks import REACH, log_from
 from distill_bench.report.figures.study import Study, opened
 from distill_bench.report.figures.style import GROUND, QUIET, SMALL, STYLE
-from distill_bench.report.labels import show_value
+from distill_bench.report.labels import shortened, show_value
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import Row
 from distill_bench.report.tables.differences import against_baseline, verdict
@@ -139,7 +139,7 @@ def line_panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, lis
 
 def _line_label(row: Row, before: Row | None, axis: str) -> str:
     """Series and place of a row; only the place if the row above has the same series."""
-    series = canvas.shortened(row.series, 44)
+    series = shortened(row.series, 44)
     if not row.at:
         return series
     place = show_value(row.at, axis).rjust(4, "\u2007")  # figure spaces align the places

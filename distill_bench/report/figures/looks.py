@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.lines import Line2D
 
-from distill_bench.report.figures.canvas import shortened
 from distill_bench.report.figures.style import COLOURS, DASHES, GROUND, MARKERS, QUIET
+from distill_bench.report.labels import shortened
 
 SOLID, DASHED, DOTTED = DASHES
 SMALLEST, LARGEST = 3.5, 7.0  # points, of markers along the axis

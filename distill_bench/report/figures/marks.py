@@ -33,9 +33,8 @@ def mark_one(axes: Axes, column: Column) -> None:
 
 def rows_across(axes: Axes, study: Study, column: Column) -> list[float]:
     """Draw the rows without a place on the axis as lines with bands; returns their means."""
-    rows = study.means(column.name)
-    rows = rows[rows.label.isin([row.label for row in study.drawn])]
-    rows = rows[(rows.place == "") & rows.value.notna()]
+    rows = study.drawn_means(column.name)
+    rows = rows[rows.place == ""]
     for row in rows.itertuples():
         style = study.looks.styles[row.series] | {"linestyle": DASHES[1], "clip_on": False}
         across = axes.get_yaxis_transform()

@@ -13,6 +13,7 @@ from distill_bench.report.figures.looks import marker_sizes
 from distill_bench.report.figures.marks import draw_references, log_from, mark_one, rows_across
 from distill_bench.report.figures.study import Study, column_of, find_column, opened
 from distill_bench.report.figures.style import COLOURS, QUIET, SMALL, STYLE
+from distill_bench.report.labels import shortened
 from distill_bench.report.results import Column, Results
 
 BESIDE = 0.012  # gap between series with the same x, as a fraction of the axis
@@ -143,7 +144,7 @@ def _entries(study: Study, points: pd.DataFrame, group: str, across: bool) -> li
     entries = []
     for value, line in points.groupby("group", sort=False):
         style = study.looks.styles[line.series.iloc[0]] | {"color": line.colour.iloc[0]}
-        entries.append(Line2D([], [], **style, label=canvas.shortened(str(value), 44)))
+        entries.append(Line2D([], [], **style, label=shortened(str(value), 44)))
     return entries + study.looks.legend(unplaced)
 
 

@@ -118,11 +118,15 @@ class Study:
         names = ["label", "series", "place", "reference", "value", "low", "high"]
         return pd.DataFrame(lines, columns=names)
 
-    def placed(self, column: str) -> pd.DataFrame:
-        """`means` of the drawn students that have a value and a place on the axis."""
+    def drawn_means(self, column: str) -> pd.DataFrame:
+        """`means` of the drawn students that have a value."""
         rows = self.means(column)
-        rows = rows[rows.label.isin([row.label for row in self.drawn])]
-        return rows[~rows.reference & (rows.place != "") & rows.value.notna()]
+        return rows[rows.label.isin([row.label for row in self.drawn]) & rows.value.notna()]
+
+    def placed(self, column: str) -> pd.DataFrame:
+        """`drawn_means` of the students that have a place on the axis."""
+        rows = self.drawn_means(column)
+        return rows[rows.place != ""]
 
     def run_scores(self, column: str) -> pd.DataFrame:
         """Score of every finished run. Columns: label, score."""
