@@ -179,14 +179,14 @@ def work_in_words(sweep: OpenSweep) -> str:
 def print_table(sweep: OpenSweep) -> None:
     """Print the declared contrasts and the headline table of the sweep's results."""
     from distill_bench.report.results import COSTS, load  # pandas takes a second
-    from distill_bench.report.tables.contrasts import contrast_cells, contrast_heads, estimates
+    from distill_bench.report.tables.contrasts import contrast_heads, contrast_lines, estimates
     from distill_bench.report.tables.scores import score_table
 
     results = load(sweep.out / sweep.config.name)
     if found := estimates(results):
         contrasts = Table(*contrast_heads(found), box=None, pad_edge=False)
-        for estimate in found:
-            contrasts.add_row(*(cell.text for cell in contrast_cells(estimate)))
+        for line in contrast_lines(found):
+            contrasts.add_row(*(cell.text for cell in line))
         console.print(contrasts, "")
     scores = score_table(results, results.headline + COSTS[:1])
     table = Table(*scores.heads, box=None, pad_edge=False)

@@ -109,7 +109,7 @@ class ContrastLine:
     """A line of the table of declared contrasts."""
 
     cells: list[Cell]
-    rows: str  # in words
+    rows: str  # in words, in the first line of a contrast
     later: bool  # added or changed after the first run
     clear: bool
     bar: tuple[float, float, float] | None  # see `_bar`
@@ -127,12 +127,12 @@ def _contrast_lines(results: Results) -> tuple[list[str], list[ContrastLine]] | 
     lines = [
         ContrastLine(
             contrast_cells(one),
-            sides(results, one.contrast),
+            "" if before and before.contrast is one.contrast else sides(results, one.contrast),
             one.later,
             one.clear,
             _bar(one.interval, scales[one.column]),
         )
-        for one in found
+        for before, one in zip([None, *found], found, strict=False)
     ]
     return contrast_heads(found), lines
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from math import isfinite, nan
 from typing import Any
 
@@ -137,16 +138,50 @@ def contrast_cells(estimate: Estimate) -> list[Cell]:
     contrast, count = estimate.contrast, str(estimate.seeds)
     if estimate.seeds < estimate.expected:
         count = f"{count}/{estimate.expected}"
-    at = ", at equal cost" if contrast["at"] == "equal_cost" else ""
     difference = estimate.interval.mean if estimate.interval else nan
     return [
         Cell(contrast["name"]),
-        Cell(f"{estimate.column.title}{at}"),
+        Cell(_title(estimate)),
         Cell(count, estimate.seeds),
         Cell(show_interval(estimate.interval, sign="+"), difference, best=estimate.clear),
         Cell(show_p(estimate.p_holm), estimate.p_holm),
         Cell(NOTES[contrast["declared"]] or "before the runs"),
     ]
+
+
+def contrast_lines(found: Sequence[Estimate]) -> list[list[Cell]]:
+    """Lines of the table of contrasts, each contrast named in the first of its lines only."""
+    lines = [contrast_cells(estimate) for estimate in found]
+    for line, (before, estimate) in zip(lines[1:], pairwise(found), strict=True):
+        if before.contrast is estimate.contrast:
+            line[0] = Cell("")
+    return lines
+
+
+def contrast_grid(found: Sequence[Estimate]) -> tuple[list[str], list[list[Cell]]]:
+    """Heads and lines of a table with one line per contrast and one column per score.
+
+    Bold: p after Holm's correction is below 0.05. A column says which contrasts were declared
+    after the first run, if any was.
+    """
+    titles = list(dict.fromkeys(_title(estimate) for estimate in found))
+    when = any(NOTES[estimate.contrast["declared"]] for estimate in found)
+    lines = []
+    for _, group in groupby(found, key=lambda estimate: id(estimate.contrast)):
+        of_score = {_title(estimate): estimate for estimate in group}
+        name, *_, declared = contrast_cells(next(iter(of_score.values())))
+        counts = dict.fromkeys(contrast_cells(estimate)[2].text for estimate in of_score.values())
+        differences = [
+            contrast_cells(of_score[title])[3] if title in of_score else Cell("—")
+            for title in titles
+        ]
+        lines.append([name, Cell(", ".join(counts)), *differences, *([declared] if when else [])])
+    return ["contrast", "seeds", *titles, *(["declared"] if when else [])], lines
+
+
+def _title(estimate: Estimate) -> str:
+    at = ", at equal cost" if estimate.contrast["at"] == "equal_cost" else ""
+    return f"{estimate.column.title}{at}"
 
 
 def contrasts_caption(results: Results) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from distill_bench.report.results import Results
 from distill_bench.report.tables.contrasts import (
     Estimate,
-    contrast_cells,
     contrast_heads,
+    contrast_lines,
     contrasts_caption,
 )
 from distill_bench.report.tables.scores import Cell, Table, footnotes_of, row_heads
@@ -106,7 +106,7 @@ def latex_contrasts(results: Results, found: Sequence[Estimate]) -> str:
     """Format the declared contrasts as one LaTeX float."""
     reference = "tab:" + re.sub("[^A-Za-z0-9]+", "-", results.name) + "-contrasts"
     heads = contrast_heads(found)
-    lines = [[_latex_cell(cell) for cell in contrast_cells(estimate)] for estimate in found]
+    lines = [[_latex_cell(cell) for cell in line] for line in contrast_lines(found)]
     caption = escape_latex(f"{results.question} {contrasts_caption(results)}")
     return "\n".join(
         [

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import Row
 from distill_bench.report.tables.contrasts import (
-    contrast_cells,
-    contrast_heads,
+    contrast_grid,
     contrasts_caption,
     estimates,
     sides,
@@ -58,13 +57,12 @@ def _contrast_parts(results: Results) -> list[str]:
     found = estimates(results)
     if not found:
         return []
-    lines = [contrast_heads(found)]
-    lines += [[_markdown_cell(cell) for cell in contrast_cells(estimate)] for estimate in found]
+    heads, lines = contrast_grid(found)
     rows = [f"- {one['name']}: {sides(results, one)}" for one in results.contrasts]
     return [
         "## Declared contrasts",
-        _pipe_table(lines),
-        contrasts_caption(results),
+        _pipe_table([heads, *([_markdown_cell(cell) for cell in line] for line in lines)]),
+        f"{contrasts_caption(results)} Every p stands in contrasts.csv.",
         "\n".join(rows),
     ]
 

@@ -17,7 +17,12 @@ from distill_bench.report.page.sentences import findings
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Column, load
 from distill_bench.report.rows import COST
-from distill_bench.report.tables.contrasts import contrasts_caption, estimates, sides
+from distill_bench.report.tables.contrasts import (
+    contrast_cells,
+    contrasts_caption,
+    estimates,
+    sides,
+)
 from distill_bench.report.tables.files import table_files
 from distill_bench.store.launches import read_launches, record_launch
 
@@ -157,6 +162,13 @@ def test_the_files_have_the_estimates_and_mark_what_came_later(made, tmp_path):
     sections = files["table.md"].split("## ")
     assert sections[1].startswith("Declared contrasts"), "before every other table"
     assert "| 5/6 |" in sections[1] and "| added later |" in sections[1]
+    grid = [line for line in sections[1].splitlines() if line.startswith("|")]
+    assert len(grid) == 2 + len(results.contrasts), "one line per contrast"
+    shown = [cell.text for one in estimates(results) for cell in contrast_cells(one)[3:4]]
+    assert all(any(text in line for line in grid) for text in shown)
+    assert files["contrasts.tex"].count("5/6") == len(table[table["seeds"] == 5])
+    names = [line.split(" & ")[0] for line in files["contrasts.tex"].splitlines() if " & " in line]
+    assert [name for name in names[1:] if name] == [one["name"] for one in results.contrasts]
     assert [s for s in sections[2:] if "difference to" in s.splitlines()[0]]
     for section in sections[2:]:
         head = section.splitlines()[0]
