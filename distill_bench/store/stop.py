@@ -9,8 +9,9 @@ A worker also stops if its driver has ended, because nothing would start the nex
 
 import contextlib
 import os
+import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 DRIVER = "DISTILL_BENCH_DRIVER"  # environment variable of a worker: pid of the driver
 
@@ -25,7 +26,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._at_once = False
-        self._driver = int(os.environ.get(DRIVER, 0))
+        driver = int(os.environ.get(DRIVER, 0))
+        self._driver_has_ended = has_ended(driver) if driver else lambda: False
 
     def listen(self) -> "StopRequest":
         """Install the handlers. Call this before slow imports: an unhandled SIGUSR2 kills."""
@@ -43,7 +45,7 @@ class StopRequest:
             raise Stopped
 
     def __call__(self) -> bool:
-        if self.signal is None and self._driver and os.getppid() != self._driver:
+        if self.signal is None and self._driver_has_ended():
             self.signal = signal.SIGTERM
         return self.signal is not None
 
@@ -57,6 +59,31 @@ class StopRequest:
             yield
         finally:
             self._at_once = False
+
+
+def has_ended(pid: int) -> Callable[[], bool]:
+    """A function that tells if a process of this machine has ended since this call.
+
+    The process need not be the parent: that of a forked worker is the fork server, which lives as
+    long as any fork.
+    """
+    if not hasattr(os, "pidfd_open"):  # only Linux has it
+        return lambda: not _exists(pid)
+    try:
+        file = os.pidfd_open(pid)  # never of a later process with the same id
+    except ProcessLookupError:
+        return lambda: True
+    ended = select.poll()
+    ended.register(file, select.POLLIN)
+    return lambda: bool(ended.poll(0))
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def slurm_job() -> str | None:

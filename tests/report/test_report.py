@@ -1,5 +1,6 @@
 """The report command: repeatable, without torch, and strict about the store."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,19 @@ def test_a_second_report_has_the_same_bytes(reported, tmp_path):
     first, second = files_of(folder), files_of(report("speed", store, tmp_path).parent)
     assert first == second
     assert len(first) > 20
+
+
+@pytest.mark.slow
+def test_a_store_without_weights_and_clips_has_the_same_tables(reported, tmp_path):
+    """The files that sweeps/README.md tells to take along when a sweep changes the machine."""
+    folder, store = reported
+    left_out = shutil.ignore_patterns("checkpoints", "students", "tracking", "*.npy")
+    light = shutil.copytree(store, tmp_path / "light", ignore=left_out)
+    assert any(store.rglob("*.npy")) and not any(light.rglob("*.npy"))
+    first, second = files_of(folder), files_of(report("speed", light, tmp_path / "out").parent)
+    assert set(first) == set(second)
+    same = {name for name in first if first[name] == second[name]}
+    assert set(first) - same == {"report.html", "digests.json"}, "the page alone shows clips"
 
 
 def test_scores_of_another_protocol_are_refused(store, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -40,8 +42,14 @@ def test_a_request_ends_an_all_or_nothing_stage_and_a_second_ctrl_c_ends_the_pro
         time.sleep(1)
 
 
-def test_a_worker_whose_driver_has_ended_stops(monkeypatch):
-    monkeypatch.setenv(DRIVER, str(os.getppid()))
-    assert not StopRequest()()
-    monkeypatch.setenv(DRIVER, "1" if os.getppid() != 1 else "2")
-    assert StopRequest()()
+@pytest.mark.parametrize("linux", [True, False])
+def test_a_worker_whose_driver_has_ended_stops(linux, monkeypatch):
+    if not linux:
+        monkeypatch.delattr(os, "pidfd_open")
+    driver = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setenv(DRIVER, str(driver.pid))
+    stop = StopRequest()
+    assert not stop()
+    driver.communicate(b"\n")
+    assert stop()
+    assert StopRequest()(), "it had ended before the worker started"

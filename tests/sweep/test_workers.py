@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from distill_bench.sweep.local import forks, workers
 from distill_bench.sweep.local.workers import Task, python_command, run_tasks
 
 CORES = usable_cores()
+ROOT = Path(__file__).parents[2]
 SHOW = """
 import os, time
 print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"], flush=True)
@@ -109,7 +111,7 @@ import json, os, signal, sys
 
 print(json.dumps({
     "leads its session": os.getsid(0) == os.getpid(),
-    "knows its driver": os.environ["DISTILL_BENCH_DRIVER"] == str(os.getppid()),
+    "driver": int(os.environ["DISTILL_BENCH_DRIVER"]),
     "threads": int(os.environ["OMP_NUM_THREADS"]),
     "arguments": sys.argv[1:],
     "name": __name__,
@@ -147,20 +149,65 @@ def test_a_fork_runs_a_module_as_python_m_does(gpus, forked, module, tmp_path, m
     shown = json.loads(task.log.read_text())
     assert set(shown.pop("own")) <= {
         "distill_bench.store",
-        "distill_bench.store.stop",
         "distill_bench.sweep",
         "distill_bench.sweep.local",
         "distill_bench.sweep.local.forks",
     }
     assert shown == {
         "leads its session": True,
-        "knows its driver": True,
+        "driver": os.getpid(),
         "threads": CORES // jobs_of_server(),
         "arguments": ["a"],
         "name": "__main__",
         "libraries are imported": forked,
     }
     assert dict(os.environ) == before
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from distill_bench.store.stop import StopRequest
+
+stop = StopRequest()
+Path(sys.argv[1], "up").touch()
+while not stop():
+    time.sleep(0.05)
+Path(sys.argv[1], "stopped").touch()
+"""
+DRIVES = """
+import sys
+from pathlib import Path
+from distill_bench.sweep.local.workers import Task, python_command, run_tasks
+
+folders = [Path(name) for name in sys.argv[1:]]
+command = lambda folder: python_command("waits", str(folder))
+run_tasks([Task(f.name, command(f), f / "log.txt", forks=True) for f in folders], 2)
+"""
+
+
+@pytest.mark.slow
+def test_forks_stop_when_their_driver_is_killed(tmp_path, monkeypatch):
+    """Each fork keeps the fork server alive, so the server's end does not tell them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "waits.py").write_text(WAITS)
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    driver = subprocess.Popen([sys.executable, "-c", DRIVES, *folders], cwd=ROOT)
+    wait_for(folders, "up", 60)
+    driver.kill()
+    driver.wait()
+    wait_for(folders, "stopped", 10)
+
+
+def wait_for(folders: list[Path], name: str, seconds: float) -> None:
+    """Wait until every folder has a file of this name."""
+    ends = time.monotonic() + seconds
+    while missing := [folder for folder in folders if not (folder / name).exists()]:
+        assert time.monotonic() < ends, f"no {name} in {missing}"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow

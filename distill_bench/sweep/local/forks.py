@@ -12,8 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distill_bench.store.stop import DRIVER
-
 LIBRARIES = [
     "torch.distributed.fsdp",
     "accelerate",
@@ -99,7 +97,6 @@ def _run_module(argv: list[str], env: dict[str, str], log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     os.environ.clear()
-    # the server ends with the driver, so its pid serves as the driver's
-    os.environ.update(env | {DRIVER: str(os.getppid())})
+    os.environ.update(env)
     module, *sys.argv[1:] = argv
     runpy.run_module(module, run_name="__main__", alter_sys=True)

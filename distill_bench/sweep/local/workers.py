@@ -137,6 +137,7 @@ def _start(task: Task, slot: int, jobs: int) -> None:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning idle threads would take other workers' cores
+        DRIVER: str(os.getpid()),
     }
     gpus = visible_gpus()
     if gpus:
@@ -148,7 +149,6 @@ def _start(task: Task, slot: int, jobs: int) -> None:
             task.process = fork(task.argv[2:], env, task.log, threads)
             if task.process is not None:
                 return
-        env[DRIVER] = str(os.getpid())
         with task.log.open("ab") as log:
             if task.processes > 1:
                 task.process = _Ranks(task.argv, env, log, task.processes)
