@@ -12,9 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -33,6 +30,7 @@ from distill_bench.networks.ranks import gather, group_ranks, on_first_rank
 from distill_bench.store.durations import duration
 from distill_bench.store.failures import first_line
 from distill_bench.store.files import write_bytes
+from distill_bench.store.progress import tracked
 
 # fixed, so that no bit of a feature depends on the machine or the number of ranks
 BATCH = 32  # clips per forward pass
@@ -112,12 +110,8 @@ def shared_rows(
     own = starts[here.rank :: here.world]
     rows: Tensor | None = None  # one array: small ones between large ones would fragment memory
     filled = 0
-    console = Console(file=sys.stderr, quiet=not here.first, markup=False, emoji=False)
-    progress = track(
-        own, escape(name), console=console, transient=True, disable=not sys.stderr.isatty()
-    )
     timed = 0 if device.type == "cpu" else 1  # the first pass on a GPU loads its kernels
-    for index, start in enumerate(progress):
+    for index, start in enumerate(tracked(own, name, here.first)):
         began = time.perf_counter()
         part = rows_from(start)
         if rows is None:
@@ -125,12 +119,11 @@ def shared_rows(
         rows[filled : filled + len(part)] = part
         filled += len(part)
         seconds = (time.perf_counter() - began) * len(own)
-        if index == timed and seconds > LONG:
+        if here.first and index == timed and seconds > LONG:
             memory = f"{peak_bytes(device) / 1e9:.1f} GB"
-            console.print(
+            print(
                 f"{name}: {len(frames)} clips, about {duration(seconds)} on {device}, {memory}",
-                highlight=False,
-                soft_wrap=True,
+                file=sys.stderr,
             )
     shares = [iter(share.split(size)) for share in gather(rows) if share is not None]
     return torch.cat([next(shares[i % len(shares)]) for i in range(len(starts))])

@@ -8,13 +8,12 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from distill_bench.networks.loading import load_part, naming_folder
 from distill_bench.networks.ranks import ranks
 from distill_bench.store.claims import once
+from distill_bench.store.progress import tracked
 from distill_bench.teachers.architecture import Architecture, architecture_of
 from distill_bench.teachers.embeddings import (
     Embeddings,
@@ -100,9 +99,7 @@ class TextPipeline:
             missing[first : first + PROMPTS_PER_SHARD]
             for first in range(0, len(missing), PROMPTS_PER_SHARD)
         ]
-        quiet = not (sys.stderr.isatty() and ranks().first)
-        console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
-        for shard in track(shards, "encoding prompts", console=console, transient=True):
+        for shard in tracked(shards, "encoding prompts", ranks().first):
             encoded = {prompt: encode(prompt).cpu() for prompt in shard}
             write_shard(folder, encoded, self.folder.name)
         return len(missing)

@@ -1,20 +1,18 @@
 """Train mini-wan's per-frame autoencoder, and encode the teacher's training clips with it."""
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill_bench.autoencoder import FrameAutoencoder, frames_to_video, video_to_frames
 from distill_bench.domain import shapes
+from distill_bench.store.progress import tracked
 
 FIRST_KEY = 10_000_000  # of the rendered training clips; protocols use smaller keys
 MIX = {"named": 10, "direction": 3, "free": 7}  # clips of each kind of caption, of every 20
@@ -42,9 +40,7 @@ def render_clips(
     attributes: list[shapes.Attributes], first_key: int, silent: bool = False
 ) -> np.ndarray:
     """Clips of these attributes with keys from `first_key`, uint8 (N, T, 3, H, W)."""
-    quiet = silent or not sys.stderr.isatty()
-    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
-    rendering = track(attributes, "rendering", console=console)
+    rendering = tracked(attributes, "rendering", not silent)
     return np.stack([shapes.render(a, first_key + i) for i, a in enumerate(rendering)])
 
 

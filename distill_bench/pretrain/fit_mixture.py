@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from distill_bench.domain.closed_form import FlatNetwork
@@ -27,6 +25,7 @@ from distill_bench.networks.denoiser import Denoiser
 from distill_bench.networks.ledger import Ledger
 from distill_bench.noise import add_noise, teacher_sigmas, warp
 from distill_bench.rollout import euler
+from distill_bench.store.progress import tracked
 
 SHIFT = 2.0  # of the noise levels of the fit
 SHIFT_OF_SAMPLES = 1.5  # where the exact teacher's mode weights are nearest the data's
@@ -69,8 +68,7 @@ def fit_mixture(out: Path, steps: int, batch: int, lr: float, seed: int, samples
     )
     curve: list[tuple[int, float]] = []
     losses: list[float] = []
-    console = Console(stderr=True, markup=False, emoji=False)
-    for step in track(range(1, steps + 1), "fitting", console=console):
+    for step in tracked(range(1, steps + 1), "fitting"):
         x_t, sigma, text = _noisy_batch(mixture, batch, seed, step)
         velocity = net(x_t, 1000 * sigma, text)[0]
         loss = (velocity - teacher(x_t, 1000 * sigma, text)[0]).square().mean()

@@ -12,7 +12,6 @@ number.
 import json
 import math
 import os
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,13 +22,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 
 from distill_bench.evaluator import Clips
 from distill_bench.sample.clip_files import KINDS, READERS, ClipFile, read_clip
 from distill_bench.store.files import read_json, read_text, text_lines, warn_of_unused
+from distill_bench.store.progress import tracked
 
 MANIFEST = "manifest.jsonl"
 CACHE = ".features"
@@ -154,9 +151,7 @@ def _load_array(path: Path) -> np.ndarray:
 def _load_files(folder: Path) -> tuple[np.ndarray, list[str], list[int], float]:
     lines = _file_lines(folder)
     paths = [folder / line.file for line in lines]
-    quiet = not sys.stderr.isatty()
-    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
-    reading = track(paths, escape(f"reading {folder.name}"), console=console, transient=True)
+    reading = tracked(paths, f"reading {folder.name}")
     on_disk = Spill(folder / CACHE, len(paths))
     read = [replace(clip, frames=on_disk(clip.frames)) for clip in map(read_clip, reading)]
     rates = [line.fps or clip.fps or DEFAULT_FPS for line, clip in zip(lines, read, strict=True)]

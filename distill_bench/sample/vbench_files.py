@@ -5,18 +5,15 @@ prompts of its `vbench_full_info.json`.
 """
 
 import importlib.util
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import track
 
 from distill_bench.config.resolve import load_run
 from distill_bench.networks.ranks import ranks
 from distill_bench.sample.clip_files import write_video
 from distill_bench.sample.sampler import Sampler
 from distill_bench.store.files import unwritable
+from distill_bench.store.progress import tracked
 from distill_bench.teachers.prompts import read_prompts
 from distill_bench.train import checkpoint
 
@@ -64,7 +61,7 @@ def sample_for_vbench(
     fps = sampler.pipeline.fps or config.protocol.fps
     here = ranks()
     firsts = range(0, len(files), source.batch_size)[here.rank :: here.world]
-    for first in _tracked(firsts, here.first):
+    for first in tracked(firsts, "clips for VBench", here.first):
         batch = files[first : first + source.batch_size]
         if all(file.is_file() for file in batch):
             continue
@@ -94,10 +91,3 @@ def clip_names(prompts: Sequence[str], per_prompt: int) -> list[str]:
                 "VBench names clips by its own prompts, which are shorter"
             )
     return [f"{prompt}-{number}.mp4" for prompt in prompts for number in range(per_prompt)]
-
-
-def _tracked(firsts: Sequence[int], shown: bool) -> Iterable[int]:
-    """The batches, with a progress bar on a terminal."""
-    quiet = not shown or not sys.stderr.isatty()
-    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
-    return track(firsts, "clips for VBench", console=console, transient=True)
