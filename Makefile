@@ -29,11 +29,12 @@ mutants: install  ## small mistakes planted in the code, and the tests that miss
 	$(BIN)/python -m pip install --quiet -e '.[mutants]' -c constraints.txt
 	nice $(BIN)/python tests/mutation/mutants.py $(ONLY)
 
-bench: install  ## a trainer step over its network passes, runs on the mixture, evaluators' speed, the status of a thousand runs
+bench: install  ## a trainer step over its network passes, runs on the mixture, evaluators' speed, ten thousand runs
 	$(BIN)/python tests/benchmarks/trainer_step.py
 	$(BIN)/python tests/benchmarks/mixture_run.py
 	$(BIN)/python tests/benchmarks/evaluators.py
 	$(BIN)/python -m pytest -s tests/sweep/test_status.py -k thousand
+	$(BIN)/python tests/benchmarks/large_sweeps.py
 
 bench-gpu: install  ## updates of dmd2 and sgmd at Wan2.1-1.3B's shape on one GPU, what each setting buys: results/bench_gpu.md
 	$(BIN)/python tests/benchmarks/gpu.py

@@ -122,6 +122,7 @@ def method_file(name: str) -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
+@cache  # a sweep looks up a method and evaluators per cell
 def _built_in(kind: str) -> dict[str, str]:
     package = importlib.import_module(KINDS[kind][0])
     return {m.name: f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)}
@@ -188,6 +189,7 @@ def _from_path(kind: str, name: str, base: type | tuple[type, ...]) -> Any:
     return getattr(module, class_name)
 
 
+@cache
 def _from_folder(kind: str, module_name: str, base: type) -> type:
     """The only plugin class in a file of `methods/` or `eval/`."""
     module = _load(kind, module_name, lambda: importlib.import_module(module_name))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -39,12 +40,18 @@ def cost_key(config: RunConfig) -> str:
 def hashed_fields(config: BaseModel) -> dict[str, Any]:
     """The fields that enter a run's id, those of nested models included (`schema.key`)."""
     fields = {}
-    for name, field in type(config).model_fields.items():
+    for name, added, default in _id_fields(type(config)):
         value = getattr(config, name)
-        declared = field.json_schema_extra
-        if declared["in_id"] and not (declared["added"] and value == field.default):
+        if not (added and value == default):
             fields[name] = hashed_fields(value) if isinstance(value, BaseModel) else value
     return fields
+
+
+@cache
+def _id_fields(model: type[BaseModel]) -> list[tuple[str, bool, Any]]:
+    """Name, `added` and default of each field that enters a run's id."""
+    declared = [(name, f.json_schema_extra, f.default) for name, f in model.model_fields.items()]
+    return [(name, extra["added"], default) for name, extra, default in declared if extra["in_id"]]
 
 
 def initial_keys(init: Any, stages: Mapping[str, RunConfig]) -> dict[str, str | None]:
@@ -99,7 +106,8 @@ def method_title(config: RunConfig, presets: Mapping[str, str]) -> str:
     Args:
         presets: group id -> preset, from `SweepConfig.presets`.
     """
-    return " ".join(filter(None, [config.method["name"], presets.get(group_id(config))]))
+    preset = presets.get(group_id(config)) if presets else None
+    return " ".join(filter(None, [config.method["name"], preset]))
 
 
 def _digest(value: Any) -> str:
@@ -112,8 +120,15 @@ def canonical(value: Any) -> Any:
 
     True and 1 stay different.
     """
+    if value is None or isinstance(value, (str, float, bool)):  # most values
+        return value
     if isinstance(value, dict):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [canonical(v) for v in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return float(value) if isinstance(value, int) else value
+
+
+def canonical_text(value: Any) -> str:
+    """JSON of a value, the same for equal values; see `canonical`."""
+    return json.dumps(canonical(value), sort_keys=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.identity import canonical, short_name
+from distill_bench.config.identity import canonical_text, short_name
 from distill_bench.config.schema import RunConfig, is_scale_per_expert
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.store.nested import flat
@@ -112,7 +112,7 @@ def _with_override(cells: Any, key: str, value: Any) -> Any:
 
 def run_value(config: RunConfig, key: str, missing: Any = None) -> Any:
     """Value of a dotted key; `missing` if the run lacks the key. `method` is the method's name."""
-    return value_at(config.model_dump(mode="json"), key, missing)
+    return value_at(config.model_dump(mode="json", include={key.partition(".")[0]}), key, missing)
 
 
 def value_at(data: Mapping[str, Any], key: str, missing: Any = None) -> Any:
@@ -137,9 +137,7 @@ def same_value(first: Any, second: Any) -> bool:
     """Return True for equal values of keys: 1 and 1.0 are equal; true and 1, 1 and "1" are not."""
     if isinstance(first, str) and isinstance(second, str):
         return first == second
-    return json.dumps(canonical(first), sort_keys=True) == json.dumps(
-        canonical(second), sort_keys=True
-    )
+    return canonical_text(first) == canonical_text(second)
 
 
 def matches(first: Any, second: Any) -> bool:

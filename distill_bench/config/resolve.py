@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from distill_bench.config.identity import initial_keys
 from distill_bench.config.overrides import absolute, apply_overrides
 from distill_bench.config.schema import RunConfig
 from distill_bench.config.validation import one_line, validate
-from distill_bench.config.yaml_files import load_yaml
+from distill_bench.config.yaml_files import load_written
 from distill_bench.registry import (
     RegistryError,
     find_method,
@@ -65,7 +66,7 @@ def stored_config(run_dir: Path) -> RunConfig:
         raise ConfigError(
             f"{run_dir} is not a run folder: it has no run.yaml; name a folder in runs/"
         )
-    return validate(RunConfig, load_yaml(path), str(path))
+    return validate(RunConfig, load_written(path), str(path))
 
 
 def resolve(data: Mapping[str, Any], stages: Mapping[str, RunConfig] = {}) -> RunConfig:
@@ -147,9 +148,14 @@ def build_method(method_class: "type[Method]", fields: dict[str, Any]) -> "Metho
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method.{name} = {value!r}: {error}") from error
     try:
-        return TypeAdapter(method_class).validate_json(json.dumps(fields), strict=True)
+        return _adapter(method_class).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         raise ConfigError(one_line(error, "method")) from error
+
+
+@cache  # pydantic takes a millisecond to build one
+def _adapter(method_class: "type[Method]") -> TypeAdapter:
+    return TypeAdapter(method_class)
 
 
 def stated_fields(method: "Method") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from distill_bench.config.checks import check_guidance
 from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError, hint
-from distill_bench.config.identity import RUN_ID, group_id, run_id
+from distill_bench.config.identity import RUN_ID, canonical_text, group_id, run_id
 from distill_bench.config.overrides import (
     apply_overrides,
     beside,
@@ -30,7 +30,6 @@ from distill_bench.config.overrides import (
     has_values,
     override_sweep,
     run_value,
-    same_value,
 )
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
 from distill_bench.config.rows.row import ReleasedRow, RowConfig, released_rows, sampled_rows
@@ -116,7 +115,11 @@ class SweepConfig(StrictModel):
         return zip_axes(value)
 
     def expand(self) -> list[RunConfig]:
-        """Every run of the sweep, resolved, without duplicates.
+        """Every run of the sweep, resolved, without duplicates."""
+        return list(self.expand_by_id().values())
+
+    def expand_by_id(self) -> dict[str, RunConfig]:
+        """Every run of the sweep, resolved, by id.
 
         Raises:
             ConfigError: for a cell that cannot be run, or if no run is left.
@@ -125,6 +128,9 @@ class SweepConfig(StrictModel):
         if empty:
             raise ConfigError(f"{self.name}: grid.{empty[0]} is empty: give at least one value")
         seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        for cell in self._resolved_cells[:1]:
+            for seed in seeds:  # other cells differ in nothing that could make a seed invalid
+                validate(RunConfig, cell.config.model_dump(mode="json") | {"seed": seed}, "run")
         runs: dict[str, RunConfig] = {}
         # seeds outermost: a sweep that is stopped early has every row, with fewer seeds
         for seed in seeds:
@@ -138,7 +144,7 @@ class SweepConfig(StrictModel):
         self._check_baseline(runs.values())
         if self.contrasts:
             contrast_terms(self.contrasts, self._candidates(runs), self.name)
-        return list(runs.values())
+        return runs
 
     def untrained_rows(self, runs: Sequence[RunConfig]) -> dict[str, tuple[RowConfig, RunConfig]]:
         """Rows that train nothing, by id, each with one of the expanded runs (`rows.row`).
@@ -178,11 +184,11 @@ class SweepConfig(StrictModel):
 
     def _with_seed(self, config: RunConfig, seed: int) -> RunConfig:
         """A resolved run with another seed; a stage that it starts from has the same seed."""
-        data = config.model_dump(mode="json") | {"seed": seed}
+        keys: dict[str, Any] = {"seed": seed}
         if config.init in self.stages:
             stage = self._with_seed(self._resolved_stages[config.init].config, seed)
-            data["init_run"] = run_id(stage)
-        return validate(RunConfig, data, "run")
+            keys["init_run"] = run_id(stage)
+        return config.model_copy(update=keys)
 
     def _candidates(self, runs: Mapping[str, RunConfig]) -> dict[str, Selectable]:
         """The runs, and their students sampled in further ways, as contrasts select them."""
@@ -238,7 +244,7 @@ class SweepConfig(StrictModel):
             cell = {key: value for part in parts for key, value in part.items() if key != LABEL}
             # unresolved: a cell may be excluded because it cannot be resolved
             data = apply_overrides(self.base, cell)
-            known = apply_overrides(DEFAULTS, data)
+            known = apply_overrides(DEFAULTS, data) if self.exclude else data
             if not any(holds(condition, known) for condition in self.exclude):
                 yield data, _cell_label(parts)
 
@@ -346,12 +352,12 @@ def zip_axes(value: Any) -> Any:
 
 def _distinct_values(runs: Iterable[RunConfig], key: str) -> list[Any]:
     """The values of a dotted key among runs; runs without the key do not count."""
-    values: list[Any] = []
+    values: dict[str, Any] = {}
     for config in runs:
         value = run_value(config, key, missing=_MISSING)
-        if value is not _MISSING and not any(same_value(value, other) for other in values):
-            values.append(value)
-    return values
+        if value is not _MISSING:
+            values.setdefault(canonical_text(value), value)
+    return list(values.values())
 
 
 def _known_values(keys: Mapping[str, Any], runs: Iterable[RunConfig]) -> str:

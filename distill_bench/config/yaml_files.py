@@ -1,6 +1,10 @@
 """Reads and writes YAML 1.2: `no` is text, `2e-6` a number, and duplicate keys are refused."""
 
+import contextlib
 import io
+import re
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +75,31 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"not YAML: {first_line(error)}") from error
 
 
+def load_written(path: Path) -> Any:
+    """Content of a file that `dump_yaml` wrote, e.g. run.yaml; the same as `load_yaml`.
+
+    The runs of a sweep share most lines, and each distinct key with its lines is parsed once. A
+    file that someone edited is parsed whole.
+
+    Raises:
+        ConfigError: if it cannot be read or is not YAML.
+    """
+    # errors of a file that is damaged or no mapping: `load_yaml` reports them
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        text = path.read_text(encoding="utf-8")
+        # a key begins its line; the lines below it are indented, or begin with "- "
+        entries = re.split(r"^(?=[^ -])", text, flags=re.MULTILINE)[1:]
+        content = {k: v for entry in entries for k, v in deepcopy(_parsed_entry(entry)).items()}
+        if dump_yaml(content) == text:
+            return content
+    return load_yaml(path)
+
+
+@cache
+def _parsed_entry(text: str) -> Any:
+    return parse_yaml(text)
+
+
 def _one_line(error: YAMLError, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f" in line {mark.line + 1}" if mark else ""
@@ -86,6 +115,23 @@ def _one_line(error: YAMLError, text: str) -> str:
 
 def dump_yaml(data: Any) -> str:
     """Data as YAML that `parse_yaml` reads back unchanged, keys in their order."""
+    if not isinstance(data, dict) or not data:
+        return _dumped(data)
+    return "".join(_written_entry({key: value}) for key, value in data.items())
+
+
+def _written_entry(entry: dict[Any, Any]) -> str:
+    """YAML of a mapping with one key; the runs of a sweep share most of theirs."""
+    name = repr(entry)  # unlike JSON, it tells 1 from "1" as a key
+    if name not in _entries:
+        _entries[name] = _dumped(entry)
+    return _entries[name]
+
+
+_entries: dict[str, str] = {}  # `repr` of a mapping with one key -> its YAML
+
+
+def _dumped(data: Any) -> str:
     stream = io.StringIO()
     _yaml().dump(data, stream)
     return stream.getvalue()

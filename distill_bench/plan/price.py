@@ -91,7 +91,7 @@ def measured_seconds(
         runs: from `history`.
         updates: student updates that are left to do.
     """
-    similar = runs.get(cost_key(config), [])
+    similar = runs.get(cost_key(config), []) if runs else []
     if not similar:
         return {}, 0
     seconds = {"train": statistics.median(run.per_update for run in similar) * updates}

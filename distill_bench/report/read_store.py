@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from distill_bench.config.overrides import flat_keys
 from distill_bench.config.schema import ProtocolConfig, RunConfig
-from distill_bench.config.yaml_files import load_yaml
+from distill_bench.config.yaml_files import load_written
 from distill_bench.sample.reference_kinds import ELSEWHERE, STUDENT, UNDISTILLED, role_of
 from distill_bench.store.claims import attempts
 from distill_bench.store.failures import first_line
@@ -232,7 +232,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = _with_added_keys(RunConfig, dict(load_yaml(path)))
+        config = _with_added_keys(RunConfig, dict(load_written(path)))
     except (ValueError, TypeError) as error:
         raise StoreReadError(f"{path} is damaged: {first_line(error)}") from error
     if isinstance(config.get("protocol"), dict):

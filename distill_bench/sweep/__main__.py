@@ -28,7 +28,14 @@ from distill_bench.sweep.status import (
     read_statuses,
     status_table,
 )
-from distill_bench.sweep.watch import console, print_table, show_status, wait_for_jobs, warn
+from distill_bench.sweep.watch import (
+    console,
+    print_rows,
+    print_table,
+    show_status,
+    wait_for_jobs,
+    warn,
+)
 from distill_bench.teachers.folder import TeacherError, outlines
 from distill_bench.teachers.hub import make_local
 
@@ -334,7 +341,7 @@ def _print_unused(sweep: OpenSweep) -> None:
             f"{duplicates} more cells are the same runs as others: "
             "they differ in nothing that changes a run's numbers"
         )
-    every = len(config.model_copy(update={"exclude": []}).cells())
+    every = len(config.model_copy(update={"exclude": []}).cells()) if config.exclude else 0
     for condition in config.exclude:
         if len(config.model_copy(update={"exclude": [condition]}).cells()) == every:
             warn(f"exclude {condition!r} removes no cell")
@@ -385,7 +392,7 @@ def _finish(sweep: OpenSweep, chosen: OpenSweep, launch: LaunchOptions, on_slurm
         )
     unfinished = [s for s in statuses if s.state not in ENDED]
     if unfinished:
-        console.print(status_table(unfinished))
+        print_rows(status_table(unfinished))
         return 1
     return 0
 

@@ -218,7 +218,10 @@ def _prepare_tasks(sweep: OpenSweep, todo: list[str]) -> list[Task]:
 def missing_artefacts(sweep: OpenSweep, todo: Iterable[str]) -> dict[str, str]:
     """Missing sets of shared artefacts: label -> a run that needs the set."""
     sets: dict[tuple, str] = {}
+    first_runs: dict[str, str] = {}  # of each row: its seeds need the same
     for run in todo:
+        first_runs.setdefault(sweep.groups.get(run, run), run)
+    for run in first_runs.values():
         config = sweep.configs[run]
         needs = "" if run in sweep.rows else ", ".join(sorted(method_of(config).needs))
         guidance = needs and str(config.guidance_scale)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from distill_bench import ROOT
 from distill_bench.config.conditions import check_condition, holds
 from distill_bench.config.errors import ConfigError
-from distill_bench.config.identity import default_title, group_id, run_id, short_name
+from distill_bench.config.identity import default_title, group_id, short_name
 from distill_bench.config.protocol import protocol, protocol_hash
 from distill_bench.config.resolve import absolute_paths
 from distill_bench.config.rows.row import ROW_FILE, RowConfig
@@ -54,7 +54,12 @@ class OpenSweep:
         entries = self.config.sampling
         return {run: further_samplings(entries, config) for run, config in self.runs.items()}
 
-    @property
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Run -> `group_id`, shared by the seeds of a row."""
+        return {run: group_id(config) for run, config in self.runs.items()}
+
+    @cached_property
     def entries(self) -> dict[str, ManifestEntry]:
         """The runs and rows as the manifest records them."""
         runs = {
@@ -68,7 +73,7 @@ class OpenSweep:
         }
         return runs | {row: ManifestEntry("", 0) for row in self.rows}
 
-    @property
+    @cached_property
     def configs(self) -> dict[str, RunConfig]:
         """The configs in the run.yaml of runs and rows."""
         return self.runs | {row: config for row, (_, config) in self.rows.items()}
@@ -123,8 +128,7 @@ class OpenSweep:
     def write(self) -> None:
         """Write run.yaml into every run folder that lacks it, and the sweep's manifest."""
         self.write_runs()
-        presets, baseline = self.config.presets(), self.config.baseline
-        groups = {run: group_id(config) for run, config in self.runs.items()}
+        presets, baseline, groups = self.config.presets(), self.config.baseline, self.groups
         manifest = {
             "name": self.config.name,
             "question": self.config.question,
@@ -205,8 +209,8 @@ class OpenSweep:
         labels = self.config.labels()
         return {
             run: {"label": label.text, "keys": label.keys}
-            for run, config in self.runs.items()
-            if (label := labels.get(group_id(config))) is not None
+            for run, group in self.groups.items()
+            if (label := labels.get(group)) is not None
         }
 
     def _references(self) -> dict[str, str]:
@@ -228,14 +232,16 @@ def open_sweep(config: SweepConfig, store: Path, out: Path) -> OpenSweep:
     Raises:
         ConfigError: if a run cannot be resolved, or the runs have several protocols.
     """
-    runs = {run_id(run): run for run in config.expand()}
+    runs = config.expand_by_id()
     _check_one_protocol(config.name, runs.values())
     return OpenSweep(config, runs, store, out, config.untrained_rows(list(runs.values())))
 
 
 def _check_one_protocol(name: str, runs: Iterable[RunConfig]) -> None:
     """Raise ConfigError if the runs have several protocols: their scores cannot share a table."""
-    first, *others = {protocol_hash(run): protocol(run) for run in runs}.values()
+    seed, *_ = (run.seed for run in runs)  # every seed has the same cells
+    protocols = {protocol_hash(run): run for run in runs if run.seed == seed}
+    first, *others = map(protocol, protocols.values())
     if others:
         remedy = "write one sweep per protocol"
         if first["shift"] != others[0]["shift"]:

@@ -240,13 +240,15 @@ def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
 
 def missing_references(sweep: OpenSweep) -> set[Path]:
     """Folders of reference rows that are not made yet, without real clips, which may not exist."""
-    folders = {
-        sweep.store / "references" / protocol_hash(config) / name
-        for config in sweep.runs.values()
+    first, *others = sweep.runs.values()
+    root = sweep.store / "references" / protocol_hash(first)  # all runs share a protocol
+    names = {
+        name
+        for config in (first, *others)
         for kind, name in folder_names(config).items()
         if kind not in ("data", "data_other")
     }
-    return {folder for folder in folders if not is_written(folder)}
+    return {root / name for name in names if not is_written(root / name)}
 
 
 def _bytes_of_student(config: RunConfig) -> int:

@@ -23,7 +23,7 @@ from distill_bench.store.runs import unsampled
 from distill_bench.sweep.manifest import OpenSweep
 from distill_bench.sweep.slurm.queue import read_partition
 from distill_bench.sweep.status import ENDED, Status, count_states
-from distill_bench.sweep.watch import console, warn, work_in_words
+from distill_bench.sweep.watch import console, print_rows, warn, work_in_words
 from distill_bench.teachers.folder import is_outline, teacher_folder
 
 
@@ -124,7 +124,7 @@ def _print_runs(
         values = [_formatted(run_value(config, key)) for key in axes]
         method, seed = method_title(config, presets), str(config.seed)
         table.add_row(s.run, method, *values, seed, str(s.of), s.state, estimate)
-    console.print(table)
+    print_rows(table)
 
 
 def _formatted(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,9 +31,25 @@ from distill_bench.sweep.status import (
 
 QUIET_SECONDS = 60.0  # without a running run, after which --watch takes a local sweep as ended
 
+LONG = 500  # lines of a table up to which Rich prints it
+
 # without a terminal, use a fixed width
 WIDTH = None if sys.stdout.isatty() else 200
 console = Console(highlight=False, markup=False, emoji=False, width=WIDTH)
+
+
+def print_rows(table: Table) -> None:
+    """Print a table; Rich takes a millisecond per line, so a long table becomes plain lines."""
+    if table.row_count <= LONG:
+        console.print(table)
+        return
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    widths = [max(map(cell_len, cells)) for cells in columns]
+    lines = [
+        "  ".join(set_cell_size(cell, width) for cell, width in zip(line, widths, strict=True))
+        for line in zip(*columns, strict=True)
+    ]
+    console.out("\n".join(line.rstrip() for line in lines), highlight=False)
 
 
 def warn(message: str) -> None:
@@ -62,7 +79,7 @@ def show_status(
         if as_json:
             print(status_json(statuses))
         else:
-            console.print(status_table(statuses))
+            print_rows(status_table(statuses))
             console.print(count_states(statuses))
         states = {s.state for s in statuses}
         if states & set(WAITING):
@@ -101,7 +118,7 @@ def wait_for_jobs(sweep: OpenSweep, seconds: float = 5.0) -> None:
                 continue
             line = count_states(statuses)
             if console.is_terminal:
-                live.update(status_table(statuses), refresh=True)
+                live.update(status_table(statuses[: console.height]), refresh=True)
             elif line != printed:
                 console.print(f"{time.strftime('%H:%M:%S')} {line}")
             printed = line

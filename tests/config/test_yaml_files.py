@@ -7,7 +7,7 @@ import yaml
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.sweep_file import load_sweep
-from distill_bench.config.yaml_files import dump_yaml, load_yaml, parse_yaml
+from distill_bench.config.yaml_files import dump_yaml, load_written, load_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -135,3 +135,49 @@ def test_written_data_are_read_back_unchanged_and_in_order():
 def test_numbers_in_run_yaml_are_numbers_to_readers_of_yaml_1_1():
     numbers = {"a": 1e-6, "b": 1e22, "c": 3.0, "d": 7, "e": 1.5e-7}
     assert yaml.safe_load(dump_yaml(numbers)) == numbers
+
+
+WRITTEN = {
+    "method": {"name": "dmd2", "preset": None},
+    "1": 2e-6,
+    1: [1, 1.0, True, "no", "- x", "a: b", "\u2028"],
+    "text": "one\n\ntwo\n",
+    "empty": {},
+    "deep": [{"a": [[], {"b": -0.0}]}],
+}
+
+
+def test_a_written_file_is_read_as_any_other(tmp_path):
+    """Key by key, from texts that earlier files had too; each caller has values of its own."""
+    for number, content in enumerate([WRITTEN, WRITTEN | {"1": 3}, {}, [1], "x"]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(dump_yaml(content))
+        assert repr(load_written(path)) == repr(load_yaml(path)) == repr(content)
+    load_written(tmp_path / "0.yaml")["deep"].clear()
+    assert load_written(tmp_path / "0.yaml") == WRITTEN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\nb: 2\na: 3\n",
+        "a: &x [1]\nb: *x\n",
+        "a: {b: 1}\n# note\nc: 0x10\n",
+        "a:\n  b: 1\n c: 2\n",
+        "a: [1,\n2]\n",
+        "a: |\n  x\n\nb: 1\n",
+        "a: b: c\n",
+        "---\na: 1\n...\n",
+        "",
+    ],
+)
+def test_an_edited_file_is_checked_as_any_other(text, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    results = []
+    for load in (load_yaml, load_written):
+        try:
+            results.append(repr(load(path)))
+        except ConfigError as error:
+            results.append(str(error))
+    assert results[0] == results[1]

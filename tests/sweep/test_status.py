@@ -31,7 +31,7 @@ from distill_bench.sweep.status import (
     read_statuses,
     status_table,
 )
-from distill_bench.sweep.watch import console, warn
+from distill_bench.sweep.watch import LONG, console, print_rows, warn
 
 ROOT = Path(__file__).parents[2]
 ENTRY = ManifestEntry("dmd2", 10)
@@ -272,6 +272,18 @@ def test_brackets_and_colons_of_errors_and_paths_are_printed_as_they_are(capsys)
     table, warning = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     assert f"{error}; log: /r[/a]/log.txt" in table
     assert warning == f"warning: {error}"
+
+
+def test_a_long_table_has_the_text_of_a_short_one(capsys):
+    """Rich would take ten seconds for ten thousand runs."""
+    states = ["state " + "\u4e2d" * (i % 3) for i in range(LONG + 1)]
+    table = status_table(
+        [Status(f"run-{i}", s, i, 9, 1.0, None, 1, 0, None) for i, s in enumerate(states)]
+    )
+    console.print(table)
+    by_rich = capsys.readouterr().out.splitlines()
+    print_rows(table)
+    assert capsys.readouterr().out.splitlines() == [line.rstrip() for line in by_rich]
 
 
 def test_the_command_to_run_by_hand_can_be_copied_into_a_shell(tmp_path):

@@ -1,0 +1,162 @@
+"""CPU seconds of planning, status, submission and report of large sweeps, and how they grow.
+
+    python tests/benchmarks/large_sweeps.py [plan status submission report]
+
+`growth` is the ratio of the seconds per run at the larger size to those at the smaller: about 1 if
+the time is linear in the runs. The report's store holds copies of one real run's folder, with the
+ids, seeds and settings of a sweep and other scores.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from distill_bench.config.sweep_file import load_sweep
+from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.report.write import report
+from distill_bench.store.files import write_json
+from distill_bench.sweep.__main__ import main
+from distill_bench.sweep.job import execute
+from distill_bench.sweep.launch import LaunchOptions, launch_order, missing_artefacts, select_runs
+from distill_bench.sweep.manifest import OpenSweep, open_sweep
+from distill_bench.sweep.prechecks import check_sweep
+from distill_bench.sweep.slurm.queue import Queue
+
+SEEDS = 5
+SIZES = {"plan": (1000, 10_000), "status": (1000, 10_000), "submission": (1000, 10_000)}
+SIZES["report"] = (250, 1000)
+LIMITS = {"plan": 5, "status": 5, "submission": 5, "report": 30}  # seconds at the larger size
+BASE = {
+    "teacher": "gaussian",
+    "student_updates": 8,
+    "batch_size": 4,
+    "nfe": 1,
+    "exit_step": "last",
+    "guidance_scale": 1.0,
+    "evaluations": 4,
+    "log_every": 1,
+    "signals_every": 4,
+    "trackers": [],
+    "threads": 1,
+    "protocol": {"clips": 4, "teacher_steps": 2, "evaluators": ["exact_divergence"]},
+}
+
+
+def sweep_file(folder: Path, runs: int) -> Path:
+    """A sweep of so many runs: two methods, five values of K, learning rates, SEEDS seeds."""
+    rates = [round(1e-4 * (i + 1), 8) for i in range(runs // (10 * SEEDS))]
+    grid = {"method": ["dmd2", "sgmd"], "fake_score_updates": [1, 2, 5, 10, 20]}
+    content = {"question": "How long does this take?", "base": BASE, "seeds": SEEDS}
+    path = folder / f"runs-{runs}.yaml"
+    path.write_text(dump_yaml(content | {"grid": grid | {"student_lr": rates}}))
+    return path
+
+
+def plan(file: Path, store: Path) -> None:
+    """`--dry-run`, without a finished run."""
+    run_command([str(file), f"--store={store}", "--cluster=local", "--dry-run"])
+
+
+def status(file: Path, store: Path) -> None:
+    """`--status` of a store without a manifest of the sweep."""
+    run_command([str(file), f"--store={store}", "--cluster=local", "--status"])
+
+
+def submission(file: Path, store: Path) -> None:
+    """Everything that a launch on this machine does before its first run."""
+    sweep = open_sweep(load_sweep(file), store, store.parent / "results")
+    check_sweep(sweep, 1)
+    sweep.record_launch(file)
+    sweep.write()
+    selected = select_runs(sweep, Queue(), LaunchOptions())
+    missing_artefacts(sweep, selected)
+    assert len(sorted(selected, key=lambda run: launch_order(sweep.runs[run]))) == len(sweep.runs)
+
+
+def run_command(arguments: list[str]) -> None:
+    """Run `python -m distill_bench.sweep` in this process."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(arguments) in (0, 3), output.getvalue()[-1000:]
+
+
+def filled_store(file: Path, store: Path) -> None:
+    """Fill a store with finished runs: copies of one real run."""
+    sweep = open_sweep(load_sweep(file), store, store.parent / "results")
+    sweep.write()
+    first, *others = sweep.runs
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert execute(store / first) == 0
+    draws = np.random.default_rng(0)
+    for run in others:
+        copy_run(sweep, first, run, float(draws.normal(1, 0.1)))
+    sweep.write()  # the references are known now
+
+
+def copy_run(sweep: OpenSweep, source: str, run: str, factor: float) -> None:
+    """Copy the results of a run to another, with its id and scores times a factor."""
+    folder = sweep.store / run
+    shutil.copytree(
+        sweep.store / source,
+        folder,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("run.yaml", "checkpoints", "*.safetensors", "*.pt"),
+    )
+    result = json.loads((folder / "result.json").read_text())
+    write_json(folder / "result.json", result | {"run_id": run})
+    for path in folder.rglob("metrics.jsonl"):
+        scores = [json.loads(line) for line in path.read_text().splitlines()]
+        scores = [score | {"value": factor * score["value"]} for score in scores]
+        path.write_text("".join(json.dumps(score) + "\n" for score in scores))
+
+
+@contextlib.contextmanager
+def without_fsync() -> Iterator[None]:
+    """Skip the waiting for the disk, which takes no CPU time but most of this benchmark's."""
+    fsync, os.fsync = os.fsync, lambda _: None
+    try:
+        yield
+    finally:
+        os.fsync = fsync
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """CPU seconds of a call, those of its child processes included."""
+    before = os.times()
+    call()
+    return sum(os.times()[:4]) - sum(before[:4])
+
+
+def measure(name: str, runs: int) -> float:
+    """CPU seconds of one of SIZES for so many runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, store = sweep_file(Path(folder), runs), Path(folder) / "runs"
+        if name != "report":
+            return cpu_seconds(lambda: globals()[name](file, store))
+        filled_store(file, store)
+        return cpu_seconds(lambda: report(file, store, Path(folder) / "results"))
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(SIZES)
+    with without_fsync():
+        plan(sweep_file(Path(tempfile.mkdtemp()), 50), Path(tempfile.mkdtemp()))  # imports
+        print(f"start-up: {time.process_time():.1f} s, once per command")
+        for name in chosen:
+            small, large = SIZES[name]
+            seconds = [measure(name, runs) for runs in (small, large)]
+            growth = seconds[1] / large / (seconds[0] / small)
+            print(
+                f"{name:12} {small:,} runs {seconds[0]:6.2f} s, {large:,} runs {seconds[1]:6.2f} s "
+                f"(goal: {LIMITS[name]} s), growth {growth:.2f}",
+                flush=True,
+            )
