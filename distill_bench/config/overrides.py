@@ -1,13 +1,18 @@
 """Dotted keys of a run, such as `protocol.clips`: parse, apply and read them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_bench.config.errors import ConfigError
+from distill_bench.config.errors import ConfigError, hint
 from distill_bench.config.identity import canonical_text, short_name
-from distill_bench.config.schema import RunConfig, is_scale_per_expert
+from distill_bench.config.schema import (
+    AdapterConfig,
+    ProtocolConfig,
+    RunConfig,
+    is_scale_per_expert,
+)
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.store.nested import flat
 from distill_bench.teachers.folder import EMBEDDED
@@ -26,6 +31,20 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"--set {text!r}: write key=value")
     return key.strip(), parse_yaml(value)
+
+
+def check_run_keys(keys: Iterable[str], where: str) -> None:
+    """Check that dotted keys exist; fields of a method are checked when the run is resolved.
+
+    Raises:
+        ConfigError: for an unknown key.
+    """
+    nested = {"protocol": ProtocolConfig, "adapter": AdapterConfig}
+    known = list(RunConfig.model_fields)
+    known += [f"{parent}.{name}" for parent, model in nested.items() for name in model.model_fields]
+    for key in keys:
+        if key not in known and not key.startswith("method."):
+            raise ConfigError(f"{where}: unknown key {key!r} in the grid{hint(key, known)}")
 
 
 def apply_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

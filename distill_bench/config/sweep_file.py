@@ -21,11 +21,12 @@ from distill_bench.config.analysis.contrasts import (
 from distill_bench.config.checks import check_guidance
 from distill_bench.config.cluster import ClusterConfig, profiles_file, with_profile
 from distill_bench.config.conditions import check_condition, holds
-from distill_bench.config.errors import ConfigError, hint
+from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import RUN_ID, canonical_text, group_id, run_id
 from distill_bench.config.overrides import (
     apply_overrides,
     beside,
+    check_run_keys,
     flat_keys,
     has_values,
     override_sweep,
@@ -34,7 +35,7 @@ from distill_bench.config.overrides import (
 from distill_bench.config.resolve import DEFAULT_TEACHER, resolve
 from distill_bench.config.rows.row import ReleasedRow, RowConfig, released_rows, sampled_rows
 from distill_bench.config.rows.sampling import SamplingConfig, further_samplings, own_sampling
-from distill_bench.config.schema import AdapterConfig, ProtocolConfig, RunConfig
+from distill_bench.config.schema import RunConfig
 from distill_bench.config.validation import StrictModel, validate
 from distill_bench.config.yaml_files import load_yaml
 from distill_bench.teachers.kinds import find_teacher
@@ -364,20 +365,6 @@ def _known_values(keys: Mapping[str, Any], runs: Iterable[RunConfig]) -> str:
     """Values of keys among runs, as YAML: "ema 0.5 or null, nfe 4"."""
     known = {key: map(json.dumps, _distinct_values(runs, key)) for key in flat_keys(keys)}
     return ", ".join(f"{key} {' or '.join(values) or 'nowhere'}" for key, values in known.items())
-
-
-def check_run_keys(keys: Iterable[str], where: str) -> None:
-    """Check that dotted keys exist; fields of a method are checked when the run is resolved.
-
-    Raises:
-        ConfigError: for an unknown key.
-    """
-    nested = {"protocol": ProtocolConfig, "adapter": AdapterConfig}
-    known = list(RunConfig.model_fields)
-    known += [f"{parent}.{name}" for parent, model in nested.items() for name in model.model_fields]
-    for key in keys:
-        if key not in known and not key.startswith("method."):
-            raise ConfigError(f"{where}: unknown key {key!r} in the grid{hint(key, known)}")
 
 
 def _check_axes(sweep: SweepConfig, path: Path) -> None:

@@ -21,16 +21,10 @@ from distill_bench.sweep.cancel import cancel_runs
 from distill_bench.sweep.launch import LaunchOptions, local_slots, run_debug, run_local, run_slurm
 from distill_bench.sweep.manifest import OpenSweep, check_writable, open_sweep, recorded_entries
 from distill_bench.sweep.slurm.queue import SchedulerError, read_queue, slurm_available
-from distill_bench.sweep.status import (
-    ENDED,
-    ManifestEntry,
-    explanation,
-    read_statuses,
-    status_table,
-)
+from distill_bench.sweep.status import ENDED, ManifestEntry, explanation, read_statuses
 from distill_bench.sweep.watch import (
     console,
-    print_rows,
+    print_statuses,
     print_table,
     show_status,
     wait_for_jobs,
@@ -392,7 +386,7 @@ def _finish(sweep: OpenSweep, chosen: OpenSweep, launch: LaunchOptions, on_slurm
         )
     unfinished = [s for s in statuses if s.state not in ENDED]
     if unfinished:
-        print_rows(status_table(unfinished))
+        print_statuses(unfinished)
         return 1
     return 0
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.cells import cell_len, set_cell_size
@@ -22,6 +22,7 @@ from distill_bench.sweep.status import (
     TO_LAUNCH,
     WAITING,
     ManifestEntry,
+    Status,
     count_states,
     exit_code,
     read_statuses,
@@ -52,6 +53,11 @@ def print_rows(table: Table) -> None:
     console.out("\n".join(line.rstrip() for line in lines), highlight=False)
 
 
+def print_statuses(statuses: Sequence[Status]) -> None:
+    """Print the table of --status."""
+    print_rows(status_table(statuses))
+
+
 def warn(message: str) -> None:
     """Print a warning."""
     console.print(Text.assemble(("warning", "yellow"), f": {message}"))
@@ -79,7 +85,7 @@ def show_status(
         if as_json:
             print(status_json(statuses))
         else:
-            print_rows(status_table(statuses))
+            print_statuses(statuses)
             console.print(count_states(statuses))
         states = {s.state for s in statuses}
         if states & set(WAITING):
