@@ -199,6 +199,16 @@ class Results:
         Students: over seeds and clips, or over seeds if the score has no value per clip.
         References: over clips, or from the standard deviation under resampling of clips.
         """
+        if (row, column) not in self._intervals:
+            self._intervals[row, column] = self._interval(row, column)
+        return self._intervals[row, column]
+
+    @cached_property
+    def _intervals(self) -> dict[tuple[Row, str], Interval | None]:
+        """Intervals that were asked for: tables, page and figures ask for the same."""
+        return {}
+
+    def _interval(self, row: Row, column: str) -> Interval | None:
         scores = row.by_seed(column)
         if not scores:
             return None

@@ -126,13 +126,18 @@ class Row:
     ) -> dict[Hashable, tuple[np.ndarray, np.ndarray]]:
         """Training seed -> values of a clock, ascending, and finite scores at them."""
         curves = {}
-        for run_id, seed in zip(self.scored["run_id"], self.scored["seed"], strict=True):
+        for run_id, seed in self._scored_seeds:
             points = self._points.get(run_id, {})
             if column in points:
                 known = np.isfinite(points[clock]) & np.isfinite(points[column])
                 if known.any():
                     curves[seed] = (points[clock][known], points[column][known])
         return curves
+
+    @cached_property
+    def _scored_seeds(self) -> list[tuple[str, Hashable]]:
+        """Run id and seed of the scored runs."""
+        return list(zip(self.scored["run_id"], self.scored["seed"], strict=True))
 
     @cached_property
     def _points(self) -> dict[str, dict[str, np.ndarray]]:

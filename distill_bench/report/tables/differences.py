@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite, nan, sqrt
 
 import numpy as np
@@ -88,6 +89,7 @@ def _difference(
     return Difference(column, a, b, interval, loss.p, favours, sd)
 
 
+@cache  # tables, page and figures ask for the same
 def against_baseline(
     results: Results, column: Column, baseline: Row, cost: float | None = None
 ) -> list[tuple[Difference, float]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -50,6 +51,7 @@ def plateau(results: Results, row: Row) -> str:
     return UNCLEAR if UNCLEAR in verdicts else REACHED
 
 
+@cache  # several tables and the page ask for it
 def changes(results: Results, row: Row) -> list[Change]:
     """Change of every headline score over the window of the sweep's rule."""
     rule = RULE | (results.manifest.get("plateau") or {})
