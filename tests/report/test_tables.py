@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import ttest_rel
 from stores import edit_lines, load_results, write_store
 
+from distill_bench.report import tables
 from distill_bench.report.csv_files import read_frame, read_texts
 from distill_bench.report.stats import Interval
 from distill_bench.report.tables.differences import differences
@@ -107,6 +108,21 @@ def test_differences_are_paired_by_seed(results):
     assert paired.favours is one
     assert paired.needed == 2, "the difference is a hundred standard deviations"
     assert single.seeds == 1 and not np.isfinite(single.p), "one common seed has no spread"
+
+
+def test_a_sweep_of_many_rows_is_compared_with_the_baseline_alone(results, tmp_path, monkeypatch):
+    """All pairs of 1,000 rows would be half a million lines per score."""
+    columns = ["a", "b", "difference", "p", "p_holm_baseline"]
+    every = written(results, "differences.csv", tmp_path)[["column", *columns]]
+    for module in (tables.differences, tables.scores):
+        monkeypatch.setattr(module, "MOST_ROWS", len(results.students) - 1)
+    few = written(results, "differences.csv", tmp_path)[["column", *columns]]
+    baseline = every[every.b == results.baseline.label]
+    assert len(few) == len(results.headline) * (len(results.students) - 1) < len(every)
+    assert few.to_dict("records") == baseline.to_dict("records")
+    assert "has every pair with the baseline, as the sweep" in tables.scores.differences_caption(
+        results
+    )
 
 
 def test_differences_csv_has_every_pair_with_its_seeds(results, tmp_path):

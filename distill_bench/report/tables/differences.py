@@ -20,6 +20,7 @@ from distill_bench.report.stats import (
 )
 
 GAPS = (0.05, 0.1, 0.25, 0.5)  # fractions of the baseline's mean, for the table of seeds needed
+MOST_ROWS = 100  # rows up to which all pairs are compared: pairs grow with the square of the rows
 Scores = Mapping[Hashable, np.ndarray]  # training seed -> values
 
 
@@ -87,6 +88,17 @@ def _difference(
     gain = loss.mean if column.better == "higher" else -loss.mean
     favours = a if gain > 0 else b if gain < 0 else None
     return Difference(column, a, b, interval, loss.p, favours, sd)
+
+
+def compared_pairs(results: Results) -> list[tuple[Row, Row]]:
+    """Pairs of student rows in differences.csv: all, or above MOST_ROWS those with the baseline.
+
+    In pairs with the baseline, it comes second: it is subtracted.
+    """
+    rows, baseline = results.students, results.baseline
+    if len(rows) > MOST_ROWS:
+        return [(row, baseline) for row in rows if row is not baseline]
+    return [(b, a) if a is baseline else (a, b) for i, b in enumerate(rows) for a in rows[i + 1 :]]
 
 
 @cache  # tables, page and figures ask for the same

@@ -13,6 +13,7 @@ from distill_bench.report.stats import Interval, holm, mean_interval
 from distill_bench.report.tables.contrasts import estimates, sides
 from distill_bench.report.tables.differences import (
     GAPS,
+    compared_pairs,
     comparisons,
     differences,
     seeds_for_gaps,
@@ -143,14 +144,13 @@ def _difference_header(last: str) -> list[str]:
 
 
 def _difference_lines(results: Results, cost: float | None) -> list[dict[str, Any]]:
-    """Describe every pair of student rows; in pairs with the baseline, it is subtracted.
+    """Describe the pairs of `compared_pairs`.
 
     Holm's correction is per score, for two families of comparisons. `p_holm` and `favours` are over
-    all pairs (`comparisons` pairs). `p_holm_baseline` is over the pairs with the baseline
+    all of them (`comparisons` pairs). `p_holm_baseline` is over the pairs with the baseline
     (`comparisons_baseline` pairs), as in table.md and on the page.
     """
-    rows, baseline = results.students, results.baseline
-    pairs = [(b, a) if a is baseline else (a, b) for i, b in enumerate(rows) for a in rows[i + 1 :]]
+    pairs, baseline = compared_pairs(results), results.baseline
     lines = []
     for column in results.headline:
         family = differences(results, column, pairs, cost)

@@ -10,7 +10,13 @@ from distill_bench.report.labels import key_title, show_value, symbols
 from distill_bench.report.results import COSTS, Column, Results
 from distill_bench.report.rows import COST, Row
 from distill_bench.report.stats import CONFIDENCE, Interval, clear_winner, mean_interval
-from distill_bench.report.tables.differences import Difference, against_baseline, comparisons
+from distill_bench.report.tables.differences import (
+    MOST_ROWS,
+    Difference,
+    against_baseline,
+    compared_pairs,
+    comparisons,
+)
 from distill_bench.report.tables.plateau import plateau, plateau_caption
 from distill_bench.sample.reference_kinds import ELSEWHERE
 
@@ -246,20 +252,28 @@ def equal_cost_differences_caption(results: Results) -> str:
     return (
         f"Row minus {results.baseline.label} at {cost:,.6g} forward equivalents, paired by seed; "
         "Student's t over seeds. Bold: p is below 0.05 after Holm's correction over the rows of "
-        f"one score ({count} comparisons per score). equal_cost_differences.csv has every pair, "
+        f"one score ({count} comparisons per score). equal_cost_differences.csv has "
+        f"{pairs_in_words(results)}, "
         "with p for these comparisons and for all pairs of one score."
     )
 
 
+def pairs_in_words(results: Results) -> str:
+    """The pairs that differences.csv has; see `compared_pairs`."""
+    if len(results.students) > MOST_ROWS:
+        return f"every pair with the baseline, as the sweep has more than {MOST_ROWS} rows"
+    return "every pair"
+
+
 def differences_caption(results: Results) -> str:
     """Caption of the differences to the baseline at the end of training."""
-    pairs = len(results.students) * (len(results.students) - 1) // 2
+    pairs = len(compared_pairs(results))
     return (
         "Row minus baseline over the training seeds that both have, on the same prompts and noise. "
         "p is after Holm's correction over the comparisons of one score with the baseline; the "
         "head of the column gives their number. A row is favoured if p is below 0.05. "
-        "differences.csv has every pair: its p_holm and favours are corrected over all pairs of "
-        "one score, up to "
+        f"differences.csv has {pairs_in_words(results)}: its p_holm and favours are corrected over "
+        "all pairs of one score, up to "
         f"{pairs:,}, and so are stricter; its p_holm_baseline is the p shown here."
     )
 
