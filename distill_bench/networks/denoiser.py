@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ class Denoiser:
         adapters a backward computes no gradients of the base's weights, so it costs about as much
         as a backward to the input alone.
         """
-        trained = any(p.requires_grad for p in self.net.parameters())
+        trained = any(p.requires_grad for p in islice(self.net.parameters(), 1))  # as all others
         return (
             "full_backward" if trained and not isinstance(self.net, Adapted) else "input_backward"
         )
