@@ -1,139 +1,243 @@
-"""Overhead of a trainer step over its network passes, and seconds against the ledger: `make bench`.
+"""Overhead of a trainer step over its network passes, for every preset: `make bench`.
 
-On mini-wan, batch 8, one thread, in processor seconds (a busy machine changes them less than
-wall-clock time). Rounds of bare passes and of steps alternate in one process, and each is
-summarised by its median, so that a slow minute slows both. Fails if a step takes more than 10 %
-longer than the passes that it needs, or if the ratio of seconds of two methods is 15 % off the
-ratio of their ledgers.
+The passes of a step are those that the ledger counts while it runs; their price is that of the same
+passes of the bare networks. Steps and bare passes alternate in one process, in processor seconds of
+one thread (a busy machine changes them less than wall-clock time). The overhead is the median over
+rounds. Fails if a step on mini-wan, where passes dominate, takes more than 5 % longer than its
+passes, or if its seconds per forward equivalent of the ledger are more than 15 % off the median.
 """
 
 import argparse
-import itertools
+import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
 
+from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import resolve
-from distill_bench.plan.cost import passes, priced
+from distill_bench.registry import methods
+from distill_bench.teachers.architecture import architecture_called
+from distill_bench.train import extras
 from distill_bench.train.loop import update
 from distill_bench.train.run import Run
 from distill_bench.train.setup import build
 
-METHODS = {
-    "dmd2": {"method": "dmd2", "fake_score_updates": 5},
-    "sgmd shared": {"method": {"name": "sgmd", "preset": "shared"}},
-    "tsg_fisher": {"method": "tsg_fisher", "fake_score_updates": 5},
+TEACHERS = {"mini-wan": 8, "mixture": 128, "gaussian": 128}  # batch size
+BASE = {"exit_step": "last", "trackers": [], "signals_every": None, "threads": 1}
+# of one method that allows them all, beside the presets: average, reuse, and where a step begins
+VARIED = {
+    "ema": [0.98, None],
+    "reuse_rollout": [False, True, "graph"],
+    "student_input": ["rollout", "real_data"],
 }
-BASE = {
-    "nfe": 4,
-    "exit_step": "last",
-    "batch_size": 8,
-    "trackers": [],
-    "signals_every": None,
-    "threads": 1,
-}
-LARGEST_OVERHEAD = 0.10
+VARIED_METHOD = {"name": "sgmd", "preset": "official"}
+LARGEST_OVERHEAD = 0.05
 LARGEST_RATIO_ERROR = 0.15
+SHORTEST = 0.01  # seconds of a measurement; shorter passes are repeated
+EXTRA_ROWS = 16  # ODE pairs and real latents to draw from; a step takes as long with more
+
+Pass = tuple[str, str, float]  # role, kind of the ledger, samples
+
+
+class Step(NamedTuple):
+    """Measured processor seconds of one step, of its passes alone, and its cost by the ledger."""
+
+    seconds: float
+    passes: float
+    forward_equivalents: float
+
+    @property
+    def overhead(self) -> float:
+        """Share of the passes' seconds that the step takes longer."""
+        return self.seconds / self.passes - 1
+
+
+def rows() -> dict[str, dict]:
+    """Keys of a run for every preset of every method, and for every combination of `VARIED`."""
+    keys: dict[str, dict] = {}
+    for name, method in methods().items():
+        for preset, overrides in {p: q.overrides for p, q in method.presets.items()}.items():
+            own = {key: value for key, value in BASE.items() if key not in overrides}
+            keys[f"{name} {preset}"] = own | {"method": {"name": name, "preset": preset}}
+        if not method.presets:
+            keys[name] = BASE | {"method": name}
+    for values in product(*VARIED.values()):
+        setting = dict(zip(VARIED, values, strict=True))
+        label = ", ".join(str(value).lower() for value in values)
+        keys[f"{VARIED_METHOD['name']}: {label}"] = BASE | setting | {"method": VARIED_METHOD}
+    return keys
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Processor seconds of a call."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
+    """Processor seconds of a call, the mean of enough calls to measure."""
+    began, calls = time.process_time(), 0
+    while calls == 0 or time.process_time() - began < SHORTEST:
+        work()
+        calls += 1
+    return (time.process_time() - began) / calls
 
 
-def bare_passes(run: Run) -> dict[str, Callable[[], object]]:
-    """The passes of a transformer at the run's batch, without anything around them."""
-    net = run.networks["student"]
+def measured_steps(run: Run) -> Iterator[Step]:
+    """Steps of a run, each with the price of its passes, measured right after it."""
+    passes: Counter[Pass] = Counter()
+    count = run.ledger.add
+
+    def add(role: str, kind: str, samples: float) -> None:
+        passes[role, kind, samples] += 1
+        count(role, kind, samples)
+
+    run.ledger.add = add  # type: ignore[method-assign]
+    while True:
+        passes.clear()
+        before = run.ledger.forward_equivalents()
+        began = time.process_time()
+        update(run)
+        took = time.process_time() - began
+        cost = run.ledger.forward_equivalents() - before
+        yield Step(took, price(run, passes), cost)
+
+
+def price(run: Run, passes: Counter[Pass]) -> float:
+    """Processor seconds of passes of the bare networks; a backward includes its forward."""
+    alone = Counter(passes)
+    for (role, kind, samples), number in passes.items():
+        if kind != "forward":
+            alone[role, "forward", samples] -= number
+    return sum(number * seconds(bare(run, *one)) for one, number in alone.items())
+
+
+def bare(run: Run, role: str, kind: str, samples: float) -> Callable[[], object]:
+    """A pass of a role's network at a batch of random inputs, without anything around it.
+
+    The ledger counts a pass that stops after the share s of the blocks as s times the samples.
+    """
+    batches = samples / run.config.batch_size
+    net = network(run, role, min(1.0, batches))
     batch = run.batch("student")
-    text, null_text = batch.text, run.nets.null_text.expand_as(batch.text)
+    copies = max(1, round(batches))
+    text = torch.cat([batch.text] * copies)
     x = torch.randn(len(text), *batch.latent_shape)
-    sigma = torch.full((len(text),), 500.0)
-    guided_inputs = torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([text, null_text])
+    sigma = torch.full((len(text),), 0.5)
 
-    def forward(*inputs: torch.Tensor) -> torch.Tensor:
-        return net(*inputs, return_dict=False)[0]
+    def forward(x: Tensor) -> Tensor:
+        def call(*inputs: Tensor) -> Tensor:
+            output: Tensor = net(*inputs, return_dict=False)[0]
+            return output
 
-    def bare() -> None:
-        with torch.no_grad():
-            forward(x, sigma, text)
+        return architecture_called(net).velocity(net, call, x, sigma, text)
 
-    def guided() -> None:
-        with torch.no_grad():
-            forward(*guided_inputs)
-
-    def full() -> None:
-        net.requires_grad_(True)
-        forward(x, sigma, text).sum().backward()
+    def work() -> None:
+        if kind == "forward":
+            with torch.no_grad():
+                forward(x)
+            return
+        net.requires_grad_(kind == "full_backward")
+        forward(x.clone().requires_grad_(kind == "input_backward")).sum().backward()
         net.zero_grad(set_to_none=True)
 
-    def by_input() -> None:
-        net.requires_grad_(False)
-        forward(x.clone().requires_grad_(), sigma, text).sum().backward()
-
-    return {"forward": bare, "guided": guided, "full": full, "input": by_input}
+    return work
 
 
-def needed(run: Run) -> dict[str, float]:
-    """Count of each bare pass in one update; a backward includes its forward."""
-    counts = passes(run.config)
-    student, fake_score, teacher = counts["student"], counts["fake_score"], counts["teacher"]
-    full = student["full_backward"] + fake_score["full_backward"]
-    by_input = fake_score["input_backward"]
-    forward = student["forward"] + fake_score["forward"] - full - by_input
-    return {"forward": forward, "guided": teacher["forward"] / 2, "full": full, "input": by_input}
+def network(run: Run, role: str, share: float) -> nn.Module:
+    """Network of a role, with the first share of its blocks only."""
+    denoiser = run.nets.unguided_teacher if role == "teacher" else getattr(run.nets, role)
+    net: nn.Module = copy.copy(denoiser.net)
+    blocks = architecture_called(net).blocks(net)
+    first = blocks[: max(1, round(share * len(blocks)))]
+    net._modules = {n: first if part is blocks else part for n, part in net._modules.items()}
+    return net
 
 
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each bare pass and of a step of each run."""
-    passes = bare_passes(next(iter(runs.values())))
-    for work in passes.values():
-        work()
-    for run in runs.values():
-        update(run)
-    took: dict[str, list[float]] = {name: [] for name in [*passes, *runs]}
+def built(keys: dict[str, dict], teacher: str, store: Path) -> tuple[dict[str, Run], dict]:
+    """The runs of the rows on a teacher, and the reasons why some are impossible."""
+    runs, reasons = {}, {}
+    for name, fields in keys.items():
+        own = {"teacher": teacher, "batch_size": TEACHERS[teacher]}
+        try:
+            runs[name] = build(resolve(fields | own), store)
+        except ConfigError as error:
+            reasons[name] = str(error)
+    return runs, reasons
+
+
+def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[Step]]:
+    """Steps of each run; the runs take turns, after one step each that is not measured."""
+    steps = {name: measured_steps(run) for name, run in runs.items()}
+    for run in steps.values():
+        next(run)
+    measured = defaultdict(list)
     for _ in range(rounds):
-        for name, run in runs.items():
-            for kind, work in passes.items():
-                took[kind].append(seconds(work))
-            took[name].append(seconds(lambda run=run: update(run)))
-    return {name: statistics.median(values) for name, values in took.items()}
+        for name, run in steps.items():
+            measured[name].append(next(run))
+    return measured
+
+
+def summary(steps: list[Step]) -> tuple[float, float, float, float]:
+    """Medians: seconds of a step and of its passes, overhead, seconds per forward equivalent."""
+    return (
+        statistics.median(step.seconds for step in steps),
+        statistics.median(step.passes for step in steps),
+        statistics.median(step.overhead for step in steps),
+        statistics.median(step.seconds / step.forward_equivalents for step in steps),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark from the command line; 1 if a bound is broken."""
     parser = argparse.ArgumentParser(prog="trainer_step", description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", help="names of rows, e.g. 'dmd2 fastgen'; default: all")
+    parser.add_argument("--teacher", action="append", choices=TEACHERS, help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(argv)
+    known = rows()
+    unknown = set(options.rows) - known.keys()
+    if unknown:
+        parser.error(f"no row {', '.join(sorted(unknown))}; known: {'; '.join(known)}")
+    keys = {name: known[name] for name in options.rows or known}
+    teachers = options.teacher or list(TEACHERS)
     torch.set_num_threads(1)
-    store = Path(tempfile.mkdtemp())
-    runs = {name: build(resolve(BASE | fields), store) for name, fields in METHODS.items()}
-    median = medians(runs, options.rounds)
-    kinds = [kind for kind in median if kind not in runs]
-    print("bare passes, s:", "  ".join(f"{kind} {median[kind]:.4f}" for kind in kinds))
-    failed = False
-    for name, run in runs.items():
-        expected = sum(count * median[kind] for kind, count in needed(run).items())
-        overhead = median[name] / expected - 1
-        failed |= overhead > LARGEST_OVERHEAD
-        print(
-            f"{name:12} step {median[name]:.3f} s, its passes {expected:.3f} s, "
-            f"overhead {overhead:+.1%}"
-        )
-    cost = {name: priced(passes(run.config), {}) for name, run in runs.items()}
-    for one, other in itertools.combinations(runs, 2):
-        measured, counted = median[one] / median[other], cost[one] / cost[other]
-        error = measured / counted - 1
-        failed |= abs(error) > LARGEST_RATIO_ERROR
-        print(
-            f"{one} to {other}: seconds {measured:.2f}, ledger {counted:.2f}, off by {error:+.1%}"
-        )
-    return int(failed)
+    extras.ODE_PAIRS = extras.REAL_LATENTS = EXTRA_ROWS
+
+    table = Table("preset, or sgmd with ema, reuse_rollout, student_input")
+    cells: dict[str, list[str]] = {name: [] for name in keys}
+    notes, failed = [], []
+    for teacher in teachers:
+        for heading in ("step, ms", "passes, ms", "overhead"):
+            table.add_column(f"{teacher}\n{heading}", justify="right")
+        with tempfile.TemporaryDirectory() as store:
+            runs, reasons = built(keys, teacher, Path(store))
+            results = {
+                name: summary(steps) for name, steps in measure(runs, options.rounds).items()
+            }
+        usual = statistics.median(result[-1] for result in results.values())
+        for name, row in cells.items():
+            if name in reasons:
+                row += ["-"] * 3
+                notes.append(f"{name} on {teacher}: {reasons[name]}")
+                continue
+            step, passes, overhead, unit = results[name]
+            row += [f"{1000 * step:.1f}", f"{1000 * passes:.1f}", f"{overhead:+.1%}"]
+            if teacher == "mini-wan" and overhead > LARGEST_OVERHEAD:
+                failed.append(f"{name}: overhead {overhead:.1%} is above {LARGEST_OVERHEAD:.0%}")
+            if teacher == "mini-wan" and abs(unit / usual - 1) > LARGEST_RATIO_ERROR:
+                failed.append(f"{name}: {unit / usual - 1:+.1%} seconds per forward equivalent")
+    for name, row in cells.items():
+        table.add_row(name, *row)
+    console = Console(width=140, highlight=False)
+    console.print(table)
+    for line in [*dict.fromkeys(notes), *failed]:
+        console.print(line, soft_wrap=True)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
