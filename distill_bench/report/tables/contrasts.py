@@ -136,12 +136,13 @@ def contrast_heads(found: Sequence[Estimate]) -> list[str]:
 def contrast_cells(estimate: Estimate) -> list[Cell]:
     """One line of the table of contrasts; bold: p after Holm's correction is below 0.05."""
     contrast, count = estimate.contrast, str(estimate.seeds)
+    at = " (at equal cost)" if contrast["at"] == "equal_cost" else ""
     if estimate.seeds < estimate.expected:
         count = f"{count}/{estimate.expected}"
     difference = estimate.interval.mean if estimate.interval else nan
     return [
-        Cell(contrast["name"]),
-        Cell(_title(estimate)),
+        Cell(f"{contrast['name']}{at}"),
+        Cell(estimate.column.title),
         Cell(count, estimate.seeds),
         Cell(show_interval(estimate.interval, sign="+"), difference, best=estimate.clear),
         Cell(show_p(estimate.p_holm), estimate.p_holm),
@@ -164,24 +165,16 @@ def contrast_grid(found: Sequence[Estimate]) -> tuple[list[str], list[list[Cell]
     Bold: p after Holm's correction is below 0.05. A column says which contrasts were declared
     after the first run, if any was.
     """
-    titles = list(dict.fromkeys(_title(estimate) for estimate in found))
+    titles = list(dict.fromkeys(estimate.column.title for estimate in found))
     when = any(NOTES[estimate.contrast["declared"]] for estimate in found)
     lines = []
     for _, group in groupby(found, key=lambda estimate: id(estimate.contrast)):
-        of_score = {_title(estimate): estimate for estimate in group}
-        name, *_, declared = contrast_cells(next(iter(of_score.values())))
-        counts = dict.fromkeys(contrast_cells(estimate)[2].text for estimate in of_score.values())
-        differences = [
-            contrast_cells(of_score[title])[3] if title in of_score else Cell("—")
-            for title in titles
-        ]
-        lines.append([name, Cell(", ".join(counts)), *differences, *([declared] if when else [])])
-    return ["contrast", "seeds", *titles, *(["declared"] if when else [])], lines
-
-
-def _title(estimate: Estimate) -> str:
-    at = ", at equal cost" if estimate.contrast["at"] == "equal_cost" else ""
-    return f"{estimate.column.title}{at}"
+        of_score = {estimate.column.title: contrast_cells(estimate) for estimate in group}
+        first = next(iter(of_score.values()))
+        counts = dict.fromkeys(cells[2].text for cells in of_score.values())
+        differences = [of_score[t][3] if t in of_score else Cell("—") for t in titles]
+        lines.append([first[0], Cell(", ".join(counts)), *differences, *first[5:][:when]])
+    return ["contrast", "seeds", *titles, *["declared"][:when]], lines
 
 
 def contrasts_caption(results: Results) -> str:
