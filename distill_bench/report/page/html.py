@@ -19,8 +19,9 @@ from distill_bench.report.rows import Row
 from distill_bench.report.stats import Interval
 from distill_bench.report.tables import scores as tables
 from distill_bench.report.tables.contrasts import (
-    contrast_cells,
-    contrast_heads,
+    NOTES,
+    by_contrast,
+    contrast_grid,
     contrasts_caption,
     estimates,
     sides,
@@ -33,7 +34,6 @@ from distill_bench.report.tables.differences import (
     seeds_for_gaps,
     verdict,
 )
-from distill_bench.report.tables.scores import Cell
 from distill_bench.sample.reference_kinds import STUDENT
 from distill_bench.store.files import read_jsonl
 from distill_bench.store.nested import flat
@@ -105,36 +105,54 @@ def _groups(
 
 
 @dataclass(frozen=True)
-class ContrastLine:
-    """A line of the table of declared contrasts."""
+class ContrastCell:
+    """The estimate of a contrast in one score."""
 
-    cells: list[Cell]
-    rows: str  # in words, in the first line of a contrast
-    later: bool  # added or changed after the first run
+    text: str
+    p: str  # after Holm's correction
     clear: bool
     bar: tuple[float, float, float] | None  # see `_bar`
 
 
+@dataclass(frozen=True)
+class ContrastLine:
+    """A line of the table of declared contrasts."""
+
+    name: str
+    rows: str  # in words
+    seeds: str
+    cells: list[ContrastCell | None]  # by score; None: not declared in it
+    later: str  # how the declaration differs from that before the first run; "" if it does not
+
+
 def _contrast_lines(results: Results) -> tuple[list[str], list[ContrastLine]] | None:
-    """Heads and lines of the declared contrasts; bars of one score have one scale."""
+    """Titles of the scores, lines of the declared contrasts; bars of one score have one scale."""
     found = estimates(results)
     if not found:
         return None
+    titles, contrasts = by_contrast(found)
     scales = {
-        column: _largest_end([one.interval for one in found if one.column == column])
-        for column in {one.column for one in found}
+        title: _largest_end([of[title].interval for of in contrasts if title in of])
+        for title in titles
     }
-    lines = [
-        ContrastLine(
-            contrast_cells(one),
-            "" if before and before.contrast is one.contrast else sides(results, one.contrast),
-            one.later,
-            one.clear,
-            _bar(one.interval, scales[one.column]),
-        )
-        for before, one in zip([None, *found], found, strict=False)
-    ]
-    return contrast_heads(found), lines
+    _, grid = contrast_grid(found)
+    lines = []
+    for of_score, (name, seeds, *_) in zip(contrasts, grid, strict=True):
+        first = next(iter(of_score.values()))
+        cells = [
+            ContrastCell(
+                tables.show_interval(one.interval, sign="+"),
+                tables.show_p(one.p_holm),
+                one.clear,
+                _bar(one.interval, scales[title]),
+            )
+            if (one := of_score.get(title))
+            else None
+            for title in titles
+        ]
+        rows, later = sides(results, first.contrast), NOTES[first.contrast["declared"]]
+        lines.append(ContrastLine(name.text, rows, seeds.text, cells, later))
+    return titles, lines
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Findings of a study in words; no claim goes beyond the intervals in the tables."""
 
+from collections import Counter
+from collections.abc import Sequence
 from math import isfinite
 
 from distill_bench.report.results import Column, Results
+from distill_bench.report.rows import Row
 from distill_bench.report.tables.contrasts import estimates
 from distill_bench.report.tables.differences import against_baseline, verdict
 from distill_bench.report.tables.scores import score_table, show_interval
 
-MOST_LISTED = 5  # contrasts in a sentence; their table has all
+MOST_LISTED = 5  # contrasts or rows in a sentence; tables have all
 BEST = {"lower": "Lowest", "higher": "Highest", "one": "Nearest to 1"}
 
 
@@ -29,10 +32,18 @@ def findings(results: Results) -> list[str]:
                 f"{prefix}{BEST[column.better]} in {column.title}: {row.label} with {cell.text}, "
                 f"{clearly} of every other row. {_against_baseline(results, column)}"
             )
-    incomplete = [f"{row.label} {row.count}" for row in results.students if not row.complete]
+    incomplete = [row for row in results.students if not row.complete]
     if incomplete:
-        sentences.append(f"Rows that do not have all their runs: {'; '.join(incomplete)}.")
+        sentences.append(f"Rows that do not have all their runs: {_counts(incomplete)}.")
     return sentences
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    """Runs of each row, or, if the rows are many, number of rows with the same runs."""
+    if len(rows) <= MOST_LISTED:
+        return "; ".join(f"{row.label} {row.count}" for row in rows)
+    counts = Counter(row.count for row in rows)
+    return "; ".join(f"{number} rows have {count}" for count, number in counts.items())
 
 
 def _declared(results: Results) -> list[str]:

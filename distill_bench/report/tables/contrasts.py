@@ -159,20 +159,27 @@ def contrast_lines(found: Sequence[Estimate]) -> list[list[Cell]]:
     return lines
 
 
+def by_contrast(found: Sequence[Estimate]) -> tuple[list[str], list[dict[str, Estimate]]]:
+    """Titles of all scores, and for each contrast its estimates by the title of their score."""
+    titles = list(dict.fromkeys(estimate.column.title for estimate in found))
+    groups = groupby(found, key=lambda estimate: id(estimate.contrast))
+    return titles, [{one.column.title: one for one in group} for _, group in groups]
+
+
 def contrast_grid(found: Sequence[Estimate]) -> tuple[list[str], list[list[Cell]]]:
     """Heads and lines of a table with one line per contrast and one column per score.
 
     Bold: p after Holm's correction is below 0.05. A column says which contrasts were declared
     after the first run, if any was.
     """
-    titles = list(dict.fromkeys(estimate.column.title for estimate in found))
+    titles, contrasts = by_contrast(found)
     when = any(NOTES[estimate.contrast["declared"]] for estimate in found)
     lines = []
-    for _, group in groupby(found, key=lambda estimate: id(estimate.contrast)):
-        of_score = {estimate.column.title: contrast_cells(estimate) for estimate in group}
-        first = next(iter(of_score.values()))
-        counts = dict.fromkeys(cells[2].text for cells in of_score.values())
-        differences = [of_score[t][3] if t in of_score else Cell("—") for t in titles]
+    for of_score in contrasts:
+        cells = {title: contrast_cells(estimate) for title, estimate in of_score.items()}
+        first = next(iter(cells.values()))
+        counts = dict.fromkeys(line[2].text for line in cells.values())
+        differences = [cells[title][3] if title in cells else Cell("—") for title in titles]
         lines.append([first[0], Cell(", ".join(counts)), *differences, *first[5:][:when]])
     return ["contrast", "seeds", *titles, *["declared"][:when]], lines
 
