@@ -149,12 +149,13 @@ WRITTEN = {
 
 def test_a_written_file_is_read_as_any_other(tmp_path):
     """Key by key, from texts that earlier files had too; each caller has values of its own."""
-    for number, content in enumerate([WRITTEN, WRITTEN | {"1": 3}, {}, [1], "x"]):
+    for number, content in enumerate([WRITTEN, {"1": 3}, {1: 3}, {}, [1], "x"]):
         path = tmp_path / f"{number}.yaml"
         path.write_text(dump_yaml(content))
         assert repr(load_written(path)) == repr(load_yaml(path)) == repr(content)
-    load_written(tmp_path / "0.yaml")["deep"].clear()
-    assert load_written(tmp_path / "0.yaml") == WRITTEN
+    one, other = (load_written(tmp_path / "0.yaml") for _ in range(2))
+    one["deep"].clear()
+    assert other == WRITTEN
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from statsmodels.stats.multitest import multipletests
 from stores import load_results, update_json, write_results, write_store
 
 from distill_bench.report.declarations import ADDED, CHANGED, FIRST, UNKNOWN
-from distill_bench.report.page import sentences
+from distill_bench.report.page import html, sentences
 from distill_bench.report.page.html import render_page
 from distill_bench.report.page.sentences import findings
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Column, load
 from distill_bench.report.rows import COST
+from distill_bench.report.stats import Interval
 from distill_bench.report.tables.contrasts import (
     contrast_cells,
     contrasts_caption,
@@ -204,6 +205,21 @@ def test_the_page_shows_declared_contrasts_first_and_the_rest_as_exploratory(sto
     assert findings(results)[0].startswith("0 of 1 declared comparisons are clear") or findings(
         results
     )[0].startswith("1 of 1 declared comparisons are clear of 0")
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_the_page_draws_each_interval_around_zero_and_marks_it_if_clear(
+    clear, monkeypatch, store, tmp_path
+):
+    results, _ = reported(store, tmp_path / "data")
+    interval = Interval(mean=0.5, low=-0.25, high=1.0, n=3, error=0.3, dof=2)
+    one = replace(estimates(results)[0], interval=interval, p_holm=0.001 if clear else 0.5)
+    monkeypatch.setattr(html, "estimates", lambda _: [one])
+    page = reported(store, tmp_path / "page")[1]
+    (line,) = (line for line in page.splitlines() if 'title="p 0.' in line)
+    assert ("<b>+0.50 ± 0.62</b>" in line) == ('class="track sure"' in line) == clear
+    assert 'title="p 0.001"' in line if clear else 'title="p 0.50"' in line
+    assert "left:37.5%;width:62.5%" in line and "left:75.0%" in line
 
 
 def test_many_clear_contrasts_are_counted_and_few_are_named(monkeypatch, store, tmp_path):
