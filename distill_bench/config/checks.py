@@ -257,6 +257,11 @@ def check_memory_settings(run: Candidate) -> None:
         (config.compile and config.sharding, "compile with sharding", recompiled),
         (config.compile and config.teacher_offload, "compile with teacher_offload", recompiled),
         (
+            config.compile == "network" and config.gradient_checkpointing,
+            "compile 'network' with gradient_checkpointing",
+            "a graph of the whole network stores what its backward needs",
+        ),
+        (
             config.compile and graph,
             "compile with reuse_rollout 'graph'",
             "a compiled forward allows only one backward",

@@ -233,5 +233,5 @@ class RunConfig(StrictModel):
     """Keep the teacher in host memory between uses."""
     sharding: bool = key(False, in_id=False)
     """Shard each role's weights over the processes (FSDP2)."""
-    compile: bool = key(False, added=True)
-    """Compile the blocks with `torch.compile`: fewer kernels, other rounding."""
+    compile: bool | Literal["network"] = key(False, added=True)
+    """`torch.compile`: true compiles the blocks, network whole networks; other rounding."""

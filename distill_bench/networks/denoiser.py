@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -89,8 +90,12 @@ class Denoiser:
             raise Reached(tokens[0])
 
         handle = self.architecture.blocks(net)[last - 1].register_forward_hook(abort)
+        # the graph of a network that is compiled as a whole has no blocks to stop at
+        whole = net._compiled_call_impl is not None
+        uncompiled = torch.compiler.set_stance("force_eager") if whole else nullcontext()
         try:
-            self.architecture.velocity(net, call, x_t, sigma, text)
+            with uncompiled:
+                self.architecture.velocity(net, call, x_t, sigma, text)
         except Reached:
             pass
         finally:

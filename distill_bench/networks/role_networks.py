@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from distill_bench.config.errors import ConfigError
 from distill_bench.config.schema import AdapterConfig, RunConfig
 from distill_bench.networks.adapters import Adapted, add_adapter
 from distill_bench.networks.offload import place
@@ -152,3 +153,39 @@ def _by_role(
         target=nets.get("target"),
         trained=trained,
     )
+
+
+def check_compiler() -> None:
+    """Check that `torch.compile` finds the C++ compiler that it needs on a processor.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    from torch._inductor import config, cpp_builder, exc  # takes seconds
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ConfigError(
+            f"compile: the C++ compiler {config.cpp.cxx[-1]!r} does not run; install one (Debian: "
+            "apt install g++), name another in the environment variable CXX, or leave `compile` out"
+        ) from error
+
+
+def compile_networks(networks: RoleNetworks, whole: bool) -> None:
+    """Compile the networks of every role in place; all roles share what is compiled.
+
+    Args:
+        networks: of a run.
+        whole: one graph per kind of pass (gradients of weights, of the input or none; batch size)
+            instead of one per kind of block.
+    """
+    torch._functorch.config.donated_buffer = False  # signals differentiate a graph several times
+    if whole:
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    for net in (networks.student, networks.fake_score, networks.teacher):
+        for transformer in () if net is None else networks_in(net):
+            if whole:
+                transformer.compile(fullgraph=True, dynamic=False)
+            else:
+                transformer.compile_repeated_blocks()  # type: ignore[operator]  # of diffusers

@@ -23,6 +23,7 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.config.sweep_file import SweepConfig
 from distill_bench.evaluator import Clips
 from distill_bench.networks.pipeline import pipeline_of
+from distill_bench.networks.role_networks import check_compiler
 from distill_bench.noise import student_sigmas
 from distill_bench.registry import find_evaluator, usual_evaluators
 from distill_bench.sample.references import folder_names
@@ -63,6 +64,8 @@ def check_sweep(sweep: OpenSweep, processes: int) -> list[str]:
     check_writable(folder, folder / "figures")
     check_rows(sweep)
     check_initial_runs(sweep)
+    if any(config.compile for config in sweep.runs.values()) and not torch.cuda.is_available():
+        check_compiler()
     config = next(iter(sweep.runs.values()))  # all runs share a protocol
     clips = stand_in_clips(config)
     warnings = [*check_evaluators(config, clips), *_unscored_prompts(config, clips)]

@@ -15,11 +15,16 @@ from distill_bench.method import Method, Nets
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.precision import in_precision
-from distill_bench.networks.role_networks import RoleNetworks, Start, build_networks
+from distill_bench.networks.role_networks import (
+    RoleNetworks,
+    Start,
+    build_networks,
+    compile_networks,
+)
 from distill_bench.networks.sharding import all_ranks, is_sharded
 from distill_bench.noise import student_sigmas
 from distill_bench.teachers.embeddings import Texts
-from distill_bench.teachers.experts import guidance_of, networks_in
+from distill_bench.teachers.experts import guidance_of
 from distill_bench.teachers.kinds import Pipeline
 from distill_bench.train.average import Average, MovingAverage, NoAverage
 from distill_bench.train.inputs import (
@@ -79,7 +84,7 @@ def assemble(
     modules = _modules(config, method, teacher, latent_shape, texts.null_text)
     _weigh(ledger, config, pipeline, role_networks, latent_shape, texts.null_text)
     if config.compile:  # after the FLOPs are counted: the counter cannot see into compiled blocks
-        _compile(role_networks)
+        compile_networks(role_networks, whole=config.compile == "network")
     networks = {"student": role_networks.student, "modules": modules}
     if role_networks.fake_score is not None:
         networks["fake_score"] = role_networks.fake_score
@@ -269,9 +274,3 @@ def _weigh(
             with torch.autocast(null_text.device.type, torch.bfloat16, enabled=autocast):
                 counted[architecture] = pipeline.flops(net, latent_shape, null_text)
         ledger.flops[role] = counted[architecture]
-
-
-def _compile(role_networks: RoleNetworks) -> None:
-    for net in (role_networks.student, role_networks.fake_score, role_networks.teacher):
-        for transformer in () if net is None else networks_in(net):
-            transformer.compile_repeated_blocks()

@@ -12,7 +12,7 @@ RUN_KEYS = [
     ("student_ltr: 1e-4", "unknown key 'student_ltr' (did you mean 'student_lr'?)"),
     ("protocol: {clip: 3}", "unknown key 'protocol.clip' (did you mean 'clips'?)"),
     ("student_lr: fast", "student_lr = 'fast'"),
-    ("compile: 'yes'", "run: compile = 'yes': Input should be true or false"),
+    ("compile: 'yes'", "run: compile = 'yes': Input should be true or false or 'network'"),
     ("reuse_rollout: 2", "run: reuse_rollout = 2: Input should be true or false or 'graph'"),
     ("student_updates: 5.5", "student_updates = 5.5"),
     ("nfe: 0", "nfe = 0"),

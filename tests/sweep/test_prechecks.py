@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch._inductor.config
 
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import resolve
@@ -113,6 +114,17 @@ def test_the_disk_holds_reference_rows_students_and_checkpoints_too(
     assert sizes[:2] == pytest.approx([clips, clips * (len(folder_names(config)) - 2)], rel=0.01)
     assert 0.9 * stored < sizes[2] < stored  # the file also has a header
     assert sizes[3] == pytest.approx(2 * 2 * 3 * sizes[2], rel=0.01)
+
+
+@pytest.mark.parametrize("compiled", [True, "network"])
+def test_a_missing_compiler_is_named_before_the_first_run(compiled, sweep_file, tmp_path):
+    """torch reads the compiler's name from CXX when it is imported."""
+    sweep = load_sweep(sweep_file, {"compile": compiled})
+    sweep = open_sweep(sweep, tmp_path / "runs", tmp_path / "out")
+    missing = torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")})
+    with missing, pytest.raises(ConfigError, match="'/nowhere/g..' does not run; inst") as error:
+        check_sweep(sweep, 1)
+    assert "\n" not in str(error.value)
 
 
 def test_prompts_that_no_clip_shows_are_counted(sweep_file, tmp_path):
