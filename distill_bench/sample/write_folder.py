@@ -73,8 +73,9 @@ def write_folder(
         try:
             temporary.rename(folder)
         except OSError:
-            if not is_written(folder):
-                raise
+            if not is_written(folder):  # someone removed its clips; they are scored again
+                shutil.rmtree(folder)
+                temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(parts.folder, ignore_errors=True)

@@ -320,6 +320,17 @@ def test_interrupted_sampling_resumes_batch_by_batch_to_the_same_bytes(trained, 
     ]
 
 
+def test_a_folder_that_lost_its_clips_is_made_again(trained):
+    """As in a store that went to another machine without its clips; their scores went along."""
+    (folder,) = sample(trained)
+    clips = (folder / "clips.npy").read_bytes()
+    (folder / "clips.npy").unlink()
+    (folder / "metrics.jsonl").write_text("{}\n")
+    assert sample(trained) == [folder]
+    assert (folder / "clips.npy").read_bytes() == clips
+    assert not (folder / "metrics.jsonl").exists(), "scored again"
+
+
 def test_ranks_share_the_batches_and_rank_0_assembles_the_folder(trained, monkeypatch):
     """Ranks as torchrun starts them; rank 0 does not repeat the batch of rank 1."""
     monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 2)
