@@ -276,6 +276,7 @@ def test_jobs_of_a_stage_depend_on_the_jobs_of_the_stage_before_it(tmp_path, mon
     sbatch.parent.mkdir()
     sbatch.write_text(SBATCH)
     sbatch.chmod(0o755)
+    sbatch.with_name("srun").symlink_to("/bin/true")  # submitit looks for it
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     queue = Queue()
     monkeypatch.setattr(launch, "read_queue", lambda store: queue)
