@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any
 
 import torch
@@ -129,7 +128,7 @@ class Denoiser:
         adapters a backward computes no gradients of the base's weights, so it costs about as much
         as a backward to the input alone.
         """
-        trained = any(p.requires_grad for p in islice(self.net.parameters(), 1))  # as all others
+        trained = any(p.requires_grad for p in self.net.parameters())
         return (
             "full_backward" if trained and not isinstance(self.net, Adapted) else "input_backward"
         )

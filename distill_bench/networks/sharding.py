@@ -139,9 +139,9 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
         The norm before clipping, over sharded and replicated parameters.
     """
     sharded = [p for p in parameters if is_sharded(p)]
+    replicated = [p for p in parameters if not is_sharded(p)]
     if not sharded:
         return float(nn.utils.clip_grad_norm_(parameters, max_norm))
-    replicated = [p for p in parameters if not is_sharded(p)]
     groups = [group for group in (sharded, replicated) if group]
     norms = [whole(nn.utils.get_total_norm([p.grad for p in group])) for group in groups]
     norm = torch.stack([norm.cpu().double() for norm in norms]).norm()

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +24,11 @@ class Collapsed(RuntimeError):
     """The run diverged. This is recorded as a result, not as a crash."""
 
 
-def only_trainable(roles: Mapping[str, Iterable[nn.Parameter]], trained: Iterable[str]) -> None:
+def only_trainable(roles: Mapping[str, nn.Module], trained: Iterable[str]) -> None:
     """Freeze all roles but `trained`; a frozen role passes gradients only to its input."""
     trained = set(trained)
-    for role, parameters in roles.items():
-        for parameter in parameters:
-            parameter.requires_grad_(role in trained)
+    for role, net in roles.items():
+        net.requires_grad_(role in trained)
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,7 @@ class Phase:
 
     def only_trainable(self) -> None:
         """Freeze all roles but those of this phase."""
-        only_trainable(self._parameters, self.trains)
-
-    @cached_property  # a walk through the modules takes 1 % of a step on mini-wan
-    def _parameters(self) -> dict[str, list[nn.Parameter]]:
-        return {role: list(net.parameters()) for role, net in self.networks.items()}
+        only_trainable(self.networks, self.trains)
 
     def backward(self, losses: Iterable[Loss]) -> dict[str, Tensor]:
         """Accumulate the gradients of the micro-batches; returns the means of the logged values.

@@ -5,7 +5,7 @@ a student update receives samples to reuse.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -91,18 +91,14 @@ class SharedGraph:
     """`reuse_rollout: graph`: the first fake-score update differentiates the student's graph."""
 
     fresh: FreshRollouts
-    fake_score: Sequence[nn.Parameter]
+    fake_score: nn.Module
 
     def student_loss(self, batch: Batch) -> Loss:
-        self._train_fake_score(True)  # so that the graph includes its weights
+        self.fake_score.requires_grad_(True)  # so that the graph includes its weights
         try:
             return self.fresh.student_loss(batch)
         finally:
-            self._train_fake_score(False)
-
-    def _train_fake_score(self, flag: bool) -> None:
-        for parameter in self.fake_score:
-            parameter.requires_grad_(flag)
+            self.fake_score.requires_grad_(False)
 
     def kept(self, batch: Batch, loss: Loss) -> Samples:
         return Samples(_samples_of(loss, self.fresh.name), batch.text, loss.fake_score_terms)
@@ -131,7 +127,7 @@ def reuse_of(config: RunConfig, method: Method, nets: Nets, fake_score: nn.Modul
     if fake_score is None or not config.reuse_rollout:
         return fresh
     if config.reuse_rollout == "graph":
-        return SharedGraph(fresh, list(fake_score.parameters()))
+        return SharedGraph(fresh, fake_score)
     return ReusedSamples(fresh)
 
 

@@ -187,7 +187,7 @@ def test_the_released_code_of_sgmd_pays_for_passes_that_it_discards(tmp_path, mo
     monkeypatch.setattr(
         phase,
         "only_trainable",
-        lambda roles, _: [p.requires_grad_(True) for role in roles.values() for p in role],
+        lambda networks, _: [net.requires_grad_(True) for net in networks.values()],
     )
     fields = {"method": f"{__name__}:SGMDAsReleased", "fake_score_updates": 1}
     counted = counted_by_exit(fields, tmp_path)
