@@ -5,9 +5,10 @@ methods with the same seed see the same prompts and noise.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,22 +21,23 @@ def generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def seeded(key: tuple[object, ...], indices: Iterable[int]) -> Iterator[torch.Generator]:
-    """One generator in the state of `generator(*key, index)` for each index in turn.
+def seeds(key: tuple[object, ...], indices: Iterable[int]) -> list[int]:
+    """Seed of `generator(*key, index)` for each index.
 
-    Draw from it before the next is asked for. Small networks train no faster than noise is drawn:
-    this takes about half the time of a new generator per index.
+    Small networks train no faster than noise is drawn, so the key's common part is hashed once.
 
     Args:
         key: at least two parts.
         indices: last part of each key.
     """
-    one = torch.Generator()
     start = hashlib.blake2b(repr(key).removesuffix(")").encode(), digest_size=8)
+    digests = []
     for index in indices:
         digest = start.copy()
         digest.update(b", %d)" % index)
-        yield one.manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
+        digests.append(digest.digest())
+    found: list[int] = (np.frombuffer(b"".join(digests), "<u8") >> 1).tolist()
+    return found
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Draws:
 
     def noise(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Gaussian noise (B, *shape)."""
-        noise = self._per_sample(purpose, shape, lambda row, g: row.normal_(generator=g))
+        noise = self._per_sample(purpose, shape, Tensor.normal_)
         return noise.to(self.device, self.dtype)
 
     def sigma(
@@ -70,7 +72,7 @@ class Draws:
 
     def uniform(self, purpose: str) -> Tensor:
         """One number in [0, 1) per sample, (B,)."""
-        draws = self._per_sample(purpose, (), lambda row, g: row.uniform_(generator=g))
+        draws = self._per_sample(purpose, (), Tensor.uniform_)
         return draws.to(self.device, self.dtype)
 
     def shared_uniform(self, purpose: str) -> Tensor:
@@ -81,7 +83,7 @@ class Draws:
     def integers(self, purpose: str, high: int) -> list[int]:
         """One integer in [0, high) per sample, B of them."""
         draws = self._per_sample(
-            purpose, (), lambda row, g: row.random_(high, generator=g), torch.int64
+            purpose, (), lambda row, generator: row.random_(high, generator=generator), torch.int64
         )
         return draws.tolist()
 
@@ -96,11 +98,11 @@ class Draws:
         self,
         purpose: str,
         shape: Sequence[int],
-        draw: Callable[[Tensor, torch.Generator], Tensor],
+        draw: Callable[..., Tensor],
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         values = torch.empty(len(self.indices), *shape, dtype=dtype)
-        draws = seeded(self._key(purpose), self.indices)
-        for row, g in zip(values.unbind(), draws, strict=True):
-            draw(row, g)
+        one = torch.Generator()
+        for row, seed in zip(values.unbind(), seeds(self._key(purpose), self.indices), strict=True):
+            draw(row, generator=one.manual_seed(seed))
         return values

@@ -102,7 +102,9 @@ class Denoiser:
         return tokens[0]
 
     def _forward(self, run: PerNetwork, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
+        if self.autocast is None:
+            return routed(self.net, run, x_t, sigma, text)
+        with torch.autocast(x_t.device.type, self.autocast):
             return routed(self.net, run, x_t, sigma, text)
 
     def _call(self, net: nn.Module, *inputs: Any, **options: Any) -> Tensor:
@@ -128,7 +130,7 @@ class Denoiser:
         adapters a backward computes no gradients of the base's weights, so it costs about as much
         as a backward to the input alone.
         """
-        trained = any(p.requires_grad for p in self.net.parameters())
+        trained = next(self.net.parameters()).requires_grad  # a phase trains whole roles
         return (
             "full_backward" if trained and not isinstance(self.net, Adapted) else "input_backward"
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distill_bench.networks.sharding import local
+from distill_bench.networks.sharding import lister, local
 
 
 class NoAverage:
@@ -41,7 +41,7 @@ class MovingAverage:
     """
 
     def __init__(self, trained: nn.Module, net: nn.Module, decay: float, own_network: bool) -> None:
-        self.trained = trained
+        self.parameters = lister(trained)
         self.net = net
         self.decay = decay
         if own_network:
@@ -54,7 +54,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the student."""
-        newest = [local(p) for p in self.trained.parameters()]
+        newest = [local(p) for p in self.parameters()]
         averages = [local(value) for value in self.weights.values()]
         torch._foreach_lerp_(averages, newest, 1 - self.decay)
 

@@ -3,6 +3,7 @@
 The student predicts either from its own rollout or from noised real data (`student_input`).
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,6 +53,9 @@ class Rows:
         return {**self.tensors, "text": self.texts.rows(self.text_of_row)}
 
 
+Extras = Mapping[str, Callable[[Draws], dict[str, Tensor]]]
+
+
 @dataclass(frozen=True)
 class ExitStep:
     """The step at which a batch's rollout ends, the same on every rank and in every micro-batch."""
@@ -82,7 +86,7 @@ class OwnRollout:
     texts: Texts
     data: ClassVar[None] = None
 
-    def text(self, draws: Draws) -> Tensor:
+    def text(self, draws: Draws, _extras: Extras) -> Tensor:
         """Text embeddings (B, L, D) of the prompts that a batch draws."""
         return self.texts.rows(draws.integers("prompt", len(self.texts)))
 
@@ -110,8 +114,8 @@ class NoisedData:
     exit_step: ExitStep
     data: Rows
 
-    def text(self, draws: Draws) -> Tensor:
-        return self.data(draws)["text"]
+    def text(self, draws: Draws, extras: Extras) -> Tensor:
+        return extras["real_latents"](draws)["text"]
 
     def samples(self, batch: Batch) -> Tensor:
         real = batch.extra("real_latents")["x0"]
@@ -128,7 +132,7 @@ class Batches:
 
     config: RunConfig
     processes: Processes
-    text: Callable[[Draws], Tensor]
+    text: Callable[[Draws, Extras], Tensor]
     latent_shape: tuple[int, ...]  # (C, T, H, W)
     dtype: torch.dtype
     extras: Mapping[str, Rows]
@@ -145,13 +149,15 @@ class Batches:
         draws = self.draws(
             self.config.seed, student_updates, phase, indices, self.processes.device, self.dtype
         )
+        # a batch's text, samples and losses may all ask for its rows
+        extras = {need: functools.cache(rows) for need, rows in self.extras.items()}
         return Batch(
-            self.text(draws),
+            self.text(draws, extras),
             draws,
             self.latent_shape,
             self.config.score_shift,
             self.config.sigma_min,
             self.config.sigma_max,
-            self.extras,
+            extras,
             self.config.score_levels == "batch",
         )

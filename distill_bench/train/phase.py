@@ -1,8 +1,9 @@
 """One phase of an update: the optimiser step of some roles while the others are frozen."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from distill_bench.config.schema import RunConfig
 from distill_bench.method import Loss
 from distill_bench.networks.precision import publish
-from distill_bench.networks.sharding import clip_gradients
+from distill_bench.networks.sharding import clip_gradients, lister
 from distill_bench.train.processes import Processes
 from distill_bench.train.reuse import Backward
 
@@ -22,13 +23,6 @@ Scalars = dict[str, Tensor | float]
 
 class Collapsed(RuntimeError):
     """The run diverged. This is recorded as a result, not as a crash."""
-
-
-def only_trainable(roles: Mapping[str, nn.Module], trained: Iterable[str]) -> None:
-    """Freeze all roles but `trained`; a frozen role passes gradients only to its input."""
-    trained = set(trained)
-    for role, net in roles.items():
-        net.requires_grad_(role in trained)
 
 
 @dataclass(frozen=True)
@@ -54,8 +48,14 @@ class Phase:
     config: RunConfig
 
     def only_trainable(self) -> None:
-        """Freeze all roles but those of this phase."""
-        only_trainable(self.networks, self.trains)
+        """Freeze all roles but those of this phase; they pass gradients only to their inputs."""
+        for role, parameters in self._listers.items():
+            for parameter in parameters():
+                parameter.requires_grad_(role in self.trains)
+
+    @cached_property
+    def _listers(self) -> dict[str, Callable[[], Iterable[nn.Parameter]]]:
+        return {role: lister(net) for role, net in self.networks.items()}
 
     def backward(self, losses: Iterable[Loss]) -> dict[str, Tensor]:
         """Accumulate the gradients of the micro-batches; returns the means of the logged values.

@@ -15,9 +15,9 @@ from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss, Method, Nets, renoise
 from distill_bench.plan.command import main
 from distill_bench.plan.cost import passes, priced
-from distill_bench.train import phase
 from distill_bench.train.inputs import exits
 from distill_bench.train.loop import update
+from distill_bench.train.phase import Phase
 from distill_bench.train.setup import build
 
 BASE = {
@@ -185,9 +185,9 @@ def test_the_released_code_of_sgmd_pays_for_passes_that_it_discards(tmp_path, mo
     # it freezes nothing: its student's backward computes weight gradients of the fake score, which
     # the next phase drops
     monkeypatch.setattr(
-        phase,
+        Phase,
         "only_trainable",
-        lambda networks, _: [net.requires_grad_(True) for net in networks.values()],
+        lambda self: [net.requires_grad_(True) for net in self.networks.values()],
     )
     fields = {"method": f"{__name__}:SGMDAsReleased", "fake_score_updates": 1}
     counted = counted_by_exit(fields, tmp_path)

@@ -141,9 +141,7 @@ def test_draws_that_ignore_a_part_of_their_key_are_found(key, runs_of):
 
 def reversed_update(average: MovingAverage) -> None:
     with torch.no_grad():
-        for value, parameter in zip(
-            average.weights.values(), average.trained.parameters(), strict=True
-        ):
+        for value, parameter in zip(average.weights.values(), average.parameters(), strict=True):
             value.lerp_(parameter, average.decay)
 
 

@@ -3,26 +3,24 @@
 import pytest
 import torch
 
-from distill_bench.draws import Draws, generator, seeded
+from distill_bench.draws import Draws, generator, seeds
 
 KEY = (3, 17, "fake_score/0", "renoise/noise")
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (1, 4, 2, 2), (4, 5)])
-def test_seeding_in_turn_gives_the_draws_of_separate_generators(shape):
+def test_seeds_hashed_in_one_go_are_those_of_single_keys():
     indices = [0, 1, 9, 10, 127, 100_000]
-    in_turn = [torch.randn(shape, generator=g) for g in seeded(KEY, indices)]
-    apart = [torch.randn(shape, generator=generator(*KEY, index)) for index in indices]
-    assert all(torch.equal(a, b) for a, b in zip(in_turn, apart, strict=True))
-    assert not torch.equal(in_turn[0], in_turn[1])
+    apart = [generator(*KEY, index).initial_seed() for index in indices]
+    assert seeds(KEY, indices) == apart
+    assert len(set(apart)) == len(indices)
 
 
-def test_an_odd_number_of_normal_values_leaves_nothing_for_the_next_key():
+@pytest.mark.parametrize("shape", [(3,), (1, 4, 2, 2), (4, 5)])
+def test_an_odd_number_of_normal_values_leaves_nothing_for_the_next_sample(shape):
     """A generator keeps the second value of a pair; a new seed must drop it."""
-    g = next(seeded(KEY, [0]))
-    torch.randn(3, generator=g)
-    again = [torch.randn(3, generator=g) for g in seeded(KEY, [0, 1, 0])]
-    assert torch.equal(again[0], again[2])
+    drawn = Draws(*KEY[:3], range(4), torch.device("cpu")).noise(KEY[3], shape)
+    for index, noise in enumerate(drawn):
+        assert torch.equal(noise, torch.randn(shape, generator=generator(*KEY, index)))
 
 
 def test_draws_are_keyed_by_the_global_index():
