@@ -286,3 +286,20 @@ def test_ranks_share_a_batch_equally_or_not_at_all(batch, world, accumulation, s
     else:
         with pytest.raises(ValueError, match=f"a multiple of .* = {world} x {accumulation}"):
             check_batch_size(config, world)
+
+
+def test_a_batch_that_is_asked_twice_for_its_rows_draws_them_once(gaussian):
+    run = gaussian(student_input="real_data", batch_size=8)
+    asked = []
+
+    def rows(draws):
+        asked.append(draws.student_update)
+        return run.batches.extras["real_latents"](draws)
+
+    batches = dataclasses.replace(run.batches, extras={"real_latents": rows})
+    first, second = batches.batch(0, "student", 0), batches.batch(1, "student", 0)
+    for batch in (first, second):
+        assert torch.equal(batch.text, batch.extra("real_latents")["text"])
+        assert batch.extra("real_latents") is batch.extra("real_latents")
+    assert asked == [0, 1]
+    assert not torch.equal(first.extra("real_latents")["x0"], second.extra("real_latents")["x0"])
