@@ -288,8 +288,9 @@ def test_ranks_share_a_batch_equally_or_not_at_all(batch, world, accumulation, s
             check_batch_size(config, world)
 
 
-def test_a_batch_that_is_asked_twice_for_its_rows_draws_them_once(gaussian):
-    run = gaussian(student_input="real_data", batch_size=8)
+def test_a_batch_that_is_asked_twice_for_its_rows_draws_them_once(tmp_path):
+    runs = Runs("sgmd", tmp_path)
+    run = runs.build(**GAUSSIAN, student_input="real_data", batch_size=8)
     asked = []
 
     def rows(draws):
