@@ -117,18 +117,19 @@ def dump_yaml(data: Any) -> str:
     """Data as YAML that `parse_yaml` reads back unchanged, keys in their order."""
     if not isinstance(data, dict) or not data:
         return _dumped(data)
-    return "".join(_written_entry({key: value}) for key, value in data.items())
+    return "".join([_written_entry(item) for item in data.items()])
 
 
-def _written_entry(entry: dict[Any, Any]) -> str:
-    """YAML of a mapping with one key; the runs of a sweep share most of theirs."""
-    name = repr(entry)  # unlike JSON, it tells 1 from "1" as a key
-    if name not in _entries:
-        _entries[name] = _dumped(entry)
-    return _entries[name]
+def _written_entry(item: tuple[Any, Any]) -> str:
+    """YAML of a mapping with one key and value; the runs of a sweep share most of theirs."""
+    name = repr(item)  # unlike JSON, it tells 1 from "1" as a key
+    text = _entries.get(name)
+    if text is None:
+        text = _entries[name] = _dumped(dict([item]))
+    return text
 
 
-_entries: dict[str, str] = {}  # `repr` of a mapping with one key -> its YAML
+_entries: dict[str, str] = {}  # `repr` of a key and its value -> their YAML
 
 
 def _dumped(data: Any) -> str:

@@ -143,10 +143,9 @@ def run_local(sweep: OpenSweep, jobs: int, options: LaunchOptions, processes: in
             selected = select_runs(sweep, Queue(), options)
             cancelled = cancelled_runs()
             left = (run for run in selected if tries[run] < TRIES and run not in cancelled)
-            todo[:] = _in_stages(sweep, left)
+            todo[:] = in_launch_order(sweep, _in_stages(sweep, left))
             options = replace(options, retry=frozenset())  # a failure in this call is final
             if todo:
-                todo.sort(key=lambda run: _order(sweep, run))
                 tasks = _prepare_tasks(sweep, todo)
                 tasks += [_run_task(sweep.store / run, options, processes) for run in todo]
                 run_tasks(
@@ -177,27 +176,34 @@ def _reason_to_wait(sweep: OpenSweep, run: str) -> str:
     return f"{run} {waits or 'was not ready'}"
 
 
-def _order(sweep: OpenSweep, run: str) -> tuple[int, int, float]:
-    """Sort key of a run or a row: by seed, then runs of which others wait, then the longest.
+def in_launch_order(sweep: OpenSweep, runs: Iterable[str]) -> list[str]:
+    """Runs and rows by seed, so that rows of a table become comparable early.
 
-    Rows come after the runs of the first seed.
+    Within a seed, runs of which others wait come first, then the longest. Rows that train nothing
+    come after the runs of the first seed.
     """
-    if run not in sweep.runs:
-        return 0, 1, 0.0
-    seed, cost = launch_order(sweep.runs[run])
-    return seed, run not in sweep.awaited, cost
+    costs: dict[str, float] = {}  # by group: the seeds of a row cost the same
+
+    def order(run: str) -> tuple[int, int, float]:
+        if run not in sweep.runs:
+            return 0, 1, 0.0
+        config, group = sweep.runs[run], sweep.groups[run]
+        if group not in costs:
+            costs[group] = _training_cost(config)
+        return config.seed, run not in sweep.awaited, -costs[group]
+
+    return sorted(runs, key=order)
 
 
-def launch_order(config: RunConfig) -> tuple[int, float]:
-    """Sort key of runs: by seed, so that rows become comparable early; then the longest first."""
+def _training_cost(config: RunConfig) -> float:
+    """Forward equivalents of a run's training; 0 if they are unknown."""
     # needs torch, which takes seconds; a status must start fast
     from distill_bench.plan.cost import passes, priced
 
     try:
-        cost = priced(passes(config), {})
+        return config.student_updates * priced(passes(config), {})
     except ValueError:  # a method that fails on stand-in networks may still train
-        cost = 0.0
-    return config.seed, -config.student_updates * cost
+        return 0.0
 
 
 def _run_task(folder: Path, options: LaunchOptions, processes: int) -> Task:

@@ -3,6 +3,7 @@
 The evaluators see stand-in clips with the size, rate and prompts of the clips that they will score.
 """
 
+import functools
 import json
 import math
 import shlex
@@ -225,11 +226,15 @@ def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
     sets += len([row for row in sweep.rows if not (sweep.store / row / "samples").exists()])
     for run, further in sweep.samplings.items():
         sets += len(unsampled(sweep.store / run, (way.name for way in further)))
+    size = functools.cache(_bytes_of_student)  # equal for most runs
+    students = [size(c.student or c.teacher, c.adapter is not None, c.weights) for c in runs]
+    kept = zip(runs, students, strict=True)
+    checkpoints = map(_bytes_of_checkpoints, runs, students)
     needed = {
         "clips": bytes_of_clips * sets,
         "reference rows": bytes_of_clips * len(missing_references(sweep)),
-        "kept students": sum(len(evaluated_updates(c)) * _bytes_of_student(c) for c in runs),
-        "checkpoints": max(map(_bytes_of_checkpoints, runs), default=0),
+        "kept students": sum(len(evaluated_updates(config)) * size for config, size in kept),
+        "checkpoints": max(checkpoints, default=0),
     }
     free = shutil.disk_usage(existing_folder(sweep.store)).free
     if sum(needed.values()) > free:
@@ -254,20 +259,26 @@ def missing_references(sweep: OpenSweep) -> set[Path]:
     return {root / name for name in names if not is_written(root / name)}
 
 
-def _bytes_of_student(config: RunConfig) -> int:
-    """Bytes of all weights of a run's student; 0 if only adapters are kept, or if unknown."""
-    teacher = find_teacher(config.student or config.teacher)
-    if config.adapter is not None or not teacher.has_networks:
+def _bytes_of_student(student: str, adapted: bool, weights: str) -> int:
+    """Bytes of all weights of a student; 0 if only adapters are kept, or if unknown.
+
+    Args:
+        student: folder or name of the network.
+        adapted: True if only adapters are trained.
+        weights: dtype of the run's weights.
+    """
+    teacher = find_teacher(student)
+    if adapted or not teacher.has_networks:
         return 0
     shapes = weight_shapes(teacher.folder / "transformer").values()
-    return sum(map(math.prod, shapes)) * (2 if config.weights == "bfloat16" else 4)
+    return sum(map(math.prod, shapes)) * (2 if weights == "bfloat16" else 4)
 
 
-def _bytes_of_checkpoints(config: RunConfig) -> int:
+def _bytes_of_checkpoints(config: RunConfig, bytes_of_student: int) -> int:
     """Bytes of the kept checkpoints: weights and AdamW's two moments of each trained network."""
     networks = 1 if config.fake_score_updates is None else 2
     return min(KEPT, -(-config.student_updates // config.checkpoint_every)) * (
-        3 * networks * _bytes_of_student(config)
+        3 * networks * bytes_of_student
     )
 
 

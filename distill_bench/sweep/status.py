@@ -115,6 +115,8 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
     waits = waits_for(folder, entry.init_run, queue)
     if state == "missing" and jobs and waits is None:
         state = "lost"  # its job ended before the first attempt
+    if state == "missing":
+        return Status(run, state, 0, entry.student_updates, 0.0, None, 0, 0, None, note=waits or "")
     tried = attempts(folder)
     starts = [read_start(attempt) for attempt in tried]
     result = read_result(folder) if state in ENDED else None

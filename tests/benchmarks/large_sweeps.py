@@ -26,7 +26,12 @@ from distill_bench.report.write import report
 from distill_bench.store.files import write_json
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.job import execute
-from distill_bench.sweep.launch import LaunchOptions, launch_order, missing_artefacts, select_runs
+from distill_bench.sweep.launch import (
+    LaunchOptions,
+    in_launch_order,
+    missing_artefacts,
+    select_runs,
+)
 from distill_bench.sweep.manifest import OpenSweep, open_sweep
 from distill_bench.sweep.prechecks import check_sweep
 from distill_bench.sweep.slurm.queue import Queue
@@ -79,7 +84,7 @@ def submission(file: Path, store: Path) -> None:
     sweep.write()
     selected = select_runs(sweep, Queue(), LaunchOptions())
     missing_artefacts(sweep, selected)
-    assert len(sorted(selected, key=lambda run: launch_order(sweep.runs[run]))) == len(sweep.runs)
+    assert len(in_launch_order(sweep, selected)) == len(sweep.runs)
 
 
 def run_command(arguments: list[str]) -> None:

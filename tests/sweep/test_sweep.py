@@ -24,12 +24,12 @@ from distill_bench.store.machine import usable_cores
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.launch import (
     LaunchOptions,
-    launch_order,
+    in_launch_order,
     local_slots,
     run_debug,
     run_local,
 )
-from distill_bench.sweep.manifest import open_sweep
+from distill_bench.sweep.manifest import OpenSweep, open_sweep
 from distill_bench.sweep.provenance import hardware
 from distill_bench.train import checkpoint
 
@@ -224,20 +224,20 @@ def test_two_processes_train_a_run_as_one_does(sweep_yaml, tmp_path):
     assert log.count("student update 4/4") == 1, "only rank 0 prints"
 
 
-def test_the_local_queue_goes_seed_by_seed_with_the_longest_run_first():
+def test_the_local_queue_goes_seed_by_seed_with_the_longest_run_first(tmp_path):
     cells = {
         f"{method} {updates}": {"method": method, "fake_score_updates": updates}
         for method in ("dmd2", "sgmd")
         for updates in (1, 5)
     }
-    runs = [
-        (seed, name, resolve(cell | {"seed": seed}))
+    runs = {
+        f"{seed} {name}": resolve(cell | {"seed": seed})
         for seed in (1, 0)
         for name, cell in cells.items()
-    ]
-    runs.sort(key=lambda run: launch_order(run[2]))
+    }
     names = ["sgmd 5", "dmd2 5", "sgmd 1", "dmd2 1"]
-    assert [(seed, name) for seed, name, _ in runs] == [(s, n) for s in (0, 1) for n in names]
+    expected = [f"{seed} {name}" for seed in (0, 1) for name in names]
+    assert in_launch_order(OpenSweep(None, runs, tmp_path, tmp_path), runs) == expected
 
 
 # --- the preview ---
