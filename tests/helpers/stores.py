@@ -116,7 +116,7 @@ def write_run(store, method, seed, cadence, distance, status="done", /, **fields
     write_lines(folder / "samples" / "10" / "metrics.jsonl", scores(3.0 * (distance or 10.0), seed))
     if status == "done":
         write_lines(folder / "metrics.jsonl", scores(distance, seed))
-        write_clips(folder / "samples" / "20", 40 * cadence)
+        write_clips(folder / "samples" / "20", 40 * cadence % 256)
     return run_id
 
 

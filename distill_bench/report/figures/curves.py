@@ -21,8 +21,8 @@ from distill_bench.report.stats import mean_interval
 def curves(source: Path | Results | Study, score: Column | str, x: Column | str) -> Figure | None:
     """Draw a score at the evaluated checkpoints over student updates or cost.
 
-    One panel per place on the axis. Lines are means over the finished runs of a row, bands their
-    95 % intervals over seeds (none for controls), crosses the last scores of collapsed runs.
+    One panel for each of `study.panels`. Lines are means over the finished runs of a row, bands
+    their 95 % intervals over seeds (none for controls), crosses the last scores of collapsed runs.
 
     Returns:
         None if no run was evaluated before its end.
@@ -33,6 +33,7 @@ def curves(source: Path | Results | Study, score: Column | str, x: Column | str)
     if points.empty or points.groupby("run_id").size().max() < 2:
         return None
     panels = study.panels
+    points = points[points.place.isin(list(panels))]
     wide = min(2, len(panels))
     tall = -(-len(panels) // wide)
     figure = Figure(figsize=(SIZE[0] if wide == 1 else 7.6, 0.5 + 2.3 * tall))

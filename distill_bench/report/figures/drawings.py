@@ -119,7 +119,7 @@ def _curves(study: Study) -> Iterator[Drawing]:
                 f"{score.name}_over_{name}",
                 "curves",
                 f"{score.title} over {x.title.lower()}: mean over the runs of a row; bands are "
-                f"95 % intervals over seeds{cross}",
+                f"95 % intervals over seeds{cross}{study.panels_note}",
                 lambda score=score, x=x: curves(study, score, x),
                 wide=True,
             )
@@ -130,7 +130,7 @@ def _diagnostics(study: Study) -> Iterator[Drawing]:
         "training",
         "diagnostics",
         "Training logs over student updates: mean over the runs of a row, and over noise levels "
-        "where a quantity is logged by noise level",
+        f"where a quantity is logged by noise level{study.panels_note}",
         lambda: training(study),
         wide=True,
     )
@@ -138,7 +138,8 @@ def _diagnostics(study: Study) -> Iterator[Drawing]:
         yield Drawing(
             f"{canvas.file_name(name)}_by_bin",
             "diagnostics",
-            f"{name.replace('_', ' ')}: mean over the runs of a row and the last third of training",
+            f"{name.replace('_', ' ')}: mean over the runs of a row and the last third of training"
+            f"{study.panels_note}",
             lambda name=name: by_bin(study, name),
             wide=True,
         )

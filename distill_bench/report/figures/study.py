@@ -6,6 +6,7 @@ from functools import cached_property
 from math import nan
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from distill_bench.report.figures.looks import Looks, Series, choose_looks
@@ -22,6 +23,7 @@ from distill_bench.report.results import COSTS, Column, Results, ResultsError, l
 from distill_bench.report.rows import Row
 from distill_bench.sample.reference_kinds import FLOOR
 
+MOST_PANELS = 8  # more are too small to read
 UPDATES = Column("student_updates", "Student updates")
 
 
@@ -97,13 +99,23 @@ class Study:
 
     @cached_property
     def panels(self) -> dict[str, str]:
-        """Panel title by place on the axis; rows without a place have the place ""."""
-        places = {row.at for row in self.drawn}
+        """Panel title by place on the axis; rows without a place have the place "".
+
+        Of more places than MOST_PANELS, the first, the last, and some at equal distances.
+        """
+        places = sorted({row.at for row in self.drawn}, key=_place_order)
+        shown = np.linspace(0, len(places) - 1, min(MOST_PANELS, len(places))).round().astype(int)
         without = f"without {self.axis_title}" if self.axis else ""
         return {
-            place: name_value(self.axis, place) or without
-            for place in sorted(places, key=_place_order)
+            place: name_value(self.axis, place) or without for place in (places[i] for i in shown)
         }
+
+    @property
+    def panels_note(self) -> str:
+        """End of the caption of a figure with `panels` that leave places out; else ""."""
+        count = len({row.at for row in self.drawn})
+        shown = len(self.panels)
+        return f"; {shown} of {count} values of {self.axis_title}" if shown < count else ""
 
     def means(self, column: str) -> pd.DataFrame:
         """Mean and interval of a column for every row; nan if missing.

@@ -30,9 +30,9 @@ ROW = ["series", "place"]
 def training(source: Path | Results | Study) -> Figure | None:
     """Draw quantities of the training logs over student updates.
 
-    One line of panels per quantity, one panel per place on the axis. Quantities with numeric bins
-    come first, as means over their bins; the others follow, ordered by the number of methods that
-    log them. Constant quantities and duplicates of other quantities are left out.
+    One line of panels per quantity, one panel for each of `study.panels`. Quantities with numeric
+    bins come first, as means over their bins; the others follow, ordered by the number of methods
+    that log them. Constant quantities and duplicates of other quantities are left out.
     """
     study = opened(source)
     quantities = _quantities(study)
@@ -141,7 +141,7 @@ def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
 def _grid(
     study: Study, quantities: dict[str, pd.DataFrame], x_title: str, markers: bool = False
 ) -> Figure | None:
-    """Draw one line of panels per quantity, and one panel per place that has logs.
+    """Draw one line of panels per quantity, and a panel for each of `study.panels` with logs.
 
     Args:
         quantities: name -> frame of series, place, x and y.
@@ -151,6 +151,8 @@ def _grid(
     frames = pd.concat(quantities.values())
     logged = set(frames.place)
     panels = {place: title for place, title in study.panels.items() if place in logged}
+    if not panels:
+        return None
     size = (max(SIZE[0], 0.5 + 2.2 * len(panels)), 0.7 + 1.8 * len(quantities))
     figure = Figure(figsize=size)
     grid = figure.subplots(len(quantities), len(panels), sharey="row", sharex=True, squeeze=False)

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from stores import RUNS, write_store
+from stores import RUNS, load_results, write_store
 
 from distill_bench.report.data_files import data_files
 from distill_bench.report.figures import canvas, style
@@ -226,6 +226,18 @@ def test_curves_have_a_panel_per_place_and_a_cross_where_a_run_collapsed(folder)
     assert left.lines[0].get_xdata().tolist() == [1000, 2000]
     assert left.lines[0].get_ydata() == pytest.approx([33.3, 11.1])
     assert [line.get_marker() for line in left.lines] == ["o", "s", "x"]
+
+
+def test_of_many_places_eight_have_a_panel_with_both_ends_and_the_caption_says_so(tmp_path):
+    runs = [("alpha", 0, place, float(place)) for place in range(1, 17)]
+    study = Study(load_results(write_store(tmp_path, runs), tmp_path / "data"))
+    assert list(study.panels) == ["1", "3", "5", "7", "10", "12", "14", "16"]
+    drawn = curves(study, "distance", "student_updates")
+    assert [axes.get_title() for axes in drawn.axes] == list(study.panels.values())
+    captions = {drawing.name: drawing.caption for drawing in drawings(study)}
+    for name in ("distance_over_updates", "training"):
+        assert captions[name].endswith("; 8 of 16 values of K (fake-score updates)")
+    assert "values of" not in captions["every_row"]
 
 
 def test_bands_end_at_the_limits_of_a_logarithmic_axis():
