@@ -136,7 +136,8 @@ def contrast_heads(found: Sequence[Estimate]) -> list[str]:
 def contrast_cells(estimate: Estimate) -> list[Cell]:
     """One line of the table of contrasts; bold: p after Holm's correction is below 0.05."""
     contrast, count = estimate.contrast, str(estimate.seeds)
-    at = " (at equal cost)" if contrast["at"] == "equal_cost" else ""
+    named = contrast["at"] != "equal_cost" or "equal cost" in contrast["name"]
+    at = "" if named else " (at equal cost)"
     if estimate.seeds < estimate.expected:
         count = f"{count}/{estimate.expected}"
     difference = estimate.interval.mean if estimate.interval else nan

@@ -1,5 +1,6 @@
 """Declared contrasts, recomputed with scipy and statsmodels, and in tables, page and terminal."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -145,6 +146,14 @@ def test_holm_is_over_the_contrasts_declared_before_and_over_all_for_later_ones(
     (late,) = [one for one in found if one.contrast["declared"] == ADDED]
     everything = multipletests([one.p for one in found], method="holm")[1]
     assert late.p_holm == pytest.approx(everything[found.index(late)]) and late.comparisons == 8
+
+
+def test_a_contrast_at_equal_cost_says_so_once(made):
+    results, _ = made
+    at_cost = next(one for one in estimates(results) if one.contrast["at"] == "equal_cost")
+    for name, shown in (("theirs", "theirs (at equal cost)"), ("at equal cost", "at equal cost")):
+        renamed = dataclasses.replace(at_cost, contrast=at_cost.contrast | {"name": name})
+        assert contrast_cells(renamed)[0].text == shown
 
 
 def test_the_files_have_the_estimates_and_mark_what_came_later(made, tmp_path):
