@@ -22,6 +22,7 @@ from distill_bench.pretrain.fit_mixture import fit_mixture
 from distill_bench.pretrain.fit_teacher import CheckpointError, train_teacher
 from distill_bench.pretrain.quality import written_quality
 
+COUNTS = ("measure", "clips", "autoencoder_steps", "steps", "batch", "samples", "every", "threads")
 NEW_NOISE = 1001  # first seed of noise that no choice was made on
 
 
@@ -80,6 +81,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args(argv)
+    for name, value in vars(options).items():
+        if value is not None and name in COUNTS and value < 1:
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} {value}: write a number of at least 1")
     set_threads(options.threads)
     if options.encoders:
         train_encoders(
@@ -101,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     options.out = options.out or ASSETS / "mini-wan"
     if options.measure:
+        if not (options.out / "model_index.json").is_file():
+            parser.error(f"--out {options.out}: no pipeline folder; name one that pretrain wrote")
         print_quality(written_quality(options.out, range(NEW_NOISE, NEW_NOISE + options.measure)))
         return 0
     options.batch, options.lr = options.batch or 32, options.lr or 1.5e-3

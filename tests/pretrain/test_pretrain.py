@@ -338,3 +338,22 @@ def test_captions_of_a_batch_are_distinct_and_of_one_kind():
         (kind,) = {clips.attributes[i].kind for i in chosen}
         seen.add(kind)
     assert seen == set(shapes.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--measure", "0"], "--measure 0: write a number of at least 1"),
+        (["--measure", "-1"], "--measure -1: write a number of at least 1"),
+        (["--autoencoder-steps", "0"], "--autoencoder-steps 0: write a number of at least 1"),
+        (["--measure", "1"], "no pipeline folder; name one that pretrain wrote"),
+    ],
+)
+def test_impossible_options_end_with_one_line_before_anything_is_written(
+    arguments, says, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as ended:
+        command.main([*arguments, "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
