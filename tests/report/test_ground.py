@@ -68,10 +68,9 @@ def test_the_teacher_is_near_the_data(studies):
 
 
 def test_the_shipped_teacher_is_good_on_new_noise():
-    """`distill-bench pretrain --measure`: means over sets of noise that no choice was made on."""
+    """`distill-bench pretrain --measure`: every set of noise; no choice was made on any."""
     quality = pd.read_csv(GROUND / "quality.csv")
     assert len(quality) >= 3 and quality.noise.is_unique
-    mean = quality.mean()
-    assert mean["all"] >= 0.97 and mean["guided"] >= 0.99
-    assert mean["speed_w1"] <= 0.05 and abs(mean["still"]) <= 0.03
-    assert mean["fd"] <= 5 * mean["fd_floor"]
+    assert quality["all"].min() >= 0.97 and quality.guided.min() >= 0.99
+    assert quality.speed_w1.max() <= 0.05 and quality.still.abs().max() <= 0.03
+    assert (quality.fd <= 5 * quality.fd_floor).all()
