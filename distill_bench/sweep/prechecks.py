@@ -6,6 +6,7 @@ The evaluators see stand-in clips with the size, rate and prompts of the clips t
 import functools
 import json
 import math
+import operator
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -222,19 +223,18 @@ def _check_space(sweep: OpenSweep, bytes_of_clips: int) -> None:
         bytes_of_clips: of one evaluation of a run.
     """
     runs = [c for run, c in sweep.runs.items() if not (sweep.store / run / "samples").exists()]
-    sets = sum(len(evaluated_updates(config)) for config in runs)
+    evaluations = [len(evaluated_updates(config)) for config in runs]
+    sets = sum(evaluations)
     sets += len([row for row in sweep.rows if not (sweep.store / row / "samples").exists()])
     for run, further in sweep.samplings.items():
         sets += len(unsampled(sweep.store / run, (way.name for way in further)))
-    size = functools.cache(_bytes_of_student)  # equal for most runs
-    students = [size(c.student or c.teacher, c.adapter is not None, c.weights) for c in runs]
-    kept = zip(runs, students, strict=True)
-    checkpoints = map(_bytes_of_checkpoints, runs, students)
+    of_student = functools.cache(_bytes_of_student)  # equal for most runs
+    students = [of_student(c.student or c.teacher, c.adapter is not None, c.weights) for c in runs]
     needed = {
         "clips": bytes_of_clips * sets,
         "reference rows": bytes_of_clips * len(missing_references(sweep)),
-        "kept students": sum(len(evaluated_updates(config)) * size for config, size in kept),
-        "checkpoints": max(checkpoints, default=0),
+        "kept students": sum(map(operator.mul, evaluations, students)),
+        "checkpoints": max(map(_bytes_of_checkpoints, runs, students), default=0),
     }
     free = shutil.disk_usage(existing_folder(sweep.store)).free
     if sum(needed.values()) > free:

@@ -115,8 +115,19 @@ def _read_status(folder: Path, entry: ManifestEntry, queue: Queue, code: str) ->
     waits = waits_for(folder, entry.init_run, queue)
     if state == "missing" and jobs and waits is None:
         state = "lost"  # its job ended before the first attempt
-    if state == "missing":
-        return Status(run, state, 0, entry.student_updates, 0.0, None, 0, 0, None, note=waits or "")
+    if state == "missing" and not jobs:  # most of a new sweep: nothing more to read
+        return Status(
+            run=run,
+            state=state,
+            student_updates=0,
+            of=entry.student_updates,
+            seconds=0.0,
+            seconds_left=None,
+            attempts=0,
+            requeues=0,
+            job=None,
+            note=waits or "",
+        )
     tried = attempts(folder)
     starts = [read_start(attempt) for attempt in tried]
     result = read_result(folder) if state in ENDED else None

@@ -1,5 +1,6 @@
 """State, progress and history of runs, read from hand-written run folders."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -136,6 +137,14 @@ def test_a_run_has_progress_requeues_and_a_history(tmp_path):
 
 
 # --- a full disk ---
+
+
+def test_a_run_that_waits_for_its_stage_still_has_its_ended_job(tmp_path):
+    entry = dataclasses.replace(ENTRY, init_run="dmd2-s0-stage")
+    queue = Queue({}, {"dmd2-s0-0": ["7_0"]}, {"7_0": tmp_path / "log"})
+    (status,) = read_statuses(tmp_path, {"dmd2-s0-0": entry}, queue)
+    assert (status.state, status.job, status.log) == ("missing", "7_0", str(tmp_path / "log"))
+    assert status.note == "waits for dmd2-s0-stage, which is missing"
 
 
 @pytest.fixture

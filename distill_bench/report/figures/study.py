@@ -99,22 +99,21 @@ class Study:
 
     @cached_property
     def panels(self) -> dict[str, str]:
-        """Panel title by place on the axis; rows without a place have the place "".
+        """Panel title by place on the axis; rows without a place have the place "", first.
 
         Of more places than MOST_PANELS, the first, the last, and some at equal distances.
         """
-        places = sorted({row.at for row in self.drawn}, key=_place_order)
-        shown = np.linspace(0, len(places) - 1, min(MOST_PANELS, len(places))).round().astype(int)
-        without = f"without {self.axis_title}" if self.axis else ""
-        return {
-            place: name_value(self.axis, place) or without for place in (places[i] for i in shown)
-        }
+        count = len(self.places)
+        shown = np.linspace(0, count - 1, min(MOST_PANELS, count)).round().astype(int)
+        panels = {self.places[i]: name_value(self.axis, self.places[i]) for i in shown}
+        if all(row.at for row in self.drawn):
+            return panels
+        return {"": f"without {self.axis_title}" if self.axis else ""} | panels
 
     @property
     def panels_note(self) -> str:
         """End of the caption of a figure with `panels` that leave places out; else ""."""
-        count = len({row.at for row in self.drawn})
-        shown = len(self.panels)
+        shown, count = len(self.panels.keys() - {""}), len(self.places)
         return f"; {shown} of {count} values of {self.axis_title}" if shown < count else ""
 
     def means(self, column: str) -> pd.DataFrame:
