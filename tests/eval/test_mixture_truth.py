@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mixture_reference import SOME, ByHand, energy, mean_of
 from scipy import stats
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from distill_bench.domain import controls
 from distill_bench.domain.closed_form import FlatNetwork
@@ -171,6 +171,7 @@ def test_scores_to_the_teacher_are_zero_for_its_own_clips(score, facts):
     assert own["mixture_motion_w1_teacher"].value < 1e-9
     assert own["mixture_motion_ratio_teacher"].value == pytest.approx(1)
     assert own["mixture_motion_spread_ratio_teacher"].value == pytest.approx(1)
+    assert own["mixture_energy_teacher"].value == pytest.approx(0, abs=1e-9)
     other = score(latents(10_000), {"teacher": teacher})
     assert 0 < other["mode_tv_teacher"].value < 0.2
     assert abs(other["mixture_energy_teacher"].value) < 0.04
@@ -200,6 +201,21 @@ def test_the_energy_distance_follows_its_definition():
     between = (1 + 1 + 4 + 1 + 1 + 2) / 6
     expected = 2 * between - 2 - (0 + 3 + 3) / 3
     assert float(evaluator.energy_distance(x, y, weights)[0]) == pytest.approx(expected)
+    apart = (1 + 4 + 1 + 2) / 4  # without the pairs of equal index: |0 - 1| and |2 - 1|
+    paired = evaluator.energy_distance(x, y, weights, paired=True)
+    assert float(paired[0]) == pytest.approx(2 * apart - 2 - (0 + 3 + 3) / 3)
+
+
+def test_the_energy_distance_to_clips_of_the_same_noise_is_unbiased():
+    """Samples moved by little, beside samples of another noise moved alike."""
+    x, fresh = latents().double(), latents(10_000).double()
+    resamples = torch.full((1, 1000), 1e-3, dtype=torch.float64)
+    same, others = (
+        float(evaluator.energy_distance(x + 0.1, y, resamples, paired=True)[0]) for y in (x, fresh)
+    )
+    assert 0 < same == pytest.approx(others, abs=0.02)
+    unpaired = float(evaluator.energy_distance(x + 0.1, x, resamples)[0])
+    assert unpaired < same - 0.005  # each clip is near its own twin
 
 
 @pytest.mark.slow
@@ -224,80 +240,6 @@ def test_clips_that_cannot_be_scored_say_why(facts, score):
         score(unknown)
     same = Clips(few.frames, ["any motion"] * 6, few.seeds, facts=facts)
     assert "only 6 clips per prompt" in score(same)["mode_tv"].warnings[0]
-
-
-# ---- a handful of clips, scored by hand
-
-SOME = ["mostly fast", "any motion", "mostly fast", "any motion", "any motion", "mostly fast"] * 3
-
-
-class ByHand:
-    """Scores of clips by definitions of scipy and torch; values are read off the frames."""
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self.x = undithered(dithered(x.reshape(-1, *SHAPE)).numpy(), SHAPE).flatten(1)
-        self.rows = [list(PROMPTS).index(name) for name in SOME]
-        self.motion = (self.x @ MIXTURE.basis[:, :2]).square().sum(1).sqrt()
-
-    def members(self, prompt: str) -> list[int]:
-        return [i for i, name in enumerate(SOME) if name == prompt]
-
-    def weights(self, prompt: str) -> torch.Tensor:
-        return MIXTURE.weights[list(PROMPTS).index(prompt)]
-
-    def density(self, prompt: str) -> MixtureSameFamily:
-        covariance = MIXTURE.basis @ torch.diag_embed(MIXTURE.variances) @ MIXTURE.basis.T
-        modes = MultivariateNormal(MIXTURE.means @ MIXTURE.basis.T, covariance)
-        return MixtureSameFamily(Categorical(self.weights(prompt)), modes)
-
-    def log_density(self) -> list[float]:
-        pairs = zip(SOME, self.x, strict=True)
-        return [float(self.density(name).log_prob(x)) for name, x in pairs]
-
-    def modes(self, prompt: str) -> torch.Tensor:
-        """Most likely mode of each clip, one-hot (clips, 17)."""
-        components = self.density(prompt).component_distribution
-        joint = components.log_prob(self.x[self.members(prompt)][:, None])
-        likeliest = (joint + self.weights(prompt).log()).argmax(1)
-        return torch.nn.functional.one_hot(likeliest, 17).double()
-
-    def shares(self, prompt: str) -> torch.Tensor:
-        return self.modes(prompt).mean(0)
-
-    def rice(self, prompt: str) -> list[tuple[float, stats.rv_continuous]]:
-        """Weight and distribution of motion of each mode of a prompt."""
-        sd = MIXTURE.variances[:, 0].sqrt()
-        offset = MIXTURE.means[:, :2].norm(dim=1)
-        parts = zip(self.weights(prompt).tolist(), offset.tolist(), sd.tolist(), strict=True)
-        return [(w, stats.rice(m / s, scale=s)) for w, m, s in parts]
-
-    def true_motion(self, prompt: str) -> float:
-        return sum(w * mode.mean() for w, mode in self.rice(prompt))
-
-    def true_variance(self, prompt: str) -> float:
-        square = sum(w * (mode.var() + mode.mean() ** 2) for w, mode in self.rice(prompt))
-        return square - self.true_motion(prompt) ** 2
-
-    def variance(self, prompt: str) -> float:
-        return float(self.motion[self.members(prompt)].var(correction=1))
-
-    def motion_w1(self, prompt: str) -> float:
-        grid = np.linspace(0, 6, 4001)
-        data = sum(w * mode.cdf(grid) for w, mode in self.rice(prompt))
-        own = self.motion[self.members(prompt)].numpy()
-        return float(np.trapezoid(abs((own[:, None] <= grid).mean(0) - data), grid))
-
-
-def energy(x: torch.Tensor, y: torch.Tensor) -> float:
-    def mean(a: torch.Tensor, b: torch.Tensor, pairs: int) -> float:
-        return float((a[:, None] - b[None]).square().sum(-1).sqrt().sum()) / pairs
-
-    n, m = len(x), len(y)
-    return 2 * mean(x, y, n * m) - mean(x, x, n * (n - 1)) - mean(y, y, m * (m - 1))
-
-
-def mean_of(values) -> float:
-    return float(np.mean([float(value) for value in values]))
 
 
 def test_the_scores_of_a_handful_of_clips_follow_from_their_definitions(facts):
@@ -355,7 +297,7 @@ def test_the_scores_of_a_handful_of_clips_follow_from_their_definitions(facts):
             stats.wasserstein_distance(*(moving(z).norm(dim=1) for z in parts[p])) for p in prompts
         ),
         "mixture_motion_spread_ratio_teacher": own_spread / teacher_spread,
-        "mixture_energy_teacher": mean_of(energy(*parts[p]) for p in prompts),
+        "mixture_energy_teacher": mean_of(energy(*parts[p], paired=True) for p in prompts),
     }
     assert {c: s.value for c, s in found.items()} == pytest.approx(expected, rel=2e-3, abs=2e-3)
     few = ("only 9 clips per prompt; modes want 100",)
