@@ -1,4 +1,4 @@
-"""Exact divergences of a student from its target if both are Gaussian; reads no frames."""
+"""Exact divergences of samples from their target if both are Gaussian; reads no frames."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ FACTS = ("mean", "covariance", "target_mean", "target_covariance")
 
 @dataclass(frozen=True)
 class ExactDivergence(Evaluator):
-    """KL, Fisher divergence, 2-Wasserstein distance and spread of a student, mean over prompts.
+    """KL, Fisher divergence, 2-Wasserstein distance and spread of samples, mean over prompts.
 
-    For students of the Gaussian teacher. The target is the teacher at the protocol's guidance; at 1
-    it is the data distribution. Rows without known moments (many-step teacher, noise) get no score.
+    For the Gaussian teacher and its students. The target is the teacher at the protocol's guidance;
+    at 1 it is the data distribution. Rows of no network (noise) get no score, and rows without
+    spread in some direction (the teacher in one step) no KL and no Fisher divergence.
     """
 
     paper: ClassVar[str] = "closed forms; Dowson and Landau, 1982, for the Wasserstein distance"
@@ -46,9 +47,7 @@ class ExactDivergence(Evaluator):
             values = [divergence(p, covariance, q, target_covariance) for p, q in pairs]
             return Score(column, float(np.mean(values)), title, unit, "lower", headline=True)
 
-        return [
-            score("exact_kl", kl, "exact KL", "nats"),
-            score("exact_fisher", fisher, "exact Fisher divergence"),
+        scores = [
             score("exact_w2", wasserstein, "exact W2"),
             Score(
                 "exact_spread",
@@ -57,6 +56,13 @@ class ExactDivergence(Evaluator):
                 better="one",
                 headline=True,
             ),
+        ]
+        if np.linalg.matrix_rank(covariance) < len(covariance):
+            return scores  # the others are infinite
+        return [
+            score("exact_kl", kl, "exact KL", "nats"),
+            score("exact_fisher", fisher, "exact Fisher divergence"),
+            *scores,
         ]
 
 

@@ -81,6 +81,15 @@ class GaussianBlock(nn.Module):
         mean = self.mean + text @ self.shifts
         return gaussian_velocity(x_t, sigma, mean, self.factor @ self.factor.T)[:, None]
 
+    def at(self, sigma: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrix (B, d, d) and offset (B, d) of the velocity at sigma (B,) for text (B, E)."""
+        s, covariance = sigma[:, None, None], self.factor @ self.factor.T
+        eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        inverse = torch.linalg.inv(noisy_covariance(covariance, sigma))
+        weight = (s * eye - (1 - s) * covariance) @ inverse
+        mean = self.mean + text @ self.shifts
+        return weight, -torch.einsum("bij,bj->bi", (1 - s) * weight + eye, mean)
+
 
 class LinearBlock(nn.Module):
     """The student: a velocity linear in x_t and text, interpolated in sigma between KNOTS maps."""
@@ -115,7 +124,7 @@ class LinearBlock(nn.Module):
 
 
 def step_moments(
-    block: LinearBlock, sigmas: Tensor, stepping: Stepping, text: Tensor
+    block: LinearBlock | GaussianBlock, sigmas: Tensor, stepping: Stepping, text: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Means (B, d) and covariance (d, d) of the clean prediction at each step of a rollout.
 
@@ -126,8 +135,8 @@ def step_moments(
         stepping: as for `rollout`.
         text: (B, E).
     """
-    dtype = block.weight.dtype
-    eye = torch.eye(block.weight.shape[-1], dtype=dtype, device=text.device)
+    dtype, d = block.shifts.dtype, block.shifts.shape[-1]
+    eye = torch.eye(d, dtype=dtype, device=text.device)
     # moments of x_t; the rollout starts from pure noise
     mean = torch.zeros(len(text), len(eye), dtype=dtype, device=text.device)
     covariance = eye

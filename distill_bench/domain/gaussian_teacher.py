@@ -4,6 +4,7 @@ distill-bench gaussian --out FOLDER --frames 4 --size 2    write a teacher, for 
 """
 
 import argparse
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -124,22 +125,27 @@ class GaussianPipeline(ClosedFormPipeline):
 
     @torch.no_grad()
     def facts(
-        self, student: nn.Module | None, sigmas: Tensor, stepping: Stepping, guidance_scale: float
+        self,
+        net: nn.Module | None,
+        sigmas: Tensor,
+        stepping: Stepping,
+        target_guidance: float,
+        guidance_scale: float = 1.0,
     ) -> dict[str, np.ndarray]:
-        """Exact moments of the student's samples and of their target, the guided teacher.
+        """Exact moments of a network's samples and of their target, the guided teacher.
 
         Returns:
             `mean` and `target_mean` (E, d); `covariance` and `target_covariance` (d, d). Empty for
-            reference rows.
+            rows of no network.
         """
-        if student is None:
+        if net is None:
             return {}
-        text = self.encode_text(self.prompts())[:, 0].double().cpu()  # the null text is 0
-        block = LinearBlock(self.mean, self.shifts, self.covariance)
-        weights = student.blocks[0].state_dict()
-        block.load_state_dict({name: w.detach().cpu().double() for name, w in weights.items()})
-        mean, covariance = step_moments(block, sigmas.double().cpu(), stepping, text)[-1]
-        target_mean = self.mean + guidance_scale * text @ self.shifts
+        # the null text is 0 and velocities are affine in the text, so guidance scales the text
+        text = self.encode_text(self.prompts())[:, 0].double().cpu()
+        block = copy.deepcopy(net.blocks[0]).double().cpu()
+        levels = sigmas.double().cpu()
+        mean, covariance = step_moments(block, levels, stepping, guidance_scale * text)[-1]
+        target_mean = self.mean + target_guidance * text @ self.shifts
         return {
             "mean": mean.numpy(),
             "covariance": covariance.numpy(),

@@ -119,7 +119,12 @@ class MixturePipeline(ClosedFormPipeline):
         return dithered(latents)
 
     def facts(
-        self, student: nn.Module | None, sigmas: Tensor, stepping: Stepping, guidance_scale: float
+        self,
+        net: nn.Module | None,
+        sigmas: Tensor,
+        stepping: Stepping,
+        target_guidance: float,
+        guidance_scale: float = 1.0,
     ) -> dict[str, np.ndarray]:
         """Parameters of the mixture, its `prompts`, and the `latent_shape`, for every row."""
         parameters = {name: value.numpy() for name, value in self.mixture.tensors().items()}

@@ -124,7 +124,12 @@ class DiffusersPipeline(TextPipeline):
         """None: the student's density has no closed form."""
 
     def facts(
-        self, student: nn.Module | None, sigmas: Tensor, stepping: Stepping, guidance_scale: float
+        self,
+        net: nn.Module | None,
+        sigmas: Tensor,
+        stepping: Stepping,
+        target_guidance: float,
+        guidance_scale: object = 1.0,
     ) -> dict[str, np.ndarray]:
         """Empty: nothing is known exactly about the clips."""
         return {}

@@ -46,7 +46,7 @@ def references(config: RunConfig, store: Path) -> dict[str, Path]:
         else:
             source, seeds = _source(kind, sampler)
         row = {"kind": kind, "protocol": root.name, "fps": config.protocol.fps}
-        write_folder(folder, source, sampler.prompts, seeds, row, sampler.facts())
+        write_folder(folder, source, sampler.prompts, seeds, row)
     return folders
 
 
@@ -71,7 +71,7 @@ def _damaged(damage: controls.Damage, teacher: Path, sampler: Sampler) -> ClipSo
         clips = np.load(teacher / "clips.npy", allow_pickle=False)
         return damage(clips, sampler.config.protocol.seed)
 
-    return ClipSource(frames, len(sampler.seeds))
+    return ClipSource(frames, len(sampler.seeds), facts=sampler.facts())
 
 
 def _source(kind: str, sampler: Sampler) -> tuple[ClipSource, list[int]]:

@@ -39,8 +39,7 @@ def sample_row(folder: Path, row: RowConfig) -> Path:
             net = sampler.placed(load_released(Path(row.network), teacher_folder(config.teacher)))
         source = sampler.student(net, row.sampling)
     about = {"kind": row.label, "fps": config.protocol.fps}
-    facts = sampler.facts(net, row.sampling)
-    write_folder(target, source, sampler.prompts, sampler.seeds, about, facts)
+    write_folder(target, source, sampler.prompts, sampler.seeds, about)
     return target
 
 
@@ -63,6 +62,6 @@ def sample_further(run_dir: Path) -> dict[Path, Sampling]:
         checkpoint.load_student(students[max(students)], student, config.adapter)
         for folder, way in missing.items():
             about = {"kind": "student", "fps": config.protocol.fps, "sampling": way.name}
-            source, facts = sampler.student(student, way), sampler.facts(student, way)
-            write_folder(folder, source, sampler.prompts, sampler.seeds, about, facts)
+            source = sampler.student(student, way)
+            write_folder(folder, source, sampler.prompts, sampler.seeds, about)
     return folders

@@ -34,6 +34,6 @@ def sample(run_dir: Path) -> list[Path]:
         row = {"kind": "student", "fps": config.protocol.fps}
         for folder, path in missing.items():
             checkpoint.load_student(path, student, config.adapter)
-            source, facts = sampler.student(student), sampler.facts(student)
-            write_folder(folder, source, sampler.prompts, sampler.seeds, row, facts)
+            source = sampler.student(student)
+            write_folder(folder, source, sampler.prompts, sampler.seeds, row)
     return list(folders)

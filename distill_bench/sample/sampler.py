@@ -72,7 +72,8 @@ class Sampler:
     def student(self, net: nn.Module, sampling: Sampling | None = None) -> ClipSource:
         """Clips from a student's rollout; `sampling` None: as the run's own."""
         sampling = sampling or own_sampling(self.config)
-        return self._clips(self.seeds, self.student_latents(net, sampling), sampling.nfe)
+        latents, facts = self.student_latents(net, sampling), self.facts(net, sampling)
+        return self._clips(self.seeds, latents, sampling.nfe, facts)
 
     def student_latents(self, net: nn.Module, sampling: Sampling | None = None) -> Latents:
         """Rollout of a student from given noise; `sampling` None: as the run's own."""
@@ -84,12 +85,10 @@ class Sampler:
     def facts(
         self, net: nn.Module | None = None, sampling: Sampling | None = None
     ) -> dict[str, np.ndarray]:
-        """Exact knowledge of a student's clips, or of a reference row's (`Pipeline.facts`)."""
-        sampling = sampling or own_sampling(self.config)
-        guidance = self.config.protocol.teacher_guidance
-        # closed forms of students are without guidance
-        known = net if sampling.guidance_scale == 1 else None
-        return self.pipeline.facts(known, levels(sampling), sampling.stepping, guidance)
+        """Exact knowledge of a network's clips, or of a row of none (`Pipeline.facts`)."""
+        way = sampling or own_sampling(self.config)
+        target = self.config.protocol.teacher_guidance
+        return self.pipeline.facts(net, levels(way), way.stepping, target, way.guidance_scale)
 
     def data(self, seeds: list[int]) -> ClipSource:
         """Real clips of the prompts; a seed selects the clip."""
@@ -97,7 +96,7 @@ class Sampler:
         def frames(first: int, end: int) -> np.ndarray:
             return self.pipeline.clips(self.prompts[first:end], seeds[first:end])
 
-        return ClipSource(frames, CLIPS_PER_BATCH)
+        return ClipSource(frames, CLIPS_PER_BATCH, facts=self.facts())
 
     def teacher(self, steps: int, seeds: list[int]) -> ClipSource:
         """Clips of the guided teacher, sampled as the protocol says, in a number of steps."""
@@ -106,7 +105,8 @@ class Sampler:
     def sampled_teacher(self, sampling: Sampling, seeds: list[int] | None = None) -> ClipSource:
         """Clips of the guided teacher, sampled in any way; `seeds` None: those of the protocol."""
         steps = 1 if sampling.stepping == "ode" else sampling.nfe  # that draw noise
-        return self._clips(seeds or self.seeds, self.teacher_latents(sampling), steps)
+        latents, facts = self.teacher_latents(sampling), self.facts(self.teacher_net, sampling)
+        return self._clips(seeds or self.seeds, latents, steps, facts)
 
     def teacher_latents(self, sampling: Sampling) -> Latents:
         """Steps of the guided teacher from given noise; an ODE needs the first noise only."""
@@ -133,7 +133,9 @@ class Sampler:
         scale = guidance_of(guidance_scale, self.config.teacher, net)
         return Guided(denoiser, self.texts.null_text, scale, batched)
 
-    def _clips(self, seeds: list[int], latents: Latents, steps: int) -> ClipSource:
+    def _clips(
+        self, seeds: list[int], latents: Latents, steps: int, facts: Mapping[str, np.ndarray]
+    ) -> ClipSource:
         @torch.no_grad()
         def frames(first: int, end: int) -> np.ndarray:
             noises = self._noises(seeds[first:end], steps)
@@ -142,7 +144,7 @@ class Sampler:
 
         # only released models have a frame rate, and their clips are large enough to watch
         videos = self.pipeline.fps is not None
-        return ClipSource(frames, clips_per_batch(self.config), videos=videos)
+        return ClipSource(frames, clips_per_batch(self.config), videos=videos, facts=facts)
 
     def _noises(self, seeds: list[int], steps: int) -> list[Tensor]:
         """Noise (B, C, T, H, W) of each step; every row starts from the first."""

@@ -1,9 +1,9 @@
 """Writes a folder of clips: in resumable batches, shared between ranks, all or nothing.
 
 A folder holds `clips.npy` (uint8, (N, T, 3, H, W)), `manifest.jsonl` (index, prompt, seed),
-`row.json` (kind, fps) and, if the source asks for it, `videos/*.mp4`. Finished batches are kept in
-`.parts-<name>` beside the folder, so a stopped process loses only one batch. Batches, and so the
-bits of the clips, do not depend on the number of ranks or on interruptions.
+`row.json` (kind, fps) and, if the source has them, `facts.npz` and `videos/*.mp4`. Finished batches
+are kept in `.parts-<name>` beside the folder, so a stopped process loses only one batch. Batches,
+and so the bits of the clips, do not depend on the number of ranks or on interruptions.
 """
 
 import json
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class ClipSource:
     frames: Callable[[int, int], np.ndarray]  # (first, end) -> uint8 (end - first, T, 3, H, W)
     batch_size: int  # clips per batch; a clip's bits depend on it
     videos: bool = False  # also write mp4 files
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)  # `Pipeline.facts`: facts.npz
 
 
 def write_folder(
@@ -38,7 +39,6 @@ def write_folder(
     prompts: list[str],
     seeds: list[int],
     row: Mapping,
-    facts: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a folder of clips; every rank of the launch must call it.
 
@@ -47,7 +47,6 @@ def write_folder(
 
     Args:
         row: contents of row.json, with `kind` and `fps`.
-        facts: contents of facts.npz: exact knowledge of the clips (`Pipeline.facts`).
     """
     here = ranks()
     parts = Parts(folder, source, len(prompts), row["fps"])
@@ -67,8 +66,8 @@ def write_folder(
         ]
         manifest = "".join(json.dumps(line) + "\n" for line in lines)
         (temporary / "manifest.jsonl").write_text(manifest, encoding="utf-8")
-        if facts:
-            np.savez(temporary / "facts.npz", **facts)
+        if source.facts:
+            np.savez(temporary / "facts.npz", **source.facts)
         (temporary / "row.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
         try:
             temporary.rename(folder)

@@ -180,18 +180,20 @@ class Pipeline(Protocol):
 
     def facts(
         self,
-        student: "nn.Module | None",
+        net: "nn.Module | None",
         sigmas: "Tensor",
         stepping: "Stepping",
-        guidance_scale: float,
+        target_guidance: float,
+        guidance_scale: float = 1.0,
     ) -> "dict[str, np.ndarray]":
         """Exact knowledge of a row's clips, for evaluators; empty if there is none.
 
         Args:
-            student: whose samples the clips are; None: clips of a reference row.
-            sigmas: the student's noise levels, high to low.
+            net: whose samples the clips are, a student or the teacher; None: of no network.
+            sigmas: the noise levels of its steps, high to low.
             stepping: as for `distill_bench.rollout.rollout`.
-            guidance_scale: of the teacher's reference clips.
+            target_guidance: of the teacher's reference clips.
+            guidance_scale: with which the network was sampled.
         """
 
 

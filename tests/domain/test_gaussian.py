@@ -70,22 +70,24 @@ def test_guidance_moves_only_the_mean(pipeline):
     torch.testing.assert_close(guided, teacher(x_t, sigma, 3.0 * text))
 
 
+@pytest.mark.parametrize("network", ["student", "teacher"])
 @pytest.mark.parametrize("stepping", ["renoise", "ode", 0.6])
-@pytest.mark.parametrize("nfe", [1, 3])
-def test_a_students_exact_moments_equal_those_of_its_samples(pipeline, stepping, nfe):
-    net, count = pipeline.student(), 6000
-    sigmas = student_sigmas(nfe, 2.0)
-    facts = pipeline.facts(net, sigmas, stepping, 1.0)
+@pytest.mark.parametrize(("nfe", "guidance"), [(1, 1.0), (3, 1.0), (3, 2.5)])
+def test_exact_moments_equal_those_of_samples(pipeline, network, stepping, nfe, guidance):
+    net = pipeline.student() if network == "student" else pipeline.transformer
+    count, sigmas = 6000, student_sigmas(nfe, 2.0)
+    facts = pipeline.facts(net, sigmas, stepping, 1.0, guidance)
     draw = torch.Generator().manual_seed(0)
     noises = [torch.randn(count, *pipeline.shape, generator=draw) for _ in range(nfe)]
-    text = pipeline.encode_text(["component 3"]).expand(count, -1, -1)
+    text, null = pipeline.encode_text(["component 3", ""]).split(1)
+    guided = Guided(Denoiser(net, network, Ledger(1)), null, guidance)
     with torch.no_grad():
-        x0 = rollout(Denoiser(net, "student", Ledger(1)), noises, sigmas, text, stepping).flatten(1)
+        x0 = rollout(guided, noises, sigmas, text.expand(count, -1, -1), stepping).flatten(1)
     spread = np.sqrt(np.diag(facts["covariance"]))
     mean_error = np.abs(x0.mean(0).numpy() - facts["mean"][3]).max()
     covariance_error = np.abs(np.cov(x0.numpy().T) - facts["covariance"]).max()
-    assert mean_error < 5 * spread.max() / count**0.5
-    assert covariance_error < 6 * spread.max() ** 2 / count**0.5
+    assert mean_error < 5 * spread.max() / count**0.5 + 1e-5
+    assert covariance_error < 6 * spread.max() ** 2 / count**0.5 + 1e-5
 
 
 def test_the_exact_fake_score_of_one_exit_is_the_denoiser_of_the_students_moments(pipeline):

@@ -357,3 +357,8 @@ def test_scores_are_means_over_prompts_from_student_to_target():
         pair = [divergence(p, c_p, q, c_q), divergence(2 * p, c_p, q + 1, c_q)]
         assert scores[column] == pytest.approx(np.mean(pair))
     assert scores["exact_spread"] == pytest.approx((np.trace(c_p) / np.trace(c_q)) ** 0.5)
+    clips.facts = facts | {"covariance": np.zeros_like(c_p)}  # one point per prompt
+    scores = {score.column: score.value for score in ExactDivergence().scores(clips, {})}
+    away = [((p - q) ** 2).sum(), ((2 * p - q - 1) ** 2).sum()]
+    expected = np.sqrt(np.add(away, np.trace(c_q))).mean()
+    assert scores == pytest.approx({"exact_w2": expected, "exact_spread": 0})
