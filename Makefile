@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 sweep: install  ## the ten-minute sweep, to results/quick/report.html
 	$(BIN)/python -m distill_bench.sweep sweeps/quick.yaml
 
-ground: install  ## the benchmark itself, 80 minutes on two cores: results/ground
+ground: install  ## the benchmark itself, more than an hour on two cores: results/ground
 	$(BIN)/python -m distill_bench.sweep sweeps/ground_mini_wan.yaml --out results/ground
 	$(BIN)/python -m distill_bench.sweep sweeps/ground_mixture.yaml --out results/ground
 	$(BIN)/python -m distill_bench.sweep sweeps/ground_gaussian.yaml --out results/ground

@@ -16,7 +16,7 @@ from distill_bench.pretrain.network import TeacherNetwork
 from distill_bench.pretrain.quality import COUNTS, FINAL_COUNTS, GUIDANCE, SHIFT, STEPS
 
 # options that fix a run's weights at each step; a resumed run must share them with its checkpoint
-RECIPE = ("clips", "autoencoder_steps", "batch", "muon_lr", "lr", "seed")
+RECIPE = ("every", "clips", "autoencoder_steps", "batch", "muon_lr", "lr", "seed")
 
 
 def write_pipeline(

@@ -51,13 +51,41 @@ def test_mean_motion_does_not_see_equal_speeds(teacher, score, tables):
     assert low < table.loc["equalised", f"{score}_mean"] < high
 
 
-def test_the_study_s_two_steps_need_distillation(tables):
+@pytest.mark.parametrize(
+    ("teacher", "columns"),
+    [
+        ("mini-wan", ("fvd", "motion_w1")),
+        ("mixture", ("mode_tv", "mixture_motion_w1", "mixture_energy")),
+    ],
+)
+def test_two_steps_need_distillation(teacher, columns, tables):
     """The teacher's own two steps are more than five floors away, by the floor's upper end."""
-    table = tables["mini-wan"]
+    table = tables[teacher]
     for stepping in ("renoise", "ODE"):
-        for column in ("fvd", "motion_w1"):
+        for column in columns:
             away = table.loc[f"teacher, {stepping}, 2 steps", f"{column}_mean"]
             assert away > 5 * table.loc["teacher_other", f"{column}_high"], (stepping, column)
+
+
+def test_gaussian_rows_are_exact():
+    """More ODE steps are nearer to the data; re-noising has a limit; guidance moves the mean."""
+    table = load(GROUND / "gaussian").table.set_index("label")
+
+    def of(column: str, stepping: str, steps: int, guidance: str = "") -> float:
+        return table.loc[f"teacher, {stepping}, {steps} steps{guidance}", f"{column}_mean"]
+
+    steps = (2, 4, 8, 16, 32)
+    for stepping in ("ODE", "renoise"):
+        for column in ("exact_kl", "exact_w2"):
+            values = [of(column, stepping, n) for n in steps]
+            assert values == sorted(values, reverse=True)
+        for n in steps:
+            spread = of("exact_spread", stepping, n)
+            assert of("exact_spread", stepping, n, ", w=3") == pytest.approx(spread)
+            assert of("exact_w2", stepping, n, ", w=3") > 1.5 * of("exact_w2", stepping, n)
+    assert of("exact_kl", "ODE", 32) < 0.1 < 1 < of("exact_kl", "renoise", 32)
+    one = table.loc["teacher, ODE, 1 step"]  # a point: KL is infinite, and W2 is not
+    assert one["exact_spread_mean"] == 0 < one["exact_w2_mean"] and pd.isna(one["exact_kl_mean"])
 
 
 def test_the_teacher_is_near_the_data(studies):
