@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from distill_bench.method import Denoise
-from distill_bench.noise import Stepping, add_noise, over, x0_to_noise, x0_to_velocity
+from distill_bench.noise import (
+    Stepping,
+    add_noise,
+    over,
+    velocity_to_x0,
+    x0_to_noise,
+    x0_to_velocity,
+)
 
 
 class Sampled(Protocol):
@@ -35,31 +42,41 @@ def rollout(
     sigmas[i + 1]; `ode` takes an Euler step to sigmas[i + 1] and ignores the later noises. Both
     give the bits of diffusers' flow-matching scheduler. A number steps between the two (`mixed`).
     Only the last step may keep its graph (backward simulation: Yin et al., 2024, section 4.5).
+    Samples may end at different steps: the first len(noises[i]) of them make step i.
 
     Args:
         student: the network that is sampled.
-        noises: one (B, C, T, H, W) per step; sampling starts from noises[0].
+        noises: one (B, C, T, H, W) per step, no longer than the one before; sampling starts from
+            noises[0].
         sigmas: the student's noise levels, high to low, at least len(noises).
         text: (B, L, D).
         stepping: `renoise`, `ode`, or the share of fresh noise, in (0, 1).
         graph: keep the graph of the last step.
     """
     x_t = noises[0]
-    last = len(noises) - 1
-    levels = [sigma.expand(len(x_t)) for sigma in sigmas[: last + 1]]
+    ended: list[Tensor] = []  # predictions of samples that end before the last step
+    predict = student.velocity if stepping == "ode" else student
     with torch.no_grad():
-        for step in range(last):
-            sigma, lower = levels[step], levels[step + 1]
+        for high, low, noise in zip(sigmas, sigmas[1:], noises[1:], strict=False):
+            going = len(noise)
+            sigma, lower = high.expand(len(x_t)), low.expand(going)
+            prediction = predict(x_t, sigma, text)
+            if going < len(x_t):
+                x0 = velocity_to_x0(prediction, x_t, sigma) if stepping == "ode" else prediction
+                ended.append(x0[going:])
+                prediction, x_t, sigma, text = (
+                    rows[:going] for rows in (prediction, x_t, sigma, text)
+                )
             if stepping == "renoise":
-                x_t = add_noise(student(x_t, sigma, text), noises[step + 1], lower)
+                x_t = add_noise(prediction, noise, lower)
             elif stepping == "ode":
-                x_t = x_t + over(lower - sigma, x_t) * student.velocity(x_t, sigma, text)
+                x_t = x_t + over(lower - sigma, x_t) * prediction
             else:
-                x0 = student(x_t, sigma, text)
-                noise = mixed(x0_to_noise(x0, x_t, sigma), noises[step + 1], float(stepping))
-                x_t = add_noise(x0, noise, lower)
+                noise = mixed(x0_to_noise(prediction, x_t, sigma), noise, float(stepping))
+                x_t = add_noise(prediction, noise, lower)
     with torch.set_grad_enabled(graph):
-        return student(x_t, levels[last], text)
+        x0 = student(x_t, sigmas[len(noises) - 1].expand(len(x_t)), text)
+    return torch.cat([x0, *reversed(ended)]) if ended else x0
 
 
 def mixed(noise: Tensor, fresh: Tensor, share: float) -> Tensor:

@@ -116,6 +116,8 @@ def resolve(data: Mapping[str, Any], stages: Mapping[str, RunConfig] = {}) -> Ru
         # these keys have no effect without a trained fake score, so they must not change the id
         kind = config.fake_score if method.has_fake_score else "trained"
         config = config.model_copy(update={"fake_score": kind, "reuse_rollout": False})
+    if (config.fake_score_updates or 0) - bool(config.reuse_rollout) < 2:  # one rollout is a batch
+        config = config.model_copy(update={"fake_score_rollouts": "sequential"})
     return config
 
 

@@ -174,6 +174,8 @@ class RunConfig(StrictModel):
     """Hash of the clips; written when the run is resolved."""
     reuse_rollout: bool | Literal["graph"] = key(False)
     """First fake-score update: true reuses the student's samples, graph their forward pass too."""
+    fake_score_rollouts: Literal["sequential", "batched"] = key("sequential", added=True)
+    """Rollouts for the fake-score updates of a student update: each alone, or all in one batch."""
     guidance_scale: GuidanceKey = key(3.0)
     """g in uncond + g (cond - uncond), 1: none; or `high_noise` and `low_noise`, one per expert."""
     negative_prompt: str = key("", in_id=False)

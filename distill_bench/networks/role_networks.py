@@ -182,7 +182,7 @@ def compile_networks(networks: RoleNetworks, whole: bool) -> None:
     """
     torch._functorch.config.donated_buffer = False  # signals differentiate a graph several times
     if whole:
-        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.recompile_limit = max(128, torch._dynamo.config.recompile_limit)
     for net in (networks.student, networks.fake_score, networks.teacher):
         for transformer in () if net is None else networks_in(net):
             if whole:

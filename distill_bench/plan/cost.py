@@ -127,9 +127,8 @@ def _rehearse(run: Run) -> None:
     """Run the forwards and backwards of one update, without optimiser steps."""
     kept = []
     run.student.backward(run.student_losses(kept))
-    for index in range(run.fake_score_updates):
-        run.fake_score.backward(run.fake_score_losses(index, kept))
-        kept = []
+    for index, samples in enumerate(run.fake_score_samples(kept)):
+        run.fake_score.backward(run.fake_score_losses(index, samples))
 
 
 @functools.cache

@@ -36,7 +36,8 @@ def predicted(config: RunConfig, processes: int = 1) -> Prediction:
     config = config.model_copy(
         update={"sharding": False, "compile": False, "trackers": (), "threads": None}
     )
-    if config.accumulation > 2 and config.reuse_rollout != "graph":
+    keeps_samples = config.reuse_rollout == "graph" or config.fake_score_rollouts == "batched"
+    if config.accumulation > 2 and not keeps_samples:
         # every micro-batch after the second needs as much as the second
         batch_size = config.batch_size // config.accumulation * 2
         config = config.model_copy(update={"accumulation": 2, "batch_size": batch_size})

@@ -62,12 +62,9 @@ class Rehearsals:
 
     def training(self, config: RunConfig) -> Prediction:
         """Prediction for a run, shared by runs that differ only in settings that take no memory."""
-        update = {
-            "fake_score_updates": config.fake_score_updates and 1,
-            "student_lr": 1.0,
-            "fake_score_lr": 1.0,
-            "seed": 0,
-        }
+        update = {"student_lr": 1.0, "fake_score_lr": 1.0, "seed": 0}
+        if config.fake_score_rollouts == "sequential":
+            update["fake_score_updates"] = config.fake_score_updates and 1
         key = config.model_copy(update=update).model_dump_json()
         if key not in self.trainings:
             self.trainings[key] = predicted(config, self.processes)
@@ -93,6 +90,9 @@ def _cells(config: RunConfig, rehearsals: Rehearsals) -> tuple[str, ...]:
     weights = f"{_by_role(prediction.weights)} / {_gib(prediction.weights['teacher'])}"
     if prediction.held_back:
         weights += f" (host: {_gib(prediction.held_back)})"
+    activations = _by_role(prediction.activations)
+    if "rollouts" in prediction.activations:
+        activations += f" (rollouts: {_gib(prediction.activations['rollouts'])})"
     return (
         weights,
         _by_role(prediction.masters),
@@ -100,7 +100,7 @@ def _cells(config: RunConfig, rehearsals: Rehearsals) -> tuple[str, ...]:
         _by_role(prediction.moments),
         _gib(prediction.ema),
         _gib(prediction.other),
-        _by_role(prediction.activations),
+        activations,
         _gib(prediction.peak),
         _gib(rehearsals.sampling(config)),
         f"{needed / 1e15:.3g}",

@@ -6,6 +6,7 @@ the allocator, the text encoder (freed before the first step), and teacher sampl
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from distill_bench.train.phase import Phase
 from distill_bench.train.processes import OneProcess
 from distill_bench.train.reuse import Samples
 from distill_bench.train.run import Run
+
+T = TypeVar("T")
 
 
 def rehearsed(config: RunConfig, blocks: tuple[int, int], processes: int) -> tuple[Prediction, int]:
@@ -56,7 +59,10 @@ def _extras(config: RunConfig, pipeline: Outline) -> dict[str, Rows]:
 
 
 def _stages(run: Run) -> dict[str, tuple[int, ...]]:
-    """Peak live bytes of each stage (from one network pass to the next), by phase."""
+    """Peak live bytes of each stage (from one network pass to the next), by phase.
+
+    Batched rollouts for the fake score are a phase "rollouts", without gradients.
+    """
     live = LiveBytes()
     count = run.ledger.add
 
@@ -64,19 +70,28 @@ def _stages(run: Run) -> dict[str, tuple[int, ...]]:
         live.mark()
         count(*passed)
 
-    def stages(phase: Phase, losses: Iterable[Loss]) -> tuple[int, ...]:
+    by_phase: dict[str, tuple[int, ...]] = {}
+
+    def record(name: str, work: Callable[[], T]) -> T:
         live.restart()
-        phase.backward(losses)
-        peaks = tuple(live.peaks)
+        result = work()
+        by_phase[name] = (*by_phase.get(name, ()), *live.peaks)
+        return result
+
+    def backward(phase: Phase, losses: Iterable[Loss]) -> None:
+        record(phase.name, lambda: phase.backward(losses))
         phase.zero_grad()
-        return peaks
 
     run.ledger.add = add
     kept: list[Samples | None] = []
+    batched = run.config.fake_score_rollouts == "batched"
     with live:
-        by_phase = {"student": stages(run.student, run.student_losses(kept))}
-        if run.fake_score is not None:
-            by_phase["fake_score"] = stages(run.fake_score, run.fake_score_losses(0, kept))
+        backward(run.student, run.student_losses(kept))
+        updates = run.fake_score_samples(kept)
+        # of batched rollouts, the update that makes them and the first that keeps them
+        for index in range(min(run.fake_score_updates, 2 if batched else 1)):
+            samples = record("rollouts", lambda: next(updates)) if batched else next(updates)
+            backward(run.fake_score, run.fake_score_losses(index, samples))
     run.ledger.add = count
     return by_phase
 
@@ -92,6 +107,7 @@ def _prediction(run: Run, pipeline: Outline, stages: Mapping[str, tuple[int, ...
     gradients = {
         "student": sizes["student"],
         "fake_score": sizes.get("fake_score", 0) + modules,
+        "rollouts": 0,
     }
     flops = {
         role: run.ledger.flops.get(role, run.ledger.flops["student"])

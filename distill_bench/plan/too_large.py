@@ -21,6 +21,7 @@ def too_large(prediction: Prediction, available: int, config: RunConfig) -> str 
         "gradient_checkpointing: true": config.gradient_checkpointing,
         "guidance_forwards: sequential": config.guidance_forwards == "sequential"
         or config.guidance_scale == 1,
+        "fake_score_rollouts: sequential": config.fake_score_rollouts == "sequential",
         "adapter: {rank: 32}": adapted or method_of(config).mixes_weights,
         "teacher_offload: true": config.teacher_offload or adapted,
         "sharding: true with more processes": config.sharding or adapted,

@@ -52,6 +52,10 @@ WORDINGS = {
     "reuse_rollout": Wording(
         "rollout", words={"True": "reused rollout", "graph": "shared graph", "False": "own rollout"}
     ),
+    "fake_score_rollouts": Wording(
+        "fake score's rollouts",
+        words={"batched": "batched rollouts", "sequential": "sequential rollouts"},
+    ),
     "init": Wording("initial student", prefix="from "),
     "negative_prompt": Wording(
         "negative prompt", prefix="negative prompt ", words={"": "no negative prompt"}

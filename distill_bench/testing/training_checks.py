@@ -62,7 +62,7 @@ def check_cost(runs: Runs) -> None:
     cases: list[dict[str, Any]] = [
         {},
         {"reuse_rollout": makes_samples, "accumulation": 2},
-        {"guidance_scale": 1.0, "fake_score_updates": 3},
+        {"guidance_scale": 1.0, "fake_score_updates": 3, "fake_score_rollouts": "batched"},
     ]
     if find_method(runs.method["name"]).shares_graph:
         cases.append({"reuse_rollout": "graph", "accumulation": 2})

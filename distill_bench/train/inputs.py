@@ -92,18 +92,29 @@ class OwnRollout:
 
     def samples(self, batch: Batch) -> Tensor:
         """The student's samples (B, C, T, H, W), differentiable at the exit step."""
-        steps = self.exit_step.step(batch) + 1
-        fresh = 1 if self.stepping == "ode" else steps  # an ODE rollout reads its first noise alone
-        noises = [batch.noise(f"rollout/{step}") for step in range(fresh)]
-        noises += noises[:1] * (steps - fresh)
-        return rollout(
+        return self.joint_samples([batch])[0]
+
+    def joint_samples(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Samples of each batch; the batches make every step that they share in one forward."""
+        steps = [self.exit_step.step(batch) + 1 for batch in batches]
+        order = sorted(range(len(batches)), key=steps.__getitem__, reverse=True)
+        noises: list[Tensor] = []
+        for step in range(max(steps)):
+            going = [batches[i] for i in order if step < steps[i]]
+            if noises and self.stepping == "ode":  # reads its first noise alone
+                noises.append(noises[0][: sum(len(batch.text) for batch in going)])
+            else:
+                noises.append(_joined([batch.noise(f"rollout/{step}") for batch in going]))
+        x0 = rollout(
             self.student,
             noises,
             self.exit_step.sigmas,
-            batch.text,
+            _joined([batches[i].text for i in order]),
             self.stepping,
             torch.is_grad_enabled(),
         )
+        samples = dict(zip(order, _parts(x0, len(batches)), strict=True))
+        return [samples[i] for i in range(len(batches))]
 
 
 @dataclass(frozen=True)
@@ -118,12 +129,25 @@ class NoisedData:
         return extras["real_latents"](draws)["text"]
 
     def samples(self, batch: Batch) -> Tensor:
-        real = batch.extra("real_latents")["x0"]
-        sigma = self.exit_step.sigma(batch)
-        return self.student(add_noise(real, batch.noise("rollout/0"), sigma), sigma, batch.text)
+        return self.joint_samples([batch])[0]
+
+    def joint_samples(self, batches: Sequence[Batch]) -> list[Tensor]:
+        real = _joined([batch.extra("real_latents")["x0"] for batch in batches])
+        noise = _joined([batch.noise("rollout/0") for batch in batches])
+        sigma = _joined([self.exit_step.sigma(batch) for batch in batches])
+        text = _joined([batch.text for batch in batches])
+        return _parts(self.student(add_noise(real, noise, sigma), sigma, text), len(batches))
 
 
 StudentInput = OwnRollout | NoisedData
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _parts(rows: Tensor, count: int) -> Sequence[Tensor]:
+    return [rows] if count == 1 else rows.chunk(count)
 
 
 @dataclass(frozen=True)
@@ -138,21 +162,33 @@ class Batches:
     extras: Mapping[str, Rows]
     draws: type[Draws] = Draws
 
-    def batch(self, student_updates: int, phase: str, micro: int) -> Batch:
-        """Micro-batch `micro` of a phase ("student", "fake_score/0", ...)."""
+    def batch(
+        self, student_updates: int, phase: str, micro: int, text: Tensor | None = None
+    ) -> Batch:
+        """Micro-batch `micro` of a phase ("student", "fake_score/0", ...).
+
+        Args:
+            text: of samples that exist already, (B, L, D); None: of prompts that the batch draws.
+        """
         share = self.config.batch_size // (self.processes.world * self.config.accumulation)
         first = (micro * self.processes.world + self.processes.rank) * share
-        return self.drawn(student_updates, phase, range(first, first + share))
+        return self.drawn(student_updates, phase, range(first, first + share), text)
 
-    def drawn(self, student_updates: int, phase: str, indices: Sequence[int]) -> Batch:
-        """The batch of the given global sample indices."""
+    def drawn(
+        self,
+        student_updates: int,
+        phase: str,
+        indices: Sequence[int],
+        text: Tensor | None = None,
+    ) -> Batch:
+        """The batch of the given global sample indices; `text` as for `batch`."""
         draws = self.draws(
             self.config.seed, student_updates, phase, indices, self.processes.device, self.dtype
         )
         # a batch's text, samples and losses may all ask for its rows
         extras = {need: functools.cache(rows) for need, rows in self.extras.items()}
         return Batch(
-            self.text(draws, extras),
+            self.text(draws, extras) if text is None else text,
             draws,
             self.latent_shape,
             self.config.score_shift,

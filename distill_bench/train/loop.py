@@ -55,9 +55,8 @@ def update(run: Run) -> None:
     """Make one student update and its fake-score updates."""
     kept = run.update_student()
     run.after_student_update()
-    for index in range(run.fake_score_updates):
-        run.update_fake_score(index, kept)
-        kept = []  # the student's samples are reused once
+    for index, samples in enumerate(run.fake_score_samples(kept)):
+        run.update_fake_score(index, samples)
     run.student_updates += 1
 
 

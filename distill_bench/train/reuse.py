@@ -6,7 +6,7 @@ a student update receives samples to reuse.
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,14 @@ class FreshRollouts:
         return None
 
     def fake_score_loss(self, batch: Batch, samples: Samples | None) -> Loss:
-        """The loss of one micro-batch of the fake score's phase, on `samples` or a new rollout."""
+        """The loss of one micro-batch of the fake score's phase.
+
+        Args:
+            batch: with the text of the samples.
+            samples: None: the batch's own rollout.
+        """
+        if samples is not None:
+            return self.method.fake_score_loss(self.nets, batch, samples.x0)
         with torch.no_grad():
             x0 = self.nets.rollout(batch)
         return self.method.fake_score_loss(self.nets, batch, x0)
@@ -74,10 +81,7 @@ class ReusedSamples:
         return Samples(_samples_of(loss, self.fresh.name), batch.text)
 
     def fake_score_loss(self, batch: Batch, samples: Samples | None) -> Loss:
-        if samples is None:
-            return self.fresh.fake_score_loss(batch, None)
-        batch = replace(batch, text=samples.text)
-        return self.fresh.method.fake_score_loss(self.fresh.nets, batch, samples.x0)
+        return self.fresh.fake_score_loss(batch, samples)
 
     def backward(self, parameters: Iterable[nn.Parameter], keeps_graph: bool) -> Backward:
         return self.fresh.backward(parameters, keeps_graph)
@@ -104,8 +108,8 @@ class SharedGraph:
         return Samples(_samples_of(loss, self.fresh.name), batch.text, loss.fake_score_terms)
 
     def fake_score_loss(self, batch: Batch, samples: Samples | None) -> Loss:
-        if samples is None:
-            return self.fresh.fake_score_loss(batch, None)
+        if samples is None or not samples.fake_score_terms:
+            return self.fresh.fake_score_loss(batch, samples)
         return Loss(samples.fake_score_terms)
 
     def backward(self, parameters: Iterable[nn.Parameter], keeps_graph: bool) -> Backward:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill_bench.config.schema import RunConfig
 from distill_bench.method import Batch, Denoise, Loss, Method, Nets
@@ -57,9 +57,13 @@ class Run:
         """Fake-score updates per student update; 0 if no fake score is trained."""
         return self.config.fake_score_updates or 0
 
-    def batch(self, phase: str, micro: int = 0) -> Batch:
-        """Micro-batch of this rank in a phase ("student", "fake_score/0", ...) of this update."""
-        return self.batches.batch(self.student_updates, phase, micro)
+    def batch(self, phase: str, micro: int = 0, text: Tensor | None = None) -> Batch:
+        """Micro-batch of this rank in a phase ("student", "fake_score/0", ...) of this update.
+
+        Args:
+            text: as for `Batches.batch`.
+        """
+        return self.batches.batch(self.student_updates, phase, micro, text)
 
     def student_losses(self, kept: list[Samples | None]) -> Iterator[Loss]:
         """The student's loss on each micro-batch; appends to `kept` the samples to reuse."""
@@ -69,14 +73,46 @@ class Run:
             kept.append(self.reuse.kept(batch, loss))
             yield loss
 
-    def fake_score_losses(self, index: int, kept: Sequence[Samples | None] = ()) -> Iterator[Loss]:
+    def fake_score_samples(self, kept: list[Samples | None]) -> Iterator[Sequence[Samples | None]]:
+        """The samples of each fake-score update, by micro-batch; empty: the update makes them.
+
+        Batched rollouts are made when the first update asks for them: the student does not change
+        until its next update.
+
+        Args:
+            kept: from `update_student`: samples that the first update may reuse, and that are then
+                freed.
+        """
+        reused = any(kept)
+        if reused:
+            yield kept
+            kept.clear()
+        own = range(int(reused), self.fake_score_updates)
+        if self.config.fake_score_rollouts == "batched":
+            micros = range(self.config.accumulation)
+            yield from zip(*(self._joint_samples(own, micro) for micro in micros), strict=True)
+        else:
+            yield from ([] for _ in own)
+
+    @torch.no_grad()
+    def _joint_samples(self, updates: Sequence[int], micro: int) -> list[Samples]:
+        """Samples of one micro-batch of several fake-score updates, from rollouts in one batch."""
+        batches = [self.batch(f"fake_score/{index}", micro) for index in updates]
+        x0 = self.student_input.joint_samples(batches)
+        return [Samples(x0, batch.text) for x0, batch in zip(x0, batches, strict=True)]
+
+    def fake_score_losses(
+        self, index: int, samples: Sequence[Samples | None] = ()
+    ) -> Iterator[Loss]:
         """The fake score's loss on each micro-batch of its update `index`.
 
         Args:
-            kept: samples to reuse; empty: make new rollouts.
+            samples: by micro-batch; empty: make new rollouts.
         """
-        for micro, samples in enumerate(kept or [None] * self.config.accumulation):
-            yield self.reuse.fake_score_loss(self.batch(f"fake_score/{index}", micro), samples)
+        for micro, own in enumerate(samples or [None] * self.config.accumulation):
+            text = None if own is None else own.text
+            batch = self.batch(f"fake_score/{index}", micro, text)
+            yield self.reuse.fake_score_loss(batch, own)
 
     def update_student(self) -> list[Samples | None]:
         """Make one optimiser step of the student; returns samples that the fake score may reuse."""
@@ -91,10 +127,10 @@ class Run:
         self.reuse.publish(self.trained)
         self.average.update()
 
-    def update_fake_score(self, index: int, kept: Sequence[Samples | None] = ()) -> None:
+    def update_fake_score(self, index: int, samples: Sequence[Samples | None] = ()) -> None:
         """Make one optimiser step of the fake score and the method's modules.
 
         Args:
-            kept: samples to reuse; empty: make new rollouts.
+            samples: as for `fake_score_losses`.
         """
-        self.scalars |= self.fake_score.step(self.fake_score_losses(index, kept))
+        self.scalars |= self.fake_score.step(self.fake_score_losses(index, samples))

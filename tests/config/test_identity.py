@@ -67,6 +67,12 @@ def test_keys_without_effect_do_not_change_the_id():
         "fake_score": "exact",
     }
     assert id_of(**exact) == id_of(**exact, reuse_rollout=False)
+    batched = {"fake_score_rollouts": "batched"}
+    assert id_of(**exact, **batched) == id_of(**exact)
+    assert id_of(**batched, fake_score_updates=1) == id_of(fake_score_updates=1)
+    reused = {"reuse_rollout": True, "fake_score_updates": 2}
+    assert id_of(**batched, **reused) == id_of(**reused)
+    assert id_of(**batched, fake_score_updates=2) != id_of(fake_score_updates=2)
 
 
 def test_a_group_is_a_run_without_its_seed():
@@ -80,6 +86,7 @@ def test_runs_of_one_cost_differ_only_in_keys_without_cost():
     free = {"seed": 3, "student_updates": 7, "student_lr": 1e-3, "protocol": {"clips": 8}}
     assert cost_key(resolve(PLAIN | free)) == plain
     assert cost_key(resolve(PLAIN | {"nfe": 2})) != plain
+    assert cost_key(resolve(PLAIN | {"fake_score_rollouts": "batched"})) != plain
 
 
 def test_the_id_covers_every_field_of_the_method_and_the_teacher_by_content():

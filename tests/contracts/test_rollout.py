@@ -68,6 +68,23 @@ def test_only_the_last_step_keeps_its_graph(stepping, noises):
     torch.testing.assert_close(slope, (-SIGMAS[2] * x_t * (1 + SIGMAS[2])).sum())
 
 
+@pytest.mark.parametrize("stepping", ["renoise", "ode", 0.6])
+def test_samples_that_end_at_different_steps_go_together_until_they_end(stepping):
+    draw = torch.Generator().manual_seed(0)
+    noises = list(torch.randn(4, 5, *SHAPE[1:], generator=draw, dtype=torch.float64))
+    text = torch.linspace(-1, 1, 5, dtype=torch.float64).reshape(5, 1, 1)
+    going = [5, 4, 4, 2]  # samples that make each step
+    student = Student()
+    ragged = [noise[:count] for noise, count in zip(noises, going, strict=True)]
+    x0 = rollout(student, ragged, SIGMAS, text, stepping)
+    assert [len(levels) for levels in student.levels] == going
+    for i, steps in enumerate((4, 4, 3, 3, 1)):
+        one = slice(i, i + 1)
+        own = [noise[one] for noise in noises[:steps]]
+        expected = rollout(Student(), own, SIGMAS, text[one], stepping)
+        torch.testing.assert_close(x0[one], expected)
+
+
 def test_the_teachers_euler_steps_follow_its_velocity_at_the_upper_level(noises):
     student, sigmas = Student(), torch.tensor([1.0, 0.6, 0.0], dtype=torch.float64)
     x_t = noises[0]

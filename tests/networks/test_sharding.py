@@ -38,7 +38,8 @@ FIELDS = {
 }
 RESUMED = {
     "student_updates": 3,
-    "fake_score_updates": 1,
+    "fake_score_updates": 2,
+    "fake_score_rollouts": "batched",
     "precision": "float64",
     "signals_every": None,
     "sharding": True,

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -51,6 +52,13 @@ SETTINGS = {
     },
     "adapters": {"adapter": {"rank": 4}, "gradient_checkpointing": True},
     "one graph": {"method": {"name": "sgmd", "preset": "paper"}},
+    "batched rollouts": {
+        "fake_score_rollouts": "batched",
+        "fake_score_updates": 8,
+        "reuse_rollout": True,
+        "gradient_checkpointing": True,
+        "guidance_scale": 1.0,
+    },
     "accumulated": {
         "accumulation": 2,
         "ema": None,
@@ -344,7 +352,7 @@ def test_the_sweep_at_size_resolves_by_the_teachers_configs_alone():
 @pytest.mark.slow
 def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
-    cells = "grid: {fake_score_updates: [1, 5], guidance_forwards: [sequential]}"
+    cells = "grid: {fake_score_updates: [1, 5, 9], fake_score_rollouts: [sequential, batched]}"
     path.write_text(
         "question: q\n"
         f"base: {{method: dmd2, frames: 5, height: 16, width: 16, teacher: {tiny_wan}}}\n"
@@ -352,6 +360,6 @@ def test_the_command_prints_memory_by_role(tiny_wan, tmp_path, capsys):
     )
     assert command.main([str(path), "--memory", "--set", "batch_size=2"]) == 0
     out = capsys.readouterr().out
-    assert (
-        "5 frames of 16x16, batch 2 on 1 processes" in out and "dmd2 x1" in out and "dmd2 x5" in out
-    )
+    assert "5 frames of 16x16, batch 2 on 1 processes" in out and "dmd2 x1, dmd2 x5" in out
+    rollouts = [float(size) for size in re.findall(r"rollouts: ([\d.e-]+)", out)]
+    assert len(rollouts) == 2 and rollouts[0] < rollouts[1]  # of x5 and x9

@@ -68,6 +68,46 @@ def test_only_the_first_fake_score_update_reuses_samples(reuse, tmp_path):
     assert phases == [("student", True), ("fake_score/1", False), ("fake_score/2", False)]
 
 
+@pytest.mark.parametrize("reuse", [False, "graph"])
+def test_batched_rollouts_are_those_of_each_update_in_fewer_forwards(reuse, tmp_path):
+    """On a video network, with gradients accumulated over two micro-batches."""
+    samples, student_forwards, costs = [], [], []
+    for way in ("sequential", "batched"):
+        run = Runs(SGMD, tmp_path, way).build(
+            precision="float64",
+            nfe=3,
+            stepping=0.5,
+            accumulation=2,
+            fake_score_updates=4,
+            reuse_rollout=reuse,
+            fake_score_rollouts=way,
+        )
+        learnt, passes = [], []
+        loss, count = run.method.fake_score_loss, run.ledger.add
+
+        def recorded(nets, batch, x0, loss=loss, learnt=learnt):
+            learnt.append((x0, batch.text, batch.noise("n")))
+            return loss(nets, batch, x0)
+
+        def add(role, kind, samples, count=count, passes=passes):
+            passes.append((role, kind))
+            count(role, kind, samples)
+
+        object.__setattr__(run.method, "fake_score_loss", recorded)
+        run.ledger.add = add
+        update(run)
+        samples.append(learnt)
+        student_forwards.append(passes.count(("student", "forward")))
+        costs.append(run.ledger.forward_equivalents())
+    assert len(samples[0]) == (6 if reuse else 8)
+    torch.testing.assert_close(*samples, rtol=0, atol=1e-10)
+    assert costs[0] == pytest.approx(costs[1], rel=1e-12)
+    batches = [run.batches.batch(0, f"fake_score/{i}", 0) for i in range(bool(reuse), 4)]
+    steps = [run.student_input.exit_step.step(batch) + 1 for batch in batches]
+    assert len(set(steps)) > 1
+    assert student_forwards[0] - student_forwards[1] == 2 * (sum(steps) - max(steps))
+
+
 @pytest.mark.parametrize("reuse", [False, True, "graph"])
 def test_the_fake_score_of_a_reused_graph_is_frozen_outside_its_own_pass(reuse, tmp_path):
     run = build(tmp_path, reuse_rollout=reuse)
