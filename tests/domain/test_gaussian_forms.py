@@ -12,6 +12,7 @@ from distill_bench.domain.closed_form import FlatNetwork
 from distill_bench.domain.gaussian import (
     KNOTS,
     SPREAD,
+    DataSamples,
     ExactFakeScore,
     GaussianBlock,
     LinearBlock,
@@ -21,6 +22,7 @@ from distill_bench.domain.gaussian import (
     step_moments,
 )
 from distill_bench.domain.gaussian_teacher import main, write_gaussian_teacher
+from distill_bench.draws import generator
 from distill_bench.eval.exact_divergence import ExactDivergence, fisher, kl, wasserstein
 from distill_bench.networks.denoiser import Denoiser, Guided
 from distill_bench.networks.ledger import Ledger
@@ -198,6 +200,10 @@ def test_data_have_the_teachers_moments_and_depend_on_their_key_alone(pipeline):
     error = (covariance - pipeline.covariance).abs() / torch.outer(scale, scale).sqrt()
     assert error.max() < 6 / 4000**0.5
     torch.testing.assert_close(pipeline.data([prompt], [7]).flatten(1).double(), x0[7:8])
+    factor = torch.linalg.cholesky(pipeline.covariance)
+    noise = torch.linalg.solve_triangular(factor, (x0[7] - mean)[:, None], upper=False)
+    stream = torch.randn(len(mean), generator=generator("gaussian", 7))  # shared with no other draw
+    torch.testing.assert_close(noise[:, 0].float(), stream, rtol=1e-4, atol=1e-4)
     other = pipeline.data([pipeline.prompts()[2]], [7]).flatten(1).double() - x0[7:8]
     torch.testing.assert_close(other[0], pipeline.shifts[2] - pipeline.shifts[1], atol=1e-5, rtol=0)
 
@@ -228,6 +234,17 @@ def test_a_written_teacher_has_the_asked_shape_and_spectrum(tmp_path):
     for name in ("mean", "shifts", "covariance"):
         assert not torch.allclose(getattr(first, name), getattr(second, name))
     assert json.loads((tmp_path / "0" / "gaussian.json").read_text())["condition"] == 30.0
+
+
+def test_the_command_without_options_writes_the_teacher_of_the_package_again(tmp_path, pipeline):
+    """Up to rounding, and in a folder that exists or not."""
+    out, marker = tmp_path / "teachers" / "again", "gaussian.json"
+    assert main(["--out", str(out)]) == main(["--out", str(out)]) == 0
+    assert (out / marker).read_bytes() == (pipeline.folder / marker).read_bytes()
+    written = read_teacher(out).load(torch.device("cpu"))
+    assert (written.shape, written.prompts()) == (pipeline.shape, pipeline.prompts())
+    for name in ("mean", "shifts", "covariance"):
+        torch.testing.assert_close(getattr(written, name), getattr(pipeline, name))
 
 
 def test_the_command_writes_the_teacher_of_its_options(tmp_path, capsys):
@@ -289,6 +306,29 @@ def test_levels_and_texts_of_single_precision_give_moments_in_that_of_the_studen
             assert value.dtype == torch.float64
             torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     assert [len(mean) for mean, _ in single] == [2, 2, 2]
+
+
+def test_real_latents_of_single_precision_give_densities_in_that_of_the_student(moments):
+    block, sigmas, text = LinearBlock(**moments), student_sigmas(3, 3.0), torch.eye(E)
+    rows, x0 = text[[0, 1, 1, 0, 1]], torch.randn(5, D, generator=torch.Generator().manual_seed(3))
+    single = DataSamples(sigmas, [0, 2], x0, rows).density(block, text)
+    double = DataSamples(sigmas.double(), [0, 2], x0.double(), rows.double())
+    for part, expected in zip(single, double.density(block, text.double()), strict=True):
+        assert part.mean.dtype == part.covariance.dtype == torch.float64
+        torch.testing.assert_close(part.mean, expected.mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(part.covariance, expected.covariance, rtol=1e-12, atol=1e-12)
+        assert part.log_weight.exp().tolist() == rows.tolist(), "rows of another text do not count"
+
+
+def test_closed_forms_stay_on_the_device_of_their_inputs(moments):
+    """The meta device stands for a GPU: it refuses tensors of the processor."""
+    net = FlatNetwork(LinearBlock(**moments)).to("meta")
+    text, x_t = torch.eye(E, device="meta"), torch.zeros(E, D, 1, 1, 1, device="meta")
+    sigmas = student_sigmas(3, 3.0).to("meta")
+    samples = [RolloutSamples(sigmas, stepping, [0, 2]) for stepping in ("renoise", "ode", 0.6)]
+    for density in (*samples, DataSamples(sigmas, [0, 2], x_t.flatten(1), text)):
+        exact = ExactFakeScore(net, density)
+        assert exact(x_t, sigmas[:E], text[:, None]).device.type == "meta"
 
 
 # ---- divergences

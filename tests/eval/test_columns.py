@@ -205,6 +205,8 @@ def test_columns_say_what_they_hold_and_what_is_better(evaluator):
     columns = README.read_text().split("## Columns")[1].partition("\n## ")[0]
     (row,) = re.findall(rf"^\| `{name}` .*(?:\n\| \| .*)*", columns, re.MULTILINE)
     assert {s.column for s in scores if s.headline} == set(re.findall(r"\*\*`(\w+)`\*\*", row))
+    stated = evaluator(**settings).extractors(make(0))
+    assert stated is None or stated == {s.extractor for s in scores} - {None}
     for score in scores:
         expected = EXTRACTORS.get(score.column)
         if expected is not None:

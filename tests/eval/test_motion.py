@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from calibration import disc, moving_shapes, texture
+from scipy.ndimage import correlate1d, gaussian_filter
 
 from distill_bench.domain import controls
 from distill_bench.eval import motion as motion_module
-from distill_bench.eval.motion import Motion, dynamic_degree, noise_floor, speeds
+from distill_bench.eval.motion import Motion, dynamic_degree, fastest, noise_floor, speeds
 from distill_bench.evaluate.optical_flow import (
+    DAMPING,
     farneback_flow,
+    is_large,
     lucas_kanade_flow,
     net_speed,
     raft_flow,
@@ -48,6 +51,23 @@ def test_jitter_is_flicker_and_not_motion():
     assert read.top.mean() < 0.06 and read.by_pair.mean() > 0.18
 
 
+def test_lucas_kanade_is_damped_least_squares_in_gaussian_windows():
+    """Against scipy's filters and numpy's solver, at every pixel up to the edges."""
+    clip = texture(20, 28, (0.7, -0.4), 3)
+    smooth = gaussian_filter(clip / 255, 2.0, mode="nearest", truncate=3, axes=(2, 3))
+    change, middle = np.diff(smooth, axis=0), (smooth[1:] + smooth[:-1]) / 2
+    gradient = [correlate1d(middle, [-0.5, 0, 0.5], axis, mode="nearest") for axis in (3, 2)]
+
+    def window(product: np.ndarray) -> np.ndarray:
+        return gaussian_filter(product.sum(1), 3.0, mode="nearest", truncate=3, axes=(1, 2))
+
+    matrix = np.moveaxis([[window(a * b) for a in gradient] for b in gradient], (0, 1), (-2, -1))
+    right = np.stack([-window(a * change) for a in gradient], -1)
+    expected = np.linalg.solve(matrix + DAMPING * np.eye(2), right[..., None])[..., 0]
+    flow = lucas_kanade_flow(torch.from_numpy(clip)).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(flow, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size, radius", [(32, 4), (64, 4), (64, 8), (64, 16)])
 def test_small_bodies_are_read_within_a_tenth(size, radius):
     for true in (0.5, 1.0, 2.0):
@@ -64,6 +84,57 @@ def test_a_point_is_followed_through_the_flow():
     assert speed[2, 2] == 2 and speed[6, 6] == 0
     there_and_back = torch.stack([flow[0], -flow[0], torch.zeros(2, 8, 8)])
     assert net_speed(there_and_back, (32, 32))[2, 2] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_point_is_followed_in_pixels_of_a_clip_of_other_proportions_and_stays_inside():
+    """Flow of 4x6 pixels for a clip of 20x12: 5 pixels of the clip across, 2 down."""
+    flow = torch.zeros(2, 2, 6, 4)
+    flow[0, 0, 1, 0] = 5.0  # to the place of the next line
+    flow[1, 1, 1, 1] = 4.0
+    flow[:, 0, 5, 3] = flow[:, 1, 5, 3] = 7.0  # past the last column and line
+    flow[:, 0, 0, 0] = flow[:, 1, 0, 0] = -7.0  # past the first
+    expected = torch.zeros(6, 4)
+    expected[1, 0] = np.hypot(5, 4) / 2
+    expected[1, 1] = 4 / 2
+    torch.testing.assert_close(net_speed(flow, (12, 20)), expected, rtol=0, atol=1e-6)
+
+
+def test_motion_that_turns_back_within_eight_frames_cancels():
+    """Nine frames are two windows, of four steps each."""
+    forwards = moving_shapes(1.0, 4)
+    for order, expected in (([0, 1, 2, 3, 2, 1, 0, 0], 0), ([0, 1, 2, 3, 4, 3, 2, 1, 0], 1)):
+        read = speeds(forwards[:, order], lucas_kanade_flow)
+        assert read.top.mean() == pytest.approx(expected, abs=0.1)
+        assert read.by_pair[:, :6].mean() == pytest.approx(1, rel=0.06)
+
+
+def test_the_fastest_twentieth_of_the_pixels_counts_and_at_least_one():
+    assert fastest(torch.tensor([[[1.0, 3], [1, 1]], [[2, 2], [0, 2]]])).tolist() == [3, 2]
+    assert fastest(torch.arange(80.0).reshape(1, 8, 10)).tolist() == [(79 + 78 + 77 + 76) / 4]
+
+
+def test_the_noise_floor_is_read_off_sixteen_still_clips_of_eight_frames_with_noise():
+    seen = []
+
+    def flow(clip: torch.Tensor) -> torch.Tensor:
+        seen.append(clip.float())
+        steps = torch.zeros(len(clip) - 1, 2, 32, 32)
+        steps[:, 0, :, :16] = len(seen) / 100
+        return steps
+
+    frames = np.empty((18, 9, 3, 32, 32), np.uint8)
+    frames[:] = np.arange(60, 78, dtype=np.uint8)[:, None, None, None, None]
+    frames += 10 * np.arange(9, dtype=np.uint8)[:, None, None, None]
+    floor = noise_floor(Clips(frames, [""] * 18, [0] * 18), flow)
+    assert len(seen) == 16
+    for index, clip in enumerate(seen):
+        assert clip.shape == (8, 3, 32, 32)
+        level = 60 + index + 10 * 4  # of the middle frame
+        assert (clip.mean((1, 2, 3)) - level).abs().max() < 0.5
+        assert clip.std(dim=0).mean() == pytest.approx(0.02 * 255, rel=0.1)
+    apart = (seen[0] - seen[0].mean()) - (seen[1] - seen[1].mean())
+    assert apart.std() == pytest.approx(2**0.5 * 0.02 * 255, rel=0.1), "noise of their own"
+    assert floor == pytest.approx(0.085, rel=1e-4), "mean of 0.01, 0.02, ..., 0.16"
 
 
 def test_motion_that_turns_back_after_a_window_counts():
@@ -179,6 +250,30 @@ def test_the_method_is_chosen_by_size_and_named_on_the_score():
     assert large["motion_diagonals"].value == pytest.approx(diagonals)
 
 
+def test_flicker_is_the_mean_change_of_a_pixel_from_frame_to_frame():
+    """Up and down alike; differences within a frame do not count."""
+    frames = np.zeros((2, 3, 3, 32, 32), np.uint8)
+    frames[:, :, :, :16] = 200
+    frames[0, 1] += 20
+    frames[1, 2] += 5
+    flicker = by_column(Clips(frames, ["a"] * 2, [0, 1]))["flicker"]
+    assert flicker.per_clip == (20.0, 2.5)
+
+
+def test_a_clip_is_still_below_a_twentieth_of_the_shorter_side_per_second():
+    """0.075 pixels per frame of 24x40 pixels at 16 frames per second, 0.3 at 4."""
+    frames = np.stack([texture(24, 40, (speed, 0), 3) for speed in (0.05, 0.1)])
+    for fps, expected in ((16.0, (1, 0)), (4.0, (1, 1)), (64.0, (0, 0))):
+        scores = by_column(Clips(frames, ["a"] * 2, [0, 1], fps))
+        assert scores["motion_still"].per_clip == expected
+
+
+def test_a_frame_is_large_if_its_shorter_side_is_above_64_pixels():
+    sizes = [(64, 64), (64, 200), (200, 64), (65, 65), (65, 200), (200, 65)]
+    large = [is_large(np.zeros((2, 3, 3, *size), np.uint8)) for size in sizes]
+    assert large == [False] * 3 + [True] * 3
+
+
 def test_without_opencv_large_clips_are_skipped_and_the_package_is_named(monkeypatch):
     monkeypatch.setattr(motion_module.importlib.util, "find_spec", lambda name: None)
     large = Clips(np.stack([texture(80, 80, (1, 0), 3)] * 2), ["a"] * 2, [0, 1])
@@ -235,7 +330,7 @@ def test_a_still_or_shorter_teacher_is_refused():
     with pytest.raises(ValueError, match="does not move"):
         by_column(sample, still)
     shorter = dataclasses.replace(other, frames=other.frames[:, :6])
-    with pytest.raises(ValueError, match="6 frames of 32x32, the clips have 8 frames"):
+    with pytest.raises(ValueError, match="the teacher reference has 6 frames of 32x32, the"):
         by_column(sample, shorter)
 
 
@@ -246,7 +341,19 @@ def test_raft_is_loaded_by_path_and_named_with_its_digest(tmp_path):
     torch.save(raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
     name, flow = raft_flow(tmp_path / "raft.pth")
     assert name.startswith("raft-small#")
+    assert not flow.net.training and not any(p.requires_grad for p in flow.parameters())
     assert flow(torch.from_numpy(texture(128, 136, (1, 0), 2))).shape == (1, 2, 128, 136)
+    assert flow.fitting.name == f"{name}, pairs of frames"
+    motion, small, large = (
+        Motion(raft=str(tmp_path / "raft.pth")),
+        Clips(np.zeros((2, 2, 3, 127, 200), np.uint8), [""] * 2, [0, 0]),
+        Clips(np.zeros((2, 2, 3, 128, 200), np.uint8), [""] * 2, [0, 0]),
+    )
+    assert motion.extractors(small) == motion.extractors(large) == {name, "oracle"}
+    assert motion.reason_to_skip(large) is None
+    assert motion.reason_to_skip(small) == (
+        "frames are 127x200; RAFT needs 128x128 or more; unset DISTILL_BENCH_RAFT"
+    )
     with pytest.raises(ValueError, match="frames are 64x64; RAFT needs 128x128 or more"):
         flow(torch.from_numpy(texture(64, 64, (1, 0), 2)))
     with pytest.raises(ValueError, match="no weights at"):

@@ -190,8 +190,12 @@ RAFT_RESIZED = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mistake", [*RAFT_INPUT, *RAFT_RESIZED])
+RAFT_MISTAKES = [*RAFT_INPUT, *RAFT_RESIZED][1:]
+
+
+@pytest.mark.parametrize(
+    "mistake", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in RAFT_MISTAKES)]
+)
 def test_raft_is_torchvisions_and_a_mistake_in_its_input_is_caught(raft, mistake, monkeypatch):
     path, clip, expected = raft
     if mistake in RAFT_RESIZED:

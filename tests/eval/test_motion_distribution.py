@@ -8,7 +8,7 @@ from calibration import moving_shapes
 from scipy.stats import wasserstein_distance
 
 from distill_bench.domain import controls, shapes
-from distill_bench.eval.motion import Motion, speeds
+from distill_bench.eval.motion import Comparison, Motion, speeds
 from distill_bench.evaluate import cache
 from distill_bench.evaluate.optical_flow import lucas_kanade_flow
 from distill_bench.evaluator import Clips, Score
@@ -128,6 +128,78 @@ def test_standing_still_is_seen_by_the_share_of_still_clips(teacher):
         own, its = (scores[f"motion_still{name}{suffix}"].value for name in ("", "_teacher"))
         assert own - its == pytest.approx(0.25, abs=0.08), "a third of the moving clips"
         assert scores[f"motion_ratio{suffix}"].value == pytest.approx(2 / 3, abs=0.1)
+
+
+def compared(
+    values: list[float], prompts: list[str], references: dict, **fields
+) -> dict[str, Score]:
+    """Scores of clips with the given speeds; a reference is (speeds, prompts, seeds)."""
+    made = {}
+    for kind, (speed, names, seeds) in {"": (values, prompts, range(9)), **references}.items():
+        frames = np.zeros((len(names), 2, 3, 4, 4), np.uint8)
+        frames[:, 0, 0, 0, 0] = np.array(speed) * 10
+        made[kind] = Clips(frames, names, list(seeds)[: len(names)])
+    own = made.pop("")
+    settings = {
+        "speed": lambda x: x.frames[:, 0, 0, 0, 0] / 10,
+        "floor": lambda x: 0.0,
+        "still_below": 0.5,
+        "name": "speed",
+        "extractor": "by hand",
+    }
+    comparison = Comparison(clips=own, references=made, **settings | fields)
+    return {score.column: score for score in comparison.scores()}
+
+
+def test_still_clips_are_those_below_the_bound():
+    scores = compared([0.4, 0.5, 0.6], ["a"] * 3, {"teacher": ([0.5, 0.6], ["a"] * 2, [0, 1])})
+    assert scores["motion_still"].per_clip == (1, 0, 0)
+    assert scores["motion_still_teacher"].value == 0
+
+
+def test_a_teacher_below_its_noise_floor_is_a_reason_to_doubt_the_ratios():
+    prompts = ["a", "a", "b", "b"]
+    teacher = {"teacher": ([1, 2, 3, 4], prompts, range(9))}
+    for floor, expected in ((2.4, ()), (2.6, ("moves 2.5 px/frame, below its noise floor",))):
+        scores = compared([1, 3, 2, 4], prompts, teacher, floor=lambda x, floor=floor: floor)
+        for column in ("motion_ratio", "motion_spread_ratio"):
+            warnings = scores[column].warnings
+            assert len(warnings) == len(expected)
+            assert all(end in text for text, end in zip(warnings, expected, strict=True))
+        assert scores["motion_w1"].warnings == ()
+
+
+def test_a_distance_to_other_clips_than_the_reference_has_carries_warnings():
+    teacher = {"teacher": ([1, 2, 3, 4], ["a", "a", "b", "b"], range(9))}
+    for prompts, values, expected in (
+        (["b", "a", "b", "a"], [1, 3, 2, 4], []),
+        ([""] * 4, [1, 3, 2, 4], []),
+        (["a", "a", "b", "c"], [1, 3, 2, 4], ["the prompts are not"]),
+        ([""] * 3, [1, 3, 2], ["3 clips against 4 of the teacher"]),
+        (["a", "b", "b"], [1, 3, 2], ["3 clips against 4", "the prompts are not"]),
+        ([""] * 4, [1, 2, 3, 4], ["0 by construction"]),
+    ):
+        warnings = compared(values, prompts, teacher)["motion_w1"].warnings
+        assert len(warnings) == len(expected)
+        assert all(part in text for text, part in zip(warnings, expected, strict=True))
+
+
+def test_spreads_within_prompts_need_several_clips_of_a_prompt_on_both_sides_and_a_spread():
+    twice, once = ["a", "a", "b", "b"], ["a", "b", "c", "d"]
+    for own, its, reference, there in (
+        (twice, twice, [1, 2, 4, 4], True),
+        (twice, twice, [1, 1, 4, 4], False),
+        (twice, once, [1, 2, 4, 4], False),
+        (once, twice, [1, 2, 4, 4], False),
+        (once, once, [1, 2, 4, 4], False),
+    ):
+        scores = compared([1, 3, 2, 4], own, {"teacher": (reference, its, range(9))})
+        assert ("motion_spread_ratio" in scores) == there
+
+
+def test_other_seeds_of_another_frame_rate_are_refused(teacher):
+    with pytest.raises(ValueError, match="the teacher_other reference plays at 16"):
+        by_column(teacher, teacher, dataclasses.replace(teacher, fps=16.0))
 
 
 @pytest.mark.slow

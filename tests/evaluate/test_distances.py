@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill_bench.draws import generator
 from distill_bench.evaluate import distances
 from distill_bench.evaluate.distances import (
+    biased_kernel_distance,
     checked_features,
     frechet_distance,
     frechet_infinity,
@@ -15,6 +17,7 @@ from distill_bench.evaluate.distances import (
     infinity_sd,
     kernel_distance,
     kernel_sd,
+    quadratic_kernel,
     resampled,
     root_trace,
 )
@@ -161,6 +164,23 @@ def test_the_kernel_distance_agrees_with_the_reference_packages():
     assert distance == pytest.approx(expected, rel=EXACT)
 
 
+def test_the_biased_kernel_distance_is_that_of_the_mean_features_of_its_kernel():
+    """Products of two entries of x, or of three entries of (x, 1)."""
+    x, y = normal(12, 3), normal(9, 3, 1)
+    pairs = [torch.einsum("ni,nj->ij", z, z) / 3 / len(z) for z in (x, y)]
+    grown = [torch.cat([z / 3**0.5, torch.ones(len(z), 1)], 1) for z in (x, y)]
+    triples = [torch.einsum("ni,nj,nk->ijk", z, z, z) / len(z) for z in grown]
+    for kernel, means in (({"kernel": quadratic_kernel}, pairs), ({}, triples)):
+        expected = (means[0] - means[1]).square().sum().item()
+        assert biased_kernel_distance(x, y, **kernel) == pytest.approx(expected, rel=1e-6)
+        assert biased_kernel_distance(x, x, **kernel) == pytest.approx(0, abs=1e-12)
+        single, double = (
+            biased_kernel_distance(*z, **kernel)
+            for z in ((x.float(), y.float()), (x.float().double(), y.float().double()))
+        )
+        assert single == pytest.approx(double, rel=1e-12)
+
+
 def test_the_paired_kernel_distance_of_paired_sets_is_unbiased():
     """Clips of one prompt share a component. Unpaired, the distance would be negative."""
     values = []
@@ -236,6 +256,9 @@ def test_resamples_draw_with_replacement_and_pairs_together():
     assert i.shape == (50, 40) and j.shape == (50, 30)
     assert set(i.unique().tolist()) == set(range(40)) and set(j.unique().tolist()) == set(range(30))
     assert all(len(draw.unique()) < 40 for draw in i), "clips repeat"
+    stream = generator("bootstrap", 40, 30)  # shared with no other draw
+    assert torch.equal(i, torch.randint(40, (50, 40), generator=stream))
+    assert torch.equal(j, torch.randint(30, (50, 30), generator=stream))
     assert not torch.equal(i[0], i[1])
     i, j = resampled(x, x, True, 5)
     assert torch.equal(i, j)
@@ -262,6 +285,8 @@ def test_the_extrapolation_goes_from_half_of_the_clips_to_all(paired, monkeypatc
     for i, j in subsets:
         assert len(i) == len(j) == len(set(i)) == len(set(j))
         assert (i == j) == paired
+    stream = generator("frechet_infinity", len(x), len(y))  # shared with no other draw
+    assert subsets[0][0] == torch.randperm(20, generator=stream)[:10].tolist()
     assert subsets[0] != subsets[1] and len({tuple(j) for _, j in subsets}) == len(subsets)
     subsets.clear()
     frechet_infinity(x, y, paired)
@@ -269,6 +294,9 @@ def test_the_extrapolation_goes_from_half_of_the_clips_to_all(paired, monkeypatc
     subsets.clear()
     frechet_infinity(x[:4], y[:4], paired)
     assert sorted({len(i) for i, _ in subsets}) == [2, 3, 4]
+    subsets.clear()
+    frechet_infinity(x[:7], y[:8], False)
+    assert sorted({len(i) for i, _ in subsets}) == [3, 4, 5, 6, 7]
     with pytest.raises(ValueError, match="3; at least 4 needed"):
         frechet_infinity(x[:3], y[:4], False)
 
@@ -314,7 +342,8 @@ def test_two_clips_of_integers_are_enough():
     x, y = checked_features([[1, 2], [3, 4]], np.array([[True, False], [True, True]]))
     assert x.tolist() == [[1, 2], [3, 4]] and y.tolist() == [[1, 0], [1, 1]]
     assert x.dtype == y.dtype == torch.float64
-    single = checked_features(torch.zeros(2, 1), torch.zeros(2, 1))
+    # the sum is beyond single precision
+    single = checked_features(torch.full((9, 1), 1e38), np.full((9, 1), 3e38, np.float32))
     assert {features.dtype for features in single} == {torch.float32}
 
 
