@@ -19,6 +19,7 @@ from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.noise import add_noise, student_sigmas
 from distill_bench.rollout import rollout
 from distill_bench.sample.run import sample
+from distill_bench.teachers.kinds import read_teacher
 from distill_bench.testing.checks import check_optimiser_steps, check_resume
 from distill_bench.testing.runs import Runs
 from distill_bench.train.loop import train
@@ -59,6 +60,20 @@ def test_the_teacher_is_the_best_denoiser_of_its_data(pipeline):
     posterior = torch.linalg.inv(torch.linalg.inv(pipeline.covariance) + (0.4 / 0.6) ** 2 * eye)
     variance = float(torch.trace(posterior) / 16)
     assert float(error.square().mean()) == pytest.approx(variance, rel=0.03)
+
+
+def test_a_teacher_is_loaded_frozen_and_to_the_asked_device(pipeline):
+    """The meta device stands for a GPU."""
+
+    class Rows:
+        def every(self) -> dict[str, torch.Tensor]:
+            return {"x0": torch.zeros(3, *pipeline.shape), "text": torch.zeros(3, 1, 4)}
+
+    loaded = read_teacher(pipeline.folder).load(torch.device("meta"))
+    assert not any(p.requires_grad for p in loaded.transformer.parameters())
+    samples = loaded.exact_fake_score(loaded.student(), torch.ones(1), "ode", [0], Rows()).samples
+    for tensor in (*loaded.transformer.parameters(), samples.x0, samples.text):
+        assert tensor.device == loaded.device == torch.device("meta")
 
 
 def test_guidance_moves_only_the_mean(pipeline):

@@ -293,11 +293,11 @@ def test_a_teacher_shows_its_latents_as_grey_squares(pipeline):
     assert pipeline.facts(None, student_sigmas(1, 2.0), "ode", 1.0) == {}
 
 
-@pytest.mark.parametrize("stepping", ["renoise", "ode"])
+@pytest.mark.parametrize("stepping", ["renoise", "ode", 0.6])
 def test_levels_and_texts_of_single_precision_give_moments_in_that_of_the_student(
     stepping, moments
 ):
-    block, sigmas = LinearBlock(**moments), student_sigmas(3, 3.0)
+    block, sigmas = LinearBlock(**moments), student_sigmas(5, 0.5)
     text = torch.tensor([[0.3, -0.7], [1.0, 0.0]])
     single = step_moments(block, sigmas, stepping, text)
     double = step_moments(block, sigmas.double(), stepping, text.double())
@@ -305,7 +305,7 @@ def test_levels_and_texts_of_single_precision_give_moments_in_that_of_the_studen
         for value, expected in zip(*parts, strict=True):
             assert value.dtype == torch.float64
             torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-    assert [len(mean) for mean, _ in single] == [2, 2, 2]
+    assert [len(mean) for mean, _ in single] == [2] * 5
 
 
 def test_real_latents_of_single_precision_give_densities_in_that_of_the_student(moments):
@@ -320,15 +320,15 @@ def test_real_latents_of_single_precision_give_densities_in_that_of_the_student(
         assert part.log_weight.exp().tolist() == rows.tolist(), "rows of another text do not count"
 
 
-def test_closed_forms_stay_on_the_device_of_their_inputs(moments):
+def test_predictions_stay_on_the_device_and_in_the_precision_of_their_inputs(moments):
     """The meta device stands for a GPU: it refuses tensors of the processor."""
     net = FlatNetwork(LinearBlock(**moments)).to("meta")
     text, x_t = torch.eye(E, device="meta"), torch.zeros(E, D, 1, 1, 1, device="meta")
     sigmas = student_sigmas(3, 3.0).to("meta")
     samples = [RolloutSamples(sigmas, stepping, [0, 2]) for stepping in ("renoise", "ode", 0.6)]
     for density in (*samples, DataSamples(sigmas, [0, 2], x_t.flatten(1), text)):
-        exact = ExactFakeScore(net, density)
-        assert exact(x_t, sigmas[:E], text[:, None]).device.type == "meta"
+        x0_fake = ExactFakeScore(net, density)(x_t, sigmas[:E], text[:, None])
+        assert (x0_fake.device, x0_fake.dtype) == (x_t.device, torch.float32)
 
 
 # ---- divergences
