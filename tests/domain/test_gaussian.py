@@ -76,6 +76,14 @@ def test_a_teacher_is_loaded_frozen_and_to_the_asked_device(pipeline):
         assert tensor.device == loaded.device == torch.device("meta")
 
 
+def test_levels_below_zero_and_above_one_count_as_these_in_any_precision(pipeline):
+    block, text = pipeline.student().double().blocks[0], torch.eye(4).double()
+    inside = block.at(torch.tensor([0.0, 0.3, 1.0, 1.0]).double(), text)
+    beyond = block.at(torch.tensor([-0.1, 0.3, 1.0, 1.2]), text)
+    for part, expected in zip(beyond, inside, strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_guidance_moves_only_the_mean(pipeline):
     text, null = pipeline.encode_text(["component 2", ""]).split(1)
     x_t = torch.randn(1, *pipeline.shape, generator=torch.Generator().manual_seed(1))
