@@ -11,6 +11,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
 from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.domain.gaussian_teacher import main
 from distill_bench.eval.exact_divergence import ExactDivergence, fisher, kl, wasserstein
 from distill_bench.evaluate.score import evaluate
 from distill_bench.networks.denoiser import Denoiser, Guided
@@ -74,6 +75,17 @@ def test_a_teacher_is_loaded_frozen_and_to_the_asked_device(pipeline):
     samples = loaded.exact_fake_score(loaded.student(), torch.ones(1), "ode", [0], Rows()).samples
     for tensor in (*loaded.transformer.parameters(), samples.x0, samples.text):
         assert tensor.device == loaded.device == torch.device("meta")
+
+
+def test_the_command_without_options_writes_the_teacher_of_the_package_again(tmp_path, pipeline):
+    """Up to rounding, and in a folder that exists or not."""
+    out, marker = tmp_path / "teachers" / "again", "gaussian.json"
+    assert main(["--out", str(out)]) == main(["--out", str(out)]) == 0
+    assert (out / marker).read_bytes() == (pipeline.folder / marker).read_bytes()
+    written = read_teacher(out).load(torch.device("cpu"))
+    assert (written.shape, written.prompts()) == (pipeline.shape, pipeline.prompts())
+    for name in ("mean", "shifts", "covariance"):
+        torch.testing.assert_close(getattr(written, name), getattr(pipeline, name))
 
 
 def test_levels_below_zero_and_above_one_count_as_these_in_any_precision(pipeline):

@@ -236,17 +236,6 @@ def test_a_written_teacher_has_the_asked_shape_and_spectrum(tmp_path):
     assert json.loads((tmp_path / "0" / "gaussian.json").read_text())["condition"] == 30.0
 
 
-def test_the_command_without_options_writes_the_teacher_of_the_package_again(tmp_path, pipeline):
-    """Up to rounding, and in a folder that exists or not."""
-    out, marker = tmp_path / "teachers" / "again", "gaussian.json"
-    assert main(["--out", str(out)]) == main(["--out", str(out)]) == 0
-    assert (out / marker).read_bytes() == (pipeline.folder / marker).read_bytes()
-    written = read_teacher(out).load(torch.device("cpu"))
-    assert (written.shape, written.prompts()) == (pipeline.shape, pipeline.prompts())
-    for name in ("mean", "shifts", "covariance"):
-        torch.testing.assert_close(getattr(written, name), getattr(pipeline, name))
-
-
 def test_the_command_writes_the_teacher_of_its_options(tmp_path, capsys):
     """Same bytes; without options, those of four frames of 2x2, four prompts, condition 20."""
     given = ["--frames", "3", "--size", "1", "--prompts", "2", "--condition", "5.5", "--seed", "7"]
@@ -325,6 +314,8 @@ def test_predictions_stay_on_the_device_and_in_the_precision_of_their_inputs(mom
     net = FlatNetwork(LinearBlock(**moments)).to("meta")
     text, x_t = torch.eye(E, device="meta"), torch.zeros(E, D, 1, 1, 1, device="meta")
     sigmas = student_sigmas(3, 3.0).to("meta")
+    teacher = GaussianBlock(**moments).to("meta")
+    assert step_moments(teacher, sigmas, "ode", text)[-1][1].device == x_t.device
     samples = [RolloutSamples(sigmas, stepping, [0, 2]) for stepping in ("renoise", "ode", 0.6)]
     for density in (*samples, DataSamples(sigmas, [0, 2], x_t.flatten(1), text)):
         x0_fake = ExactFakeScore(net, density)(x_t, sigmas[:E], text[:, None])
