@@ -213,8 +213,14 @@ def _student_folder(data: Mapping[str, Any]) -> Path | None:
     """Folder of the pipeline that the student starts from; None for the teacher's."""
     if data.get("student") is None:
         return None
+    name = str(data["student"])
+    if name.startswith("run:"):
+        run = name.removeprefix("run:")
+        raise ConfigError(
+            f"student {name!r}: to start from the student of a run, write init: {run}"
+        )
     try:
-        return find_teacher(str(data["student"])).folder
+        return find_teacher(name).folder
     except ValueError as error:
         raise ConfigError(f"student: {error}") from error
 

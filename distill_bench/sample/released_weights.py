@@ -5,10 +5,11 @@ that codes put around a network (`model.`, `_fsdp_wrapped_module.`) are removed.
 """
 
 import json
+import math
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,9 +31,10 @@ STUDENTS = ("generator_ema", "ema", "generator", "student", "model", "state_dict
 LORA = re.compile(
     r"(.+)\.(lora_A|lora_B|lora_down|lora_up|alpha|diff|diff_b)(\.default)?(\.weight)?"
 )
-FACTORS = {"lora_A", "lora_B", "lora_down", "lora_up"}
+FACTORS = {"lora_down": "lora_A", "lora_up": "lora_B"}  # names of other codes -> diffusers'
 LORA_METADATA = "lora_adapter_metadata"  # of diffusers' LoRA files: rank and alpha
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 def load_released(path: Path, teacher: Path) -> nn.Module:
@@ -65,21 +67,23 @@ def check_released(path: Path, teacher: Path) -> None:
     Raises:
         TeacherError: if the file is missing or unreadable, or its weights do not fit.
     """
+    architecture = architecture_of(teacher)
     if path.is_dir():
-        _check_pipeline(path)
+        _check_pipeline(path, architecture)
         return
-    architecture, expected = architecture_of(teacher), weight_shapes(teacher / "transformer")
+    expected = weight_shapes(teacher / "transformer")
     shapes = _shapes_in_file(path)
     names = _diffusers_names(shapes, architecture)
     if is_lora(shapes):
         _check_one_transformer(architecture, path)
-        _check_layers(names.values(), expected, path)
+        _check_layers({names[name]: shape for name, shape in shapes.items()}, expected, path)
     elif expected:  # an outline has no weights
         check_names({names[name]: shape for name, shape in shapes.items()}, expected, path)
 
 
-def _check_pipeline(folder: Path) -> None:
-    reason = architecture_of(folder).mismatch()
+def _check_pipeline(folder: Path, teacher: Architecture) -> None:
+    architecture = architecture_of(folder)
+    reason = architecture.mismatch() or teacher.unlike(architecture)
     if reason is not None:
         raise TeacherError(f"{folder}: {reason}")
     for part in transformer_folders(folder):
@@ -182,25 +186,58 @@ def _without_wrappers(name: str) -> str:
 # --- LoRA ---
 
 
-def _check_layers(names: Collection[str], expected: Iterable[str], path: Path) -> None:
-    """Raise TeacherError unless every entry of a LoRA file belongs to a layer of the network."""
+def _by_layer(entries: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Entries of a LoRA file by layer and kind: factor, `alpha`, or change of weight or bias."""
+    parts: dict[str, dict[str, T]] = {}
+    for name, entry in entries.items():
+        if match := LORA.fullmatch(name):
+            parts.setdefault(match[1], {})[FACTORS.get(match[2], match[2])] = entry
+    return parts
+
+
+def _check_layers(found: Mapping[str, Shape], expected: Mapping[str, Shape], path: Path) -> None:
+    """Raise TeacherError unless every entry of a LoRA file fits a layer of the network.
+
+    Args:
+        found: shapes of the entries, by diffusers' names.
+        expected: shapes of the network's weights; empty if they are unknown.
+        path: the file.
+    """
     layers = {name.rpartition(".")[0] for name in expected}
     unknown = sorted(
-        name for name in names if not (match := LORA.fullmatch(name)) or match[1] not in layers
+        name for name in found if not (match := LORA.fullmatch(name)) or match[1] not in layers
     )
+    fault = f"{path} does not fit the teacher's transformer"
+    advice = "name a LoRA of the teacher's architecture and size"
     if unknown and layers:
         raise TeacherError(
-            f"{path} does not fit the teacher's transformer: {len(unknown)} entries belong to no "
-            f"layer of it, e.g. {unknown[0]}; name a LoRA of the teacher's architecture"
+            f"{fault}: {len(unknown)} entries belong to no layer of it, e.g. {unknown[0]}; {advice}"
         )
-    factors = Counter(
-        match[1] for name in names if (match := LORA.fullmatch(name)) and match[2] in FACTORS
-    )
-    if halves := sorted(layer for layer, count in factors.items() if count != 2):
+    parts = _by_layer(found)
+    if halves := sorted(
+        layer for layer, part in parts.items() if ("lora_A" in part) != ("lora_B" in part)
+    ):
         raise TeacherError(
             f"{path} has one factor of two for {len(halves)} layers, e.g. {halves[0]}: it is cut "
             "off; save or download it again"
         )
+    if layers and (unlike := sorted(x for x in parts if not _fits(x, parts[x], expected))):
+        raise TeacherError(
+            f"{fault}: its entries for {len(unlike)} layers have another shape, e.g. for "
+            f"{unlike[0]}; {advice}"
+        )
+
+
+def _fits(layer: str, part: Mapping[str, Shape], expected: Mapping[str, Shape]) -> bool:
+    """True if the entries of a layer can be added to its weight and bias."""
+    weight, bias = (expected.get(f"{layer}.{kind}") for kind in ("weight", "bias"))
+    if part.get("diff", weight) != weight or part.get("diff_b", bias) != bias:
+        return False
+    if "lora_A" not in part:
+        return True
+    down, up = part["lora_A"], part["lora_B"]
+    own = up[0], math.prod(up[1:]), math.prod(down[1:])
+    return weight is not None and own == (weight[0], down[0], math.prod(weight[1:]))
 
 
 @torch.no_grad()
@@ -212,16 +249,12 @@ def _merge_lora(
     Entries `diff` and `diff_b` are added to weight and bias.
     """
     names = _diffusers_names(weights, net.architecture)
+    entries = {names[name]: tensor.float() for name, tensor in weights.items()}
     state = net.state_dict()
-    _check_layers(names.values(), state, path)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in weights.items():
-        match = LORA.fullmatch(names[name])
-        kind = {"lora_down": "lora_A", "lora_up": "lora_B"}.get(match[2], match[2])
-        parts.setdefault(match[1], {})[kind] = tensor.float()
+    _check_layers({name: tuple(x.shape) for name, x in entries.items()}, _shapes(net), path)
     stated = _stated_alpha(metadata)
-    for layer, part in parts.items():
-        if "lora_A" in part and "lora_B" in part:
+    for layer, part in _by_layer(entries).items():
+        if "lora_A" in part:
             down, up = part["lora_A"], part["lora_B"]
             alpha = float(part["alpha"]) if "alpha" in part else stated or len(down)
             weight = state[f"{layer}.weight"]

@@ -1,7 +1,9 @@
-"""The GPU benchmark runs on a CPU at a tiny size and writes its whole table."""
+"""The GPU benchmarks run on a CPU, updates at a tiny size, and give their whole tables."""
 
 import gpu
+import gpu_scores
 import pytest
+import torch
 
 
 @pytest.mark.slow
@@ -33,11 +35,29 @@ def test_the_benchmark_ends_with_its_table(tmp_path, capsys):
         assert float(cells["predicted, GiB"]) > 0
 
 
-def test_without_a_gpu_the_benchmark_ends_with_a_message(capsys):
-    import torch
-
+@pytest.mark.parametrize("benchmark", [gpu, gpu_scores])
+def test_without_a_gpu_the_benchmark_ends_with_a_message(benchmark, capsys):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(SystemExit) as ended:
-        gpu.main([])
+        benchmark.main([])
     assert ended.value.code == 2 and "no GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_scores_of_a_device_are_compared_with_the_processors(capsys):
+    assert gpu_scores.main(["--device=cpu", "--cases", "dino_similarity"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line == "| dino_similarity | cpu | 0 | 0 |"
+
+
+def test_differences_are_shares_of_the_tolerances():
+    """Features 2e-4 of their norm apart; a score by 0.3 %, and one near 0 by half of 1e-4."""
+    rows = {"own a": torch.ones(3, 4), "teacher b": torch.ones(2, 4)}
+    moved = rows | {"teacher b": rows["teacher b"] * (1 + 2e-4)}
+    one = gpu_scores.Scored({"fvd": 2.0, "kvd": 0.0}, rows, frozenset())
+    other = gpu_scores.Scored({"fvd": 2.006, "kvd": 5e-5}, moved, frozenset())
+    assert gpu_scores.differences(one, other) == pytest.approx((2, 3), rel=1e-2)
+    flow = {"motion": 1.0}
+    one, other = (gpu_scores.Scored(flow, x, frozenset()) for x in (rows, moved))
+    assert gpu_scores.differences(one, other) == pytest.approx((0.2, 0), rel=1e-2)

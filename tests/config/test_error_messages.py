@@ -18,6 +18,7 @@ RUN_KEYS = [
     ("nfe: 0", "nfe = 0"),
     ("stepping: euler", "stepping = 'euler'"),
     ("teacher: /nowhere", "no teacher '/nowhere'"),
+    ("student: run:dmd2-s0-1", "to start from the student of a run, write init: dmd2-s0-1"),
     ("sigma_min: 0.99", "sigma_min 0.99 must be below sigma_max 0.98"),
     ("accumulation: 3", "batch_size 8 must be a multiple of accumulation 3"),
     ("protocol: {evaluators: [fvdd]}", "no evaluator called 'fvdd' (did you mean 'fvd'?)"),

@@ -1,7 +1,6 @@
 """Networks of evaluators on a device: what moves there, in which batches, and what is recorded."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from clip_folders import write_sampled
 from fake_gpu import NAME, fake_gpu
+from random_networks import write_clip
 from torch import Tensor, nn
 
 from distill_bench.cli import main
@@ -28,11 +28,6 @@ from distill_bench.sample import load_folder
 from distill_bench.sweep import prepare
 
 SMALL = (8, 3, 32, 32)
-CLIP_MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 class Logits(nn.Module):
@@ -71,15 +66,10 @@ class CentredMean(nn.Module):
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[nn.Module, tuple]]:
     """Networks of every kind with the shape of their clips; I3D's and RAFT's own are replaced."""
-    import open_clip
     from transformers import VideoMAEConfig, VideoMAEModel
 
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": CLIP_MODEL, "preprocess_cfg": {}})
-    )
-    torch.save(open_clip.CLIP(**CLIP_MODEL).state_dict(), folder / "open_clip_pytorch_model.bin")
     videomae = VideoMAEConfig(
         image_size=32,
         patch_size=16,
@@ -93,7 +83,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[nn.Mod
     torch.jit.script(nn.Identity()).save(str(folder / "i3d.pt"))
     i3d = load_extractor(f"i3d-k400-logits-400:{folder}/i3d.pt").net
     i3d.net = Logits()
-    published = open_clip_model(f"local-dir:{folder}").embed
+    published = open_clip_model(f"local-dir:{write_clip(folder)}").embed
     return {
         "classifier": (load_extractor("indomain-r2p1-cls").net, SMALL),
         "random": (load_extractor("random-r2p1").net, (3, 3, 80, 96)),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from preprocessing_mistakes import RESIZED, SCALED, resized
+from random_networks import RandomLogits
 from textures import textured_clips
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -23,26 +24,6 @@ from distill_bench.evaluator import Clips
 TOLERANCE = 1e-5  # relative
 CAUGHT = 20 * TOLERANCE  # the least error of a planted mistake
 N = 4  # clips per set
-
-
-class RandomLogits(nn.Module):
-    """Small random network with the signature of the published i3d_torchscript.pt."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv3d(3, 16, (3, 7, 7), (2, 6, 6)),
-            nn.ReLU(),
-            nn.Conv3d(16, 32, (2, 3, 3), (2, 2, 2)),
-            nn.ReLU(),
-        )
-        self.out = nn.Linear(32, 400)
-
-    def forward(
-        self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = True
-    ) -> Tensor:
-        assert x.shape[1] == 3 and not rescale and not resize and return_features
-        return 10 * self.out(self.body(x).mean([2, 3, 4]))
 
 
 class Features(nn.Module):

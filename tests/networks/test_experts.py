@@ -32,6 +32,8 @@ from distill_bench.noise import GuidanceByLevel, teacher_sigmas
 from distill_bench.rollout import euler
 from distill_bench.sample.sampler import Sampler, levels
 from distill_bench.sweep.manifest import open_sweep
+from distill_bench.teachers.experts import guidance_of
+from distill_bench.teachers.folder import TeacherError
 from distill_bench.train import extras
 from distill_bench.train.setup import build_from
 
@@ -154,6 +156,18 @@ def test_training_and_the_teachers_clips_guide_each_expert_by_its_own_scale(a14b
         for scale in (2.0, equal, below)
     )
     assert number == equally != 0 and none == 0
+
+
+def test_experts_of_another_pipeline_are_guided_at_their_own_boundary(a14b, tiny_wan):
+    """A row that was trained elsewhere may have another boundary than the teacher."""
+    net, scales = load_networks(a14b), {"high_noise": 4.0, "low_noise": 3.0}
+    teachers = GuidanceByLevel(4.0, 3.0, net.boundary)
+    assert guidance_of(scales, str(a14b)) == guidance_of(scales, str(a14b), net) == teachers
+    net.boundary = 0.5
+    assert guidance_of(scales, str(a14b), net) == GuidanceByLevel(4.0, 3.0, 0.5)
+    assert guidance_of(2.5, str(tiny_wan)) == 2.5
+    with pytest.raises(TeacherError, match="has one network; write a number"):
+        guidance_of(scales, str(tiny_wan))
 
 
 def test_ode_pairs_are_guided_by_the_scale_of_each_step_s_expert(a14b, tmp_path, monkeypatch):

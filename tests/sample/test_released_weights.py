@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from export_runs import load_pipe, sample_pipe
+from released_names import FASTVIDEO, ORIGINAL, lora, refusal, renamed
 from runs import TINY_RUN
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from distill_bench.config.resolve import load_run, resolve
+from distill_bench.config.resolve import resolve
 from distill_bench.config.rows.row import ReleasedRow, released_rows
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.export import harness_draws
@@ -21,51 +23,6 @@ from distill_bench.sample.load_folder import load_clips
 from distill_bench.sample.released_weights import check_released, load_released
 from distill_bench.sample.rows import sample_row
 from distill_bench.teachers.folder import TeacherError
-
-# diffusers' name -> the name in Wan-Video/Wan2.1, wan/modules/model.py, which Self-Forcing and
-# LightX2V keep
-ORIGINAL = [
-    (r"^condition_embedder.time_embedder.linear_1", "time_embedding.0"),
-    (r"^condition_embedder.time_embedder.linear_2", "time_embedding.2"),
-    (r"^condition_embedder.text_embedder.linear_1", "text_embedding.0"),
-    (r"^condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-    (r"^condition_embedder.time_proj", "time_projection.1"),
-    (r"^scale_shift_table", "head.modulation"),
-    (r"^proj_out", "head.head"),
-    (r"(blocks.\d+.)attn1.to_out.0", r"\1self_attn.o"),
-    (r"(blocks.\d+.)attn1.to_", r"\1self_attn."),
-    (r"(blocks.\d+.)attn1.norm_", r"\1self_attn.norm_"),
-    (r"(blocks.\d+.)attn2.to_out.0", r"\1cross_attn.o"),
-    (r"(blocks.\d+.)attn2.to_", r"\1cross_attn."),
-    (r"(blocks.\d+.)attn2.norm_", r"\1cross_attn.norm_"),
-    (r"(blocks.\d+.)norm2", r"\1norm3"),
-    (r"(blocks.\d+.)ffn.net.0.proj", r"\1ffn.0"),
-    (r"(blocks.\d+.)ffn.net.2", r"\1ffn.2"),
-    (r"(blocks.\d+.)scale_shift_table", r"\1modulation"),
-]
-# diffusers' name -> FastVideo's, fastvideo/configs/models/dits/wanvideo.py
-FASTVIDEO = [
-    (r"^patch_embedding", "patch_embedding.proj"),
-    (r"text_embedder.linear_1", "text_embedder.fc_in"),
-    (r"text_embedder.linear_2", "text_embedder.fc_out"),
-    (r"time_embedder.linear_1", "time_embedder.mlp.fc_in"),
-    (r"time_embedder.linear_2", "time_embedder.mlp.fc_out"),
-    (r"condition_embedder.time_proj", "condition_embedder.time_modulation.linear"),
-    (r"(blocks.\d+.)attn1.to_out.0", r"\1to_out"),
-    (r"(blocks.\d+.)attn1.(to_|norm_)", r"\1\2"),
-    (r"(blocks.\d+.)attn2.to_out.0", r"\1attn2.to_out"),
-    (r"(blocks.\d+.)ffn.net.0.proj", r"\1ffn.fc_in"),
-    (r"(blocks.\d+.)ffn.net.2", r"\1ffn.fc_out"),
-    (r"(blocks.\d+.)norm2", r"\1self_attn_residual_norm.norm"),
-]
-
-
-def renamed(name: str, table: list[tuple[str, str]]) -> str:
-    for pattern, new in table:
-        name, count = re.subn(pattern, new, name)
-        if count:
-            break
-    return name
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +48,11 @@ def assert_loads(path: Path, tiny_wan: Path, weights: dict[str, torch.Tensor]) -
         (ORIGINAL, ""),
         (ORIGINAL, "model.diffusion_model."),
         (FASTVIDEO, ""),
+        ([], "base_model.model._orig_mod."),
+        (ORIGINAL, "module.student."),
+        ([], "generator._checkpoint_wrapped_module."),
     ],
-    ids=["diffusers", "diffusers, prefix", "LightX2V", "ComfyUI", "FastVideo"],
+    ids=["diffusers", "prefix", "LightX2V", "ComfyUI", "FastVideo", "peft", "DDP", "checkpointed"],
 )
 def test_a_transformers_weights_load_by_any_codes_names(table, prefix, tiny_wan, weights, tmp_path):
     path = tmp_path / "weights.safetensors"
@@ -121,18 +81,13 @@ def test_a_training_checkpoint_of_self_forcing_gives_its_moving_average(
     assert_loads(path, tiny_wan, weights)
 
 
-def refusal(tensors: dict[str, torch.Tensor], folder: Path, tiny_wan: Path) -> str:
-    """The message with which weights are refused, before and after they are loaded."""
-    path = folder / "weights.safetensors"
-    save_file(tensors, path)
-    messages = set()
-    for call in (check_released, load_released):
-        with pytest.raises(TeacherError) as error:
-            call(path, tiny_wan)
-        messages.add(str(error.value))
-    (message,) = messages
-    assert "\n" not in message
-    return message
+@pytest.mark.parametrize("entry", ["ema", "generator", "student", "model", "state_dict"])
+def test_the_student_of_any_codes_checkpoint_is_found(entry, tiny_wan, weights, tmp_path):
+    """A moving average is preferred; optimizer and discriminator stay aside."""
+    path, others = tmp_path / "state.pt", {name: -tensor for name, tensor in weights.items()}
+    content = {"optimizer": {"step": 1}, entry: weights, "critic": others}
+    torch.save(content | ({"model": others} if entry == "ema" else {}), path)
+    assert_loads(path, tiny_wan, weights)
 
 
 def test_weights_that_do_not_fit_are_refused_by_a_line_that_names_them(tiny_wan, weights, tmp_path):
@@ -146,6 +101,16 @@ def test_weights_that_do_not_fit_are_refused_by_a_line_that_names_them(tiny_wan,
     assert f"1 weights have another shape, e.g. {name}" in message
     message = refusal({"a": torch.zeros(1)}, tmp_path, tiny_wan)
     assert "names are unknown, e.g. a" in message
+
+
+def test_a_pipeline_of_another_architecture_is_refused(tiny_wan, tmp_path):
+    """Its network would get the teacher's texts and latents."""
+    folder = Path(shutil.copytree(tiny_wan, tmp_path / "other"))
+    check_released(folder, tiny_wan)
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"text_dim": 16', '"text_dim": 24'))
+    with pytest.raises(TeacherError, match="its text width is 24, but that of the teacher"):
+        check_released(folder, tiny_wan)
 
 
 def test_files_that_hold_no_weights_are_refused(tiny_wan, tmp_path):
@@ -170,75 +135,6 @@ def test_a_checkpoint_in_the_format_of_old_versions_of_torch_loads(tiny_wan, wei
     path = tmp_path / "old.pt"
     torch.save(weights, path, _use_new_zipfile_serialization=False)
     assert_loads(path, tiny_wan, weights)
-
-
-def lora(original: bool, alpha: float | None) -> dict[str, torch.Tensor]:
-    """A LoRA of rank 2 on two layers."""
-    draw = torch.Generator().manual_seed(1)
-    layers = {"blocks.0.attn1.to_q": (24, 24), "blocks.1.ffn.net.0.proj": (32, 24)}
-    entries = {}
-    for layer, (out, inputs) in layers.items():
-        name = f"diffusion_model.{renamed(layer, ORIGINAL)}" if original else f"transformer.{layer}"
-        a, b = ("lora_down", "lora_up") if original else ("lora_A", "lora_B")
-        entries[f"{name}.{a}.weight"] = torch.randn(2, inputs, generator=draw)
-        entries[f"{name}.{b}.weight"] = torch.randn(out, 2, generator=draw)
-        if alpha is not None:
-            entries[f"{name}.alpha"] = torch.tensor(alpha)
-    return entries
-
-
-@pytest.mark.parametrize("original", [False, True], ids=["diffusers", "LightX2V"])
-@pytest.mark.parametrize("alpha", [None, 6.0])
-def test_a_lora_is_added_to_the_teachers_weights(original, alpha, tiny_wan, tmp_path):
-    entries = lora(original, alpha)
-    path = tmp_path / "lora.safetensors"
-    save_file(entries, path)
-    check_released(path, tiny_wan)
-    before = load_transformer(tiny_wan).state_dict()
-    after = load_released(path, tiny_wan).state_dict()
-    a, b = (
-        tensor
-        for name, tensor in entries.items()
-        if "to_q" in name or "self_attn.q" in name
-        if not name.endswith("alpha")
-    )
-    scale = 1.0 if alpha is None else alpha / 2
-    name = "blocks.0.attn1.to_q.weight"
-    torch.testing.assert_close(after[name], before[name] + scale * b @ a)
-    changed = [key for key in after if not torch.equal(after[key], before[key])]
-    assert changed == [name, "blocks.1.ffn.net.0.proj.weight"]
-
-
-def test_a_lora_of_another_network_is_refused(tiny_wan, tmp_path):
-    entries = {name.replace("blocks.1", "blocks.7"): t for name, t in lora(False, None).items()}
-    message = refusal(entries, tmp_path, tiny_wan)
-    assert "2 entries belong to no layer of it, e.g. blocks.7.ffn.net.0.proj.lora_A" in message
-
-
-def test_a_lora_that_lacks_a_factor_of_a_layer_is_refused(tiny_wan, tmp_path):
-    entries = lora(False, None)
-    del entries["transformer.blocks.0.attn1.to_q.lora_B.weight"]
-    message = refusal(entries, tmp_path, tiny_wan)
-    assert "has one factor of two for 1 layers, e.g. blocks.0.attn1.to_q" in message
-
-
-@pytest.mark.slow
-def test_an_exported_adapter_is_the_merged_export(make_run, tmp_path):
-    """Its alpha stands in the metadata of the file."""
-    from distill_bench.export import export
-    from distill_bench.train.loop import train
-
-    run = make_run("run", adapter={"rank": 2, "alpha": 6.0}, student_lr=0.05)
-    train(run)
-    merged = load_transformer(export(run, tmp_path / "merged")).state_dict()
-    file = export(run, tmp_path / "lora", lora=True) / "pytorch_lora_weights.safetensors"
-    assert len(load_file(file))
-    teacher = Path(load_run(run).teacher)
-    state = load_released(file, teacher).state_dict()
-    base = load_transformer(teacher).state_dict()
-    for name, weight in merged.items():
-        torch.testing.assert_close(state[name], weight, rtol=0, atol=1e-6)
-    assert any(not torch.allclose(state[name], base[name], atol=1e-3) for name in state)
 
 
 def pipe_frames(pipe: diffusers.WanPipeline, clips: list[tuple[str, int]]) -> np.ndarray:

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from distill_bench.teachers.architecture import Architecture, Call
 
+# Names that only Wan-Video/Wan2.1 has, and only FastVideo; a LoRA may change a few layers
+ORIGINAL = re.compile(
+    r"\.(self|cross)_attn\.|\.ffn\.\d|^(time|text)_(embedding|projection)\.|^head\."
+)
+FASTVIDEO = re.compile(
+    r"\.fc_(in|out)\.|\.self_attn_residual_norm\.|^blocks\.\d+\.(to_[qkv]|to_out|norm_[qk])\."
+)
 # Names in FastVideo -> diffusers (hao-ai-lab/FastVideo, fastvideo/configs/models/dits/wanvideo.py)
-FASTVIDEO_MARK = "self_attn_residual_norm"
 FROM_FASTVIDEO = (
     (r"^patch_embedding\.proj\.", "patch_embedding."),
     (r"\.text_embedder\.fc_in\.", ".text_embedder.linear_1."),
@@ -59,7 +65,7 @@ class Wan(Architecture):
         return call(x_t, timestep, text)
 
     def diffusers_names(self, names: list[str]) -> dict[str, str]:
-        if any(".self_attn." in name for name in names):
+        if any(ORIGINAL.search(name) for name in names):
             from diffusers.loaders.single_file_utils import (  # takes seconds
                 convert_wan_transformer_to_diffusers,
             )
@@ -67,7 +73,7 @@ class Wan(Architecture):
             # diffusers renames a mapping of weights; here each weight stands for its own name
             renamed = convert_wan_transformer_to_diffusers({name: name for name in names})
             return {name: new for new, name in renamed.items()}
-        if any(FASTVIDEO_MARK in name for name in names):
+        if any(FASTVIDEO.search(name) for name in names):
             return {name: _from_fastvideo(name) for name in names}
         return super().diffusers_names(names)
 

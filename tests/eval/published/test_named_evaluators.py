@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from clip_folders import write_sampled
-from random_weights import random_weights
+from random_networks import write_dinov3, write_video_transformers
 
 from distill_bench.cli import main
 from distill_bench.domain import controls
@@ -58,25 +58,10 @@ def corrupted(clips: Clips) -> Clips:
     return dataclasses.replace(clips, frames=((clips.frames + noise) // 2).astype(np.uint8))
 
 
-def weights(folder: Path) -> tuple[str, str]:
-    """Tiny networks: the file for CD-FVD and the folder for JEDi."""
-    encoder = random_weights(REFERENCE["encoder"], 0.15)
-    torch.save({"target_encoder": encoder}, folder / "vith16.pth.tar")
-    probe = random_weights(REFERENCE["probe"], 0.15)
-    torch.save({"classifier": probe}, folder / "ssv2-probe.pth.tar")
-    shapes = {
-        name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: shape
-        for name, shape in REFERENCE["encoder"].items()
-        if name != "pos_embed"
-    }
-    torch.save(random_weights(shapes, 0.15), folder / "videomae.pth")
-    return f"{folder}/videomae.pth", str(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cd_fvd", "jedi"])
 def test_held_out_clips_are_nearer_to_the_teachers_than_noisy_ones(name, tmp_path):
-    file, folder = weights(tmp_path)
+    file, folder = write_video_transformers(tmp_path)
     evaluator = {
         "cd_fvd": CDFVD(weights=file, resamples=2),
         "jedi": JEDi(weights=folder, resamples=2),
@@ -126,14 +111,7 @@ def test_similarity_is_the_mean_cosine_of_a_prompts_clips():
 
 @pytest.mark.slow
 def test_clips_that_repeat_across_seeds_are_more_similar(tmp_path, monkeypatch):
-    from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = DINOv3ViTConfig(patch_size=16, intermediate_size=48, initializer_range=0.3, **sizes)
-    DINOv3ViTModel(config).save_pretrained(tmp_path)
-    DINOv3ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    evaluator = DINOSimilarity(weights=str(tmp_path))
+    evaluator = DINOSimilarity(weights=str(write_dinov3(tmp_path)))
     clips = rendered(0)
     (varied,) = evaluator.scores(clips, {})
     repeated = Clips(np.repeat(clips.frames[::2], 2, axis=0), clips.prompts, clips.seeds)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_weights import random_weights
+from random_networks import VIDEOALIGN, write_videoalign
 from textures import textured_clips
-from tiny_qwen2_vl import write_tiny_qwen2_vl
 
 from distill_bench.eval.videoalign import VideoAlign
 from distill_bench.evaluate import video_reward
@@ -23,33 +22,6 @@ REFERENCE = json.loads(
 )
 PROMPTS = ["a red circle moving left", "a {braced} Bird, très vite"]
 TOLERANCE, CAUGHT = 2e-5, 4e-4
-CONFIG = {
-    "data_config": {
-        "eval_dim": ["VQ", "MQ", "TA"],
-        "prompt_template_type": "detailed_special",
-        "sample_type": "uniform",
-        "num_frames": None,
-        "fps": 2.0,
-        "max_frame_pixels": 448 * 448,
-    },
-    "model_config": {"output_dim": 1, "use_special_tokens": True, "reward_token": "special"},
-    "peft_lora_config": {
-        "lora_enable": True,
-        "use_rslora": False,
-        "lora_r": 4,
-        "lora_alpha": 8,
-    },
-}
-
-
-def write_model(folder: Path, config: dict = CONFIG) -> dict[str, str]:
-    """Write both folders; returns the settings of the evaluator."""
-    base = write_tiny_qwen2_vl(folder / "base")
-    (folder / "reward" / "checkpoint-7").mkdir(parents=True)
-    weights = random_weights(REFERENCE["shapes"], 0.15)
-    torch.save(weights, folder / "reward" / "checkpoint-7" / "model.pth")
-    (folder / "reward" / "model_config.json").write_text(json.dumps(config))
-    return {"weights": f"{folder}/reward", "base": f"{base}"}
 
 
 def clips(**changed) -> Clips:
@@ -60,7 +32,7 @@ def clips(**changed) -> Clips:
 
 @pytest.mark.slow
 def test_rewards_are_videoaligns_and_mistakes_are_caught(tmp_path, monkeypatch):
-    settings = write_model(tmp_path)
+    settings = write_videoalign(tmp_path)
     evaluator, sample = VideoAlign(**settings), clips(cache=tmp_path / "cache")
     assert evaluator.reason_to_skip(sample) is None
     scores = {score.column: score for score in evaluator.scores(sample, {})}
@@ -108,8 +80,8 @@ def test_rewards_are_videoaligns_and_mistakes_are_caught(tmp_path, monkeypatch):
             lambda self, **given: forward(self, **given | {"position_ids": positions}),
         )
         assert error() > CAUGHT
-    unscaled = dict(CONFIG, peft_lora_config=CONFIG["peft_lora_config"] | {"lora_alpha": 4})
-    other = write_model(tmp_path / "unscaled", unscaled)
+    unscaled = dict(VIDEOALIGN, peft_lora_config=VIDEOALIGN["peft_lora_config"] | {"lora_alpha": 4})
+    other = write_videoalign(tmp_path / "unscaled", unscaled)
     wrong, name = load_video_reward(other["weights"], other["base"])
     with torch.no_grad():
         assert (wrong(frames, PROMPTS[0], 12.0) - expected[0]).abs().max() > CAUGHT
@@ -135,11 +107,11 @@ def test_other_models_and_missing_files_end_in_one_line(tmp_path):
         ValueError, match=r"needs model_config.json and one checkpoint-\*/model.pth"
     ):
         load_video_reward(f"{tmp_path}/empty", "")
-    other = dict(CONFIG, model_config=CONFIG["model_config"] | {"reward_token": "last"})
-    settings = write_model(tmp_path / "other", other)
+    other = dict(VIDEOALIGN, model_config=VIDEOALIGN["model_config"] | {"reward_token": "last"})
+    settings = write_videoalign(tmp_path / "other", other)
     with pytest.raises(ValueError, match="reward_token is 'last'; only 'special' is known"):
         load_video_reward(settings["weights"], settings["base"])
-    settings = write_model(tmp_path / "foreign")
+    settings = write_videoalign(tmp_path / "foreign")
     torch.save(
         {"a": torch.zeros(2)}, tmp_path / "foreign" / "reward" / "checkpoint-7" / "model.pth"
     )

@@ -1,0 +1,122 @@
+"""Scores and features on a GPU against those on the processor: `make bench-gpu`.
+
+Every evaluator with a network scores the same clips on both, with random weights of the real
+classes or with the shipped weights. Prints the largest differences of features and scores as shares
+of the tolerances of eval/README.md, and fails if one is above 1. `--device cpu` tries the command.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    ROOT = Path(__file__).parents[2]
+    sys.path[:0] = [str(ROOT / path) for path in ("", "tests/helpers", "tests/references")]
+
+import torch
+from clip_folders import write_sampled
+from random_networks import RANDOM, write_textures
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distill_bench.evaluate.score import evaluate
+
+SHIPPED = "shipped networks"
+CASES = (*RANDOM, SHIPPED)
+FEATURES, OPTICAL_FLOW = 1e-4, 1e-3  # of the norm of all features
+RELATIVE, ABSOLUTE = 1e-3, 1e-4  # of a score
+
+
+@dataclass(frozen=True)
+class Case:
+    """Clips, and networks that score them."""
+
+    folder: Path
+    evaluators: list[str] | None  # None: all that have shipped networks
+    settings: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores by column, features by the name of their cache file, and the devices."""
+
+    scores: Mapping[str, float]
+    features: Mapping[str, Tensor]
+    devices: frozenset[str]
+
+
+def write_case(folder: Path, name: str) -> Case:
+    """Write textures and the networks of an evaluator, or shapes for the shipped networks.
+
+    Args:
+        folder: a new folder.
+        name: one of `CASES`.
+    """
+    if name == SHIPPED:
+        write_sampled(folder / "own", count=16)
+        write_sampled(folder / "teacher", first=100, count=16)
+        return Case(folder, None, {})
+    size = {"clips": 2, "frames": 3} if name == "motion" else {}  # RAFT is slow
+    write_textures(folder / "own", 0, **size)
+    write_textures(folder / "teacher", 100, **size)
+    return Case(folder, [name], {name: RANDOM[name](folder)})
+
+
+def score_on(device: str, case: Case) -> Scored:
+    """Scores and features on a device, named as by `distill-bench evaluate --device`."""
+    own, teacher, out = (case.folder / name for name in ("own", "teacher", "metrics.jsonl"))
+    out.unlink(missing_ok=True)
+    for place in (own, teacher):
+        shutil.rmtree(place / ".features", ignore_errors=True)
+    lines = evaluate(own, {"teacher": teacher}, case.evaluators, None, out, case.settings, device)
+    features = {
+        f"{place.name} {path.stem}": load_file(path)["features"]
+        for place in (own, teacher)
+        for path in (place / ".features").glob("*.safetensors")
+    }
+    scores = {line["column"]: line["value"] for line in lines}
+    return Scored(scores, features, frozenset(line["device"] for line in lines))
+
+
+def differences(one: Scored, other: Scored) -> tuple[float, float]:
+    """Largest difference of features, and of scores, as shares of their tolerances."""
+    assert one.features.keys() == other.features.keys() and one.scores.keys() == other.scores.keys()
+    of_features = OPTICAL_FLOW if "motion" in one.scores else FEATURES
+    features = [
+        float((other.features[name] - rows).norm() / rows.norm()) / of_features
+        for name, rows in one.features.items()
+    ]
+    scores = [
+        abs(other.scores[column] - value) / max(RELATIVE * abs(value), ABSOLUTE)
+        for column, value in one.scores.items()
+    ]
+    return max(features), max(scores)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a line per evaluator; returns 1 if a difference is above its tolerance."""
+    parser = argparse.ArgumentParser(prog="gpu_scores", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    options = parser.parse_args(argv)
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.exit(2, "gpu_scores: no GPU here; --device cpu shows that the command runs\n")
+    worst = 0.0
+    print("| networks of | device | features / tolerance | scores / tolerance |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.cases:
+            case = write_case(Path(folder) / name, name)
+            one, other = (score_on(place, case) for place in ("cpu", options.device))
+            shares = differences(one, other)
+            worst = max(worst, *shares)
+            cells = [name, ", ".join(sorted(other.devices)), *(f"{share:.2g}" for share in shares)]
+            print(f"| {' | '.join(cells)} |", flush=True)
+    return int(worst > 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
