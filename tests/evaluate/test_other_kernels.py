@@ -74,7 +74,7 @@ def test_other_kernels_give_the_scores_of_the_processors_own(name, tmp_path):
             features, scores = differences(own, score_on("cpu", case))
         assert features <= 1 and scores <= 1, (kernels.__name__, features, scores)
     with TensorFloat():
-        assert differences(own, score_on("cpu", case))[0] > 1
+        assert max(differences(own, score_on("cpu", case))) > 1
 
 
 @pytest.mark.slow
