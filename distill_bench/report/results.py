@@ -241,8 +241,17 @@ class Results:
 
     def marks(self, row: Row, column: str) -> list[int]:
         """Footnote numbers (from 1) of a row's score."""
-        cells = {(run_id, column) for run_id in row.runs["run_id"]}
-        return [i for i, (_, places) in enumerate(self.footnotes, 1) if cells & set(places)]
+        marks = (self._marks.get((run_id, column), ()) for run_id in row.runs["run_id"])
+        return sorted(set().union(*marks))
+
+    @cached_property
+    def _marks(self) -> dict[tuple[str, str], set[int]]:
+        """Run id and column -> footnote numbers."""
+        marks: dict[tuple[str, str], set[int]] = {}
+        for i, (_, places) in enumerate(self.footnotes, 1):
+            for place in places:
+                marks.setdefault(place, set()).add(i)
+        return marks
 
 
 def load(results: str | Path) -> Results:

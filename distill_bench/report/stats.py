@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import inf, isfinite, nan, sqrt
+from typing import Any
 
 import numpy as np
 from scipy import special  # not scipy.stats, which takes a second to import
@@ -19,6 +20,7 @@ CONFIDENCE = 0.95
 POWER = 0.8
 REPETITIONS = 4000
 MOST_SEEDS = 1000
+MOST_COVARIANCES = 500  # members of a bootstrap up to which covariances replace its resamples
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,13 @@ class Interval:
 
 
 def _interval(mean: float, error: float, dof: float, n: int, confidence: float) -> Interval:
-    half = float(special.stdtrit(dof, (1 + confidence) / 2)) * error
+    half = float(t_quantile(dof, confidence)) * error
     return Interval(mean, mean - half, mean + half, n, error, dof)
+
+
+def t_quantile(dof: Any, confidence: float = CONFIDENCE) -> Any:
+    """Half the width of Student's t interval in standard errors; `dof` may be an array."""
+    return special.stdtrit(dof, (1 + confidence) / 2)
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -137,9 +144,22 @@ def _resampled_variance(
     if len(place) < 2:
         return 0.0, 0
     member = [place[label] for label in labels]
-    shares = resampled_shares(len(place), seed)
-    means = shares @ np.bincount(member, values) / (shares @ np.bincount(member))
-    return float(means.var()) * len(place) / (len(place) - 1), len(place) - 1
+    sums, sizes = np.bincount(member, values), np.bincount(member)
+    if len(place) <= MOST_COVARIANCES and len(set(sizes)) == 1:
+        means = sums / sizes
+        centred = means - means.mean()  # so that equal values have a variance of 0
+        variance = max(0.0, float(centred @ _covariance(len(place), seed) @ centred))
+    else:
+        shares = resampled_shares(len(place), seed)
+        variance = float((shares @ sums / (shares @ sizes)).var())
+    return variance * len(place) / (len(place) - 1), len(place) - 1
+
+
+@cache
+def _covariance(n: int, seed: int) -> np.ndarray:
+    """Covariances of the members' shares over `resampled_shares`, (n, n)."""
+    shares = resampled_shares(n, seed)
+    return np.cov(shares, rowvar=False, ddof=0)
 
 
 @cache
@@ -176,8 +196,8 @@ def weighted_sum(
     common = [seed for seed in rows[0] if all(seed in row for row in rows)]
     if len({len(values) for row in rows for values in row.values()}) > 1:
         rows = [{seed: row[seed].mean(keepdims=True) for seed in common} for row in rows]
-    terms = list(zip(weights, rows, strict=True))
-    return np.array([sum(weight * row[seed] for weight, row in terms) for seed in common])
+    arrays = (np.array([row[seed] for seed in common]) for row in rows)
+    return sum(weight * array for weight, array in zip(weights, arrays, strict=True))
 
 
 def losses(values: Mapping[Hashable, np.ndarray], better: str) -> dict[Hashable, np.ndarray]:
@@ -253,7 +273,7 @@ def power(seeds: int, sd: float, gap: float, confidence: float = CONFIDENCE) -> 
         gap: the true difference.
     """
     shift = abs(gap) / sd * sqrt(seeds)
-    critical = special.stdtrit(seeds - 1, (1 + confidence) / 2)
+    critical = t_quantile(seeds - 1, confidence)
     bounds = critical * _chi_quantiles(seeds - 1)
     return float(np.mean(special.ndtr(shift - bounds) + special.ndtr(-bounds - shift)))
 
@@ -281,4 +301,13 @@ def seeds_needed(sd: float, gap: float, confidence: float = CONFIDENCE) -> int |
     # A normal test needs no more seeds than the t test.
     fewest = max(2, int((quantiles * sd / gap) ** 2))
     counts = range(fewest, MOST_SEEDS + 1)
-    return next((n for n in counts if power(n, sd, gap, confidence) >= POWER), None)
+    return next((n for n in counts if abs(gap) / sd >= _detectable(n, confidence)), None)
+
+
+@cache
+def _detectable(seeds: int, confidence: float) -> float:
+    """Smallest difference that seeds detect with 80 % power, in standard deviations of a seed's."""
+    from scipy import optimize  # takes half a second to import, and few commands need it
+
+    high = 10 * t_quantile(seeds - 1, confidence) / sqrt(seeds)
+    return optimize.brentq(lambda gap: power(seeds, 1.0, gap, confidence) - POWER, 0.0, high)

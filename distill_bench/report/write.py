@@ -60,7 +60,7 @@ def report(
     # Matplotlib takes a second to import, so it comes after every check.
     from distill_bench.report.figures.command import most_workers, plot
 
-    plot(folder, most_workers())
+    plot(folder, most_workers(), results)
     page = folder / "report.html"
     write_bytes(page, render_page(results, stored, folder).encode())
     write_bytes(folder / "digests.json", (json.dumps(digests(folder), indent=1) + "\n").encode())

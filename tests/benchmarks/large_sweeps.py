@@ -1,10 +1,12 @@
 """CPU seconds of planning, status, submission and report of large sweeps, and how they grow.
 
-    python tests/benchmarks/large_sweeps.py [plan status submission report]
+    python tests/benchmarks/large_sweeps.py [plan status submission report ...]
 
 `growth` is the ratio of the seconds per run at the larger size to those at the smaller: about 1 if
 the time is linear in the runs. The report's store holds copies of one real run's folder, with the
-ids, seeds and settings of a sweep and other scores.
+ids, seeds and settings of a sweep and other scores. `report` has one score and 5 seeds per row;
+`report-20` has the twelve scores of the mixture at four evaluations and 20 seeds per row,
+`report-1` the same with one seed.
 """
 
 import contextlib
@@ -36,10 +38,9 @@ from distill_bench.sweep.manifest import OpenSweep, open_sweep
 from distill_bench.sweep.prechecks import check_sweep
 from distill_bench.sweep.slurm.queue import Queue
 
-SEEDS = 5
 SIZES = {"plan": (1000, 10_000), "status": (1000, 10_000), "submission": (1000, 10_000)}
-SIZES["report"] = (250, 1000)
-LIMITS = {"plan": 5, "status": 5, "submission": 5, "report": 30}  # seconds at the larger size
+REPORTS = {"report": 5, "report-20": 20, "report-1": 1}  # seeds per row
+SIZES |= {"report": (250, 1000), "report-20": (200, 1000), "report-1": (200, 1000)}
 BASE = {
     "teacher": "gaussian",
     "student_updates": 8,
@@ -54,13 +55,18 @@ BASE = {
     "threads": 1,
     "protocol": {"clips": 4, "teacher_steps": 2, "evaluators": ["exact_divergence"]},
 }
+TWELVE_SCORES = {
+    "teacher": "mixture",
+    "protocol": {"clips": 40, "clips_per_prompt": 8, "teacher_steps": 2},
+}
 
 
-def sweep_file(folder: Path, runs: int) -> Path:
-    """A sweep of so many runs: two methods, five values of K, learning rates, SEEDS seeds."""
-    rates = [round(1e-4 * (i + 1), 8) for i in range(runs // (10 * SEEDS))]
+def sweep_file(folder: Path, runs: int, seeds: int = 5, twelve_scores: bool = False) -> Path:
+    """A sweep of so many runs: two methods, five values of K, and learning rates."""
+    rates = [round(1e-4 * (i + 1), 8) for i in range(runs // (10 * seeds))]
     grid = {"method": ["dmd2", "sgmd"], "fake_score_updates": [1, 2, 5, 10, 20]}
-    content = {"question": "How long does this take?", "base": BASE, "seeds": SEEDS}
+    base = BASE | (TWELVE_SCORES if twelve_scores else {})
+    content = {"question": "How long does this take?", "base": base, "seeds": seeds}
     path = folder / f"runs-{runs}.yaml"
     path.write_text(dump_yaml(content | {"grid": grid | {"student_lr": rates}}))
     return path
@@ -144,9 +150,11 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 def measure(name: str, runs: int) -> float:
     """CPU seconds of one of SIZES for so many runs."""
     with tempfile.TemporaryDirectory() as folder:
-        file, store = sweep_file(Path(folder), runs), Path(folder) / "runs"
-        if name != "report":
+        store = Path(folder) / "runs"
+        if name not in REPORTS:
+            file = sweep_file(Path(folder), runs)
             return cpu_seconds(lambda: globals()[name](file, store))
+        file = sweep_file(Path(folder), runs, REPORTS[name], twelve_scores=name != "report")
         filled_store(file, store)
         return cpu_seconds(lambda: report(file, store, Path(folder) / "results"))
 
@@ -162,6 +170,6 @@ if __name__ == "__main__":
             growth = seconds[1] / large / (seconds[0] / small)
             print(
                 f"{name:12} {small:,} runs {seconds[0]:6.2f} s, {large:,} runs {seconds[1]:6.2f} s "
-                f"(goal: {LIMITS[name]} s), growth {growth:.2f}",
+                f"(goal: {30 if name in REPORTS else 5} s), growth {growth:.2f}",
                 flush=True,
             )

@@ -16,7 +16,8 @@ from pathlib import Path
 from distill_bench.report.figures import canvas
 from distill_bench.report.figures.drawings import Drawing, drawings
 from distill_bench.report.figures.pairs import against
-from distill_bench.report.figures.study import PlotError, find_column, opened
+from distill_bench.report.figures.study import PlotError, Study, find_column, opened
+from distill_bench.report.results import Results
 from distill_bench.store.failures import os_error
 from distill_bench.store.files import read_jsonl, write_bytes
 from distill_bench.store.machine import usable_cores
@@ -25,13 +26,14 @@ from distill_bench.store.runs import sweep_name
 MOST_WORKERS = 4
 
 
-def plot(folder: Path, workers: int = 1) -> list[Path]:
+def plot(folder: Path, workers: int = 1, results: Results | None = None) -> list[Path]:
     """Draw every figure and list all in figures/index.jsonl, in the order of the page.
 
     Figures that the existing index lists are deleted first; other files stay.
 
     Args:
         workers: number of processes.
+        results: those of the folder if they are loaded.
 
     Returns:
         Paths of the SVGs.
@@ -39,12 +41,12 @@ def plot(folder: Path, workers: int = 1) -> list[Path]:
     Raises:
         PlotError: if `folder` holds no results.
     """
-    opened(folder)  # fail before the old figures are deleted
+    study = opened(results or folder)  # fail before the old figures are deleted
     index = folder / "figures" / "index.jsonl"
     for line in read_jsonl(index):
         for suffix in (".svg", ".png"):
             index.with_name(line["name"] + suffix).unlink(missing_ok=True)
-    shares = [(folder, first, workers) for first in range(workers)]
+    shares = [(study.results, folder, first, workers) for first in range(workers)]
     if workers > 1:
         with ProcessPoolExecutor(workers) as pool:
             drawn = list(pool.map(_draw_share, shares))
@@ -60,11 +62,11 @@ def most_workers() -> int:
     return min(MOST_WORKERS, usable_cores())
 
 
-def _draw_share(share: tuple[Path, int, int]) -> dict[int, dict]:
+def _draw_share(share: tuple[Results, Path, int, int]) -> dict[int, dict]:
     """Draw every `step`-th figure from `first` on; returns index lines by position in the list."""
-    folder, first, step = share
+    results, folder, first, step = share
     lines = {}
-    for place, drawing in enumerate(drawings(opened(folder))):
+    for place, drawing in enumerate(drawings(Study(results))):
         figure = drawing.draw() if place % step == first else None
         if figure is not None:
             canvas.save_figure(figure, folder, drawing.name)

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from distill_bench.report.figures import canvas
 from distill_bench.report.figures.marks import log_from
-from distill_bench.report.figures.study import Study, column_of, opened
+from distill_bench.report.figures.study import UPDATES, Study, column_of, opened
 from distill_bench.report.figures.style import SIZE, STYLE
 from distill_bench.report.results import Column, Results
 from distill_bench.report.rows import SCORED
-from distill_bench.report.stats import mean_interval
+from distill_bench.report.stats import t_quantile
 
 
 @rc_context(STYLE)
@@ -50,6 +50,8 @@ def curves(source: Path | Results | Study, score: Column | str, x: Column | str)
     canvas.set_limits(grid[0].yaxis, canvas.drawn_values(grid), ends, log_from(score))
     for axes, place in zip(grid, panels, strict=False):
         _draw_bands(axes, study, banded[banded.place == place])
+    for axes in grid:
+        axes.locator_params("x", nbins=5)
     figure.supxlabel(x.axis_label)
     figure.supylabel(canvas.titled(score, 28 if tall == 1 else 60))
     canvas.legend(figure, study.looks.legend(points.series))
@@ -61,13 +63,17 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
 
     Columns: series, place, x, value, low, high.
     """
-    lines = []
-    finished = points[points.status.isin(SCORED)]
-    for (series, place, _), runs in finished.groupby(["series", "place", "student_updates"]):
-        if len(runs) == runs.finished.iloc[0]:
-            interval = mean_interval(list(runs.y))
-            lines.append((series, place, runs.x.mean(), interval.mean, interval.low, interval.high))
-    frame = pd.DataFrame(lines, columns=["series", "place", "x", "value", "low", "high"])
+    runs = points[points.status.isin(SCORED)].groupby(["series", "place", UPDATES.name])
+    frame = runs.agg(
+        x=("x", "mean"),
+        value=("y", "mean"),
+        sd=("y", "std"),
+        n=("y", "size"),
+        of=("finished", "max"),
+    ).reset_index()
+    frame = frame[frame.n == frame.of]
+    half = t_quantile(frame.n - 1) * frame.sd / np.sqrt(frame.n)
+    frame = frame.assign(low=frame.value - half, high=frame.value + half)
     order = {series: i for i, series in enumerate(dict.fromkeys(points.series))}
     return frame.sort_values(
         ["series", "x"], key=lambda c: c.map(order) if c.name == "series" else c
@@ -76,7 +82,8 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_means(axes: Axes, study: Study, means: pd.DataFrame) -> None:
     for series, line in means.groupby("series", sort=False):
-        axes.plot(line.x, line.value, **study.looks.styles[series], markersize=4)
+        points = (line.x.to_numpy(), line.value.to_numpy())
+        axes.plot(*points, **study.looks.styles[series], markersize=4)
 
 
 def _draw_collapses(axes: Axes, study: Study, points: pd.DataFrame) -> None:
@@ -89,9 +96,7 @@ def _draw_collapses(axes: Axes, study: Study, points: pd.DataFrame) -> None:
 def _draw_bands(axes: Axes, study: Study, means: pd.DataFrame) -> None:
     """Draw intervals, clipped to the limits: a logarithmic axis cannot show ends below 0."""
     bottom, top = axes.get_ylim()
-    for series, line in means.groupby("series", sort=False):
-        low = np.clip(line.low.fillna(line.value), bottom, top)
-        high = np.clip(line.high.fillna(line.value), bottom, top)
-        axes.fill_between(
-            line.x, low, high, color=study.looks.colour(series), alpha=0.12, linewidth=0
-        )
+    ends = {side: means[side].fillna(means.value).clip(bottom, top) for side in ("low", "high")}
+    for series, line in means.assign(**ends).groupby("series", sort=False):
+        place = (line[key].to_numpy() for key in ("x", "low", "high"))
+        axes.fill_between(*place, color=study.looks.colour(series), alpha=0.12, linewidth=0)

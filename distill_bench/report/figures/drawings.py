@@ -40,7 +40,8 @@ def drawings(study: Study) -> Iterator[Drawing]:
     yield Drawing(
         "every_row",
         "rows",
-        f"{titles}: {MEAN} of every row; small dots are runs, diamonds are references",
+        f"{titles}: {MEAN} of every row; small dots are runs, diamonds are references"
+        f"{study.listed_note}",
         lambda: every_row(study),
         wide=True,
     )
@@ -49,7 +50,8 @@ def drawings(study: Study) -> Iterator[Drawing]:
             "differences",
             "differences",
             f"{prefix}{titles}: paired difference of every row to {study.results.baseline.label} "
-            "with its 95 % interval; filled markers: p < 0.05 after Holm's correction",
+            "with its 95 % interval; filled markers: p < 0.05 after Holm's correction"
+            f"{study.listed_note}",
             lambda: draw_differences(study),
             wide=True,
         )
@@ -63,7 +65,7 @@ def _samplings(study: Study) -> Iterator[Drawing]:
             "samplings",
             "headline",
             f"{titles} of every student by the way in which it is sampled: {MEAN}; markers are "
-            "filled where a student is sampled as it was trained",
+            f"filled where a student is sampled as it was trained{study.ways_note}",
             lambda: samplings(study),
             wide=True,
         )
@@ -82,7 +84,7 @@ def _headline(study: Study) -> Iterator[Drawing]:
         else "",
         f"dashed lines are rows without {study.axis_title}" if study.looks.unplaced else "",
     ]
-    caption = "; ".join(filter(None, notes))
+    caption = "; ".join(filter(None, notes)) + study.series_note
     yield Drawing("overview", "headline", caption, lambda: overview(study), wide=True)
 
 
@@ -95,7 +97,7 @@ def _pareto(study: Study) -> Iterator[Drawing]:
             f"{score.name}_against_cost",
             "pareto",
             f"{score.title} at the end of training against its cost: {MEAN}{hollow}; grey lines "
-            "are references",
+            f"are references{study.series_note}",
             lambda score=score: against(study, cost, score, "series"),
         )
     distance = next((column for column in study.results.headline if column.better == "lower"), None)
@@ -105,7 +107,7 @@ def _pareto(study: Study) -> Iterator[Drawing]:
                 f"{score.name}_against_{distance.name}",
                 "pareto",
                 f"{score.title} against {distance.title}: {MEAN}{hollow}; grey markers are "
-                "references",
+                f"references{study.series_note}",
                 lambda score=score: against(study, distance, score, "series"),
             )
 

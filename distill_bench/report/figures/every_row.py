@@ -29,11 +29,12 @@ def every_row(source: Path | Results | Study) -> Figure | None:
     it does not stretch the axis.
     """
     study = opened(source)
-    scores = {column: study.means(column.name) for column in study.results.headline}
+    shown = [*study.results.references, *study.listed]
+    scores = {column: study.means(column.name, shown) for column in study.results.headline}
     scores = {column: rows for column, rows in scores.items() if rows.value.notna().any()}
     if not scores:
         return None
-    figure, panels = line_panels(study.results.rows, len(scores), study.axis)
+    figure, panels = line_panels(shown, len(scores), study.axis)
     for axes, (column, rows) in zip(panels, scores.items(), strict=False):
         _score_panel(axes, study, column, rows)
     return figure
@@ -46,11 +47,12 @@ def _score_panel(axes: Axes, study: Study, column: Column, rows: pd.DataFrame) -
     rows = rows[rows.value.notna()]
     students, references = rows[~rows.reference], rows[rows.reference]
     runs = study.run_scores(column.name).merge(students[["label", "line", "series"]], on="label")
-    colours = [study.looks.colour(series) for series in runs.series]
-    axes.scatter(runs.score, runs.line + 0.3, c=colours, s=4, alpha=0.5, linewidths=0)
-    for row in students.itertuples():
-        style = study.looks.styles[row.series] | {"linestyle": "none"}
-        axes.plot(row.value, row.line, **style)
+    dots = {"linestyle": "none", "marker": "o", "markersize": 2, "markeredgewidth": 0, "alpha": 0.5}
+    for series, line in runs.groupby("series", sort=False):
+        colour = study.looks.colour(series)
+        axes.plot(line.score, line.line + 0.3, color=colour, zorder=1, **dots)
+    for series, line in students.groupby("series", sort=False):
+        axes.plot(line.value, line.line, **study.looks.styles[series] | {"linestyle": "none"})
     ends = [*students.low, *students.high]
     canvas.set_limits(axes.xaxis, [*runs.score, *students.value], ends, log_from(column))
     _draw_references(axes, references, bounded=not students.empty)
@@ -89,29 +91,30 @@ def draw_differences(source: Path | Results | Study) -> Figure | None:
     baseline = study.results.baseline
     if baseline is None:
         return None
-    families = {
-        column: against_baseline(study.results, column, baseline)
-        for column in study.results.headline
-    }
-    families = {
-        column: family
-        for column, family in families.items()
-        if any(difference.interval for difference, _ in family)
-    }
+    others = [row for row in study.listed if row is not baseline]
+    families = {}
+    for column in study.results.headline:
+        compared = against_baseline(study.results, column, baseline)
+        family = [(difference, p) for difference, p in compared if difference.a in others]
+        if any(difference.interval for difference, _ in family):
+            families[column] = family
     if not families:
         return None
-    others = [row for row in study.results.students if row is not baseline]
     figure, panels = line_panels(others, len(families), study.axis)
     for axes, (column, family) in zip(panels, families.items(), strict=False):
         axes.axvline(0, color=QUIET, linewidth=1)
         _dash(axes, [i for i, (difference, _) in enumerate(family) if difference.interval is None])
-        for line, (difference, p) in enumerate(family):
-            interval = difference.interval
-            if interval is not None:
-                style = study.looks.styles[difference.a.series] | {"linestyle": "none"}
-                style["markerfacecolor"] = style["color"] if verdict(difference, p) else GROUND
-                half = interval.half if difference.seeds > 1 else 0
-                axes.errorbar(interval.mean, line, xerr=half, **style, capsize=2.5, elinewidth=1)
+        lines = [
+            (difference.a.series, bool(verdict(difference, p)), line, interval.mean, interval.half)
+            for line, (difference, p) in enumerate(family)
+            if (interval := difference.interval)
+        ]
+        names = ["series", "clear", "line", "mean", "half"]
+        for (series, clear), marks in pd.DataFrame(lines, columns=names).groupby(names[:2]):
+            style = study.looks.styles[series] | {"linestyle": "none", "capsize": 2.5}
+            style["markerfacecolor"] = style["color"] if clear else GROUND
+            halves = marks.half.fillna(0)
+            axes.errorbar(marks["mean"], marks.line, xerr=halves, **style, elinewidth=1)
         axes.set_title(canvas.titled(column, 26))
         axes.locator_params("x", nbins=4)
     figure.supxlabel(f"difference to {baseline.label}")
@@ -131,8 +134,8 @@ def line_panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, lis
     for axes in panels[count:]:
         axes.set_visible(False)
     for axes in panels[:count]:
-        axes.set_yticks(range(len(rows)), labels)
         axes.tick_params("y", length=0)
+    panels[0].set_yticks(range(len(rows)), labels)  # the panels share their y axis
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure, panels
 

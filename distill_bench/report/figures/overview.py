@@ -42,7 +42,7 @@ def overview(results: Path | Study) -> Figure | None:
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
     figure.supxlabel(study.axis_title)
-    entries = study.looks.legend(study.looks.styles)
+    entries = study.looks.legend(row.series for row in study.drawn)
     if any(study.floor(column) is not None for column in columns):
         entries.append(Line2D([], [], **FLOOR_LINE, label="floor: teacher against its other seeds"))
     spare = panels[len(columns)] if len(panels) > len(columns) and len(entries) <= 12 else None
@@ -57,7 +57,9 @@ def _panel(axes: Axes, study: Study, column: Column) -> None:
     at = rows.place.map(study.places.index) + rows.series.map(offsets)
     rows = rows.assign(x=at.astype(float), colour=rows.series.map(looks.colour))
     runs = study.run_scores(column.name).merge(rows[["label", "x", "colour"]], on="label")
-    axes.scatter(runs.x, runs.score, c=runs.colour, s=6, alpha=0.4, linewidths=0)
+    dots = {"linestyle": "none", "marker": "o", "markersize": 2.4, "markeredgewidth": 0}
+    for colour, line in runs.groupby("colour", sort=False):
+        axes.plot(line.x, line.score, color=colour, alpha=0.4, zorder=1, **dots)
     for series, line in rows.groupby("series", sort=False):
         line = line.sort_values("x")
         axes.plot(line.x, line.value, **looks.styles[series])
@@ -69,7 +71,7 @@ def _panel(axes: Axes, study: Study, column: Column) -> None:
     canvas.interval_bars(axes, rows.x, rows.low, rows.high, rows.colour)
     mark_one(axes, column)
     axes.set_title(canvas.titled(column, 46))
-    axes.set_xticks(range(len(study.places)), study.place_texts)
+    canvas.category_ticks(axes.xaxis, study.place_texts)
     axes.set_xlim(-0.5, len(study.places) - 0.5)
     axes.grid(axis="x", visible=False)
 

@@ -18,7 +18,6 @@ from distill_bench.report.results import Column, Results
 
 BESIDE = 0.012  # gap between series with the same x, as a fraction of the axis
 BESIDE_ALONE = 0.08  # gap if all points of the figure have the same x
-MOST_TICKS = 8
 WIDE = (5.4, 3.4)  # inches; leaves a margin for the labels of references
 
 
@@ -64,7 +63,7 @@ def against(
     canvas.set_limits(
         axes.yaxis, [*points.y, *across], [*points.y_low, *points.y_high], log_from(y)
     )
-    if on_axis and points.x.nunique() <= MOST_TICKS:
+    if on_axis and points.x.nunique() <= canvas.MOST_TICKS:
         ticks = sorted(points.x.unique())
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
@@ -150,4 +149,7 @@ def _entries(study: Study, points: pd.DataFrame, group: str, across: bool) -> li
 
 def _sizes_text(study: Study) -> str:
     """Note that explains the marker sizes."""
-    return f"small to large markers: {study.axis_title} {', '.join(study.place_texts)}"
+    places = study.place_texts
+    if len(places) > canvas.MOST_TICKS:
+        places = [*places[:2], "...", places[-1]]
+    return f"small to large markers: {study.axis_title} {', '.join(places)}"

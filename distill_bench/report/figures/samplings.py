@@ -31,7 +31,9 @@ def samplings(source: Path | Results | Study) -> Figure | None:
         column
         for column in study.results.headline
         if any(
-            study.results.interval(row, column.name) for rows in study.ways.values() for row in rows
+            study.results.interval(row, column.name)
+            for rows in study.listed_ways.values()
+            for row in rows
         )
     ]
     if not columns:
@@ -41,7 +43,7 @@ def samplings(source: Path | Results | Study) -> Figure | None:
         name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         for i, name in enumerate(dict.fromkeys(names.values()))
     }
-    figure, panels = line_panels(list(study.ways), len(columns), study.axis)
+    figure, panels = line_panels(list(study.listed_ways), len(columns), study.axis)
     for axes, column in zip(panels, columns, strict=False):
         _panel(axes, study, column, {row: looks[name] for row, name in names.items()})
     entries = [Line2D([], [], **look, linestyle="none", label=name) for name, look in looks.items()]
@@ -55,7 +57,7 @@ def _panel(axes: Axes, study: Study, column: Column, looks: dict[Row, dict]) -> 
     """Draw one score."""
     drawn = [
         (line, row, interval)
-        for line, (trained, ways) in enumerate(study.ways.items())
+        for line, (trained, ways) in enumerate(study.listed_ways.items())
         for row in (trained, *ways)
         if (interval := study.results.interval(row, column.name))
     ]
@@ -81,7 +83,7 @@ def _panel(axes: Axes, study: Study, column: Column, looks: dict[Row, dict]) -> 
 
 def _way_names(study: Study) -> dict[Row, str]:
     """Words for how each row is sampled: the keys of sampling that differ within a student."""
-    rows = {row: [row, *ways] for row, ways in study.ways.items()}
+    rows = {row: [row, *ways] for row, ways in study.listed_ways.items()}
     keys = [
         key
         for key in study.results.swept

@@ -1,14 +1,15 @@
 """Results of a sweep as data frames for figures: means per row, scores per run, logs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import nan
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from distill_bench.report.figures import canvas
 from distill_bench.report.figures.looks import Looks, Series, choose_looks
 from distill_bench.report.figures.style import GROUND
 from distill_bench.report.labels import (
@@ -21,9 +22,12 @@ from distill_bench.report.labels import (
 )
 from distill_bench.report.results import COSTS, Column, Results, ResultsError, load
 from distill_bench.report.rows import Row
+from distill_bench.report.stats import losses
 from distill_bench.sample.reference_kinds import FLOOR
 
 MOST_PANELS = 8  # more are too small to read
+MOST_LISTED = 100  # students in a figure with a line per row: more make an image too tall to open
+MOST_SERIES = 24  # in a panel: more cannot be told apart
 UPDATES = Column("student_updates", "Student updates")
 
 
@@ -52,10 +56,41 @@ class Study:
         """Students of all figures but those with a line per row.
 
         Further samplings of a student share its training and its cost, so they are left out, unless
-        they are the axis.
+        they are the axis. Of more than MOST_SERIES series, those with the best rows remain.
         """
+        trained = set(self._as_trained)
+        series = dict.fromkeys(row.series for row in self._ranked if row in trained)
+        best = set(list(series)[:MOST_SERIES])
+        return [row for row in self._as_trained if row.series in best]
+
+    @cached_property
+    def _as_trained(self) -> list[Row]:
         students = self.results.students
         return [row for row in students if row.as_trained or is_sampling(self.axis)]
+
+    @cached_property
+    def listed(self) -> list[Row]:
+        """Students of the figures with a line per row: of more than MOST_LISTED, the best."""
+        best = set(self._ranked[:MOST_LISTED])
+        return [row for row in self.results.students if row in best]
+
+    @cached_property
+    def _ranked(self) -> list[Row]:
+        """The baseline, then the other students from best to worst in the ranking score."""
+
+        def loss(row: Row) -> float:
+            scores = losses(row.by_seed(self._ranking.name), self._ranking.better)
+            return float(np.mean([values.mean() for values in scores.values()])) if scores else inf
+
+        students = self.results.students
+        if self._ranking:
+            students = sorted(students, key=loss)
+        return sorted(students, key=lambda row: row is not self.results.baseline)
+
+    @cached_property
+    def _ranking(self) -> Column | None:
+        """The first headline score with a direction."""
+        return next((column for column in self.results.headline if column.better), None)
 
     @cached_property
     def places(self) -> list[str]:
@@ -65,14 +100,14 @@ class Study:
 
     @property
     def place_texts(self) -> list[str]:
-        """`places` as labels of an axis."""
+        """`places` in words."""
         return [show_value(place, self.axis) for place in self.places]
 
     @cached_property
     def looks(self) -> Looks:
         """Looks of all series; further samplings are hollow, in the colour of their students."""
         rows_of: dict[str, list[Row]] = {}
-        for row in self.drawn:
+        for row in self._as_trained:
             rows_of.setdefault(row.series, []).append(row)
         looks = choose_looks(
             {
@@ -103,26 +138,54 @@ class Study:
 
         Of more places than MOST_PANELS, the first, the last, and some at equal distances.
         """
-        count = len(self.places)
-        shown = np.linspace(0, count - 1, min(MOST_PANELS, count)).round().astype(int)
+        shown = canvas.evenly(len(self.places), MOST_PANELS)
         panels = {self.places[i]: name_value(self.axis, self.places[i]) for i in shown}
         if all(row.at for row in self.drawn):
             return panels
         return {"": f"without {self.axis_title}" if self.axis else ""} | panels
 
+    @cached_property
+    def listed_ways(self) -> dict[Row, list[Row]]:
+        """`ways` of at most MOST_LISTED students, the best."""
+        best = set([row for row in self._ranked if row in self.ways][:MOST_LISTED])
+        return {row: further for row, further in self.ways.items() if row in best}
+
     @property
     def panels_note(self) -> str:
-        """End of the caption of a figure with `panels` that leave places out; else ""."""
+        """`series_note`, and how many of the places `panels` has if it leaves places out."""
         shown, count = len(self.panels.keys() - {""}), len(self.places)
-        return f"; {shown} of {count} values of {self.axis_title}" if shown < count else ""
+        note = f"; {shown} of {count} values of {self.axis_title}" if shown < count else ""
+        return self.series_note + note
 
-    def means(self, column: str) -> pd.DataFrame:
+    @property
+    def series_note(self) -> str:
+        """End of the caption of a figure of `drawn`: the series left out; "" without any."""
+        shown, count = (len({row.series for row in of}) for of in (self.drawn, self._as_trained))
+        return self._left_out(shown, count, "series")
+
+    @property
+    def listed_note(self) -> str:
+        """End of the caption of a figure of `listed`: the rows left out; "" without any."""
+        return self._left_out(len(self.listed), len(self.results.students), "rows")
+
+    @property
+    def ways_note(self) -> str:
+        """End of the caption of a figure of `listed_ways`: the rows left out; "" without any."""
+        return self._left_out(len(self.listed_ways), len(self.ways), "students")
+
+    def _left_out(self, shown: int, count: int, things: str) -> str:
+        if shown == count:
+            return ""
+        choice = f"best in {self._ranking.title}" if self._ranking else "first"
+        return f"; {shown} of {count} {things}: the baseline and the {choice}"
+
+    def means(self, column: str, rows: Sequence[Row]) -> pd.DataFrame:
         """Mean and interval of a column for every row; nan if missing.
 
         Columns: label, series, place, reference, value, low, high.
         """
         lines = []
-        for row in self.results.rows:
+        for row in rows:
             interval = self.results.interval(row, column)
             ends = (interval.mean, interval.low, interval.high) if interval else (nan, nan, nan)
             lines.append((row.label, row.series, row.at, row.reference, *ends))
@@ -131,8 +194,8 @@ class Study:
 
     def drawn_means(self, column: str) -> pd.DataFrame:
         """`means` of the drawn students that have a value."""
-        rows = self.means(column)
-        return rows[rows.label.isin([row.label for row in self.drawn]) & rows.value.notna()]
+        rows = self.means(column, self.drawn)
+        return rows[rows.value.notna()]
 
     def placed(self, column: str) -> pd.DataFrame:
         """`drawn_means` of the students that have a place on the axis."""
@@ -187,15 +250,22 @@ class Study:
         Columns: series, place, finished (number of finished runs of the row), run_id, status,
         student_updates, x, y.
         """
-        frames = []
-        for row in self.drawn:
-            points = row.checkpoints
-            if {x, y} <= set(points):
-                points = points.merge(row.runs[["run_id", "status"]], on="run_id")
-                points = points.assign(x=points[x], y=points[y]).dropna(subset=["x", "y"])
-                frames.append(points.assign(series=row.series, place=row.at, finished=row.done))
+        points = self._evaluations
         names = ["series", "place", "finished", "run_id", "status", UPDATES.name, "x", "y"]
-        return pd.concat(frames)[names] if frames else pd.DataFrame(columns=names)
+        if not {x, y} <= set(points):
+            return pd.DataFrame(columns=names)
+        return points.assign(x=points[x], y=points[y]).dropna(subset=["x", "y"])[names]
+
+    @cached_property
+    def _evaluations(self) -> pd.DataFrame:
+        """checkpoints.csv of the drawn students, with the columns of `checkpoints`."""
+        lines = [
+            (row.series, row.at, row.done, *run)
+            for row in self.drawn
+            for run in zip(row.runs["run_id"], row.runs["status"], strict=True)
+        ]
+        runs = pd.DataFrame(lines, columns=["series", "place", "finished", "run_id", "status"])
+        return runs.merge(self.results.checkpoints, on="run_id")
 
     def _split(self, row: Row, group: str) -> Iterator[tuple[str, Row]]:
         """Split the runs of a row by the values of a column, in words."""
@@ -211,11 +281,13 @@ class Study:
     @cached_property
     def logs(self) -> pd.DataFrame:
         """Training logs of the drawn students: training.csv with method, series and place."""
-        frames = [
-            row.training.assign(method=row.method, series=row.series, place=row.at)
+        lines = [
+            (row.method, row.series, row.at, run)
             for row in self.drawn
+            for run in row.runs["run_id"]
         ]
-        return pd.concat(frames, ignore_index=True).dropna(axis="columns", how="all")
+        runs = pd.DataFrame(lines, columns=["method", "series", "place", "run_id"])
+        return runs.merge(self.results.training, on="run_id").dropna(axis="columns", how="all")
 
 
 def opened(source: Path | Results | Study) -> Study:

@@ -127,7 +127,7 @@ def _by_term(study: Study, name: str, keys: list[str]) -> Figure | None:
             line = line.assign(x=place.map(places.index)).sort_values("x")
             axes.plot(line.x, line[key], **study.looks.styles[series])
         axes.set_title(" and ".join(key.split("/")[1:]))
-        axes.set_xticks(range(len(places)), labels)
+        canvas.category_ticks(axes.xaxis, labels)
         axes.set_xlim(-0.4, len(places) - 0.6)
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
@@ -169,9 +169,11 @@ def _grid(
 
 
 def _draw_lines(axes: Axes, study: Study, frame: pd.DataFrame, markers: bool) -> None:
+    lines = dict(list(frame.groupby("series")))
     for series, style in study.looks.styles.items():
-        line = frame[frame.series == series]
-        axes.plot(line.x, line.y, **style if markers else style | {"marker": ""})
+        if series in lines:
+            line = lines[series]
+            axes.plot(line.x, line.y, **style if markers else style | {"marker": ""})
 
 
 def _late_means(study: Study, keys: list[str]) -> pd.DataFrame:

@@ -59,7 +59,12 @@ def differences(
     """
     rows = dict.fromkeys(row for pair in pairs for row in pair)
     scores = {row: scores_at(row, column, cost) for row in rows}
-    return [_difference(results, column, a, b, scores[a], scores[b]) for a, b in pairs]
+    # distances to 1 have other differences than the scores
+    lost = {row: losses(scores[row], "one") for row in rows} if column.better == "one" else scores
+    return [
+        _difference(results, column, a, b, (scores[a], scores[b]), (lost[a], lost[b]))
+        for a, b in pairs
+    ]
 
 
 def scores_at(row: Row, column: Column, cost: float | None) -> Scores:
@@ -71,12 +76,18 @@ def scores_at(row: Row, column: Column, cost: float | None) -> Scores:
 
 
 def _difference(
-    results: Results, column: Column, a: Row, b: Row, scores_a: Scores, scores_b: Scores
+    results: Results,
+    column: Column,
+    a: Row,
+    b: Row,
+    scores: tuple[Scores, Scores],
+    lost: tuple[Scores, Scores],
 ) -> Difference:
-    if not scores_a.keys() & scores_b.keys():
+    """Difference from the scores of a and b, and from their losses if 1 is best."""
+    if not scores[0].keys() & scores[1].keys():
         return Difference(column, a, b, None, nan, None, nan)
-    paired_values = paired(scores_a, scores_b)
-    lengths = {len(values) for scores in (scores_a, scores_b) for values in scores.values()}
+    paired_values = paired(*scores)
+    lengths = {len(values) for of_row in scores for values in of_row.values()}
     clusters = results.clusters(lengths) if paired_values.shape[1] > 1 else None
     interval = crossed_interval(paired_values, clusters=clusters)
     sd = float(paired_values.mean(1).std(ddof=1)) if len(paired_values) > 1 else nan
@@ -84,7 +95,7 @@ def _difference(
         return Difference(column, a, b, interval, interval.p, None, sd)
     loss = interval  # negative: a is better
     if column.better == "one":
-        loss = crossed_interval(paired(losses(scores_a, "one"), losses(scores_b, "one")))
+        loss = crossed_interval(paired(*lost))
     gain = loss.mean if column.better == "higher" else -loss.mean
     favours = a if gain > 0 else b if gain < 0 else None
     return Difference(column, a, b, interval, loss.p, favours, sd)

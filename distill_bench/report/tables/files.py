@@ -151,6 +151,7 @@ def _difference_lines(results: Results, cost: float | None) -> list[dict[str, An
     (`comparisons_baseline` pairs), as in table.md and on the page.
     """
     pairs, baseline = compared_pairs(results), results.baseline
+    seeds = {row: set(row.runs["seed"]) for row in results.students}
     lines = []
     for column in results.headline:
         family = differences(results, column, pairs, cost)
@@ -165,7 +166,7 @@ def _difference_lines(results: Results, cost: float | None) -> list[dict[str, An
                 "a": a.label,
                 "b": b.label,
                 "seeds": difference.seeds,
-                "expected": len(set(a.runs["seed"]) & set(b.runs["seed"])),
+                "expected": len(seeds[a] & seeds[b]),
                 "p": _six_digits(difference.p),
                 "p_holm": _six_digits(p),
                 "favours": verdict(difference, p),

@@ -24,7 +24,7 @@ from distill_bench.report.csv_files import ResultsError
 from distill_bench.report.data_files import data_files
 from distill_bench.report.read_store import StoreReadError, read_sweep
 from distill_bench.report.results import Results, load_data_files
-from distill_bench.report.stats import CONFIDENCE, MOST_SEEDS, POWER, power
+from distill_bench.report.stats import CONFIDENCE, MOST_SEEDS, POWER, power, t_quantile
 from distill_bench.report.tables.contrasts import Estimate, estimates
 
 FEWEST = 3  # pilot seeds, below which a standard deviation says next to nothing
@@ -80,7 +80,7 @@ def seeds_for_width(
     """Fewest seeds whose t interval has at most this half width; None above a thousand."""
 
     def reached(n: int) -> bool:
-        quantile = float(special.stdtrit(n - 1, (1 + confidence) / 2))
+        quantile = float(t_quantile(n - 1, confidence))
         return quantile * hypot(sd / sqrt(n), clip_error) <= half
 
     return _fewest(reached)
