@@ -1,7 +1,9 @@
-"""Cores and GPUs that this process may use: a share of the machine, on a shared node."""
+"""Cores, GPUs and memory of this process: a share of the machine, on a shared node."""
 
 import contextlib
+import ctypes
 import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from distill_bench.store.files import text_lines
 
 PROC = Path("/proc")
 GPUS = Path("/proc/driver/nvidia/gpus")  # one folder per GPU of the machine
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def usable_cores() -> int:
@@ -93,3 +96,18 @@ def visible_gpus() -> list[str]:
             return []
         visible.append(name)
     return visible
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process for its next allocations, if it computes on processors.
+
+    Each update allocates the same buffers again. By default glibc returns large freed blocks to the
+    kernel, which then has to clear and map their pages again. Does nothing with another C library,
+    or if the environment has settings of glibc's allocator.
+    """
+    stated = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if stated or visible_gpus() or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)  # no mappings of single blocks, which end when they are freed
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # the end of the heap stays

@@ -43,6 +43,7 @@ from distill_bench.store.claims import (
 )
 from distill_bench.store.failures import CodeChanged, failure_kind, os_error
 from distill_bench.store.files import write_bytes, write_json
+from distill_bench.store.machine import keep_freed_memory
 from distill_bench.store.runs import (
     error_path,
     output_file,
@@ -355,6 +356,7 @@ def _superseded(claim: Claim) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a worker; returns its exit code."""
+    keep_freed_memory()
     stop = StopRequest().listen()
     parser = argparse.ArgumentParser(prog="distill-bench job", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder with a run.yaml")

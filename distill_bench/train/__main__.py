@@ -5,12 +5,14 @@ from pathlib import Path
 
 from distill_bench.config.resolve import load_run
 from distill_bench.plan.memory import check_memory
+from distill_bench.store.machine import keep_freed_memory
 from distill_bench.store.stop import StopRequest
 from distill_bench.train.loop import ended, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train one run folder from the command line."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="distill-bench train", description=train.__doc__.splitlines()[0]
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.store.machine import keep_freed_memory
 from distill_bench.train.loop import train
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "ground_mixture.yaml"
@@ -21,6 +22,7 @@ MOST_SECONDS = 20
 
 def main() -> int:
     """Train the runs; 1 if a run does not end as it should."""
+    keep_freed_memory()  # as in a worker
     runs = {config.method["name"]: config for config in reversed(load_sweep(SWEEP).expand())}
     failed = False
     for name, config in sorted(runs.items()):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import resolve
 from distill_bench.registry import methods
+from distill_bench.store.machine import keep_freed_memory
 from distill_bench.teachers.architecture import architecture_called
 from distill_bench.train import extras
 from distill_bench.train.loop import update
@@ -205,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no row {', '.join(sorted(unknown))}; known: {'; '.join(known)}")
     keys = {name: known[name] for name in options.rows or known}
     teachers = options.teacher or list(TEACHERS)
+    keep_freed_memory()  # as in a worker
     torch.set_num_threads(1)
     extras.ODE_PAIRS = extras.REAL_LATENTS = EXTRA_ROWS
 

@@ -1,6 +1,7 @@
-"""Cores and GPUs of this process: affinity, quotas of control groups, SLURM, CUDA's rules."""
+"""Cores, GPUs and memory of this process: affinity, control groups, SLURM, CUDA's rules, glibc."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,43 @@ def test_without_the_driver_s_list_any_number_is_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "GPUS", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5")
     assert visible_gpus() == ["0", "5"]
+
+
+FREE_A_LARGE_BLOCK = """
+import sys
+from pathlib import Path
+from distill_bench.store import machine
+
+machine.GPUS = Path(sys.argv[1])
+machine.keep_freed_memory()
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1])
+block = bytearray(2**28)
+before = resident()
+del block
+print(before - resident() < 2**15)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's allocator")
+@pytest.mark.parametrize(
+    ("variables", "gpus", "kept"),
+    [
+        ({}, [], True),
+        ({"MALLOC_TRIM_THRESHOLD_": "131072"}, [], False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, [], False),
+        ({}, ["0000:01:00.0"], False),
+    ],
+)
+def test_freed_memory_is_kept_unless_the_user_or_a_gpu_says_otherwise(
+    variables, gpus, kept, tmp_path
+):
+    for gpu in gpus:
+        (tmp_path / gpu).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FREE_A_LARGE_BLOCK, str(tmp_path)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{kept}\n"
