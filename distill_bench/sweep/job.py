@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from distill_bench.store.claims import (
     read_start,
     try_claim,
 )
+from distill_bench.store.compiled import compiled_networks
 from distill_bench.store.failures import CodeChanged, failure_kind, os_error
 from distill_bench.store.files import write_bytes, write_json
 from distill_bench.store.machine import keep_freed_memory
@@ -200,9 +202,11 @@ def _train(run_dir: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     Raises:
         ValueError: if the run needs more memory than its device has.
     """
+    config = load_run(run_dir)
     if ended(run_dir) is None:
-        check_memory(load_run(run_dir))
-    return train(run_dir, stop)
+        check_memory(config)
+    with compiled_networks(run_dir.parent) if config.compile else nullcontext():
+        return train(run_dir, stop)
 
 
 def _record_provenance(attempt: Path, run_dir: Path, allow_changed_code: bool) -> None:

@@ -1,10 +1,12 @@
 """`python -m distill_bench.train RUN_FOLDER`: train one run."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from distill_bench.config.resolve import load_run
 from distill_bench.plan.memory import check_memory
+from distill_bench.store.compiled import compiled_networks
 from distill_bench.store.machine import keep_freed_memory
 from distill_bench.store.stop import StopRequest
 from distill_bench.train.loop import ended, train
@@ -19,9 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run folder with run.yaml")
     options = parser.parse_args(argv)
     try:
+        config = load_run(options.run)
         if ended(options.run) is None:
-            check_memory(load_run(options.run))
-        summary = train(options.run, StopRequest().listen())
+            check_memory(config)
+        with compiled_networks(options.run.parent) if config.compile else nullcontext():
+            summary = train(options.run, StopRequest().listen())
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{summary['status']} after {summary['student_updates']} student updates")
