@@ -4,8 +4,12 @@ mutmut starts pytest in each forked process. Here the process that forks has sta
 collected all tests, so that a mutant costs a fork and its tests: a third of the time.
 """
 
+import importlib
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from _pytest.config import _prepareconfig
 from _pytest.main import Session
@@ -14,6 +18,7 @@ from mutmut.state import state
 from mutmut.utils.file_utils import change_cwd
 
 SLOW = 0.2  # seconds
+IMPORTED = Path("imported.txt")  # packages that the tests import while they run
 OPTIONS = ["--rootdir=.", "--capture=sys", "-q", "-o", "tmp_path_retention_policy=none"]
 
 
@@ -41,6 +46,7 @@ class CollectedTests(PytestRunner):
     """Runs the tests of one mutant in a fork of the process that collected all of them."""
 
     def warm_up(self) -> None:
+        packages = IMPORTED.read_text(encoding="utf-8").split() if IMPORTED.is_file() else []
         with change_cwd("mutants"):
             selection = self._pytest_add_cli_args_test_selection
             config = _prepareconfig([*OPTIONS, *selection, *self._pytest_add_cli_args])
@@ -49,6 +55,9 @@ class CollectedTests(PytestRunner):
             config.hook.pytest_sessionstart(session=self.session)
             config.hook.pytest_collection(session=self.session)
         self.items = {item.nodeid: item for item in self.session.items}
+        for name in packages:  # once, instead of once per mutant
+            with suppress(Exception):  # some cannot be imported alone
+                importlib.import_module(name)
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         if not hasattr(self, "items"):
@@ -66,4 +75,8 @@ def run_without_mutant() -> int:
     """Run all tests in the way of a mutant; returns 0 if they pass."""
     collected = CollectedTests()
     collected.warm_up()
-    return collected.run_tests(mutant_name=None, tests=quickest_first(collected.items))
+    before = set(sys.modules)
+    code = collected.run_tests(mutant_name=None, tests=quickest_first(collected.items))
+    later = [name for name in sys.modules if name not in before and "distill_bench" not in name]
+    IMPORTED.write_text("\n".join(later), encoding="utf-8")
+    return code
