@@ -16,7 +16,7 @@ from distill_bench.pretrain.network import TeacherNetwork
 from distill_bench.pretrain.quality import COUNTS, FINAL_COUNTS, GUIDANCE, SHIFT, STEPS
 
 # options that fix a run's weights at each step; a resumed run must share them with its checkpoint
-RECIPE = ("every", "clips", "autoencoder_steps", "batch", "muon_lr", "lr", "seed")
+RECIPE = ("clips", "autoencoder_steps", "batch", "muon_lr", "lr", "seed")
 
 
 def write_pipeline(
@@ -82,8 +82,9 @@ column says guided (at {GUIDANCE}). `colour` to `all`, `guided`: share of clips 
 that show what the caption names. Of free captions, whose data has speeds 0 in
 {shapes.STILL_SHARE:.0%} of the clips: `speed_w1`, W1 distance of speeds to the data's in px/frame;
 `mean_speed`, over the data's; `still`, share of still clips less the data's. `fd`, Fréchet distance
-of all samples to data of the same captions; `fd_floor`, of data to such data. `nearest`: distance
-of unguided samples of named captions to their nearest training clip, over that of held-out clips.
+of all samples to data of the same captions; `fd_floor`, of data to such data; means over sets of
+data. `nearest`: distance of unguided samples of named captions to their nearest training clip,
+over that of held-out clips.
 Clips:
 {" named and ".join(map(str, COUNTS))} free; in the last row
 {" and ".join(map(str, FINAL_COUNTS))}.
@@ -98,7 +99,7 @@ torch {torch.__version__}, {torch.get_num_threads()} threads. Licence: Apache-2.
 
 def command(options: argparse.Namespace) -> str:
     """Command that trains this teacher."""
-    names = ("steps", "decay_steps", *RECIPE)
+    names = ("steps", "decay_steps", "every", *RECIPE)
     flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
     flags += ["--compile"] * options.compile
     first, second = flags[: len(flags) // 2], flags[len(flags) // 2 :]
