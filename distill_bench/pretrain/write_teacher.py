@@ -13,7 +13,14 @@ from distill_bench.autoencoder import FrameAutoencoder
 from distill_bench.domain import shapes
 from distill_bench.pretrain.fit_autoencoder import MIX
 from distill_bench.pretrain.network import TeacherNetwork
-from distill_bench.pretrain.quality import COUNTS, FINAL_COUNTS, GUIDANCE, SHIFT, STEPS
+from distill_bench.pretrain.quality import (
+    COUNTS,
+    FD_CLIPS,
+    FINAL_COUNTS,
+    GUIDANCE,
+    SHIFT,
+    STEPS,
+)
 
 # options that fix a run's weights at each step; a resumed run must share them with its checkpoint
 RECIPE = ("clips", "autoencoder_steps", "batch", "muon_lr", "lr", "seed")
@@ -82,9 +89,9 @@ column says guided (at {GUIDANCE}). `colour` to `all`, `guided`: share of clips 
 that show what the caption names. Of free captions, whose data has speeds 0 in
 {shapes.STILL_SHARE:.0%} of the clips: `speed_w1`, W1 distance of speeds to the data's in px/frame;
 `mean_speed`, over the data's; `still`, share of still clips less the data's. `fd`, Fréchet distance
-of all samples to data of the same captions; `fd_floor`, of data to such data; means over sets of
-data. `nearest`: distance of unguided samples of named captions to their nearest training clip,
-over that of held-out clips.
+of {FD_CLIPS} samples to data of the same captions; `fd_floor`, of data to such data; means over
+sets of data. `nearest`: distance of unguided samples of named captions to their nearest training
+clip, over that of held-out clips.
 Clips:
 {" named and ".join(map(str, COUNTS))} free; in the last row
 {" and ".join(map(str, FINAL_COUNTS))}.
