@@ -61,7 +61,7 @@ def compiled_networks(store: Path) -> Iterator[None]:
 def _unpack(shared: Path, own: Path) -> None:
     for archive in sorted(shared.glob("*.tar")):
         try:
-            with tarfile.open(archive, "r:") as files:
+            with tarfile.TarFile(archive) as files:
                 files.extractall(own, filter="data")
         except (OSError, tarfile.TarError) as error:
             print(f"{archive} is not used: {first_line(error)}", file=sys.stderr, flush=True)
@@ -73,7 +73,7 @@ def _pack(own: Path, names: list[str], shared: Path) -> None:
     try:
         with (
             atomic_file(shared / f"{digest[:12]}.tar") as file,
-            tarfile.open(fileobj=file, mode="w") as archive,
+            tarfile.TarFile(fileobj=file, mode="w") as archive,
         ):
             for name in names:
                 archive.add(own / name, name)

@@ -71,7 +71,7 @@ def edit(path, old, new):
         ("Lowest in Distance: Beta", "Lowest in Distance: Alpha"),
         ("0 of 2 rows clearly better", "1 of 2 rows clearly better"),
         (">2000</td>", ">1000</td>"),
-        ('stroke-width="', 'stroke-width="1'),
+        ("stroke-width:", "stroke-width:1"),
     ],
 )
 def test_an_edited_page_is_named(reported, tmp_path, old, new):

@@ -1,8 +1,10 @@
 """Compiled networks in the store: what one run compiles, the next one loads."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,16 +163,14 @@ def train_anew(run: Path, command: Callable[[list[str]], int] = train.main) -> d
 
 
 def train_until_a_library_is_compiled(run: Path, temporary: Path) -> None:
-    """Train in a fork of this process, and kill it."""
-    process = multiprocessing.get_context("fork").Process(target=train_anew, args=(run,))
-    process.start()
-    try:
-        while not list(temporary.glob("distill-bench-compiled-*/**/*.so")):
-            process.join(timeout=0.05)
-            assert process.is_alive()
-    finally:
-        process.kill()
-        process.join()
+    """Train in a process of its own, and kill it."""
+    with subprocess.Popen([sys.executable, "-m", "distill_bench.train", run]) as process:
+        try:
+            while not list(temporary.glob("distill-bench-compiled-*/**/*.so")):
+                time.sleep(0.05)
+                assert process.poll() is None
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
