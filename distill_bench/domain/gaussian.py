@@ -45,6 +45,19 @@ def gaussian_velocity(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tens
     return s * whitened - (1 - s) * whitened @ covariance - mean
 
 
+def velocity_matrix(sigma: Tensor, covariance: Tensor) -> Tensor:
+    """W (B, d, d) of the velocity W (x_t - (1 - s) m) - m at sigma (B,), for data N(m, C)."""
+    s = sigma[:, None, None]
+    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return (s * eye - (1 - s) * covariance) @ torch.linalg.inv(noisy_covariance(covariance, sigma))
+
+
+def of_mean(weight: Tensor, sigma: Tensor) -> Tensor:
+    """Matrix (B, d, d) by which a velocity weight (x_t - (1 - s) m) - m depends on m."""
+    eye = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    return -((1 - sigma[:, None, None]) * weight + eye)
+
+
 def solve(matrix: Tensor, x: Tensor) -> Tensor:
     """Solutions y of matrix y = x; each matrix is factored once.
 
@@ -83,12 +96,9 @@ class GaussianBlock(nn.Module):
 
     def at(self, sigma: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix (B, d, d) and offset (B, d) of the velocity at sigma (B,) for text (B, E)."""
-        s, covariance = sigma[:, None, None], self.factor @ self.factor.T
-        eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-        inverse = torch.linalg.inv(noisy_covariance(covariance, sigma))
-        weight = (s * eye - (1 - s) * covariance) @ inverse
+        weight = velocity_matrix(sigma, self.factor @ self.factor.T)
         mean = self.mean + text @ self.shifts
-        return weight, -torch.einsum("bij,bj->bi", (1 - s) * weight + eye, mean)
+        return weight, torch.einsum("bij,bj->bi", of_mean(weight, sigma), mean)
 
 
 class LinearBlock(nn.Module):
@@ -98,14 +108,12 @@ class LinearBlock(nn.Module):
         super().__init__()
         s = torch.linspace(0, 1, KNOTS, dtype=mean.dtype)
         eye = torch.eye(len(mean), dtype=mean.dtype)
-        column = s[:, None, None]
-        inverse = torch.linalg.inv(noisy_covariance(covariance, s))
         # the teacher's own velocity, minus a term that leaves variance at sigma 1
-        weight = (column * eye - (1 - column) * covariance) @ inverse - SPREAD * column**2 * eye
-        of_mean = -((1 - column) * weight + eye)  # the velocity's dependence on the mean
+        weight = velocity_matrix(s, covariance) - SPREAD * s[:, None, None] ** 2 * eye
+        on_mean = of_mean(weight, s)
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(of_mean @ mean)
-        self.shifts = nn.Parameter(shifts @ of_mean.transpose(1, 2))
+        self.bias = nn.Parameter(on_mean @ mean)
+        self.shifts = nn.Parameter(shifts @ on_mean.transpose(1, 2))
 
     def at(self, sigma: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix (B, d, d) and offset (B, d) of the velocity at sigma (B,) for text (B, E)."""
