@@ -22,6 +22,7 @@ from outcomes import Group, Outcome, read_groups, read_outcomes, write_outcomes
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
+READ = ("eval", "methods", "results", "sweeps")  # folders of the checkout whose files tests read
 SURVIVED = (0, 33)  # exit codes of mutmut: every test passed, no test reaches the function
 SETTINGS = """
 [tool.mutmut]
@@ -54,6 +55,11 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
     Files whose text is unchanged stay untouched: mutmut goes by their time.
     """
     tree = FOLDER / group.name
+    (tree / "mutants").mkdir(parents=True, exist_ok=True)
+    for name in READ:
+        link = tree / "mutants" / name
+        if not link.is_symlink():
+            link.symlink_to(ROOT / name)
     sources = [*(ROOT / "distill_bench").rglob("*"), *(ROOT / "methods").rglob("*")]
     sources += [*(ROOT / "eval").rglob("*"), *(ROOT / "tests").rglob("*")]
     wanted = {tree / "pyproject.toml", tree / "README.md"}
