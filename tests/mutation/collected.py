@@ -13,6 +13,7 @@ from pathlib import Path
 
 from _pytest.config import _prepareconfig
 from _pytest.main import Session
+from _pytest.reports import TestReport
 from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
 from mutmut.utils.file_utils import change_cwd
@@ -71,10 +72,19 @@ class CollectedTests(PytestRunner):
         return 0
 
 
+class _PrintedFailures:
+    """Plugin of pytest that prints the test that failed, and how."""
+
+    def pytest_runtest_logreport(self, report: TestReport) -> None:
+        if report.failed:
+            print(f"\n{report.nodeid} fails without a mutant\n{report.longreprtext}", flush=True)
+
+
 def run_without_mutant() -> int:
     """Run all tests in the way of a mutant; returns 0 if they pass."""
     collected = CollectedTests()
     collected.warm_up()
+    collected.session.config.pluginmanager.register(_PrintedFailures())
     before = set(sys.modules)
     code = collected.run_tests(mutant_name=None, tests=quickest_first(collected.items))
     later = [name for name in sys.modules if name not in before and "distill_bench" not in name]
