@@ -24,7 +24,7 @@ GROUPS = {
     },
     "results": {
         "report": ("report.__main__", "write tables, figures and page of a sweep"),
-        "plot": ("report.figures.command", "draw a column of the results against another"),
+        "plot": ("report.plot", "draw a column of the results against another"),
         "compare": ("report.compare", "compare configs and scores of two runs"),
         "verify": ("report.verify", "recompute the tables of a results folder"),
     },

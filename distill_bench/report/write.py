@@ -58,7 +58,7 @@ def report(
     for name, text in files.items():
         write_bytes(folder / name, text.encode())
     # Matplotlib takes a second to import, so it comes after every check.
-    from distill_bench.report.figures.command import most_workers, plot
+    from distill_bench.report.plot import most_workers, plot
 
     plot(folder, most_workers(), results)
     page = folder / "report.html"

@@ -65,7 +65,7 @@ def test_a_damaged_run_is_named(store, tmp_path, capsys):
     assert f"{path} is damaged" in one_line(capsys)
 
 
-@pytest.mark.parametrize("module", ["write", "figures.command", "compare", "verify", "results"])
+@pytest.mark.parametrize("module", ["write", "plot", "compare", "verify", "results"])
 def test_results_are_read_and_reported_without_torch(module):
     code = f"import sys, distill_bench.report.{module}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]

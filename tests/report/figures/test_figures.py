@@ -14,7 +14,6 @@ from stores import RUNS, load_results, write_store
 
 from distill_bench.report.data_files import data_files
 from distill_bench.report.figures import canvas, style
-from distill_bench.report.figures.command import draw_pair, main, plot
 from distill_bench.report.figures.curves import curves
 from distill_bench.report.figures.drawings import drawings
 from distill_bench.report.figures.every_row import draw_differences
@@ -23,6 +22,7 @@ from distill_bench.report.figures.overview import overview
 from distill_bench.report.figures.pairs import against, score_by_axis
 from distill_bench.report.figures.study import PlotError, Study, opened
 from distill_bench.report.figures.training import by_bin, training
+from distill_bench.report.plot import draw_pair, main, plot
 from distill_bench.report.read_store import read_sweep
 from distill_bench.report.results import load
 from distill_bench.report.rows import COST

@@ -2,8 +2,10 @@
 
     distill-bench plot results/NAME                                   every figure
     distill-bench plot results/NAME --x cost --y fvd --group method   one pair of columns
+    distill-bench plot results/A results/B                            contrasts that both declare
 
-Figures go to results/NAME/figures as SVG and PNG. Needs no torch.
+Figures go to results/NAME/figures as SVG and PNG, that of several studies to results/figures.
+Needs no torch.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from distill_bench.report.figures import canvas
+from distill_bench.report.figures.contrasts import shared_contrasts
 from distill_bench.report.figures.drawings import Drawing, drawings
 from distill_bench.report.figures.pairs import against
 from distill_bench.report.figures.study import PlotError, Study, find_column, opened
@@ -104,14 +107,31 @@ def draw_pair(folder: Path, x: str, y: str, group: str = "method") -> Path:
     )
 
 
+def draw_shared(folders: Sequence[Path], out: Path) -> Path:
+    """Draw the contrasts that several studies declare; returns the path of the SVG.
+
+    Raises:
+        PlotError: if no two studies declare a contrast of one name.
+    """
+    figure = shared_contrasts([opened(folder).results for folder in folders])
+    if figure is None:
+        names = ", ".join(folder.name for folder in folders)
+        raise PlotError(f"no two of {names} declare a contrast of one name with results")
+    return canvas.save_figure(figure, out, "contrasts")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 2 if nothing can be drawn."""
     parser = argparse.ArgumentParser(
         prog="distill-bench plot",
-        description="Draw the figures of a sweep's results: all of them, or one with --y.",
+        description="Draw the figures of a sweep's results: all of them, or one with --y. With "
+        "several sweeps: the contrasts that two of them or more declare.",
     )
     parser.add_argument(
-        "results", type=Path, help="results folder (with runs.csv), or the name or YAML of a sweep"
+        "results",
+        type=Path,
+        nargs="+",
+        help="results folder (with runs.csv), or the name or YAML of a sweep",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="folder that holds the results of sweeps"
@@ -124,16 +144,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.y is None and (options.x or options.group):
         parser.error("--x and --group need --y")
-    folder = options.results
-    if folder.name == "runs.csv":
-        folder = folder.parent
-    if not folder.is_dir():
-        folder = options.out / sweep_name(options.results)
+    folders = [_folder(results, options.out) for results in options.results]
+    if len(folders) > 1 and options.y:
+        parser.error("--y needs one sweep")
     try:
-        if options.y:
-            paths = [draw_pair(folder, options.x or "cost", options.y, options.group or "method")]
+        if len(folders) > 1:
+            paths = [draw_shared(folders, options.out)]
+        elif options.y:
+            group = options.group or "method"
+            paths = [draw_pair(folders[0], options.x or "cost", options.y, group)]
         else:
-            paths = plot(folder, most_workers())
+            paths = plot(folders[0], most_workers())
     except PlotError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -142,6 +163,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(*paths, sep="\n")
     return 0
+
+
+def _folder(results: Path, out: Path) -> Path:
+    """Folder of a sweep's results, given by the folder, its runs.csv, or the sweep."""
+    folder = results.parent if results.name == "runs.csv" else results
+    return folder if folder.is_dir() else out / sweep_name(results)
 
 
 if __name__ == "__main__":
