@@ -21,7 +21,7 @@ def texts() -> dict[str, str]:
     """Path from the root -> text, of the code and of the Markdown that is written by hand."""
     paths = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
     paths += [ROOT / "results" / "LOG.md", *ROOT.glob("*.md"), *ROOT.glob("*/README.md")]
-    paths += (ROOT / "distill_bench").rglob("README.md")
+    paths += [*(ROOT / "results").glob("*/README.md"), *(ROOT / "distill_bench").rglob("README.md")]
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(paths)}
 
 
