@@ -292,6 +292,9 @@ def test_the_extrapolation_goes_from_half_of_the_clips_to_all(paired, monkeypatc
     frechet_infinity(x, y, paired)
     assert len(subsets) == 4 * 10 + 1, "15 values of n, of which 11 differ, four draws of each"
     subsets.clear()
+    frechet_infinity(x.repeat(5, 1), y.repeat(5, 1), paired)
+    assert len(subsets) == 4 * 14 + 1, "15 values of n"
+    subsets.clear()
     frechet_infinity(x[:4], y[:4], paired)
     assert sorted({len(i) for i, _ in subsets}) == [2, 3, 4]
     subsets.clear()
@@ -360,6 +363,18 @@ def test_features_too_large_for_a_finite_distance_are_refused(size, d):
     for distance in (frechet_distance, kernel_distance):
         with pytest.raises(ValueError, match="too large"):
             distance(size * normal(40, d), size * normal(40, d, 1))
+
+
+def test_finite_parts_with_too_large_a_sum_are_refused():
+    """Spread and distance of the means are finite alone, as are the sums of both sets."""
+    ways = [[[0.8, 0, 0], [-0.8, 0, 0]], [[0, 1, 0], [0, 1, 0]]]
+    apart, still = 1e154 * torch.tensor(ways).double()
+    for sets in ((apart, still), (still, apart)):
+        with pytest.raises(ValueError, match="distance is not finite"):
+            frechet_distance(*sets)
+    half = torch.full((2, 1), 5e307, dtype=torch.float64)
+    with pytest.raises(ValueError, match="too large to add up"):
+        checked_features(half, half)
 
 
 def test_sets_of_different_size_cannot_be_paired():
