@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,10 @@ def run_group(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, str(Path(__file__).parent / "engine.py"), "run"]
     command += ["--max-children", str(processes)]
-    subprocess.run(command, cwd=tree, env=environment, check=True)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        # other pytest sessions of this machine remove folders of the common root
+        environment["PYTEST_DEBUG_TEMPROOT"] = folder
+        subprocess.run(command, cwd=tree, env=environment, check=True)
     return {module: _outcome(tree, module, digests[module]) for module in modules}
 
 

@@ -46,7 +46,6 @@ def same(net: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(p, weights[name]) for name, p in net.named_parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("initial", "own"),
     [({}, {}), ({"adapter": ADAPTER}, {}), ({"adapter": ADAPTER}, {"adapter": ADAPTER})],
@@ -76,7 +75,6 @@ def test_student_and_average_start_there_and_the_fake_score_at_the_teacher(
     assert not same(run.networks["student"], untouched.networks["student"])
 
 
-@pytest.mark.slow
 def test_a_changed_student_is_refused_before_the_start_and_on_resuming(make_initial, make_run):
     folder = make_initial(batch_size=8)
     run_dir = make_run("run", init=INITIAL)  # batches of 4

@@ -70,6 +70,19 @@ def test_a_run_in_bfloat16_resumes_with_the_same_bits(make_run):
     assert largest_difference(whole, resumed) == 0
 
 
+def test_after_each_phase_its_network_is_its_rounded_masters(make_run):
+    trainer = build_from(make_run("low", student_lr=1e-2, fake_score_lr=1e-2, **LOW))
+    for role, phase in zip(
+        TRAINED, (trainer.update_student, trainer.update_fake_score), strict=True
+    ):
+        net = dict(trainer.networks[role].named_parameters())
+        before = {name: p.detach().clone() for name, p in net.items()}
+        phase(*([0] if role == "fake_score" else []))
+        for name, master in trainer.trained[role].named_parameters():
+            assert torch.equal(net[name], master.to(net[name].dtype))
+        assert not any(torch.equal(p, before[name]) for name, p in net.items() if p.ndim > 1)
+
+
 def test_a_hook_that_changes_weights_changes_the_masters(make_run):
     """IDA moves the fake score towards the student after each student update."""
     trainer = build_from(make_run("ida", method="ida", **LOW))

@@ -1,15 +1,17 @@
 """The student's moving average: its weights, its prediction, and its place in an update."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill_bench.method import Batch, Loss, Method, Nets
 from distill_bench.networks.denoiser import Denoiser
 from distill_bench.testing.runs import Runs
 from distill_bench.train.average import MovingAverage, NoAverage
+from distill_bench.train.loop import update
 
 
 @pytest.mark.parametrize("own_network", [False, True])
@@ -22,9 +24,9 @@ def test_the_average_follows_the_student_by_one_minus_its_decay(own_network):
     average = MovingAverage(student, other if own_network else student, 0.9, own_network)
     with torch.no_grad():
         student.weight.copy_(torch.tensor([[3.0, 1.0]]))
-    for update in (1, 2, 3):
+    for count in (1, 2, 3):
         average.update()
-        left = 0.9**update
+        left = 0.9**count
         expected = torch.tensor([[3 - 2 * left, 1.0]])
         torch.testing.assert_close(average.sampled()["weight"], expected)
     assert student.weight.tolist() == [[3.0, 1.0]]
@@ -56,9 +58,15 @@ class Doubling(Method):
 
     paper = "none"
 
+    learnt: ClassVar[list[Tensor]] = []  # the fake score's samples
+
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)
         return Loss({"size": x0.square().mean()}, x0)
+
+    def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
+        self.learnt.append(x0)
+        return super().fake_score_loss(nets, batch, x0)
 
     def after_student_update(self, networks) -> None:
         next(networks["student"].parameters()).mul_(2)
@@ -84,3 +92,15 @@ def test_the_average_includes_the_hook_and_the_target_predicts_with_it(tmp_path)
         torch.testing.assert_close(run.nets.target(*inputs), expected)
         assert not torch.allclose(run.nets.student(*inputs), expected)
     assert name == "blocks.0.weight"
+
+
+def test_the_fake_score_learns_from_the_student_after_its_hook(tmp_path):
+    fields = {"teacher": "gaussian", "data": None, "ema": 0.75, "student_lr": 0.1}
+    run = Runs(f"{__file__}:Doubling", tmp_path).build(**fields, fake_score_updates=1)
+    run.method.learnt.clear()
+    update(run)
+    run.student_updates = 0  # the draws of the update
+    with torch.no_grad():
+        expected = run.nets.rollout(run.batch("fake_score/0"))
+    (learnt,) = run.method.learnt
+    assert torch.equal(learnt, expected)

@@ -73,6 +73,18 @@ def test_a_loss_that_can_not_be_followed_moves_no_weight(fault, error, message, 
     assert all(map(torch.equal, weights(run), before))
 
 
+def test_a_gradient_of_one_optimiser_that_is_not_finite_stops_them_all(tmp_path):
+    """The discriminator on the teacher's features has a rate, and thus an optimiser, of its own."""
+    method = {"name": "dmd2", "gan": "teacher", "discriminator_lr": 1e-2}
+    run = Runs(method, tmp_path).build(teacher="gaussian", data=None)
+    assert list(run.fake_score.optimisers) == ["fake_score", "head"]
+    next(run.networks["modules"]["head"].parameters()).data.fill_(float("inf"))
+    before = weights(run)
+    with pytest.raises(Collapsed, match="the gradient of the head is nan"):
+        run.update_fake_score(0)
+    assert all(map(torch.equal, weights(run), before))
+
+
 def test_the_spread_of_samples_is_that_of_all_ranks(tmp_path):
     """From the means of x0 and x0^2 over the ranks: halves at 0 and 2 have standard deviation 1."""
     run = Runs("dmd2", tmp_path).build(teacher="gaussian", data=None)
@@ -117,13 +129,18 @@ def test_gradients_are_averaged_clipped_and_freed(grad_clip, tmp_path):
     assert all(p.grad is None for p in parameters)
 
 
-@pytest.mark.parametrize(("factor", "collapses"), [(1.0, False), (1e-4, True), (1e4, True)])
-def test_samples_far_from_unit_variance_stop_the_run(factor, collapses, tmp_path):
-    method = {"name": f"{__file__}:Scaled", "factor": factor}
+@pytest.mark.parametrize(
+    ("std", "collapses"), [(1.0, False), (0.019, True), (0.021, False), (49, False), (51, True)]
+)
+def test_samples_far_from_unit_variance_stop_the_run(std, collapses, tmp_path):
+    """Below a standard deviation of 0.02 and above 50."""
+    plain = Runs({"name": f"{__file__}:Scaled"}, tmp_path, "1").build(teacher="gaussian", data=None)
+    plain.update_student()
+    method = {"name": f"{__file__}:Scaled", "factor": std / float(plain.scalars["x0_std"])}
     run = Runs(method, tmp_path).build(teacher="gaussian", data=None)
     before = [p.detach().clone() for p in run.networks["student"].parameters()]
     if collapses:
-        with pytest.raises(Collapsed, match="samples have standard deviation"):
+        with pytest.raises(Collapsed, match=f"samples have standard deviation {std}"):
             run.update_student()
     else:
         run.update_student()
