@@ -18,7 +18,6 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from distill_bench import eval as eval_package
 from distill_bench.autoencoder import FrameAutoencoder, frames_to_video, video_to_frames
 from distill_bench.domain import controls, shapes
 from distill_bench.eval.fvd import DEFAULT, SECOND
@@ -29,9 +28,8 @@ from distill_bench.evaluate.optical_flow import SMALL, Flow, farneback_flow, luc
 from distill_bench.evaluator import Clips
 from distill_bench.store.files import write_json
 
-EVAL = Path(eval_package.__file__).parent
-EXTRACTORS_FILE = EVAL / "fvd_calibration.json"
-FLOW_FILE = EVAL / "motion_calibration.json"
+EXTRACTORS_FILE = ROOT / "eval" / "fvd_calibration.json"
+FLOW_FILE = ROOT / "eval" / "motion_calibration.json"
 FLOOR_CLIPS = (64, 144, 216, 256, 432)
 SHAPE_SPEEDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.0)  # pixels per frame
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from distill_bench import eval as eval_package
 from distill_bench.domain import controls, shapes
 from distill_bench.domain.mixture import PROMPTS, motion_mixture
 from distill_bench.eval.attributes import AttributeAccuracy
@@ -21,7 +20,7 @@ from distill_bench.eval.motion import Motion
 from distill_bench.evaluator import Clips, Evaluator
 from distill_bench.networks.pipeline import load_pipeline
 
-README = Path(eval_package.__file__).with_name("README.md")
+README = Path(__file__).parents[2] / "eval" / "README.md"
 TEACHER, SEEDS = "to the teacher's clips", "over that of other seeds"
 FD = "FD[indomain-r2p1-cls]"
 FRAMES = "averages single frames: blind to their order, a clip backwards scores the same"
