@@ -288,18 +288,14 @@ def test_the_extrapolation_goes_from_half_of_the_clips_to_all(paired, monkeypatc
     stream = generator("frechet_infinity", len(x), len(y))  # shared with no other draw
     assert subsets[0][0] == torch.randperm(20, generator=stream)[:10].tolist()
     assert subsets[0] != subsets[1] and len({tuple(j) for _, j in subsets}) == len(subsets)
-    subsets.clear()
-    frechet_infinity(x, y, paired)
-    assert len(subsets) == 4 * 10 + 1, "15 values of n, of which 11 differ, four draws of each"
-    subsets.clear()
-    frechet_infinity(x.repeat(5, 1), y.repeat(5, 1), paired)
-    assert len(subsets) == 4 * 14 + 1, "15 values of n"
-    subsets.clear()
-    frechet_infinity(x[:4], y[:4], paired)
-    assert sorted({len(i) for i, _ in subsets}) == [2, 3, 4]
-    subsets.clear()
-    frechet_infinity(x[:7], y[:8], False)
-    assert sorted({len(i) for i, _ in subsets}) == [3, 4, 5, 6, 7]
+    for times, counts in ((1, 11), (5, 15)):  # of the 15 values of n, those that differ
+        subsets.clear()
+        frechet_infinity(x.repeat(times, 1), y.repeat(times, 1), paired)
+        assert len(subsets) == 4 * (counts - 1) + 1, "four draws of each"
+    for n, m, counts in ((4, 4, [2, 3, 4]), (7, 8, [3, 4, 5, 6, 7])):
+        subsets.clear()
+        frechet_infinity(x[:n], y[:m], paired and n == m)
+        assert sorted({len(i) for i, _ in subsets}) == counts
     with pytest.raises(ValueError, match="3; at least 4 needed"):
         frechet_infinity(x[:3], y[:4], False)
 
@@ -366,15 +362,12 @@ def test_features_too_large_for_a_finite_distance_are_refused(size, d):
 
 
 def test_finite_parts_with_too_large_a_sum_are_refused():
-    """Spread and distance of the means are finite alone, as are the sums of both sets."""
-    ways = [[[0.8, 0, 0], [-0.8, 0, 0]], [[0, 1, 0], [0, 1, 0]]]
-    apart, still = 1e154 * torch.tensor(ways).double()
-    for sets in ((apart, still), (still, apart)):
-        with pytest.raises(ValueError, match="distance is not finite"):
+    """The spread and the distance of the means, or the sums of both sets."""
+    apart, still = 1e154 * np.array([[[0.8, 0, 0], [-0.8, 0, 0]], [[0, 1, 0], [0, 1, 0]]])
+    half = np.full((2, 1), 5e307)
+    for sets, reason in (((apart, still), "their distance"), ((half, half), "to add up")):
+        with pytest.raises(ValueError, match=reason):
             frechet_distance(*sets)
-    half = torch.full((2, 1), 5e307, dtype=torch.float64)
-    with pytest.raises(ValueError, match="too large to add up"):
-        checked_features(half, half)
 
 
 def test_sets_of_different_size_cannot_be_paired():

@@ -1,10 +1,15 @@
 """Weights in bfloat16 with float32 masters."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import pytest
 import torch
 from network_variants import SHARED_GRAPH, largest_difference
 from runs import weights
+from torch import nn
 
+from distill_bench.method import Batch, Loss, Method, Nets
 from distill_bench.store.files import read_jsonl
 from distill_bench.train.loop import train
 from distill_bench.train.setup import build_from
@@ -81,6 +86,33 @@ def test_after_each_phase_its_network_is_its_rounded_masters(make_run):
         for name, master in trainer.trained[role].named_parameters():
             assert torch.equal(net[name], master.to(net[name].dtype))
         assert not any(torch.equal(p, before[name]) for name, p in net.items() if p.ndim > 1)
+
+
+@dataclass(frozen=True)
+class Doubling(Method):
+    """A method whose hook doubles the student's first weight."""
+
+    paper = "none"
+    shares_graph = True
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        x0 = nets.rollout(batch)
+        return Loss({"size": x0.square().mean()}, x0)
+
+    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
+        next(networks["student"].parameters()).mul_(2)
+
+
+@pytest.mark.parametrize("reuse", [False, True, "graph"])
+def test_a_hook_that_changes_masters_changes_the_network(reuse, make_run):
+    trainer = build_from(make_run("run", method=f"{__file__}:Doubling", reuse_rollout=reuse, **LOW))
+    trainer.update_student()
+    master = next(trainer.trained["student"].parameters())
+    expected = 2 * master.detach()
+    trainer.after_student_update()
+    assert torch.equal(master, expected)
+    net = next(trainer.networks["student"].parameters())
+    assert torch.equal(net, expected.to(net.dtype))
 
 
 def test_a_hook_that_changes_weights_changes_the_masters(make_run):

@@ -1,6 +1,7 @@
 """Parts of an assembled run: what a method sees, what the ledger counts, what each setting sets."""
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -243,6 +244,29 @@ def test_a_given_method_and_its_draws_replace_those_of_the_config(tmp_path):
     plain = build(config, run_dir.parent)
     assert plain.method == method_of(config)
     assert type(plain.batch("student").draws) is Draws
+
+
+@pytest.mark.parametrize(
+    ("method", "exit_step", "of_student", "of_fake_score"),
+    [
+        ("dmd2", "random", {0, 1, 2}, {0, 1, 2}),
+        ("dp_dmd", "random", {1, 2}, {0, 1, 2}),
+        ("dp_dmd", "last", {2}, {2}),
+    ],
+)
+def test_exits_are_equally_likely_from_the_first_that_the_method_allows(
+    method, exit_step, of_student, of_fake_score, gaussian
+):
+    """In the student's phase; every rank and micro-batch has the same exit."""
+    run = gaussian(method=method, exit_step=exit_step, nfe=3, accumulation=2)
+    for phase, possible in (("student", of_student), ("fake_score/0", of_fake_score)):
+        counts = Counter()
+        for update in range(150):
+            batches = [run.batches.batch(update, phase, micro) for micro in range(2)]
+            (step,) = {run.student_input.exit_step.step(batch) for batch in batches}
+            counts[step] += 1
+        assert counts.keys() == possible
+        assert max(counts.values()) < 1.25 * 150 / len(possible)
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 2), (4, 1), (1, 4)])

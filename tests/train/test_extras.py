@@ -258,6 +258,9 @@ def test_clips_of_a_folder_are_encoded_in_order_with_their_prompts(tiny_wan, tmp
     taller = config.model_copy(update={"height": 32})
     with pytest.raises(ValueError, match=r"clips are \(5, 3, 16, 16\) .* needs \(5, 3, 32, 16\)"):
         extras.real_latents(taller, pipeline, tmp_path)
+    np.save(folder / "clips.npy", np.array([config, config], object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        extras.real_latents(config, pipeline, tmp_path)
 
 
 def test_only_known_needs_are_provided_each_by_its_name(tmp_path):

@@ -14,9 +14,9 @@ from distill_bench.train.processes import ManyProcesses, OneProcess, launched
 NAN = float("nan")
 
 
-def exchanges(rank: int) -> dict[str, object]:
+def exchanges(processes: OneProcess | ManyProcesses) -> dict[str, object]:
     """Everything that rank 0 or 1 of two exchanges."""
-    processes = launched()
+    rank = processes.rank
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     for parameter, value in zip(parameters, (1.0, 10.0), strict=True):
         parameter.grad = torch.tensor([value, value * (1 + 2 * rank)])
@@ -49,7 +49,7 @@ def _rank(rank: int, port: int, results: multiprocessing.Queue) -> None:
     AcceleratorState._reset_state()
     PartialState._reset_state()
     try:
-        results.put((rank, exchanges(rank)))
+        results.put((rank, exchanges(launched())))
     except Exception as error:  # the parent reports it
         results.put((rank, {"error": repr(error)}))
 
@@ -86,6 +86,15 @@ def test_two_ranks_exchange_means_flags_and_differences(two_ranks):
             "any": [False, True, True],
             "unequal": ["other", "one nan", "rank"],
         }
+    assert exchanges(ManyProcesses(connect())) == {
+        "kind": "ManyProcesses",
+        "place": (0, 1, "cpu"),
+        "mean": [0.0, 0.0],
+        "means": {"a": 1.0, "b": 4.0},
+        "gradients": [[1.0, 1.0], [10.0, 10.0]],
+        "any": [False, False, True],
+        "unequal": [],
+    }, "one rank is its own mean"
 
 
 def test_one_process_is_its_own_mean(monkeypatch):
@@ -101,8 +110,3 @@ def test_one_process_is_its_own_mean(monkeypatch):
     assert processes.any(False) is False
     assert processes.unequal({"a": NAN}) == []
     assert OneProcess(torch.device("meta"), 4).device.type == "meta"
-
-
-def test_one_rank_is_described_as_it_is():
-    processes = ManyProcesses(connect())
-    assert (processes.rank, processes.world) == (0, 1)

@@ -127,25 +127,35 @@ def test_the_fake_score_of_a_reused_graph_is_frozen_outside_its_own_pass(reuse, 
 
 
 @dataclass(frozen=True)
-class WithoutSamples(Method):
-    """A method whose student's phase gives no samples."""
+class Sized(Method):
+    """A method that may share its graph and does not, and may keep its samples to itself."""
 
     paper: ClassVar[str] = "none"
+    shares_graph: ClassVar[bool] = True
+    gives_samples: bool = True
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
-        return Loss({"size": nets.rollout(batch).square().mean()})
+        x0 = nets.rollout(batch)
+        return Loss({"size": x0.square().mean()}, x0 if self.gives_samples else None)
 
 
-def test_a_method_without_samples_can_not_reuse_them(tmp_path):
-    method = f"{__file__}:WithoutSamples"
-    with pytest.raises(ValueError, match="WithoutSamples: .* no samples to reuse"):
-        build(tmp_path, method, reuse_rollout=True).update_student()
+SIZED = {"name": f"{__file__}:Sized"}
+
+
+@pytest.mark.parametrize("reuse", ["graph", True])
+def test_a_method_without_samples_can_not_reuse_them(reuse, tmp_path):
+    method = SIZED | {"gives_samples": False}
+    with pytest.raises(ValueError, match="Sized: .* no samples to reuse"):
+        build(tmp_path, method, reuse_rollout=reuse).update_student()
     run = build(tmp_path / "fresh", method)
     assert run.update_student() == [None]
 
 
-def test_reused_samples_are_those_of_the_student_with_their_text_and_no_graph(tmp_path):
-    run = build(tmp_path, reuse_rollout=True, accumulation=2)
+@pytest.mark.parametrize(("method", "reuse"), [(SGMD, True), (SIZED, "graph")])
+def test_reused_samples_are_those_of_the_student_with_their_text_and_no_graph(
+    method, reuse, tmp_path
+):
+    run = build(tmp_path, method, reuse_rollout=reuse, accumulation=2)
     kept = []
     losses = list(run.student_losses(kept))
     for micro, (loss, samples) in enumerate(zip(losses, kept, strict=True)):
