@@ -37,8 +37,16 @@ def run(tmp_path_factory) -> Run:
     return build(resolve(FIELDS | {"precision": "float64"}), tmp_path_factory.mktemp("store"))
 
 
-def test_the_prediction_is_the_gradient_of_the_samples_log_density(run):
+@pytest.fixture(scope="module")
+def run_to_the_last_step(tmp_path_factory) -> Run:
+    config = resolve(FIELDS | {"precision": "float64", "exit_step": "last"})
+    return build(config, tmp_path_factory.mktemp("store"))
+
+
+@pytest.mark.parametrize(("name", "exits"), [("run", [0, 1]), ("run_to_the_last_step", [1])])
+def test_the_prediction_is_the_gradient_of_the_samples_log_density(name, exits, request):
     """Tweedie: x0 = (x_t + s^2 grad log p(x_t)) / (1 - s), with p written out clip by clip."""
+    run = request.getfixturevalue(name)
     rows = run.student_input.data.every()
     block, s = run.networks["student"].blocks[0].double(), 0.4
     eye = torch.eye(16, dtype=torch.float64)
@@ -47,7 +55,7 @@ def test_the_prediction_is_the_gradient_of_the_samples_log_density(run):
     assert 1 < own.sum() < len(own)
     x_t = torch.randn(1, *run.batches.latent_shape, dtype=torch.float64).requires_grad_()
     log_densities = []
-    for level in run.student_input.exit_step.sigmas.double():
+    for level in run.student_input.exit_step.sigmas[exits].double():
         weight, offset = block.at(level.expand(1), text[:, 0])
         clean = eye - level * weight[0]
         noisy = (1 - s) ** 2 * level**2 * clean @ clean.T + s**2 * eye

@@ -150,6 +150,14 @@ def test_farneback_is_opencvs_and_a_mistake_in_its_input_is_caught(mistake):
     assert error < 1e-5 if mistake == "none" else error > 1e-3
 
 
+def test_farneback_reads_fast_textures_with_opencvs_levels_and_iterations():
+    """18 pixels per frame: fewer levels, or more iterations, would read another speed."""
+    pytest.importorskip("cv2")
+    clip = textured_clips(1, 13, 160, 192, seed=0)[0, ::6]
+    read = speeds(clip[None], farneback_flow).by_pair[0]
+    assert read == pytest.approx(top_by_opencv(clip), rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def raft(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, torch.Tensor]:
     """Random weights, a clip, and its flow by the transforms that torchvision publishes."""

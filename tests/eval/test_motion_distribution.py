@@ -57,6 +57,7 @@ def test_a_copy_has_no_distance_and_the_teachers_spread_and_still_share(teacher)
             assert np.ptp(scores[f"motion_ratio{suffix}"].per_clip) < 1e-6, "clips are paired"
             assert scores[f"motion_ratio{suffix}"].value == pytest.approx(1)
             assert scores[f"motion_spread_ratio{suffix}"].value == pytest.approx(1)
+            assert np.ptp(scores[f"motion_spread_ratio{suffix}"].per_clip) < 1e-6
             shares = (scores[f"motion_still{name}{suffix}"].value for name in ("", "_teacher"))
             assert next(shares) == next(shares) == pytest.approx(0.25, abs=0.1)
 
@@ -160,28 +161,46 @@ def test_still_clips_are_those_below_the_bound():
 def test_a_teacher_below_its_noise_floor_is_a_reason_to_doubt_the_ratios():
     prompts = ["a", "a", "b", "b"]
     teacher = {"teacher": ([1, 2, 3, 4], prompts, range(9))}
-    for floor, expected in ((2.4, ()), (2.6, ("moves 2.5 px/frame, below its noise floor",))):
-        scores = compared([1, 3, 2, 4], prompts, teacher, floor=lambda x, floor=floor: floor)
-        for column in ("motion_ratio", "motion_spread_ratio"):
+    low, nameless = "moves 2.5 px/frame, below its noise floor", "whether the ratio is paired"
+    for own, floor, expected in (
+        (prompts, 2.4, ()),
+        (prompts, 2.5, ()),
+        (prompts, 2.6, (low,)),
+        ([""] * 4, 2.6, (nameless, low)),
+    ):
+        scores = compared([1, 3, 2, 4], own, teacher, floor=lambda x, floor=floor: floor)
+        for column in {"motion_ratio", "motion_spread_ratio"} & scores.keys():
             warnings = scores[column].warnings
             assert len(warnings) == len(expected)
             assert all(end in text for text, end in zip(warnings, expected, strict=True))
         assert scores["motion_w1"].warnings == ()
 
 
+def test_the_distance_of_a_clip_is_to_its_own_reference_if_there_is_one_and_else_to_all():
+    """Both sums of distances are 1 per clip; the readings of four equal clips are equal."""
+    prompts = ["a", "a", "b", "b"]
+    teacher = {"teacher": ([1, 2, 3, 4], prompts, range(9))}
+    for values, own in (([2, 3, 4, 5], prompts), ([2.5] * 4, ["c"] * 4)):
+        by_clip = compared(values, own, teacher)["motion_w1"].per_clip
+        assert by_clip == pytest.approx([1] * 4)
+
+
 def test_a_distance_to_other_clips_than_the_reference_has_carries_warnings():
     teacher = {"teacher": ([1, 2, 3, 4], ["a", "a", "b", "b"], range(9))}
+    fewer = "3 clips against 4 of the teacher: the bias differs from other rows'"
+    foreign = "the prompts are not the reference's"
+    copied = "these are the reference's own clips: 0 by construction"
     for prompts, values, expected in (
-        (["b", "a", "b", "a"], [1, 3, 2, 4], []),
-        ([""] * 4, [1, 3, 2, 4], []),
-        (["a", "a", "b", "c"], [1, 3, 2, 4], ["the prompts are not"]),
-        ([""] * 3, [1, 3, 2], ["3 clips against 4 of the teacher"]),
-        (["a", "b", "b"], [1, 3, 2], ["3 clips against 4", "the prompts are not"]),
-        ([""] * 4, [1, 2, 3, 4], ["0 by construction"]),
+        (["b", "a", "b", "a"], [1, 3, 2, 4], ()),
+        ([""] * 4, [1, 3, 2, 4], ()),
+        (["a", "a", "b", ""], [1, 3, 2, 4], ()),
+        (["a", "a", "b", "c"], [1, 3, 2, 4], (foreign,)),
+        ([""] * 3, [1, 3, 2], (fewer,)),
+        (["a", "b", "b"], [1, 3, 2], (fewer, foreign)),
+        ([""] * 4, [1, 2, 3, 4], (copied,)),
+        (["a", "a", "b", "c"], [1, 2, 3, 4], (foreign, copied)),
     ):
-        warnings = compared(values, prompts, teacher)["motion_w1"].warnings
-        assert len(warnings) == len(expected)
-        assert all(part in text for text, part in zip(warnings, expected, strict=True))
+        assert compared(values, prompts, teacher)["motion_w1"].warnings == expected
 
 
 def test_spreads_within_prompts_need_several_clips_of_a_prompt_on_both_sides_and_a_spread():

@@ -1,11 +1,13 @@
 """RAFT: which weights are read, by which name, on which frames and in which batches."""
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from distill_bench.eval.motion import Motion
 from distill_bench.evaluate.optical_flow import RAFT_PIXELS, raft_flow
+from distill_bench.evaluator import Clips
 from distill_bench.store.files import sha256
 
 
@@ -55,3 +57,10 @@ def test_pairs_of_frames_run_alone_on_the_processor_and_many_at_once_elsewhere(
     clip = torch.zeros(3, 3, *size, dtype=torch.uint8, device=device)
     assert flow.to(device)(clip).shape == (2, 2, *size)
     assert flow.fitting.size == pairs
+
+
+def test_motion_is_read_by_the_given_weights(weights):
+    frames = np.zeros((2, 2, 3, 128, 136), np.uint8)
+    scores = Motion(raft=str(weights)).scores(Clips(frames, [""] * 2, [0, 1]), {})
+    extractors = {score.extractor for score in scores if score.column.startswith("motion")}
+    assert extractors == {raft_flow(weights)[0]}

@@ -8,7 +8,10 @@ from copy import deepcopy
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from distill_bench.config.schema import AdapterConfig
 from distill_bench.networks.adapters import activate, add_adapter
@@ -72,6 +75,37 @@ def test_a_restored_optimiser_steps_as_if_never_stopped(layout, tmp_path):
         step(net, optimiser, power)
         step(resumed, restored, power)
         assert torch.equal(net.weight, resumed.weight)
+
+
+@pytest.fixture
+def mesh():
+    """A process group of one rank, and its devices."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_weights_moments_and_averages_that_are_sharded_are_restored_as_shards(mesh, tmp_path):
+    def sharded() -> tuple[nn.Module, dict, torch.optim.Optimizer]:
+        net = nn.Linear(3, 4)
+        weight = distribute_tensor(net.weight.detach(), mesh, [Shard(0)])
+        net.weight = nn.Parameter(weight)
+        average = {"weight": distribute_tensor(torch.randn(4, 3), mesh, [Shard(0)])}
+        return net, average, torch.optim.AdamW([net.weight], 0.1, fused=True)
+
+    net, average, optimiser = sharded()
+    net.weight.sum().backward()
+    optimiser.step()
+    checkpoint.save(tmp_path, 1, {"net": net}, average, {"net": optimiser}, {})
+    restored, restored_average, restored_optimiser = sharded()
+    checkpoint.load(tmp_path, {"net": restored}, restored_average, {"net": restored_optimiser})
+    moments, loaded = optimiser.state[net.weight], restored_optimiser.state[restored.weight]
+    pairs = [(net.weight, restored.weight), (average["weight"], restored_average["weight"])]
+    pairs += [(moments[name], loaded[name]) for name in ("exp_avg", "exp_avg_sq")]
+    for tensor, other in pairs:
+        assert isinstance(other, DTensor)
+        assert torch.equal(tensor.full_tensor(), other.full_tensor())
+    assert loaded["step"] == 1
 
 
 def test_the_two_newest_checkpoints_are_kept(tmp_path):

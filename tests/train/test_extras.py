@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +19,7 @@ from distill_bench.networks.ledger import Ledger
 from distill_bench.networks.offload import Streamed
 from distill_bench.networks.pipeline import DiffusersPipeline, pipeline_of
 from distill_bench.noise import warp
+from distill_bench.pretrain import fit_autoencoder, fit_encoders, quality
 from distill_bench.testing.tiny import tiny_clips
 from distill_bench.train import extras
 
@@ -91,11 +93,15 @@ def test_interrupted_pairs_resume_with_the_same_bits(pairs, tmp_path):
 
 
 def test_processes_share_the_work(pairs, tmp_path):
-    """The barrier passes only if both threads sample at the same time."""
+    """The barrier passes only if both threads sample at the same time; one is then late."""
     alone, _ = pairs(tmp_path / "alone")
     barrier = threading.Barrier(2, timeout=20)
+
+    def wait() -> None:
+        time.sleep(0.3 * barrier.wait())  # its number: 0 or 1
+
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(pairs, tmp_path / "shared", barrier.wait) for _ in range(2)]
+        futures = [pool.submit(pairs, tmp_path / "shared", wait) for _ in range(2)]
         results = [future.result()[0] for future in futures]
     assert len(list((tmp_path / "shared" / "extras").glob("*.safetensors"))) == 4
     for shared in results:
@@ -180,6 +186,8 @@ def test_pairs_are_those_of_their_settings(tmp_path):
     pipeline, folder = pipeline_of(config, CPU, tmp_path), tmp_path / "extras"
     changes = [{}, {"guidance_scale": 1.5}, {"shift": 4.0}, {"precision": "bfloat16"}]
     changes += [{"teacher_hash": "other"}, {"negative_prompt_hash": "other"}]
+    changes += [{"precision": "bfloat16", "shift": 4.0}, {"negative_prompt_hash": "another"}]
+    changes += [{"negative_prompt_hash": "other", "shift": 4.0}]
     changes += [{"precision": "bfloat16", "weights": "bfloat16"}]
     for count, fields in enumerate(changes + changes, 1):
         extras.ode_pairs(config.model_copy(update=fields), pipeline, tmp_path)
@@ -211,8 +219,8 @@ def test_real_latents_are_drawn_from_the_data_once_per_store(tmp_path, monkeypat
     other = config.model_copy(update={"teacher_hash": "other"})
     extras.real_latents(other, pipeline, tmp_path)
     assert calls == [1, 6, 1, 1, 1, 6]
-    monkeypatch.setattr(GaussianPipeline, "latent_shape", lambda *_: (1, 9, 2, 2))
-    with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 2, 2\), .* \(1, 9, 2, 2\)"):
+    monkeypatch.setattr(GaussianPipeline, "latent_shape", lambda _, *size: (1, *size))
+    with pytest.raises(ValueError, match=r"of shape \(1, 4, 2, 2\), .* \(1, 5, 16, 16\)"):
         extras.real_latents(config, pipeline, tmp_path)
 
 
@@ -263,6 +271,15 @@ def test_clips_of_a_folder_are_encoded_in_order_with_their_prompts(tiny_wan, tmp
         extras.real_latents(config, pipeline, tmp_path)
 
 
+def test_rendered_latents_have_keys_that_no_shipped_network_was_trained_on():
+    """Nor any clip of a protocol, whose keys begin at 0."""
+    keys = range(extras.FIRST_KEY, extras.FIRST_KEY + 432)
+    evaluators = range(fit_encoders.TRAIN_KEYS, fit_encoders.TRAIN_KEYS + 4320)
+    assert len(keys) == extras.REAL_LATENTS
+    assert keys[0] > evaluators[-1] > evaluators[0] > 10_000
+    assert keys[-1] < quality.HELD_OUT_KEY < fit_autoencoder.FIRST_KEY
+
+
 def test_only_known_needs_are_provided_each_by_its_name(tmp_path):
     config = resolve(TINY_RUN | {"teacher": "gaussian"})
     pipeline = pipeline_of(config, CPU, tmp_path)
@@ -275,7 +292,8 @@ def test_only_known_needs_are_provided_each_by_its_name(tmp_path):
         extras.providers(frozenset({"ode_pairs", "masks", "flow"}), config, pipeline, tmp_path)
 
 
-def test_a_batch_draws_each_row_equally_often_with_its_own_text(tmp_path):
+def test_a_batch_draws_each_row_equally_often_with_its_own_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipelines, "CLIPS_PER_BATCH", 9)  # all pairs are one batch
     config = resolve(TINY_RUN | {"teacher": "gaussian"})
     rows = extras.ode_pairs(config, pipeline_of(config, CPU, tmp_path), tmp_path)
     every = rows.every()
