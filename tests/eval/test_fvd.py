@@ -183,3 +183,11 @@ def test_twelve_copies_of_one_clip_get_a_score():
     reference = clips(12, 1000)
     copies = dataclasses.replace(reference, frames=reference.frames[[0] * 12])
     assert by_column(FVD(resamples=5).scores(copies, {"teacher": reference}))["fvd"].value > 1
+
+
+def test_pairs_of_equal_clips_leave_no_error_in_any_distance():
+    """A resample of pairs has equal clips on both sides."""
+    sample = clips()
+    for score in FVD(resamples=3).scores(sample, {"teacher": sample}):
+        assert score.value == pytest.approx(0, abs=1e-5), score.column
+        assert score.sd is None or score.sd == pytest.approx(0, abs=1e-5), score.column

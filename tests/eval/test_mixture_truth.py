@@ -179,6 +179,36 @@ def test_scores_to_the_teacher_are_zero_for_its_own_clips(score, facts):
     assert slow["mixture_motion_w1_teacher"].value > 0.2
 
 
+def test_standard_errors_to_the_teacher_take_its_clips_as_given(score, facts):
+    """Only the clips are resampled: even the teacher's own have an error."""
+    own = [PER_PROMPT * prompt + clip for prompt in range(len(PROMPTS)) for clip in range(8)]
+    frames = dithered(latents()[own].reshape(-1, *SHAPE)).numpy()
+    few = Clips(frames, [NAMES[i] for i in own], own, facts=facts)
+    scores = score(few, {"teacher": few})
+    for column in ("mode_tv", "mixture_motion_ratio", "mixture_motion_w1"):
+        assert scores[f"{column}_teacher"].sd > 0.01
+    assert scores["mixture_motion_spread_ratio_teacher"].sd > 0.01
+
+
+def test_a_clip_counts_for_the_mode_that_is_likeliest_under_its_prompt(facts):
+    """Between the still mode and that which moves slowly to the right, the weights decide."""
+    radius = torch.linspace(0.1, 0.8, 2000, dtype=torch.float64)
+    still, slow = (
+        stats.norm.logpdf(radius, mean, sd) - np.log(sd) for mean, sd in ((0, 0.08), (0.9, 0.18))
+    )
+    names = ["mostly still", "mostly fast"]
+    weights = MIXTURE.weights[[list(PROMPTS).index(name) for name in names]]
+    odds = (weights[:, 0] / weights[:, 1]).log()
+    assert odds[0] > odds[1]
+    place = np.abs(still - slow + float(odds.mean())).argmin()
+    x = (radius[place] * MIXTURE.basis[:, 0]).expand(4, -1)
+    frames = dithered(x.reshape(-1, *SHAPE)).numpy()
+    two = Clips(frames, [name for name in names for _ in range(2)], list(range(4)), facts=facts)
+    for mode, name in enumerate(names):
+        shares = evaluator.Group(MIXTURE, two, name, list(PROMPTS)).shares[0]
+        assert shares[mode] == 1
+
+
 @pytest.mark.slow
 def test_the_w1_distance_of_a_shift_is_the_shift(facts):
     """Adding c to the radius of every sample moves the distribution of motion by c."""

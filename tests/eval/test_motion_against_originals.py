@@ -101,6 +101,14 @@ def test_a_mistake_in_the_dynamic_degree_is_caught(mistake, monkeypatch):
     assert np.mean(changed) > 0.05
 
 
+@pytest.mark.parametrize("size", [(32, 64), (64, 32)])
+def test_one_pair_of_four_frames_above_the_threshold_of_the_shorter_side_is_enough(size):
+    """0.75 pixels per frame of 32."""
+    sample = Clips(np.zeros((2, 4, 3, *size), np.uint8), ["a"] * 2, [0, 1])
+    top = np.array([[0.8, 0, 0], [0.7, 0.7, 0.7]])
+    assert motion_module.dynamic_degree(sample, top, farneback_flow).tolist() == [1, 0]
+
+
 def top_by_opencv(clip: np.ndarray) -> np.ndarray:
     """Fastest 5 % of each pair of frames, (T - 1,): opencv on BGR frames, as it reads videos."""
     import cv2

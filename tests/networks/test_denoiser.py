@@ -25,7 +25,10 @@ class Scaled(Architecture):
 
 
 class Net(nn.Module):
-    """Blocks over tokens: the elements of x_t, moved by the level and by the mean text."""
+    """Blocks over tokens: the elements of x_t, moved by the level and by the mean text.
+
+    Like a network whose first layer multiplies them, it takes no inputs of several dtypes.
+    """
 
     architecture = Scaled()
     unit = 7.0
@@ -38,6 +41,7 @@ class Net(nn.Module):
             self.blocks = nn.ModuleList(layers)
 
     def forward(self, x_t, level, text, sign, return_dict=True):
+        assert x_t.dtype == level.dtype == text.dtype
         tokens = x_t.flatten(1) + level[:, None] + sign * text.mean((1, 2))[:, None]
         for block in self.blocks:
             tokens = torch.tanh(block(tokens))

@@ -14,6 +14,7 @@ from distill_bench.store.files import read_json
 from distill_bench.store.runs import initial_path, read_initial
 from distill_bench.teachers.contents import file_hash
 from distill_bench.train import checkpoint
+from distill_bench.train.loop import train
 from distill_bench.train.setup import build_from, record_initial
 
 INITIAL = "dmd2-s0-0123456789ab"
@@ -107,3 +108,10 @@ def test_a_changed_student_is_refused_before_the_start_and_on_resuming(make_init
     write_result(folder, **result | {"status": "collapsed"})
     with pytest.raises(ConfigError, match=f"init {INITIAL}: its result is collapsed"):
         build_from(third)
+
+
+def test_a_training_records_the_student_that_it_starts_from(make_initial, make_run):
+    make_initial()
+    run_dir = make_run("run", init=INITIAL)
+    train(run_dir, stop=lambda: True)
+    assert read_initial(run_dir)["run_id"] == INITIAL

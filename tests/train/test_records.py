@@ -224,3 +224,5 @@ def test_the_summary_of_a_finished_training_is_returned_without_training_again(m
     first = train(run_dir)
     (run_dir / "train.json").write_text(json.dumps(first | {"train_seconds": 7.0}))
     assert train(run_dir)["train_seconds"] == 7.0
+    (run_dir / "train.json").write_text('{"status": 1}')  # not as a training writes it
+    assert train(run_dir)["status"] == "done"

@@ -28,10 +28,11 @@ def test_gradients_of_terms_at_x0_are_measured_and_compared():
     """A norm is the root mean square times the elements; terms apart from x0 have no signals."""
     x0, elsewhere = X0.clone().requires_grad_(), torch.ones((), requires_grad=True)
     a, b, c = (DRAWS.noise(name, SHAPE) for name in ("a", "b", "c"))
+    shared = x0.square() / 2  # part of two terms' graphs
     terms = {
-        "a": (a * x0).sum(),
+        "a": (a / X0 * shared).sum(),
         "detached": x0.detach().sum(),
-        "b": (b * x0).sum(),
+        "b": (b / X0 * shared).sum(),
         "elsewhere": elsewhere.square(),
         "c": (c * x0).sum(),
     }
@@ -100,7 +101,9 @@ class Sized(Method):
         x0 = nets.rollout(batch)
         if nets.exit_sigma is not None:
             self.seen.append(nets.exit_sigma(batch))
-        return Loss({"size": x0.square().sum()}, x0 if self.gives_x0 else None)
+        elsewhere = torch.ones((), requires_grad=True).square()  # a term without x0
+        terms = {"size": x0.square().sum(), "elsewhere": elsewhere}
+        return Loss(terms, x0 if self.gives_x0 else None)
 
 
 @pytest.mark.parametrize("gives_x0", [True, False])
@@ -121,11 +124,19 @@ def test_a_run_has_the_signals_that_its_method_allows(gives_x0, has_graph, has_f
 def test_signals_are_taken_at_the_last_step_on_eight_samples_that_never_change(tmp_path):
     """Also where the training would draw another exit, and after the fake score's phase."""
     run = Runs(f"{__file__}:Sized", tmp_path).build(**GAUSSIAN, nfe=4, seed=4)
-    seen = run.method.seen
+    seen, levels = run.method.seen, []
     seen.clear()
+    velocity = run.nets.student.velocity
+    run.nets.student.velocity = lambda x, sigma, text: (
+        levels.append(sigma) or velocity(x, sigma, text)
+    )
     run.update_student()
     run.update_fake_score(0)  # freezes the student
+    levels.clear()
     first = signals_of(run)
+    assert [level.tolist() for level in levels] == [
+        [float(sigma)] * 8 for sigma in run.student_input.exit_step.sigmas
+    ]
     assert first["x0_gradient_norm/size"] > 0
     assert {key.partition("/")[0] for key in first} >= {"score_gap", "tracking_lag"}
     run.student_updates = 3

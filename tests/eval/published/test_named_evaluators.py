@@ -14,12 +14,15 @@ from distill_bench.cli import main
 from distill_bench.domain import controls
 from distill_bench.eval.cd_fvd import CDFVD
 from distill_bench.eval.dino_similarity import DINOSimilarity, same_prompt_similarity
-from distill_bench.eval.jedi import JEDi
+from distill_bench.eval.jedi import JEDi, distances
+from distill_bench.evaluate.comparison import compare
 from distill_bench.evaluate.distances import (
     biased_kernel_distance,
     kernel_distance,
+    kernel_sd,
     quadratic_kernel,
 )
+from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import Clips
 from distill_bench.registry import usual_evaluators
 
@@ -99,6 +102,26 @@ def test_the_biased_distance_is_videojedis_and_the_other_is_0_on_average():
     means, errors = np.mean(estimates, 1), np.std(estimates, 1) / 500**0.5
     assert abs(means[0]) < 4 * errors[0]
     assert means[1] > 10 * errors[1]
+
+
+def test_jedi_is_100_times_the_distance_of_pairs_by_its_kernel_in_both_estimates():
+    """In the features of another network: weights of V-JEPA are not shipped."""
+    extractor, clips, teacher = load_extractor("random-r2p1"), rendered(0), rendered(100)
+    (pair,) = compare(extractor, clips, {"teacher": teacher})
+    jedi, biased = distances(pair, 5)
+    x, y = extractor(clips), extractor(teacher)
+    assert jedi.value == pytest.approx(100 * kernel_distance(x, y, True, quadratic_kernel))
+    assert jedi.sd == pytest.approx(100 * kernel_sd(x, y, True, 5, quadratic_kernel))
+    assert biased.value == pytest.approx(100 * biased_kernel_distance(x, y, quadratic_kernel))
+    assert jedi.headline and not biased.headline
+    assert jedi.warnings == ()
+    nameless = dataclasses.replace(clips, prompts=[""] * len(clips.prompts))
+    (pair,) = compare(extractor, nameless, {"data": teacher})
+    jedi, biased = distances(pair, 5)
+    assert (jedi.column, biased.column) == ("jedi_data", "jedi_biased_data")
+    assert not jedi.headline
+    assert jedi.value == pytest.approx(100 * kernel_distance(x, y, False, quadratic_kernel))
+    assert [text.endswith("jedi and sd are unpaired") for text in jedi.warnings] == [True]
 
 
 def test_similarity_is_the_mean_cosine_of_a_prompts_clips():
