@@ -7,11 +7,11 @@ Costs of clips are proportional to their number; further ways of sampling and ro
 nothing (`sampling`, `rows`) cost as much more than a run's own clips as their FLOPs are more.
 """
 
-import functools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from rich.table import Table
@@ -51,20 +51,46 @@ class Measured:
     @property
     def protocol(self) -> ProtocolConfig | None:
         """Protocol of the run; None if its run.yaml cannot be read."""
-        return _protocol(self.folder)
+        try:
+            return stored_config(self.folder).protocol
+        except ConfigError:  # of another version
+            return None
 
 
-@functools.cache  # a sweep asks for it once per similar run
-def _protocol(folder: Path) -> ProtocolConfig | None:
-    try:
-        return stored_config(folder).protocol
-    except ConfigError:  # of another version
-        return None
+@dataclass(frozen=True)
+class Similar:
+    """Finished runs with student updates of equal cost; medians are taken once, for many plans."""
+
+    runs: list[Measured] = field(default_factory=list)
+
+    @cached_property
+    def per_update(self) -> float:
+        """Seconds of a student update."""
+        return statistics.median(run.per_update for run in self.runs)
+
+    @cached_property
+    def sample(self) -> float | None:
+        """Seconds of sampling a clip."""
+        known = [(run.sample, its) for run, its in self._drawn if run.sample is not None]
+        return statistics.median(seconds / its.clips for seconds, its in known) if known else None
+
+    @cached_property
+    def evaluate(self) -> dict[tuple[str, ...] | None, float]:
+        """Evaluators -> seconds of scoring a clip with them."""
+        seconds: dict[tuple[str, ...] | None, list[float]] = {}
+        for run, its in self._drawn:
+            seconds.setdefault(its.evaluators, []).append(run.evaluate / its.clips)
+        return {evaluators: statistics.median(values) for evaluators, values in seconds.items()}
+
+    @cached_property
+    def _drawn(self) -> list[tuple[Measured, ProtocolConfig]]:
+        """The runs whose protocol is known."""
+        return [(run, its) for run in self.runs if (its := run.protocol)]
 
 
-def history(store: Path) -> dict[str, list[Measured]]:
+def history(store: Path) -> dict[str, Similar]:
     """Finished runs of a store by `cost_key`."""
-    runs: dict[str, list[Measured]] = {}
+    runs: dict[str, Similar] = {}
     for path in sorted(store.glob("*/result.json")):
         result = read_result(path.parent) or {}
         if result.get("student_updates") and {"cost_key", "evaluate_seconds"} <= result.keys():
@@ -75,12 +101,12 @@ def history(store: Path) -> dict[str, list[Measured]]:
                 sample,
                 result["evaluate_seconds"] - (sample or 0.0),
             )
-            runs.setdefault(result["cost_key"], []).append(measured)
+            runs.setdefault(result["cost_key"], Similar()).runs.append(measured)
     return runs
 
 
 def measured_seconds(
-    config: RunConfig, runs: Mapping[str, list[Measured]], updates: int
+    config: RunConfig, runs: Mapping[str, Similar], updates: int
 ) -> tuple[Seconds, int]:
     """Seconds of a run by stage, medians over similar runs, and their number (0: none is known).
 
@@ -91,28 +117,20 @@ def measured_seconds(
         runs: from `history`.
         updates: student updates that are left to do.
     """
-    similar = runs.get(cost_key(config), []) if runs else []
-    if not similar:
+    similar = runs.get(cost_key(config)) if runs else None
+    if similar is None:
         return {}, 0
-    seconds = {"train": statistics.median(run.per_update for run in similar) * updates}
-    drawn = [(run, run.protocol) for run in similar]
     per_clip = {
-        "sample": [run.sample / its.clips for run, its in drawn if its and run.sample is not None],
-        "evaluate": [
-            run.evaluate / its.clips
-            for run, its in drawn
-            if its and its.evaluators == config.protocol.evaluators
-        ],
+        "sample": similar.sample,
+        "evaluate": similar.evaluate.get(config.protocol.evaluators),
     }
-    for stage, values in per_clip.items():
-        if values:
-            seconds[stage] = statistics.median(values) * config.protocol.clips
-    return seconds, len(similar)
+    seconds = {stage: s * config.protocol.clips for stage, s in per_clip.items() if s is not None}
+    return {"train": similar.per_update * updates} | seconds, len(similar.runs)
 
 
 def further_seconds(
     config: RunConfig,
-    runs: Mapping[str, list[Measured]],
+    runs: Mapping[str, Similar],
     ways: Iterable[Sampling],
     network: str = UNTRAINED,
 ) -> Seconds:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_bench.config.overrides import flat_keys, has_values, value_at
+from distill_bench.config.overrides import has_values, value_at
 from distill_bench.report.csv_files import cells, csv_text
 from distill_bench.report.declarations import declared_contrasts, first_launch
 from distill_bench.report.labels import SAMPLING, is_sampling
@@ -157,13 +157,13 @@ def _swept_keys(sweep: StoredSweep) -> list[str]:
     A mapping that is null in some runs, such as `adapter`, counts by its keys: all are null there.
     """
     below: dict[str, list[str]] = {}  # mapping -> its dotted keys
-    for key in dict.fromkeys(key for run in sweep.runs for key in flat_keys(run.config)):
+    for key in dict.fromkeys(key for run in sweep.runs for key in run.flat_config):
         below.setdefault(key.rpartition(".")[0], []).append(key)
     keys = [key for key in sweep.axes if key not in {"method", "method.name", "seed", *below}]
     by_method: dict[str, dict[str, set[str]]] = {}
     for run in sweep.runs:
         values = by_method.setdefault(run.method, {})
-        for key, value in flat_keys(run.config).items():
+        for key, value in run.flat_config.items():
             text = json.dumps(value, sort_keys=True, default=str)
             for name in below.get(key, [key]):
                 values.setdefault(name, set()).add(text)
@@ -184,7 +184,7 @@ def _axis(sweep: StoredSweep, swept: Sequence[str]) -> str | None:
     def most_values(key: str) -> int:
         values: dict[str, set[float]] = {}
         for run in sweep.runs:
-            value = flat_keys(run.config).get(key)
+            value = run.flat_config.get(key)
             if value is not None and finite(value) is None:
                 return 0
             if value is not None:
@@ -300,9 +300,8 @@ def _any_score(runs: Sequence[StoredRun], name: str, field: str) -> bool:
 
 
 def _run_line(run: StoredRun, swept: Sequence[str]) -> dict[str, Any]:
-    config = flat_keys(run.config)
     line = {key: run.known(key) for key in RUN_COLUMNS + COST_COLUMNS}
-    line |= {key: config.get(key) for key in swept}
+    line |= {key: run.flat_config.get(key) for key in swept}
     line |= {
         "run_id": run.run_id,
         "method": run.method,

@@ -4,8 +4,8 @@
     distill-bench plot results/NAME --x cost --y fvd --group method   one pair of columns
     distill-bench plot results/A results/B                            contrasts that both declare
 
-Figures go to results/NAME/figures as SVG and PNG, that of several studies to results/figures.
-Needs no torch.
+Figures go to results/NAME/figures as SVG and, for a study of at most 500 runs or with --y, PNG;
+that of several studies to results/figures. Needs no torch.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from distill_bench.store.machine import usable_cores
 from distill_bench.store.runs import sweep_name
 
 MOST_WORKERS = 4
+MOST_WITH_PNG = 500  # runs: of a larger study, SVGs are for the page, and PNGs take a third longer
 
 
 def plot(folder: Path, workers: int = 1, results: Results | None = None) -> list[Path]:
@@ -68,11 +69,11 @@ def most_workers() -> int:
 def _draw_share(share: tuple[Results, Path, int, int]) -> dict[int, dict]:
     """Draw every `step`-th figure from `first` on; returns index lines by position in the list."""
     results, folder, first, step = share
-    lines = {}
+    lines, png = {}, len(results.runs) <= MOST_WITH_PNG
     for place, drawing in enumerate(drawings(Study(results))):
         figure = drawing.draw() if place % step == first else None
         if figure is not None:
-            canvas.save_figure(figure, folder, drawing.name)
+            canvas.save_figure(figure, folder, drawing.name, png)
             lines[place] = _index_line(drawing)
     return lines
 

@@ -6,6 +6,7 @@ Names, units and directions of metrics come from the scores.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,15 @@ class StoredRun:
 
     def known(self, key: str) -> Any:
         """Look a key up in the result, then in the newest attempt, then in the config."""
-        for place in (self.result, self.provenance, flat_keys(self.config)):
+        for place in (self.result, self.provenance, self.flat_config):
             if place.get(key) is not None:
                 return place[key]
         return None
+
+    @cached_property
+    def flat_config(self) -> dict[str, Any]:
+        """The config by dotted keys."""
+        return flat_keys(self.config)
 
 
 @dataclass(frozen=True)

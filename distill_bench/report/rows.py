@@ -142,13 +142,18 @@ class Row:
     @cached_property
     def _points(self) -> dict[str, dict[str, np.ndarray]]:
         """Run id -> column -> values at its checkpoints, in ascending student updates."""
+        if self.checkpoints.empty:
+            return {}
+        points = self.checkpoints.sort_values(["run_id", "student_updates"])
+        starts = np.flatnonzero(~points["run_id"].duplicated())
+        of_runs = points["run_id"].iloc[starts]
+        parts = {
+            name: np.split(values.to_numpy(), starts[1:])
+            for name, values in points.drop(columns="run_id").items()
+        }
         return {
-            run_id: {
-                name: values.to_numpy()
-                for name, values in points.sort_values("student_updates").items()
-                if name != "run_id"
-            }
-            for run_id, points in self.checkpoints.groupby("run_id", sort=False)
+            run_id: {name: part[i] for name, part in parts.items()}
+            for i, run_id in enumerate(of_runs)
         }
 
     def matches(self, keys: Mapping[str, Any]) -> bool:

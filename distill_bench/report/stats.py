@@ -14,12 +14,14 @@ from math import inf, isfinite, nan, sqrt
 from typing import Any
 
 import numpy as np
+from numpy.polynomial import Chebyshev
 from scipy import special  # not scipy.stats, which takes a second to import
 
 CONFIDENCE = 0.95
 POWER = 0.8
 REPETITIONS = 4000
 MOST_SEEDS = 1000
+FEW_SEEDS = 40  # up to which each number of seeds is its own root in `seeds_needed`
 MOST_COVARIANCES = 500  # members of a bootstrap up to which covariances replace its resamples
 
 
@@ -193,7 +195,8 @@ def weighted_sum(
 
     If the rows differ in their number of clips, the means over clips are added, (seeds, 1).
     """
-    common = [seed for seed in rows[0] if all(seed in row for row in rows)]
+    shared = set(rows[0]).intersection(*rows[1:])
+    common = [seed for seed in rows[0] if seed in shared]
     if len({len(values) for row in rows for values in row.values()}) > 1:
         rows = [{seed: row[seed].mean(keepdims=True) for seed in common} for row in rows]
     arrays = (np.array([row[seed] for seed in common]) for row in rows)
@@ -265,7 +268,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def power(seeds: int, sd: float, gap: float, confidence: float = CONFIDENCE) -> float:
+def power(seeds: float, sd: float, gap: float, confidence: float = CONFIDENCE) -> float:
     """Return the probability that a paired t test over `seeds` seeds detects a true difference.
 
     Args:
@@ -279,7 +282,7 @@ def power(seeds: int, sd: float, gap: float, confidence: float = CONFIDENCE) -> 
 
 
 @cache
-def _chi_quantiles(dof: int) -> np.ndarray:
+def _chi_quantiles(dof: float) -> np.ndarray:
     """Return 2000 equally likely values of sqrt(chi2 / dof).
 
     Averaging over them replaces scipy's noncentral t, which fails for few degrees of freedom and
@@ -304,10 +307,29 @@ def seeds_needed(sd: float, gap: float, confidence: float = CONFIDENCE) -> int |
     return next((n for n in counts if abs(gap) / sd >= _detectable(n, confidence)), None)
 
 
-@cache
 def _detectable(seeds: int, confidence: float) -> float:
     """Smallest difference that seeds detect with 80 % power, in standard deviations of a seed's."""
+    if seeds <= FEW_SEEDS:
+        return _detectable_shift(seeds, confidence) / sqrt(seeds)
+    return float(_shift_of_many(confidence)(1 / seeds)) / sqrt(seeds)
+
+
+@cache
+def _shift_of_many(confidence: float) -> Chebyshev:
+    """`_detectable_shift` by 1 / seeds, which is smooth above FEW_SEEDS: 11 roots, not 960."""
+
+    def shifts(inverse: np.ndarray) -> list[float]:
+        return [_detectable_shift(1 / share, confidence) for share in inverse]
+
+    return Chebyshev.interpolate(shifts, 10, domain=[1 / MOST_SEEDS, 1 / FEW_SEEDS])
+
+
+@cache
+def _detectable_shift(seeds: float, confidence: float) -> float:
+    """Detectable difference in standard errors of the mean; `seeds` need not be whole."""
     from scipy import optimize  # takes half a second to import, and few commands need it
 
-    high = 10 * t_quantile(seeds - 1, confidence) / sqrt(seeds)
-    return optimize.brentq(lambda gap: power(seeds, 1.0, gap, confidence) - POWER, 0.0, high)
+    def missing(shift: float) -> float:
+        return power(seeds, 1.0, shift / sqrt(seeds), confidence) - POWER
+
+    return optimize.brentq(missing, 0.0, 10 * t_quantile(seeds - 1, confidence))

@@ -1,7 +1,9 @@
 """Write results/<sweep>: data files from the store, then tables, figures and the page."""
 
+import contextlib
+import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,18 @@ class ReportError(ValueError):
     """There is nothing to report; the message is one line."""
 
 
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let Python look for cycles rarely: in a large store it walks millions of objects in vain."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(200_000, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+@_rare_collections()
 def report(
     sweep: str | Path,
     store: Path,

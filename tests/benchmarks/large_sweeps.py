@@ -3,7 +3,8 @@
     python tests/benchmarks/large_sweeps.py [plan status submission report ...]
 
 `growth` is the ratio of the seconds per run at the larger size to those at the smaller: about 1 if
-the time is linear in the runs. The report's store holds copies of one real run's folder, with the
+the time is linear in the runs. `plan-similar` plans beside as many finished runs of equal cost,
+which price each planned run. The report's store holds copies of one real run's folder, with the
 ids, seeds and settings of a sweep and other scores. `report` has one score and 5 seeds per row;
 `report-20` has the twelve scores of the mixture at four evaluations and 20 seeds per row,
 `report-1` the same with one seed.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill_bench.config.identity import cost_key
 from distill_bench.config.sweep_file import load_sweep
 from distill_bench.config.yaml_files import dump_yaml
 from distill_bench.report.write import report
@@ -39,6 +41,7 @@ from distill_bench.sweep.prechecks import check_sweep
 from distill_bench.sweep.slurm.queue import Queue
 
 SIZES = {"plan": (1000, 10_000), "status": (1000, 10_000), "submission": (1000, 10_000)}
+SIZES |= {"plan-similar": (1000, 10_000)}
 REPORTS = {"report": 5, "report-20": 20, "report-1": 1}  # seeds per row
 SIZES |= {"report": (250, 1000), "report-20": (200, 1000), "report-1": (200, 1000)}
 BASE = {
@@ -75,6 +78,17 @@ def sweep_file(folder: Path, runs: int, seeds: int = 5, twelve_scores: bool = Fa
 def plan(file: Path, store: Path) -> None:
     """`--dry-run`, without a finished run."""
     run_command([str(file), f"--store={store}", "--cluster=local", "--dry-run"])
+
+
+def similar_runs(file: Path, store: Path) -> None:
+    """Fill a store with a finished run of another sweep per run of this one, at the same cost."""
+    for run, config in open_sweep(load_sweep(file), store, store.parent / "results").runs.items():
+        folder = store / f"other-{run}"
+        folder.mkdir(parents=True)
+        (folder / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+        seconds = {"train_seconds": 8.0, "sample_seconds": 1.0, "evaluate_seconds": 2.0}
+        result = {"run_id": folder.name, "status": "done", "student_updates": 8} | seconds
+        write_json(folder / "result.json", result | {"cost_key": cost_key(config)})
 
 
 def status(file: Path, store: Path) -> None:
@@ -153,7 +167,10 @@ def measure(name: str, runs: int) -> float:
         store = Path(folder) / "runs"
         if name not in REPORTS:
             file = sweep_file(Path(folder), runs)
-            return cpu_seconds(lambda: globals()[name](file, store))
+            if name == "plan-similar":
+                similar_runs(file, store)
+            call = globals()[name.removesuffix("-similar")]
+            return cpu_seconds(lambda: call(file, store))
         file = sweep_file(Path(folder), runs, REPORTS[name], twelve_scores=name != "report")
         filled_store(file, store)
         return cpu_seconds(lambda: report(file, store, Path(folder) / "results"))

@@ -292,7 +292,7 @@ def test_seeds_needed_for_a_gap_of_15(sd, seeds):
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.995])
-@pytest.mark.parametrize("gap", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("gap", [0.12, 0.2, 0.3, 0.5, 1.0, 2.5])
 def test_seeds_needed_are_the_fewest_with_the_power(gap, confidence):
     fewest = seeds_needed(1.0, gap, confidence)
     assert power(fewest, 1.0, gap, confidence) >= 0.8 > power(fewest - 1, 1.0, gap, confidence)

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -185,6 +186,7 @@ def legend(
     if spare:
         spare.legend(handles=entries, loc="upper left", title=title)
         return
+    FigureCanvasAgg(figure)  # one renderer for all tries, which measures each text once
     for columns in range(min(len(entries), 6), 0, -1):
         drawn = figure.legend(handles=entries, loc="outside upper left", ncols=columns, title=title)
         if columns == 1 or drawn.get_window_extent().width <= figure.bbox.width:
@@ -241,13 +243,13 @@ def file_name(text: str) -> str:
 
 
 @rc_context(STYLE)
-def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Write figures/name.svg (transparent, for the page) and figures/name.png (on white).
+def save_figure(figure: Figure, folder: Path, name: str, png: bool = True) -> Path:
+    """Write figures/name.svg (transparent, for the page) and, by default, name.png (on white).
 
     Both are small enough to be committed. Returns the path of the SVG.
     """
     target = Path(folder) / "figures" / name
-    svg, png, small = io.StringIO(), io.BytesIO(), io.BytesIO()
+    agg = FigureCanvasAgg(figure)  # lays out and draws with one renderer
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if not axis.get_label_text():
@@ -255,14 +257,22 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     figure.get_layout_engine().execute(figure)
     with rc_context({"figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)  # else each file is laid out, and drawn twice
+        svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
-        raw = {"compress_level": 0}  # it is compressed below
-        figure.savefig(png, format="png", facecolor="white", pil_kwargs=raw)
-    write_bytes(target.with_suffix(".svg"), _small_svg(svg.getvalue()).encode())
-    palette = Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=0)
-    palette.save(small, "PNG", optimize=True)
-    write_bytes(target.with_suffix(".png"), small.getvalue())
+        write_bytes(target.with_suffix(".svg"), _small_svg(svg.getvalue()).encode())
+        if png:
+            figure.set_facecolor("white")
+            agg.draw()
+            write_bytes(target.with_suffix(".png"), _small_png(agg))
     return target.with_suffix(".svg")
+
+
+def _small_png(canvas: FigureCanvasAgg) -> bytes:
+    """PNG of a drawn figure in at most 256 colours."""
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    palette, png = pixels.quantize(256, Image.Quantize.MAXCOVERAGE, dither=0), io.BytesIO()
+    palette.save(png, "PNG", optimize=True)
+    return png.getvalue()
 
 
 def _small_svg(text: str) -> str:

@@ -12,12 +12,14 @@ from distill_bench.report.figures import canvas
 from distill_bench.report.figures.study import Study
 from distill_bench.report.figures.style import DASHES, QUIET
 from distill_bench.report.results import Column
+from distill_bench.sample.reference_kinds import COMPARED
 
 FLOOR_LINE = {"color": QUIET, "linestyle": DASHES[1], "linewidth": 0.8}
 REFERENCE_MARKERS = ["d", "*", "p", "h", "8"]
 NO_BREAK = "\u00a0"
 # fraction of its length by which an axis may grow for a reference, by scale
 REACH = {"linear": 0.6, "log": 0.3}
+MOST_REFERENCES = 14  # labels that fit into a margin
 
 
 def log_from(column: Column) -> float:
@@ -50,12 +52,15 @@ def draw_references(axes: Axes, study: Study, x: Column, y: Column) -> tuple[lis
     """Draw the references that lie near the runs, and widen the axes for them.
 
     References with both columns are grey markers, one shape per role. References with y only are
-    lines, labelled in the margin.
+    lines, labelled in the margin. Of more than MOST_REFERENCES, only the kinds that scores compare
+    with are drawn.
 
     Returns:
-        Legend entries of the markers, and a note that lists the references too far away.
+        Legend entries of the markers, and a note on the references left out or too far away.
     """
-    references = study.references(x.name, y.name)
+    known = study.references(x.name, y.name)
+    crowded = len(known) > MOST_REFERENCES
+    references = known[known.label.isin(COMPARED)] if crowded else known
     near = _near(axes, references)
     lines, points = near[near.x.isna()], near[near.x.notna()]
     canvas.extend_limits(axes.xaxis, list(points.x))
@@ -74,7 +79,11 @@ def draw_references(axes: Axes, study: Study, x: Column, y: Column) -> tuple[lis
         entries.append(Line2D([], [], **style, label=canvas.wrapped(label, 64)))
     far = references.drop(near.index).sort_values("y")
     texts = [_coordinates(point.label, point.x, point.y) for point in far.itertuples()]
-    return entries, f"off the axes: {', '.join(texts)}" if texts else ""
+    notes = [
+        f"{len(known) - len(references)} further references are in the table" if crowded else "",
+        f"off the axes: {', '.join(texts)}" if texts else "",
+    ]
+    return entries, "; ".join(filter(None, notes))
 
 
 def _near(axes: Axes, references: pd.DataFrame) -> pd.DataFrame:

@@ -87,8 +87,8 @@ def _difference(
     if not scores[0].keys() & scores[1].keys():
         return Difference(column, a, b, None, nan, None, nan)
     paired_values = paired(*scores)
-    lengths = {len(values) for of_row in scores for values in of_row.values()}
-    clusters = results.clusters(lengths) if paired_values.shape[1] > 1 else None
+    clips = paired_values.shape[1]
+    clusters = results.clusters({clips}) if clips > 1 else None
     interval = crossed_interval(paired_values, clusters=clusters)
     sd = float(paired_values.mean(1).std(ddof=1)) if len(paired_values) > 1 else nan
     if not column.better:

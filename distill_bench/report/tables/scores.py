@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import floor, isfinite, log10, nan
 
 import numpy as np
@@ -94,6 +95,7 @@ def _interval_cell(
     return Cell(show_interval(interval), interval.mean if interval else nan, best, marks)
 
 
+@cache  # several tables ask for it
 def winner(results: Results, column: Column) -> Row | None:
     """Return the row that is clearly best in a score, if any.
 

@@ -12,7 +12,10 @@ from distill_bench.report.figures import canvas, style
 from distill_bench.report.figures.drawings import drawings
 from distill_bench.report.figures.every_row import draw_differences, every_row
 from distill_bench.report.figures.overview import overview
+from distill_bench.report.figures.pairs import against
 from distill_bench.report.figures.study import Study
+from distill_bench.report.plot import plot
+from distill_bench.report.rows import COST
 
 
 @pytest.fixture
@@ -54,6 +57,30 @@ def test_of_many_places_some_have_a_label(study):
     labels = [tick.get_text() for tick in axes.get_xticklabels()]
     assert labels == ["1", "3", "5", "7", "10", "12", "14", "16"]
     assert list(axes.get_xticks()) == [int(label) - 1 for label in labels]
+
+
+def test_of_many_references_those_that_scores_compare_with_are_drawn(tmp_path, monkeypatch):
+    runs = [("alpha", 0, 1, 1.0), ("alpha", 0, 5, 4.0)]
+    store = write_store(tmp_path, runs, ("data", "noise", "teacher", "frozen"))
+    study = Study(load_results(store, tmp_path / "data"))
+
+    def named() -> tuple[set[str], str]:
+        figure = against(study, COST, "distance")
+        return {text.get_text() for text in figure.axes[0].texts}, figure.get_supxlabel()
+
+    labels, below = named()
+    assert labels == {"data", "noise", "teacher", "frozen"} and "further" not in below
+    monkeypatch.setattr("distill_bench.report.figures.marks.MOST_REFERENCES", 3)
+    labels, below = named()
+    assert labels == {"data", "teacher"} and "2 further references are in the table" in below
+
+
+def test_a_study_of_many_runs_has_no_png(tmp_path, monkeypatch):
+    runs = [("alpha", 0, 1, 1.0), ("alpha", 0, 5, 4.0)]
+    results = load_results(write_store(tmp_path, runs, ()), tmp_path)
+    monkeypatch.setattr("distill_bench.report.plot.MOST_WITH_PNG", 1)
+    plot(tmp_path, results=results)
+    assert {path.suffix for path in (tmp_path / "figures").glob("*.*g")} == {".svg"}
 
 
 def test_a_written_svg_keeps_its_texts_and_what_it_refers_to(tmp_path):
