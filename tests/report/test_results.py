@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,6 @@ from stores import load_results, update_json, write_results, write_run, write_st
 from distill_bench.report import ResultsError, load
 from distill_bench.report.results import Column
 from distill_bench.report.rows import COST, parse_keys
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_study_is_loaded_by_its_name_or_its_folder(reported, tmp_path, monkeypatch):
@@ -41,14 +38,6 @@ def test_frames_have_numbers_as_numbers_and_every_digit_of_the_files(reported):
     assert alpha["clip"].tolist() == [0, 1, 2] * 2
     assert set(study.differences["column"]) == {"distance", "speed"}
     assert len(study.table) == len(study.rows) and len(study.equal_cost) == len(study.students)
-
-
-def test_the_example_in_the_readme_of_the_results_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "results/README.md").read_text(), re.DOTALL
-    )
-    exec(code, {})
 
 
 def test_scores_at_a_cost_are_interpolated_between_checkpoints(results):

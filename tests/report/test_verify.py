@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from stores import RUNS, load_results, write_store
@@ -15,7 +14,6 @@ from distill_bench.report.digests import digests
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.verify import MOST, main, verify
 
-COMMITTED = sorted((Path(__file__).parents[2] / "results").rglob("sweep.json"))
 TABLES = [
     "table.csv",
     "equal_cost.csv",
@@ -24,12 +22,6 @@ TABLES = [
     "seeds_needed.csv",
 ]
 DATA_FILES = ["sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("manifest", COMMITTED, ids=lambda path: path.parent.name)
-def test_committed_results_follow_from_their_data_files(manifest):
-    assert verify(manifest.parent) == []
 
 
 @pytest.fixture(scope="session")
