@@ -102,6 +102,9 @@ def _unlike_files(folder: Path, expected: Mapping[str, str]) -> Iterator[str]:
         yield from differences[:MOST]
         if len(differences) > MOST:
             yield f"{name}: and {len(differences) - MOST} more"
+    for path in sorted([*folder.glob("*.csv"), *folder.glob("*.tex")]):
+        if path.name not in expected and path.name not in GIVEN:
+            yield f"{path.name}: the report writes no such file: delete it"
 
 
 def _unlike_cells(name: str, text: str, expected: str) -> Iterator[str]:

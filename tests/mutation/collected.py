@@ -68,6 +68,9 @@ class CollectedTests(PytestRunner):
             for item, following in zip(items, [*items[1:], None], strict=True):
                 self.session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if self.session.testsfailed:
+                    if mutant_name is None:
+                        reporter = self.session.config.pluginmanager.get_plugin("terminalreporter")
+                        print(*(report.longreprtext for report in reporter.stats["failed"]))
                     return 1
         return 0
 

@@ -9,7 +9,6 @@ import pytest
 from stores import RUNS, load_results, write_store
 
 from distill_bench.report import ResultsError
-from distill_bench.report.csv_files import csv_text, read_texts
 from distill_bench.report.digests import digests
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.verify import MOST, main, verify
@@ -80,14 +79,22 @@ def test_a_report_follows_from_its_data_files_and_its_store(reported):
 
 
 def test_fresh_tables_follow_from_their_data_files_and_their_store(copied, capsys):
+    """The command says which files were recomputed, and which were compared with digests only."""
     folder, store = copied
     assert verify(folder) == verify(folder, store) == []
+    first = f"{folder}: every table follows from the data files"
     assert main([str(folder), "--store", str(store)]) == 0
-    assert "every table follows" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == [
+        first,
+        f"recomputed from the runs: {', '.join(DATA_FILES)}",
+        "unchanged since the report, by digests.json: page and figures",
+    ]
     assert main([str(folder)]) == 0
-    output = capsys.readouterr().out
-    assert "unchanged since the report" in output
-    assert "training.csv" in output, "files that were only compared with digests are named"
+    assert capsys.readouterr().out.splitlines() == [
+        first,
+        f"unchanged since the report, by digests.json: page, figures, {', '.join(DATA_FILES)}",
+        "to recompute the data files from the runs: --store RUNS",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,19 +152,42 @@ def test_with_the_store_data_files_are_recomputed_from_the_runs(copied):
     folder, store = copied
     edit(folder / "training.csv", "0.45", "0.44")
     edit(folder / "sweep.json", "Does a faster", "Does a slower")
+    edit(folder / "table.csv", "11.1", "10.9")
     differences = verify(folder, store)
     assert any("the data give '0.45'" in line for line in differences)
     assert any("Does a slower" in line and "Does a faster" in line for line in differences)
+    assert any(line.startswith("table.csv:4: distance_mean") for line in differences)
 
 
-def test_the_store_is_read_with_the_baseline_and_the_budget_of_the_report(store, tmp_path):
+@pytest.mark.parametrize("name", DATA_FILES)
+def test_an_edit_that_is_hidden_by_new_digests_differs_from_the_runs(copied, name):
+    """Of every data file; without the store it contradicts a table, or cannot be found."""
+    folder, store = copied
+    old, new = {
+        "sweep.json": ('"unit": ""', '"unit": "px"'),
+        "runs.csv": (",11.0,", ",11.5,"),  # seconds of training
+        "clips.csv": ("0.2 0.3", "0.3 0.2"),
+        "checkpoints.csv": (",30.0", ",30.5"),
+        "training.csv": ("0.45", "0.44"),
+    }[name]
+    edit(folder / name, old, new)
+    (folder / "digests.json").write_text(json.dumps(digests(folder)))
+    assert any(line.startswith(f"{name}:") for line in verify(folder, store))
+
+
+@pytest.mark.parametrize("of_sweep", [True, False])
+def test_the_store_is_read_with_the_baseline_and_the_budget_of_the_report(tmp_path, of_sweep):
+    """The baseline of the command, which sweep.json names, or that of the sweep's file."""
     baseline = {"method": "alpha", "fake_score_updates": "5"}
-    load_results(store, tmp_path / "data", baseline=baseline, budget=1500.0)
+    store = write_store(tmp_path, RUNS, **({"baseline": baseline} if of_sweep else {}))
+    options = {} if of_sweep else {"baseline": baseline}
+    load_results(store, tmp_path / "data", budget=1500.0, **options)
     assert not any(
         "sweep.json" in line for line in verify(tmp_path / "data", store) if "SHA" not in line
     )
     manifest = json.loads((tmp_path / "data" / "sweep.json").read_text())
     assert manifest["baseline"] == baseline and manifest["budget"] == 1500.0
+    assert ("--baseline" in manifest["provenance"]["command"]) != of_sweep
 
 
 def test_the_command_fails_on_a_difference_and_on_bad_input(copied, capsys):
@@ -180,6 +210,33 @@ def test_a_missing_file_is_named(copied, name):
     folder, _ = copied
     (folder / name).unlink()
     assert any(line.startswith(f"{name} is missing") for line in verify(folder))
+
+
+def test_every_missing_table_is_named(copied):
+    folder, _ = copied
+    names = [path.name for path in folder.glob("*") if path.name in [*TABLES, "table.tex"]]
+    for name in names:
+        (folder / name).unlink()
+    assert sorted(verify(folder)) == sorted(f"{name} is missing" for name in names)
+
+
+@pytest.mark.parametrize("name", ["contrasts.csv", "contrasts.tex", "table-2.csv"])
+def test_a_table_that_the_report_does_not_write_is_named(copied, name, capsys):
+    """Such as the contrasts of a sweep whose file declared them once."""
+    folder, _ = copied
+    shutil.copy(folder / "table.csv", folder / name)
+    assert main([str(folder)]) == 1
+    assert capsys.readouterr().out == f"{name}: the report writes no such file: delete it\n"
+    (folder / name).rename(folder / "README.md")
+    assert verify(folder) == [], "other files may lie there"
+
+
+def test_bytes_that_are_no_text_are_a_difference(copied):
+    folder, _ = copied
+    for name in ("table.md", "table.csv"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-9] + b"\xff" + content[-8:])
+    assert {line.partition(":")[0] for line in verify(folder)} == {"table.md", "table.csv"}
 
 
 def cells_of(path):
@@ -232,8 +289,8 @@ def test_every_changed_number_of_a_table_is_named(copied, name):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda lines: lines[:-1], "a line is missing"),
-        (lambda lines: [*lines, lines[-1]], "an extra line"),
+        (lambda lines: lines[:-1], ": a line is missing"),
+        (lambda lines: [*lines, lines[-1]], ": an extra line"),
         (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], "the data give"),
         (lambda lines: [line[:-1] for line in lines], "its columns are not"),
         (lambda lines: [[*line, ""] for line in lines], "its columns are not"),
@@ -262,8 +319,23 @@ def test_changed_lost_and_added_lines_of_a_text_are_named(copied, name):
     assert verify(folder) == [f"{name}:1: is 'x', the data give {lines[0]!r}"]
     (folder / name).write_text("\n".join(lines[:-1]) + "\n")
     assert verify(folder) == [f"{name}:{len(lines)}: is None, the data give {lines[-1]!r}"]
-    (folder / name).write_text(text + "more\n")
-    assert verify(folder) == [f"{name}:{len(lines) + 1}: is 'more', the data give None"]
+    for count in (1, MOST, MOST + 1):
+        (folder / name).write_text(text + "more\n" * count)
+        shown = [f"{name}:{len(lines) + i}: is 'more', the data give None" for i in range(1, 99)]
+        rest = [f"{name}: and 1 more"] if count > MOST else []
+        assert verify(folder) == shown[: min(count, MOST)] + rest
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_lost_and_every_added_line_of_a_table_is_named(copied, count):
+    folder, _ = copied
+    lines = cells_of(folder / "differences.csv")
+    write_cells(folder / "differences.csv", lines[:-count])
+    places = [f"differences.csv:{len(lines) + 1 - i}" for i in range(count, 0, -1)]
+    assert verify(folder) == [f"{place}: a line is missing" for place in places]
+    write_cells(folder / "differences.csv", [*lines, *lines[-count:]])
+    places = [f"differences.csv:{len(lines) + i}" for i in range(1, count + 1)]
+    assert verify(folder) == [f"{place}: an extra line" for place in places]
 
 
 @pytest.mark.parametrize("name", DATA_FILES[1:])
@@ -310,26 +382,6 @@ def test_a_changed_lost_or_added_digest_is_named(copied):
     assert verify(folder)[0].startswith("digests.json is missing or damaged")
 
 
-def test_scores_that_contradict_each_other_are_named_even_with_new_digests(copied):
-    """Clips that average to another score, and a last checkpoint with another score."""
-    folder, _ = copied
-    runs = read_texts(folder / "runs.csv")
-    done = runs.index[runs["status"] == "done"]
-    for column, message in (("speed", "its clips average"), ("distance", "its last line in")):
-        for share, named in ((1.01, True), (1 + 1e-6, False)):
-            changed = runs.copy()
-            value = float(runs.at[done[-1], column])
-            changed.at[done[-1], column] = str(share * value)
-            (folder / "runs.csv").write_text(csv_text(changed))
-            lines = [line for line in verify(folder) if line.startswith(f"runs.csv: {column}")]
-            assert any(message in line for line in lines) == named
-    changed = runs.copy()
-    changed.at[done[-1], "speed"] = ""
-    (folder / "runs.csv").write_text(csv_text(changed))
-    run_id = runs.at[done[-1], "run_id"]
-    assert any(f"speed of {run_id} is nan, its clips" in line for line in verify(folder))
-
-
 @pytest.mark.parametrize("name", DATA_FILES)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_truncated_data_file_is_named(copied, name, share, capsys):
@@ -340,11 +392,15 @@ def test_a_truncated_data_file_is_named(copied, name, share, capsys):
     assert name in "".join(capsys.readouterr())
 
 
-def test_changed_and_missing_figures_are_named(copied, capsys):
+def test_changed_missing_and_added_figures_are_named(copied, capsys):
     folder, _ = copied
     (folder / "figures" / "overview.png").write_bytes(b"x")
     (folder / "figures" / "overview.svg").unlink()
+    (folder / "figures" / "other.svg").write_bytes(b"x")
     assert main([str(folder)]) == 1
-    output = capsys.readouterr().out
-    assert "figures/overview.png: its SHA-256" in output
-    assert "figures/overview.svg is missing" in output
+    changed = "its SHA-256 differs from digests.json: it was changed after the report"
+    assert capsys.readouterr().out.splitlines() == [
+        f"figures/overview.png: {changed}",
+        "figures/overview.svg is missing",
+        "figures/other.svg is not in digests.json: it was added after the report",
+    ]
