@@ -70,7 +70,8 @@ class CollectedTests(PytestRunner):
                 if self.session.testsfailed:
                     if mutant_name is None:
                         reporter = self.session.config.pluginmanager.get_plugin("terminalreporter")
-                        print(*(report.longreprtext for report in reporter.stats["failed"]))
+                        failed = [*reporter.getreports("failed"), *reporter.getreports("error")]
+                        print(*(report.longreprtext for report in failed), file=sys.__stderr__)
                     return 1
         return 0
 

@@ -14,8 +14,8 @@ from distill_bench.report.results import Column
 from distill_bench.report.rows import COST, parse_keys
 
 
-def test_a_study_is_loaded_by_its_name_or_its_folder(reported, tmp_path, monkeypatch):
-    folder = reported[0]
+def test_a_study_is_loaded_by_its_name_or_its_folder(tabulated, tmp_path, monkeypatch):
+    folder = tabulated[0]
     monkeypatch.chdir(folder.parent.parent)
     by_name, by_folder = load("speed"), load(folder)
     pd.testing.assert_frame_equal(by_name.runs, by_folder.runs)
@@ -28,11 +28,11 @@ def test_a_study_is_loaded_by_its_name_or_its_folder(reported, tmp_path, monkeyp
     assert re.fullmatch(r"<results of speed: \d rows, \d references>", repr(by_name))
 
 
-def test_frames_have_numbers_as_numbers_and_every_digit_of_the_files(reported):
-    study = load(reported[0])
+def test_frames_have_numbers_as_numbers_and_every_digit_of_the_files(tabulated):
+    study = load(tabulated[0])
     assert study.runs["seed"].dropna().tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 3]
     assert study.runs["distance"].dtype == study.checkpoints["seconds"].dtype == float
-    written = pd.read_csv(reported[0] / "runs.csv", dtype=str)["speed"].dropna()
+    written = pd.read_csv(tabulated[0] / "runs.csv", dtype=str)["speed"].dropna()
     assert study.runs["speed"].dropna().map(repr).tolist() == written.tolist()
     alpha = study.clips.query("run_id.str.startswith('alpha-s1') and column == 'speed'")
     assert alpha["clip"].tolist() == [0, 1, 2] * 2
@@ -88,8 +88,8 @@ def test_a_score_at_a_cost_is_linear_between_finite_scores_and_never_extrapolate
     assert curve.at_cost("unknown", cost) == {}
 
 
-def test_seeds_with_unequal_numbers_of_clips_count_equally(reported, tmp_path):
-    folder = shutil.copytree(reported[0], tmp_path / "speed")
+def test_seeds_with_unequal_numbers_of_clips_count_equally(tabulated, tmp_path):
+    folder = shutil.copytree(tabulated[0], tmp_path / "speed")
     lines = pd.read_csv(folder / "clips.csv", dtype=str)
     first = lines.index[lines["run_id"].str.startswith("alpha-s0")][0]
     lines.loc[first, "values"] = " ".join(lines.loc[first, "values"].split()[:2])
@@ -203,8 +203,8 @@ def test_a_baseline_that_fits_two_rows_is_refused(tmp_path):
         ("sweep.json", '"swept"', '"sweep"', "sweep.json has no swept"),
     ],
 )
-def test_a_damaged_data_file_is_named(reported, tmp_path, name, old, new, message):
-    folder = shutil.copytree(reported[0], tmp_path / "speed")
+def test_a_damaged_data_file_is_named(tabulated, tmp_path, name, old, new, message):
+    folder = shutil.copytree(tabulated[0], tmp_path / "speed")
     text = (folder / name).read_text()
     first, separator, rest = text.partition(old)
     assert separator

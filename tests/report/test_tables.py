@@ -5,8 +5,10 @@ import pytest
 from scipy.stats import ttest_rel
 from stores import edit_lines, load_results, write_store
 
-from distill_bench.report import tables
+from distill_bench.report import load, tables
 from distill_bench.report.csv_files import read_frame, read_texts
+from distill_bench.report.page.html import render_page
+from distill_bench.report.read_store import read_sweep
 from distill_bench.report.stats import Interval
 from distill_bench.report.tables.differences import differences
 from distill_bench.report.tables.files import table_files
@@ -86,10 +88,10 @@ def test_a_mean_has_as_many_digits_as_its_interval_supports(interval, text):
     assert show_interval(interval) == text
 
 
-def test_markdown_and_csv_have_the_same_rows(reported):
-    section = (reported[0] / "table.md").read_text().split("## ")[1]
+def test_markdown_and_csv_have_the_same_rows(tabulated):
+    section = (tabulated[0] / "table.md").read_text().split("## ")[1]
     markdown = [line for line in section.splitlines() if line.startswith("|")]
-    table = read_frame(reported[0] / "table.csv")
+    table = read_frame(tabulated[0] / "table.csv")
     assert len(markdown) == 2 + len(table) == 7
     assert len({line.count("|") for line in markdown}) == 1
     assert table["distance_mean"].iloc[2] == pytest.approx(11.1)
@@ -135,14 +137,14 @@ def test_differences_csv_has_every_pair_with_its_seeds(results, tmp_path):
     assert lines["low"].iloc[1] == ""
 
 
-def test_every_p_has_the_number_of_comparisons_that_it_is_corrected_for(reported):
-    lines = read_texts(reported[0] / "differences.csv").query("column in ('detail', 'speed')")
+def test_every_p_has_the_number_of_comparisons_that_it_is_corrected_for(tabulated):
+    lines = read_texts(tabulated[0] / "differences.csv").query("column in ('detail', 'speed')")
     to_baseline, others = lines[lines["b"] == ONE], lines[lines["b"] != ONE]
     assert set(to_baseline["comparisons_baseline"]) == {"1"}, "beta has one seed and no p"
     assert to_baseline["p_holm_baseline"].tolist() == to_baseline["p"].tolist()
     assert set(zip(others["comparisons"], others["p_holm_baseline"], strict=True)) == {("1", "")}
-    for name in ("table.md", "report.html"):
-        text = (reported[0] / name).read_text()
+    page = render_page(load(tabulated[0]), read_sweep("speed", tabulated[1]), tabulated[0])
+    for text in ((tabulated[0] / "table.md").read_text(), page):
         assert "p (Holm over 1)" in text
         assert "p_holm and favours are corrected over all pairs of one score, up to 3" in text
         assert "equal_cost_differences.csv has every pair" in text

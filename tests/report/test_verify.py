@@ -10,7 +10,6 @@ from stores import RUNS, load_results, write_store
 
 from distill_bench.report import ResultsError
 from distill_bench.report.digests import digests
-from distill_bench.report.tables.files import table_files
 from distill_bench.report.verify import MOST, main, verify
 
 TABLES = [
@@ -21,24 +20,6 @@ TABLES = [
     "seeds_needed.csv",
 ]
 DATA_FILES = ["sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv"]
-
-
-@pytest.fixture(scope="session")
-def tabulated(tmp_path_factory):
-    """Results folder with the data files and tables of a report, and its store.
-
-    Drawing takes seconds, so the page and the figures are other files with their digests.
-    """
-    root = tmp_path_factory.mktemp("tabulated")
-    store = write_store(root, RUNS)
-    results = load_results(store, root / "speed")
-    texts = table_files(results) | {"report.html": "<p>11.1</p>"}
-    texts |= {f"figures/overview.{kind}": kind for kind in ("svg", "png")}
-    (root / "speed" / "figures").mkdir()
-    for name, text in texts.items():
-        (root / "speed" / name).write_text(text)
-    (root / "speed" / "digests.json").write_text(json.dumps(digests(root / "speed")))
-    return root / "speed", store
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ def bodies(latex):
     return [(columns, body.splitlines()) for columns, body in tabulars]
 
 
-def test_every_line_has_as_many_cells_as_the_table_has_columns(reported):
+def test_every_line_has_as_many_cells_as_the_table_has_columns(tabulated):
     for name in ("table.tex", "equal_cost.tex"):
-        latex = (reported[0] / name).read_text()
+        latex = (tabulated[0] / name).read_text()
         for columns, lines in bodies(latex):
             assert lines[0] == r"\toprule" and lines[-1] == r"\bottomrule"
             for line in lines:
@@ -86,9 +86,9 @@ def test_a_question_of_two_paragraphs_is_one_caption(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
-def test_the_tables_compile_and_fit_the_text(reported, tmp_path):
+def test_the_tables_compile_and_fit_the_text(tabulated, tmp_path):
     for name in ("table.tex", "equal_cost.tex"):
-        shutil.copy(reported[0] / name, tmp_path)
+        shutil.copy(tabulated[0] / name, tmp_path)
     paper = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
     (tmp_path / "paper.tex").write_text(paper + r"\input{table}\input{equal_cost}\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
