@@ -7,7 +7,7 @@ import pytest
 
 from distill_bench.report.verify import verify
 
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = Path(__file__).parents[3] / "results"
 LARGE = ("mini-wan", "stepping_gaussian", "stepping_mini_wan")  # seconds each
 COMMITTED = [
     pytest.param(path.parent, marks=[pytest.mark.slow] * (path.parent.name in LARGE))
