@@ -184,6 +184,14 @@ def test_a_collapsed_run_is_compared_and_its_reason_printed(store, alphas, capsy
     assert "alpha" in output and "beta" in output and "Distance" in output
 
 
+def test_a_run_that_never_started_is_compared(store, alphas, capsys):
+    """It has neither samples nor scores; its config is compared."""
+    write_run(store, "gamma", 0, 1, None, "missing")
+    assert main(["gamma", alphas[0].run_id, "--store", str(store)]) == 0
+    output = capsys.readouterr().out
+    assert "missing" in output and "gamma" in output
+
+
 def test_a_run_is_found_by_the_unique_beginning_of_its_id(store, capsys):
     assert find_run("beta", store).method == "beta"
     with pytest.raises(CompareError, match="matches several runs: alpha-s0-.*, alpha-s0-"):
@@ -289,9 +297,9 @@ def test_equal_configs_are_said_to_be_equal(alphas):
 
 def test_ids_and_reasons_have_no_colours(alphas):
     """The table may have them; an id must not read like a number with a word."""
-    a, b = (dataclasses.replace(run, reason="at update 15") for run in alphas)
+    a, b = (dataclasses.replace(run, run_id="15 of 20", reason="at update 15") for run in alphas)
     text = printed(a, b, force_terminal=True, color_system="standard")
-    assert f"A  {a.run_id}  done\n" in text and f"B  {b.run_id}  done\n" in text
+    assert "A  15 of 20  done\n" in text and "B  15 of 20  done\n" in text
     assert "A done: at update 15\n" in text and "B done: at update 15\n" in text
 
 
