@@ -10,7 +10,7 @@ import pytest
 from stores import load_results, update_json, write_results, write_run, write_store
 
 from distill_bench.report import ResultsError, load
-from distill_bench.report.results import Column
+from distill_bench.report.results import Column, load_data_files
 from distill_bench.report.rows import COST, parse_keys
 
 
@@ -38,6 +38,75 @@ def test_frames_have_numbers_as_numbers_and_every_digit_of_the_files(tabulated):
     assert alpha["clip"].tolist() == [0, 1, 2] * 2
     assert set(study.differences["column"]) == {"distance", "speed"}
     assert len(study.table) == len(study.rows) and len(study.equal_cost) == len(study.students)
+
+
+@pytest.mark.parametrize(
+    "unit, better, heading, axis",
+    [
+        ("px", "lower", "Speed (px) ↓", "Speed (px, lower is better)"),
+        ("", "higher", "Speed ↑", "Speed (higher is better)"),
+        ("s", "one", "Speed (s) → 1", "Speed (s, 1 is best)"),
+        ("s", None, "Speed (s)", "Speed (s)"),
+        ("", None, "Speed", "Speed"),
+    ],
+)
+def test_a_heading_has_unit_and_direction(unit, better, heading, axis):
+    column = Column("s", "Speed", unit, better)
+    assert column.heading == heading and column.axis_label == axis
+
+
+def test_texts_of_data_files_are_loaded_as_the_files_are(results):
+    names = ("sweep.json", "runs.csv", "clips.csv", "checkpoints.csv", "training.csv")
+    loaded = load_data_files({name: (results.folder / name).read_text() for name in names})
+    assert loaded.manifest == results.manifest
+    for frame in ("runs", "checkpoints", "training", "clips"):
+        pd.testing.assert_frame_equal(getattr(loaded, frame), getattr(results, frame))
+    assert [row.label for row in loaded.rows] == [row.label for row in results.rows]
+
+
+def test_the_table_of_contrasts_is_empty_or_that_of_the_file(results):
+    assert load(results.folder).contrast_table.empty
+    (results.folder / "contrasts.csv").write_text("contrast,p\none,0.5\n")
+    table = load(results.folder).contrast_table
+    assert table.to_dict("records") == [{"contrast": "one", "p": 0.5}]
+
+
+def test_a_student_that_is_sampled_otherwise_has_the_keys_of_its_training(tmp_path):
+    runs = [
+        {"run_id": f"r{way}", "method": "a", "seed": 0, "d": 5.0, "lr": "1e-4", "sampling.nfe": nfe}
+        for way, nfe in (("", 4), ("/samplings/ode-nfe8", 8))
+    ]
+    point = {"run_id": "r", "student_updates": 1, "d": 1.0}
+    columns, swept = [Column("d", "Distance", "", "lower", True)], ["lr", "sampling.nfe"]
+    write_results(tmp_path, columns, swept, None, runs, [point], [point])
+    own, further = load(tmp_path).students
+    assert own.as_trained and not further.as_trained
+    assert own.training_keys == further.training_keys == (("method", "a"), ("lr", "1e-4"))
+    assert [row.keys["sampling.nfe"] for row in (own, further)] == ["4", "8"]
+
+
+def test_footnotes_are_numbered_in_the_order_of_the_rows_and_marked_once(tmp_path):
+    warnings = [
+        '{"d": ["few clips", "old network"]}',
+        '{"e": ["old network"], "d": ["few clips"]}',
+        "",
+    ]
+    runs = [
+        {"run_id": f"r{seed}", "method": "a", "seed": seed, "d": 1.0, "e": 2.0, "warnings": text}
+        for seed, text in enumerate(warnings)
+    ]
+    runs.append({"run_id": "s", "method": "b", "seed": 0, "d": 1.0, "e": 1.0, "warnings": ""})
+    columns = [Column(name, name, "", "lower", True) for name in "de"]
+    point = {"run_id": "r0", "student_updates": 1, "d": 1.0}
+    write_results(tmp_path, columns, [], None, runs, [point], [point])
+    results = load(tmp_path)
+    assert results.footnotes == [
+        ("few clips", [("r0", "d"), ("r1", "d")]),
+        ("old network", [("r0", "d"), ("r1", "e")]),
+    ]
+    a, b = results.students
+    assert results.marks(a, "d") == [1, 2] and results.marks(a, "e") == [2]
+    assert results.marks(b, "d") == results.marks(b, "e") == []
 
 
 def test_scores_at_a_cost_are_interpolated_between_checkpoints(results):
