@@ -24,13 +24,17 @@ def scores(sample: Clips, teacher: Clips) -> dict[str, object]:
 
 
 def test_statistics_of_stripes_are_those_computed_by_hand():
-    """Vertical stripes of black and red: half of the pixels have a saturation of 255."""
+    """Vertical stripes of black and red: half of the pixels have a saturation of 200.
+
+    The second frame is brighter, which is no contrast within a frame.
+    """
     stripes = np.zeros((2, 2, 3, 8, 8), np.uint8)
-    stripes[:, :, 0, :, ::2] = 255
+    stripes[:, :, 0, :, ::2] = 200
+    stripes[:, 1] += 50
     saturation, contrast, sharpness = frame_statistics(stripes).values()
-    assert saturation.tolist() == [127.5, 127.5]
-    assert contrast == pytest.approx([42.5, 42.5])
-    assert sharpness == pytest.approx([170, 170])
+    assert saturation.tolist() == [100, 100]
+    assert contrast == pytest.approx([100 / 3] * 2)
+    assert sharpness == pytest.approx([400 / 3] * 2)
 
 
 def darkened(frames: np.ndarray) -> np.ndarray:

@@ -135,6 +135,8 @@ def test_the_noise_floor_is_read_off_sixteen_still_clips_of_eight_frames_with_no
     apart = (seen[0] - seen[0].mean()) - (seen[1] - seen[1].mean())
     assert apart.std() == pytest.approx(2**0.5 * 0.02 * 255, rel=0.1), "noise of their own"
     assert floor == pytest.approx(0.085, rel=1e-4), "mean of 0.01, 0.02, ..., 0.16"
+    noise_floor(Clips(frames, [""] * 18, [0] * 18), flow)
+    assert all(map(torch.equal, seen[16:], seen[:16])), "the same noise every time"
 
 
 def test_motion_that_turns_back_after_a_window_counts():

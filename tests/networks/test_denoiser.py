@@ -98,6 +98,7 @@ def test_predictions_have_the_dtype_of_the_latents_and_the_precision_of_the_netw
     features = low.features(*given, 1.0)
     assert features.dtype == torch.float32
     assert torch.equal(features, features.to(dtype).float())
+    assert torch.equal(features, features.bfloat16().float()) == (dtype == torch.bfloat16)
 
 
 def test_features_of_a_network_that_is_compiled_as_a_whole_are_its_own():
