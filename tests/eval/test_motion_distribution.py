@@ -9,6 +9,7 @@ from calibration import moving_shapes
 from scipy.stats import wasserstein_distance
 
 from distill_bench.domain import controls, shapes
+from distill_bench.eval import motion as motion_module
 from distill_bench.eval.motion import Comparison, Motion, clip_speeds, speeds
 from distill_bench.evaluate import cache
 from distill_bench.evaluate.optical_flow import lucas_kanade_flow
@@ -172,6 +173,22 @@ def test_still_clips_are_those_below_the_bound():
     scores = compared([0.4, 0.5, 0.6], ["a"] * 3, {"teacher": ([0.5, 0.6], ["a"] * 2, [0, 1])})
     assert scores["motion_still"].per_clip == (1, 0, 0)
     assert scores["motion_still_teacher"].value == 0
+
+
+@pytest.mark.parametrize("fps, bound", [(16.0, 0.075), (4.0, 0.3)])
+def test_a_clip_is_still_below_a_twentieth_of_the_shorter_side_per_second(fps, bound, monkeypatch):
+    """Of 24x40 pixels; the flow is one per cent below and above, in every pixel."""
+
+    def flow(clip: torch.Tensor) -> torch.Tensor:
+        steps = torch.zeros(len(clip) - 1, 2, *clip.shape[2:])
+        steps[:, 0] = bound * float(clip[0, 0, 0, 0]) / 100
+        return steps
+
+    monkeypatch.setattr(motion_module, "flow_method", lambda frames, raft: ("known", flow))
+    frames = np.zeros((2, 3, 3, 24, 40), np.uint8)
+    frames[0], frames[1] = 99, 101
+    scores = Motion().scores(Clips(frames, ["a"] * 2, [0, 1], fps), {})
+    assert next(s.per_clip for s in scores if s.column == "motion_still") == (1, 0)
 
 
 def test_a_teacher_below_its_noise_floor_is_a_reason_to_doubt_the_ratios():
