@@ -11,7 +11,7 @@ from stores import load_results, update_json, write_results, write_run, write_st
 
 from distill_bench.report import ResultsError, load
 from distill_bench.report.results import Column, load_data_files
-from distill_bench.report.rows import COST, parse_keys
+from distill_bench.report.rows import COST, is_value, key_texts, parse_keys
 
 
 def test_a_study_is_loaded_by_its_name_or_its_folder(tabulated, tmp_path, monkeypatch):
@@ -36,6 +36,7 @@ def test_frames_have_numbers_as_numbers_and_every_digit_of_the_files(tabulated):
     assert study.runs["speed"].dropna().map(repr).tolist() == written.tolist()
     alpha = study.clips.query("run_id.str.startswith('alpha-s1') and column == 'speed'")
     assert alpha["clip"].tolist() == [0, 1, 2] * 2
+    assert study.clips.columns.tolist() == ["run_id", "column", "clip", "value"]
     assert set(study.differences["column"]) == {"distance", "speed"}
     assert len(study.table) == len(study.rows) and len(study.equal_cost) == len(study.students)
 
@@ -207,6 +208,62 @@ def test_keys_of_a_row_are_parsed_and_matched_as_numbers(results):
     assert row.name == "method=alpha,fake_score_updates=5"
     with pytest.raises(ResultsError, match="'gamma' is not KEY=VALUE"):
         parse_keys("gamma")
+
+
+def test_keys_are_written_as_they_are_parsed():
+    keys = {"x": 4, "name": "a b", "none": None, "on": True, "to": [1, "q"], "of": {"a": 1.5}}
+    text = 'x=4,name=a b,none=null,on=true,to=[1, "q"],of={"a": 1.5}'
+    assert key_texts(keys) == text and parse_keys(text) == keys
+    assert parse_keys(" x = 4, name= a b") == {"x": 4, "name": "a b"}
+    for wrong, named in (("x=1,y", "'y' is not KEY=VALUE"), ("x=1,to=[1, 2", r"'to=\[1, 2': ")):
+        with pytest.raises(ResultsError, match=named):
+            parse_keys(wrong)
+
+
+@pytest.mark.parametrize(
+    "cell, value, same",
+    [
+        (None, None, False),
+        (None, 1, False),
+        ("", None, True),
+        ("0", None, False),
+        ("True", True, True),
+        ("1", True, False),
+        ("", False, False),
+        ("False", False, True),
+        ("4", 4.0, True),
+        ("0.0001", "1e-4", True),
+        ("4", 5, False),
+        ("nan", "x", False),
+        ("ode", "ode", True),
+        ("ode", "sde", False),
+        ('{"rank": 4}', {"rank": 4}, True),
+        ('{"rank": 4}', {"rank": 5}, False),
+        ("[1, 2]", [2, 1], False),
+        ("text", [1], False),
+    ],
+)
+def test_a_cell_holds_a_value_if_it_is_written_for_it(cell, value, same):
+    assert is_value(cell, value) is same
+
+
+def test_studies_beside_a_missing_folder_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rewrite = "`python -m distill_bench.report SWEEP` writes it again"
+
+    def message(name):
+        with pytest.raises(ResultsError) as error:
+            load(name)
+        return str(error.value)
+
+    assert message("c") == f"no sweep.json in results/c; {rewrite}"
+    for name in ("b", "a"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "sweep.json").write_text("{}")
+    (tmp_path / "results" / "empty").mkdir()
+    assert message("c") == f"no sweep.json in results/c; {rewrite}; known: a, b"
+    assert message("empty") == f"no sweep.json in results/empty; {rewrite}"
+    assert message("a") == f"no runs.csv in results/a; {rewrite}"
 
 
 def _results_of(tmp_path, cells, **manifest):
