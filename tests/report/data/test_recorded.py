@@ -113,6 +113,20 @@ def test_a_column_of_deviations_or_extractors_needs_one_score_that_has_it(empty)
     assert [line["zero_sd"] for line in lines] == ["0.0", ""]
 
 
+def test_the_protocol_is_that_of_the_scores_and_steps_those_of_the_sampling(empty):
+    run_id = write_run(empty, "alpha", 0, 1, 1.0)
+    update_json(empty / run_id / "result.json", protocol="old")
+    folder = empty / run_id / "samplings" / "ode-nfe2"
+    write_lines(folder / "metrics.jsonl", [score("distance", 5.0, extractor="net-1")])
+    (folder / "result.json").write_text(json.dumps({"protocol": "p1"}))
+    way = {"stepping": "ode", "nfe": 2, "guidance_scale": 1.0, "shift": None}
+    sweep_of(empty, run_id, samplings={run_id: {"ode-nfe2": way}})
+    own, further = read(empty, "runs.csv")
+    assert (own["nfe"], further["nfe"]) == ("4", "2")
+    assert own["protocol"] == further["protocol"] == "p1"
+    assert (own["distance"], further["distance"]) == ("1.0", "5.0")
+
+
 def test_swept_keys_are_columns_once(empty):
     """fake_score_updates is a column of every table; a mapping is JSON, and null is empty."""
     cells = [{"adapter": None, "lr": 1e-4}, {"adapter": {"rank": 4}, "lr": 2e-4}]
