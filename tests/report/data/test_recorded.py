@@ -113,7 +113,7 @@ def test_a_column_of_deviations_or_extractors_needs_one_score_that_has_it(empty)
     assert [line["zero_sd"] for line in lines] == ["0.0", ""]
 
 
-def test_the_protocol_is_that_of_the_scores_and_steps_those_of_the_sampling(empty):
+def test_the_protocol_is_that_of_the_scores_and_both_numbers_of_steps_are_cells(empty):
     run_id = write_run(empty, "alpha", 0, 1, 1.0)
     update_json(empty / run_id / "result.json", protocol="old")
     folder = empty / run_id / "samplings" / "ode-nfe2"
@@ -122,7 +122,8 @@ def test_the_protocol_is_that_of_the_scores_and_steps_those_of_the_sampling(empt
     way = {"stepping": "ode", "nfe": 2, "guidance_scale": 1.0, "shift": None}
     sweep_of(empty, run_id, samplings={run_id: {"ode-nfe2": way}})
     own, further = read(empty, "runs.csv")
-    assert (own["nfe"], further["nfe"]) == ("4", "2")
+    assert [line["nfe"] for line in (own, further)] == ["4", "4"], "as trained"
+    assert [line["sampling.nfe"] for line in (own, further)] == ["4", "2"]
     assert own["protocol"] == further["protocol"] == "p1"
     assert (own["distance"], further["distance"]) == ("1.0", "5.0")
 
