@@ -68,10 +68,6 @@ class CollectedTests(PytestRunner):
             for item, following in zip(items, [*items[1:], None], strict=True):
                 self.session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if self.session.testsfailed:
-                    if mutant_name is None:
-                        reporter = self.session.config.pluginmanager.get_plugin("terminalreporter")
-                        failed = [*reporter.getreports("failed"), *reporter.getreports("error")]
-                        print(*(report.longreprtext for report in failed), file=sys.__stderr__)
                     return 1
         return 0
 
@@ -81,7 +77,8 @@ class _PrintedFailures:
 
     def pytest_runtest_logreport(self, report: TestReport) -> None:
         if report.failed:
-            print(f"\n{report.nodeid} fails without a mutant\n{report.longreprtext}", flush=True)
+            text = f"{report.nodeid} fails without a mutant\n{report.longreprtext}"
+            print(f"\n{text}", file=sys.__stderr__, flush=True)  # stdout may be captured
 
 
 def run_without_mutant() -> int:

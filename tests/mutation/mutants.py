@@ -86,10 +86,6 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
         tree / "pyproject.toml",
         ((ROOT / "pyproject.toml").read_text(encoding="utf-8") + settings).encode(),
     )
-    results = tree / "mutants" / "results"  # committed results, which tests recompute
-    if not results.exists():
-        results.parent.mkdir(exist_ok=True)
-        results.symlink_to(ROOT / "results")
     return tree
 
 

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill_bench.report.figures import canvas
+from distill_bench.report.figures.every_row import LETTER, name_lines
 from distill_bench.report.figures.style import COLOURS, GROUND, QUIET, STYLE
 from distill_bench.report.results import Results
 from distill_bench.report.tables.contrasts import Estimate, estimates
 
-LETTER = 0.075  # inches of a letter in a contrast's name
 MARK = {"color": COLOURS[0], "marker": "o", "linestyle": "none"}
 
 
@@ -43,8 +43,7 @@ def shared_contrasts(studies: Sequence[Results]) -> Figure | None:
     panels = figure.subplots(1, len(drawn), sharey=True, sharex=ratios, squeeze=False)[0]
     for axes, (study, of_study) in zip(panels, drawn, strict=True):
         _panel(axes, study, of_study, names)
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    name_lines(panels, names)
     hollow = MARK | {"markerfacecolor": GROUND}
     entries = [Line2D([], [], **MARK, label="p < 0.05 after Holm's correction")]
     canvas.legend(figure, [*entries, Line2D([], [], **hollow, label="not clear of 0")])
@@ -65,14 +64,13 @@ def _panel(
 ) -> None:
     """Draw the contrasts of one study."""
     axes.axvline(0, color=QUIET, linewidth=1)
-    axes.tick_params("y", length=0)
     shown = {line: of_study[name] for line, name in enumerate(names) if name in of_study}
     for line, one in shown.items():
         face = {} if one.clear else {"markerfacecolor": GROUND}
         half = one.interval.half
         axes.errorbar(one.interval.mean, line, xerr=half, **MARK | face, elinewidth=1, capsize=2.5)
-    seeds = sorted({f"{one.seeds}" for one in shown.values()}, key=int)
-    axes.set_title(f"{study.name}\n{' or '.join(seeds)} seeds")
+    seeds = sorted({one.seeds for one in shown.values()})
+    axes.set_title(f"{study.name}\n{' or '.join(map(str, seeds))} seeds")
     titles = dict.fromkeys(one.column.title for one in shown.values())
     axes.set_xlabel(f"difference in {' or '.join(titles)}")
     axes.locator_params("x", nbins=4)

@@ -133,11 +133,16 @@ def line_panels(rows: Sequence[Row], count: int, axis: str) -> tuple[Figure, lis
     panels = list(figure.subplots(tall, wide, sharey=True, squeeze=False).flat)
     for axes in panels[count:]:
         axes.set_visible(False)
-    for axes in panels[:count]:
-        axes.tick_params("y", length=0)
-    panels[0].set_yticks(range(len(rows)), labels)  # the panels share their y axis
-    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    name_lines(panels[:count], labels)
     return figure, panels
+
+
+def name_lines(panels: Sequence[Axes], names: Sequence[str]) -> None:
+    """Give panels that share their y axis a line per name, the first on top."""
+    for axes in panels:
+        axes.tick_params("y", length=0)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
 
 
 def _line_label(row: Row, before: Row | None, axis: str) -> str:
