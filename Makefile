@@ -39,9 +39,8 @@ bench: install  ## a trainer step over its network passes, runs on the mixture, 
 	$(BIN)/python -m pytest -s tests/sweep/test_status.py -k thousand
 	$(BIN)/python tests/benchmarks/large_sweeps.py
 
-bench-gpu: install  ## on one GPU: scores against the processor's; updates at Wan2.1-1.3B's shape and what each setting buys: results/bench_gpu.md
-	$(BIN)/python tests/benchmarks/gpu_scores.py
-	$(BIN)/python tests/benchmarks/gpu.py
+bench-gpu: install  ## on one GPU, at most 8 minutes: resuming, scoring, updates at Wan2.1-1.3B's shape: results/bench_gpu.md
+	$(BIN)/python tests/benchmarks/gpu/bench_gpu.py
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -109,13 +109,15 @@ def measured_steps(run: Run) -> Iterator[Step]:
         yield Step(took, price(run, passes), cost)
 
 
-def price(run: Run, passes: Counter[Pass]) -> float:
-    """Processor seconds of passes of the bare networks; a backward includes its forward."""
+def price(
+    run: Run, passes: Counter[Pass], clock: Callable[[Callable[[], object]], float] = seconds
+) -> float:
+    """Seconds of passes of the bare networks; a backward includes its forward."""
     alone = Counter(passes)
     for (role, kind, samples), number in passes.items():
         if kind != "forward":
             alone[role, "forward", samples] -= number
-    return sum(number * seconds(bare(run, *one)) for one, number in alone.items())
+    return sum(number * clock(bare(run, *one)) for one, number in alone.items())
 
 
 def bare(run: Run, role: str, kind: str, samples: float) -> Callable[[], object]:
@@ -128,15 +130,17 @@ def bare(run: Run, role: str, kind: str, samples: float) -> Callable[[], object]
     batch = run.batch("student")
     copies = max(1, round(batches))
     text = torch.cat([batch.text] * copies)
-    x = torch.randn(len(text), *batch.latent_shape)
-    sigma = torch.full((len(text),), 0.5)
+    x = torch.randn(len(text), *batch.latent_shape, device=text.device)
+    sigma = torch.full((len(text),), 0.5, device=text.device)
+    bfloat16 = run.config.precision == "bfloat16"
 
     def forward(x: Tensor) -> Tensor:
         def call(*inputs: Tensor) -> Tensor:
             output: Tensor = net(*inputs, return_dict=False)[0]
             return output
 
-        return architecture_called(net).velocity(net, call, x, sigma, text)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            return architecture_called(net).velocity(net, call, x, sigma, text)
 
     def work() -> None:
         if kind == "forward":

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from gpu_scores import CASES, differences, score_on, write_case
+from gpu_scores import EVERY, differences, score_on, write_case
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -64,7 +64,7 @@ def plain_convolutions() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_other_kernels_give_the_scores_of_the_processors_own(name, tmp_path):
     """The tolerances of eval/README.md; products in TF32 exceed them."""
     case = write_case(tmp_path / "case", name)
@@ -92,7 +92,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_gpu_gives_the_scores_of_the_processor(name, tmp_path):
     case = write_case(tmp_path / "case", name)
     features, scores = differences(*(score_on(place, case) for place in ("cpu", "cuda")))

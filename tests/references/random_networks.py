@@ -61,24 +61,24 @@ class RandomLogits(nn.Module):
         return 10 * self.out(self.body(x).mean([2, 3, 4]))
 
 
-def write_i3d(folder: Path) -> Path:
-    """The TorchScript file for `fvd`."""
+def write_i3d(folder: Path, net: nn.Module | None = None) -> Path:
+    """The TorchScript file for `fvd`; default: of `RandomLogits`."""
     torch.manual_seed(0)
     path = folder / "i3d_torchscript.pt"
-    torch.jit.script(RandomLogits().eval()).save(str(path))
+    torch.jit.script((net or RandomLogits()).eval()).save(str(path))
     return path
 
 
-def write_clip(folder: Path) -> Path:
-    """Write a tiny CLIP as open_clip's folder; returns it."""
+def write_clip(folder: Path, config: dict = CLIP_MODEL) -> Path:
+    """Write a CLIP as open_clip's folder, by default a tiny one; returns it."""
     import open_clip
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": CLIP_MODEL, "preprocess_cfg": {}})
+        json.dumps({"model_cfg": config, "preprocess_cfg": {}})
     )
-    torch.save(open_clip.CLIP(**CLIP_MODEL).state_dict(), folder / "open_clip_pytorch_model.bin")
+    torch.save(open_clip.CLIP(**config).state_dict(), folder / "open_clip_pytorch_model.bin")
     return folder
 
 
@@ -131,10 +131,16 @@ def write_videoalign(folder: Path, config: dict = VIDEOALIGN) -> dict[str, str]:
     return {"weights": f"{folder}/reward", "base": f"{base}"}
 
 
-def write_textures(folder: Path, seed: int, frames: int = 16, clips: int = 4) -> Path:
-    """Clips of 128x136 that all of these networks take, two per prompt, with their manifest."""
+def write_textures(
+    folder: Path,
+    seed: int,
+    frames: int = 16,
+    clips: int = 4,
+    size: tuple[int, int] = (128, 136),
+) -> Path:
+    """Clips that all of these networks take, two per prompt, with their manifest."""
     folder.mkdir(parents=True)
-    np.save(folder / "clips.npy", textured_clips(clips, frames, 128, 136, seed))
+    np.save(folder / "clips.npy", textured_clips(clips, frames, *size, seed))
     prompts = [f"texture {i // 2}" for i in range(clips)]
     lines = [{"index": i, "prompt": p, "seed": seed + i} for i, p in enumerate(prompts)]
     write_lines(folder, lines)

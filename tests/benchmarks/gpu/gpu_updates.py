@@ -1,19 +1,23 @@
-"""Seconds and memory of both updates at size, and the gain of each setting: `make bench-gpu`.
+"""Seconds and memory of both updates at size, and the gain of each setting.
 
 Uses the shape of Wan2.1-T2V-1.3B at 81 frames of 480x832, with random weights in bfloat16, one clip
-per batch, on one GPU. Prints seconds (median of rounds), model FLOPs utilisation (the ledger's
-FLOPs over seconds and the device's peak; forwards that checkpointing runs again do not count) and
-peak memory beside the predicted one. Each row differs from the first in one setting; a row that
-does not fit says so. `--device cpu --size tiny` tries the command in seconds.
+per batch, two steps. Per row: seconds of both updates (medians of rounds); how much longer they
+take than the passes of their networks alone; model FLOPs utilisation (the ledger's FLOPs over
+seconds and the device's peak; forwards that checkpointing runs again do not count); peak memory and
+the predicted one, which leaves out what `compile` saves. A row differs from the first of its method
+in one setting, and says so if it does not fit or fails.
 """
 
 import argparse
 import contextlib
+import functools
 import gc
 import statistics
 import sys
 import tempfile
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +25,14 @@ from pathlib import Path
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor
+from trainer_step import Pass, price
 
 from distill_bench.config.resolve import resolve
 from distill_bench.config.schema import RunConfig
 from distill_bench.networks.ledger import PASSES
 from distill_bench.plan.memory import predicted
 from distill_bench.plan.outline import Outline, outline
+from distill_bench.store.failures import first_line
 from distill_bench.teachers.folder import outlines
 from distill_bench.testing.tiny import tiny_pipeline
 from distill_bench.train.assemble import assemble
@@ -49,19 +55,20 @@ REFERENCE = {
     "gradient_checkpointing": True,
     "guidance_forwards": "sequential",
     "batch_size": 1,
-    "nfe": 4,
+    "nfe": 2,  # a random exit of four steps comes after two or three forwards
     "exit_step": "last",
     "trackers": [],
     "signals_every": None,
 }
-ROWS: dict[str, dict] = {
+ROWS: dict[str, dict] = {  # the rows that matter most come first
     "reference": {},
     "no checkpointing": {"gradient_checkpointing": False},
+    "compiled blocks": {"compile": True},
+    "compiled network, no checkpointing": {"compile": "network", "gradient_checkpointing": False},
     "batched guidance": {"guidance_forwards": "batched"},
     "float32 weights under autocast": {"weights": "float32"},
     "shared base by adapters": {"adapter": {}},
     "plain attention": {},
-    "compiled blocks": {"compile": True},
 }
 SIZES = {
     "wan-1.3b": {
@@ -77,6 +84,7 @@ HEADINGS = (
     "setting",
     "student update, s",
     "fake-score update, s",
+    "over passes",
     "MFU",
     "peak, GiB",
     "predicted, GiB",
@@ -107,23 +115,38 @@ def random_pipeline(config: RunConfig, device: torch.device) -> RandomPipeline:
     )
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of a call, including the device's work."""
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+def timed(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    """A clock: the wall-clock seconds of a call, including the device's work."""
+
+    def seconds(work: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    return seconds
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Medians over rounds: seconds by phase, FLOPs of both phases, peak bytes (None on a CPU)."""
+    """Medians over rounds: seconds by phase, of their passes alone, FLOPs, peak bytes.
+
+    Attributes:
+        passes: None with adapters, whose passes cannot be run alone.
+        peak: None on a processor.
+    """
 
     student_seconds: float
     fake_score_seconds: float
+    passes: float | None
     flops: float
     peak: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of both updates."""
+        return self.student_seconds + self.fake_score_seconds
 
 
 def measure(config: RunConfig, device: torch.device, rounds: int) -> Measurement:
@@ -131,26 +154,44 @@ def measure(config: RunConfig, device: torch.device, rounds: int) -> Measurement
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     run = assemble(config, random_pipeline(config, device), OneProcess(device), extras={})
+    seconds = timed(device)
     updates = {"student": run.update_student, "fake_score": lambda: run.update_fake_score(0)}
     took: dict[str, list[float]] = {phase: [] for phase in updates}
     flops: dict[str, float] = {}
+    passes: Counter[Pass] = Counter()
+    count = run.ledger.add
+
+    def add(role: str, kind: str, samples: float) -> None:
+        passes[role, kind, samples] += 1
+        count(role, kind, samples)
+
+    run.ledger.add = add  # type: ignore[method-assign]
     for round_ in range(rounds + 1):  # the first warms up
+        passes.clear()
         for phase, update in updates.items():
             run.ledger.counts.clear()
-            spent = seconds(update, device)
+            spent = seconds(update)
             if round_:
                 took[phase].append(spent)
             flops[phase] = sum(
-                PASSES[kind] * count * run.ledger.flops[role]
+                PASSES[kind] * number * run.ledger.flops[role]
                 for role, row in run.ledger.counts.items()
-                for kind, count in row.items()
+                for kind, number in row.items()
             )
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return Measurement(
         statistics.median(took["student"]),
         statistics.median(took["fake_score"]),
+        None if config.adapter else price(run, passes, seconds),
         sum(flops.values()),
-        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        peak,
     )
+
+
+@functools.cache  # a prediction takes seconds, and rows share it
+def predicted_gib(config: str) -> float:
+    """Predicted peak memory of a run in GiB, from its config as JSON."""
+    return predicted(RunConfig.model_validate_json(config)).peak / 2**30
 
 
 def row(
@@ -162,7 +203,7 @@ def row(
     peak_flops: float | None,
 ) -> tuple[str, ...]:
     """One line of the table."""
-    needs = f"{predicted(config).peak / 2**30:.3g}"
+    needs = f"{predicted_gib(config.model_copy(update={'compile': False}).model_dump_json()):.3g}"
     plain = setting == "plain attention"
     # a network's own `set_attention_backend` would stay for the rows that follow
     backend = attention_backend("_native_math") if plain else contextlib.nullcontext()
@@ -170,18 +211,22 @@ def row(
         with backend:
             measured = measure(config, device, rounds)
     except torch.OutOfMemoryError:
-        return method, setting, "does not fit", "does not fit", "-", "-", needs
+        return method, setting, "does not fit", *["-"] * 4, needs
     finally:
+        torch.compiler.reset()  # what is compiled depends on the rows before
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    spent = measured.student_seconds + measured.fake_score_seconds
-    utilisation = "-" if peak_flops is None else f"{measured.flops / spent / peak_flops:.1%}"
+    over = "-" if measured.passes is None else f"{measured.seconds / measured.passes - 1:+.1%}"
+    utilisation = "-"
+    if peak_flops is not None:
+        utilisation = f"{measured.flops / measured.seconds / peak_flops:.1%}"
     return (
         method,
         setting,
         f"{measured.student_seconds:.3g}",
         f"{measured.fake_score_seconds:.3g}",
+        over,
         utilisation,
         "-" if measured.peak is None else f"{measured.peak / 2**30:.3g}",
         needs,
@@ -189,11 +234,12 @@ def row(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark and write its table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="gpu", description=__doc__.splitlines()[0])
+    """Print a line per row; returns 1 if a row failed."""
+    parser = argparse.ArgumentParser(prog="gpu_updates", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=SIZES, default="wan-1.3b")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="measured after one to warm up")
+    parser.add_argument("--seconds", type=float, default=600, help="that all rows may take")
     parser.add_argument(
         "--skip", action="append", default=[], choices=ROWS, help="a setting to leave out"
     )
@@ -202,11 +248,9 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         help="peak of the device in bfloat16; default: known by its name",
     )
-    parser.add_argument("--out", type=Path, default=Path("results/bench_gpu.md"))
     options = parser.parse_args(argv)
+    end = time.monotonic() + options.seconds
     device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "gpu: no GPU here; --device cpu --size tiny shows that the command runs\n")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
     peak_flops = next((peak for key, peak in PEAKS.items() if key in name), None)
     peak_flops = options.peak_tflops * 1e12 if options.peak_tflops else peak_flops
@@ -215,21 +259,30 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(tempfile.mkdtemp()) / "tiny-wan"
         tiny_pipeline(folder)
         shape = shape | {"teacher": str(folder)}
-    lines = []
-    with outlines():
-        for method, fields in METHODS.items():
-            for setting, changed in ROWS.items():
-                if setting not in options.skip:
-                    config = resolve(REFERENCE | shape | {"method": fields} | changed)
-                    lines.append(row(method, setting, config, device, options.rounds, peak_flops))
-                    print("  ".join(lines[-1]), flush=True)
     size = f"{shape['frames']} frames of {shape['height']}x{shape['width']}"
-    table = [HEADINGS, ["---"] * len(HEADINGS), *lines]
-    text = f"{options.size}, random weights, {size}, batch 1, torch {torch.__version__}, {name}\n\n"
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text + "".join(f"| {' | '.join(cells)} |\n" for cells in table))
-    print(options.out)
-    return 0
+    print(f"{options.size}, random weights, {size}, batch 1.\n")
+    for cells in (HEADINGS, ["---"] * len(HEADINGS)):
+        print(f"| {' | '.join(cells)} |", flush=True)
+    failed, longest = False, 0.0
+    with outlines():
+        for setting, changed in ROWS.items():
+            for method, fields in METHODS.items():
+                if setting in options.skip:
+                    continue
+                cells = (method, setting, "no time was left", *["-"] * 5)
+                began = time.monotonic()
+                if began + longest < end:
+                    config = resolve(REFERENCE | shape | {"method": fields} | changed)
+                    try:
+                        cells = row(method, setting, config, device, options.rounds, peak_flops)
+                    except Exception as error:  # the other rows are still worth their time
+                        traceback.print_exc()
+                        failed = True
+                        reason = first_line(error).replace("|", "/")
+                        cells = (method, setting, f"failed: {reason}", *["-"] * 5)
+                    longest = max(longest, time.monotonic() - began)
+                print(f"| {' | '.join(cells)} |", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
