@@ -68,13 +68,13 @@ def _in_stages(
     Args:
         in_progress: if it returns True for an initial run, runs may wait for it.
     """
-    kept: list[str] = []
+    kept: dict[str, None] = {}  # in order
     for run in sorted(runs, key=lambda run: len(sweep.chain(run))):
         initial = sweep.runs[run].init_run if run in sweep.runs else None
         ready = initial is None or waits_for(sweep.store / run, initial) is None
         if ready or initial in kept or in_progress(str(initial)):
-            kept.append(run)
-    return kept
+            kept[run] = None
+    return list(kept)
 
 
 def _move_aside(folder: Path) -> None:

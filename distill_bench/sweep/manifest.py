@@ -172,20 +172,21 @@ class OpenSweep:
             starting: runs whose files are replaced unless the run has a result: paths and keys of
                 memory and logging may have changed.
         """
+        rewritten = set(starting) - self.written
         for run, config in self.configs.items():
-            again = run in starting and run not in self.written
-            replaced = again and read_result(self.store / run) is None
+            replaced = run in rewritten and read_result(self.store / run) is None
             files: dict[str, BaseModel] = {"run.yaml": config}
             files |= {f"samplings/{way.name}.yaml": way for way in self.samplings.get(run, [])}
             if run in self.rows:
                 files[ROW_FILE] = self.rows[run][0]
             for name, model in files.items():
                 path = self.store / run / name
-                if path.is_file() and not replaced:
+                missing = not path.is_file()
+                if not missing and not replaced:
                     continue
                 data = dump_yaml(model.model_dump(mode="json")).encode()
                 try:
-                    if not path.is_file() or path.read_bytes() != data:
+                    if missing or path.read_bytes() != data:
                         write_bytes(path, data)
                 except OSError as error:  # affects only this run
                     message = f"cannot write into {path.parent}: {os_error(error)}"
