@@ -24,6 +24,7 @@ from outcomes import Group, Outcome, read_groups, read_outcomes, write_outcomes
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
 READ = ("eval", "methods", "results", "sweeps")  # folders of the checkout whose files tests read
+MEMORY = Path("/dev/shm")  # a pass writes 100,000 small files: a disk needs minutes to remove them
 SURVIVED = (0, 33)  # exit codes of mutmut: every test passed, no test reaches the function
 SETTINGS = """
 [tool.mutmut]
@@ -59,7 +60,8 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
     (tree / "mutants").mkdir(parents=True, exist_ok=True)
     for name in READ:
         link = tree / "mutants" / name
-        if not link.is_symlink():
+        if link.resolve() != ROOT / name:  # a tree that was made in another checkout
+            link.unlink(missing_ok=True)
             link.symlink_to(ROOT / name)
     sources = [*(ROOT / "distill_bench").rglob("*"), *(ROOT / "methods").rglob("*")]
     sources += [*(ROOT / "eval").rglob("*"), *(ROOT / "tests").rglob("*")]
@@ -128,7 +130,8 @@ def run_group(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, str(Path(__file__).parent / "engine.py"), "run"]
     command += ["--max-children", str(processes)]
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+    memory = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="mutants-", dir=memory) as folder:
         # other pytest sessions of this machine remove folders of the common root
         environment["PYTEST_DEBUG_TEMPROOT"] = folder
         subprocess.run(command, cwd=tree, env=environment, check=True)
