@@ -62,14 +62,16 @@ def read_texts(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        # this engine fills missing cells of a short line with NaN
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, engine="python")
+        # this engine fills missing cells of a short line with NaN; without a header, it refuses
+        # lines that are longer than the first one
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, engine="python", header=None)
     except ValueError as error:  # of the parser or of the encoding
         raise ResultsError(f"{path} is cut off or damaged ({error}); {REWRITE}") from error
     short = frame.index[frame.isna().any(axis="columns")]
-    if len(short) or not isinstance(frame.index, pd.RangeIndex):
-        line = short[0] + 2 if len(short) else 2
+    if len(short):
         raise ResultsError(
-            f"{path}:{line} does not have one cell per column: it is cut off or damaged; {REWRITE}"
+            f"{path}:{short[0] + 1} does not have one cell per column: it is cut off or damaged; "
+            f"{REWRITE}"
         )
-    return frame
+    lines = frame.iloc[1:].reset_index(drop=True)
+    return lines.set_axis(frame.iloc[0].tolist(), axis="columns")
