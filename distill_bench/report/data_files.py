@@ -164,7 +164,7 @@ def _swept_keys(sweep: StoredSweep) -> list[str]:
     for run in sweep.runs:
         values = by_method.setdefault(run.method, {})
         for key, value in run.flat_config.items():
-            text = json.dumps(value, sort_keys=True, default=str)
+            text = json.dumps(value, sort_keys=True)
             for name in below.get(key, [key]):
                 values.setdefault(name, set()).add(text)
     for values in by_method.values():

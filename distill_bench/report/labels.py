@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from statistics import mode
 
 import pandas as pd
 
@@ -208,7 +209,7 @@ def label_rows(
     """
     keys = _unlike_training(keys, axis)
     swept = [key for key in keys.columns if key != "method"]
-    rows_of = dict(list(keys.groupby("method", sort=False)))
+    rows_of = dict(list(keys.groupby("method")))
     distinctive = {method: _distinctive(rows, swept, axis) for method, rows in rows_of.items()}
     common = _common_values(keys, swept, axis)
     drafts = []
@@ -334,6 +335,5 @@ def _common_values(keys: pd.DataFrame, swept: list[str], axis: str | None) -> di
             continue
         constant_within = (keys.groupby("method")[key].nunique() == 1).all()
         if constant_within and keys[key].nunique() > 1:
-            counts = keys[key].value_counts(sort=False)  # in order of appearance
-            common[key] = counts.idxmax()
+            common[key] = mode(keys[key])  # of several, the first to appear
     return common

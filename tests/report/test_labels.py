@@ -1,6 +1,8 @@
 """Labels of rows read as in the field, say only what varies, and are all different."""
 
 import json
+from itertools import product
+from random import Random
 
 import pandas as pd
 import pytest
@@ -9,10 +11,13 @@ from stores import load_results, update_json, write_run, write_store
 from distill_bench.config.identity import default_title
 from distill_bench.registry import methods
 from distill_bench.report.labels import (
+    LONGEST,
     Declared,
+    is_word,
     key_title,
     label_rows,
     name_value,
+    parse_number,
     show_value,
     symbols,
 )
@@ -47,6 +52,11 @@ from distill_bench.report.rows import parse_keys
         ("prompts", "/home/me/prompts.txt", "prompts.txt"),
         ("method.residual_weight", "0.1", "residual weight 0.1"),
         ("sharding", "False", "no sharding"),
+        ("sharding", "True", "sharding"),
+        ("method.kernel_kind", "two_sided_box", "two sided box"),
+        ("teacher", "owner/wan_small", "owner/wan small"),
+        ("prompts", "x" * LONGEST, "x" * LONGEST),
+        ("prompts", "x" * (LONGEST + 1), "x" * (LONGEST - 1) + "…"),
     ],
 )
 def test_a_setting_has_the_spelling_of_the_trade(key, value, text):
@@ -57,6 +67,20 @@ def test_learning_rates_are_in_scientific_notation():
     texts = [show_value(value, "student_lr") for value in ("1e-4", "0.0010", "9.9999e-5", "0")]
     assert texts == ["1e-4", "1e-3", "1e-4", "0"]
     assert show_value("0.0001", "weight_decay") == "0.0001"
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "True", "", "ode", "1,5"])
+def test_only_finite_numbers_are_numbers(text):
+    assert parse_number(text) is None
+    assert is_word(text) == (text not in ("True", ""))
+    assert show_value(text) == (text or "—")
+
+
+@pytest.mark.parametrize(
+    "value", ["1", "-2.5e-3", '{"high_noise": 4.0, "low_noise": 3.5}', "False"]
+)
+def test_numbers_and_switches_are_no_words(value):
+    assert not is_word(value)
 
 
 def test_symbols_are_explained_once():
@@ -106,6 +130,94 @@ def test_a_declared_label_stands_for_the_keys_of_its_cell():
         "The paper's, K=5",
         "DMD2 of the paper",
     ]
+
+
+@pytest.mark.parametrize(
+    ("covered", "text", "stem", "numbers"),
+    [
+        (["stepping"], "SGMD, Ours, student lr 1e-4, K=1, 1 step", "SGMD, Ours", "student lr, K"),
+        (["student_lr", "nfe"], "SGMD, Ours, ODE, K=1", "SGMD, Ours, ODE", "K"),
+        (
+            ["method.name", "stepping"],
+            "Ours, student lr 1e-4, K=1, 1 step",
+            "Ours",
+            "student lr, K",
+        ),
+        (["method.preset", "student_lr"], "Ours, ODE, K=1, 1 step", "Ours, ODE", "K"),
+    ],
+)
+def test_a_declared_label_follows_the_method_unless_it_stands_for_it(covered, text, stem, numbers):
+    """It stands for the keys of its cell and no others; the axis may be one of them."""
+    keys = ("method", "student_lr", "stepping", "fake_score_updates", "nfe")
+    table = rows(
+        ("sgmd", "1e-4", "ode", "1", "1"),
+        ("sgmd", "2e-4", "sde", "1", "1"),
+        ("sgmd", "2e-4", "ode", "5", "1"),
+        ("sgmd", "2e-4", "ode", "7", "1"),
+        ("sgmd", "2e-4", "sde", "7", "1"),
+        keys=keys,
+    )
+    label, *_ = label_rows(table, "nfe", {}, [Declared("Ours", frozenset(covered)), *[None] * 4])
+    assert (label.text, label.stem, ", ".join(label.settings)) == (text, stem, numbers)
+    words = {"student lr": "student lr 1e-4", "K": "K=1"}
+    assert label.settings == {title: words[title] for title in label.settings}
+
+
+def test_a_null_is_named_only_where_two_labels_would_be_equal():
+    """The value that most rows have is not named."""
+    keys = ("method", "sharding_factor", "nfe")
+    lines = [("a", "1", "1"), ("a", "1", "2"), ("a", "1", "4")]
+    assert texts(rows(*lines, ("a", "", "8"), keys=keys), "nfe")[-1] == "A, 8 steps"
+    labels = label_rows(rows(*lines, ("a", "", "1"), keys=keys), "nfe")
+    assert [label.text for label in labels] == [
+        "A, 1 step",
+        "A, 2 steps",
+        "A, 4 steps",
+        "A, sharding factor null, 1 step",
+    ]
+    assert labels[-1].settings == {"sharding factor": "sharding factor null"}
+    both = [(method, *values) for method in "ab" for _, *values in [*lines, ("a", "", "1")]]
+    label = texts(rows(*both, keys=keys), "nfe", {"a": "Same", "b": "Same"})[-1]
+    assert label == "Same, sharding factor null [method=b, sharding_factor=, nfe=1], 1 step"
+
+
+def test_a_row_without_a_place_on_the_axis_also_names_its_unusual_words():
+    keys = ("method", "student_lr", "stepping", "ema", "fake_score", "nfe")
+    common = ("0.98", "exact")
+    table = rows(
+        *(("a", "1e-4", "ode", *common, nfe) for nfe in "124"),
+        ("a", "2e-4", "sde", "0.9", "exact", ""),
+        ("a", "3e-4", "ode", *common, ""),
+        keys=keys,
+    )
+    labels = ["A, 1 step", "A, 2 steps", "A, 4 steps"]
+    assert texts(table, "nfe") == [*labels, "A, student lr 2e-4, sde", "A, student lr 3e-4"]
+
+
+def test_fields_of_the_method_come_before_fields_of_the_run_and_no_method_is_unusual_by_them():
+    keys = ("method", "student_lr", "method.weight", "stepping")
+    table = rows(
+        ("a", "1e-4", "1", "ode"), ("a", "2e-4", "2", "ode"), ("b", "2e-4", "3", "sde"), keys=keys
+    )
+    assert texts(table, None) == ["A, weight 1", "A, weight 2", "B, sde"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_of_different_rows_are_different_and_begin_with_their_method(seed):
+    """Also if two methods have one display name."""
+    keys = ("method", "method.w", "stepping", "ema", "student_lr", "nfe")
+    values = (["a", "b"], ["", "1"], ["ode", "sde"], ["", "0.9"], ["1e-4", "2e-4"], ["", "1", "2"])
+    random = Random(seed)
+    lines = random.sample(list(product(*values)), 1 + seed)
+    axis = random.choice([None, "nfe", "student_lr"])
+    titles = {"a": "Same", "b": "Same"} if seed % 2 else {"a": "One", "b": "Two"}
+    labels = label_rows(rows(*lines, keys=keys), axis, titles)
+    assert len({label.text for label in labels}) == len(lines)
+    for (method, *_), label in zip(lines, labels, strict=True):
+        assert label.stem.split(", ")[0] == titles[method] and label.series.startswith(
+            titles[method]
+        )
+        assert label.text.startswith(label.series)
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,20 @@ def test_several_kinds_of_hardware_are_noted(tmp_path):
         model = 1 if "beta-s1" in str(path) else 2
         update_json(path, hardware=f"Xeon family 6 model {model}")
     results = load_results(store, tmp_path / "data")
-    (note,) = results.manifest["notes"]
-    assert "2 kinds of hardware" in note
-    assert "model 1 in 1 runs" in note and "model 2 in 2 runs" in note
+    counts = "Xeon family 6 model 2 in 2 runs, Xeon family 6 model 1 in 1 runs"
+    note = f"the runs used 2 kinds of hardware ({counts}): one seed gives different numbers"
+    assert results.manifest["notes"] == [f"{note} on different hardware"]
     students = results.runs[results.runs["role"] == "student"]
     assert set(students["hardware"]) == {"Xeon family 6 model 1", "Xeon family 6 model 2"}
+
+
+def test_only_known_hardware_of_finished_runs_is_counted(tmp_path):
+    runs = [("alpha", 0, 1, 1.0), ("alpha", 1, 1, 2.0), ("beta", 0, 1, None, None)]
+    store = write_store(tmp_path, runs)
+    for name, model in (("alpha-s0", 1), ("beta-s0", 2)):
+        path = next(store.glob(f"{name}-*")) / "attempts" / "001" / "start.json"
+        update_json(path, hardware=f"Xeon family 6 model {model}")
+    assert load_results(store, tmp_path / "data").manifest["notes"] == []
 
 
 def test_a_field_that_differs_within_a_method_makes_rows_even_if_it_is_no_axis(tmp_path):

@@ -38,6 +38,17 @@ def test_swept_keys_are_the_axes_in_their_order_then_other_keys_that_differ(empt
     assert manifest(empty, ids, axes=axes)["swept"] == ["a", "d", "b", "c"]
 
 
+def test_the_name_of_the_method_is_no_swept_key_of_runs_without_a_config(empty):
+    axes = {"method": ["alpha"], "x": [1], "method.name": ["alpha"], "seed": [0]}
+    assert manifest(empty, ["alpha-s0-0a"], axes=axes)["swept"] == ["x"]
+
+
+def test_the_order_in_which_a_setting_is_written_makes_no_rows(empty):
+    scales = [("high_noise", 4.0), ("low_noise", 3.0)]
+    ids = cells(empty, {"guidance_scale": dict(scales)}, {"guidance_scale": dict(scales[::-1])})
+    assert manifest(empty, ids, axes={})["swept"] == []
+
+
 @pytest.mark.parametrize("key", sorted(NOT_IDENTITY))
 def test_a_field_that_changes_no_result_does_not_separate_rows(empty, key):
     first, _, rest = key.partition(".")
@@ -100,6 +111,7 @@ def test_values_of_different_methods_are_not_counted_together(empty):
     "wanted, baseline",
     [
         ({"method": "alpha", "x": 1}, {"method": "alpha", "x": 1}),
+        ({"x": 1.0, "method": "alpha"}, {"x": 1.0, "method": "alpha"}),  # as it was written
         ({"x": 2}, {"x": 2}),
         ({"method": "alpha"}, {"method": "alpha"}),
         ({"nfe": 4, "x": 1}, {"method": "alpha", "x": 1}),  # nfe is equal in all runs
@@ -112,7 +124,8 @@ def test_values_of_different_methods_are_not_counted_together(empty):
 )
 def test_a_baseline_is_in_terms_of_the_keys_of_one_row(empty, wanted, baseline):
     ids = cells(empty, {"x": 1}, {"x": 2})
-    assert manifest(empty, ids, axes={"x": []}, baseline=wanted)["baseline"] == baseline
+    found = manifest(empty, ids, axes={"x": []}, baseline=wanted)["baseline"]
+    assert json.dumps(found) == json.dumps(baseline)
     other = {"method": "alpha", "x": 9}
     found = manifest(empty, ids, {"baseline": wanted}, axes={"x": []}, baseline=other)
     assert found["baseline"] == (baseline or other), "that of the command comes first"
@@ -120,6 +133,28 @@ def test_a_baseline_is_in_terms_of_the_keys_of_one_row(empty, wanted, baseline):
     expected = command if wanted is None else f"{command} --baseline "
     assert found["provenance"]["command"].startswith(expected)
     assert ("--baseline" in found["provenance"]["command"]) == (wanted is not None)
+
+
+@pytest.mark.parametrize(
+    "wanted, more",
+    [
+        ({"stepping": "ode"}, {"sampling.stepping": "ode", "sampling.nfe": 4}),
+        ({"stepping": "sde"}, {"sampling.stepping": "sde", "sampling.nfe": 4}),
+        ({"stepping": "ode", "log_every": 3, "sampling.nfe": 2}, {"sampling.stepping": "renoise"}),
+        ({"stepping": "ode", "sampling.nfe": 4}, None),  # keys of rows, as they were written
+        ({"log_every": 3}, None),  # two rows are sampled as they were trained
+    ],
+)
+def test_a_baseline_is_sampled_as_it_was_trained_unless_it_names_a_way(empty, wanted, more):
+    ids = cells(empty, *({"stepping": way, "log_every": 3} for way in ("ode", "sde")))
+    ways = {"renoise-nfe2": {"stepping": "renoise", "nfe": 2, "guidance_scale": 1.0}}
+    found = manifest(
+        empty, ids, axes={"stepping": []}, samplings=dict.fromkeys(ids, ways), baseline=wanted
+    )
+    assert found["swept"] == ["stepping", "sampling.stepping", "sampling.nfe", "nfe"]
+    row = {key: value for key, value in wanted.items() if key in found["swept"]}
+    expected = wanted if more is None else {"method": "alpha", "nfe": 4} | row | more
+    assert found["baseline"] == expected
 
 
 def test_the_command_names_baseline_and_budget(empty):
@@ -133,6 +168,21 @@ def test_the_command_names_baseline_and_budget(empty):
 
 
 # --- columns, prompts, notes ---
+
+
+def test_sweep_json_has_one_entry_per_line_and_only_entries_that_apply(empty):
+    launch = {"time": "2026-01-01", "digest": "d", "contrasts": {}, "begun": 0}
+    path = empty / "sweeps" / "speed" / "launch.json"
+    stated = {"plateau": {"window": 0.5}, "titles": {"alpha": "A"}, "labels": {}}
+    assert manifest(empty, [], **stated)["launch"] is None
+    path.parent.mkdir()
+    path.write_text(json.dumps(launch))
+    text = data_files(read_sweep("speed", empty))["sweep.json"]
+    found = json.loads(text)
+    assert text == json.dumps(found, indent=1) + "\n", "as committed: digests are of the bytes"
+    assert {key: found[key] for key in stated} == stated
+    assert found["launch"]["digest"] == "d" and found["contrasts"] == []
+    assert "initial_runs" not in found
 
 
 def test_columns_are_all_scores_in_the_order_of_their_first_run(empty):

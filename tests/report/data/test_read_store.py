@@ -19,9 +19,12 @@ def pair(tmp_path):
 
 @pytest.mark.parametrize("key, value", [("protocol", "p2"), ("version", 2), ("extractor", "net-2")])
 def test_scores_made_differently_cannot_share_a_column(pair, key, value):
+    """Only of protocols the error names what differs in them, if anything does."""
+    conditions = {} if key == "protocol" else {"clips": 5}
     path = next(pair.glob("beta-*")) / "metrics.jsonl"
-    edit_lines(path, lambda line: line | {key: value})
-    with pytest.raises(StoreReadError, match=rf"alpha-s0-.*{key}.*beta-s0-.*{value}"):
+    edit_lines(path, lambda line: line | {key: value, "conditions": conditions})
+    both = rf"alpha-s0-.*{key}.*beta-s0-\S+ \({key} {value}\) cannot share a column; evaluate"
+    with pytest.raises(StoreReadError, match=both):
         read_sweep("speed", pair)
 
 

@@ -97,6 +97,13 @@ def test_every_cell_of_runs_csv_is_a_record_or_empty(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_row_that_trains_nothing_has_no_seed_and_a_deleted_run_that_of_its_name(empty):
+    row = write_run(empty, "net", 5, 1, 1.0)
+    sweep_of(empty, "alpha-s7-0a", rows={row: {"label": "Net", "network_hash": "h"}})
+    cells = [(line["run_id"], line["method"], line["seed"]) for line in read(empty, "runs.csv")]
+    assert cells == [(row, "Net", ""), ("alpha-s7-0a", "alpha", "7")]
+
+
 def test_a_column_of_deviations_or_extractors_needs_one_score_that_has_it(empty):
     ids = [write_run(empty, "alpha", seed, 1, 1.0) for seed in (0, 1)]
     scores = [
