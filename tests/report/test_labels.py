@@ -194,10 +194,14 @@ def test_a_row_without_a_place_on_the_axis_also_names_its_unusual_words():
     assert texts(table, "nfe") == [*labels, "A, student lr 2e-4, sde", "A, student lr 3e-4"]
 
 
-def test_fields_of_the_method_come_before_fields_of_the_run_and_no_method_is_unusual_by_them():
-    keys = ("method", "student_lr", "method.weight", "stepping")
+def test_fields_of_the_method_come_before_fields_of_the_run_and_are_not_compared_with_others():
+    """The order, 2 of one method and 1 of the other, belongs to the methods; stepping does not."""
+    keys = ("method", "student_lr", "method.weight", "method.order", "stepping")
     table = rows(
-        ("a", "1e-4", "1", "ode"), ("a", "2e-4", "2", "ode"), ("b", "2e-4", "3", "sde"), keys=keys
+        ("a", "1e-4", "1", "2", "ode"),
+        ("a", "2e-4", "2", "2", "ode"),
+        ("b", "2e-4", "3", "1", "sde"),
+        keys=keys,
     )
     assert texts(table, None) == ["A, weight 1", "A, weight 2", "B, sde"]
 

@@ -57,6 +57,12 @@ def test_a_line_with_fewer_or_more_cells_than_the_header_is_named(tmp_path, line
         read_texts(path)
 
 
+def test_cells_stay_as_they_are_under_a_header_of_numbers(tmp_path):
+    (tmp_path / "runs.csv").write_text("7,0.10\n1e-4,007\n")
+    frame = read_texts(tmp_path / "runs.csv")
+    assert frame.columns.tolist() == ["7", "0.10"] and frame.loc[0].tolist() == ["1e-4", "007"]
+
+
 def test_a_header_without_lines_has_columns_and_a_missing_file_has_none(tmp_path):
     (tmp_path / "runs.csv").write_text("a,b\n")
     frame = read_texts(tmp_path / "runs.csv")

@@ -193,9 +193,9 @@ def test_a_student_that_is_sampled_otherwise_is_a_run_of_its_own(empty):
     write_lines(folder / "metrics.jsonl", [line])
     (folder / "result.json").write_text(json.dumps({"protocol": "p1"}))
     label = {"label": "Fast", "keys": ["method"]}
-    samplings = {run_id: {"ode-nfe2": WAY}}
-    sweep = sweep_of(empty, [plain, run_id], samplings=samplings, labels={run_id: label})
-    other, own, further = sweep.runs
+    ways = {"ode-nfe3": WAY | {"nfe": 3}, "ode-nfe2": WAY}
+    sweep = sweep_of(empty, [plain, run_id], samplings={run_id: ways}, labels={run_id: label})
+    other, own, unscored, further = sweep.runs
     training = {"stepping": None, "nfe": 4, "shift": 3.0, "guidance_scale": 1.0}
     for run, name in ((other, plain), (own, run_id)):
         stored = read_run(empty / name)
@@ -211,7 +211,8 @@ def test_a_student_that_is_sampled_otherwise_is_a_run_of_its_own(empty):
         training=[],
     )
     assert own.training and own.as_trained and not further.as_trained
-    assert sweep.labels == {run_id: label, further.run_id: label}
+    assert (unscored.status, unscored.result["nfe"], unscored.scores) == ("missing", 3, {})
+    assert sweep.labels == {run.run_id: label for run in (own, unscored, further)}
 
 
 def test_a_way_of_sampling_counts_once_it_has_its_result(empty):
