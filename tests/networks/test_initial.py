@@ -84,15 +84,20 @@ def test_a_changed_student_is_refused_before_the_start_and_on_resuming(make_init
     expected = {"run_id": INITIAL, "content": file_hash(student)}
     costs = {"cost_forward_equivalents": 120.0, "train_seconds": 5.0}
     assert read_initial(run_dir) == expected | costs, "twice as many batches of half the size"
+    (run_dir / "checkpoints" / "1").mkdir(parents=True)
+    record_initial(run_dir)  # on resuming, with the same student
+    initial_path(run_dir).unlink()
+    record_initial(run_dir)  # a run that began before students were recorded
+    assert read_initial(run_dir) == expected | costs
 
-    second = make_run("second", init="run-s0-0123456789ab")
+    second = make_run("second", init="run-s0-0123456789ab", batch_size=2)
     run_dir.rename(run_dir.with_name("run-s0-0123456789ab"))
     run_dir = run_dir.with_name("run-s0-0123456789ab")
     checkpoint.save_student(run_dir, 2, checkpoint.load_file(student))
     write_result(run_dir, **costs)  # of an older version: without the student's content
     record_initial(second)
     summed = read_initial(second)
-    assert (summed["cost_forward_equivalents"], summed["train_seconds"]) == (240.0, 10.0)
+    assert (summed["cost_forward_equivalents"], summed["train_seconds"]) == (480.0, 10.0)
 
     good, result = student.read_bytes(), read_json(folder / "result.json")
     student.write_bytes(good[:-4] + b"\0\0\0\0")
@@ -102,11 +107,13 @@ def test_a_changed_student_is_refused_before_the_start_and_on_resuming(make_init
     assert not initial_path(third).exists()
     write_result(folder, **result | {"student_content": file_hash(student)})  # trained again
     record_initial(third)
-    (run_dir / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"has changed since run-s0-0123456789ab began"):
         record_initial(run_dir)
     write_result(folder, **result | {"status": "collapsed"})
     with pytest.raises(ConfigError, match=f"init {INITIAL}: its result is collapsed"):
+        build_from(third)
+    (folder / "result.json").unlink()
+    with pytest.raises(ConfigError, match=f"init {INITIAL}: its result is missing, so"):
         build_from(third)
 
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import pytest
 import torch
 from network_variants import ADAPTER
+from torch import distributed as dist
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill_bench.config.resolve import load_run, method_of
+from distill_bench.config.resolve import load_run, method_of, resolve
 from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss, Method, Nets
-from distill_bench.networks.pipeline import load_pipeline
+from distill_bench.networks.pipeline import load_pipeline, pipeline_of
 from distill_bench.networks.sharding import is_sharded
 from distill_bench.testing.runs import Runs
 from distill_bench.train.assemble import assemble, check_batch_size
+from distill_bench.train.inputs import needs_of
 from distill_bench.train.processes import OneProcess
 from distill_bench.train.run import Run
 from distill_bench.train.setup import build
@@ -158,16 +160,42 @@ def test_a_backward_through_adapters_costs_one_to_the_input(tmp_path):
     assert run.ledger.counts["student"]["full_backward"] == 0
 
 
-def test_compiled_runs_have_compiled_blocks_in_every_role_and_the_flops_of_others(tmp_path):
+def test_compiled_runs_have_compiled_parts_in_every_role_and_the_flops_of_others(tmp_path):
     runs = Runs("dmd2", tmp_path)
     flops = []
-    for setting in (False, True):
+    for setting in (False, True, "network"):
         run = runs.build(compile=setting)
-        for net in (run.networks["student"], run.networks["fake_score"], run.nets.teacher.denoiser):
-            blocks = getattr(net, "net", net).blocks
-            assert [b._compiled_call_impl is not None for b in blocks] == [setting] * 2
+        for role in (
+            run.networks["student"],
+            run.networks["fake_score"],
+            run.nets.teacher.denoiser,
+        ):
+            net = getattr(role, "net", role)
+            compiled = [part._compiled_call_impl is not None for part in (net, *net.blocks)]
+            assert compiled == [setting == "network", setting is True, setting is True]
         flops.append(run.ledger.flops)
-    assert flops[0] == flops[1]
+    assert flops[0] == flops[1] == flops[2]
+
+
+@pytest.mark.parametrize("sharding", [False, True])
+def test_several_processes_share_the_weights_of_every_role_if_asked_to(sharding, tmp_path):
+    """In a process group of one rank, which takes itself for one of two."""
+    run_dir = Runs("dmd2", tmp_path).make(sharding=sharding)
+    config = load_run(run_dir)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        run = assemble(config, pipeline_of(config, CPU, run_dir.parent), Two(), {})
+        roles = [*run.networks.values(), run.nets.unguided_teacher.net]
+        assert {is_sharded(p) for net in roles for p in net.parameters()} == {sharding}
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_run_is_built_on_its_device_with_its_embeddings_in_the_store(tmp_path):
+    run_dir = Runs("dmd2", tmp_path).make()
+    run = build(load_run(run_dir), run_dir.parent)
+    assert run.pipeline.device == run.processes.device == CPU
+    assert list((run_dir.parent / "embeddings").rglob("*.safetensors"))
 
 
 def test_one_process_shards_nothing(tmp_path):
@@ -283,6 +311,8 @@ def test_micro_batches_of_the_ranks_are_the_parts_of_one_batch(world, accumulati
             for place, index in enumerate(batch.draws.indices):
                 drawn[index] = batch.text[place], batch.noise("n")[place], batch.sigma("s")[place]
     assert sorted(drawn) == list(range(8))
+    far = dataclasses.replace(run.batches, processes=OneProcess(torch.device("meta")))
+    assert far.drawn(3, "student", range(8)).noise("n").device.type == "meta"
     for index, values in drawn.items():
         expected = whole.text[index], whole.noise("n")[index], whole.sigma("s")[index]
         assert all(map(torch.equal, values, expected))
@@ -310,6 +340,40 @@ def test_ranks_share_a_batch_equally_or_not_at_all(batch, world, accumulation, s
     else:
         with pytest.raises(ValueError, match=f"a multiple of .* = {world} x {accumulation}"):
             check_batch_size(config, world)
+
+
+def test_a_batch_that_can_not_be_shared_is_refused_before_any_work(gaussian, tmp_path):
+    run = gaussian()
+    odd = run.config.model_copy(update={"batch_size": 3, "accumulation": 2})
+    with pytest.raises(ValueError, match="batch_size 3 must be a multiple of"):
+        assemble(odd, run.pipeline, OneProcess(CPU), {})
+    with pytest.raises(ValueError, match="batch_size 3 must be a multiple of"):
+        build(odd.model_copy(update={"teacher": "no folder"}), tmp_path)
+
+
+def test_only_a_method_with_a_fake_score_sees_the_exact_one(gaussian):
+    """Which signals compare with a trained one; a run without either has none."""
+    trained, exact = gaussian(), gaussian(fake_score="exact")
+    assert trained.nets.fake_score.net is trained.networks["fake_score"]
+    assert exact.nets.fake_score is exact.exact_fake_score is not None
+    assert gaussian(method="consistency").nets.fake_score is None
+
+
+@pytest.mark.parametrize("fake_score", ["exact", "trained"])
+def test_the_exact_fake_score_of_noised_data_is_that_of_the_runs_data(fake_score, tmp_path):
+    fields = GAUSSIAN | {"student_input": "real_data", "fake_score": fake_score}
+    run = Runs("dmd2", tmp_path).build(**fields)
+    assert torch.equal(
+        run.exact_fake_score.samples.x0, run.student_input.data.every()["x0"].flatten(1)
+    )
+
+
+def test_extra_data_are_needed_for_real_inputs_and_by_methods_alone():
+    for method, needs in ((GAN, {"real_latents"}), ("dmd", {"ode_pairs"}), ("sgmd", set())):
+        for student_input in ("rollout", "real_data"):
+            config = resolve(GAUSSIAN | {"method": method, "student_input": student_input})
+            own = {"real_latents"} if student_input == "real_data" else set()
+            assert needs_of(config) == needs | own
 
 
 def test_a_batch_that_is_asked_twice_for_its_rows_draws_them_once(tmp_path):

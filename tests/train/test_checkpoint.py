@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zlib
 from copy import deepcopy
 
@@ -215,10 +216,43 @@ def test_a_failed_save_leaves_the_checkpoints_before_it(tmp_path):
     assert checkpoint.load(tmp_path, {}, {}, {}) == {"at": 4}
 
 
-def test_a_ranks_without_files_writes_none(tmp_path):
-    checkpoint.save(tmp_path, 1, {"net": nn.Linear(1, 1)}, {}, {}, {}, writes=False)
-    checkpoint.save_student(tmp_path, 1, {"w": torch.zeros(1)}, writes=False)
-    assert list(tmp_path.iterdir()) == []
+def test_files_that_can_not_be_removed_neither_stop_a_save_nor_hide_its_error(
+    tmp_path, monkeypatch
+):
+    """Files in place of an old checkpoint and of a torn one; then a folder that is lost."""
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    for name in ("1", ".writing-1"):
+        (root / name).touch()
+    saved_updates(tmp_path, 4, 5)
+    assert checkpoint.load(tmp_path, {}, {}, {}) == {"at": 5}
+
+    def lose(path, _value):
+        shutil.rmtree(path.parent)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(checkpoint, "write_json", lose)
+    with pytest.raises(OSError, match="the disk is gone"):
+        saved_updates(tmp_path, 6)
+
+
+def test_a_rank_without_files_writes_none_but_takes_part_in_every_gather(tmp_path, monkeypatch):
+    """A gather of shards is collective: all ranks make the same ones in one order."""
+    net = nn.Linear(2, 2)
+    optimiser = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    by_rank = []
+    for writes in (False, True):
+        gathered: list[int] = []
+        monkeypatch.setattr(
+            checkpoint, "whole", lambda t, seen=gathered: seen.append(t.data_ptr()) or t
+        )
+        checkpoint.save(tmp_path, 1, {"net": net}, {}, {"net": optimiser}, {}, writes)
+        checkpoint.save_student(tmp_path, 1, net.state_dict(), writes)
+        assert bool(list(tmp_path.iterdir())) == writes
+        by_rank.append(gathered)
+    assert by_rank[0] == by_rank[1]
 
 
 def test_checksums_are_the_crc_32_of_whole_files(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from runs import TINY_RUN
 
 from distill_bench.config.resolve import resolve
-from distill_bench.domain.gaussian_teacher import GaussianPipeline
+from distill_bench.domain.gaussian_teacher import GaussianPipeline, write_gaussian_teacher
 from distill_bench.draws import Draws, generator
 from distill_bench.networks import pipeline as pipelines
 from distill_bench.networks.denoiser import Denoiser, Guided
@@ -130,6 +130,13 @@ def test_an_offloaded_teacher_samples_offloaded_and_is_restored(tiny_wan, tmp_pa
     assert_equal_pairs(offloaded, placed)
 
 
+def test_another_size_has_pairs_of_its_own(pairs, tmp_path):
+    low, calls = pairs(tmp_path)
+    high, calls_if_high = pairs(tmp_path, height=32)
+    assert calls == calls_if_high == 4
+    assert high["x0"].shape[-2] == 2 * low["x0"].shape[-2]
+
+
 def test_other_prompts_and_another_precision_have_pairs_of_their_own(pairs, tmp_path):
     """Sequential guidance, which changes only rounding, reuses the pairs."""
     default, calls = pairs(tmp_path)
@@ -219,9 +226,44 @@ def test_real_latents_are_drawn_from_the_data_once_per_store(tmp_path, monkeypat
     other = config.model_copy(update={"teacher_hash": "other"})
     extras.real_latents(other, pipeline, tmp_path)
     assert calls == [1, 6, 1, 1, 1, 6]
+    for size in ("frames", "height", "width"):
+        extras.real_latents(config.model_copy(update={size: 64}), pipeline, tmp_path)
+    assert calls == [1, 6, 1, 1] + [1, 6] * 4
     monkeypatch.setattr(GaussianPipeline, "latent_shape", lambda _, *size: (1, *size))
     with pytest.raises(ValueError, match=r"of shape \(1, 4, 2, 2\), .* \(1, 5, 16, 16\)"):
         extras.real_latents(config, pipeline, tmp_path)
+
+
+def test_real_latents_of_other_prompts_are_files_of_their_own(tmp_path, monkeypatch):
+    """Also if there is one prompt."""
+    monkeypatch.setattr(extras, "REAL_LATENTS", 3)
+    write_gaussian_teacher(tmp_path / "teacher", (1, 5, 2, 2), 1, 2.0, 0)
+    config = resolve(TINY_RUN | {"teacher": str(tmp_path / "teacher")})
+    pipeline = pipeline_of(config, CPU, tmp_path)
+    for count, prompts in enumerate([None, "a", "b", "a", None], 1):
+        own = config.model_copy(update={"prompts": prompts, "prompts_hash": prompts or ""})
+        assert len(extras.real_latents(own, pipeline, tmp_path).every()["x0"]) == 3
+        files = list((tmp_path / "extras").glob("real_latents-*.safetensors"))
+        assert len(files) == min(count, 3)
+
+
+def test_real_latents_that_another_process_makes_are_waited_for(tmp_path, monkeypatch):
+    config = resolve(TINY_RUN | {"teacher": "gaussian"})
+    pipeline, draw = pipeline_of(config, CPU, tmp_path), GaussianPipeline.data
+    began = threading.Event()
+
+    def slow(pipeline, prompts, keys):
+        if len(keys) > 1:
+            began.set()
+            time.sleep(0.3)
+        return draw(pipeline, prompts, keys)
+
+    monkeypatch.setattr(GaussianPipeline, "data", slow)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(extras.real_latents, config, pipeline, tmp_path)
+        assert began.wait(20)
+        rows = extras.real_latents(config, pipeline, tmp_path)
+        assert_equal_pairs(rows.every(), other.result().every())
 
 
 def test_a_teacher_that_cannot_render_its_prompts_gives_its_own_samples(tiny_wan, tmp_path):

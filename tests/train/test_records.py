@@ -4,11 +4,14 @@ import io
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill_bench.config.resolve import load_run
 from distill_bench.networks.pipeline import load_pipeline
@@ -124,10 +127,15 @@ class Rank(OneProcess):
         self.rank = rank
         self.different = list(different)
         self.compared: dict[str, float] = {}
+        self.waits: list[Callable[[], object]] = []  # called when the rank waits for the other
 
     def unequal(self, values):
         self.compared = dict(values)
         return self.different
+
+    def wait(self):
+        for check in self.waits:
+            check()
 
 
 def assembled(run_dir: Path, processes: OneProcess | None = None):
@@ -158,12 +166,23 @@ def test_ranks_with_other_weights_stop_before_a_checkpoint(make):
     update(run)
     with pytest.raises(RuntimeError, match="ranks have different values of: fake_score$"):
         Records(run, run_dir).save()
+    with pytest.raises(RuntimeError, match="ranks have different values of: fake_score$"):
+        Records(run, run_dir).resume()
     assert checkpoint.folders(run_dir) == []
     sums = {
         role: sum(float(p.detach().double().sum()) for p in net.parameters())
         for role, net in run.trained.items()
     }
     assert processes.compared == pytest.approx(sums | {"student_updates": 1})
+
+
+def test_no_rank_goes_on_before_a_checkpoint_is_written(make):
+    run_dir, processes, seen = make(), Rank(0), []
+    processes.waits.append(lambda: seen.append(updates(run_dir)["checkpoints"]))
+    run = assembled(run_dir, processes)
+    update(run)
+    Records(run, run_dir).save()
+    assert seen == [[1]]
 
 
 def test_an_uncommon_end_is_recorded_with_its_reason(make):
@@ -178,10 +197,16 @@ def test_an_uncommon_end_is_recorded_with_its_reason(make):
 
 def test_trackers_receive_the_scalars(make):
     run_dir = make(student_updates=2, trackers=["tensorboard"])
-    train(run_dir)
-    (events,) = (run_dir / "tracking").rglob("events.out.tfevents.*")
-    assert b"student_loss" in events.read_bytes()
-    assert b"rho" in events.read_bytes()
+    run = assembled(run_dir)
+    records = Records(run, run_dir)
+    writer = records.accelerator.get_tracker("tensorboard", unwrap=True)
+    finish(run, records)
+    assert writer.all_writers is None, "it is closed"
+    logged = EventAccumulator(str(run_dir / "tracking" / "train")).Reload()
+    lines = read_jsonl(run_dir / "train.jsonl")
+    for name in ("student_loss", "rho"):
+        points = [(point.step, point.value) for point in logged.Scalars(name)]
+        assert points == [(n["student_updates"], pytest.approx(n[name])) for n in lines]
     plain = make(student_updates=2)
     train(plain)
     assert not list(plain.rglob("events.out*"))
@@ -195,6 +220,14 @@ def test_peak_memory_is_that_of_the_process_in_gib(make):
     assert summary["peak_memory_gib"] == pytest.approx(kib / 2**20, rel=0.05)
 
 
+def test_peak_memory_of_a_gpu_is_what_torch_had_allocated_there(make, monkeypatch):
+    run_dir = make()
+    run = assembled(run_dir)
+    run.processes = OneProcess(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7 * 2**30 // 3)
+    assert Records(run, run_dir).summary()["peak_memory_gib"] == 2.333
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -202,8 +235,8 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
     with TrainingProgress(8, shown=True) as progress:
-        progress({"student_updates": 3, "loss": 0.123456})
-    assert capsys.readouterr().out == "student update 3/8  loss 0.1235\n"
+        progress({"student_updates": 3, "loss": 0.123456, "rho": 2.0})
+    assert capsys.readouterr().out == "student update 3/8  loss 0.1235  rho 2\n"
     with TrainingProgress(8, shown=False) as progress:
         progress({"student_updates": 3, "loss": 0.1})
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -215,8 +248,23 @@ def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(monkeypatch, capsys
         (task,) = progress.bar.tasks
         assert (task.completed, task.total) == (3, 8)
         assert progress.bar.live.is_started
+        shown = Console(file=io.StringIO(), width=80)
+        shown.print(progress.bar)
+        words = shown.file.getvalue().split()
+        assert words[:2] == ["student", "updates"]
+        assert "3/8" in words
     assert not progress.bar.live.is_started
     assert "student update" not in capsys.readouterr().out
+
+
+def test_the_bar_lasts_as_long_as_the_training(make, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run_dir = make()
+    records = Records(assembled(run_dir), run_dir)
+    bar = records.progress.bar
+    with records:
+        assert bar.live.is_started
+    assert not bar.live.is_started
 
 
 def test_the_summary_of_a_finished_training_is_returned_without_training_again(make):

@@ -1,11 +1,12 @@
 """Samples that the fake score learns from: new rollouts, the student's samples, or its graph."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_bench.method import Batch, Loss, Method, Nets
 from distill_bench.testing.runs import Runs
@@ -124,6 +125,68 @@ def test_the_fake_score_of_a_reused_graph_is_frozen_outside_its_own_pass(reuse, 
     run.update_fake_score(0)
     assert trains("fake_score")
     assert not trains("student")
+
+
+@pytest.mark.parametrize("reuse", [False, True, "graph"])
+def test_samples_are_freed_once_they_are_reused(reuse, tmp_path):
+    run = build(tmp_path, reuse_rollout=reuse)
+    kept = run.update_student()
+    assert (kept != [None]) == bool(reuse)
+    updates = run.fake_score_samples(kept)
+    first, count = next(updates), len(kept)
+    assert (first is kept) == bool(reuse)
+    list(updates)
+    assert len(kept) == (0 if reuse else count)
+
+
+def test_a_backward_through_a_shared_graph_computes_only_the_gradients_of_its_phase(tmp_path):
+    run = build(tmp_path, reuse_rollout="graph")
+    computed = set()
+    for role, net in run.networks.items():
+        for p in net.parameters():
+            p.requires_grad_(True).register_hook(lambda _, role=role: computed.add(role))
+    kept = []
+    run.student.backward(run.student_losses(kept))
+    assert computed == {"student"}
+    run.fake_score.backward(run.fake_score_losses(0, kept))
+    assert computed == {"student", "fake_score"}
+
+
+@dataclass(frozen=True)
+class Halving(Method):
+    """A method whose hook halves the student's weights."""
+
+    paper: ClassVar[str] = "none"
+    shares_graph: ClassVar[bool] = True
+
+    def student_loss(self, nets: Nets, batch: Batch) -> Loss:
+        x0 = nets.rollout(batch)
+        return Loss({"size": x0.square().mean()}, x0)
+
+    def after_student_update(self, networks: Mapping[str, nn.Module]) -> None:
+        for p in networks["student"].parameters():
+            p.mul_(0.5)
+
+
+@pytest.mark.parametrize("reuse", [False, True, "graph"])
+def test_a_network_has_the_weights_that_a_methods_hook_left_in_its_masters(reuse, tmp_path):
+    method = {"name": f"{__file__}:Halving"}
+    fields = {"precision": "bfloat16", "weights": "bfloat16", "reuse_rollout": reuse}
+    run = Runs(method, tmp_path).build(**fields)
+    run.update_student()
+    before = {name: p.clone() for name, p in run.trained["student"].named_parameters()}
+    run.after_student_update()
+    for name, p in run.networks["student"].named_parameters():
+        assert torch.equal(p, (0.5 * before[name]).to(p.dtype))
+
+
+def test_values_of_the_log_stay_until_newer_ones(tmp_path):
+    run = build(tmp_path)
+    update(run)
+    names = run.scalars.keys()
+    assert {"student_loss", "fake_score_loss"} <= names
+    run.update_student()
+    assert run.scalars.keys() == names
 
 
 @dataclass(frozen=True)

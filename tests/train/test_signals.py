@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from distill_bench.draws import Draws
+from distill_bench.draws import Draws, generator
 from distill_bench.method import Batch, Loss, Method, Nets
 from distill_bench.noise import add_noise
 from distill_bench.testing.runs import Runs
@@ -127,13 +127,18 @@ def test_signals_are_taken_at_the_last_step_on_eight_samples_that_never_change(t
     seen, levels = run.method.seen, []
     seen.clear()
     velocity = run.nets.student.velocity
+    inputs = []
     run.nets.student.velocity = lambda x, sigma, text: (
-        levels.append(sigma) or velocity(x, sigma, text)
+        levels.append(sigma) or inputs.append(x) or velocity(x, sigma, text)
     )
     run.update_student()
     run.update_fake_score(0)  # freezes the student
     levels.clear()
+    inputs.clear()
     first = signals_of(run)
+    keys = [generator(4, 0, "signals", "rollout/0", index) for index in range(8)]
+    noise = [torch.randn(run.batches.latent_shape, generator=key) for key in keys]
+    assert torch.equal(inputs[0], torch.stack(noise)), "keyed as no draw of an update"
     assert [level.tolist() for level in levels] == [
         [float(sigma)] * 8 for sigma in run.student_input.exit_step.sigmas
     ]
