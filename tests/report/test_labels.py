@@ -181,6 +181,16 @@ def test_a_null_is_named_only_where_two_labels_would_be_equal():
     assert label == "Same, sharding factor null [method=b, sharding_factor=, nfe=1], 1 step"
 
 
+def test_a_number_is_hidden_where_most_rows_of_the_same_method_have_it():
+    lines = [("a", "1", "1"), ("a", "1", "2"), ("a", "2", "2")]
+    lines += [("b", "2", nfe) for nfe in "1248"]
+    table = rows(*lines, ("b", "1", "8"), keys=("method", "depth", "nfe"))
+    assert texts(table, "nfe") == [
+        *("A, 1 step", "A, 2 steps", "A, depth 2, 2 steps"),
+        *("B, 1 step", "B, 2 steps", "B, 4 steps", "B, 8 steps", "B, depth 1, 8 steps"),
+    ]
+
+
 def test_a_row_without_a_place_on_the_axis_also_names_its_unusual_words():
     keys = ("method", "student_lr", "stepping", "ema", "fake_score", "nfe")
     common = ("0.98", "exact")

@@ -151,13 +151,13 @@ def test_clips_csv_has_headline_scores_that_are_means_over_clips_with_four_digit
     values = [1.23456, -0.00012345, 1234567.0]
     mean = sum(values) / 3
     scores = [
+        score("none", 2.0),
         score("whole", mean, per_clip=values),
         score("near", mean * (1 + 0.9e-3), per_clip=values),
         score("far", mean * (1 + 1.1e-3), per_clip=values),
         score("zero", 0.9e-6, per_clip=[0.0, 0.0]),
         score("above", 1.1e-6, per_clip=[0.0, 0.0]),
         score("broken", float("nan"), per_clip=[float("nan"), 1.0]),
-        score("none", 2.0),
         score("empty", 2.0, per_clip=[]),
         score("detail", 1.5, per_clip=[1.0, 2.0], headline=False),
     ]
@@ -200,7 +200,9 @@ def test_checkpoints_csv_has_the_clock_between_lines_of_the_log(empty, start):
         write_lines(path, [score("distance", 100 / 7 + updates)])
     (folder / "samples" / "12").mkdir()  # sampled, and not evaluated yet
     (folder / "samples" / "10" / "metrics.jsonl").unlink()
-    write_lines(folder / "metrics.jsonl", [score("distance", 123.456789)])
+    scores = [score("distance", 123.456789, title="Fréchet distance")]
+    write_lines(folder / "metrics.jsonl", scores)
+    update_json(folder / "result.json", **{COST: 1234567.0})
     sweep_of(empty, run_id)
     assert read(empty, "checkpoints.csv") == [
         at(run_id, 2, str(50.0 + cost), str(1.0 + seconds), "16.286"),
@@ -208,7 +210,7 @@ def test_checkpoints_csv_has_the_clock_between_lines_of_the_log(empty, start):
         at(run_id, 7, str(250.0 + cost), str(3.5 + seconds), "21.286"),
         at(run_id, 16, str(400.0 + cost), str(9.0 + seconds), "30.286"),
         at(run_id, 18, "", "", "32.286"),
-        at(run_id, 20, str(2000.0 + cost), str(10.0 + seconds), "123.46"),
+        at(run_id, 20, "1235100.0" if start else "1234600.0", str(10.0 + seconds), "123.46"),
     ]
 
 
