@@ -76,6 +76,11 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
             _update(tree / inside, plain_source(source.read_text(encoding="utf-8")).encode())
         else:
             _update(tree / inside, source.read_bytes())
+    for module in modules:
+        copy = tree / "mutants" / packaged(module)
+        # of a run of other modules; mutmut would take it for the mutated module
+        if copy.is_file() and copy.read_bytes() == (tree / packaged(module)).read_bytes():
+            copy.unlink()
     for folder in ("distill_bench", "tests"):
         for path in (tree / folder).rglob("*"):
             if path.is_file() and path not in wanted and "__pycache__" not in path.parts:
