@@ -86,6 +86,10 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
             if path.is_file() and path not in wanted and "__pycache__" not in path.parts:
                 path.unlink()
                 (tree / "mutants" / path.relative_to(tree)).unlink(missing_ok=True)
+    for module in map(packaged, modules):
+        mutated = tree / "mutants" / module
+        if mutated.is_file() and mutated.read_bytes() == (tree / module).read_bytes():
+            mutated.unlink()  # a run of other modules has left a copy without mutants
     settings = SETTINGS.replace("{modules}", json.dumps([packaged(module) for module in modules]))
     settings = settings.replace("{tests}", json.dumps(list(group.tests)))
     _update(tree / "README.md", (ROOT / "README.md").read_bytes())
