@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stores import load_results, update_json, write_results, write_run, write_store
 
+from distill_bench.report import tables
 from distill_bench.report.results import Column, load
 from distill_bench.report.rows import COST
 from distill_bench.report.stats import CONFIDENCE, Interval
@@ -60,6 +61,7 @@ def test_a_p_value_has_three_decimals_below_a_tenth(p, text):
         (0.0314159, nan, "+0.0314"),
         (1000.0, 1e-7, "+1,000"),
         (1000.0, 2e-6, "+1,000.000000 ± 0.000002"),
+        (1e9, 1.0, "+1,000,000,000"),
     ],
 )
 def test_an_interval_has_two_digits_of_its_half_width_and_at_most_six_decimals(mean, half, text):
@@ -136,8 +138,10 @@ def test_a_verdict_needs_p_below_5_percent(results):
     assert verdict(Difference(DISTANCE, a, b, None, 0.0, None, nan), 0.0) == ""
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_ratio_of_costs_is_of_the_means_over_seeds(tmp_path):
-    costs = {"a": [100.0, 300.0], "b": [50.0], "c": [None]}
+    """And the budget is the least cost that is known."""
+    costs = {"a": [100.0, 300.0], "b": [50.0], "c": [None], "d": [0.0], "e": [0.5]}
     runs = [
         {"run_id": f"{method}{seed}", "method": method, "seed": seed, "d": 1.0, COST: cost}
         for method, row in costs.items()
@@ -145,9 +149,37 @@ def test_the_ratio_of_costs_is_of_the_means_over_seeds(tmp_path):
     ]
     point = {"run_id": "a0", "student_updates": 1, "d": 1.0}
     write_results(tmp_path, [DISTANCE], [], None, runs, [point], [point])
-    a, b, c = load(tmp_path).students
-    assert cost_ratio(a, b) == 4.0 and cost_ratio(b, a) == 0.25
-    assert cost_ratio(a, c) is cost_ratio(c, a) is None
+    results = load(tmp_path)
+    a, b, c, d, e = results.students
+    assert cost_ratio(a, b) == 4.0 and cost_ratio(b, a) == 0.25 and cost_ratio(a, e) == 400.0
+    assert cost_ratio(a, c) is cost_ratio(c, a) is cost_ratio(a, d) is None
+    assert budget(results, [c, a]) == 100.0 and budget(results, [c]) is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("better", ["lower", None])
+def test_a_difference_is_of_its_column_and_rows_over_two_seeds_or_one_or_none(tmp_path, better):
+    column = Column("d", "Score", "", better, True)
+    runs = [
+        {"run_id": run, "method": run[0], "seed": int(run[1]), "d": float(i * i)}
+        for i, run in enumerate(["a0", "a1", "b0", "b1", "c1", "d2"])
+    ]
+    point = {"run_id": "a0", "student_updates": 1, "d": 1.0}
+    write_results(tmp_path, [column], [], None, runs, [point], [point])
+    results = load(tmp_path)
+    a, *others = results.students
+    found = differences(results, column, [(row, a) for row in others])
+    assert [(one.column, one.a, one.b) for one in found] == [(column, row, a) for row in others]
+    assert [one.seeds for one in found] == [2, 1, 0]
+    assert [np.isfinite(one.sd) for one in found] == [True, False, False]
+
+
+def test_as_many_rows_as_all_pairs_are_compared_of_have_all(results, monkeypatch):
+    count = len(results.students)
+    for module in (tables.differences, tables.scores):
+        monkeypatch.setattr(module, "MOST_ROWS", count)
+    assert len(compared_pairs(results)) == count * (count - 1) / 2
+    assert tables.scores.pairs_in_words(results) == "every pair"
 
 
 @pytest.mark.parametrize("better, sign", [("lower", 1), ("higher", -1), ("one", 1)])
@@ -197,8 +229,17 @@ def test_runs_that_others_start_from_do_not_limit_the_budget(tmp_path):
         results = load_results(store, tmp_path / "data")
         assert budget(results) == 3000.0
         assert budget(results, results.students[:1]) == (1000.0 if len(ids) == 3 else 3000.0)
-        text = table_files(results)["table.md"]
-        assert ("apart from runs from whose students others start" in text) == (len(ids) == 3)
+        apart = ", apart from runs from whose students others start" if len(ids) == 3 else ""
+        origin = f"the largest that every finished run reaches{apart}. Each run's score"
+        assert origin in table_files(results)["table.md"]
+
+
+def test_a_row_of_which_one_run_alone_is_started_from_limits_the_budget(tmp_path):
+    store = write_store(tmp_path, [], ())
+    ids = [write_run(store, "alpha", seed, 0, 9.0) for seed in (0, 1)]
+    ids += [write_run(store, "beta", 0, 2, 8.0, init_run=ids[0])]
+    update_json(store / "sweeps" / "speed.json", run_ids=ids)
+    assert budget(load_results(store, tmp_path / "data")) == 1000.0
 
 
 def test_what_is_absent_at_equal_cost_is_explained(tmp_path):

@@ -88,6 +88,7 @@ def test_two_clips_have_a_spread_and_two_seeds_too(tmp_path):
     assert estimate.clip_error == pytest.approx(np.std([1.5, 6.5], ddof=1) / 2**0.5, rel=0.06)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("score", ["d", "u"])
 def test_the_level_is_the_mean_over_the_rows_of_the_common_seeds(tmp_path, score):
     weights = {"a": 0.5, "b": 0.5, "c": -1.0}
@@ -109,6 +110,11 @@ def test_without_a_common_seed_there_is_no_estimate(tmp_path, score):
     assert estimate.clip_error == 0.0 and not estimate.clear and estimate.comparisons == 0
     assert np.isnan([estimate.sd, estimate.level, estimate.p, estimate.p_holm]).all()
     assert contrast_cells(estimate)[2:5] == [Cell("0", 0), Cell("—"), Cell("—")]
+
+
+def test_a_score_that_no_run_has_yet_is_named_by_its_column(tmp_path):
+    (estimate,) = estimates(study(tmp_path, [contrast({"a": 1.0, "b": -1.0}, ["fvd"])]))
+    assert estimate.column == Column("fvd", "fvd") and estimate.seeds == 0
 
 
 def test_seeds_that_a_contrast_does_not_name_do_not_count(tmp_path):

@@ -55,6 +55,7 @@ def test_every_float_names_the_rows_and_holds_few_columns(tmp_path):
         ("[0, 1] *", "{}[0, 1] *"),  # after a line break, brackets and stars are its options
         ("ε = ∇L, ά, 𝜎, x\u0302, e\u0301", r"$\epsilon$ = $\nabla$L, $\alpha$, $\sigma$, x, é"),
         ("ﬁt ⅕ ℃ ≠ ≢", r"fit 1/5 $^\circ$C $\neq$ ?"),
+        ("* Ⅹ ≮ ∉", "{}* X ? ?"),  # struck out symbols mean the opposite
     ],
 )
 def test_plain_text_is_escaped(text, latex):
@@ -62,7 +63,7 @@ def test_plain_text_is_escaped(text, latex):
 
 
 def test_characters_that_pdflatex_cannot_set_are_replaced():
-    assert escape_latex("ą Ę ａ ① ĸ þ 漢 🐈 \x00 \x9f \u200b") == "a E a 1 ? ? ? ? ? ? ?"
+    assert escape_latex("ą Ę ａ ① ĸ þ ƀ 漢 🐈 \x00 \x9f \u200b") == "a E a 1 ? ? ? ? ? ? ? ?"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
