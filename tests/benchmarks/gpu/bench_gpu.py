@@ -12,6 +12,7 @@ carry wheels of what is missing: `pip download --no-deps --only-binary=:all: -c 
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -62,16 +63,28 @@ def run_part(
         The lines that it printed, and the reason why it did not run to its end; None if it did.
     """
     lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         stopped = threading.Event()
-        timer = threading.Timer(seconds, lambda: (stopped.set(), process.kill()))
+
+        def stop() -> None:
+            stopped.set()
+            os.killpg(process.pid, signal.SIGKILL)  # compiling processes too: they hold the pipe
+
+        timer = threading.Timer(seconds, stop)
         timer.start()
-        for line in process.stdout:
-            lines.append(line.rstrip("\n"))
-            show(lines[-1])
-        code = process.wait()
-        timer.cancel()
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip("\n"))
+                show(lines[-1])
+            code = process.wait()
+        except BaseException:  # Ctrl-C does not reach the new session
+            stop()
+            raise
+        finally:
+            timer.cancel()
     if stopped.is_set():
         return lines, f"Stopped after {seconds:.0f} s."
     return lines, f"Ended with code {code}; its message is on the console." if code else None

@@ -71,7 +71,8 @@ def test_a_part_that_fails_or_hangs_leaves_the_lines_that_it_printed():
     assert lines_of("print('a'); print('b')") == (["a", "b"], None)
     lines, reason = lines_of("print('a'); raise SystemExit(3)")
     assert lines == ["a"] and "code 3" in reason
-    lines, reason = lines_of("print('a', flush=True); import time; time.sleep(60)", seconds=1)
+    child = "import subprocess; subprocess.run(['sleep', '60'])"  # holds the pipe
+    lines, reason = lines_of(f"print('a', flush=True); {child}", seconds=1)
     assert lines == ["a"] and reason == "Stopped after 1 s."
 
 
