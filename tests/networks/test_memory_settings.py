@@ -73,6 +73,17 @@ def test_impossible_combinations_are_refused_in_one_line(fields, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_average_is_of_the_masters_and_predicts_by_the_network_in_bfloat16(ema, make_run):
+    fields = {"precision": "bfloat16", "weights": "bfloat16"}
+    run = build_from(make_run("low", ema=ema, **fields))
+    assert run.average.net is run.networks["student"] is run.nets.target.net
+    masters = dict(run.trained["student"].named_parameters())
+    sampled = run.average.sampled()
+    assert sampled.keys() == masters.keys()
+    assert {p.dtype for p in sampled.values()} == {torch.float32}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd2", ON_FEATURES, SHARED_GRAPH, "sid"], ids=str)
 def test_gradient_checkpointing_changes_neither_numbers_nor_the_ledger(method, make_run):
