@@ -110,3 +110,8 @@ def test_the_tracking_lag_is_that_of_the_samples_of_the_run(fake_score, tmp_path
     for key, lag in lags.items():
         error = line[key.replace("tracking_lag", "fake_score_error")]
         assert lag == 0 if fake_score == "exact" else 0 < lag < error
+
+
+def test_student_and_teacher_have_their_flops_without_a_trained_fake_score(run):
+    assert run.ledger.flops.keys() == {"student", "teacher"}
+    assert min(run.ledger.flops.values()) > 0

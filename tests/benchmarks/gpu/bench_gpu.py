@@ -6,8 +6,10 @@ Each part is a process of its own with a time limit, so a part that fails or han
 The table is written after each part. Exits with 1 unless every part ran to its end.
 
 Needs the package's requirements, not the package. Where nothing can be installed from a network,
-carry wheels of what is missing: `pip download --no-deps --only-binary=:all: -c constraints.txt
---python-version 3.12 -d wheels NAME ...`, and there `pip install --no-index --no-deps wheels/*`.
+carry wheels of what is missing, beside torch and transformers often diffusers, open_clip_torch,
+ftfy, pydantic, pydantic-core, annotated-types, typing-inspection, ruamel.yaml and submitit: `pip
+download --no-deps --only-binary=:all: -c constraints.txt --python-version 3.12 -d wheels NAME ...`,
+and there `pip install --no-index --no-deps wheels/*`.
 """
 
 import argparse
@@ -27,6 +29,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 FOLDERS = (HERE, HERE.parent, ROOT, ROOT / "tests/helpers", ROOT / "tests/references")
 SIZES = ("wan-1.3b", "tiny")
+OUT = "results/bench_gpu.md"
 GRACE = 10.0  # seconds between the time that a part is told and the end of its process
 
 
@@ -97,7 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, default=SIZES[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="of all parts; default: 8")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench_gpu.md")
+    parser.add_argument(
+        "--out", type=Path, help=f"default: {OUT}, if all parts are run at full size on a GPU"
+    )
     options = parser.parse_args(argv)
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.exit(
@@ -106,6 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     name = "processor" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
     path = os.pathsep.join([*map(str, FOLDERS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    if options.device == "cpu":
+        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    full_size = options.device != "cpu" and options.size != "tiny"
+    whole = full_size and options.parts == list(PARTS)
+    out = options.out or (ROOT / OUT if whole else None)
     end = time.monotonic() + 60 * options.minutes
     text = f"# {name}\n\nWritten by `make bench-gpu`: {options.size}, torch {torch.__version__}.\n"
     complete = True
@@ -125,9 +135,12 @@ def main(argv: list[str] | None = None) -> int:
         complete &= reason is None
         text += "\n".join(["", f"## {PARTS[part].title}", "", *lines, ""])
         text += "" if reason is None else f"\n{reason}\n"
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
-    print(options.out)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text, encoding="utf-8")
+    print(
+        out or f"not written: {OUT} is for all parts at full size on a GPU; name another by --out"
+    )
     return int(not complete)
 
 

@@ -5,6 +5,7 @@ stopped after its first update and resumed. Fails if the resumed run alone diffe
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -37,9 +38,10 @@ def trained(folder: Path, fields: dict, stopped: bool) -> dict[str, torch.Tensor
     folder.mkdir(parents=True)
     config = resolve(BASE | fields)
     (folder / "run.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    if stopped:
-        assert train(folder, stop=lambda: True)["status"] == "stopped"
-    assert train(folder)["status"] == "done"
+    with contextlib.redirect_stdout(sys.stderr):  # the progress of training is no line of the table
+        if stopped:
+            assert train(folder, stop=lambda: True)["status"] == "stopped"
+        assert train(folder)["status"] == "done"
     return load_file(checkpoint.folders(folder)[-1] / "weights.safetensors")
 
 
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 for kind, stopped in (("whole", False), ("again", False), ("resumed", True))
             )
             repeated, difference = differing(whole, again), differing(whole, resumed)
-            worse |= difference > repeated
+            worse |= difference > 0 and repeated == 0
             print(f"| {name} | {len(whole)} | {repeated} | {difference} |", flush=True)
     return int(worse)
 

@@ -6,6 +6,7 @@ of the tolerances of eval/README.md, and fails if one is above 1.
 """
 
 import argparse
+import functools
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_folders import write_sampled
+from gpu_rows import show_row
 from random_networks import RANDOM, write_textures
 from safetensors.torch import load_file
 from torch import Tensor
@@ -106,20 +108,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=CASES, default="wan-1.3b")
     parser.add_argument("--seconds", type=float, default=120, help="no case begins after these")
     options = parser.parse_args(argv)
-    began, worst = time.monotonic(), 0.0
+    began, worst, complete = time.monotonic(), 0.0, True
     print("| networks of | device | features / tolerance | scores / tolerance |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name in CASES[options.size]:
-            if time.monotonic() - began > options.seconds:
-                print(f"| {name} | no time was left | - | - |", flush=True)
-                continue
+
+        def compared(name: str) -> list[str]:
+            nonlocal worst
             case = write_case(Path(folder) / name, name)
             one, other = (score_on(place, case) for place in ("cpu", options.device))
             shares = differences(one, other)
             worst = max(worst, *shares)
-            cells = [name, ", ".join(sorted(other.devices)), *(f"{share:.2g}" for share in shares)]
-            print(f"| {' | '.join(cells)} |", flush=True)
-    return int(worst > 1)
+            return [", ".join(sorted(other.devices)), *(f"{share:.2g}" for share in shares)]
+
+        for name in CASES[options.size]:
+            in_time = time.monotonic() - began < options.seconds
+            make = functools.partial(compared, name) if in_time else None
+            complete &= show_row([name], 4, make)
+    return int(worst > 1 or not complete)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ include reading the clips and all that is not a network.
 """
 
 import argparse
+import functools
 import sys
 import tempfile
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from gpu_rows import show_row
 from gpu_scores import clear_features
 from random_networks import write_clip, write_i3d, write_textures
 from real_i3d import InceptionI3d
@@ -79,7 +81,7 @@ def seconds_per_clip(folder: Path, size: str, evaluator: str, settings: dict, de
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a line per network."""
+    """Print a line per network; returns 1 if one failed."""
     parser = argparse.ArgumentParser(prog="gpu_throughput", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=SHAPES, default="wan-1.3b")
@@ -94,17 +96,19 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(temporary)
         for name, seed in (("own", 0), ("teacher", 100)):
             write_textures(folder / name, seed, frames, count, (height, width))
-        for name, (evaluator, write) in NETWORKS.items():
-            if time.monotonic() - began > options.seconds:
-                print(f"| {name} | {evaluator} | no time was left | - | - |", flush=True)
-                continue
+
+        def measured(evaluator: str, write: Callable[[Path, str], dict[str, str]]) -> list[str]:
             settings = write(folder, options.size)
             took = seconds_per_clip(folder, options.size, evaluator, settings, options.device)
             peak = peak_bytes(torch.device(options.device)) / 2**30
-            print(
-                f"| {name} | {evaluator} | {took:.3g} | {1 / took:.3g} | {peak:.3g} |", flush=True
-            )
-    return 0
+            return [f"{number:.3g}" for number in (took, 1 / took, peak)]
+
+        complete = True
+        for name, (evaluator, write) in NETWORKS.items():
+            in_time = time.monotonic() - began < options.seconds
+            make = functools.partial(measured, evaluator, write) if in_time else None
+            complete &= show_row([name, evaluator], 5, make)
+    return int(not complete)
 
 
 if __name__ == "__main__":

@@ -4,27 +4,30 @@ Uses the shape of Wan2.1-T2V-1.3B at 81 frames of 480x832, with random weights i
 per batch, two steps. Per row: seconds of both updates (medians of rounds); how much longer they
 take than the passes of their networks alone; model FLOPs utilisation (the ledger's FLOPs over
 seconds and the device's peak; forwards that checkpointing runs again do not count); peak memory and
-the predicted one, which leaves out what `compile` saves. A row differs from the first of its method
-in one setting, and says so if it does not fit or fails.
+the predicted one, which leaves out what `compile` saves. "8 blocks" are networks with the first 8
+of Wan's 30 blocks. A row differs from the reference of its method and blocks in its setting, and
+says so if it does not fit or fails.
 """
 
 import argparse
 import contextlib
 import functools
 import gc
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
-from torch import Tensor
+from gpu_rows import show, show_row
+from torch import Tensor, nn
 from trainer_step import Pass, price
 
 from distill_bench.config.resolve import resolve
@@ -32,7 +35,7 @@ from distill_bench.config.schema import RunConfig
 from distill_bench.networks.ledger import PASSES
 from distill_bench.plan.memory import predicted
 from distill_bench.plan.outline import Outline, outline
-from distill_bench.store.failures import first_line
+from distill_bench.plan.rehearsal import rehearsed
 from distill_bench.teachers.folder import outlines
 from distill_bench.testing.tiny import tiny_pipeline
 from distill_bench.train.assemble import assemble
@@ -60,16 +63,23 @@ REFERENCE = {
     "trackers": [],
     "signals_every": None,
 }
-ROWS: dict[str, dict] = {  # the rows that matter most come first
+SHORT = {"gradient_checkpointing": False}
+FULL_ROWS: dict[str, dict] = {
     "reference": {},
-    "no checkpointing": {"gradient_checkpointing": False},
     "compiled blocks": {"compile": True},
-    "compiled network, no checkpointing": {"compile": "network", "gradient_checkpointing": False},
+}
+# Few blocks: without checkpointing, all blocks need more memory than a card has, and a graph of all
+# takes minutes to compile. What is compiled comes last, because its time is not known before.
+FEW_ROWS: dict[str, dict] = {
+    "reference": {},
+    "no checkpointing": SHORT,
     "batched guidance": {"guidance_forwards": "batched"},
     "float32 weights under autocast": {"weights": "float32"},
     "shared base by adapters": {"adapter": {}},
     "plain attention": {},
+    "compiled network, no checkpointing": SHORT | {"compile": "network"},
 }
+FEW_BLOCKS = {"wan-1.3b": 8, "tiny": 1}
 SIZES = {
     "wan-1.3b": {
         "teacher": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -94,6 +104,12 @@ HEADINGS = (
 class RandomPipeline(Outline):
     """A pipeline of random weights and texts: values change neither seconds nor bytes."""
 
+    def student(self) -> nn.Module:
+        with torch.device(self.device):
+            return super().student()
+
+    fake_score = student
+
     def encode_text(self, prompts: list[str]) -> Tensor:
         return torch.randn_like(super().encode_text(prompts)).to(self.device)
 
@@ -101,10 +117,16 @@ class RandomPipeline(Outline):
         return ["one"]
 
 
-def random_pipeline(config: RunConfig, device: torch.device) -> RandomPipeline:
-    """The pipeline of a run without its autoencoder, with random weights on `device`."""
+def random_pipeline(
+    config: RunConfig, device: torch.device, blocks: int | None = None
+) -> RandomPipeline:
+    """The pipeline of a run without its autoencoder, with random weights on `device`.
+
+    Args:
+        blocks: of every network; None: as in its config.
+    """
     with torch.device(device):
-        shapes = outline(config)
+        shapes = outline(config, (blocks, blocks))
     return RandomPipeline(
         shapes.folder,
         shapes.architecture,
@@ -112,7 +134,17 @@ def random_pipeline(config: RunConfig, device: torch.device) -> RandomPipeline:
         transformer=shapes.transformer,
         vae=None,
         student_folder=shapes.student_folder,
+        layers=blocks,
     )
+
+
+def predicted_gib(config: str, blocks: int | None) -> float:
+    """Predicted peak memory of a run in GiB, from its config as JSON."""
+    with outlines():
+        run = RunConfig.model_validate_json(config)
+        if blocks is None:
+            return predicted(run).peak / 2**30
+        return rehearsed(run, (blocks, blocks), 1)[0].peak / 2**30
 
 
 def timed(device: torch.device) -> Callable[[Callable[[], object]], float]:
@@ -149,11 +181,14 @@ class Measurement:
         return self.student_seconds + self.fake_score_seconds
 
 
-def measure(config: RunConfig, device: torch.device, rounds: int) -> Measurement:
+def measure(
+    config: RunConfig, device: torch.device, rounds: int, blocks: int | None
+) -> Measurement:
     """Measure the updates of a run."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    run = assemble(config, random_pipeline(config, device), OneProcess(device), extras={})
+    pipeline = random_pipeline(config, device, blocks)
+    run = assemble(config, pipeline, OneProcess(device), extras={})
     seconds = timed(device)
     updates = {"student": run.update_student, "fake_score": lambda: run.update_fake_score(0)}
     took: dict[str, list[float]] = {phase: [] for phase in updates}
@@ -188,30 +223,24 @@ def measure(config: RunConfig, device: torch.device, rounds: int) -> Measurement
     )
 
 
-@functools.cache  # a prediction takes seconds, and rows share it
-def predicted_gib(config: str) -> float:
-    """Predicted peak memory of a run in GiB, from its config as JSON."""
-    return predicted(RunConfig.model_validate_json(config)).peak / 2**30
-
-
 def row(
-    method: str,
     setting: str,
     config: RunConfig,
+    blocks: int | None,
     device: torch.device,
     rounds: int,
     peak_flops: float | None,
+    needs: Future[float],
 ) -> tuple[str, ...]:
-    """One line of the table."""
-    needs = f"{predicted_gib(config.model_copy(update={'compile': False}).model_dump_json()):.3g}"
-    plain = setting == "plain attention"
+    """Cells of one line, after method and setting."""
     # a network's own `set_attention_backend` would stay for the rows that follow
+    plain = setting == "plain attention"
     backend = attention_backend("_native_math") if plain else contextlib.nullcontext()
     try:
         with backend:
-            measured = measure(config, device, rounds)
+            measured = measure(config, device, rounds, blocks)
     except torch.OutOfMemoryError:
-        return method, setting, "does not fit", *["-"] * 4, needs
+        return "does not fit", *["-"] * 4, f"{needs.result():.3g}"
     finally:
         torch.compiler.reset()  # what is compiled depends on the rows before
         gc.collect()
@@ -222,14 +251,12 @@ def row(
     if peak_flops is not None:
         utilisation = f"{measured.flops / measured.seconds / peak_flops:.1%}"
     return (
-        method,
-        setting,
         f"{measured.student_seconds:.3g}",
         f"{measured.fake_score_seconds:.3g}",
         over,
         utilisation,
         "-" if measured.peak is None else f"{measured.peak / 2**30:.3g}",
-        needs,
+        f"{needs.result():.3g}",
     )
 
 
@@ -240,9 +267,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, default="wan-1.3b")
     parser.add_argument("--rounds", type=int, default=2, help="measured after one to warm up")
     parser.add_argument("--seconds", type=float, default=600, help="that all rows may take")
-    parser.add_argument(
-        "--skip", action="append", default=[], choices=ROWS, help="a setting to leave out"
-    )
     parser.add_argument(
         "--peak-tflops",
         type=float,
@@ -262,27 +286,30 @@ def main(argv: list[str] | None = None) -> int:
     size = f"{shape['frames']} frames of {shape['height']}x{shape['width']}"
     print(f"{options.size}, random weights, {size}, batch 1.\n")
     for cells in (HEADINGS, ["---"] * len(HEADINGS)):
-        print(f"| {' | '.join(cells)} |", flush=True)
-    failed, longest = False, 0.0
-    with outlines():
-        for setting, changed in ROWS.items():
+        show(cells)
+    few, complete, longest = FEW_BLOCKS[options.size], True, 0.0
+    rows = [(setting, changed, None) for setting, changed in FULL_ROWS.items()]
+    rows[1:1] = [(setting, changed, few) for setting, changed in FEW_ROWS.items()]
+    # predictions take seconds of the processor, in which the device would wait
+    with outlines(), ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        planned = []
+        for setting, changed, blocks in rows:
             for method, fields in METHODS.items():
-                if setting in options.skip:
-                    continue
-                cells = (method, setting, "no time was left", *["-"] * 5)
-                began = time.monotonic()
-                if began + longest < end:
-                    config = resolve(REFERENCE | shape | {"method": fields} | changed)
-                    try:
-                        cells = row(method, setting, config, device, options.rounds, peak_flops)
-                    except Exception as error:  # the other rows are still worth their time
-                        traceback.print_exc()
-                        failed = True
-                        reason = first_line(error).replace("|", "/")
-                        cells = (method, setting, f"failed: {reason}", *["-"] * 5)
-                    longest = max(longest, time.monotonic() - began)
-                print(f"| {' | '.join(cells)} |", flush=True)
-    return int(failed)
+                config = resolve(REFERENCE | shape | {"method": fields} | changed)
+                eager = config.model_copy(update={"compile": False})
+                needs = pool.submit(predicted_gib, eager.model_dump_json(), blocks)
+                planned.append((method, setting, config, blocks, needs))
+        for method, setting, config, blocks, needs in planned:
+            began = time.monotonic()
+            make = functools.partial(
+                row, setting, config, blocks, device, options.rounds, peak_flops, needs
+            )
+            name = (method, setting if blocks is None else f"{blocks} blocks: {setting}")
+            in_time = began + longest < end
+            complete &= show_row(name, len(HEADINGS), make if in_time else None)
+            longest = max(longest, time.monotonic() - began)
+        pool.shutdown(cancel_futures=True)
+    return int(not complete)
 
 
 if __name__ == "__main__":

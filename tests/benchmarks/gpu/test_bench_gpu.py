@@ -2,8 +2,10 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import bench_gpu
+import gpu_rows
 import gpu_scores
 import gpu_updates
 import pytest
@@ -15,9 +17,10 @@ def lines_of(command: str, seconds: float = 60) -> tuple[list[str], str | None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_part_runs_to_its_end_on_a_processor(tmp_path, capfd):
     out = tmp_path / "bench.md"
-    code = bench_gpu.main(["--device=cpu", "--size=tiny", "--minutes=30", f"--out={out}"])
+    code = bench_gpu.main(["--device=cpu", "--size=tiny", "--minutes=60", f"--out={out}"])
     assert code == 0, capfd.readouterr().err
     sections = {
         section.splitlines()[0]: [
@@ -27,6 +30,8 @@ def test_every_part_runs_to_its_end_on_a_processor(tmp_path, capfd):
         ]
         for section in out.read_text(encoding="utf-8").split("## ")[1:]
     }
+    table = [line for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert "\n".join(table[:4]) in out.read_text(encoding="utf-8")  # no other line between
     resumed, throughput, scores, updates = (
         sections[part.title] for part in bench_gpu.PARTS.values()
     )
@@ -36,35 +41,48 @@ def test_every_part_runs_to_its_end_on_a_processor(tmp_path, capfd):
     assert all(float(row[2]) > 0 for row in throughput[2:])
     assert scores[2:] == [["dino_similarity", "cpu", "0", "0"]]
     assert tuple(updates[0]) == gpu_updates.HEADINGS
+    settings = [*gpu_updates.FULL_ROWS, *(f"1 blocks: {row}" for row in gpu_updates.FEW_ROWS)]
     assert {tuple(row[:2]) for row in updates[2:]} == {
-        (method, row) for method in gpu_updates.METHODS for row in gpu_updates.ROWS
+        (method, row) for method in gpu_updates.METHODS for row in settings
     }
     for _, setting, student, fake_score, over, _, _, predicted in updates[2:]:
         assert float(student) > 0 and float(fake_score) > 0 and float(predicted) > 0
-        assert over.endswith("%") or setting == "shared base by adapters"
+        assert over.endswith("%") or setting == "1 blocks: shared base by adapters"
 
 
-def test_a_failing_row_of_updates_leaves_the_others(monkeypatch, capsys):
-    def row(method, setting, *_):
-        if setting == "reference":
-            raise RuntimeError("no kernel\nmore")
-        return method, setting, *["1"] * 6
+def test_a_failing_row_leaves_the_others(capsys):
+    def fail():
+        raise RuntimeError("no kernel | here\nmore")
 
-    monkeypatch.setattr(gpu_updates, "row", row)
-    assert gpu_updates.main(["--device=cpu", "--size=tiny"]) == 1
+    assert gpu_rows.show_row(["a", "b"], 4, lambda: ["1", "2"])
+    assert not gpu_rows.show_row(["c", "d"], 4, fail)
+    assert gpu_rows.show_row(["e"], 4, None)
     printed = capsys.readouterr()
-    assert "| sgmd | reference | failed: no kernel | - |" in printed.out
-    assert "| sgmd | plain attention | 1 |" in printed.out
+    assert printed.out.splitlines() == [
+        "| a | b | 1 | 2 |",
+        "| c | d | failed: no kernel / here | - |",
+        "| e | no time was left | - | - |",
+    ]
     assert "RuntimeError: no kernel" in printed.err
 
 
 def test_no_row_begins_that_would_not_end_in_time(monkeypatch, capsys):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(gpu_updates.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(gpu_updates, "row", lambda method, setting, *_: (method, setting, "1"))
+    monkeypatch.setattr(gpu_updates, "row", lambda *_: ("1",))
+    monkeypatch.setattr(gpu_updates, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(gpu_updates, "predicted_gib", lambda *_: 1.0)
     assert gpu_updates.main(["--device=cpu", "--size=tiny", "--seconds=45"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if " | 1 |" in line]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" | 1 |")]
     assert rows == ["| dmd2 | reference | 1 |", "| sgmd | reference | 1 |"]
+
+
+def test_a_rehearsal_overwrites_no_table(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench_gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(bench_gpu, "run_part", lambda *_: (["| a |"], None))
+    assert bench_gpu.main(["--device=cpu", "--size=tiny"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "not written" in capsys.readouterr().out
 
 
 def test_a_part_that_fails_or_hangs_leaves_the_lines_that_it_printed():
