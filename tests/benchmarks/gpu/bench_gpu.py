@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     path = os.pathsep.join([*map(str, FOLDERS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if options.device == "cpu":
-        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+        # threads wait for one another on a busy machine
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     full_size = options.device != "cpu" and options.size != "tiny"
     whole = full_size and options.parts == list(PARTS)
     out = options.out or (ROOT / OUT if whole else None)
