@@ -113,3 +113,16 @@ def test_tables_mark_a_row_that_is_still_moving(tmp_path):
     assert "| moving |" in files["table.md"]
     frame = pd.DataFrame([line.split(",") for line in files["plateau.csv"].splitlines()])
     assert frame.iloc[1:, -1].tolist() == ["moving", "reached"]
+
+
+def test_a_curve_that_begins_where_the_window_does_is_judged(tmp_path):
+    rule = {"window": 0.5, "tolerance": 1.0}
+    results = study(tmp_path, falling, times=np.linspace(0.5, 1, 5), plateau=rule)
+    assert plateau(results, results.students[0]) == "moving"
+
+
+def test_the_caption_states_the_sweeps_rule_and_rows_that_move_alone(tmp_path):
+    results = study(tmp_path, early, plateau={"window": 0.25, "tolerance": 3.0})
+    caption = plateau_caption(results)
+    assert "over the last 25% of the training" in caption and "against 3 times the" in caption
+    assert "Still moving" not in caption
