@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -138,6 +137,8 @@ class ProgressBoard:
 
     def __init__(self, sweep: OpenSweep, jobs: int, processes: int = 1) -> None:
         self.sweep = sweep
+        self.statuses: dict[str, Status] = {}
+        self.next_reading = 0.0
         self.bar = None
         if console.is_terminal:
             columns = (TextColumn("student updates"), BarColumn(), MofNCompleteColumn())
@@ -159,9 +160,22 @@ class ProgressBoard:
     def update(self) -> None:
         """Move the bar to the student updates done so far."""
         if self.bar:
-            statuses = read_statuses(self.sweep.store, self.sweep.entries, Queue())
+            statuses = self._statuses().values()
             done = sum(s.of if s.state in ENDED else s.student_updates for s in statuses)
             self.bar.update(self.task, completed=done)
+
+    def _statuses(self) -> dict[str, Status]:
+        """Statuses of all runs, read anew as often as that takes a twentieth of the time.
+
+        Ten thousand take seconds, and one of them ends every few seconds.
+        """
+        began = time.monotonic()
+        if began >= self.next_reading:
+            statuses = read_statuses(self.sweep.store, self.sweep.entries, Queue())
+            self.statuses = {s.run: s for s in statuses}
+            now = time.monotonic()
+            self.next_reading = now + 19 * (now - began)
+        return self.statuses
 
     def changed(self, task: Task) -> None:
         """Print that a worker started or ended."""
@@ -185,8 +199,9 @@ class ProgressBoard:
         if task.processes > 1 and task.exit_code < 0:
             reason = f"one of its processes was killed by signal {-task.exit_code}"
         note = "" if s.state in ("done", "running") else f" ({reason}; log: {s.log or task.log})"
-        states = Counter(self.sweep.states().values())
-        ended = states["done"] + states["collapsed"] + states["failed"]
+        statuses = self._statuses()
+        statuses[run] = s
+        ended = sum(other.state in (*ENDED, "failed") for other in statuses.values())
         return f"{s.state} {run}{note} [{ended}/{len(self.sweep.entries)}]"
 
 

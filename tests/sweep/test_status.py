@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_folders import ELSEWHERE, GONE, HERE, write_attempt, write_result
@@ -19,8 +20,10 @@ from distill_bench.config.sweep_file import load_sweep
 from distill_bench.store.claims import STALE_SECONDS, attempts, try_claim
 from distill_bench.store.files import read_json, write_json
 from distill_bench.store.runs import error_path
+from distill_bench.sweep import watch
 from distill_bench.sweep.__main__ import main
 from distill_bench.sweep.launch import LaunchOptions, select_runs
+from distill_bench.sweep.local.workers import Task
 from distill_bench.sweep.manifest import OpenSweep, manifest_path, open_sweep
 from distill_bench.sweep.provenance import code_fingerprint
 from distill_bench.sweep.slurm.queue import Queue, read_queue
@@ -219,6 +222,33 @@ def test_the_status_of_a_thousand_runs_takes_two_seconds_of_a_core(
     assert len(json.loads(done.stdout)) == 1000
     assert done.returncode == 4
     assert core < 2
+
+
+def test_the_board_counts_ended_runs_and_reads_all_of_them_seldom(
+    sweep_file, tmp_path, monkeypatch, capsys
+):
+    """Reading all takes a second here, so that the next one comes 19 seconds later."""
+    sweep = open_sweep(load_sweep(sweep_file), tmp_path / "runs", tmp_path / "results")
+    sweep.write()
+    clock, readings = [0.0], []
+
+    def read(store, entries, queue):
+        if len(entries) > 1:
+            readings.append(clock[0])
+            clock[0] += 1
+        return read_statuses(store, entries, queue)
+
+    monkeypatch.setattr(watch, "read_statuses", read)
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
+    board, ended = watch.ProgressBoard(sweep, 1), SimpleNamespace(poll=lambda: 0)
+    for run in sweep.runs:
+        write_result(sweep.store / run)
+        board.changed(Task(run, [], tmp_path / "log", process=ended))
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("[1/2]") and second.endswith("[2/2]")
+    for clock[0] in (19.9, 20.1):
+        board.changed(Task(run, [], tmp_path / "log", process=ended))
+    assert readings == [0, 20.1]
 
 
 def test_results_of_other_code_are_moved_aside_on_request(sweep_file, tmp_path):
