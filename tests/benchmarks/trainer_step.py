@@ -89,8 +89,8 @@ def seconds(work: Callable[[], object]) -> float:
     return (time.process_time() - began) / calls
 
 
-def measured_steps(run: Run) -> Iterator[Step]:
-    """Steps of a run, each with the price of its passes, measured right after it."""
+def counted_passes(run: Run) -> Counter[Pass]:
+    """Passes of a run from now on, as its ledger counts them; `clear` it to count anew."""
     passes: Counter[Pass] = Counter()
     count = run.ledger.add
 
@@ -99,6 +99,12 @@ def measured_steps(run: Run) -> Iterator[Step]:
         count(role, kind, samples)
 
     run.ledger.add = add  # type: ignore[method-assign]
+    return passes
+
+
+def measured_steps(run: Run) -> Iterator[Step]:
+    """Steps of a run, each with the price of its passes, measured right after it."""
+    passes = counted_passes(run)
     while True:
         passes.clear()
         before = run.ledger.forward_equivalents()

@@ -76,11 +76,6 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
             _update(tree / inside, plain_source(source.read_text(encoding="utf-8")).encode())
         else:
             _update(tree / inside, source.read_bytes())
-    for module in modules:
-        copy = tree / "mutants" / packaged(module)
-        # of a run of other modules; mutmut would take it for the mutated module
-        if copy.is_file() and copy.read_bytes() == (tree / packaged(module)).read_bytes():
-            copy.unlink()
     for folder in ("distill_bench", "tests"):
         for path in (tree / folder).rglob("*"):
             if path.is_file() and path not in wanted and "__pycache__" not in path.parts:
@@ -89,7 +84,8 @@ def prepare(group: Group, modules: Sequence[str]) -> Path:
     for module in map(packaged, modules):
         mutated = tree / "mutants" / module
         if mutated.is_file() and mutated.read_bytes() == (tree / module).read_bytes():
-            mutated.unlink()  # a run of other modules has left a copy without mutants
+            # a run of other modules left a copy; mutmut would take it for the mutated module
+            mutated.unlink()
     settings = SETTINGS.replace("{modules}", json.dumps([packaged(module) for module in modules]))
     settings = settings.replace("{tests}", json.dumps(list(group.tests)))
     _update(tree / "README.md", (ROOT / "README.md").read_bytes())

@@ -4,13 +4,13 @@ Trains mini-wan three times: twice whole, to see if the device repeats its own b
 stopped after its first update and resumed. Fails if the resumed run alone differs.
 """
 
-import argparse
 import contextlib
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from gpu_rows import part_parser
 from safetensors.torch import load_file
 
 from distill_bench.config.resolve import resolve
@@ -53,11 +53,7 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> i
 
 def main(argv: list[str] | None = None) -> int:
     """Print a line per run; returns 1 if a resumed run differs where a repeated one does not."""
-    parser = argparse.ArgumentParser(prog="gpu_resume", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", choices=SIZES, default="wan-1.3b")
-    parser.add_argument("--seconds", type=float, help="time that is left; not needed here")
-    options = parser.parse_args(argv)
+    options = part_parser("gpu_resume", __doc__).parse_args(argv)
     worse = False
     print("| run | tensors | differ when repeated | differ when resumed |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as store:

@@ -1,10 +1,26 @@
-"""Lines of the tables that parts print: one that fails says so and leaves the others."""
+"""Arguments of all parts, and lines of their tables: one that fails leaves the others."""
 
+import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from distill_bench.store.failures import first_line
+
+SIZES = ("wan-1.3b", "tiny")
+
+
+def part_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """Parser of the arguments that `bench_gpu.py` gives to every part.
+
+    Args:
+        doc: docstring of the part's module.
+    """
+    parser = argparse.ArgumentParser(prog=name, description=doc.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--size", choices=SIZES, default=SIZES[0])
+    parser.add_argument("--seconds", type=float, default=600, help="no row begins after these")
+    return parser
 
 
 def show(cells: Sequence[str]) -> None:

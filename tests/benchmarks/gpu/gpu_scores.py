@@ -5,7 +5,6 @@ classes or with the shipped weights. Prints the largest differences of features 
 of the tolerances of eval/README.md, and fails if one is above 1.
 """
 
-import argparse
 import functools
 import shutil
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_folders import write_sampled
-from gpu_rows import show_row
+from gpu_rows import part_parser, show_row
 from random_networks import RANDOM, write_textures
 from safetensors.torch import load_file
 from torch import Tensor
@@ -103,11 +102,7 @@ def differences(one: Scored, other: Scored) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print a line per evaluator; returns 1 if a difference is above its tolerance."""
-    parser = argparse.ArgumentParser(prog="gpu_scores", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", choices=CASES, default="wan-1.3b")
-    parser.add_argument("--seconds", type=float, default=120, help="no case begins after these")
-    options = parser.parse_args(argv)
+    options = part_parser("gpu_scores", __doc__).parse_args(argv)
     began, worst, complete = time.monotonic(), 0.0, True
     print("| networks of | device | features / tolerance | scores / tolerance |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

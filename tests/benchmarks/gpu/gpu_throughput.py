@@ -4,7 +4,6 @@ Scores the same clips twice as `distill-bench evaluate` does, the first time to 
 include reading the clips and all that is not a network.
 """
 
-import argparse
 import functools
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gpu_rows import show_row
+from gpu_rows import part_parser, show_row
 from gpu_scores import clear_features
 from random_networks import write_clip, write_i3d, write_textures
 from real_i3d import InceptionI3d
@@ -82,11 +81,7 @@ def seconds_per_clip(folder: Path, size: str, evaluator: str, settings: dict, de
 
 def main(argv: list[str] | None = None) -> int:
     """Print a line per network; returns 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="gpu_throughput", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", choices=SHAPES, default="wan-1.3b")
-    parser.add_argument("--seconds", type=float, default=90, help="no network begins after these")
-    options = parser.parse_args(argv)
+    options = part_parser("gpu_throughput", __doc__).parse_args(argv)
     began = time.monotonic()
     count, frames, height, width = SHAPES[options.size]
     print(f"{count} clips of a student and of its teacher, {frames} frames of {height}x{width}.\n")

@@ -9,7 +9,6 @@ of Wan's 30 blocks. A row differs from the reference of its method and blocks in
 says so if it does not fit or fails.
 """
 
-import argparse
 import contextlib
 import functools
 import gc
@@ -18,7 +17,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +24,9 @@ from pathlib import Path
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
-from gpu_rows import show, show_row
+from gpu_rows import part_parser, show, show_row
 from torch import Tensor, nn
-from trainer_step import Pass, price
+from trainer_step import counted_passes, price
 
 from distill_bench.config.resolve import resolve
 from distill_bench.config.schema import RunConfig
@@ -63,7 +61,7 @@ REFERENCE = {
     "trackers": [],
     "signals_every": None,
 }
-SHORT = {"gradient_checkpointing": False}
+NO_CHECKPOINTING = {"gradient_checkpointing": False}
 FULL_ROWS: dict[str, dict] = {
     "reference": {},
     "compiled blocks": {"compile": True},
@@ -72,12 +70,12 @@ FULL_ROWS: dict[str, dict] = {
 # takes minutes to compile. What is compiled comes last, because its time is not known before.
 FEW_ROWS: dict[str, dict] = {
     "reference": {},
-    "no checkpointing": SHORT,
+    "no checkpointing": NO_CHECKPOINTING,
     "batched guidance": {"guidance_forwards": "batched"},
     "float32 weights under autocast": {"weights": "float32"},
     "shared base by adapters": {"adapter": {}},
     "plain attention": {},
-    "compiled network, no checkpointing": SHORT | {"compile": "network"},
+    "compiled network, no checkpointing": NO_CHECKPOINTING | {"compile": "network"},
 }
 FEW_BLOCKS = {"wan-1.3b": 8, "tiny": 1}
 SIZES = {
@@ -193,14 +191,7 @@ def measure(
     updates = {"student": run.update_student, "fake_score": lambda: run.update_fake_score(0)}
     took: dict[str, list[float]] = {phase: [] for phase in updates}
     flops: dict[str, float] = {}
-    passes: Counter[Pass] = Counter()
-    count = run.ledger.add
-
-    def add(role: str, kind: str, samples: float) -> None:
-        passes[role, kind, samples] += 1
-        count(role, kind, samples)
-
-    run.ledger.add = add  # type: ignore[method-assign]
+    passes = counted_passes(run)
     for round_ in range(rounds + 1):  # the first warms up
         passes.clear()
         for phase, update in updates.items():
@@ -262,11 +253,8 @@ def row(
 
 def main(argv: list[str] | None = None) -> int:
     """Print a line per row; returns 1 if a row failed."""
-    parser = argparse.ArgumentParser(prog="gpu_updates", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", choices=SIZES, default="wan-1.3b")
+    parser = part_parser("gpu_updates", __doc__)
     parser.add_argument("--rounds", type=int, default=2, help="measured after one to warm up")
-    parser.add_argument("--seconds", type=float, default=600, help="that all rows may take")
     parser.add_argument(
         "--peak-tflops",
         type=float,
