@@ -46,10 +46,6 @@ class Mixture:
                 f"{float(total.min()):.6g} to {float(total.max()):.6g}"
             )
 
-    def to(self, dtype: torch.dtype) -> "Mixture":
-        """The mixture with parameters of another dtype."""
-        return Mixture(**{name: value.to(dtype) for name, value in self.tensors().items()})
-
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -12,9 +12,10 @@ import torch
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import load_run, resolve
 from distill_bench.domain.closed_form import FlatNetwork
-from distill_bench.domain.mixture import PROMPTS, SHAPE, motion_mixture
+from distill_bench.domain.mixture import PROMPTS, SHAPE, motion_mixture, transported
 from distill_bench.domain.mixture_network import MixtureNetwork
 from distill_bench.domain.mixture_teacher import write_mixture_teacher
+from distill_bench.draws import generator
 from distill_bench.eval.mixture_truth import MixtureTruth
 from distill_bench.evaluate.score import evaluate
 from distill_bench.evaluator import Clips
@@ -90,8 +91,13 @@ def test_clips_show_the_data_and_encode_inverts_decode(pipeline):
     assert frames.dtype == np.uint8
     assert torch.equal(pipeline.decode(x0), torch.from_numpy(frames))
     torch.testing.assert_close(pipeline.encode(frames), x0, rtol=0, atol=4e-4)
-    # a key alone decides a clip
+    # a key alone decides a clip, in every version: all committed scores compare with these data
     assert torch.equal(pipeline.data(names[1:2], keys[1:2]), x0[1:2])
+    draws = generator("mixture", 6)
+    share, noise = torch.rand(1, generator=draws), torch.randn(16, generator=draws)
+    row = [list(PROMPTS).index("mostly to the left")]
+    exact = transported(pipeline.mixture, row, share, noise[None])
+    assert torch.equal(exact, x0[1:2].flatten(1))
     assert not torch.equal(x0[0], x0[2])
     video = pipeline.decode_video(x0.requires_grad_())
     assert video.shape == (3, 3, 8, 8, 8)
@@ -121,6 +127,7 @@ def test_controls_change_the_motion_of_clips_and_nothing_else(pipeline):
     assert still.sum() == 6, "a quarter"
     assert moved["stilled"][~still] == pytest.approx(motion[~still], abs=3e-3)
     assert (pipeline.controls(names)["stilled"](frames, 6) != damaged["stilled"]).any()
+    assert (pipeline.controls(names)["stilled"](frames, 5) == damaged["stilled"]).all()
     equal = np.hypot(*moved["equalised"].T)
     for first in range(3):
         assert equal[first::3] == pytest.approx(speed[first::3].mean(), abs=3e-3)
@@ -192,7 +199,8 @@ def test_a_new_network_makes_the_best_linear_guess_for_data_of_unit_variance():
 def test_a_written_teacher_is_read_as_it_was(pipeline, tmp_path):
     other = replace(pipeline.mixture, weights=pipeline.mixture.weights[:2].flip(0).contiguous())
     net = FlatNetwork(MixtureNetwork(16, 2))
-    write_mixture_teacher(tmp_path / "a" / "b", other, ["still", "fast"], (2, 4, 2, 1), net)
+    for _ in range(2):  # a second fit replaces the first
+        write_mixture_teacher(tmp_path / "a" / "b", other, ["still", "fast"], (2, 4, 2, 1), net)
     read = find_teacher(str(tmp_path / "a" / "b")).load(torch.device("cpu"))
     assert (read.shape, read.prompts()) == ((2, 4, 2, 1), ["still", "fast"])
     for name, value in other.tensors().items():

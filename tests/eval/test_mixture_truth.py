@@ -262,9 +262,11 @@ def test_clips_that_cannot_be_scored_say_why(facts, score):
     assert evaluator.MixtureTruth().reason_to_skip(few) is None
     assert score(few) == {}
     one = Clips(few.frames, few.prompts, few.seeds, facts=facts)
-    assert "one clip" in evaluator.MixtureTruth().reason_to_skip(one)
+    reason = "a prompt has one clip; each needs at least 2"
+    assert evaluator.MixtureTruth().reason_to_skip(one) == reason
     gaussian = Clips(few.frames, few.prompts, few.seeds, facts={"mean": np.zeros(2)})
-    assert "lacks basis" in evaluator.MixtureTruth().reason_to_skip(gaussian)
+    lacks = "facts.npz beside the clips lacks basis, means, variances, weights, prompts, "
+    assert evaluator.MixtureTruth().reason_to_skip(gaussian).startswith(lacks)
     unknown = Clips(few.frames, ["a red circle"] * 6, few.seeds, facts=facts)
     with pytest.raises(ValueError, match="no prompt 'a red circle'; it has: any motion"):
         score(unknown)
@@ -359,8 +361,35 @@ def test_resamples_of_clips_are_drawn_with_replacement_after_the_clips_themselve
     assert len(counts.unique(dim=0)) == 200
 
 
+def test_errors_to_the_teacher_are_those_of_the_clips(facts, score):
+    """Clips that are all alike have none; the teacher's clips are as given."""
+    names = ["mostly fast"] * 8
+    first = NAMES.index("mostly fast")
+    varied = dithered(latents()[first : first + 8].reshape(-1, *SHAPE)).numpy()
+    alike, teacher = (
+        Clips(frames, names, list(range(8)), facts=facts)
+        for frames in (varied[:1].repeat(8, axis=0), varied)
+    )
+    of_alike, of_varied = (
+        score(a, {"teacher": b}) for a, b in ((alike, teacher), (teacher, alike))
+    )
+    for column in ("mode_tv_teacher", "mixture_motion_ratio_teacher", "mixture_motion_w1_teacher"):
+        assert of_alike[column].sd == pytest.approx(0, abs=1e-9)
+        assert of_varied[column].sd > 0.01
+
+
+def test_the_prompt_with_the_fewest_clips_decides_the_warning(facts, score):
+    frames = dithered(latents()[[0] * 100 + [PER_PROMPT] * 99].reshape(-1, *SHAPE)).numpy()
+    names = [NAMES[0]] * 100 + [NAMES[PER_PROMPT]] * 99
+    sample = Clips(frames, names, list(range(199)), facts=facts)
+    assert score(sample)["mode_tv"].warnings == ("only 99 clips per prompt; modes want 100",)
+
+
 def test_clips_just_above_the_limits_have_no_warning(facts, score):
-    assert score(latents())["mode_tv"].warnings == ()
+    hundred = Clips(
+        dithered(latents()[:100].reshape(-1, *SHAPE)).numpy(), NAMES[:100], [0] * 100, facts=facts
+    )
+    assert score(hundred)["mode_tv"].warnings == ()
     names = ["any motion"] * 2
     two = Clips(dithered(latents()[:2].reshape(-1, *SHAPE)).numpy(), names, [0, 1], facts=facts)
     assert evaluator.MixtureTruth().reason_to_skip(two) is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill_bench.cli import main
-from distill_bench.eval.vbench import QUALITY, SEMANTIC, VBench, aggregate
+from distill_bench.eval.vbench import QUALITY, SEMANTIC, VBench, aggregate, read_results
 from distill_bench.evaluator import Clips
 from distill_bench.registry import evaluators, usual_evaluators
 
@@ -91,21 +91,61 @@ def test_the_best_raw_scores_are_one_and_the_lowest_zero():
         assert aggregate({k: v[0] for k, v in ranges.items()}, ranges) == 0
 
 
+def test_every_column_has_its_title_in_per_cent_and_only_the_total_is_a_headline(tmp_path):
+    found = {s.column: s for s in VBench(str(write(tmp_path / "results"))).scores(clips(), {})}
+    titles = {"vbench_total": "VBench total", "vbench_quality": "VBench quality"}
+    titles |= {"vbench_semantic": "VBench semantic"}
+    titles |= {f"vbench_{name}": " ".join(["VBench", *name.split("_")]) for name in RAW}
+    assert {column: score.title for column, score in found.items()} == titles
+    assert {(score.unit, score.better) for score in found.values()} == {("%", "higher")}
+    assert [column for column, score in found.items() if score.headline is True] == ["vbench_total"]
+    assert {score.headline for score in found.values()} == {True, False}
+    assert {score.warnings for score in found.values()} == {()}
+
+
 def test_an_absent_dimension_leaves_out_what_needs_it(tmp_path):
-    found = scores(write(tmp_path / "results", {k: v for k, v in RAW.items() if k != "scene"}))
+    left = {k: v for k, v in RAW.items() if k not in ("scene", "human_action")}
+    found = {
+        s.column: s for s in VBench(str(write(tmp_path / "results", left))).scores(clips(), {})
+    }
     assert "vbench_quality" in found
     assert not {"vbench_semantic", "vbench_total", "vbench_scene"} & found.keys()
-    (warning,) = {
-        w for s in VBench(str(tmp_path / "results")).scores(clips(), {}) for w in s.warnings
-    }
-    assert warning == "no results of scene"
+    for name in left:
+        assert found[f"vbench_{name}"].warnings == ("no results of human_action, scene",)
+
+
+def suite(folder: Path, prompts=PROMPTS) -> str:
+    """The package and prompt list that all scores of some results name."""
+    evaluator = VBench(str(write(folder, prompts=prompts)), "0.1.5")
+    (name,) = {str(score.extractor) for score in evaluator.scores(clips([""]), {})}
+    return name
 
 
 def test_scores_name_the_package_and_the_prompt_list(tmp_path):
-    first = VBench(str(write(tmp_path / "a")), "0.1.5").scores(clips(), {})[0].extractor
-    assert first.startswith("vbench 0.1.5, 2 prompts ")
-    one = VBench(str(write(tmp_path / "b", prompts=PROMPTS[:1])), "0.1.5").scores(clips(), {})
-    assert one[0].extractor != first
+    first = suite(tmp_path / "a")
+    assert re.fullmatch("vbench 0.1.5, 2 prompts [0-9a-f]{8}", first)
+    assert suite(tmp_path / "b", PROMPTS[::-1]) == first
+    assert suite(tmp_path / "c", [PROMPTS[0], "a bird flying"]) != first
+    assert suite(tmp_path / "d", PROMPTS[:1]).startswith("vbench 0.1.5, 1 prompts ")
+    assert suite(tmp_path / "e", ["a b", "c"]) != suite(tmp_path / "f", ["a", "b c"])
+
+
+def test_prompts_are_those_of_all_files(tmp_path):
+    """Each dimension of VBench has prompts of its own."""
+    folder = write(tmp_path / "results", {"color": 1.0}, PROMPTS[:1])
+    write(folder, {"scene": 0.0}, PROMPTS[1:])
+    raw, prompts = read_results(folder)
+    assert raw == {"color": 1.0, "scene": 0.0}
+    assert prompts == set(PROMPTS)
+    file = folder / "results_color_eval_results.json"
+    assert read_results(file) == ({"color": 1.0}, {PROMPTS[0]})
+
+
+def test_clips_without_captions_are_not_held_against_the_prompts(tmp_path):
+    """Results of other prompts are refused only where every clip has a caption."""
+    evaluator = VBench(str(write(tmp_path / "results")))
+    for captions in ([""], ["", "another prompt"]):
+        assert len(evaluator.scores(clips(captions), {})) == 19
 
 
 @pytest.mark.parametrize(
@@ -118,6 +158,7 @@ def test_scores_name_the_package_and_the_prompt_list(tmp_path):
         ('{"beauty": [0.4, []]}', "no dimension 'beauty'; known: subject_consistency, "),
         ('{"scene": [NaN, []]}', "scene is nan; raw scores are in [0, 1]"),
         ('{"imaging_quality": [65.0, []]}', "imaging_quality is 65.0; raw scores are in [0, 1]"),
+        ('{"scene": [1.01, []]}', "scene is 1.01; raw scores are in [0, 1]"),
         ('{"scene": [0.5, []]}', "a second, other result of scene"),
     ],
 )
@@ -144,7 +185,13 @@ def test_without_results_one_line_says_how_to_get_them(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(tmp_path), "--evaluators", "vbench"])
     error = capsys.readouterr().err
-    assert "pip install vbench" in error and "sample RUN --vbench FOLDER" in error
+    for words in (
+        "it reads result files of VBench, which belong to one folder of clips: write it by ",
+        "by `distill-bench sample RUN --vbench FOLDER`, score it in an environment of its own ",
+        "own (`pip install vbench`, `vbench evaluate --videos_path FOLDER --dimension NAME`), and ",
+        "and read the results by `distill-bench evaluate FOLDER --set vbench.results=RESULTS`\n",
+    ):
+        assert words in error
     assert error.count("\n") == 1
     results = f"vbench.results={write(tmp_path / 'results')}"
     assert main(["evaluate", str(tmp_path), "--evaluators", "vbench", "--set", results]) == 0
@@ -154,6 +201,7 @@ def test_without_results_one_line_says_how_to_get_them(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), "--evaluators", "vbench", "--set", results]) == 0
     again = re.search(total, capsys.readouterr().out)
     assert float(again[1]) > float(first[1]), "changed results are read again"
+    assert re.fullmatch("[0-9a-f]{12}", VBench(str(tmp_path / "results")).results_digest)
 
 
 def test_it_scores_only_where_it_is_named():

@@ -114,13 +114,14 @@ def test_jedi_is_100_times_the_distance_of_pairs_by_its_kernel_in_both_estimates
     assert jedi.sd == pytest.approx(100 * kernel_sd(x, y, True, 5, quadratic_kernel))
     assert biased.value == pytest.approx(100 * biased_kernel_distance(x, y, quadratic_kernel))
     assert jedi.headline and not biased.headline
-    assert jedi.warnings == ()
+    assert jedi.warnings == biased.warnings == ()
     nameless = dataclasses.replace(clips, prompts=[""] * len(clips.prompts))
     (pair,) = compare(extractor, nameless, {"data": teacher})
     jedi, biased = distances(pair, 5)
     assert (jedi.column, biased.column) == ("jedi_data", "jedi_biased_data")
     assert not jedi.headline
     assert jedi.value == pytest.approx(100 * kernel_distance(x, y, False, quadratic_kernel))
+    assert jedi.sd == pytest.approx(100 * kernel_sd(x, y, False, 5, quadratic_kernel))
     assert [text.endswith("jedi and sd are unpaired") for text in jedi.warnings] == [True]
 
 
