@@ -14,15 +14,20 @@ from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears complete or not at all: temporary file, fsync, rename."""
+def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that appears complete or not at all: temporary file, fsync, rename.
+
+    Args:
+        durable: wait for the disk, so that a power cut cannot leave an empty file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -31,9 +36,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    with atomic_file(path) as file:
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file atomically; `durable` as in `atomic_file`."""
+    with atomic_file(path, durable) as file:
         file.write(data)
 
 

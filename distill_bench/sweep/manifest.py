@@ -187,7 +187,8 @@ class OpenSweep:
                 data = dump_yaml(model.model_dump(mode="json")).encode()
                 try:
                     if missing or path.read_bytes() != data:
-                        write_bytes(path, data)
+                        # the next launch replaces a file that a power cut left empty
+                        write_bytes(path, data, durable=False)
                 except OSError as error:  # affects only this run
                     message = f"cannot write into {path.parent}: {os_error(error)}"
                     record_error(self.store / run, message, failure_kind(error))

@@ -1,6 +1,7 @@
 """A launch checks the scores of contrasts, and records the sweep file before its first run."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -12,8 +13,10 @@ from distill_bench.report.read_store import read_sweep
 from distill_bench.report.results import load
 from distill_bench.store.launches import read_launches
 from distill_bench.sweep.__main__ import main
+from distill_bench.sweep.launch import LaunchOptions, select_runs
 from distill_bench.sweep.manifest import open_sweep
 from distill_bench.sweep.prechecks import check_contrast_scores, stand_in_clips
+from distill_bench.sweep.slurm.queue import Queue
 
 SWEEP = """
 question: which?
@@ -106,3 +109,33 @@ def test_a_sweep_is_recorded_before_its_first_run_and_prints_its_contrasts(tmp_p
 
 def marks(out):
     return {one["name"]: one["declared"] for one in load(out / "small").contrasts}
+
+
+def opened(folder, seeds):
+    config = load_sweep(written(folder, seeds=seeds))
+    return open_sweep(config, folder / f"{seeds}" / "runs", folder / "results")
+
+
+def test_a_launch_waits_for_the_disk_as_often_whatever_the_number_of_runs(tmp_path, monkeypatch):
+    """A file system on a network takes milliseconds each time, for thousands of runs."""
+    waits = {2: [], 20: []}
+    for seeds, calls in waits.items():
+        monkeypatch.setattr(os, "fsync", calls.append)
+        sweep = opened(tmp_path, seeds)
+        sweep.write()
+        assert len(select_runs(sweep, Queue(), LaunchOptions())) == len(sweep.runs)
+        assert all((sweep.store / run / "run.yaml").stat().st_size for run in sweep.runs)
+    assert len(waits[2]) == len(waits[20]) > 0
+
+
+def test_a_launch_replaces_run_files_that_a_power_cut_left_empty(tmp_path):
+    sweep = opened(tmp_path, 2)
+    sweep.write()
+    run = next(iter(sweep.runs))
+    file = sweep.store / run / "run.yaml"
+    content = file.read_bytes()
+    file.write_bytes(b"")
+    again = opened(tmp_path, 2)
+    again.write()
+    assert run in select_runs(again, Queue(), LaunchOptions())
+    assert file.read_bytes() == content
