@@ -180,13 +180,28 @@ def test_modes_have_the_meaning_that_their_motion_says():
     assert int(MIXTURE.weights[left][1:9].argmax()) == m.HEADINGS // 2
 
 
+def at_first(value: float) -> torch.Tensor:
+    """Factors (M, d) of 1, but of `value` at the last axis of the first mode."""
+    factors = torch.ones_like(MIXTURE.variances)
+    factors[0, -1] = value
+    return factors
+
+
+# factors of weights, one of which turns negative while each sum stays 1
+TURNED = torch.ones_like(MIXTURE.weights)
+TURNED[0, 1] = -1.0
+TURNED[0, 0] = 1 + 2 * MIXTURE.weights[0, 1] / MIXTURE.weights[0, 0]
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         ({"weights": 2 * MIXTURE.weights}, "add up to 1; they add up to 2"),
         ({"weights": MIXTURE.weights - 0.1}, "must be positive"),
         ({"basis": 1.1 * MIXTURE.basis}, "orthonormal"),
-        ({"variances": -MIXTURE.variances}, "variances must be positive"),
+        ({"variances": MIXTURE.variances * at_first(-1.0)}, "variances must be positive"),
+        ({"variances": MIXTURE.variances * at_first(0.0)}, "variances must be positive"),
+        ({"weights": MIXTURE.weights * TURNED}, "must be positive"),
         (
             {"variances": MIXTURE.variances * torch.linspace(1, 2, 16, dtype=torch.float64)},
             "both motion axes",
@@ -196,3 +211,37 @@ def test_modes_have_the_meaning_that_their_motion_says():
 def test_impossible_parameters_are_refused(fault, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(MIXTURE, **fault)
+
+
+def test_parameters_rounded_to_single_precision_are_accepted():
+    """As weights files have them."""
+    single = {name: value.float() for name, value in MIXTURE.tensors().items()}
+    assert m.Mixture(**single).basis.dtype == torch.float32
+
+
+def test_a_mode_without_weight_is_never_drawn():
+    """Not even by a share of 0, nor by one at the border of two modes."""
+    weights = torch.zeros(1, len(MIXTURE.means), dtype=torch.float64)
+    weights[0, [3, 7]] = 0.5
+    mixture = dataclasses.replace(MIXTURE, weights=weights)
+    share, still = torch.tensor([0.0, 0.25, 0.5, 0.99]), torch.zeros(4, 16)
+    x = m.transported(mixture, [0] * 4, share, still).double()
+    torch.testing.assert_close(x @ MIXTURE.basis, MIXTURE.means[[3, 3, 7, 7]], rtol=0, atol=1e-6)
+
+
+def test_motion_is_that_of_the_first_two_axes():
+    """Modes that differ along another axis, too, have the same motion."""
+    means = MIXTURE.means.clone()
+    means[:, 2] = torch.linspace(-3, 3, len(means), dtype=torch.float64)
+    shifted = dataclasses.replace(MIXTURE, means=means)
+    at = torch.linspace(0, 3, 20, dtype=torch.float64)
+    below = [m.motion_distribution(mix, MIXTURE.weights[PROMPT], at) for mix in (MIXTURE, shifted)]
+    torch.testing.assert_close(*below)
+
+
+def test_total_variation_is_half_the_absolute_difference():
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    weights = torch.tensor([0.2, 0.3, 0.5])
+    assert float(m.total_variation(shares, weights)) == pytest.approx(0.3)
+    both = m.total_variation(torch.stack([shares, weights]), weights)
+    assert both.tolist() == pytest.approx([0.3, 0.0])

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from distill_bench.domain import controls, shapes
 from distill_bench.eval.attributes import AttributeAccuracy, histogram_distance
@@ -77,3 +78,30 @@ def test_a_caption_without_motion_scores_no_motion():
         "attribute_shape",
         "attribute_histogram",
     }
+
+
+def test_the_histogram_score_is_the_mean_over_the_attributes():
+    """Clips of which half show the other colour: the other attributes are right."""
+    red = [a for a in shapes.all_attributes() if a.colour == "red"]
+    frames = np.stack([shapes.render(a, i) for i, a in enumerate(red)])
+    captions = [shapes.caption(a) for a in red]
+    half = len(red) // 2
+    asked = captions[:half] + [text.replace("red", "blue") for text in captions[half:]]
+    found = values(Clips(frames, asked, list(range(len(red)))))
+    assert found["attribute_colour"] == half / len(red)
+    assert found["attribute_shape"] == 1
+    share = (len(red) - half) / len(red)
+    assert found["attribute_histogram"] == pytest.approx(share / len(shapes.FIELDS))
+
+
+def test_an_attribute_that_some_captions_name_has_the_standard_error_of_their_share():
+    named, free = shapes.all_attributes()[::7], shapes.all_attributes("free")[:10]
+    frames = np.stack([shapes.render(a, i) for i, a in enumerate([*named, *free])])
+    moving = [i for i, a in enumerate(named) if a.speed != "still"]
+    frames[moving[:9]] = controls.frozen(frames[moving[:9]])
+    prompts = [shapes.caption(a) for a in [*named, *free]]
+    scores = AttributeAccuracy().scores(Clips(frames, prompts, list(range(len(prompts)))), {})
+    (score,) = (score for score in scores if score.column == "attribute_speed")
+    right = score.value
+    assert right == pytest.approx(1 - 9 / len(named))
+    assert score.sd == pytest.approx((right * (1 - right) / len(named)) ** 0.5)

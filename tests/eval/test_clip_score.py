@@ -180,6 +180,33 @@ def test_captions_that_may_be_cut_carry_a_warning(tmp_path):
     assert scores(clips(4))["clip_score"].warnings == ()
 
 
+ONE = "there is one caption: every clip's nearest is its own"
+
+
+def test_a_recall_among_one_caption_says_nothing(tmp_path):
+    sample = clips(4)
+    two = dataclasses.replace(sample, prompts=["a red circle moving left", "a blue square"] * 2)
+    assert scores(two)["clip_r1"].warnings == ()
+    alike = dataclasses.replace(sample, prompts=[sample.prompts[0]] * 4)
+    row = scores(alike)
+    for column in ("clip", "clip_video"):
+        assert row[f"{column}_r1"].warnings == (ONE,)
+        assert row[f"{column}_r1"].value == 1
+    assert row["clip_score"].warnings == ()
+    cut, one = scores(alike, model=tiny_open_clip(tmp_path / "tiny"))["clip_r1"].warnings
+    assert cut == "4 captions fill the model's context and may be cut" and one == ONE
+
+
+def test_only_captions_that_reach_the_end_of_the_context_may_be_cut(tmp_path):
+    """Eight tokens: begin, words of one token each, end."""
+    spec, sample = tiny_open_clip(tmp_path / "tiny"), clips(4)
+    for words, warned in ((5, ()), (6, ("1 captions fill the model's context and may be cut",))):
+        prompts = ["a dog", "a cat", "a bird", " ".join(["dog"] * words)]
+        row = scores(dataclasses.replace(sample, prompts=prompts), model=spec)
+        assert row["clip_score"].warnings == warned
+        assert row["clip_r1"].warnings == warned
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [

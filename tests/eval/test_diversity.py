@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from distill_bench.domain import shapes
+from distill_bench.eval import diversity
 from distill_bench.eval.attributes import AttributeAccuracy
-from distill_bench.eval.diversity import Diversity, recall_and_coverage, same_prompt_spread
+from distill_bench.eval.diversity import (
+    Diversity,
+    recall_and_coverage,
+    same_prompt_spread,
+    spread_ratio,
+)
+from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import Clips
 
 
@@ -64,14 +71,47 @@ def test_recall_and_coverage_of_points_on_a_line():
     assert recall_and_coverage(x, x, 1)[0].tolist() == [1, 1]
 
 
-@pytest.mark.slow
-def test_few_or_unequal_clips_carry_a_warning_on_recall_and_coverage():
-    teacher = two_clips_per_prompt(1000, prompts=128)
-    row = scores(two_clips_per_prompt(prompts=12), teacher)
-    for column in ("recall", "coverage"):
-        unequal, few = row[column].warnings
-        assert "24 clips against 256" in unequal and "24 clips are few" in few
-    assert scores(two_clips_per_prompt(prompts=128), teacher)["recall"].warnings == ()
+def test_a_point_at_the_radius_counts():
+    """Recall: 2 is 1 from x = 1, whose radius is 1. Coverage: the radius of y = 2 is 1, too."""
+    x = torch.tensor([[0.0], [1.0]])
+    y = torch.tensor([[2.0], [3.0], [10.0]])
+    recall, coverage = recall_and_coverage(x, y, 1)
+    assert recall.tolist() == [1, 0, 0]
+    assert coverage.tolist() == [1, 0, 0]
+
+
+def test_few_or_unequal_clips_carry_a_warning_on_recall_and_coverage(monkeypatch):
+    assert diversity.FEW_CLIPS == 256
+    monkeypatch.setattr(diversity, "FEW_CLIPS", 24)
+    many, few = two_clips_per_prompt(1000, prompts=18), two_clips_per_prompt(prompts=6)
+    unequal = "{} clips against {} of the teacher: fewer clips lie farther apart".format
+    for sample, teacher in ((many, few), (few, many)):
+        row = scores(sample, teacher)
+        for column in ("recall", "coverage"):
+            assert row[column].warnings == (
+                unequal(len(sample.prompts), len(teacher.prompts)),
+                "12 clips are few: neighbours want 24",
+            )
+    enough = two_clips_per_prompt(prompts=12)
+    assert scores(enough, enough)["recall"].warnings == ()
+    assert scores(enough, many)["recall"].warnings == (unequal(24, 36),)
+
+
+@pytest.mark.parametrize(
+    ("clips", "teacher", "k"), [(3, 20, 2), (20, 3, 2), (7, 8, 5), (20, 20, 5)]
+)
+def test_neighbours_are_five_or_as_many_as_there_are(clips, teacher, k):
+    sample, reference = (
+        Clips(all_of.frames[:count], all_of.prompts[:count], all_of.seeds[:count])
+        for all_of, count in (
+            (two_clips_per_prompt(), clips),
+            (two_clips_per_prompt(1000), teacher),
+        )
+    )
+    extractor = load_extractor(diversity.EXTRACTOR)
+    expected = recall_and_coverage(extractor(sample), extractor(reference), k)
+    found = scores(sample, reference)
+    assert [found[name].value for name in ("recall", "coverage")] == [x.mean() for x in expected]
 
 
 def test_a_ratio_of_other_prompts_carries_a_warning_and_one_of_another_order_does_not():
@@ -93,6 +133,60 @@ def test_clips_without_captions_have_no_spread_within_a_prompt():
     sample = two_clips_per_prompt(prompts=6)
     without = dataclasses.replace(sample, prompts=[""] * len(sample.prompts))
     assert "diversity" in scores(sample) and "diversity" not in scores(without, without)
+
+
+def flat(*levels: int, prompts: str = "aabbcc", frames: int = 8) -> Clips:
+    """One clip of constant brightness per level."""
+    filled = np.zeros((len(levels), frames, 3, 32, 32), np.uint8)
+    filled += np.array(levels, np.uint8)[:, None, None, None, None]
+    return Clips(filled, list(prompts), list(range(len(levels))))
+
+
+def test_spread_and_its_ratio_have_the_standard_error_over_prompts():
+    """Pairs of clips are 4, 10 and 16 levels apart; the teacher's 8, 8 and 24."""
+    sample, teacher = flat(0, 4, 0, 10, 0, 16), flat(0, 8, 0, 8, 0, 24)
+    (copied, spread) = Diversity().scores(sample, {})
+    assert (copied.column, spread.column) == ("copies", "diversity")
+    assert (spread.value, spread.unit) == (pytest.approx(10, rel=1e-6), "of 255")
+    error = np.std([4, 10, 16]) / 3**0.5
+    assert spread.sd == pytest.approx(error, rel=1e-6)
+    apart = np.array([4.0, 10.0, 16.0])
+    (ratio,) = spread_ratio(sample, apart, teacher)
+    assert ratio.value == pytest.approx(10 / (40 / 3), rel=1e-6)
+    assert ratio.sd == pytest.approx(error / (40 / 3), rel=1e-6)
+
+
+def test_a_teacher_with_little_spread_has_a_ratio_and_one_without_any_is_refused():
+    sample, apart = flat(0, 4, 0, 10, 0, 16), np.array([4.0, 10.0, 16.0])
+    (ratio,) = spread_ratio(sample, apart, flat(0, 1, 0, 0, 0, 0))
+    assert ratio.value == pytest.approx(30, rel=1e-6)
+    with pytest.raises(ValueError, match="one clip, copied: there is no spread"):
+        spread_ratio(sample, apart, flat(0, 0, 5, 5, 9, 9))
+
+
+def test_clips_of_another_length_than_the_teachers_are_refused():
+    with pytest.raises(ValueError) as error:
+        Diversity().scores(flat(0, 4, 0, 10, 0, 16, frames=6), {"teacher": flat(*range(6))})
+    assert str(error.value) == (
+        "the teacher reference has 8 frames of 32x32, the clips have 6 frames of 32x32; "
+        "they must agree"
+    )
+
+
+def test_captions_that_only_one_side_has_are_named():
+    apart = np.array([4.0, 10.0, 16.0])
+    with_captions, partly = flat(0, 4, 0, 10, 0, 16), flat(0, 4, 0, 10, 0, 16)
+    partly.prompts[0] = ""
+    (ratio,) = spread_ratio(partly, apart, with_captions)
+    assert "the clips have no captions" in ratio.warnings[1]
+    (ratio,) = spread_ratio(with_captions, apart, partly)
+    assert "the prompts are not the reference's" in ratio.warnings[1]
+
+
+def test_a_clip_near_any_earlier_one_is_a_copy():
+    """The next to it included."""
+    (copied, *_) = Diversity().scores(flat(0, 0, 50, 99, 50, 98), {})
+    assert copied.per_clip == (0, 1, 0, 0, 1, 0)
 
 
 def test_the_spread_is_within_prompts_only():

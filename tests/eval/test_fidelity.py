@@ -101,3 +101,39 @@ def test_ratios_of_other_prompts_carry_a_warning_and_those_of_another_order_do_n
         warnings = scores(part, teacher)[column].warnings
         assert any("not the reference's" in warning for warning in warnings)
         assert scores(backwards, teacher)[column].warnings == ()
+
+
+def test_without_a_teacher_there_are_three_statistics():
+    columns = [score.column for score in Fidelity().scores(clips(), {})]
+    assert columns == ["saturation", "contrast", "sharpness"]
+
+
+def test_a_dim_teacher_has_ratios():
+    """Its statistics are below one level of 255 and above 0."""
+    teacher = clips()
+    dim = dataclasses.replace(teacher, frames=(teacher.frames // 254).astype(np.uint8))
+    row = scores(dim, dim)
+    for name in ("saturation", "contrast", "sharpness"):
+        assert 0 < row[name].value < 1
+        assert row[f"{name}_ratio"].value == pytest.approx(1)
+
+
+def test_clips_of_another_length_than_the_teachers_are_refused():
+    sample = clips()
+    with pytest.raises(ValueError) as error:
+        scores(dataclasses.replace(sample, frames=sample.frames[:, :6]), sample)
+    assert str(error.value) == (
+        "the teacher reference has 8 frames of 32x32, the clips have 6 frames of 32x32; "
+        "they must agree"
+    )
+
+
+def test_captions_that_only_one_side_has_are_named():
+    named = clips()
+    nameless = dataclasses.replace(named, prompts=[""] * len(named.prompts))
+    warnings = {
+        side: scores(*pair)["contrast_ratio"].warnings[0]
+        for side, pair in {"clips": (nameless, named), "teacher": (named, nameless)}.items()
+    }
+    assert warnings["clips"].startswith("the clips have no captions")
+    assert warnings["teacher"].startswith("the prompts are not the reference's")
