@@ -98,16 +98,15 @@ class Row:
 
     @cached_property
     def _by_seed(self) -> dict[str, dict[Hashable, np.ndarray]]:
+        numbers = self.scored.select_dtypes("number")
         scores: dict[str, dict[Hashable, np.ndarray]] = {}
-        scored = self.scored
-        for column in scored.select_dtypes("number").columns:
+        for column, of_column in zip(numbers, numbers.to_numpy(float).T, strict=True):
             scores[column] = {}
-            lines = zip(scored["run_id"], scored["seed"], scored[column], strict=True)
-            for run_id, seed, value in lines:
-                if pd.notna(value) and np.isfinite(value):
+            for (run_id, seed), value in zip(self._scored_seeds, of_column, strict=True):
+                if np.isfinite(value):
                     clips = self.clips.get((run_id, column))
-                    values = [value] if clips is None else clips - clips.mean() + value
-                    scores[column][seed] = np.array(values, dtype=float)
+                    values = value[None] if clips is None else clips - clips.mean() + value
+                    scores[column][seed] = np.asarray(values, dtype=float)
         return scores
 
     def at_cost(self, column: str, cost: float) -> dict[Hashable, float]:

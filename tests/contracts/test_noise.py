@@ -51,6 +51,18 @@ def test_a_level_takes_the_shape_and_precision_of_the_latents():
     torch.testing.assert_close((level * x)[0], 0.25 * x[0])
 
 
+def test_a_guidance_scale_by_level_is_that_of_each_samples_expert():
+    """The boundary belongs to the high-noise expert."""
+    scale = noise.GuidanceByLevel(high_noise=4.0, low_noise=3.0, boundary=0.875)
+    sigma = torch.tensor([1.0, 0.8755, 0.875, 0.8745, 0.0])
+    assert noise.is_high_noise(sigma, 0.875).tolist() == [True, True, True, False, False]
+    x = torch.randn(5, 2, 1, 3, 3, dtype=torch.float64)
+    by_sample = noise.guidance_at(scale, sigma, x)
+    assert by_sample.shape == (5, 1, 1, 1, 1) and by_sample.dtype == x.dtype
+    assert by_sample.flatten().tolist() == [4.0, 4.0, 4.0, 3.0, 3.0]
+    assert noise.guidance_at(5.0, sigma, x) == 5.0
+
+
 def test_guidance_scale_one_is_no_guidance_and_two_extrapolates():
     def net(x_t, sigma, text):
         return x_t * text[:, 0, 0].reshape(-1, 1, 1, 1, 1)

@@ -23,6 +23,7 @@ from distill_bench.methods.sgmd import SGMD
 from distill_bench.methods.sid import SiD
 from distill_bench.methods.tsg_fisher import TSGFisher
 from distill_bench.methods.tsg_sim import TSGSIM
+from distill_bench.noise import GuidanceByLevel
 from distill_bench.testing.gradient import student_gradient
 
 B, SHAPE = 4, (2, 2, 2, 2)
@@ -301,6 +302,19 @@ def test_decoupled_dmd_is_matching_plus_guidance(setting):
     )
     torch.testing.assert_close(
         k.gradient(DecoupledDMD()), k.gradient(DMD2()), rtol=1e-9, atol=1e-13
+    )
+
+
+def test_the_guidance_term_of_decoupled_dmd_has_the_scale_of_each_samples_level(setting):
+    """Of a teacher with two experts."""
+    k = setting
+    scale = GuidanceByLevel(high_noise=4.0, low_noise=2.0, boundary=float(k.sigma.median()))
+    g = torch.where(k.sigma >= k.sigma.median(), 4.0, 2.0).reshape(-1, 1, 1, 1, 1)
+    assert len(g.unique()) == 2
+    null = k.teacher_net(k.x_t, k.sigma, k.null_text.expand_as(k.text))
+    reference = (k.gap - (g - 1) * (k.teacher - null)) / k.n / k.x0.numel()
+    torch.testing.assert_close(
+        k.gradient(DecoupledDMD(), guidance_scale=scale), reference, rtol=1e-9, atol=1e-13
     )
 
 

@@ -98,8 +98,9 @@ def _groups(
     results: Results, stored: dict[str, StoredRun]
 ) -> list[tuple[Row, list[tuple[dict[str, Any], StoredRun]]]]:
     """Rows of students with their runs: the line of runs.csv, and the run in the store."""
+    lines = {line["run_id"]: line for line in results.runs.to_dict("records")}
     return [
-        (row, [(line, stored[line["run_id"]]) for line in row.runs.to_dict("records")])
+        (row, [(lines[run_id], stored[run_id]) for run_id in row.runs["run_id"]])
         for row in results.students
     ]
 

@@ -167,9 +167,9 @@ def equal_cost(results: Results) -> Table:
         updates = _at_cost(row, "student_updates", cost)
         scores = [_at_cost(row, column.name, cost) for column in columns]
         count = max(map(len, scores), default=0)
-        seeds = f"{count}/{len(row.runs)} ({_why_absent(row, count, cost)})"
-        if count == len(row.runs):
-            seeds = str(count)
+        seeds = str(count)
+        if count < len(row.runs):
+            seeds += f"/{len(row.runs)} ({_why_absent(row, count, cost)})"
         mean = None
         if updates:
             mean = Interval(float(np.mean(list(updates.values()))), nan, nan, len(updates))
