@@ -98,14 +98,15 @@ def test_few_or_unequal_clips_carry_a_warning_on_recall_and_coverage(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("clips", "teacher", "k"), [(3, 20, 2), (20, 3, 2), (7, 8, 5), (20, 20, 5)]
+    ("clips", "teacher", "k"),
+    [(3, 20, 2), (20, 4, 3), (4, 20, 3), (20, 20, 5)],
 )
 def test_neighbours_are_five_or_as_many_as_there_are(clips, teacher, k):
     sample, reference = (
         Clips(all_of.frames[:count], all_of.prompts[:count], all_of.seeds[:count])
         for all_of, count in (
-            (two_clips_per_prompt(), clips),
-            (two_clips_per_prompt(1000), teacher),
+            (two_clips_per_prompt(prompts=10), clips),
+            (two_clips_per_prompt(1000, prompts=10), teacher),
         )
     )
     extractor = load_extractor(diversity.EXTRACTOR)

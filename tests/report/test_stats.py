@@ -128,6 +128,20 @@ def test_resamples_are_shares_of_all_members_and_repeat_themselves():
     assert crossed_interval(values) != crossed_interval(values, seed=1)
 
 
+@pytest.mark.parametrize("clusters", [None, [0, 1, 2, 3, 4, 5] * 2, [0, 0, 0, 1, 1, 2] * 2])
+def test_the_error_is_that_of_the_resamples_themselves(clusters):
+    """Also where covariances stand for them: clusters of equal and of unequal sizes."""
+    values = np.random.default_rng(9).normal(2.0, 1.0, size=(5, 12))
+    variance = 0.0
+    for means, labels in ((values.mean(1), range(5)), (values.mean(0), clusters or range(12))):
+        members = [means[np.array(labels) == label] for label in dict.fromkeys(labels)]
+        shares, n = resampled_shares(len(members), 0), len(members)
+        resampled = shares @ list(map(np.sum, members)) / (shares @ list(map(len, members)))
+        variance += np.mean((resampled - resampled.mean()) ** 2) * n / (n - 1)
+    interval = crossed_interval(values, clusters=clusters)
+    assert interval.error == pytest.approx(variance**0.5, rel=1e-9)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 @pytest.mark.parametrize("seed_sd, clip_sd", [(1.0, 1e-6), (1e-6, 1.0), (1.0, 2.0)])
 def test_degrees_of_freedom_are_satterthwaites(seed_sd, clip_sd, scale):
