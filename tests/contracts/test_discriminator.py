@@ -103,3 +103,10 @@ def test_approximate_r1_is_the_mean_square_of_the_change_under_the_perturbation(
     change = logit - head(x_t.flatten(2).transpose(1, 2))
     torch.testing.assert_close(r1, (change**2).sum() / B)
     assert change[2] > 1.5  # a mean of absolute changes would differ
+    # both logits have gradients
+    found, expected = (
+        torch.autograd.grad(value, head.parameters(), retain_graph=True)
+        for value in (r1, (change**2).sum() / B)
+    )
+    for part, by_hand in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, by_hand)

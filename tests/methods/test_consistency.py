@@ -26,6 +26,25 @@ def test_a_consistency_model_follows_its_target_and_no_other_role(target):
     assert (method.student_loss(other, batch).total == loss.total) == (target == "student")
 
 
+@pytest.mark.parametrize("target", ["average", "student"])
+def test_no_gradient_passes_through_the_target(target):
+    """The derivative by the weight w of a student w tanh(x), whose target is held fixed."""
+    w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    method = Consistency(steps=5, weight="one", target=target)
+    nets, batch, _ = setting(method)
+    seen = []
+
+    def predict(x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        seen.append(x_t.detach())
+        return w * torch.tanh(x_t)
+
+    nets = dataclasses.replace(nets, student=predict, target=predict)
+    method.student_loss(nets, batch).total.backward()
+    lower, upper = (torch.tanh(x_t) for x_t in seen)
+    error = w.detach() * (upper - lower)
+    assert float(w.grad) == pytest.approx(float((error * upper).mean()), rel=1e-9)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("weight", ["inverse_step", "one"])
 def test_the_pseudo_huber_distance_is_per_sample_over_its_own_step(weight, samples):

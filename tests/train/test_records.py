@@ -86,6 +86,19 @@ def test_records_are_written_when_they_are_due_and_at_the_end(make, capsys):
     assert "rho" not in read_jsonl(never / "train.jsonl")[0]
 
 
+def test_a_checkpoint_is_written_after_the_student_of_its_update(make, monkeypatch):
+    """A run that is killed between the two writes would resume behind an evaluation it lacks."""
+    run_dir, save, there = make(checkpoint_every=1), Records.save, {}
+
+    def saved(records: Records) -> None:
+        there[records.run.student_updates] = list(checkpoint.students(run_dir))
+        save(records)
+
+    monkeypatch.setattr(Records, "save", saved)
+    train(run_dir, stop=lambda: False)
+    assert there == {1: [], 2: [], 3: [3], 4: [3], 5: [3, 5]}
+
+
 def test_a_stop_saves_a_checkpoint_at_once_but_not_after_the_last_update(make):
     whole, run_dir = make(), make()
     train(whole)
