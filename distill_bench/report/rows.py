@@ -106,7 +106,7 @@ class Row:
                 if np.isfinite(value):
                     clips = self.clips.get((run_id, column))
                     values = value[None] if clips is None else clips - clips.mean() + value
-                    scores[column][seed] = np.asarray(values, dtype=float)
+                    scores[column][seed] = values
         return scores
 
     def at_cost(self, column: str, cost: float) -> dict[Hashable, float]:
