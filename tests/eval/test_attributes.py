@@ -78,6 +78,12 @@ def test_a_caption_without_motion_scores_no_motion():
         "attribute_shape",
         "attribute_histogram",
     }
+    blue = dataclasses.replace(
+        sample, prompts=[text.replace("red", "blue") for text in sample.prompts]
+    )
+    share = np.mean([" red " in text for text in sample.prompts])
+    # the mean over colour and shape, the attributes that captions name
+    assert values(blue)["attribute_histogram"] == pytest.approx(share / 2)
 
 
 def test_the_histogram_score_is_the_mean_over_the_attributes():

@@ -101,6 +101,18 @@ def test_predictions_have_the_dtype_of_the_latents_and_the_precision_of_the_netw
     assert torch.equal(features, features.bfloat16().float()) == (dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize(("trained", "kind"), [(True, "full_backward"), (False, "input_backward")])
+def test_a_backward_is_of_the_kind_of_the_phase_that_runs_it(trained, kind):
+    """Two phases may share a graph and train different roles."""
+    net, ledger = Net().requires_grad_(not trained), Ledger(2)
+    x_t, sigma, text = inputs(0.3, 0.6)
+    output = Denoiser(net, "student", ledger)(x_t.requires_grad_(), sigma, text)
+    net.requires_grad_(trained)
+    output.sum().backward()
+    counts = {name: count for name, count in ledger.counts["student"].items() if count}
+    assert counts == {"forward": 1, kind: 1}
+
+
 def test_features_of_a_network_that_is_compiled_as_a_whole_are_its_own():
     """Also after a whole forward, whose graph has no block to stop at."""
     net, given = Net(), inputs(0.2, 0.5)
