@@ -55,6 +55,16 @@ def test_a_row_has_the_checkpoints_and_the_log_of_its_runs_alone(study):
     assert set(a.curves("d")) == {0, 1} and b.curves("d") == b.at_cost("d", 10.0) == {}
 
 
+def test_a_checkpoint_of_unknown_cost_or_score_is_no_point_of_a_curve(tmp_path):
+    points = [point("a", updates) for updates in (1, 2, 4)]
+    points[0][COST] = points[1]["d"] = None
+    write_results(tmp_path, COLUMNS, ["k"], None, [student("a", "a", 1)], points)
+    (row,) = load(tmp_path).students
+    by_cost, by_updates = row.curves("d", COST)[0], row.curves("d")[0]
+    assert [values.tolist() for values in by_cost] == [[40.0], [0.25]]
+    assert [values.tolist() for values in by_updates] == [[1, 4], [1.0, 0.25]]
+
+
 def test_an_unknown_score_has_no_seeds_and_seeds_are_whole_numbers(study):
     results = load(study)
     row = results.students[0]
