@@ -58,7 +58,8 @@ def test_a_row_has_the_checkpoints_and_the_log_of_its_runs_alone(study):
 def test_a_checkpoint_of_unknown_cost_or_score_is_no_point_of_a_curve(tmp_path):
     points = [point("a", updates) for updates in (1, 2, 4)]
     points[0][COST] = points[1]["d"] = None
-    write_results(tmp_path, COLUMNS, ["k"], None, [student("a", "a", 1)], points)
+    log = [{"run_id": "a", "student_updates": 1}]
+    write_results(tmp_path, COLUMNS, ["k"], None, [student("a", "a", 1)], points, log)
     (row,) = load(tmp_path).students
     by_cost, by_updates = row.curves("d", COST)[0], row.curves("d")[0]
     assert [values.tolist() for values in by_cost] == [[40.0], [0.25]]
