@@ -5,6 +5,7 @@ import json
 import pytest
 from stores import edit_lines, score, update_json, write_lines, write_run, write_store
 
+from distill_bench.config.schema import ProtocolConfig, RunConfig
 from distill_bench.report.data_files import NOT_IDENTITY, data_files
 from distill_bench.report.read_store import read_sweep
 
@@ -47,6 +48,15 @@ def test_the_order_in_which_a_setting_is_written_makes_no_rows(empty):
     scales = [("high_noise", 4.0), ("low_noise", 3.0)]
     ids = cells(empty, {"guidance_scale": dict(scales)}, {"guidance_scale": dict(scales[::-1])})
     assert manifest(empty, ids, axes={})["swept"] == []
+
+
+def test_fields_that_decide_a_runs_id_separate_rows():
+    """All but the seed, and the hash of what `init` names."""
+    of_runs = {key: field.json_schema_extra for key, field in RunConfig.model_fields.items()}
+    of_protocols = ProtocolConfig.model_fields.items()
+    of_runs |= {f"protocol.{key}": field.json_schema_extra for key, field in of_protocols}
+    assert of_runs.keys() >= NOT_IDENTITY
+    assert {key for key in NOT_IDENTITY if of_runs[key]["in_id"]} == {"seed", "init_hash"}
 
 
 @pytest.mark.parametrize("key", sorted(NOT_IDENTITY))

@@ -28,6 +28,14 @@ def test_scores_made_differently_cannot_share_a_column(pair, key, value):
         read_sweep("speed", pair)
 
 
+def test_scores_along_the_training_are_made_as_those_at_its_end(pair):
+    """A student of 10 updates, scored by another version than that of 20."""
+    earlier = next(pair.glob("beta-*")) / "samples" / "10" / "metrics.jsonl"
+    edit_lines(earlier, lambda line: line | {"version": 2})
+    with pytest.raises(StoreReadError, match=r"\(version 2\) cannot share a column"):
+        read_sweep("speed", pair)
+
+
 def test_the_error_names_the_fields_in_which_protocols_differ(pair):
     """Fields come from protocol.json or, without it, from the conditions of the scores."""
     for name, clips, fps in (("alpha", 144, 8.0), ("beta", 256, 16.0)):
