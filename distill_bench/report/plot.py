@@ -27,7 +27,7 @@ from distill_bench.store.machine import usable_cores
 from distill_bench.store.runs import sweep_name
 
 MOST_WORKERS = 4
-MOST_WITH_PNG = 500  # runs: of a larger study, SVGs are for the page, and PNGs take a third longer
+MOST_WITH_PNG = 500  # runs, further samplings aside: PNGs of more take a third longer
 
 
 def plot(folder: Path, workers: int = 1, results: Results | None = None) -> list[Path]:
@@ -69,7 +69,9 @@ def most_workers() -> int:
 def _draw_share(share: tuple[Results, Path, int, int]) -> dict[int, dict]:
     """Draw every `step`-th figure from `first` on; returns index lines by position in the list."""
     results, folder, first, step = share
-    lines, png = {}, len(results.runs) <= MOST_WITH_PNG
+    lines: dict[int, dict] = {}
+    trained = results.runs["run_id"].str.partition("/")[0]  # without /samplings/NAME
+    png = trained.nunique() <= MOST_WITH_PNG
     for place, drawing in enumerate(drawings(Study(results))):
         figure = drawing.draw() if place % step == first else None
         if figure is not None:

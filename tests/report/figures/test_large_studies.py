@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from stores import load_results, write_store
 
+from distill_bench.report import load
 from distill_bench.report.figures import canvas, style
 from distill_bench.report.figures.drawings import drawings
 from distill_bench.report.figures.every_row import draw_differences, every_row
@@ -81,6 +82,15 @@ def test_a_study_of_many_runs_has_no_png(tmp_path, monkeypatch):
     monkeypatch.setattr("distill_bench.report.plot.MOST_WITH_PNG", 1)
     plot(tmp_path, results=results)
     assert {path.suffix for path in (tmp_path / "figures").glob("*.*g")} == {".svg"}
+    # further samplings of a student are no runs
+    lines = (tmp_path / "runs.csv").read_text().splitlines()
+    names = ["one", "one/samplings/ode-nfe2"]
+    changed = [
+        f"{name},{line.split(',', 1)[1]}" for name, line in zip(names, lines[1:], strict=True)
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join([lines[0], *changed]) + "\n")
+    plot(tmp_path, results=load(tmp_path))
+    assert {path.suffix for path in (tmp_path / "figures").glob("*.*g")} == {".svg", ".png"}
 
 
 def test_a_written_svg_keeps_its_texts_and_what_it_refers_to(tmp_path):
