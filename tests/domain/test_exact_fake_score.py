@@ -67,6 +67,12 @@ def test_the_prediction_is_the_gradient_of_the_samples_log_density(name, exits, 
     expected = ((x_t + s**2 * score) / (1 - s)).detach()
     x0_fake = run.nets.fake_score(x_t.detach(), torch.tensor([s], dtype=torch.float64), text)
     torch.testing.assert_close(x0_fake, expected, rtol=1e-7, atol=1e-9)
+    # of x_t alone: the student's weights are those of another network, as for a trained fake score
+    leaf = x_t.detach().requires_grad_()
+    prediction = run.nets.fake_score(leaf, torch.tensor([s], dtype=torch.float64), text)
+    weights = list(run.networks["student"].parameters())
+    by_x_t, *by_weights = torch.autograd.grad(prediction.sum(), [leaf, *weights], allow_unused=True)
+    assert by_x_t.abs().max() > 0 and by_weights == [None] * len(weights)
 
 
 def samples(run: Run, batches: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -130,7 +130,9 @@ def test_the_student_learns_to_be_taken_for_data(name):
     torch.testing.assert_close(*slopes)
 
 
-@pytest.mark.parametrize("method", [DMD2(gan="teacher"), FDistill(discriminator_lr=None)])
+@pytest.mark.parametrize(
+    "method", [DMD2(gan="teacher"), DMD2(gan="fake_score"), FDistill(discriminator_lr=None)]
+)
 def test_a_head_without_a_rate_of_its_own_shares_the_fake_scores_optimiser(method):
     assert method.learning_rates() == {}
     own = dataclasses.replace(method, discriminator_lr=3e-3)

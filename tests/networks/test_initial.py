@@ -15,7 +15,7 @@ from distill_bench.store.runs import initial_path, read_initial
 from distill_bench.teachers.contents import file_hash
 from distill_bench.train import checkpoint
 from distill_bench.train.loop import train
-from distill_bench.train.setup import build_from, record_initial
+from distill_bench.train.setup import build_from, initial_student, record_initial
 
 INITIAL = "dmd2-s0-0123456789ab"
 ADAPTER = {"rank": 2, "alpha": 6.0, "targets": ["to_q"]}
@@ -122,3 +122,12 @@ def test_a_training_records_the_student_that_it_starts_from(make_initial, make_r
     run_dir = make_run("run", init=INITIAL)
     train(run_dir, stop=lambda: True)
     assert read_initial(run_dir)["run_id"] == INITIAL
+
+
+def test_the_student_to_start_from_is_the_last_one_kept(tmp_path):
+    """By number, not by name."""
+    (tmp_path / "students").mkdir()
+    for updates in (5, 9, 10):
+        (tmp_path / "students" / f"{updates}.safetensors").touch()
+    write_result(tmp_path)
+    assert initial_student(tmp_path).name == "10.safetensors"

@@ -154,6 +154,8 @@ def test_the_ratio_of_costs_is_of_the_means_over_seeds(tmp_path):
     assert cost_ratio(a, b) == 4.0 and cost_ratio(b, a) == 0.25 and cost_ratio(a, e) == 400.0
     assert cost_ratio(a, c) is cost_ratio(c, a) is cost_ratio(a, d) is None
     assert budget(results, [c, a]) == 100.0 and budget(results, [c]) is None
+    results.manifest["budget"] = 40.0  # as requested, for whatever rows
+    assert budget(results) == budget(results, [a]) == budget(results, [c]) == 40.0
 
 
 @pytest.mark.filterwarnings("error")

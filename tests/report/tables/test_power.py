@@ -101,10 +101,10 @@ def estimate(score, sd, seeds, level=1.0, clip_error=0.0):
 
 
 def test_each_estimate_is_planned_for_its_target_alone_and_at_the_strictest_level():
-    """An estimate of two seeds is left out, and counts as a comparison."""
+    """An estimate of two seeds is left out, and counts as a comparison, also of the same score."""
     found = [
         estimate("a", 1.0, 3),
-        estimate("b", 0.5, 2),
+        estimate("a", 0.5, 2),
         estimate("c", 2.0, 6, level=-40.0, clip_error=0.1),
         estimate("d", float("nan"), 6),
     ]
