@@ -2,10 +2,11 @@
 
 import pytest
 
+from distill_bench.method import Method
 from distill_bench.methods.consistency import Consistency
 from distill_bench.methods.f_distill import FDistill
 from distill_bench.methods.sgmd import SGMD
-from distill_bench.registry import find_method
+from distill_bench.registry import find_method, methods
 
 # Habits of a code, in all of its presets: fake-score updates per student update, and others.
 CODES = {
@@ -91,3 +92,15 @@ def test_defaults_are_the_published_ones():
     assert SGMD().residual_weight == 0.1  # lambda, arXiv:2605.30116 and LightX2V
     assert FDistill().ratio_high == 20.0  # FastGen@34f30e8, f_distill.py
     assert Consistency().steps == 32
+
+
+@pytest.mark.parametrize("name", methods())
+def test_a_method_that_changes_weights_after_an_update_says_that_it_mixes_them(name):
+    """Adapters of two roles cannot be mixed, so a run with both is refused."""
+    method = find_method(name)
+    changes = method.after_student_update is not Method.after_student_update
+    assert method.mixes_weights is changes
+
+
+def test_the_averages_of_f_distill_are_part_of_a_checkpoint():
+    assert "ratio" in FDistill().modules(2)["histogram"].state_dict()
