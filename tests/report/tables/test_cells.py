@@ -1,5 +1,6 @@
 """Cells of tables of few rows: what they sort by, their marks, words and escapes."""
 
+import io
 import json
 
 import numpy as np
@@ -11,10 +12,11 @@ from distill_bench.report.read_store import REFERENCE
 from distill_bench.report.results import COSTS, Column, load
 from distill_bench.report.rows import COST
 from distill_bench.report.stats import mean_interval
-from distill_bench.report.tables.differences import differences, seeds_for_gaps
+from distill_bench.report.tables.differences import against_baseline, differences, seeds_for_gaps
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.tables.scores import (
     Cell,
+    budget,
     equal_cost,
     equal_cost_caption,
     equal_cost_differences,
@@ -94,6 +96,29 @@ def test_the_seeds_of_a_row_are_those_of_its_most_complete_score(tmp_path):
     alone = Column("m", "Motion", "", "one", False)
     results = study(tmp_path / "one", rows, (D, alone))
     assert "(1 comparisons per score)" in equal_cost_differences_caption(results)
+
+
+def test_a_difference_is_bold_only_after_holms_correction(tmp_path):
+    """Four rows of five seeds; one difference has p = 0.04 before, and 0.07 after."""
+    noise = [0.0, 0.1, -0.1, 0.05, -0.05]
+    away = {"a": [0.0] * 5, "b": [0.05 + x for x in noise], "c": [9 + x for x in noise]}
+    away["d"] = [0.12 + 1.1 * x for x in noise]
+    rows = {name: [{"d": 5.0 + x} for x in values] for name, values in away.items()}
+    results = study(tmp_path, rows)
+    family = against_baseline(results, D, results.baseline, budget(results))
+    raw = {difference.a.method: difference.p for difference, _ in family}
+    corrected = {difference.a.method: p for difference, p in family}
+    assert raw["d"] < 0.05 < corrected["d"] and corrected["c"] < 0.05
+    bold = {row.method: cells[2].best for row, cells in equal_cost_differences(results).lines}
+    assert bold == {name: p < 0.05 for name, p in corrected.items()}
+
+
+def test_runs_without_a_score_are_expected_at_equal_cost(tmp_path):
+    rows = {"a": [{"d": 1.0}, {"d": 2.0}], "b": [{"d": 3.0}, {"status": "failed"}]}
+    table = table_files(study(tmp_path, rows))["equal_cost.csv"]
+    lines = pd.read_csv(io.StringIO(table)).set_index("method")
+    assert lines["expected"].to_dict() == {"a": 2, "b": 2}
+    assert lines["d_n"].to_dict() == {"a": 2, "b": 1}
 
 
 def test_without_a_headline_score_no_seed_counts_at_equal_cost(tmp_path):

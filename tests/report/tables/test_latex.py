@@ -7,8 +7,10 @@ import subprocess
 import pytest
 from stores import load_results, update_json, write_store
 
+from distill_bench.report.results import COSTS
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.tables.latex import COLUMNS, escape_latex
+from distill_bench.report.tables.scores import score_table
 
 
 def bodies(latex):
@@ -34,8 +36,13 @@ def test_every_float_names_the_rows_and_holds_few_columns(tmp_path):
     store = write_store(tmp_path, runs)
     attempt = next(store.glob("alpha0-s1-*")) / "attempts" / "001"
     update_json(attempt / "start.json", code_fingerprint="c2")
-    latex = table_files(load_results(store, tmp_path / "data"))["table.tex"]
+    results = load_results(store, tmp_path / "data")
+    latex = table_files(results)["table.tex"]
     tables = bodies(latex)
+    # every column once, also those of a last float that is not full
+    heads = score_table(results, results.headline + COSTS).heads
+    assert sum(columns.count("r") for columns, _ in tables) == len(heads) - 2
+    assert (len(heads) - 2) % COLUMNS
     assert len(tables) > 1 and latex.count(r"\begin{table}") == len(tables)
     assert all(re.fullmatch(f"ll(r{{1,{COLUMNS}}})", columns) for columns, _ in tables)
     assert latex.startswith("% needs \\usepackage{booktabs}\n") and "resizebox" not in latex
