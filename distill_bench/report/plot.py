@@ -20,6 +20,7 @@ from distill_bench.report.figures.contrasts import shared_contrasts
 from distill_bench.report.figures.drawings import Drawing, drawings
 from distill_bench.report.figures.pairs import against
 from distill_bench.report.figures.study import PlotError, Study, find_column, opened
+from distill_bench.report.read_store import FURTHER
 from distill_bench.report.results import Results
 from distill_bench.store.failures import os_error
 from distill_bench.store.files import read_jsonl, write_bytes
@@ -70,7 +71,7 @@ def _draw_share(share: tuple[Results, Path, int, int]) -> dict[int, dict]:
     """Draw every `step`-th figure from `first` on; returns index lines by position in the list."""
     results, folder, first, step = share
     lines: dict[int, dict] = {}
-    trained = results.runs["run_id"].str.partition("/")[0]  # without /samplings/NAME
+    trained = results.runs["run_id"].str.partition(FURTHER)[0]
     png = trained.nunique() <= MOST_WITH_PNG
     for place, drawing in enumerate(drawings(Study(results))):
         figure = drawing.draw() if place % step == first else None

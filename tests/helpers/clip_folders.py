@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 
 from distill_bench.domain import controls
+from distill_bench.evaluator import Clips
 
 rendered = functools.cache(controls.rendered)  # many tests write the same clips
+
+
+def rendered_pairs(first: int, count: int) -> Clips:
+    """Clips of 16 frames with keys from `first` on, two per prompt."""
+    frames, prompts = controls.rendered(count, first)
+    prompts = [prompt for prompt in prompts[: count // 2] for _ in range(2)]
+    return Clips(np.repeat(frames, 2, axis=1), prompts, list(range(first, first + count)))
 
 
 def write_sampled(

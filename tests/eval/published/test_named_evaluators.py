@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clip_folders import write_sampled
+from clip_folders import rendered_pairs, write_sampled
 from random_networks import write_dinov3, write_video_transformers
 
 from distill_bench.cli import main
-from distill_bench.domain import controls
 from distill_bench.eval.cd_fvd import CDFVD
 from distill_bench.eval.dino_similarity import DINOSimilarity, same_prompt_similarity
 from distill_bench.eval.jedi import JEDi, distances
@@ -48,13 +47,6 @@ def test_without_weights_a_named_evaluator_says_where_to_get_them(name, tmp_path
     assert NAMES[name] in error and "http" in error.replace("huggingface.co", "http")
 
 
-def rendered(first: int, count: int = 8) -> Clips:
-    """Clips of 16 frames, two per prompt."""
-    frames, prompts = controls.rendered(count, first)
-    prompts = [prompt for prompt in prompts[: count // 2] for _ in range(2)]
-    return Clips(np.repeat(frames, 2, axis=1), prompts, list(range(first, first + count)))
-
-
 def corrupted(clips: Clips) -> Clips:
     """Half of every pixel is noise."""
     noise = np.random.default_rng(0).integers(0, 256, clips.frames.shape)
@@ -69,8 +61,8 @@ def test_held_out_clips_are_nearer_to_the_teachers_than_noisy_ones(name, tmp_pat
         "cd_fvd": CDFVD(weights=file, resamples=2),
         "jedi": JEDi(weights=folder, resamples=2),
     }[name]
-    references = {"teacher": rendered(100, 4), "teacher_other": rendered(200, 4)}
-    clips = rendered(0, 4)
+    references = {"teacher": rendered_pairs(100, 4), "teacher_other": rendered_pairs(200, 4)}
+    clips = rendered_pairs(0, 4)
     good = {s.column: s for s in evaluator.scores(clips, references)}
     bad = {s.column: s for s in evaluator.scores(corrupted(clips), references)}
     assert set(good) == {column for column in evaluator.columns if not column.endswith("_data")}
@@ -106,7 +98,11 @@ def test_the_biased_distance_is_videojedis_and_the_other_is_0_on_average():
 
 def test_jedi_is_100_times_the_distance_of_pairs_by_its_kernel_in_both_estimates():
     """In the features of another network: weights of V-JEPA are not shipped."""
-    extractor, clips, teacher = load_extractor("random-r2p1"), rendered(0), rendered(100)
+    extractor, clips, teacher = (
+        load_extractor("random-r2p1"),
+        rendered_pairs(0, 8),
+        rendered_pairs(100, 8),
+    )
     (pair,) = compare(extractor, clips, {"teacher": teacher})
     jedi, biased = distances(pair, 5)
     x, y = extractor(clips), extractor(teacher)
@@ -136,7 +132,7 @@ def test_similarity_is_the_mean_cosine_of_a_prompts_clips():
 @pytest.mark.slow
 def test_clips_that_repeat_across_seeds_are_more_similar(tmp_path, monkeypatch):
     evaluator = DINOSimilarity(weights=str(write_dinov3(tmp_path)))
-    clips = rendered(0)
+    clips = rendered_pairs(0, 8)
     (varied,) = evaluator.scores(clips, {})
     repeated = Clips(np.repeat(clips.frames[::2], 2, axis=0), clips.prompts, clips.seeds)
     (same,) = evaluator.scores(repeated, {})

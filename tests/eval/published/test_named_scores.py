@@ -8,16 +8,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from clip_folders import rendered_pairs
 from torch import Tensor, tensor
 
-from distill_bench.domain import controls
 from distill_bench.eval.cd_fvd import CDFVD
 from distill_bench.eval.dino_similarity import DINOSimilarity
 from distill_bench.eval.jedi import BIASED, JEDi, distances
 from distill_bench.eval.videoalign import SOURCE, VideoAlign
 from distill_bench.evaluate.comparison import compare, frechet_scores
 from distill_bench.evaluate.extractors import Extractor
-from distill_bench.evaluator import Clips
 
 
 def colours(frames: Tensor) -> Tensor:
@@ -46,16 +45,9 @@ def asked(monkeypatch) -> list[str]:
     return names
 
 
-def rendered(first: int, count: int = 12) -> Clips:
-    """Clips of 16 frames, two per prompt."""
-    frames, prompts = controls.rendered(count, first)
-    prompts = [prompt for prompt in prompts[: count // 2] for _ in range(2)]
-    return Clips(np.repeat(frames, 2, axis=1), prompts, list(range(first, first + count)))
-
-
-CLIPS = rendered(0)
-REFERENCES = {"teacher": rendered(100), "teacher_other": rendered(200)}
-REFERENCES |= {"data": rendered(300), "data_other": rendered(400)}
+CLIPS = rendered_pairs(0, 12)
+REFERENCES = {"teacher": rendered_pairs(100, 12), "teacher_other": rendered_pairs(200, 12)}
+REFERENCES |= {"data": rendered_pairs(300, 12), "data_other": rendered_pairs(400, 12)}
 
 
 @pytest.mark.parametrize(
