@@ -134,16 +134,17 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
         _read_reference(kind, store / folder)
         for kind, folder in manifest.get("references", {}).items()
     ]
-    rows = manifest.get("rows", {})
-    references += [_read_row(store / row, content) for row, content in rows.items()]
+    # scored, but without scores: no evaluator of the protocol applies to it
+    references = [row for row in references if row.scores or not row.folder.is_dir()]
+    rows = [_read_row(store / row, content) for row, content in manifest.get("rows", {}).items()]
+    references += [row for row in rows if row.scores or row.status != REFERENCE]
     stored = StoredSweep(
         name=name,
         question=manifest.get("question", ""),
         axes=manifest.get("axes", {}),
         baseline=manifest.get("baseline"),
         runs=runs,
-        # a folder without scores: no evaluator of the protocol applies to this reference
-        references=[row for row in references if row.scores or not row.folder.is_dir()],
+        references=references,
         plateau=manifest.get("plateau"),
         titles=manifest.get("titles", {}),
         contrasts=manifest.get("contrasts", {}),

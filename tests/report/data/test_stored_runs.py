@@ -158,12 +158,14 @@ def test_a_reference_is_scored_or_missing_and_left_out_if_no_score_applies_to_it
 def test_a_row_that_trains_nothing_is_a_reference_with_its_label(empty):
     """It is of the role of its network; the config of its folder is that of no row."""
     done, elsewhere = (write_run(empty, name, 5, 1, 1.0) for name in ("few", "net"))
-    failed = write_run(empty, "net", 6, 1, None, None)
-    write_lines(empty / failed / "metrics.jsonl", [score("speed", 2.0)])
+    failed = write_run(empty, "net", 6, 1, None, None)  # before it had a score
+    unscored = write_run(empty, "net", 8, 1, 1.0)  # no evaluator applies to it
+    (empty / unscored / "metrics.jsonl").unlink()
     rows = {
         done: {"label": "teacher, ODE", "network_hash": None},
         elsewhere: {"label": "Net", "network_hash": "h"},
         failed: {"label": "Other net", "network_hash": "h"},
+        unscored: {"label": "Third net", "network_hash": "h"},
         "net-s7-0a": {"label": "untrained"},
     }
     references = sweep_of(empty, [], rows=rows).references
