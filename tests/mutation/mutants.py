@@ -3,7 +3,8 @@
     make mutants                      # every module whose code or tests changed
     make mutants ONLY="statistics"    # one group of modules.toml, or one module
 
-Writes results/mutants.json and results/mutants.md. A run that was stopped goes on where it was.
+Mutates bodies of functions (mutmut, `engine.py`), then values (`values.py`, `planted.py`). Writes
+results/mutants*.json and results/mutants.md. A run that was stopped goes on where it was.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from engine import plain_source
 from outcomes import Group, Outcome, read_groups, read_outcomes, write_outcomes
+from planted import state_file, value_digest, value_outcome
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
@@ -156,6 +158,17 @@ def _outcome(tree: Path, module: str, source: str) -> Outcome:
     return Outcome(source, len(codes), tuple(changes))
 
 
+def run_values(
+    group: Group, modules: Sequence[str], processes: int, survivors: bool
+) -> dict[str, Outcome]:
+    """Test every value of the modules; raises CalledProcessError if a test fails without one."""
+    command = [sys.executable, str(Path(__file__).parent / "planted.py"), group.name, *modules]
+    command += ["--processes", str(processes), *(["--survivors"] if survivors else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return {module: value_outcome(module) for module in modules}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Test the mutants of every module that changed, and write the report."""
     parser = argparse.ArgumentParser(prog="make mutants", description="Mutation testing.")
@@ -171,27 +184,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(options.only) - known)
     if unknown:
         parser.error(f"no group or module called {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    outcomes = read_outcomes()
     for group in groups:
-        modules = [
-            module
-            for module in group.modules
-            if not options.only or {group.name, module} & set(options.only)
-            if options.fresh
-            or module not in outcomes
-            or outcomes[module].digest != digest(module, group.tests)
-        ]
-        if not modules:
-            continue
-        if options.fresh:
+        chosen = [m for m in group.modules if not options.only or {group.name, m} & {*options.only}]
+        if options.fresh and chosen:
             shutil.rmtree(FOLDER / group.name, ignore_errors=True)
-        print(f"{group.name}: {', '.join(modules)}", flush=True)
-        start = time.monotonic()
-        tested = run_group(group, modules, options.processes, options.survivors)
-        print(f"{group.name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
-        # read anew: another group may have been tested at the same time
-        write_outcomes(read_outcomes() | tested, groups)
-    write_outcomes(read_outcomes(), groups)
+            for module in chosen:
+                state_file(module).unlink(missing_ok=True)
+        for values, run, of_now in (
+            (False, run_group, lambda module, group=group: digest(module, group.tests)),
+            (True, run_values, lambda module, group=group: value_digest(module, group)),
+        ):
+            known = {module: outcome.digest for module, outcome in read_outcomes(values).items()}
+            modules = [m for m in chosen if options.fresh or known.get(m) != of_now(m)]
+            if modules:
+                print(f"{group.name}: {', '.join(modules)}", flush=True)
+                start = time.monotonic()
+                tested = run(group, modules, options.processes, options.survivors)
+                print(f"{group.name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
+                write_outcomes(tested, groups, values)
+    write_outcomes({}, groups, values=False)
     return 0
 
 

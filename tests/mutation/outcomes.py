@@ -1,4 +1,4 @@
-"""Groups of modules that are mutated, and outcomes: results/mutants.json and results/mutants.md.
+"""Groups of modules that are mutated, and the files of outcomes in results/.
 
 Needs no mutmut.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 JSON = ROOT / "results" / "mutants.json"
+VALUES = ROOT / "results" / "mutants_of_values.json"
 MARKDOWN = ROOT / "results" / "mutants.md"
 REASONS = Path(__file__).parent / "reasons.toml"
 GOAL = 0.95
@@ -24,9 +25,12 @@ Written by `make mutants`. A mutant is the code with one small mistake: another 
 text or argument, a condition reversed, a statement left out. It is killed if a fast test of its
 module (`tests/mutation/modules.toml`) fails. An equivalent mutant behaves as the code does, for the
 reason given below (`tests/mutation/reasons.toml`). The goal is 95 % of the others, per module.
-Annotations, docstrings, messages of errors and warnings, defaults of fields, constants of modules,
-presets and class attributes are not mutated, so the shares say nothing about them.
-
+The first table is of bodies of functions, the second of values: constants and tables of modules,
+class attributes, values of presets, defaults of fields and arguments, `detach` and `no_grad`.
+Annotations, docstrings, titles, citations, and messages of errors and warnings are not mutated, so
+the shares say nothing about them.
+"""
+TABLE = """
 | module | mutants | killed | equivalent | survived | killed of non-equivalent |
 |---|---:|---:|---:|---:|---:|
 """
@@ -39,18 +43,20 @@ class Group:
     Attributes:
         modules: paths from the root, e.g. `distill_bench/noise.py`, `methods/dmd.py`.
         tests: files of tests, from the root.
+        values: further files of tests, for the mutants of `values.py`.
     """
 
     name: str
     modules: tuple[str, ...]
     tests: tuple[str, ...]
+    values: tuple[str, ...]
 
 
 def read_groups() -> list[Group]:
     """Groups of modules.toml, in its order."""
     table = tomllib.loads((Path(__file__).parent / "modules.toml").read_text(encoding="utf-8"))
     return [
-        Group(name, _files(entry["modules"]), _files(entry["tests"]))
+        Group(name, *(_files(entry.get(key, ())) for key in ("modules", "tests", "values")))
         for name, entry in table.items()
     ]
 
@@ -80,13 +86,14 @@ class Outcome:
     survivors: tuple[tuple[str, str], ...]
 
 
-def read_outcomes() -> dict[str, Outcome]:
-    """Module -> outcome, from results/mutants.json; empty without the file."""
-    if not JSON.is_file():
+def read_outcomes(values: bool = False) -> dict[str, Outcome]:
+    """Module -> outcome, for bodies of functions or for values; empty without the file."""
+    path = VALUES if values else JSON
+    if not path.is_file():
         return {}
     return {
         module: Outcome(fields["digest"], fields["mutants"], tuple(map(tuple, fields["survivors"])))
-        for module, fields in json.loads(JSON.read_text(encoding="utf-8")).items()
+        for module, fields in json.loads(path.read_text(encoding="utf-8")).items()
     }
 
 
@@ -98,16 +105,30 @@ def read_reasons() -> Reasons:
     return tomllib.loads(REASONS.read_text(encoding="utf-8"))
 
 
-def write_outcomes(outcomes: Mapping[str, Outcome], groups: Sequence[Group]) -> None:
-    """Write the two files, modules in the order of the groups."""
+def write_outcomes(tested: Mapping[str, Outcome], groups: Sequence[Group], values: bool) -> None:
+    """Add outcomes of bodies or of values to their file, and write the report.
+
+    The file is read anew: another group may have been tested at the same time.
+    """
     modules = [module for group in groups for module in group.modules]
+    outcomes = read_outcomes(values) | tested
     ordered = {module: asdict(outcomes[module]) for module in modules if module in outcomes}
-    JSON.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    MARKDOWN.write_text(as_markdown(outcomes, modules, read_reasons()), encoding="utf-8")
+    text = json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
+    (VALUES if values else JSON).write_text(text, encoding="utf-8")
+    MARKDOWN.write_text(as_markdown(modules, read_reasons()), encoding="utf-8")
 
 
-def as_markdown(outcomes: Mapping[str, Outcome], modules: Sequence[str], reasons: Reasons) -> str:
-    """The report: a table of the modules, then the survivors of each with their reasons."""
+def as_markdown(modules: Sequence[str], reasons: Reasons) -> str:
+    """The report: tables of the modules, then the survivors of each with their reasons."""
+    bodies, bodies_survived = _table(read_outcomes(), modules, reasons, "")
+    values, values_survived = _table(read_outcomes(values=True), modules, reasons, ": values")
+    return f"{HEAD}{TABLE}{bodies}\nValues:\n{TABLE}{values}{bodies_survived}{values_survived}"
+
+
+def _table(
+    outcomes: Mapping[str, Outcome], modules: Sequence[str], reasons: Reasons, suffix: str
+) -> tuple[str, str]:
+    """Rows of the table, and a section per module with survivors."""
     lines, sections = [], []
     for module in modules:
         if module not in outcomes:
@@ -129,9 +150,9 @@ def as_markdown(outcomes: Mapping[str, Outcome], modules: Sequence[str], reasons
         counts = (result.mutants, killed, len(equivalent), len(survived))
         lines.append(f"| {module} | {' | '.join(map(str, counts))} | {share:.1%}{below} |\n")
         if result.survivors:
-            sections.append(f"\n## {module}\n")
+            sections.append(f"\n## {module}{suffix}\n")
             sections += _list("Survived", survived) + _list("Equivalent", equivalent)
-    return HEAD + "".join(lines) + "".join(sections)
+    return "".join(lines), "".join(sections)
 
 
 def _reason(reasons: Reasons, kind: str, module: str, function: str, change: str) -> str | None:

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from outcomes import MARKDOWN, as_markdown, read_groups, read_outcomes, read_reasons
+from values import mutants_of
 
 ROOT = Path(__file__).parents[2]
 MUTATED = [  # every module through which the numbers of a table go
@@ -47,16 +48,14 @@ def test_every_module_that_numbers_go_through_is_mutated_once():
 
 def test_the_report_follows_from_the_outcomes_and_reasons():
     modules = [module for group in read_groups() for module in group.modules]
-    outcomes = read_outcomes()
-    assert set(outcomes) <= set(modules)
-    assert MARKDOWN.read_text(encoding="utf-8") == as_markdown(outcomes, modules, read_reasons())
+    assert set(read_outcomes()) | set(read_outcomes(values=True)) <= set(modules)
+    assert MARKDOWN.read_text(encoding="utf-8") == as_markdown(modules, read_reasons())
 
 
 def test_every_reason_is_of_a_mutant_that_survived():
+    outcomes = [*read_outcomes().items(), *read_outcomes(values=True).items()]
     survivors = {
-        (module, *survivor)
-        for module, outcome in read_outcomes().items()
-        for survivor in outcome.survivors
+        (module, *survivor) for module, outcome in outcomes for survivor in outcome.survivors
     }
     reasons = {
         (module, function, change)
@@ -65,10 +64,45 @@ def test_every_reason_is_of_a_mutant_that_survived():
         for module, by_function in by_module.items()
         for function, by_change in by_function.items()
         for change in by_change
-        if module in read_outcomes()
+        if module in dict(outcomes)
     }
     assert reasons - survivors == set()
     assert set(read_reasons()) <= {"equivalent", "survivor", "everywhere"}
     for rule in read_reasons().get("everywhere", ()):
         assert rule["kind"] in ("equivalent", "survivor")
         assert any(re.search(rule["change"], change) for _, _, change in survivors), rule
+
+
+SOURCE = '''"""A docstring with 3 words."""
+TABLE = {"mean": 0.5, "a title": -1}
+class Example(Method):
+    title: ClassVar[str] = "example"
+    paper: ClassVar[Citation] = Citation("2405.14867", "A title", 2024)
+    presets: ClassVar = {"paper": Preset("repo@1", {"method.space": "x0", "method.on": True})}
+    size: Annotated[int, Field(ge=1)] = 2
+@torch.no_grad()
+def gap(x, *, scale: float = 0.0):
+    half = 0.5
+    return half * (x - 1).detach()
+'''
+
+
+def test_values_are_mutated_one_at_a_time_and_texts_for_readers_are_not():
+    choices = {"space": [("x0", "velocity")]}
+    mutants = list(mutants_of(SOURCE, choices))
+    changed = [
+        (mutant.place, *set(mutant.source.split("\n")).difference(SOURCE.split("\n")))
+        for mutant in mutants
+    ]
+    presets = '    presets: ClassVar = {"paper": Preset("repo@1", {"method.space": %s})}'
+    assert changed == [
+        ("TABLE", """TABLE = {'XXmeanXX': 0.5, "a title": -1}"""),
+        ("TABLE", 'TABLE = {"mean": 1.0, "a title": -1}'),
+        ("TABLE", 'TABLE = {"mean": 0.5, "a title": -2}'),
+        ("Example.presets", presets % """'velocity', "method.on": True"""),
+        ("Example.presets", presets % '"x0", "method.on": False'),
+        ("Example.size", "    size: Annotated[int, Field(ge=1)] = 3"),
+        ("gap", "def gap(x, *, scale: float = 1.0):"),
+        ("gap", "    return half * (x - 1)"),
+        ("gap", "@torch.enable_grad()"),
+    ]
