@@ -207,7 +207,7 @@ class MixtureTruth(Evaluator):
             score(
                 "mixture_energy_teacher",
                 [
-                    energy_distance(group.x, other.x, group.resamples, paired=True)
+                    energy_distance(group.x, other.x, group.resamples, group.twins(other))
                     for group, other in pairs
                 ],
                 "energy distance to teacher",
@@ -229,6 +229,7 @@ class Group:
         self.mixture, self.prompt, self.row = mixture, prompt, names.index(prompt)
         members = np.flatnonzero(np.array(clips.prompts) == prompt)
         self.weights = mixture.weights[self.row]
+        self.seeds = np.array(clips.seeds)[members]
         shape = tuple(clips.facts["latent_shape"].tolist())
         self.x = undithered(clips.frames[members], shape).flatten(1)
         joint = joint_log_density(mixture, self.x, self.weights)
@@ -268,6 +269,16 @@ class Group:
         observed = self.resamples @ (self.motion[:, None] <= grid).double()
         return torch.trapezoid((observed - expected).abs(), grid)
 
+    def twins(self, other: "Group") -> Tensor:
+        """True for pairs (N, M) of clips of the same noise: those of one seed.
+
+        If no seed is common, or a seed is repeated, clips in the same place are taken for twins.
+        """
+        same = torch.from_numpy(self.seeds[:, None] == other.seeds)
+        if same.any() and same.sum(0).max() == same.sum(1).max() == 1:
+            return same
+        return torch.eye(*same.shape, dtype=torch.bool)
+
     def exact(self) -> Tensor:
         """Exact samples (EXACT_SAMPLES, d) of the prompt's data, always the same."""
         draws = generator("mixture/exact", self.row)
@@ -304,20 +315,18 @@ def entropies(shares: Tensor) -> Tensor:
     return torch.special.entr(shares).sum(-1)
 
 
-def energy_distance(x: Tensor, y: Tensor, resamples: Tensor, paired: bool = False) -> Tensor:
+def energy_distance(x: Tensor, y: Tensor, resamples: Tensor, twins: Tensor | None = None) -> Tensor:
     """Unbiased squared energy distance (1 + R,) of x (N, d) to y (M, d), for resamples of x.
 
     A resample draws clips twice, so its values have a bias; only their spread is meant to be used.
 
     Args:
-        paired: x and y of one index are not independent, because they came from the same noise;
-            such pairs are left out. Equal x and y are then at distance 0.
+        twins: True for pairs (N, M) that are left out, because they are not independent: they came
+            from the same noise. Equal x and y are then at distance 0.
     """
     within, across = torch.cdist(x, x), torch.cdist(x, y)
     n, m = len(x), len(y)
-    pairs = torch.ones_like(across)
-    if paired:
-        pairs.fill_diagonal_(0)
+    pairs = torch.ones_like(across) if twins is None else (~twins).to(across.dtype)
     between = resamples @ ((across * pairs).sum(1) / pairs.sum(1))
     own = (resamples @ within * resamples).sum(1) * n / (n - 1)
     other = torch.cdist(y, y).sum() / (m * (m - 1))

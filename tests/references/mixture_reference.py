@@ -1,15 +1,44 @@
 """Scores of a few clips of the mixture by definitions of scipy and torch."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from scipy import stats
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from distill_bench.domain.closed_form import FlatNetwork
 from distill_bench.domain.latent_clips import dithered, undithered
-from distill_bench.domain.mixture import PROMPTS, SHAPE, motion_mixture
+from distill_bench.domain.mixture import PROMPTS, SHAPE, MixtureBlock, motion_mixture, transported
+from distill_bench.domain.mixture_teacher import MixturePipeline
 
 MIXTURE = motion_mixture()
+PER_PROMPT = 200
+NAMES = [name for name in PROMPTS for _ in range(PER_PROMPT)]
 SOME = ["mostly fast", "any motion", "mostly fast", "any motion", "any motion", "mostly fast"] * 3
+
+
+def bundled_facts() -> dict[str, np.ndarray]:
+    """Facts beside clips of the bundled mixture."""
+    net = FlatNetwork(MixtureBlock(MIXTURE))
+    pipeline = MixturePipeline(SimpleNamespace(), torch.device("cpu"), SHAPE, net, MIXTURE)
+    object.__setattr__(pipeline, "prompts", lambda: list(PROMPTS))
+    return pipeline.facts(None, torch.ones(1), "ode", 1.0)
+
+
+def latents(seed: int = 0, mixture=MIXTURE) -> torch.Tensor:
+    """Exact samples (N, d) of NAMES."""
+    draws = torch.Generator().manual_seed(seed)
+    share = torch.rand(len(NAMES), generator=draws)
+    noise = torch.randn(len(NAMES), 16, generator=draws)
+    return transported(mixture, [list(PROMPTS).index(name) for name in NAMES], share, noise)
+
+
+def slowed(x: torch.Tensor) -> torch.Tensor:
+    """Samples (N, d) that move by 0.7 of what they did."""
+    z = x.double() @ MIXTURE.basis
+    z[:, :2] *= 0.7
+    return z @ MIXTURE.basis.T
 
 
 class ByHand:

@@ -74,8 +74,8 @@ def test_the_error_of_the_energy_distance_to_the_teacher_resamples_the_clips():
         own, other = (
             evaluator.Group(MIXTURE, side, name, list(PROMPTS)) for side in (sample, teacher)
         )
-        resamples = evaluator.resampling_weights(60)
-        of_prompt.append(evaluator.energy_distance(own.x, other.x, resamples, paired=True)[1:])
+        resamples, twins = evaluator.resampling_weights(60), torch.eye(60, dtype=torch.bool)
+        of_prompt.append(evaluator.energy_distance(own.x, other.x, resamples, twins)[1:])
     expected = float(torch.stack(of_prompt).mean(0).std())
     assert scores(sample, teacher)["mixture_energy_teacher"].sd == pytest.approx(expected, rel=1e-9)
 

@@ -1,40 +1,33 @@
 """The evaluator of mixture students: exact samples score at the floor, planted losses are found."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from mixture_reference import SOME, ByHand, energy, mean_of
+from mixture_reference import (
+    NAMES,
+    PER_PROMPT,
+    SOME,
+    ByHand,
+    bundled_facts,
+    energy,
+    latents,
+    mean_of,
+    slowed,
+)
 from scipy import stats
 
 from distill_bench.domain import controls
-from distill_bench.domain.closed_form import FlatNetwork
 from distill_bench.domain.latent_clips import ERROR, RANGE, dithered, undithered
-from distill_bench.domain.mixture import PROMPTS, SHAPE, MixtureBlock, motion_mixture, transported
-from distill_bench.domain.mixture_teacher import MixturePipeline
+from distill_bench.domain.mixture import PROMPTS, SHAPE, motion_mixture, transported
 from distill_bench.eval import mixture_truth as evaluator
 from distill_bench.evaluator import Clips
 
 MIXTURE = motion_mixture()
-PER_PROMPT = 200
-NAMES = [name for name in PROMPTS for _ in range(PER_PROMPT)]
 
 
 @pytest.fixture(scope="module")
 def facts():
-    net = FlatNetwork(MixtureBlock(MIXTURE))
-    pipeline = MixturePipeline(SimpleNamespace(), torch.device("cpu"), SHAPE, net, MIXTURE)
-    object.__setattr__(pipeline, "prompts", lambda: list(PROMPTS))
-    return pipeline.facts(None, torch.ones(1), "ode", 1.0)
-
-
-def latents(seed: int = 0, mixture=MIXTURE) -> torch.Tensor:
-    """Exact samples (N, d) of NAMES."""
-    draws = torch.Generator().manual_seed(seed)
-    share = torch.rand(len(NAMES), generator=draws)
-    noise = torch.randn(len(NAMES), 16, generator=draws)
-    return transported(mixture, [list(PROMPTS).index(name) for name in NAMES], share, noise)
+    return bundled_facts()
 
 
 def clips(x: torch.Tensor, facts: dict) -> Clips:
@@ -101,12 +94,6 @@ def still(x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(
         undithered(controls.frozen(dithered(x.reshape(-1, *SHAPE)).numpy()), SHAPE).numpy()
     ).flatten(1)
-
-
-def slowed(x: torch.Tensor) -> torch.Tensor:
-    z = x.double() @ MIXTURE.basis
-    z[:, :2] *= 0.7
-    return z @ MIXTURE.basis.T
 
 
 def without_a_mode(x: torch.Tensor) -> torch.Tensor:
@@ -222,30 +209,6 @@ def test_the_w1_distance_of_a_shift_is_the_shift(facts):
     for group, other in zip(moved, unmoved, strict=True):
         assert float(group.motion_w1(other)[0]) == pytest.approx(0.5, abs=0.005)
         assert float(group.motion_w1()[0]) == pytest.approx(0.5, abs=0.1)
-
-
-def test_the_energy_distance_follows_its_definition():
-    x = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
-    y = torch.tensor([[1.0], [1.0], [4.0]], dtype=torch.float64)
-    weights = torch.full((1, 2), 0.5, dtype=torch.float64)
-    between = (1 + 1 + 4 + 1 + 1 + 2) / 6
-    expected = 2 * between - 2 - (0 + 3 + 3) / 3
-    assert float(evaluator.energy_distance(x, y, weights)[0]) == pytest.approx(expected)
-    apart = (1 + 4 + 1 + 2) / 4  # without the pairs of equal index: |0 - 1| and |2 - 1|
-    paired = evaluator.energy_distance(x, y, weights, paired=True)
-    assert float(paired[0]) == pytest.approx(2 * apart - 2 - (0 + 3 + 3) / 3)
-
-
-def test_the_energy_distance_to_clips_of_the_same_noise_is_unbiased():
-    """Samples moved by little, beside samples of another noise moved alike."""
-    x, fresh = latents().double(), latents(10_000).double()
-    resamples = torch.full((1, 1000), 1e-3, dtype=torch.float64)
-    same, others = (
-        float(evaluator.energy_distance(x + 0.1, y, resamples, paired=True)[0]) for y in (x, fresh)
-    )
-    assert 0 < same == pytest.approx(others, abs=0.02)
-    unpaired = float(evaluator.energy_distance(x + 0.1, x, resamples)[0])
-    assert unpaired < same - 0.005  # each clip is near its own twin
 
 
 @pytest.mark.slow
