@@ -11,6 +11,7 @@ from distill_bench.config.errors import ConfigError
 from distill_bench.config.identity import run_id
 from distill_bench.config.resolve import resolve
 from distill_bench.config.yaml_files import dump_yaml
+from distill_bench.domain.gaussian import SPREAD, LinearBlock, velocity_matrix
 from distill_bench.domain.gaussian_teacher import main
 from distill_bench.eval.exact_divergence import ExactDivergence, fisher, kl, wasserstein
 from distill_bench.evaluate.score import evaluate
@@ -94,6 +95,16 @@ def test_levels_below_zero_and_above_one_count_as_these_in_any_precision(pipelin
     beyond = block.at(torch.tensor([-0.1, 0.3, 1.0, 1.2]), text)
     for part, expected in zip(beyond, inside, strict=True):
         torch.testing.assert_close(part, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_between_its_knots_a_new_student_is_near_the_teachers_velocity_minus_the_spread(pipeline):
+    sigma = torch.linspace(0, 1, 200, dtype=torch.float64)
+    student = LinearBlock(pipeline.mean, pipeline.shifts, pipeline.covariance)
+    text = torch.zeros(len(sigma), len(pipeline.shifts), dtype=torch.float64)
+    expected = velocity_matrix(sigma, pipeline.covariance)
+    expected = expected - SPREAD * sigma[:, None, None] ** 2 * torch.eye(len(pipeline.mean))
+    error = (student.at(sigma, text)[0] - expected).norm(dim=(1, 2)) / expected.norm(dim=(1, 2))
+    assert error.max() < 0.04
 
 
 def test_guidance_moves_only_the_mean(pipeline):

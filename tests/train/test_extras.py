@@ -24,6 +24,7 @@ from distill_bench.testing.tiny import tiny_clips
 from distill_bench.train import extras
 
 CPU = torch.device("cpu")
+STEPS = extras.ODE_STEPS  # of runs; the fixture below takes fewer
 DRAWS = Draws(0, 0, "student", range(6), CPU, torch.float32)
 
 
@@ -80,6 +81,22 @@ def test_pairs_hold_noise_and_the_teachers_samples_and_are_made_once(pairs, tmp_
     assert_equal_pairs(made, cached)
     assert made["x0"].isfinite().all()
     assert not torch.equal(made["x0"], made["noise"])
+
+
+def test_pairs_of_the_gaussian_teacher_are_near_the_exact_solution_of_its_ode(
+    tmp_path, monkeypatch
+):
+    """The exact solution maps unit noise to m + C^(1/2) noise; at shift 3, pairs are within 8 %."""
+    monkeypatch.setattr(extras, "ODE_STEPS", STEPS)
+    fields = {"method": "dmd", "teacher": "gaussian", "data": None, "guidance_scale": 1.0}
+    config = resolve(TINY_RUN | fields | {"shift": 3.0})
+    pipeline = pipeline_of(config, CPU, tmp_path)
+    pairs = extras.ode_pairs(config, pipeline, tmp_path)(DRAWS)
+    values, basis = torch.linalg.eigh(pipeline.covariance)
+    deviation = pairs["noise"].flatten(1).double() @ (basis * values.sqrt()) @ basis.T
+    mean = pipeline.mean + pairs["text"][:, 0].double() @ pipeline.shifts
+    error = (pairs["x0"].flatten(1) - mean - deviation).norm() / deviation.norm()
+    assert error < 0.08
 
 
 def test_interrupted_pairs_resume_with_the_same_bits(pairs, tmp_path):
