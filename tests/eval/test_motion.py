@@ -227,7 +227,6 @@ def test_half_speed_halves_the_ratio_and_shuffling_changes_it():
 
 @pytest.mark.parametrize("shift", [(1.0, 0.0), (4.0, 2.0), (8.0, -4.0)])
 def test_farneback_reads_shifted_textures_within_two_per_cent(shift):
-    pytest.importorskip("cv2")
     clip = texture(480, 832, shift, 2)
     read, true = speeds(clip[None], farneback_flow), float(np.hypot(*shift))
     assert read.mean[0] == pytest.approx(true, rel=0.005)

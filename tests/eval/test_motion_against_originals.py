@@ -84,13 +84,12 @@ WRONG_CLIPS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mistake", [*WRONG_CLIPS, "all pixels", "the fastest 20 %"])
 @pytest.mark.usefixtures("flow_is_known")
 def test_a_mistake_in_the_dynamic_degree_is_caught(mistake, monkeypatch):
     """More than one clip in twenty changes sides; the tolerance is none."""
     changed = []
-    for frames, fps in RATES:
+    for frames, fps in RATES[:3]:
         clips = clips_of_known_flow(frames, fps)
         if mistake in WRONG_CLIPS:
             wrong = WRONG_CLIPS[mistake](clips)
@@ -150,7 +149,6 @@ FLOW_INPUT = {
 
 @pytest.mark.parametrize("mistake", FLOW_INPUT)
 def test_farneback_is_opencvs_and_a_mistake_in_its_input_is_caught(mistake):
-    pytest.importorskip("cv2")
     clip = textured_clips(1, 4, 96, 120, seed=0)[0]
     expected = top_by_opencv(clip)
     read = speeds(FLOW_INPUT[mistake](clip)[None], farneback_flow).by_pair[0]
@@ -160,7 +158,6 @@ def test_farneback_is_opencvs_and_a_mistake_in_its_input_is_caught(mistake):
 
 def test_farneback_reads_fast_textures_with_opencvs_levels_and_iterations():
     """18 pixels per frame: fewer levels, or more iterations, would read another speed."""
-    pytest.importorskip("cv2")
     clip = textured_clips(1, 13, 160, 192, seed=0)[0, ::6]
     read = speeds(clip[None], farneback_flow).by_pair[0]
     assert read == pytest.approx(top_by_opencv(clip), rel=1e-5)

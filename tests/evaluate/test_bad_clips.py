@@ -57,8 +57,6 @@ def only_file(name: str, content: bytes) -> Spoil:
     """Replace the files of the folder by one damaged file."""
 
     def spoil(folder: Path) -> None:
-        if name.endswith(".mp4"):
-            pytest.importorskip("av")
         emptied(folder)
         (folder / name).write_bytes(content)
 

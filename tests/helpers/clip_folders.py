@@ -7,8 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
-import pytest
 
 from distill_bench.domain import controls
 from distill_bench.evaluator import Clips
@@ -68,7 +68,6 @@ def save_video(
         shown: when each frame is shown, in frames; default: evenly.
         stream_keys: attributes of the stream's codec context.
     """
-    av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[2:]

@@ -4,6 +4,7 @@ import struct
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clip_folders import save_animation, save_clip, save_video
@@ -182,7 +183,6 @@ def test_pixels_that_are_not_square_are_refused(tmp_path):
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".apng", ".mkv"])
 def test_transparent_pixels_are_refused_and_an_opaque_alpha_is_not(suffix, tmp_path):
     """Their colours are undefined; a player shows the ground behind them."""
-    av = pytest.importorskip("av")
     colours = np.arange(4 * 16 * 16 * 3).reshape(4, 16, 16, 3) % 251
     for name, lowest in (("opaque", 255), ("clear", 0)):
         path, alpha = tmp_path / f"{name}{suffix}", np.full((4, 16, 16, 1), 255)
