@@ -15,44 +15,30 @@ Axes: B samples, C channels, T latent frames, H and W latent height and width; t
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from distill_bench.draws import Draws
 from distill_bench.evaluator import Citation as Citation
+from distill_bench.fields import Count as Count
+from distill_bench.fields import Depth as Depth
+from distill_bench.fields import Equals as Equals
+from distill_bench.fields import Lowers as Lowers
+from distill_bench.fields import NoDirection as NoDirection
+from distill_bench.fields import NotNegative as NotNegative
+from distill_bench.fields import Positive as Positive
+from distill_bench.fields import Raises as Raises
+from distill_bench.fields import Scales as Scales
+from distill_bench.fields import Share as Share
+from distill_bench.fields import added as added
 from distill_bench.noise import GuidanceScale, add_noise, over, x0_to_velocity
-
-# Types of a method's fields that state their range; it is checked when a run is resolved.
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Depth = Annotated[float, Field(gt=0, le=1)]  # share of a network's blocks
 
 Space = Literal["velocity", "x0", "noise"]  # of the prediction whose error is a loss
 
-
-class Scales:
-    """Marks a field as the only weight of terms: `Annotated[NotNegative, Scales("gan")] = 0.1`."""
-
-    def __init__(self, *terms: str) -> None:
-        self.terms = terms
-
-
 # (x_t (B, C, T, H, W), sigma (B,), text (B, L, D)) -> x0_hat (B, C, T, H, W)
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def added(default: Any) -> Any:
-    """A field of a method that some stored runs are older than.
-
-    At its default, the earlier behaviour, it is left out of run.yaml and of the run's id, so that
-    the stored runs keep their ids.
-    """
-    return field(default=default, metadata={"added": True})
 
 
 class Role(Protocol):
@@ -178,17 +164,18 @@ class Method(ABC):
         @dataclass(frozen=True)
         class MyMethod(Method):
             paper: ClassVar[str] = "none"
-            scale: float = 1.0
+            scale: Annotated[float, Scales("kl")] = 1.0  # weight of the term "kl"
 
             def student_loss(self, nets, batch):
                 x0 = nets.rollout(batch)
                 scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
-                gradient = self.scale * (scores.x0_fake - scores.x0_teacher)
-                return Loss({"kl": toward(x0, gradient)}, x0)
+                gradient = scores.x0_fake - scores.x0_teacher
+                return Loss({"kl": self.scale * toward(x0, gradient)}, x0)
 
     Save it as methods/my_method.py, or write `method: path/to/my_method.py:MyMethod` in the sweep.
     Types of fields are checked when a run is resolved, with ranges as `Count` or `Share`. A
-    ValueError of `__post_init__` is reported as one line.
+    ValueError of `__post_init__` is reported as one line. Every number states its direction by a
+    mark of `distill_bench.fields`, which `distill-bench check` holds against the method.
     """
 
     paper: ClassVar[Citation | str]  # or another source, or "none: ..."

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from distill_bench.method import (
     Method,
     Nets,
     Preset,
+    Raises,
     added,
     mean_per_sample,
 )
@@ -53,7 +54,7 @@ class Consistency(Method):
         ),
     }
 
-    steps: Count = 32
+    steps: Annotated[Count, Raises("level/target")] = 32
     distance: Literal["mse", "pseudo_huber"] = "mse"
     weight: Literal["inverse_step", "one"] = added("inverse_step")
     target: Literal["average", "student"] = added("average")

@@ -18,12 +18,14 @@ from distill_bench.method import (
     Batch,
     Citation,
     Depth,
+    Equals,
     Loss,
     Method,
     Nets,
     NotNegative,
     Positive,
     Preset,
+    Raises,
     Role,
     Scales,
     Space,
@@ -94,10 +96,11 @@ class DMD2(Method):
     gan: Literal["none", "fake_score", "teacher"] = "none"
     gan_weight: Annotated[NotNegative, Scales("gan")] = 5e-3
     discriminator_weight: Annotated[NotNegative, Scales("discriminator", "r1")] = 1e-2
-    discriminator_lr: Positive | None = None  # None: the head shares the fake score's optimiser
+    # None: the head shares the fake score's optimiser
+    discriminator_lr: Annotated[Positive | None, Equals("rate/head")] = None
     feature_depth: Depth = 0.5
     r1_weight: Annotated[NotNegative, Scales("r1")] = 0.0
-    r1_std: Positive = 0.1
+    r1_std: Annotated[Positive, Raises("r1")] = 0.1
     denoise: Space = added("velocity")  # space of the fake score's denoising loss
 
     @property

@@ -13,6 +13,7 @@ from distill_bench.method import (
     Nets,
     NotNegative,
     Preset,
+    Raises,
     Scales,
     renoise,
     reverse_kl,
@@ -58,8 +59,8 @@ class DPDMD(Method):
     }
 
     diversity_weight: Annotated[NotNegative, Scales("diversity")] = 0.05
-    teacher_steps: Count = 30
-    anchor: Count = 5
+    teacher_steps: Annotated[Count, Raises("level/teacher")] = 30
+    anchor: Annotated[Count, Raises("evaluations/teacher", linear=True)] = 5
 
     def __post_init__(self) -> None:
         if self.anchor > self.teacher_steps:

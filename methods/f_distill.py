@@ -20,12 +20,15 @@ from distill_bench.method import (
     Citation,
     Count,
     Depth,
+    Equals,
     Loss,
+    Lowers,
     Method,
     Nets,
     NotNegative,
     Positive,
     Preset,
+    Raises,
     Scales,
     Share,
     renoise,
@@ -83,14 +86,16 @@ class FDistill(Method):
     ] = "jensen_shannon"
     gan_weight: Annotated[NotNegative, Scales("gan")] = 1e-3
     discriminator_weight: Annotated[NotNegative, Scales("discriminator", "r1")] = 1.0
-    discriminator_lr: Positive | None = 1e-4  # None: the head shares the fake score's optimiser
+    # None: the head shares the fake score's optimiser
+    discriminator_lr: Annotated[Positive | None, Equals("rate/head")] = 1e-4
     feature_depth: Depth = 0.5
     r1_weight: Annotated[NotNegative, Scales("r1")] = 0.0
-    r1_std: Positive = 0.1
-    ratio_low: Positive = 0.1
-    ratio_high: Positive = 20.0
-    ratio_average: Share = 0.9  # decay of the moving averages, per micro-batch
-    bins: Count = 10
+    r1_std: Annotated[Positive, Raises("r1")] = 0.1
+    ratio_low: Annotated[Positive, Raises("mean/histogram")] = 0.1
+    ratio_high: Annotated[Positive, Raises("mean/histogram")] = 20.0
+    # decay of the moving averages, per micro-batch
+    ratio_average: Annotated[Share, Lowers("moves/histogram", linear=True)] = 0.9
+    bins: Annotated[Count, Equals("size/histogram")] = 10
 
     def __post_init__(self) -> None:
         if self.ratio_low >= self.ratio_high:

@@ -14,6 +14,7 @@ from distill_bench.expressions import ExpressionError, evaluate_expression
 from distill_bench.method import (
     Batch,
     Loss,
+    Lowers,
     Method,
     Nets,
     NotNegative,
@@ -75,7 +76,9 @@ class GradientTemplate(Method):
     b: Coefficient = "0"
     lam: Coefficient = "0"
     normaliser: Literal["sample", "batch", "none"] = "sample"
-    epsilon: NotNegative = 0.0
+    epsilon: Annotated[
+        NotNegative, Lowers("gradient/direct", "gradient/fake_score", "gradient/teacher")
+    ] = 0.0
     teacher_stop_gradient: bool = True
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import nn
 
@@ -10,6 +10,7 @@ from distill_bench.method import (
     Batch,
     Citation,
     Loss,
+    Lowers,
     Method,
     Nets,
     Preset,
@@ -44,7 +45,7 @@ class IDA(Method):
         )
     }
 
-    keep: Share = 0.97
+    keep: Annotated[Share, Lowers("moves/fake_score", linear=True)] = 0.97
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:
         x0 = nets.rollout(batch)

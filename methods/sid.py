@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from distill_bench.method import (
     Batch,
     Citation,
     Loss,
+    Lowers,
     Method,
     Nets,
     Preset,
@@ -49,7 +50,7 @@ class SiD(Method):
         ),
     }
 
-    alpha: float = 1.0
+    alpha: Annotated[float, Lowers("sid", linear=True)] = 1.0
 
     @property
     def differentiated_roles(self) -> frozenset[str]:

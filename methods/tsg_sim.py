@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from distill_bench.method import (
     Batch,
     Citation,
     Loss,
+    Lowers,
     Method,
     Nets,
     Preset,
@@ -41,7 +42,7 @@ class TSGSIM(Method):
         )
     }
 
-    alpha: float = 1.0
+    alpha: Annotated[float, Lowers("sim", linear=True)] = 1.0
 
     @property
     def differentiated_roles(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # From low to high. Files import from the lines above their own; within a line, only from their own
 # group. Groups are separated by "|".
 LAYERS = """
-store | noise draws method evaluator registry rollout discriminator expressions
+store | noise draws fields method evaluator registry rollout discriminator expressions
 teachers schedulers autoencoder
 domain
 config

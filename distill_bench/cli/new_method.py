@@ -42,7 +42,8 @@ class $title(Method):
     }
 
     # Every field is a key of a sweep (`method.weight: [0.5, 1]`), its type is checked, and it must
-    # have an effect. `Scales` says that it is the weight of the term "kl".
+    # have an effect. A number states its direction: `Scales` says that it is the weight of the term
+    # "kl"; `Raises`, `Lowers`, `Equals` and `NoDirection` are in distill_bench/fields.py.
     weight: Annotated[NotNegative, Scales("kl")] = 1.0
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:

@@ -21,6 +21,7 @@ from distill_bench.registry import find_plugin
 from distill_bench.store.files import user_text
 from distill_bench.testing.checks import CHECKS
 from distill_bench.testing.evaluator_checks import EVALUATOR_CHECKS, EvaluatorCase
+from distill_bench.testing.hyperparameter_checks import undirected
 from distill_bench.testing.ranks import check_two_ranks
 from distill_bench.testing.runs import Runs
 
@@ -39,13 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            kind, _ = find_plugin(options.plugin)
+            kind, plugin = find_plugin(options.plugin)
             checks = (_of_method if kind == "method" else _of_evaluator)(options, Path(folder))
         except (ValueError, OSError) as error:
             print(f"distill-bench check: {error}", file=sys.stderr)
             return 2
         print(f"{kind} {options.plugin}: {len(checks)} checks", flush=True)
         failed = sum([not _passes(*check) for check in checks])
+    for field, reason in undirected(plugin).items() if kind == "method" else ():
+        print(f"{field} states no direction: {reason}")
     print(f"{failed} of {len(checks)} checks failed" if failed else "every check passed")
     return 1 if failed else 0
 

@@ -39,6 +39,7 @@ COUNTS = {
     "evaluator": False,
     "export": False,
     "expressions": True,
+    "fields": False,
     "method": True,
     "networks": True,
     "noise": True,
