@@ -26,7 +26,8 @@ class Consistency(Method):
     """Loss weight * distance(student(x_s, s), sg target(x_r, r)); there is no fake score.
 
     x_s is real data noised to level s, and x_r follows from it by one Euler step of the guided
-    teacher. s and r are neighbours on a grid of `steps` levels, warped by the run's score_shift.
+    teacher. s and r are neighbours among `steps` + 1 levels from 0 to 1, warped by the run's
+    score_shift.
     The target is the run's moving average (`ema`) or the student itself; at r = 0 it returns x_r,
     its input. The weight is 1 / (s - r) (`inverse_step`) or 1 (`one`).
 
@@ -46,7 +47,7 @@ class Consistency(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
             "arXiv:2303.01469, algorithm 2, N = 18 levels",
-            {"method.steps": 18, "method.distance": "mse", "method.weight": "one"},
+            {"method.steps": 17, "method.distance": "mse", "method.weight": "one"},
         ),
         "fastgen": Preset(
             "FastGen@34f30e8, methods/consistency_model/CM.py",

@@ -39,7 +39,10 @@ class DecoupledDMD(Method):
     )
     version: ClassVar[int] = 2
     presets: ClassVar[Mapping[str, Preset]] = {
-        "paper": Preset("arXiv:2511.22677, algorithm 1", {"fake_score_updates": 5})
+        "paper": Preset(
+            "arXiv:2511.22677, algorithm 1; section 4.3 trains SDXL as DMD2@8d8fa55",
+            {"fake_score_updates": 5},
+        )
     }
 
     def student_loss(self, nets: Nets, batch: Batch) -> Loss:

@@ -46,7 +46,7 @@ class DMD(Method):
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset(
-            "arXiv:2311.18828, section 4; weight 0.25 unverified",
+            "arXiv:2311.18828, section 4; weight 0.25 by a third party's code",
             {
                 "method.regression_weight": 0.25,
                 "method.distance": "lpips",

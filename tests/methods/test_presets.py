@@ -1,100 +1,149 @@
-"""Values of presets and defaults, written down a second time, so that none changes unnoticed.
+"""Presets and defaults against the values that are written in the sources they cite.
 
-They are pins: they hold a preset against this list, not against the source that it cites.
+`tests/references/preset_sources.toml` holds those values and the files where they were read. Each
+of ours is derived from one of them; a value without a row fails.
 """
 
-import pytest
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from distill_bench.config.schema import RunConfig
 from distill_bench.method import Method
-from distill_bench.methods.consistency import Consistency
 from distill_bench.methods.f_distill import FDistill
 from distill_bench.methods.sgmd import SGMD
+from distill_bench.methods.sid import SiD
+from distill_bench.methods.tsg_fisher import TSGFisher
+from distill_bench.methods.tsg_sim import TSGSIM
+from distill_bench.noise import student_sigmas
 from distill_bench.registry import find_method, methods
+from distill_bench.testing.gradient import student_gradient
 
-# Habits of a code, in all of its presets: fake-score updates per student update, and others.
-CODES = {
-    "FastGen@34f30e8": {
-        "fake_score_updates": 4,
-        "student_input": "real_data",
-    },  # 4 : 1, noised data
-    "FastVideo@2f3d407": {"fake_score_updates": 5, "exit_step": "random", "score_levels": "batch"},
-    "LightX2V@f8aee98, trick": {"fake_score_updates": 5, "stepping": "ode"},
-    "LightX2V@f8aee98, configs": {"fake_score_updates": 5, "stepping": "ode"},
-    "LightX2V@f8aee98, lightx2v_train": {"fake_score_updates": 1, "stepping": "ode"},  # SGMD, 1 : 1
-    "LightX2V@f8aee98, trainers/sgmd.py": {"fake_score_updates": 5, "stepping": "ode"},
-    "Self-Forcing@33593df": {"fake_score_updates": 5},
-    "DMD2@8d8fa55": {"fake_score_updates": 5},
-    "SiD@01fbb13": {"fake_score_updates": 1},
+ROOT = Path(__file__).parents[2]
+TABLE = tomllib.loads((ROOT / "tests/references/preset_sources.toml").read_text())
+SOURCES, WORDS, CONSTANTS = (TABLE.pop(name) for name in ("sources", "words", "constants"))
+Row = Mapping[str, Any]
+
+CONVERSIONS: Mapping[str, Callable[[float], float]] = {
+    "half": lambda value: value / 2,  # our denoising loss, in the same sum, is half of theirs
+    "less_one": lambda value: value - 1,  # levels -> intervals; updates without the student's
 }
-WITHOUT_FAKE_SCORE = ("consistency",)
-
-# Values of single presets.
-LISTED = {
-    ("consistency", "paper"): {"steps": 18, "distance": "mse", "weight": "one"},  # CIFAR: s_0 .. N
-    ("consistency", "fastgen"): {"distance": "pseudo_huber", "target": "student"},
-    ("dmd", "paper"): {"regression_weight": 0.25, "distance": "lpips"},
-    ("dmd2", "fastgen"): {  # configs/experiments/WanT2V: gan_loss_weight_gen
-        "gan": "teacher",
-        "gan_weight": 0.03,
-        "discriminator_weight": 1.0,
-        "discriminator_lr": 1e-4,
-        "denoise": "x0",
-    },
-    ("dmd2", "paper"): {"gan": "fake_score", "gan_weight": 5e-3, "denoise": "noise"},
-    ("dp_dmd", "lightx2v"): {  # div_loss: weight, teacher_inference_steps, anchor_step
-        "diversity_weight": 0.05,
-        "teacher_steps": 40,
-        "anchor": 10,
-    },
-    ("ida", "lightx2v"): {"keep": 0.97},
-    ("gradient_template", "fastvideo"): {"a": "1/n", "normaliser": "batch"},
-    ("sgmd", "paper"): {"weighting": "c_t", "residual_space": "x0", "correction": "x0"},
-    ("sgmd", "official"): {
-        "weighting": "inv_n",
-        "residual_space": "x0_over_sigma",
-        "correction": "velocity",
-    },
-    ("sid", "paper"): {"alpha": 1.2},
-    ("sid", "video"): {"alpha": 1.0},
-    ("tsg_fisher", "paper"): {"weighting": "c_t"},
-    ("tsg_fisher", "lightx2v"): {"weighting": "inv_n"},
-    ("tsg_sim", "paper"): {"alpha": 1.0},
+ROWS = {
+    (method, preset, key): row
+    for method, presets in TABLE.items()
+    for preset, rows in presets.items()
+    for key, row in rows.items()
 }
+READ = [row for row in [*ROWS.values(), *CONSTANTS.values()] if "from" in row]
 
 
-@pytest.mark.parametrize("cell", LISTED, ids="-".join)
-def test_a_preset_has_the_listed_values(cell):
-    name, preset = cell
-    method = find_method(name)
-    overrides = method.presets[preset].overrides
-    own = {key.partition(".")[2]: value for key, value in overrides.items() if "method." in key}
-    assert {key: own.get(key) for key in LISTED[cell]} == LISTED[cell]
+def derived(row: Row, key: str) -> Any:
+    """Our value, as it follows from the value of a row."""
+    if "same_as" in row:
+        return derived(ROWS[*row["same_as"].split("."), key], key)
+    value = row["value"]
+    if key in WORDS and "from" in row:
+        value = WORDS[key][value]
+        return None if value == "null" else value
+    return CONVERSIONS[row["convert"]](value) if "convert" in row else value
 
 
-def test_presets_of_a_code_have_its_habits():
-    found = set()
-    for name in (
-        "dmd2",
-        "dp_dmd",
-        "f_distill",
-        "gradient_template",
-        "ida",
-        "sgmd",
-        "sid",
-        "tsg_fisher",
-    ):
-        for preset in find_method(name).presets.values():
-            for code, habits in CODES.items():
-                if preset.source.startswith(code):
-                    found.add(code)
-                    assert habits.items() <= preset.overrides.items(), (name, preset.source)
-    assert found == CODES.keys()
+def values() -> dict[tuple[str, str, str], Any]:
+    """Our value per method, preset or `default`, and key."""
+    ours = {}
+    for name, method in methods().items():
+        for field in dataclasses.fields(method):
+            ours[name, "default", f"method.{field.name}"] = field.default
+        for preset, settings in method.presets.items():
+            for key, value in settings.overrides.items():
+                ours[name, preset, key] = value
+    for key in TABLE["run"]["default"]:
+        ours["run", "default", key] = RunConfig.model_fields[key].default
+    return ours
 
 
-def test_defaults_are_the_listed_ones():
-    assert SGMD().residual_weight == 0.1  # lambda, arXiv:2605.30116 and LightX2V
-    assert FDistill().ratio_high == 20.0  # FastGen@34f30e8, f_distill.py
-    assert Consistency().steps == 32
+VALUES = values()
+
+
+def test_every_value_of_a_preset_and_every_default_has_a_row():
+    assert VALUES.keys() == ROWS.keys()
+
+
+@pytest.mark.parametrize("cell", VALUES, ids="-".join)
+def test_a_value_is_the_one_that_its_source_has(cell):
+    expected = derived(ROWS[cell], cell[2])
+    assert VALUES[cell] == expected
+    assert isinstance(VALUES[cell], bool) is isinstance(expected, bool)
+
+
+@pytest.mark.parametrize("cell", ROWS, ids="-".join)
+def test_a_row_says_where_its_value_can_be_checked(cell):
+    row = ROWS[cell]
+    kinds = row.keys() & {"from", "same_as", "property", "ours", "unverified"}
+    assert len(kinds) == 1
+    extra = {"value"} if "same_as" not in row else set()
+    if "from" in row:
+        extra |= {"setting"} | (row.keys() & {"convert", "via"})
+    assert row.keys() - kinds == extra
+    if "property" in row:
+        path, test = row["property"].split("::")
+        assert f"\ndef {test}(" in (ROOT / path).read_text()
+
+
+def test_a_source_names_a_commit_and_a_file_and_is_used():
+    assert SOURCES.keys() == {row["from"] for row in READ}
+    for name, source in SOURCES.items():
+        assert source.keys() >= {"cited", "read", "path"}, name
+        commit = re.search(r"@[0-9a-f]{40}$", source["read"])
+        assert commit or source["read"].startswith("https://") or source.get("copy"), name
+
+
+def test_every_translation_is_used():
+    used = {(cell[2], row["value"]) for cell, row in ROWS.items() if "from" in row}
+    assert {(key, theirs) for key, words in WORDS.items() for theirs in words} <= used
+
+
+def test_a_preset_cites_the_code_or_paper_that_its_values_were_read_in():
+    for (name, preset, key), row in ROWS.items():
+        if "from" in row and preset != "default":
+            cited = SOURCES[row["from"]]["cited"]
+            assert cited in find_method(name).presets[preset].source, (name, preset, key)
+
+
+def gradient(method: Method, fake_score: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Gradient at x0 = 1, times the number of elements, where the teacher predicts x0: n is 0."""
+    ones = torch.ones(1, 1, 1, 2, 2, dtype=torch.float64)
+    sigma = torch.tensor([0.5], dtype=torch.float64)
+    return ones.numel() * student_gradient(
+        method, ones, 3 * ones, sigma, fake_score, lambda x_t, *_: ones + 0 * x_t
+    )
+
+
+def test_the_normalisers_have_the_floors_of_the_released_codes():
+    floor, epsilon = CONSTANTS["sid_floor"]["value"], CONSTANTS["sgmd_epsilon"]["value"]
+    # x0_fake = 1.5, no Jacobian: (x0_fake - x0_teacher) / n
+    for method in (SiD(), TSGSIM()):
+        sid = gradient(method, lambda x_t, *_: 1.5 + 0 * x_t)
+        torch.testing.assert_close(sid, torch.full_like(sid, 0.5 / floor), rtol=1e-9, atol=0)
+    # x0_fake = x_t = 2, its Jacobian 1 - sigma = 0.5; the residual's share is below 1e-8
+    for method in (TSGFisher(), SGMD()):
+        fisher = gradient(method, lambda x_t, *_: x_t)
+        torch.testing.assert_close(
+            fisher, torch.full_like(fisher, 0.5 / epsilon), rtol=1e-8, atol=0
+        )
+
+
+def test_the_students_levels_are_those_of_a_released_list():
+    """FastGen's Wan configs print 4 levels of shift 5 in three digits, the highest being 0.999."""
+    *levels, last = CONSTANTS["student_levels"]["value"]
+    assert student_sigmas(len(levels), 5.0).tolist() == pytest.approx(levels, abs=1.01e-3)
+    assert last == 0.0
 
 
 @pytest.mark.parametrize("name", methods())
