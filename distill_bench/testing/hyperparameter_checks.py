@@ -9,8 +9,8 @@ from distill_bench.method import Method
 from distill_bench.testing.runs import Runs, conformance
 from distill_bench.testing.study import (
     ROUNDING,
-    UpdateEffects,
     FieldStudy,
+    UpdateEffects,
     is_close,
     is_installed,
     is_number,
