@@ -18,6 +18,8 @@ from distill_bench.train.loop import train, update
 from distill_bench.train.run import Run
 from distill_bench.train.setup import build
 
+WIDE = 2**62  # integers below this identify their stream; smaller ones coincide by chance
+
 # distinct, so that a value in another place shows
 SETTINGS = {
     "student_input": "rollout",
@@ -37,51 +39,109 @@ SETTINGS = {
 
 @conformance
 def check_draws(runs: Runs) -> None:
-    """Phases draw for the whole batch; updates, phases, purposes and samples share no noise.
+    """Phases draw for the whole batch; updates, phases, purposes and samples share no draw.
 
-    The noise of the rollout is the rollout's own: no term of a loss may use it again.
+    One purpose names one draw of a phase: noise and its level have different purposes. The noise of
+    the rollout is the rollout's own: no term of a loss may use it again.
     """
-    drawn: dict[bytes, str] = {}
-    samples: dict[tuple[int, str], set[int]] = {}
-    in_rollout = False
+    record = _Record()
 
     class Recorded(Draws):
         def noise(self, purpose: str, shape: Any) -> Tensor:
-            assert in_rollout or not purpose.startswith("rollout/"), (
+            assert record.in_rollout or not purpose.startswith("rollout/"), (
                 f"a loss draws {purpose!r}, the rollout's own noise; give the draw another purpose"
             )
-            samples.setdefault((self.student_update, self.phase), set()).update(self.indices)
+            record.samples.setdefault((self.student_update, self.phase), set()).update(self.indices)
             noise = super().noise(purpose, shape)
-            for index, row in zip(self.indices, noise, strict=True):
-                name = f"{purpose!r} of sample {index}, {self.phase}, update {self.student_update}"
-                other = drawn.setdefault(row.numpy(force=True).tobytes(), name)
-                assert other == name, f"{name} and {other} have the same noise"
+            record.rows(self, purpose, f"noise {tuple(shape)}", noise)
             return noise
+
+        def uniform(self, purpose: str) -> Tensor:
+            uniform = super().uniform(purpose)
+            record.rows(self, purpose, "uniform", uniform)
+            return uniform
+
+        def integers(self, purpose: str, high: int) -> list[int]:
+            stream = torch.tensor(super().integers(purpose, WIDE))
+            record.rows(self, purpose, f"integers below {high}", stream)
+            return super().integers(purpose, high)
+
+        def shared_uniform(self, purpose: str) -> Tensor:
+            uniform = super().shared_uniform(purpose)
+            record.shared(self, purpose, "shared uniform", float(uniform[0]))
+            return uniform
+
+        def shared_integer(self, purpose: str, high: int) -> int:
+            stream = super().shared_integer(purpose, WIDE)
+            record.shared(self, purpose, f"shared integer below {high}", stream)
+            return super().shared_integer(purpose, high)
 
     run_dir = runs.make(accumulation=2)
     run = build(load_run(run_dir), run_dir.parent, draws=Recorded)
-    make_samples = run.nets.rollout
-
-    def rollout(batch: Batch) -> Tensor:
-        nonlocal in_rollout
-        in_rollout = True
-        try:
-            return make_samples(batch)
-        finally:
-            in_rollout = False
-
+    rollout = record.during_rollout(run.nets.rollout)
     object.__setattr__(run.nets, "rollout", rollout)  # every part of the run holds these nets
     phases = ["student", *(f"fake_score/{index}" for index in range(run.fake_score_updates))]
     for _ in range(2):
         update(run)
     expected = {(u, phase): set(range(run.config.batch_size)) for u in (0, 1) for phase in phases}
     for key, indices in expected.items():
-        assert samples.get(key) == indices, (
+        assert record.samples.get(key) == indices, (
             f"the phase {key[1]} of update {key[0]} draws noise for the samples "
-            f"{sorted(samples.get(key, ()))}, not {sorted(indices)}"
+            f"{sorted(record.samples.get(key, ()))}, not {sorted(indices)}"
         )
-    unexpected = sorted(samples.keys() - expected.keys())
+    unexpected = sorted(record.samples.keys() - expected.keys())
     assert not unexpected, f"draws for unknown phases: {unexpected}"
+
+
+class _Record:
+    """All draws of a run, by their values; a draw of integers is known by its stream."""
+
+    def __init__(self) -> None:
+        self.names: dict[Any, str] = {}  # by value
+        self.kinds: dict[str, str] = {}  # by purpose, phase and update
+        self.once: dict[str, float] = {}  # value of a shared draw
+        self.samples: dict[tuple[int, str], set[int]] = {}  # that draw noise
+        self.in_rollout = False
+
+    def rows(self, draws: Draws, purpose: str, kind: str, values: Tensor) -> None:
+        """Record the draws of each sample."""
+        where = self._where(draws, purpose, kind)
+        for index, row in zip(draws.indices, values, strict=True):
+            name = where.replace(",", f" of sample {index},", 1)
+            self._unlike_others(row.numpy(force=True).tobytes(), name, kind)
+
+    def shared(self, draws: Draws, purpose: str, kind: str, value: float) -> None:
+        """Record a draw that all samples share."""
+        name = self._where(draws, purpose, kind)
+        assert self.once.setdefault(name, value) == value, (
+            f"{name}: the {kind} differs between micro-batches"
+        )
+        self._unlike_others(value, name, kind)
+
+    def _where(self, draws: Draws, purpose: str, kind: str) -> str:
+        name = f"{purpose!r}, {draws.phase}, update {draws.student_update}"
+        other = self.kinds.setdefault(name, kind)
+        assert other == kind, (
+            f"{name} draws both {other} and {kind} from one stream; give each its own purpose"
+        )
+        return name
+
+    def _unlike_others(self, value: Any, name: str, kind: str) -> None:
+        kind = kind.partition(" below")[0].partition(" (")[0]
+        other = self.names.setdefault((kind, value), name)
+        assert other == name, f"{name} and {other} have the same {kind}"
+
+    def during_rollout(self, make_samples: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+        """A rollout during which `in_rollout` is true."""
+
+        def rollout(batch: Batch) -> Tensor:
+            self.in_rollout = True
+            try:
+                return make_samples(batch)
+            finally:
+                self.in_rollout = False
+
+        return rollout
 
 
 @conformance

@@ -1,5 +1,6 @@
 """Planted faults of a stranger's method, and of a run's settings, that the checks must find."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ class Stranger(Method):
         scores = renoise(nets, batch, x0.detach(), through_fake_score=False)
         if self.fault == "noise of the rollout":
             batch.noise("rollout/0")
+        if self.fault == "level of the noise":
+            batch.sigma("renoise/noise")
+        if self.fault == "more integers":
+            batch.draws.integers("own", 3)
+            batch.draws.shared_integer("shared", 3)
         logits = self._logits(nets, batch, x0, batch.text, "gan")
         gan = student_gan_loss(-logits if self.fault == "student" else logits)
         weight = self.gan_weight**2 if self.fault == "squared weight" else self.gan_weight
@@ -122,19 +128,80 @@ def test_a_method_without_these_faults_passes(check, runs_of):
     check(runs_of("none"))
 
 
-def one_noise(draws: Draws, purpose: str) -> tuple[object, ...]:
+def test_a_level_and_a_noise_of_one_purpose_are_found(runs_of):
+    says = "'renoise/noise', student, update 0 draws both noise .* and uniform from one stream"
+    with pytest.raises(AssertionError, match=f"check_draws: {says}"):
+        checks.check_draws(runs_of("level of the noise"))
+
+
+def without_purpose(draws: Draws, purpose: str) -> tuple[object, ...]:
     return draws.seed, draws.student_update, draws.phase
 
 
-def one_phase(draws: Draws, purpose: str) -> tuple[object, ...]:
+def without_phase(draws: Draws, purpose: str) -> tuple[object, ...]:
     return draws.seed, draws.student_update, purpose
 
 
-@pytest.mark.parametrize("key", [one_noise, one_phase])
-def test_draws_that_ignore_a_part_of_their_key_are_found(key, runs_of):
+def without_update(draws: Draws, purpose: str) -> tuple[object, ...]:
+    return draws.seed, draws.phase, purpose
+
+
+def with_indices(draws: Draws, purpose: str) -> tuple[object, ...]:
+    return draws.seed, draws.student_update, draws.phase, purpose, draws.indices
+
+
+def of_one_sample(draws: Draws) -> Draws:
+    return dataclasses.replace(draws, indices=[0] * len(draws.indices))
+
+
+@pytest.mark.parametrize("key", [without_purpose, without_phase, without_update])
+@pytest.mark.parametrize("kind", ["noise", "uniform", "integers", "shared_integer"])
+def test_draws_that_ignore_a_part_of_their_key_are_found(kind, key, runs_of):
+    """Only one kind of draw ignores it, as if that kind had a key of its own."""
+    draw, own_key = getattr(Draws, kind), Draws._key
+
+    def faulty(draws: Draws, *arguments: object) -> object:
+        with mock.patch.object(Draws, "_key", key):
+            return draw(draws, *arguments)
+
+    # a micro-batch draws only one integer of its own, the prompt, and one shared one, the exit step
+    runs = runs_of("more integers")
     with (
-        mock.patch.object(Draws, "_key", key),
-        pytest.raises(AssertionError, match="check_draws: .* have the same noise"),
+        mock.patch.object(Draws, kind, faulty),
+        pytest.raises(
+            AssertionError, match=f"check_draws: .* have the same {kind.replace('_', ' ')}"
+        ),
+    ):
+        checks.check_draws(runs)
+    assert Draws._key is own_key
+
+
+@pytest.mark.parametrize("kind", ["noise", "uniform", "integers"])
+def test_one_draw_for_all_samples_is_found(kind, runs_of):
+    draw = getattr(Draws, kind)
+
+    def faulty(draws: Draws, *arguments: object) -> object:
+        return draw(of_one_sample(draws), *arguments)
+
+    with (
+        mock.patch.object(Draws, kind, faulty),
+        pytest.raises(AssertionError, match=f"of sample 1, .* have the same {kind}"),
+    ):
+        checks.check_draws(runs_of("none"))
+
+
+def test_a_shared_draw_that_differs_between_micro_batches_is_found(runs_of):
+    draw = Draws.shared_integer
+
+    def faulty(draws: Draws, *arguments: object) -> object:
+        with mock.patch.object(Draws, "_key", with_indices):
+            return draw(draws, *arguments)
+
+    with (
+        mock.patch.object(Draws, "shared_integer", faulty),
+        pytest.raises(
+            AssertionError, match="'exit', student, update 0: the shared integer below 2"
+        ),
     ):
         checks.check_draws(runs_of("none"))
 
