@@ -1,11 +1,13 @@
 """All conformance checks of a method, and `check_methods`, which runs them."""
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distill_bench.config.errors import MissingPackage
+from distill_bench.config.overrides import apply_overrides
 from distill_bench.config.resolve import resolve
 from distill_bench.config.yaml_files import dump_yaml, parse_yaml
 from distill_bench.method import Method
@@ -13,7 +15,7 @@ from distill_bench.registry import find_method
 from distill_bench.testing.hyperparameter_checks import check_hyperparameters
 from distill_bench.testing.loss_checks import check_detachment, check_losses, check_shared_graph
 from distill_bench.testing.ranks import check_two_ranks
-from distill_bench.testing.runs import Runs, conformance
+from distill_bench.testing.runs import Runs, conformance, named
 from distill_bench.testing.setting_checks import (
     check_discriminator,
     check_draws,
@@ -22,23 +24,31 @@ from distill_bench.testing.setting_checks import (
 from distill_bench.testing.training_checks import (
     check_cost,
     check_guard,
+    check_hook,
     check_optimiser_steps,
     check_resume,
     check_routing,
 )
+from distill_bench.train.loop import update
 
 
 @conformance
 def check_presets(runs: Runs) -> None:
-    """Every preset resolves to a complete run that survives a round trip through YAML."""
-    for preset in find_method(runs.method["name"]).presets:
+    """Every preset resolves to a complete run, survives a round trip through YAML, and trains."""
+    name = runs.method["name"]
+    for preset, settings in find_method(name).presets.items():
         try:
-            config = resolve({"method": {"name": runs.method["name"], "preset": preset}})
+            config = resolve({"method": {"name": name, "preset": preset}})
         except MissingPackage:
             continue  # reported when such a run is resolved
         assert "preset" not in config.method, f"preset {preset} is still a key of the method"
         reread = resolve(parse_yaml(dump_yaml(config.model_dump(mode="json"))))
         assert reread == config, f"preset {preset} changes in a round trip through YAML"
+        with named(f"preset {preset}", "training"):
+            run = runs.build(**apply_overrides({"method": {"name": name}}, settings.overrides))
+            update(run)
+            for value, number in run.scalars.items():
+                assert math.isfinite(number), f"{value} is {float(number)}"
 
 
 CHECKS = (
@@ -53,6 +63,7 @@ CHECKS = (
     check_cost,
     check_shared_graph,
     check_optimiser_steps,
+    check_hook,
     check_resume,
     check_guard,
 )

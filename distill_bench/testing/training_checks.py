@@ -1,8 +1,10 @@
 """Conformance checks that update or train a run."""
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ from distill_bench.plan.cost import passes
 from distill_bench.registry import find_method
 from distill_bench.testing.ranks import assert_same
 from distill_bench.testing.runs import Runs, conformance
-from distill_bench.train.loop import train
+from distill_bench.train.loop import finish, train
 from distill_bench.train.phase import Collapsed
+from distill_bench.train.records import Records
 from distill_bench.train.run import Run
-from distill_bench.train.setup import build
+from distill_bench.train.setup import build, build_from
 
 
 @conformance
@@ -109,10 +112,59 @@ def check_optimiser_steps(runs: Runs) -> None:
 def check_resume(runs: Runs) -> None:
     """A run stopped and resumed after every update has the bits of an uninterrupted run."""
     whole, parts = runs.make(student_updates=3), runs.make(student_updates=3)
-    train(whole)
+    _check_buffers(whole)
     statuses = [train(parts, stop=lambda: True)["status"] for _ in range(3)]
     assert statuses == ["stopped", "stopped", "done"], f"stopping after each update gave {statuses}"
-    assert_same("a run stopped after each update", whole, parts, 0.0)
+    lost = "a run stopped after each update (state belongs into buffers, not into attributes)"
+    assert_same(lost, whole, parts, 0.0)
+
+
+def _check_buffers(run_dir: Path) -> None:
+    """Train a run, and assert that its checkpoint has the buffers that it ended with."""
+    trained = build_from(run_dir)
+    finish(trained, Records(trained, run_dir))
+    resumed = build_from(run_dir)
+    Records(resumed, run_dir).resume()
+    for role, net in trained.networks.items():
+        restored = dict(resumed.networks[role].named_buffers())
+        for name, buffer in net.named_buffers():
+            assert torch.equal(buffer, restored[name]), (
+                f"the buffer {name} of {role} is lost when a run is resumed; register it with "
+                "persistent=True"
+            )
+
+
+@conformance
+def check_hook(runs: Runs) -> None:
+    """The hook after a student update averages weights of roles iff `mixes_weights` says so."""
+    run = runs.build()
+    roles = {role: net for role, net in run.trained.items() if role != "modules"}
+    plain = _after_hook(run)
+    mixed = [
+        f"{role} with {other}"
+        for other in roles
+        for role, weights in _after_hook(run, changed=other).items()
+        if role in roles and role != other and not _same(weights, plain[role])
+    ]
+    declared = run.method.mixes_weights
+    assert declared or not mixed, (
+        f"after_student_update mixes the weights of {' and of '.join(mixed)}; set mixes_weights, "
+        "which keeps the method from low-rank adapters"
+    )
+    assert mixed or not declared, (
+        "mixes_weights is set, but after_student_update mixes no weights; leave it out"
+    )
+
+
+@torch.no_grad()
+def _after_hook(run: Run, changed: str | None = None) -> dict[str, list[Tensor]]:
+    """Weights of copies of the roles after the hook; those of one role are changed before it."""
+    networks = {role: copy.deepcopy(net) for role, net in run.trained.items()}
+    if changed is not None:
+        for parameter in networks[changed].parameters():
+            parameter.add_(torch.linspace(0.1, 0.2, parameter.numel()).reshape(parameter.shape))
+    method_of(run.config).after_student_update(networks)  # a new method, without earlier state
+    return {role: _weights(net) for role, net in networks.items()}
 
 
 @conformance
