@@ -54,6 +54,18 @@ def test_a_shared_graph_gives_each_role_the_gradients_of_its_own_terms(accumulat
     torch.testing.assert_close(gradients(run, "student"), of_student)
 
 
+def test_weights_in_bfloat16_leave_a_kept_graph_as_its_forward_found_it(tmp_path):
+    """Masters are copied into the student alone between the phases, and the graph goes backward."""
+    run = Runs({"name": "sgmd", "preset": "paper"}, tmp_path).build(
+        fake_score_updates=1, precision="bfloat16", weights="bfloat16", reuse_rollout="graph"
+    )
+    for _ in range(2):
+        update(run)  # the backward refuses weights that were written since the forward
+    masters = dict(run.trained["fake_score"].named_parameters())
+    for name, p in run.networks["fake_score"].named_parameters():
+        assert torch.equal(p, masters[name].to(p.dtype))
+
+
 @pytest.mark.parametrize("reuse", ["graph", True])
 def test_only_the_first_fake_score_update_reuses_samples(reuse, tmp_path):
     """The others make rollouts of their own, with draws of their own."""
