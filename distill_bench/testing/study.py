@@ -296,7 +296,7 @@ def _near(value: Any) -> Iterator[Any]:
     if isinstance(value, int):
         yield from (2 * value, value // 2, 1, value + 1, 10 * value)
     else:
-        yield from (2 * value, value / 2, 1.0, 0.5, 10 * value, value / 10, 100 * value)
+        yield from (2 * value, value / 2, 1.0, 100 * value, 0.5, 10 * value, value / 10)
 
 
 def marks_of(method: type[Method], field: str) -> tuple[Any, ...]:

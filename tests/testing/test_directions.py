@@ -137,15 +137,15 @@ def check_with(method: type[Method], fault: str, folder, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("method", "fault", "says"),
     [
-        (Terms, "sign", "alpha lowers pull, but from 0.1 to 0.5 pull goes from"),
-        (Terms, "square", "alpha lowers pull linearly, but at 0.1, 0.5, 1, 2, 10, 100 pull is"),
+        (Terms, "sign", "alpha lowers pull, but from 0.5 to 1 pull goes from"),
+        (Terms, "square", "alpha lowers pull linearly, but at 0.5, 1, 2, 10, 100 pull is"),
         (Terms, "wrong term", "alpha names pull, but it also changes student/kl; name the term kl"),
         (Terms, "two terms", "alpha names pull, but it also changes student/kl; name the term kl"),
         (Terms, "no epsilon", "the field epsilon changes no loss"),
         (Terms, "no steps", "the field steps changes no loss"),
         (Others, "reversed pull", "keep lowers moves/fake_score, but no value changes all"),
         (Others, "share of the other", "keep lowers moves/fake_score, but from"),
-        (Others, "twice the rate", "head_lr equals rate/head, but at 1e-05 rate/head is 2e-05"),
+        (Others, "twice the rate", "head_lr equals rate/head, but at 5e-05 rate/head is 0.0001"),
         (Others, "depth", "share equals depth, but at 0.05 depth is 0.0025"),
         (Unmarked, "none", "the number alpha states no direction; mark it by Scales, Equals, R"),
         (Misspelt, "none", "alpha lowers pul, but no value changes all of these; distill_bench/fi"),
@@ -159,7 +159,7 @@ def test_a_number_that_acts_otherwise_than_stated_is_found(
         check_with(method, fault, folder, monkeypatch)
 
 
-@pytest.mark.parametrize("method", [Terms, Others, Excused])
+@pytest.mark.parametrize("method", [Terms, Others])
 def test_numbers_that_act_as_stated_pass(method, folder, monkeypatch):
     check_with(method, "none", folder, monkeypatch)
 

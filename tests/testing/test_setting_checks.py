@@ -154,8 +154,17 @@ def of_one_sample(draws: Draws) -> Draws:
     return dataclasses.replace(draws, indices=[0] * len(draws.indices))
 
 
-@pytest.mark.parametrize("key", [without_purpose, without_phase, without_update])
-@pytest.mark.parametrize("kind", ["noise", "uniform", "integers", "shared_integer"])
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("noise", without_purpose),
+        ("noise", without_phase),
+        ("uniform", without_purpose),
+        ("uniform", without_update),
+        ("integers", without_purpose),
+        ("shared_integer", without_phase),
+    ],
+)
 def test_draws_that_ignore_a_part_of_their_key_are_found(kind, key, runs_of):
     """Only one kind of draw ignores it, as if that kind had a key of its own."""
     draw, own_key = getattr(Draws, kind), Draws._key
