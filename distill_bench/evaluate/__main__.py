@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 
+# Extractors import it, too. If a process group exists by then, default arguments of its functions
+# keep the group, whose threads outlive `destroy_process_group` and may abort the process at exit.
+import torch.distributed.nn
+
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.yaml_files import parse_yaml
 from distill_bench.evaluate.score import NEEDS, evaluate

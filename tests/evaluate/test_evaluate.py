@@ -123,6 +123,16 @@ def test_cached_features_give_the_same_scores(tmp_path, folder, reference):
     assert fresh == cached
 
 
+SCORED_AND_THREADS = """
+import sys
+from pathlib import Path
+from distill_bench.evaluate.__main__ import main
+code = main(sys.argv[1:])
+print(*(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")), sep=", ")
+raise SystemExit(code)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(150)  # takes seconds, but a rank that waits for the other must be killed
 def test_two_ranks_give_the_scores_of_one(tmp_path):
@@ -130,7 +140,7 @@ def test_two_ranks_give_the_scores_of_one(tmp_path):
     folder = write_sampled(tmp_path / "a", 40)
     reference = write_sampled(tmp_path / "b", 40, 100)
     names = ["fvd", "motion", "diversity"]
-    command = [sys.executable, "-m", "distill_bench.evaluate", str(folder)]
+    command = [sys.executable, "-c", SCORED_AND_THREADS, str(folder)]
     command += ["--reference", str(reference), "--evaluators", ",".join(names)]
     command += ["--out", str(tmp_path / "two.jsonl")]
     with socket.socket() as probe:
@@ -156,6 +166,7 @@ def test_two_ranks_give_the_scores_of_one(tmp_path):
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], printed
     assert "motion_ratio" in printed[0] and "fvd" not in printed[1], "only rank 0 prints scores"
+    assert all("python" in text and "gloo" not in text for text in printed), "its threads are left"
     for clips in (folder, reference):
         shutil.rmtree(clips / ".features")  # one process must compute them itself
     one = evaluate(folder, {"teacher": reference}, names, out=tmp_path / "one.jsonl")
