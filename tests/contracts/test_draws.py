@@ -38,6 +38,18 @@ def test_draws_depend_on_seed_update_phase_purpose_and_sample_index_alone(kind):
     assert len(values.unique(dim=0)) == len(values)
 
 
+def test_draws_do_not_come_again_however_large_a_part_of_the_key_is():
+    numbers = sorted({base**power for base in (2, 10) for power in range(40)})
+    keys = [{"seed": n} for n in numbers] + [{"student_update": n} for n in numbers]
+    keys += [{"indices": [n]} for n in numbers[4:]] + [
+        {"phase": f"fake_score/{n}"} for n in numbers
+    ]
+    drawn = [dataclasses.replace(DRAWS, **{"indices": [0], **key}).noise("a", (2,)) for key in keys]
+    drawn += [DRAWS.noise(f"rollout/{n}", (2,)) for n in numbers]
+    values = torch.cat(drawn)
+    assert len(values.unique(dim=0)) == len(values)
+
+
 def test_a_shared_integer_depends_on_seed_update_phase_and_purpose_alone():
     high = 2**40
     drawn = DRAWS.shared_integer("exit", high)

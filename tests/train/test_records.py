@@ -198,8 +198,14 @@ def test_no_rank_goes_on_before_a_checkpoint_is_written(make):
     assert seen == [[1]]
 
 
-def test_an_uncommon_end_is_recorded_with_its_reason(make):
-    run_dir = make(student_lr=1e6, student_updates=20)
+def test_an_uncommon_end_is_recorded_with_its_reason(make, monkeypatch):
+    run_dir, save = make(student_lr=1e6, student_updates=20), checkpoint.save
+
+    def save_before_the_summary(folder: Path, *arguments) -> None:
+        assert not (folder / "train.json").exists(), "a killed run would end without its weights"
+        save(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", save_before_the_summary)
     summary = train(run_dir)
     assert summary["status"] == "collapsed"
     assert summary["reason"].endswith(f"at student update {summary['student_updates']}")
