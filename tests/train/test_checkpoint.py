@@ -5,6 +5,7 @@ import json
 import shutil
 import zlib
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,6 +215,21 @@ def test_a_failed_save_leaves_the_checkpoints_before_it(tmp_path):
         checkpoint.save(tmp_path, 5, {}, {}, {}, {"at": {5}})  # a set is not JSON
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
     assert checkpoint.load(tmp_path, {}, {}, {}) == {"at": 4}
+
+
+def test_no_checkpoint_is_pruned_before_the_new_one_is_in_place(tmp_path, monkeypatch):
+    saved_updates(tmp_path, 3, 4)
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target.name == "5":
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="the disk is gone"):
+        saved_updates(tmp_path, 5)
+    assert [folder.name for folder in checkpoint.folders(tmp_path)] == ["3", "4"]
 
 
 def test_files_that_can_not_be_removed_neither_stop_a_save_nor_hide_its_error(
