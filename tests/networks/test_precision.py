@@ -11,7 +11,7 @@ from torch import nn
 
 from distill_bench.method import Batch, Loss, Method, Nets
 from distill_bench.store.files import read_jsonl
-from distill_bench.train.loop import train
+from distill_bench.train.loop import train, update
 from distill_bench.train.setup import build_from
 
 LOW = {"precision": "bfloat16", "weights": "bfloat16"}
@@ -86,6 +86,15 @@ def test_after_each_phase_its_network_is_its_rounded_masters(make_run):
         for name, master in trainer.trained[role].named_parameters():
             assert torch.equal(net[name], master.to(net[name].dtype))
         assert not any(torch.equal(p, before[name]) for name, p in net.items() if p.ndim > 1)
+
+
+def test_the_students_step_leaves_the_graph_that_the_fake_score_shares(make_run):
+    """Even equal values written into the fake score's weights would end that graph."""
+    trainer = build_from(make_run("graph", method=SHARED_GRAPH, **LOW))
+    before = [p.detach().clone() for p in trainer.trained["fake_score"].parameters()]
+    update(trainer)
+    after = trainer.trained["fake_score"].parameters()
+    assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True) if p.ndim > 1)
 
 
 @dataclass(frozen=True)

@@ -145,9 +145,11 @@ def test_a_checkpoint_restores_each_role_average_and_optimiser_to_its_own(tmp_pa
     checkpoint.save(tmp_path, 3, nets, average, optimisers, {"student_updates": 3})
     restored, restored_average, restored_optimisers = parts(0.0, 0.7)
     del restored_average["v"]  # a run without it, e.g. after a change of settings
+    held = restored_average["w"]  # by the network that predicts with it
     state = checkpoint.load(tmp_path, restored, restored_average, restored_optimisers)
     assert state == {"student_updates": 3}
-    assert restored_average == {"w": average["w"]}
+    assert restored_average["w"] is held and held == average["w"]
+    assert len(restored_average) == 1
     for name, net in nets.items():
         pairs = zip(net.parameters(), restored[name].parameters(), strict=True)
         assert all(torch.equal(p, q) for p, q in pairs)

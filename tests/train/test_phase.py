@@ -129,6 +129,15 @@ def test_gradients_are_averaged_clipped_and_freed(grad_clip, tmp_path):
     assert all(p.grad is None for p in parameters)
 
 
+def test_a_step_frees_the_gradients_of_every_optimiser_of_its_phase(tmp_path):
+    method = {"name": "dmd2", "gan": "teacher", "discriminator_lr": 1e-2}
+    run = Runs(method, tmp_path).build(teacher="gaussian", data=None)
+    assert len(run.fake_score.optimisers) == 2
+    run.update_student()
+    run.update_fake_score(0)
+    assert all(p.grad is None for net in run.networks.values() for p in net.parameters())
+
+
 @pytest.mark.parametrize(
     ("std", "collapses"), [(1.0, False), (0.019, True), (0.021, False), (49, False), (51, True)]
 )
