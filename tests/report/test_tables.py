@@ -1,5 +1,7 @@
 """Tables of scores, at equal cost and of paired differences."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
@@ -86,6 +88,15 @@ def test_warnings_of_evaluators_are_footnotes(tmp_path):
 )
 def test_a_mean_has_as_many_digits_as_its_interval_supports(interval, text):
     assert show_interval(interval) == text
+
+
+def test_differences_in_markdown_carry_their_sign(tabulated):
+    text = (tabulated[0] / "table.md").read_text()
+    rows = re.findall(
+        r"^\| [^|]+ \| \d+ \| ([^|]+) \| [^|]+ \| [^|]+ \| [^|]+ x \|$", text, re.MULTILINE
+    )
+    assert len(rows) > 3 and all(re.match("[+-]|0", row) for row in rows)
+    assert any(row.startswith("+") for row in rows)
 
 
 def test_markdown_and_csv_have_the_same_rows(tabulated):

@@ -129,6 +129,24 @@ def test_gradients_are_averaged_clipped_and_freed(grad_clip, tmp_path):
     assert all(p.grad is None for p in parameters)
 
 
+def test_each_micro_batch_goes_backward_before_the_next_is_made(tmp_path):
+    """Memory holds one graph at a time."""
+    run = Runs("dmd2", tmp_path).build(teacher="gaussian", data=None, accumulation=2)
+    order = []
+
+    def differentiate(total: torch.Tensor) -> None:
+        order.append("backward")
+        total.backward()
+
+    def losses():
+        for loss in run.student_losses([]):
+            order.append("loss")
+            yield loss
+
+    dataclasses.replace(run.student, differentiate=differentiate).backward(losses())
+    assert order == ["loss", "backward"] * 2
+
+
 def test_a_step_frees_the_gradients_of_every_optimiser_of_its_phase(tmp_path):
     method = {"name": "dmd2", "gan": "teacher", "discriminator_lr": 1e-2}
     run = Runs(method, tmp_path).build(teacher="gaussian", data=None)

@@ -113,6 +113,7 @@ def test_tables_mark_a_row_that_is_still_moving(tmp_path):
     assert "| moving |" in files["table.md"]
     frame = pd.DataFrame([line.split(",") for line in files["plateau.csv"].splitlines()])
     assert frame.iloc[1:, -1].tolist() == ["moving", "reached"]
+    assert frame.set_axis(frame.iloc[0], axis=1)["seeds"].tolist()[1:] == ["8", "8"]
 
 
 def test_a_curve_that_begins_where_the_window_does_is_judged(tmp_path):
