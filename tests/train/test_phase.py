@@ -9,6 +9,7 @@ import torch
 
 from distill_bench.method import Batch, Loss, Method, Nets
 from distill_bench.testing.runs import Runs
+from distill_bench.train.loop import update
 from distill_bench.train.phase import Collapsed
 
 
@@ -127,6 +128,21 @@ def test_gradients_are_averaged_clipped_and_freed(grad_clip, tmp_path):
     for gradient, whole in zip(stepped, expected, strict=True):
         torch.testing.assert_close(gradient, scale * whole, rtol=2e-3, atol=1e-9)
     assert all(p.grad is None for p in parameters)
+
+
+def test_hook_and_average_come_between_the_students_step_and_the_fake_scores(tmp_path):
+    run, order = Runs("dmd2", tmp_path).build(teacher="gaussian", data=None), []
+    for name, optimiser in run.optimisers.items():
+        optimiser.register_step_post_hook(lambda *_, name=name: order.append(name))
+    hook = run.after_student_update
+
+    def recorded() -> None:
+        order.append("hook")
+        hook()
+
+    run.after_student_update = recorded
+    update(run)
+    assert order == ["student", "hook", "fake_score", "fake_score"]
 
 
 def test_each_micro_batch_goes_backward_before_the_next_is_made(tmp_path):
