@@ -24,13 +24,12 @@ DIRECTIONS = (Scales, Equals, Raises, NoDirection)
 
 @conformance
 def check_hyperparameters(runs: Runs) -> None:
-    """Each field changes a term, a gradient, a learning rate or the hook of the method.
+    """Each field changes a term, a gradient, a rate or the hook; a number as its mark says.
 
     A field may matter only beside others (R1's perturbation only with its weight above 0), so the
     method is tried with its own fields, with those of each preset, and with one other field of each
     of these changed. Other values of a field come from its type, its presets and the examples in
-    `Annotated[..., Field(examples=[...])]`. A field marked by `Scales` must be the weight of its
-    terms.
+    `Annotated[..., Field(examples=[...])]`. Marks of numbers are those of `distill_bench.fields`.
     """
     study = FieldStudy(runs.build(precision="float64"))
     method = study.run.method
