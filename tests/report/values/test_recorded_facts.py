@@ -1,4 +1,4 @@
-"""What runs record beside their configs: a comparison names it, and costs are never tested."""
+"""Facts that runs record beside their configs: a comparison names them; costs are never tested."""
 
 import pytest
 from stores import update_json, write_run
