@@ -140,6 +140,7 @@ def test_training_and_the_teachers_clips_guide_each_expert_by_its_own_scale(a14b
     noise, texts = torch.randn(2, *sampler.shape), sampler.texts.rows(range(2))
     denoiser, null = Denoiser(sampler.teacher_net, "teacher", Ledger(1)), sampler.texts.null_text
     by_level = GuidanceByLevel(4.0, 1.5, load_networks(a14b).boundary)
+    assert run.nets.guidance_scale == by_level
     down = torch.cat([levels(own), torch.zeros(1)])
     assert down[0] > by_level.boundary > down[-2]
     clips = euler(Guided(denoiser, null, by_level), noise, down, texts)

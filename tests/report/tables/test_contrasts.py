@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -21,11 +22,14 @@ from distill_bench.report.rows import COST
 from distill_bench.report.stats import Interval
 from distill_bench.report.tables.contrasts import (
     contrast_cells,
+    contrast_heads,
+    contrast_lines,
     contrasts_caption,
     estimates,
     sides,
 )
 from distill_bench.report.tables.files import table_files
+from distill_bench.report.tables.latex import escape_latex
 from distill_bench.store.launches import read_launches, record_launch
 
 SCORES = [
@@ -316,3 +320,37 @@ def test_sweep_json_states_rows_and_weights(store, tmp_path):
     weights = {term["weight"]: len(term["runs"]) for term in contrast["terms"]}
     assert weights == {1.0: 3, -1.0: 3}
     assert json.loads((tmp_path / "data" / "sweep.json").read_text())["launch"] is None
+
+
+def test_the_float_in_latex_has_the_lines_of_the_contrasts(made):
+    """It opens as the other floats do; a column with numbers is set to the right."""
+    results, _ = made
+    texts = {"name": "a b_c", "question": "Does 5% help?"}
+    results = replace(results, manifest=results.manifest | texts)
+    found, files = estimates(results), table_files(results)
+    latex = files["contrasts.tex"]
+    opening = files["table.tex"].partition("\\begin{table}")[2].partition("\\caption")[0]
+    before, _, after = latex.partition("\\begin{table}")
+    assert before == "% needs \\usepackage{booktabs}\n" and after.startswith(opening)
+    caption = escape_latex(f"Does 5% help? {contrasts_caption(results)}")
+    head, _, body = after.removeprefix(opening).partition("\\begin{tabular}")
+    label = "\\label{tab:a-b-c-contrasts}"
+    assert head.splitlines() == [f"\\caption{{{caption}}}", label, "\\smallskip"]
+    columns, top, heads, middle, *lines, bottom, last, end = body.splitlines()
+    assert [top, middle, bottom] == ["\\toprule", "\\midrule", "\\bottomrule"]
+    assert (last, end) == ("\\end{tabular}", "\\end{table}") and latex.endswith("\n")
+    words = [re.sub(r"\\shortstack|[{}]", "", cell) for cell in cells(heads)]
+    assert [re.sub(r"\\\\", " ", word) for word in words] == contrast_heads(found)
+    for line, expected in zip(lines, contrast_lines(found), strict=True):
+        texts = [cell.replace("\\,", " ") for cell in cells(line)]
+        bold = ["\\textbf" in text for text in texts]
+        plain = [re.sub(r"\\textbf\{(.*)\}", r"\1", text) for text in texts]
+        assert plain == [escape_latex(cell.text) for cell in expected]
+        assert bold == [cell.best for cell in expected]
+    numbers = [any(c.isdigit() for line in lines for c in cells(line)[i]) for i in range(6)]
+    assert columns == "{" + "".join("r" if is_number else "l" for is_number in numbers) + "}"
+
+
+def cells(line):
+    assert line.endswith(" \\\\")
+    return line.removesuffix(" \\\\").split(" & ")
