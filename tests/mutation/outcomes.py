@@ -25,12 +25,11 @@ Written by `make mutants`. A mutant is the code with one small mistake: another 
 text or argument, a condition reversed, a statement left out. It is killed if a fast test of its
 module (`tests/mutation/modules.toml`) fails. An equivalent mutant behaves as the code does, for the
 reason given below (`tests/mutation/reasons.toml`). The goal is 95 % of the others, per module.
-The first table is of bodies of functions, the second of values: constants and tables of modules,
-class attributes, values of presets, defaults of fields and arguments, `detach` and `no_grad`.
-Annotations, docstrings, titles, citations, and messages of errors and warnings are not mutated, so
-the shares say nothing about them.
-"""
-TABLE = """
+Two passes count together: of bodies of functions, and of values, which are constants and tables of
+modules, class attributes, values of presets, defaults of fields and arguments, `detach` and
+`no_grad`. Annotations, docstrings, titles, citations, and messages of errors and warnings are not
+mutated, so the shares say nothing about them.
+
 | module | mutants | killed | equivalent | survived | killed of non-equivalent |
 |---|---:|---:|---:|---:|---:|
 """
@@ -119,40 +118,32 @@ def write_outcomes(tested: Mapping[str, Outcome], groups: Sequence[Group], value
 
 
 def as_markdown(modules: Sequence[str], reasons: Reasons) -> str:
-    """The report: tables of the modules, then the survivors of each with their reasons."""
-    bodies, bodies_survived = _table(read_outcomes(), modules, reasons, "")
-    values, values_survived = _table(read_outcomes(values=True), modules, reasons, ": values")
-    return f"{HEAD}{TABLE}{bodies}\nValues:\n{TABLE}{values}{bodies_survived}{values_survived}"
-
-
-def _table(
-    outcomes: Mapping[str, Outcome], modules: Sequence[str], reasons: Reasons, suffix: str
-) -> tuple[str, str]:
-    """Rows of the table, and a section per module with survivors."""
+    """The report: a table of the modules, then the survivors of each with their reasons."""
+    passes = {"bodies": read_outcomes(), "values": read_outcomes(values=True)}
     lines, sections = [], []
     for module in modules:
-        if module not in outcomes:
-            lines.append(f"| {module} | not run | | | | |\n")
-            continue
-        result = outcomes[module]
+        tested = [outcomes[module] for outcomes in passes.values() if module in outcomes]
         equivalent, survived = [], []
-        for function, change in result.survivors:
+        for function, change in (one for outcome in tested for one in outcome.survivors):
             reason = _reason(reasons, "equivalent", module, function, change)
             if reason:
                 equivalent.append((function, change, reason))
             else:
                 reason = _reason(reasons, "survivor", module, function, change)
                 survived.append((function, change, reason or "not explained yet"))
-        rest = result.mutants - len(equivalent)
+        mutants = sum(outcome.mutants for outcome in tested)
+        rest = mutants - len(equivalent)
         killed = rest - len(survived)
         share = killed / rest if rest else 1.0
-        below = "" if share >= GOAL else " (below the goal)"
-        counts = (result.mutants, killed, len(equivalent), len(survived))
-        lines.append(f"| {module} | {' | '.join(map(str, counts))} | {share:.1%}{below} |\n")
-        if result.survivors:
-            sections.append(f"\n## {module}{suffix}\n")
+        notes = ["below the goal"] if share < GOAL else []
+        notes += [f"{name} not run" for name, outcomes in passes.items() if module not in outcomes]
+        last = f"{share:.1%}" + (f" ({', '.join(notes)})" if notes else "")
+        counts = (mutants, killed, len(equivalent), len(survived))
+        lines.append(f"| {module} | {' | '.join(map(str, counts))} | {last} |\n")
+        if equivalent or survived:
+            sections.append(f"\n## {module}\n")
             sections += _list("Survived", survived) + _list("Equivalent", equivalent)
-    return "".join(lines), "".join(sections)
+    return HEAD + "".join(lines) + "".join(sections)
 
 
 def _reason(reasons: Reasons, kind: str, module: str, function: str, change: str) -> str | None:
