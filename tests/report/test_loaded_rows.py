@@ -55,6 +55,14 @@ def test_a_row_has_the_checkpoints_and_the_log_of_its_runs_alone(study):
     assert set(a.curves("d")) == {0, 1} and b.curves("d") == b.at_cost("d", 10.0) == {}
 
 
+def test_curves_ascend_in_whatever_order_the_checkpoints_are_written(study):
+    path = study / "checkpoints.csv"
+    before = load(study).students[0].curves("d")
+    pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
+    for seed, curve in load(study).students[0].curves("d").items():
+        assert np.array_equal(curve, before[seed]) and curve[0].tolist() == [1.0, 2.0]
+
+
 def test_a_checkpoint_of_unknown_cost_or_score_is_no_point_of_a_curve(tmp_path):
     points = [point("a", updates) for updates in (1, 2, 4)]
     points[0][COST] = points[1]["d"] = None

@@ -20,8 +20,10 @@ from distill_bench.networks.offload import Streamed
 from distill_bench.networks.pipeline import DiffusersPipeline, pipeline_of
 from distill_bench.noise import warp
 from distill_bench.pretrain import fit_autoencoder, fit_encoders, quality
+from distill_bench.teachers.embeddings import Texts
 from distill_bench.testing.tiny import tiny_clips
 from distill_bench.train import extras
+from distill_bench.train.inputs import Rows
 
 CPU = torch.device("cpu")
 STEPS = extras.ODE_STEPS  # of runs; the fixture below takes fewer
@@ -365,3 +367,14 @@ def test_a_batch_draws_each_row_equally_often_with_its_own_text(tmp_path, monkey
         assert torch.equal(batch[name], tensor.double()[which.int().argmax(1)])
     far = rows(Draws(0, 0, "student", range(3), torch.device("meta"), torch.float64))
     assert {row.device.type for row in far.values()} == {"meta"}
+
+
+def test_a_drawn_row_has_its_own_text():
+    embedded = {text: torch.randn(1, 2) for text in ("a", "b", "c", "")}
+    texts = Texts(["a", "b", "c"], embedded, CPU, torch.float32)
+    of_row = [2, 0, 1, 1]
+    x0 = torch.arange(4.0)
+    drawn = Rows("test", {"x0": x0}, texts, of_row)(DRAWS)
+    assert len(drawn["x0"].unique()) > 1
+    for row, text in zip(drawn["x0"], drawn["text"], strict=True):
+        assert torch.equal(text, texts.rows([of_row[int(row)]])[0])

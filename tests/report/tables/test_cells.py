@@ -44,7 +44,7 @@ def study(folder, rows, columns=(D,), axis=None, cost=1.0, others=(), clips=(), 
     for method, by_seed in rows.items():
         for seed, values in enumerate(by_seed):
             run = {"run_id": f"{method}{seed}", "method": method, "seed": seed}
-            runs.append(run | values | {COST: cost and 20 * cost})
+            runs.append(run | {COST: cost and 20 * cost} | values)
             scores = {column.name: values.get(column.name) for column in columns}
             points += [
                 {"run_id": run["run_id"], "student_updates": updates, COST: cost and updates * cost}
@@ -168,6 +168,17 @@ def test_two_rows_are_compared_and_fewer_are_not(tmp_path, methods):
     assert ("## Distance ↓: difference to A" in text) == compared
     assert (equal_cost_differences(results) is not None) == compared
     assert compared or seeds_for_gaps(results) == []
+
+
+def test_a_row_is_shown_minus_the_baseline_with_its_share_of_the_cost(tmp_path):
+    rows = {"a": [{"d": 1.0}, {"d": 2.0}], "b": [{"d": d, COST: 50.0} for d in (2.0, 3.5)]}
+    text = table_files(study(tmp_path, rows))["table.md"]
+    section = text.partition("## Distance ↓: difference to A\n\n")[2]
+    head, _, line = section.splitlines()[:3]
+    assert head == "| row | seeds | difference | p (Holm over 1) | favours | cost |"
+    label, seeds, difference, _, favours, ratio = line.strip("| ").split(" | ")
+    assert (label, seeds, favours, ratio) == ("B", "2", "neither", "2.50 x")
+    assert difference.startswith("+1.2 ± ")
 
 
 def test_without_costs_nothing_is_at_equal_cost(tmp_path):
