@@ -126,6 +126,11 @@ def test_the_floor_is_one_and_a_worse_student_is_above_it(teacher):
         column = f"motion_w1_over_floor{suffix}"
         assert floor[column].value == pytest.approx(1)
         assert slow[column].value > 1.5
+    few = by_column(clips(500, count=12), teacher, other)  # fewer clips than the reference has
+    of_other = by_column(other, teacher)
+    for suffix in BOTH:
+        w1, floor_w1 = (scores[f"motion_w1{suffix}"].value for scores in (few, of_other))
+        assert few[f"motion_w1_over_floor{suffix}"].value == pytest.approx(w1 / floor_w1)
     with pytest.raises(ValueError, match="give clips of other seeds"):
         by_column(other, teacher, teacher)
 

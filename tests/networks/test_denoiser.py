@@ -144,6 +144,15 @@ def test_guidance_extrapolates_each_sample_by_the_scale_of_its_level(scale, batc
     velocity = x0_to_velocity(x0, x_t, sigma)
     torch.testing.assert_close(guided.velocity(x_t, sigma, text), velocity)
 
+    def jacobian(predict):  # of a fixed direction, through both predictions
+        x = x_t.clone().requires_grad_()
+        return torch.autograd.grad((predict(x) * x_t).sum(), x)[0]
+
+    by_cond = jacobian(lambda x: own(x, sigma, text))
+    by_uncond = jacobian(lambda x: own(x, sigma, null_text.expand(3, 4, 5)))
+    expected = by_uncond + scales.reshape(3, 1, 1, 1, 1) * (by_cond - by_uncond)
+    torch.testing.assert_close(jacobian(lambda x: guided(x, sigma, text)), expected)
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_flops_are_those_of_one_sample_through_one_expert_in_the_networks_own_dtype(dtype):
