@@ -111,3 +111,5 @@ def test_an_attribute_that_some_captions_name_has_the_standard_error_of_their_sh
     right = score.value
     assert right == pytest.approx(1 - 9 / len(named))
     assert score.sd == pytest.approx((right * (1 - right) / len(named)) ** 0.5)
+    (histogram,) = (score for score in scores if score.column == "attribute_histogram")
+    assert histogram.value == pytest.approx(9 / len(named) / len(shapes.FIELDS))
