@@ -1,6 +1,7 @@
 """Declared contrasts, recomputed with scipy and statsmodels, and in tables, page and terminal."""
 
 import dataclasses
+import io
 import json
 import re
 from dataclasses import replace
@@ -320,6 +321,31 @@ def test_sweep_json_states_rows_and_weights(store, tmp_path):
     weights = {term["weight"]: len(term["runs"]) for term in contrast["terms"]}
     assert weights == {1.0: 3, -1.0: 3}
     assert json.loads((tmp_path / "data" / "sweep.json").read_text())["launch"] is None
+
+
+def test_the_files_have_every_contrast_and_what_it_rests_on(made):
+    results, _ = made
+    results = replace(results, manifest=results.manifest | {"question": "Does it help?"})
+    found, files = estimates(results), table_files(results)
+    frame = pd.read_csv(io.StringIO(files["contrasts.csv"]), keep_default_na=False)
+    assert len(frame) == len(found)
+    for (_, line), one in zip(frame.iterrows(), found, strict=True):
+        stated = {key: one.contrast[key] for key in ("at", "declared", "since")}
+        assert stated == {key: line[key] for key in stated}
+        assert (line["contrast"], line["column"]) == (one.contrast["name"], one.column.name)
+        assert int(line["comparisons"]) == one.comparisons
+        assert float(line["sd"]) == pytest.approx(one.sd, rel=1e-5)
+    text = files["table.md"]
+    assert text.startswith("Does it help?\n\n## Declared contrasts\n\n| contrast | ")
+    listed = [line for line in text.splitlines() if line.startswith("- ")]
+    names = [contrast["name"] for contrast in results.contrasts]
+    assert [line[2:].partition(": ")[0] for line in listed] == names
+    origin = ", ".join(f"{key} {value}" for key, value in results.manifest["provenance"].items())
+    assert text.endswith(f"\n\nFrom {origin}.\n")
+    for section in text.split("\n\n"):
+        if section.startswith("| "):
+            heads, rule, *_ = section.splitlines()
+            assert rule == "|" + " --- |" * heads.replace("\\|", "").count(" |")
 
 
 def test_the_float_in_latex_has_the_lines_of_the_contrasts(made):

@@ -10,7 +10,7 @@ from stores import load_results, update_json, write_store
 from distill_bench.report.results import COSTS
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.tables.latex import COLUMNS, escape_latex
-from distill_bench.report.tables.scores import score_table
+from distill_bench.report.tables.scores import row_heads, score_table
 
 
 def bodies(latex):
@@ -48,6 +48,56 @@ def test_every_float_names_the_rows_and_holds_few_columns(tmp_path):
     assert latex.startswith("% needs \\usepackage{booktabs}\n") and "resizebox" not in latex
     hashes = [line for line in latex.splitlines() if "c2" in line]
     assert hashes and all(line.startswith("%") for line in hashes), "hashes are in comments only"
+
+
+def test_floats_hold_the_lines_of_the_table_and_refer_to_the_first(tmp_path):
+    """References stand above a rule; a line without any score of its float is left out."""
+    rows = (("alpha", 1, 1.0), ("beta", 5, 5.0))
+    runs = [(method, s, c, level + 0.01 * s) for method, c, level in rows for s in range(4)]
+    results = load_results(write_store(tmp_path, runs), tmp_path / "data")
+    scores = score_table(results, results.headline + COSTS)
+    names = len(row_heads(results))
+    latex = table_files(results)["table.tex"]
+    comments, *floats = latex.split("\\begin{table}\n")
+    assert all(line.startswith("% ") for line in comments.splitlines())
+    assert all(part.endswith("\\end{table}\n") for part in floats)
+    first, *others = re.findall(r"\\caption\{(.*)\}\n\\label\{(.*)\}\n", latex)
+    assert first[1] == "tab:speed" and not others
+    continued = [part.count("\\caption{Table~\\ref{tab:speed}, continued.}\n") for part in floats]
+    assert continued == [0, *[1] * (len(floats) - 1)]
+    assert "\\label{tab:speed-equal-cost}\n" in table_files(results)["equal_cost.tex"]
+    for (_, body), start in zip(
+        bodies(latex), range(names, len(scores.heads), COLUMNS), strict=True
+    ):
+        block = [*range(names), *range(start, min(start + COLUMNS, len(scores.heads)))]
+        top, heads, *lines, bottom = body
+        assert (top, bottom) == ("\\toprule", "\\bottomrule")
+        words = [re.sub(r"\\shortstack\{(.*)\}", r"\1", text) for text in texts_of(heads)]
+        assert [text.replace("\\\\", " ") for text in words] == [
+            escape_latex(scores.heads[i]) for i in block
+        ]
+        for text, word in zip(texts_of(heads), words, strict=True):
+            assert text.startswith("\\shortstack") == ("\\\\" in word)
+        expected, above = ["\\midrule"], None
+        for row, cells in scores.lines:
+            shown = [plain(cells[i]) for i in block]
+            if set(shown[names:]) != {"--"}:
+                expected += ["\\midrule"] if above and not row.reference else []
+                expected.append(" & ".join(shown) + r" \\")
+                above = row.reference
+        assert lines == expected and expected.count("\\midrule") in (1, 2)
+    assert "\\textbf{" in latex and "\\,$\\pm$\\," in latex
+
+
+def texts_of(line):
+    return line.removesuffix(r" \\").split(" & ")
+
+
+def plain(cell):
+    """A cell without marks, as LaTeX."""
+    assert not cell.marks
+    text = r"\,$\pm$\,".join(map(escape_latex, cell.text.split(" ± ")))
+    return rf"\textbf{{{text}}}" if cell.best else text
 
 
 @pytest.mark.parametrize(
