@@ -134,17 +134,16 @@ def read_sweep(sweep: str | Path, store: Path) -> StoredSweep:
         _read_reference(kind, store / folder)
         for kind, folder in manifest.get("references", {}).items()
     ]
-    # scored, but without scores: no evaluator of the protocol applies to it
-    references = [row for row in references if row.scores or not row.folder.is_dir()]
-    rows = [_read_row(store / row, content) for row, content in manifest.get("rows", {}).items()]
-    references += [row for row in rows if row.scores or row.status != REFERENCE]
+    rows = manifest.get("rows", {})
+    references += [_read_row(store / row, content) for row, content in rows.items()]
     stored = StoredSweep(
         name=name,
         question=manifest.get("question", ""),
         axes=manifest.get("axes", {}),
         baseline=manifest.get("baseline"),
         runs=runs,
-        references=references,
+        # a finished one without scores: no evaluator of the protocol applies to it
+        references=[row for row in references if row.scores or row.status != REFERENCE],
         plateau=manifest.get("plateau"),
         titles=manifest.get("titles", {}),
         contrasts=manifest.get("contrasts", {}),
@@ -263,16 +262,15 @@ def _reason(result: Mapping[str, Any], tried: Sequence[Path]) -> str:
 
 
 def _read_reference(kind: str, folder: Path) -> StoredRun:
-    scores = _read_scores(folder)
     return StoredRun(
         run_id=f"reference-{kind}",
         method=kind,
         seed=None,
-        status=REFERENCE if scores else "missing",
+        status=REFERENCE if folder.is_dir() else "missing",
         folder=folder,
         role=role_of(kind),
         result=_read(folder / "row.json"),
-        scores=scores,
+        scores=_read_scores(folder),
     )
 
 

@@ -8,7 +8,6 @@ results/mutants*.json and results/mutants.md. A run that was stopped goes on whe
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -16,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine import plain_source
-from outcomes import Group, Outcome, read_groups, read_outcomes, write_outcomes
+from outcomes import Group, Outcome, digest_of, read_groups, read_outcomes, write_outcomes
 from planted import state_file, value_digest, value_outcome
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +46,9 @@ def packaged(module: str) -> str:
     return module if module.startswith("distill_bench/") else f"distill_bench/{module}"
 
 
-def digest(module: str, tests: Iterable[str]) -> str:
-    """SHA-256 of a module, of its tests and of the operators: a new one asks for a new run."""
-    files = [ROOT / module, *(ROOT / test for test in tests), Path(__file__).parent / "engine.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+def body_digest(module: str, group: Group) -> str:
+    """Digest of a module for mutants of bodies of functions."""
+    return digest_of(module, group.tests, "engine.py")
 
 
 def prepare(group: Group, modules: Sequence[str]) -> Path:
@@ -126,7 +124,7 @@ def run_group(
     group: Group, modules: Sequence[str], processes: int, survivors: bool
 ) -> dict[str, Outcome]:
     """Test every mutant of the modules; raises CalledProcessError if a test fails without one."""
-    digests = {module: digest(module, group.tests) for module in modules}
+    digests = {module: body_digest(module, group) for module in modules}
     tree = prepare(group, modules)
     stamp = tree / "tests.json"
     known = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
@@ -134,15 +132,19 @@ def run_group(
     if changed:
         _forget(tree, changed, survivors)
         stamp.write_text(json.dumps(known | digests), encoding="utf-8")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, str(Path(__file__).parent / "engine.py"), "run"]
-    command += ["--max-children", str(processes)]
-    memory = MEMORY if MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="mutants-", dir=memory) as folder:
-        # other pytest sessions of this machine remove folders of the common root
-        environment["PYTEST_DEBUG_TEMPROOT"] = folder
-        subprocess.run(command, cwd=tree, env=environment, check=True)
+    _run(tree, "engine.py", "run", "--max-children", str(processes))
     return {module: _outcome(tree, module, digests[module]) for module in modules}
+
+
+def _run(folder: Path, script: str, *arguments: str) -> None:
+    """Run a script of this folder elsewhere, with a folder of its own for temporary files."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
+    memory = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="mutants-", dir=memory) as temporary:
+        # other pytest sessions of this machine remove folders of the common root
+        environment["PYTEST_DEBUG_TEMPROOT"] = temporary
+        subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
 def _outcome(tree: Path, module: str, source: str) -> Outcome:
@@ -162,10 +164,8 @@ def run_values(
     group: Group, modules: Sequence[str], processes: int, survivors: bool
 ) -> dict[str, Outcome]:
     """Test every value of the modules; raises CalledProcessError if a test fails without one."""
-    command = [sys.executable, str(Path(__file__).parent / "planted.py"), group.name, *modules]
-    command += ["--processes", str(processes), *(["--survivors"] if survivors else [])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    options = ["--processes", str(processes), *(["--survivors"] if survivors else [])]
+    _run(ROOT, "planted.py", group.name, *modules, *options)
     return {module: value_outcome(module) for module in modules}
 
 
@@ -191,11 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for module in chosen:
                 state_file(module).unlink(missing_ok=True)
         for values, run, of_now in (
-            (False, run_group, lambda module, group=group: digest(module, group.tests)),
-            (True, run_values, lambda module, group=group: value_digest(module, group)),
+            (False, run_group, body_digest),
+            (True, run_values, value_digest),
         ):
             known = {module: outcome.digest for module, outcome in read_outcomes(values).items()}
-            modules = [m for m in chosen if options.fresh or known.get(m) != of_now(m)]
+            modules = [m for m in chosen if options.fresh or known.get(m) != of_now(m, group)]
             if modules:
                 print(f"{group.name}: {', '.join(modules)}", flush=True)
                 start = time.monotonic()

@@ -3,11 +3,12 @@
 Needs no mutmut.
 """
 
+import hashlib
 import json
 import re
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,12 @@ def read_outcomes(values: bool = False) -> dict[str, Outcome]:
         module: Outcome(fields["digest"], fields["mutants"], tuple(map(tuple, fields["survivors"])))
         for module, fields in json.loads(path.read_text(encoding="utf-8")).items()
     }
+
+
+def digest_of(module: str, tests: Iterable[str], operators: str) -> str:
+    """SHA-256 of a module, of its tests and of the operators: a new one asks for a new run."""
+    files = [ROOT / module, *(ROOT / test for test in tests), Path(__file__).parent / operators]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def read_reasons() -> Reasons:

@@ -6,14 +6,12 @@ puts the mutant in the module's place, then runs one file of tests after another
 
 import argparse
 import gc
-import hashlib
 import importlib
 import json
 import os
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,11 +21,10 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
-from outcomes import Group, Outcome, read_groups, read_outcomes
+from outcomes import Group, Outcome, digest_of, read_groups, read_outcomes
 from values import CODE, ROOT, Mutant, mutants_of, read_choices
 
 FOLDER = ROOT / "build" / "mutants" / "values"
-MEMORY = Path("/dev/shm")
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not slurm and not soak"]
 OPTIONS += ["-o", "tmp_path_retention_policy=none"]
 OPTIONS += ["-p", "no:unraisableexception"]  # collects garbage at the end: half of a child's time
@@ -50,10 +47,8 @@ class _Planted(SourceFileLoader):
 
 
 def value_digest(module: str, group: Group) -> str:
-    """SHA-256 of a module, of its tests and of the operators: a new one asks for a new run."""
-    files = [ROOT / path for path in (module, *group.tests, *group.values)]
-    files.append(Path(__file__).parent / "values.py")
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    """Digest of a module for mutants of its values."""
+    return digest_of(module, (*group.tests, *group.values), "values.py")
 
 
 def state_file(module: str) -> Path:
@@ -119,7 +114,6 @@ def _start(files: Sequence[str], seconds: float, folder: Path, plant: _Planted |
         sys.argv = ["pytest"]
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
         folder.mkdir()
-        # other pytest sessions of this machine remove folders of the common root
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
         code = _run_tests(files, folder.with_name(f"{folder.name}.json"))
     finally:
@@ -186,8 +180,7 @@ def main() -> None:
     states = {module: _state(module, group, options.survivors) for module in options.modules}
     for module, state in states.items():
         state_file(module).write_text(json.dumps(state), encoding="utf-8")
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as temporary:
-        run_group(group, states, options.processes, Path(temporary))
+    run_group(group, states, options.processes, Path(os.environ["PYTEST_DEBUG_TEMPROOT"]))
 
 
 if __name__ == "__main__":
