@@ -13,7 +13,12 @@ from distill_bench.config.yaml_files import dump_yaml, parse_yaml
 from distill_bench.method import Method
 from distill_bench.registry import find_method
 from distill_bench.testing.hyperparameter_checks import check_hyperparameters
-from distill_bench.testing.loss_checks import check_detachment, check_losses, check_shared_graph
+from distill_bench.testing.loss_checks import (
+    check_detachment,
+    check_inputs,
+    check_losses,
+    check_shared_graph,
+)
 from distill_bench.testing.ranks import check_two_ranks
 from distill_bench.testing.runs import Runs, conformance, named
 from distill_bench.testing.setting_checks import (
@@ -56,6 +61,7 @@ CHECKS = (
     check_losses,
     check_routing,
     check_detachment,
+    check_inputs,
     check_discriminator,
     check_hyperparameters,
     check_draws,

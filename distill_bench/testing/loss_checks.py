@@ -1,13 +1,16 @@
 """Conformance checks that inspect a method's losses and their graphs, without training."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill_bench.draws import Draws
 from distill_bench.method import Batch, Loss, Nets
+from distill_bench.networks.denoiser import Guided
 from distill_bench.registry import find_method
 from distill_bench.testing.runs import Runs, conformance
 from distill_bench.train.run import Run
@@ -128,21 +131,33 @@ def _check_frozen(run: Run, phase: str, loss: Loss, frozen: Iterable[str]) -> No
 
 
 class Watched:
-    """A role that records its predictions and features."""
+    """A role that records its inputs and its predictions, velocities and features."""
 
     def __init__(self, role: Any) -> None:
         self.role = role
+        self.inputs: list[tuple[Tensor, Tensor, Tensor]] = []  # x_t, sigma, text
         self.predictions: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.role, name)
 
     def __call__(self, *inputs: Any) -> Tensor:
-        self.predictions.append(self.role(*inputs))
-        return self.predictions[-1]
+        return self._record(self.role, *inputs)
+
+    def velocity(self, *inputs: Any) -> Tensor:
+        return self._record(self.role.velocity, *inputs)
 
     def features(self, *inputs: Any) -> Tensor:
-        self.predictions.append(self.role.features(*inputs))
+        return self._record(self.role.features, *inputs)
+
+    def sees_other(self, index: int, x_t: Tensor) -> bool:
+        """True if the evaluation of this index saw something else than x_t."""
+        return not torch.equal(self.inputs[index][0], x_t)
+
+    def _record(self, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        x_t, sigma, text = inputs[:3]
+        self.inputs.append((x_t.detach(), sigma.detach(), text))
+        self.predictions.append(function(*inputs))
         return self.predictions[-1]
 
 
@@ -203,3 +218,139 @@ def _gradients_of_own_terms(run: Run, weights: list[Tensor]) -> tuple[Tensor | N
     ]
     total = sum(sum(loss.fake_score_terms.values()) for loss in losses) / accumulation
     return torch.autograd.grad(total, weights, allow_unused=True)
+
+
+@conformance
+def check_inputs(runs: Runs) -> None:
+    """Roles get the texts of what they see, the fake score the run's levels, the loss its guidance.
+
+    - A role that sees samples gets their prompts; one that sees extra data gets the data's texts.
+      The null text may come besides, for guidance of the method's own, but not alone.
+    - Every level of the fake score rises with score_shift and lies within the run's bounds.
+    - If the teacher predicts in the student's phase, the loss depends on guidance_scale.
+    """
+    run = runs.untrained
+    student = _Phase(run, "student")
+    for phase in (student, _Phase(run, "fake_score/0")) if run.fake_score else (student,):
+        _check_texts(phase)
+        _check_levels(phase)
+    _check_guidance(student)
+
+
+class _Phase:
+    """The loss of one phase on a fixed batch, whose samples and extra data have random texts."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run = run
+        self.name = name
+        self.batch = run.batch(name)
+        draw = torch.Generator().manual_seed(0)
+        self.texts = {
+            what: torch.randn(self.batch.text.shape, generator=draw).to(self.batch.text)
+            for what in ("samples", "extra data")
+        }
+
+    def loss(
+        self, nets: Nets | None = None, scaled: str = "", **levels: float
+    ) -> tuple[Loss, dict[str, Watched]]:
+        """The loss and the watched roles.
+
+        Args:
+            nets: in place of the run's.
+            scaled: "samples" or "extra data", which are multiplied by 1.5.
+            levels: fields of the batch.
+        """
+        nets = nets or self.run.nets
+        make_samples = nets.rollout
+        roles = {
+            role: Watched(network)
+            for role in ("student", "fake_score", "teacher", "unguided_teacher", "target")
+            if (network := getattr(nets, role)) is not None
+        }
+
+        def rollout(batch: Batch) -> Tensor:
+            x0 = make_samples(batch)
+            return 1.5 * x0 if scaled == "samples" else x0
+
+        def data(draws: Draws, rows: Callable[[Draws], dict[str, Tensor]]) -> dict[str, Tensor]:
+            scale = 1.5 if scaled == "extra data" else 1.0
+            own = {name: scale * value for name, value in rows(draws).items()}
+            return own | {"text": self.texts["extra data"]}
+
+        nets = dataclasses.replace(nets, **roles, rollout=rollout)
+        extras = {need: partial(data, rows=rows) for need, rows in self.batch.extras.items()}
+        given = levels | {"text": self.texts["samples"], "extras": extras}
+        batch = dataclasses.replace(self.batch, **given)
+        if self.name == "student":
+            self.run.student.only_trainable()
+            return self.run.method.student_loss(nets, batch), roles
+        self.run.fake_score.only_trainable()
+        with torch.no_grad():
+            x0 = rollout(batch)
+        return self.run.method.fake_score_loss(nets, batch, x0), roles
+
+    def owners(self, text: Tensor) -> set[str]:
+        """What the rows of a text belong to; "nothing" for the null text.
+
+        A text of several times the batch's length repeats its samples in order.
+        """
+        texts = self.texts | {"nothing": self.run.nets.null_text.expand_as(self.batch.text)}
+        size = len(self.batch.text)
+        return {
+            next((what for what, own in texts.items() if torch.equal(row, own[i % size])), "others")
+            for i, row in enumerate(text)
+        }
+
+
+def _check_texts(phase: _Phase) -> None:
+    _, roles = phase.loss()
+    changed = {what: phase.loss(scaled=what)[1] for what in phase.texts}
+    for role, watched in roles.items():
+        given: dict[tuple[str, ...], set[str]] = {}  # what the role sees -> owners of its texts
+        for i, (x_t, _, text) in enumerate(watched.inputs):
+            seen = tuple(w for w, others in changed.items() if others[role].sees_other(i, x_t))
+            owners = phase.owners(text)
+            wrong = owners - {"nothing", *(seen or phase.texts)}
+            assert not wrong, (
+                f"in the phase {phase.name}, {role} sees {' and '.join(seen) or 'noise'} with the "
+                f"texts of {' and '.join(sorted(wrong))}"
+            )
+            given.setdefault(seen, set()).update(owners)
+        for seen, owners in given.items():
+            assert owners != {"nothing"}, (
+                f"in the phase {phase.name}, {role} sees {' and '.join(seen) or 'noise'} with the "
+                "null text alone"
+            )
+
+
+def _check_levels(phase: _Phase) -> None:
+    wide, narrow = {"sigma_min": 1e-3, "sigma_max": 0.999}, {"sigma_min": 0.45, "sigma_max": 0.55}
+    fields = [wide | {"score_shift": 0.5}, wide | {"score_shift": 2.0}, narrow]
+    all_roles = [phase.loss(**levels)[1] for levels in fields]
+    inputs = [roles["fake_score"].inputs if "fake_score" in roles else [] for roles in all_roles]
+    for (_, low, _), (_, high, _), (_, bounded, _) in zip(*inputs, strict=True):
+        assert (low < high).all(), (
+            f"in the phase {phase.name}, noise levels of the fake score do not rise with "
+            "score_shift; draw them by Batch.sigma"
+        )
+        assert (abs(bounded - 0.5) < 0.0501).all(), (
+            f"in the phase {phase.name}, noise levels of the fake score are not between sigma_min "
+            "and sigma_max; draw them by Batch.sigma"
+        )
+
+
+def _check_guidance(student: _Phase) -> None:
+    nets, totals = student.run.nets, []
+    for scale in (2.0, 4.0):
+        teacher = Guided(nets.unguided_teacher, nets.null_text, scale)
+        loss, roles = student.loss(dataclasses.replace(nets, teacher=teacher, guidance_scale=scale))
+        totals.append(loss.total.detach())
+    predicts = any(
+        prediction.shape == x_t.shape
+        for role in ("teacher", "unguided_teacher")
+        for prediction, (x_t, *_) in zip(roles[role].predictions, roles[role].inputs, strict=True)
+    )
+    assert not predicts or not torch.equal(*totals), (
+        "the teacher predicts in the student's phase, but the loss does not depend on "
+        "guidance_scale: use nets.teacher, or guide by nets.guidance_scale"
+    )

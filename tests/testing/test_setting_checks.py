@@ -71,7 +71,10 @@ class Stranger(Method):
         logits = self._logits(nets, batch, x0, batch.text, "gan")
         gan = student_gan_loss(-logits if self.fault == "student" else logits)
         weight = self.gan_weight**2 if self.fault == "squared weight" else self.gan_weight
-        kl = toward(x0, scores.x0_fake - scores.x0_teacher)
+        x0_teacher = scores.x0_teacher
+        if self.fault == "unguided teacher":
+            x0_teacher = nets.unguided_teacher(scores.x_t, scores.sigma, batch.text).detach()
+        kl = toward(x0, scores.x0_fake - x0_teacher)
         if self.fault == "two terms":
             kl = self.gan_weight * kl
         return Loss({"kl": kl, "gan": weight * gan}, x0)
@@ -79,11 +82,22 @@ class Stranger(Method):
     def fake_score_loss(self, nets: Nets, batch: Batch, x0: Tensor) -> Loss:
         data = batch.extra("real_latents")
         fake = self._logits(nets, batch, x0, batch.text, "gan")
-        real = self._logits(nets, batch, data["x0"], data["text"], "gan_real")
+        text = batch.text if self.fault == "prompts for data" else data["text"]
+        real = self._logits(nets, batch, data["x0"], text, "gan_real")
         if self.fault == "labels":
             fake, real = real, fake
         loss = discriminator_loss(fake, -real if self.fault == "data" else real)
-        return Loss({"denoise": velocity_loss(nets.fake_score, batch, x0), "discriminator": loss})
+        text = {
+            "null text": nets.null_text.expand_as(batch.text),
+            "data's texts": data["text"],
+            "other sample's prompt": batch.text.roll(1, 0),
+        }.get(self.fault, batch.text)
+        if self.fault == "own levels":
+            batch = dataclasses.replace(batch, score_shift=1.0)
+        if self.fault == "own bounds":
+            batch = dataclasses.replace(batch, sigma_max=1.0)
+        denoise = velocity_loss(nets.fake_score, batch, x0, text)
+        return Loss({"denoise": denoise, "discriminator": loss})
 
     def _logits(self, nets: Nets, batch: Batch, x0: Tensor, text: Tensor, purpose: str) -> Tensor:
         role = nets.unguided_teacher
@@ -114,6 +128,13 @@ def runs_of(folder, request):
         ("squared weight", checks.check_hyperparameters, "does not multiply student/gan by 2"),
         ("two terms", checks.check_hyperparameters, "does not multiply student/kl by 1"),
         ("none", checks.check_hyperparameters, "the field unused changes no loss"),
+        ("null text", checks.check_inputs, "fake_score sees samples with the null text alone"),
+        ("data's texts", checks.check_inputs, "fake_score sees samples with the texts of extra"),
+        ("other sample's prompt", checks.check_inputs, "sees samples with the texts of others"),
+        ("prompts for data", checks.check_inputs, "sees extra data with the texts of samples"),
+        ("own levels", checks.check_inputs, "fake_score/0, .* do not rise with score_shift"),
+        ("own bounds", checks.check_inputs, "fake_score/0, .* not between sigma_min and sigma_max"),
+        ("unguided teacher", checks.check_inputs, "the loss does not depend on guidance_scale"),
     ],
 )
 def test_a_fault_of_a_method_is_found(fault, check, says, runs_of):
@@ -122,7 +143,8 @@ def test_a_fault_of_a_method_is_found(fault, check, says, runs_of):
 
 
 @pytest.mark.parametrize(
-    "check", [checks.check_discriminator, checks.check_draws, checks.check_settings]
+    "check",
+    [checks.check_discriminator, checks.check_draws, checks.check_inputs, checks.check_settings],
 )
 def test_a_method_without_these_faults_passes(check, runs_of):
     check(runs_of("none"))
