@@ -290,7 +290,7 @@ class _Phase:
         return self.run.method.fake_score_loss(nets, batch, x0), roles
 
     def owners(self, text: Tensor) -> set[str]:
-        """What the rows of a text belong to; "nothing" for the null text.
+        """Owners of a text's rows: keys of `texts`, or "nothing" for the null text.
 
         A text of several times the batch's length repeats its samples in order.
         """
