@@ -19,7 +19,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine import plain_source
-from outcomes import Group, Outcome, digest_of, read_groups, read_outcomes, write_outcomes
+from former import FORMER
+from outcomes import (
+    Group,
+    Outcome,
+    digest_of,
+    read_groups,
+    read_outcomes,
+    source_digest,
+    write_outcomes,
+)
 from planted import state_file, value_digest, value_outcome
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +141,14 @@ def run_group(
     if changed:
         _forget(tree, changed, survivors)
         stamp.write_text(json.dumps(known | digests), encoding="utf-8")
-    _run(tree, "engine.py", "run", "--max-children", str(processes))
+    before = read_outcomes() if survivors else {}
+    former = {
+        packaged(module): before[module].survivors
+        for module in changed
+        if module in before and before[module].source == source_digest(module)
+    }
+    (tree / FORMER).write_text(json.dumps(former), encoding="utf-8")
+    _run(tree, "former.py", "run", "--max-children", str(processes))
     return {module: _outcome(tree, module, digests[module]) for module in modules}
 
 
@@ -147,7 +163,7 @@ def _run(folder: Path, script: str, *arguments: str) -> None:
         subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
-def _outcome(tree: Path, module: str, source: str) -> Outcome:
+def _outcome(tree: Path, module: str, digest: str) -> Outcome:
     """Read the outcome of a module from the results of mutmut."""
     meta = json.loads((tree / "mutants" / f"{packaged(module)}.meta").read_text(encoding="utf-8"))
     codes: Mapping[str, int] = meta["exit_code_by_key"]
@@ -157,7 +173,7 @@ def _outcome(tree: Path, module: str, source: str) -> Outcome:
         [*command, *survivors], cwd=tree, check=True, capture_output=True, text=True
     )
     changes = [tuple(change) for change in json.loads(shown.stdout)]
-    return Outcome(source, len(codes), tuple(changes))
+    return Outcome(digest, source_digest(module), len(codes), tuple(changes))
 
 
 def run_values(

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 JSON = ROOT / "results" / "mutants.json"
 VALUES = ROOT / "results" / "mutants_of_values.json"
 MARKDOWN = ROOT / "results" / "mutants.md"
-REASONS = Path(__file__).parent / "reasons.toml"
+MUTATION = Path(__file__).parent
+REASONS = MUTATION / "reasons.toml"
 GOAL = 0.95
 Reasons = Mapping[str, Any]
 HEAD = """# Mutants
@@ -54,7 +55,7 @@ class Group:
 
 def read_groups() -> list[Group]:
     """Groups of modules.toml, in its order."""
-    table = tomllib.loads((Path(__file__).parent / "modules.toml").read_text(encoding="utf-8"))
+    table = tomllib.loads((MUTATION / "modules.toml").read_text(encoding="utf-8"))
     return [
         Group(name, *(_files(entry.get(key, ())) for key in ("modules", "tests", "values")))
         for name, entry in table.items()
@@ -76,12 +77,14 @@ class Outcome:
 
     Attributes:
         digest: of the module and its tests at the time of the run.
+        source: digest of the module alone.
         mutants: number of mutants.
         survivors: (function, change) of each mutant that no test killed; a change is the text
             before, ` -> `, and the text after.
     """
 
     digest: str
+    source: str
     mutants: int
     survivors: tuple[tuple[str, str], ...]
 
@@ -92,14 +95,23 @@ def read_outcomes(values: bool = False) -> dict[str, Outcome]:
     if not path.is_file():
         return {}
     return {
-        module: Outcome(fields["digest"], fields["mutants"], tuple(map(tuple, fields["survivors"])))
+        module: Outcome(**fields | {"survivors": tuple(map(tuple, fields["survivors"]))})
         for module, fields in json.loads(path.read_text(encoding="utf-8")).items()
     }
 
 
 def digest_of(module: str, tests: Iterable[str], operators: str) -> str:
-    """SHA-256 of a module, of its tests and of the operators: a new one asks for a new run."""
-    files = [ROOT / module, *(ROOT / test for test in tests), Path(__file__).parent / operators]
+    """Digest of a module, of its tests and of the operators: a new one asks for a new run."""
+    return _digest(ROOT / module, *(ROOT / test for test in tests), MUTATION / operators)
+
+
+def source_digest(module: str) -> str:
+    """Digest of a module: with the same one, a mutant that a test killed stays killed."""
+    return _digest(ROOT / module)
+
+
+def _digest(*files: Path) -> str:
+    """First digits of SHA-256."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
@@ -175,8 +187,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("`", "'")
 
 
-def main(module: str, names: Sequence[str]) -> None:
-    """Print (function, change) of mutants as JSON; runs in the folder that mutmut worked in."""
+def changes_of(module: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(function, change) of mutants of a packaged module, in the folder that mutmut works in."""
     from mutmut.mutation.diff_apply import get_diff_for_mutant
     from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
@@ -194,8 +206,8 @@ def main(module: str, names: Sequence[str]) -> None:
         }
         place = f"{class_name}.{function}" if class_name else function
         changes.append((place, f"{sides['-']} -> {sides['+']}"))
-    json.dump(changes, sys.stdout)
+    return changes
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    json.dump(changes_of(sys.argv[1], sys.argv[2:]), sys.stdout)

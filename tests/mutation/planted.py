@@ -21,7 +21,7 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
-from outcomes import Group, Outcome, digest_of, read_groups, read_outcomes
+from outcomes import Group, Outcome, digest_of, read_groups, read_outcomes, source_digest
 from values import CODE, ROOT, Mutant, mutants_of, read_choices
 
 FOLDER = ROOT / "build" / "mutants" / "values"
@@ -61,7 +61,7 @@ def value_outcome(module: str) -> Outcome:
     state = json.loads(state_file(module).read_text(encoding="utf-8"))
     pairs = list(zip(_mutants(module), state["killers"], strict=True))
     survivors = [(m.place, m.change) for m, killer in pairs if killer == SURVIVED]
-    return Outcome(state["digest"], len(pairs), tuple(survivors))
+    return Outcome(state["digest"], source_digest(module), len(pairs), tuple(survivors))
 
 
 def _mutants(module: str) -> list[Mutant]:
@@ -76,7 +76,7 @@ def _state(module: str, group: Group, survivors: bool) -> dict:
     if state.get("digest") == digest:
         return state
     before = read_outcomes(values=True).get(module)
-    if not survivors or before is None or before.mutants != len(mutants):
+    if not survivors or before is None or before.source != source_digest(module):
         return {"digest": digest, "killers": [None] * len(mutants)}
     again = [(m.place, m.change) in before.survivors for m in mutants]
     return {"digest": digest, "killers": [None if survived else "" for survived in again]}

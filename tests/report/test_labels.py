@@ -88,6 +88,8 @@ def test_symbols_are_explained_once():
     keys = ["stepping", "fake_score_updates", "guidance_scale"]
     assert symbols(keys) == "K: fake-score updates; w: guidance scale"
     assert symbols(["nfe"]) == ""
+    assert key_title("nfe") == "steps"
+    assert key_title("sampling.nfe") == "sampled steps"
 
 
 def rows(*lines, keys=("method", "stepping", "fake_score_updates")):
@@ -189,6 +191,18 @@ def test_a_number_is_hidden_where_most_rows_of_the_same_method_have_it():
         *("A, 1 step", "A, 2 steps", "A, depth 2, 2 steps"),
         *("B, 1 step", "B, 2 steps", "B, 4 steps", "B, 8 steps", "B, depth 1, 8 steps"),
     ]
+
+
+def test_a_setting_that_varies_with_the_axis_alone_is_not_named():
+    table = rows(("a", "1e-4", "1"), ("a", "2e-4", "2"), keys=("method", "student_lr", "nfe"))
+    assert texts(table, "nfe") == ["A, 1 step", "A, 2 steps"]
+    assert texts(table, None) == ["A, student lr 1e-4", "A, student lr 2e-4"]
+
+
+def test_an_axis_of_sampling_has_a_place_also_where_sampling_is_as_in_training():
+    table = rows(("a", "4", "4"), ("a", "4", "8"), keys=("method", "nfe", "sampling.nfe"))
+    assert texts(table, "sampling.nfe") == ["A, sampled 4 steps", "A, sampled 8 steps"]
+    assert texts(table, None) == ["A", "A, sampled 8 steps"]
 
 
 def test_a_row_without_a_place_on_the_axis_also_names_its_unusual_words():

@@ -41,6 +41,14 @@ def test_a_reference_shows_its_state_unless_it_has_scores(tmp_path):
     assert results.students == [] and results.baseline is None
 
 
+def test_lost_runs_are_counted_in_the_order_of_their_states(tmp_path):
+    states = ["done", "failed", "missing", "missing"]
+    runs = [student(f"a{i}", "a", 1, i) | {"status": state} for i, state in enumerate(states)]
+    write_results(tmp_path, COLUMNS, ["k"], None, runs, [point("a0", 1)], [point("a0", 1)])
+    (row,) = load(tmp_path).students
+    assert row.count == "1/4 (1 failed, 2 missing)" and row.lost == "1 failed, 2 missing"
+
+
 def test_a_reference_is_labelled_by_its_kind_alone(study):
     (teacher,) = load(study).references
     assert teacher.label == teacher.series == teacher.stem == teacher.method == "teacher"

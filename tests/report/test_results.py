@@ -10,7 +10,7 @@ import pytest
 from stores import load_results, update_json, write_results, write_run, write_store
 
 from distill_bench.report import ResultsError, load
-from distill_bench.report.results import Column, load_data_files
+from distill_bench.report.results import COSTS, Column, load_data_files
 from distill_bench.report.rows import COST, is_value, key_texts, parse_keys
 
 
@@ -63,6 +63,18 @@ def test_texts_of_data_files_are_loaded_as_the_files_are(results):
     for frame in ("runs", "checkpoints", "training", "clips"):
         pd.testing.assert_frame_equal(getattr(loaded, frame), getattr(results, frame))
     assert [row.label for row in loaded.rows] == [row.label for row in results.rows]
+
+
+def test_declared_contrasts_are_those_of_the_manifest(results):
+    assert load(results.folder).contrasts == []
+    declared = [{"name": "one against two"}]
+    update_json(results.folder / "sweep.json", contrasts=declared)
+    assert load(results.folder).contrasts == declared
+
+
+def test_costs_have_units():
+    heads = {cost.name: cost.heading for cost in COSTS}
+    assert heads["peak_memory_gib"] == "Peak memory (GiB)"
 
 
 def test_the_table_of_contrasts_is_empty_or_that_of_the_file(results):
@@ -199,7 +211,8 @@ def test_a_row_has_the_mean_over_its_seeds_and_counts_its_lost_runs(results):
 def test_the_interval_of_a_reference_is_over_its_clips(results):
     teacher = results.references[1]
     sd = 0.25  # under resampling of clips
-    assert results.interval(teacher, "distance").half == pytest.approx(1.96 * sd)
+    distance = results.interval(teacher, "distance")
+    assert distance.half == pytest.approx(1.96 * sd) and distance.n == 1
     assert results.interval(teacher, "speed").half > 0
 
 

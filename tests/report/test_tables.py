@@ -11,10 +11,18 @@ from distill_bench.report import load, tables
 from distill_bench.report.csv_files import read_frame, read_texts
 from distill_bench.report.page.html import render_page
 from distill_bench.report.read_store import read_sweep
+from distill_bench.report.rows import COST
 from distill_bench.report.stats import Interval
 from distill_bench.report.tables.differences import differences
 from distill_bench.report.tables.files import table_files
-from distill_bench.report.tables.scores import budget, equal_cost, score_table, show_interval
+from distill_bench.report.tables.plateau import plateau
+from distill_bench.report.tables.scores import (
+    budget,
+    equal_cost,
+    row_heads,
+    score_table,
+    show_interval,
+)
 
 ONE, FIVE = "Alpha, K=1", "Alpha, K=5"
 BETA = "Beta, K=1"
@@ -110,6 +118,32 @@ def test_markdown_and_csv_have_the_same_rows(tabulated):
     assert table.loc[4, ["done", "expected", "collapsed"]].tolist() == [1, 4, 1]
 
 
+def test_table_csv_counts_the_runs_in_each_state_and_says_which_rows_move(results, tmp_path):
+    """Every study has the states done, collapsed and failed; references have none of their own."""
+    assert {run["status"] for run in results.runs.to_dict("records")} >= {"reference", "missing"}
+    table = written(results, "table.csv", tmp_path)
+    states = ["done", "collapsed", "failed", "missing"]
+    begin = ["label", "method", *results.swept, "reference", "expected", *states, "plateau"]
+    assert list(table.columns)[: len(begin) + 1] == [*begin, f"{results.columns[0].name}_mean"]
+    for row, (_, line) in zip(results.rows, table.iterrows(), strict=True):
+        assert (line["label"], line["method"]) == (row.label, row.method)
+        of_state = {state: (row.runs["status"] == state).sum() for state in states}
+        of_state["done"] += row.reference
+        assert line[states].tolist() == [str(count) for count in of_state.values()]
+        assert line["plateau"] == ("" if row.reference else plateau(results, row))
+    store = write_store(tmp_path / "all", [("alpha", seed, 1, 1.0) for seed in range(2)])
+    whole = written(load_results(store, tmp_path / "whole"), "table.csv", tmp_path)
+    assert [name for name in whole.columns if name in states] == states[:3]
+
+
+def test_markdown_ends_with_the_origin_and_has_a_section_at_equal_cost(results):
+    text = table_files(results)["table.md"]
+    origin = results.manifest["provenance"]
+    assert len(origin) > 1
+    assert text.endswith(f"\n\nFrom {', '.join(f'{k} {v}' for k, v in origin.items())}.\n")
+    assert f"\n\n## At equal cost\n\n| {' | '.join(row_heads(results))} | " in text
+
+
 # --- differences ---
 
 
@@ -146,6 +180,14 @@ def test_differences_csv_has_every_pair_with_its_seeds(results, tmp_path):
     assert lines["expected"].tolist()[:2] == ["3", "3"]
     assert lines["favours"].tolist()[:2] == [ONE, ""]
     assert lines["low"].iloc[1] == ""
+
+
+def test_files_of_differences_end_with_the_seeds_that_are_needed_or_with_the_cost(
+    results, tmp_path
+):
+    by_file = {"differences.csv": "seeds_needed", "equal_cost_differences.csv": COST}
+    for file, last in by_file.items():
+        assert list(written(results, file, tmp_path).columns)[-1] == last
 
 
 def test_every_p_has_the_number_of_comparisons_that_it_is_corrected_for(tabulated):

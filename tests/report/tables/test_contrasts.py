@@ -325,7 +325,9 @@ def test_sweep_json_states_rows_and_weights(store, tmp_path):
 
 def test_the_files_have_every_contrast_and_what_it_rests_on(made):
     results, _ = made
-    results = replace(results, manifest=results.manifest | {"question": "Does it help?"})
+    dated = [{**one, "since": f"2026-01-0{i}"} for i, one in enumerate(results.contrasts, 1)]
+    texts = {"question": "Does it help?", "contrasts": dated}
+    results = replace(results, manifest=results.manifest | texts)
     found, files = estimates(results), table_files(results)
     frame = pd.read_csv(io.StringIO(files["contrasts.csv"]), keep_default_na=False)
     assert len(frame) == len(found)

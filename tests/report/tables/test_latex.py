@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from stores import load_results, update_json, write_store
@@ -55,6 +56,7 @@ def test_floats_hold_the_lines_of_the_table_and_refer_to_the_first(tmp_path):
     rows = (("alpha", 1, 1.0), ("beta", 5, 5.0))
     runs = [(method, s, c, level + 0.01 * s) for method, c, level in rows for s in range(4)]
     results = load_results(write_store(tmp_path, runs), tmp_path / "data")
+    results = replace(results, manifest=results.manifest | {"name": "speed, at_5%"})
     scores = score_table(results, results.headline + COSTS)
     names = len(row_heads(results))
     latex = table_files(results)["table.tex"]
@@ -62,10 +64,12 @@ def test_floats_hold_the_lines_of_the_table_and_refer_to_the_first(tmp_path):
     assert all(line.startswith("% ") for line in comments.splitlines())
     assert all(part.endswith("\\end{table}\n") for part in floats)
     first, *others = re.findall(r"\\caption\{(.*)\}\n\\label\{(.*)\}\n", latex)
-    assert first[1] == "tab:speed" and not others
-    continued = [part.count("\\caption{Table~\\ref{tab:speed}, continued.}\n") for part in floats]
+    assert first[1] == "tab:speed-at-5-" and not others
+    continued = [
+        part.count("\\caption{Table~\\ref{tab:speed-at-5-}, continued.}\n") for part in floats
+    ]
     assert continued == [0, *[1] * (len(floats) - 1)]
-    assert "\\label{tab:speed-equal-cost}\n" in table_files(results)["equal_cost.tex"]
+    assert "\\label{tab:speed-at-5--equal-cost}\n" in table_files(results)["equal_cost.tex"]
     for (_, body), start in zip(
         bodies(latex), range(names, len(scores.heads), COLUMNS), strict=True
     ):
