@@ -11,6 +11,7 @@ from distill_bench.eval import diversity
 from distill_bench.eval.attributes import AttributeAccuracy
 from distill_bench.eval.diversity import (
     Diversity,
+    coarse,
     recall_and_coverage,
     same_prompt_spread,
     spread_ratio,
@@ -141,6 +142,16 @@ def flat(*levels: int, prompts: str = "aabbcc", frames: int = 8) -> Clips:
     filled = np.zeros((len(levels), frames, 3, 32, 32), np.uint8)
     filled += np.array(levels, np.uint8)[:, None, None, None, None]
     return Clips(filled, list(prompts), list(range(len(levels))))
+
+
+def test_differences_within_a_cell_of_8_x_8_are_noise():
+    """In frames of 16 x 16, a chessboard of pixels has no spread, one of 2 x 2 pixels has."""
+    pixels = np.indices((16, 16)).sum(0) % 2
+    for pattern, spread in ((pixels, 0.0), (np.kron(pixels[:8, :8], np.ones((2, 2))), 100.0)):
+        frames = np.zeros((2, 8, 3, 16, 16), np.uint8)
+        frames[0], frames[1] = 100 * pattern, 100 * (1 - pattern)
+        x = coarse(Clips(frames, ["a", "a"], [0, 1]))
+        assert same_prompt_spread(x, ["a", "a"]) == pytest.approx(spread)
 
 
 def test_spread_and_its_ratio_have_the_standard_error_over_prompts():

@@ -44,7 +44,7 @@ def test_without_weights_a_named_evaluator_says_where_to_get_them(name, tmp_path
         main(["evaluate", str(folder), "--evaluators", name])
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1
-    assert NAMES[name] in error and "http" in error.replace("huggingface.co", "http")
+    assert f" {NAMES[name]} " in error and "http" in error.replace("huggingface.co", "http")
 
 
 def corrupted(clips: Clips) -> Clips:

@@ -13,6 +13,7 @@ from torch import Tensor, tensor
 
 from distill_bench.eval.cd_fvd import CDFVD
 from distill_bench.eval.dino_similarity import DINOSimilarity
+from distill_bench.eval.fvd import FVD
 from distill_bench.eval.jedi import BIASED, JEDi, distances
 from distill_bench.eval.videoalign import SOURCE, VideoAlign
 from distill_bench.evaluate.comparison import compare, frechet_scores
@@ -68,6 +69,11 @@ def test_clips_that_the_network_cannot_take_are_refused_and_its_name_is_known(
     assert set(asked) == {name}
 
 
+def test_frechet_distances_and_jedi_are_resampled_alike_by_default():
+    """Their intervals are then of one precision."""
+    assert CDFVD.resamples == FVD.resamples == JEDi.resamples
+
+
 def test_cd_fvd_is_the_frechet_scores_of_its_network(asked):
     scores = CDFVD("W", resamples=7).scores(CLIPS, REFERENCES)
     assert scores == frechet_scores(SMALL, CLIPS, REFERENCES, 7, "cd_fvd", "cd_kvd")
@@ -96,6 +102,7 @@ def test_dino_similarity_is_the_mean_over_prompts_of_the_cosine_of_their_clips(a
     assert score.value == pytest.approx(np.mean(cosines), rel=1e-6)
     # the standard error of the mean over prompts
     assert score.sd == pytest.approx(np.std(cosines) / 6**0.5, rel=1e-4)
+    assert DINOSimilarity.columns == ("dino_similarity",)
     assert score.column == "dino_similarity" and score.extractor == "small@T16#11111111"
     assert score.title == "cosine of a prompt's clips, DINOv3"
     assert score.note == "noise lowers it too"
