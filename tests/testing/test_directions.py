@@ -159,6 +159,14 @@ def test_a_number_that_acts_otherwise_than_stated_is_found(
         check_with(method, fault, folder, monkeypatch)
 
 
+def test_a_mark_names_its_quantities_and_is_linear_only_if_it_says_so():
+    for kind, sign in ((Raises, 1), (Lowers, -1)):
+        plain, linear = kind("kl", "gradient/kl"), kind("kl", linear=True)
+        assert (plain.quantities, plain.linear) == (("kl", "gradient/kl"), False)
+        assert (linear.quantities, linear.linear) == (("kl",), True)
+        assert plain.sign * sign > 0
+
+
 @pytest.mark.parametrize("method", [Terms, Others])
 def test_numbers_that_act_as_stated_pass(method, folder, monkeypatch):
     check_with(method, "none", folder, monkeypatch)
