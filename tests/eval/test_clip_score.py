@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill_bench.domain import controls, shapes
-from distill_bench.eval.clip_score import BLIND, CLIPScore
+from distill_bench.eval.clip_score import BLIND, CLIPScore, clip_scores
 from distill_bench.evaluate.clip_models import indomain_clip, open_clip_model
 from distill_bench.evaluator import Clips
 from distill_bench.pretrain import fit_encoders
@@ -195,6 +195,26 @@ def test_a_recall_among_one_caption_says_nothing(tmp_path):
     assert row["clip_score"].warnings == ()
     cut, one = scores(alike, model=tiny_open_clip(tmp_path / "tiny"))["clip_r1"].warnings
     assert cut == "4 captions fill the model's context and may be cut" and one == ONE
+
+
+def test_the_nearest_of_captions_that_are_all_far_counts(monkeypatch):
+    """Cosines below 0 are cosines, too: a caption that is no rival is no nearer."""
+
+    class Far(types.SimpleNamespace):
+        whole, id = False, "far"
+
+        def similarities(self, sample):
+            return torch.tensor([[-0.2, -0.4, -0.1], [-0.5, -0.3, -0.1]]), torch.tensor([0, 1])
+
+        def rivals(self, prompts, own):
+            return torch.tensor([[True, True, False]] * 2)
+
+        def tokenize(self, prompts):
+            return torch.zeros(len(prompts), 3)
+
+    cosine, recall = clip_scores(Far(), clips(2))
+    assert recall.per_clip == (1.0, 1.0)
+    assert cosine.per_clip == pytest.approx((-0.2, -0.3))
 
 
 def test_only_captions_that_reach_the_end_of_the_context_may_be_cut(tmp_path):

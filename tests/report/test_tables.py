@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
-from stores import edit_lines, load_results, write_store
+from stores import edit_lines, load_results, update_json, write_store
 
 from distill_bench.report import load, tables
 from distill_bench.report.csv_files import read_frame, read_texts
@@ -182,6 +182,25 @@ def test_differences_csv_has_every_pair_with_its_seeds(results, tmp_path):
     assert lines["low"].iloc[1] == ""
 
 
+def test_a_row_is_favoured_only_if_the_corrected_p_is_below_005(tmp_path):
+    """Two differences whose own p is 0.037, and 0.073 after Holm's correction over both."""
+    signs = {"beta": (-1, -1, 1, 1), "gamma": (1, -1, 1, -1)}
+    runs = [("alpha", seed, 1, 5.0) for seed in range(4)]
+    for method, of_seed in signs.items():
+        runs += [(method, seed, 1, 6.0 + 0.48 * sign) for seed, sign in enumerate(of_seed)]
+    baseline = {"method": "alpha", "fake_score_updates": "1"}
+    store = write_store(tmp_path, runs)
+    results = load_results(store, tmp_path / "data", baseline=baseline)
+    lines = written(results, "differences.csv", tmp_path).query("column == 'distance'")
+    lines = lines[lines["b"] == "Alpha"]
+    assert all(
+        0.025 < float(p) < 0.05 < float(q) for p, q in lines[["p", "p_holm_baseline"]].values
+    )
+    text = table_files(results)["table.md"].split("Distance ↓: difference to Alpha")[1]
+    rows = [line.split(" | ") for line in text.split("\n\n")[1].splitlines()[2:]]
+    assert [cells[4] for cells in rows] == ["neither", "neither"]
+
+
 def test_files_of_differences_end_with_the_seeds_that_are_needed_or_with_the_cost(
     results, tmp_path
 ):
@@ -222,6 +241,12 @@ def test_the_equal_cost_table_is_at_the_largest_common_cost(results):
     assert texts[ONE][2:4] == ["3", "20.0"]
     assert texts[FIVE][2:5] == ["0/3 (3 first evaluated at 3,000)", "—", "—"]
     assert texts[BETA][2] == "1/4 (1 collapsed, 1 failed, 1 missing)"
+
+
+def test_a_run_that_collapsed_early_does_not_lower_the_common_cost(store, tmp_path):
+    update_json(next(store.glob("beta-s1-*")) / "result.json", cost_forward_equivalents=10.0)
+    results = load_results(store, tmp_path / "early")
+    assert results.runs[COST].min() == 10.0 and budget(results) == 2000.0
 
 
 def test_a_budget_can_be_requested(store, tmp_path):

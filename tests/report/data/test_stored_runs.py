@@ -109,6 +109,16 @@ def test_a_run_is_named_by_its_folder_then_by_its_config(empty):
     assert identity("bare", None) == ("bare", None)
 
 
+def test_what_a_run_did_counts_before_what_its_config_had_planned(tmp_path):
+    run_id = write_run(
+        tmp_path, "alpha", 0, 1, None, "collapsed", student_updates=99, nfe=8, shift=3.0
+    )
+    run = read_run(tmp_path / run_id)
+    assert run.flat_config["student_updates"] == 99 and run.known("student_updates") == 20
+    assert run.known("nfe") == run.result["nfe"] == 4 and run.known("shift") == 3.0
+    assert run.known("commit") == "abc123" and run.known("nothing") is None
+
+
 def test_attempts_are_counted_and_the_newest_one_tells_the_provenance(empty):
     folder = empty / write_run(empty, "alpha", 0, 1, 1.0)
     assert read_run(folder).attempts == 1

@@ -78,6 +78,22 @@ def test_clips_of_one_prompt_are_one_observation(tmp_path):
     assert estimate.sd == pytest.approx(values.mean(1).std(ddof=1))
 
 
+def test_the_error_by_the_clips_is_what_the_common_seeds_leave(tmp_path):
+    """A failed seed is no part of the spread over seeds, which is wide here."""
+    spread = {0: [0.0, 4.0], 1: [5.0, 9.0], 2: [-6.0, -2.0]}
+    clips = {"a": spread, "b": {seed: [0.0, 0.0] for seed in range(5)}}
+    one = contrast({"a": 1.0, "b": -1.0}, ["u"])
+    for term, method in zip(one["terms"], "ab", strict=True):
+        term["runs"] = [f"{method}{seed}" for seed in range(5)]
+    results = study(tmp_path, [one], (0, 1), clips)
+    failed = [{"run_id": f"a{seed}", "method": "a", "seed": seed} for seed in (3, 4)]
+    lines = pd.concat([results.runs, pd.DataFrame(failed).assign(role="student", status="failed")])
+    results = replace(results, runs=lines)
+    (estimate,) = estimates(results)
+    assert (estimate.seeds, estimate.expected) == (3, 5)
+    assert estimate.clip_error == pytest.approx(2.0, rel=0.06), "the clips are 4 apart"
+
+
 def test_two_clips_have_a_spread_and_two_seeds_too(tmp_path):
     clips = {"a": {0: [1.0, 5.0], 1: [2.0, 8.0]}, "b": {0: [0.0, 0.0], 1: [0.0, 0.0]}}
     weights = {"a": 1.0, "b": -1.0}

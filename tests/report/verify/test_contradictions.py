@@ -73,3 +73,11 @@ def test_a_score_is_that_of_the_last_checkpoint_up_to_a_tenth_of_its_fourth_digi
         for name in "ab"
     ]
     assert found == (expected if abs(share) > 1 else [])
+
+
+def test_a_last_line_that_lacks_another_score_is_still_compared(tmp_path):
+    runs = [run("a", 1.0, 4.0)]
+    points = [at_end("a", 4.0) | {"speed": 1.0}, at_end("a", 5.0) | {"speed": None}]
+    assert contradictions(tmp_path, runs, points, {}) == [
+        "runs.csv: d of a is 4, its last line in checkpoints.csv has 5"
+    ]
