@@ -60,7 +60,18 @@ def test_the_rest_of_a_decided_condition_is_not_evaluated():
 
 @pytest.mark.parametrize(
     "text",
-    ["n * 2", "n > 1", "f(n)", "n[0]", "1 if n else 2", "f(n).x", "{1}", "(lambda: 1)()", "+n"],
+    [
+        "n * 2",
+        "n > 1",
+        "f(n)",
+        "n[0]",
+        "1 if n else 2",
+        "f(n).x",
+        "{1}",
+        "(lambda: 1)()",
+        "+n",
+        "+1",
+    ],
 )
 def test_syntax_outside_the_grammar_is_refused(text):
     with pytest.raises(ExpressionError, match="is not allowed"):

@@ -81,11 +81,16 @@ def test_the_reverse_kl_term_pushes_from_the_teacher_to_the_fake_score(weight):
     torch.testing.assert_close(logs["score_gap"], expected.abs().mean())
 
 
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("through_fake_score", [False, True])
 @pytest.mark.parametrize("through_teacher", [False, True])
-def test_renoising_keeps_the_graphs_that_are_asked_for(through_fake_score, through_teacher):
+def test_renoising_keeps_the_graphs_that_are_asked_for(
+    guidance_scale, through_fake_score, through_teacher
+):
+    """The teacher is the guided one."""
     x0 = X0.clone().requires_grad_()
-    nets = Nets(linear(9), linear(2), linear(3), rollout=lambda _: x0)
+    other = {"unguided_teacher": linear(7), "guidance_scale": guidance_scale}
+    nets = Nets(linear(9), linear(2), linear(3), rollout=lambda _: x0, **other)
     scores = renoise(nets, BATCH, x0, through_fake_score, through_teacher)
     sigma, x_t = noised(X0, "renoise")
     assert torch.equal(scores.sigma, sigma)

@@ -112,11 +112,11 @@ def test_cached_speeds_are_those_of_their_method_and_version(tmp_path, monkeypat
         flow = None if step is None else lambda x: torch.full((len(x) - 1, 2, 4, 4), step)
         return clip_speeds(sample, method, flow).by_pair
 
-    first, second = read("first", 1.0), read("second", 2.0)
+    first, second = read("raft#1a", 1.0), read("raft#2b", 2.0)  # with the digests of weights
     assert second == pytest.approx(2 * first)
-    assert read("first", None) == pytest.approx(first)
+    assert read("raft#1a", None) == pytest.approx(first)
     monkeypatch.setattr(Motion, "version", Motion.version + 1)
-    assert read("first", 3.0) == pytest.approx(3 * first)
+    assert read("raft#1a", 3.0) == pytest.approx(3 * first)
 
 
 def test_the_floor_is_one_and_a_worse_student_is_above_it(teacher):

@@ -159,6 +159,30 @@ def test_terms_have_the_names_of_train_jsonl_and_the_fake_score_alone_learns_to_
     assert terms["denoise"] != with_another["denoise"]
 
 
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_level_shared_by_the_batch_changes_no_more_than_the_level(method):
+    """Here the shared level is that of the first sample, which all samples have anyway."""
+
+    class Alike(Draws):
+        def uniform(self, purpose: str) -> Tensor:
+            return super().uniform(purpose)[:1].expand(B)
+
+        def shared_uniform(self, purpose: str) -> Tensor:
+            return self.uniform(purpose)
+
+    draws = Alike(5, 0, "student", range(B), torch.device("cpu"), torch.float64)
+    losses = []
+    for one_sigma in (False, True):
+        nets, batch, _ = setting(method)
+        object.__setattr__(batch, "draws", draws)
+        object.__setattr__(batch, "one_sigma", one_sigma)
+        terms = {**method.student_loss(nets, batch).terms}
+        if method.has_fake_score:
+            terms |= method.fake_score_loss(nets, batch, DRAWS.noise("x0", SHAPE)).terms
+        losses.append({name: float(term.detach()) for name, term in terms.items()})
+    assert losses[0] == losses[1]
+
+
 def test_decoupled_dmd_has_no_guidance_term_without_guidance():
     nets, batch, _ = setting(DecoupledDMD())
     unguided = dataclasses.replace(nets, guidance_scale=1.0)
@@ -229,6 +253,19 @@ def test_ida_needs_a_trained_network_in_both_roles():
     ):
         with pytest.raises(ValueError, match="student and fake score have different weights"):
             IDA().after_student_update(networks)
+
+
+def test_ida_averages_every_weight_also_of_a_frozen_network():
+    """The hook runs after the student's phase, in which the fake score is frozen."""
+    networks = {role: nn.Linear(2, 2) for role in ("student", "fake_score")}
+    before = [p.detach().clone() for p in networks["fake_score"].parameters()]
+    networks["fake_score"].requires_grad_(False)
+    with torch.no_grad():
+        IDA(keep=0.75).after_student_update(networks)
+    for p, own, other in zip(
+        networks["fake_score"].parameters(), before, networks["student"].parameters(), strict=True
+    ):
+        torch.testing.assert_close(p, 0.75 * own + 0.25 * other.detach())
 
 
 def test_a_method_has_modules_and_jacobians_only_if_a_term_needs_them():

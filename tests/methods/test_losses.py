@@ -69,6 +69,29 @@ def test_the_regression_of_dmd_reaches_the_student_with_its_weight(setting):
     torch.testing.assert_close(slope, 0.25 * ((z - y) * z).mean())
 
 
+@pytest.mark.parametrize("correction", ["velocity", "x0"])
+def test_the_term_of_a_shared_graph_is_the_fake_scores_loss_on_the_students_draws(
+    setting, correction
+):
+    nets, batch, x0 = setting
+    method = SGMD(correction=correction)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    net = nets.fake_score
+    nets = dataclasses.replace(nets, fake_score=lambda x, s, t: scale * net(x, s, t))
+    own = method.student_loss(nets, batch).fake_score_terms["denoise"]
+
+    class OfStudent(Draws):
+        def _key(self, purpose: str):
+            return super()._key(purpose.replace("denoise/", "renoise/"))
+
+    draws = OfStudent(3, 0, "student", range(B), torch.device("cpu"), torch.float64)
+    batch = dataclasses.replace(batch, draws=draws)
+    apart = method.fake_score_loss(nets, batch, x0.detach()).terms["denoise"]
+    torch.testing.assert_close(own, apart)
+    slopes = [torch.autograd.grad(one, scale)[0] for one in (own, apart)]
+    assert slopes[0] == pytest.approx(float(slopes[1])) and slopes[0] != 0
+
+
 def test_the_fake_score_learns_to_denoise_in_velocity_or_in_x0(setting):
     nets, batch, x0 = setting
     sigma, noise = batch.sigma("denoise/sigma"), batch.noise("denoise/noise")

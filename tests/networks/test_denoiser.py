@@ -124,7 +124,7 @@ def test_features_of_a_network_that_is_compiled_as_a_whole_are_its_own():
     torch.testing.assert_close(compiled(*given), x0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0, 3.5, GuidanceByLevel(4.0, 1.5, boundary=0.4)])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0, 3.5, GuidanceByLevel(4.0, 1.5, boundary=0.4)])
 @pytest.mark.parametrize(
     "batched, forwards", [({}, [6]), ({"batched": True}, [6]), ({"batched": False}, [3, 3])]
 )
