@@ -240,7 +240,7 @@ def _weights(net: nn.Module) -> Tensor:
 def check_discriminator(runs: Runs) -> None:
     """A module that reads data and samples learns to tell them apart, and the student opposes it.
 
-    A shift of the module's outputs on data and one of those on samples must move the module's loss
+    A shift of the module's outputs on data and one of those on samples must move the module's loss,
     in opposite directions, and the latter must move the student's loss the other way. Modules that
     read only data, or only samples, are not checked.
     """
@@ -250,15 +250,15 @@ def check_discriminator(runs: Runs) -> None:
     for name, module in run.networks["modules"].items():
         run.fake_score.only_trainable()
         on_data, on_samples = _slopes(module, lambda scale: _fake_score_loss(run, scale))
-        if not on_data or not on_samples:
+        if on_data is None or on_samples is None:
             continue
         assert on_data * on_samples < 0, (
-            f"the loss of the module {name} moves its outputs on data and on the student's "
-            f"samples in one direction (slopes {on_data:.3g} and {on_samples:.3g})"
+            f"the loss of the module {name} does not move its outputs on data and on the student's "
+            f"samples in opposite directions (slopes {on_data:.3g} and {on_samples:.3g})"
         )
         run.student.only_trainable()
         _, of_student = _slopes(module, lambda scale: _student_loss(run, scale))
-        assert of_student * on_samples <= 0, (
+        assert not of_student or of_student * on_samples <= 0, (
             f"the student's loss does not oppose that of the module {name} "
             f"(slopes {of_student:.3g} and {on_samples:.3g} in its outputs on samples)"
         )
@@ -276,11 +276,13 @@ def _student_loss(run: Run, scale: float) -> Loss:
     return run.method.student_loss(nets, run.batch("student"))
 
 
-def _slopes(module: nn.Module, loss_of: Callable[[float], Loss]) -> tuple[float, float]:
+def _slopes(
+    module: nn.Module, loss_of: Callable[[float], Loss]
+) -> tuple[float | None, float | None]:
     """Derivatives of a loss by a common shift of a module's outputs on data, and on samples.
 
     Outputs on samples are those that change if the samples are scaled. A penalty on differences of
-    outputs (R1) has no derivative by a common shift.
+    outputs (R1) has no derivative by a common shift. None: the module makes no such outputs.
     """
 
     def outputs(scale: float) -> tuple[list[Tensor], list[Tensor], Loss]:
@@ -302,13 +304,11 @@ def _slopes(module: nn.Module, loss_of: Callable[[float], Loss]) -> tuple[float,
 
     values, shifts, loss = outputs(1.0)
     if not shifts:
-        return 0.0, 0.0
+        return None, None
     others, _, _ = outputs(1.5)
-    slopes = torch.autograd.grad(loss.total, shifts, allow_unused=True)
-    on_data = on_samples = 0.0
+    slopes = torch.autograd.grad(loss.total, shifts, allow_unused=True, materialize_grads=True)
+    of_data: list[float] = []
+    of_samples: list[float] = []
     for value, other, slope in zip(values, others, slopes, strict=True):
-        if slope is not None and torch.equal(value, other):
-            on_data += float(slope)
-        elif slope is not None:
-            on_samples += float(slope)
-    return on_data, on_samples
+        (of_data if torch.equal(value, other) else of_samples).append(float(slope))
+    return sum(of_data) if of_data else None, sum(of_samples) if of_samples else None

@@ -86,6 +86,8 @@ class Stranger(Method):
         real = self._logits(nets, batch, data["x0"], text, "gan_real")
         if self.fault == "labels":
             fake, real = real, fake
+        if self.fault == "detached":
+            real = real.detach()
         loss = discriminator_loss(fake, -real if self.fault == "data" else real)
         text = {
             "null text": nets.null_text.expand_as(batch.text),
@@ -122,7 +124,8 @@ def runs_of(folder, request):
     ("fault", "check", "says"),
     [
         ("labels", checks.check_discriminator, "the student's loss does not oppose that"),
-        ("data", checks.check_discriminator, "on data and on the student's samples in one"),
+        ("data", checks.check_discriminator, "samples in opposite directions"),
+        ("detached", checks.check_discriminator, "samples in opposite directions .slopes -?0 and"),
         ("student", checks.check_discriminator, "the student's loss does not oppose that"),
         ("noise of the rollout", checks.check_draws, "draws 'rollout/0', the rollout's own noise"),
         ("squared weight", checks.check_hyperparameters, "does not multiply student/gan by 2"),
