@@ -92,6 +92,9 @@ def test_the_interval_is_over_clips_of_the_same_prompts_and_noise(store, alphas)
     for field, other in (("seed", 99), ("prompt", "another")):
         write_lines(manifest, [*lines[:-1], lines[-1] | {field: other}])
         assert sign not in speed(), field
+    write_lines(manifest, lines[::-1])
+    assert sign not in speed(), "clips in another order are no pairs"
+    write_lines(manifest, [*lines[:-1], lines[-1] | {"seed": 99}])
     write_lines(b.folder / "samples" / "10" / "manifest.jsonl", lines)
     assert sign not in speed(), "the clips of an earlier checkpoint are not compared"
     manifest.unlink()

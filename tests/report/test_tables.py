@@ -13,7 +13,7 @@ from distill_bench.report.page.html import render_page
 from distill_bench.report.read_store import read_sweep
 from distill_bench.report.rows import COST
 from distill_bench.report.stats import Interval
-from distill_bench.report.tables.differences import differences
+from distill_bench.report.tables.differences import cost_ratio, differences
 from distill_bench.report.tables.files import table_files
 from distill_bench.report.tables.plateau import plateau
 from distill_bench.report.tables.scores import (
@@ -68,6 +68,14 @@ def test_a_mean_over_fewer_seeds_than_its_row_has_says_so(tmp_path):
     edit_lines(path, lambda line: line if line["column"] != "distance" else None)
     text = table_files(load_results(store, tmp_path / "data"))["table.md"]
     assert "(2 of 3 seeds)" in text and text.count("of 3 seeds)") == 1
+    runs = [("alpha", seed, 1, 1.0 + seed / 10) for seed in range(3)]
+    lost = write_store(tmp_path / "lost", [*runs, ("alpha", 3, 1, None, None)])
+    edit_lines(
+        next(lost.glob("alpha-s1-*")) / "metrics.jsonl",
+        lambda line: line if line["column"] != "distance" else None,
+    )
+    text = table_files(load_results(lost, tmp_path / "lost_data"))["table.md"]
+    assert "(2 of 3 seeds)" in text and "3/4 (1 failed)" in text
 
 
 def test_warnings_of_evaluators_are_footnotes(tmp_path):
@@ -247,6 +255,8 @@ def test_a_run_that_collapsed_early_does_not_lower_the_common_cost(store, tmp_pa
     update_json(next(store.glob("beta-s1-*")) / "result.json", cost_forward_equivalents=10.0)
     results = load_results(store, tmp_path / "early")
     assert results.runs[COST].min() == 10.0 and budget(results) == 2000.0
+    alpha, _, beta = results.students
+    assert cost_ratio(beta, alpha) == cost_ratio(alpha, beta) == 1.0
 
 
 def test_a_budget_can_be_requested(store, tmp_path):
