@@ -234,7 +234,7 @@ def clear_winner(
     Args:
         rows: per row, seed -> values (clips,). Empty rows neither win nor count as rivals.
         better: "lower", "higher", "one" (closer to 1), or None (no direction, so no winner).
-        clusters: one label per clip, see `crossed_interval`.
+        clusters: one label per clip, see `crossed_interval`; unused for a pair of other clips.
     """
     if better is None:
         return None
@@ -251,7 +251,8 @@ def clear_winner(
         if not row_losses[best].keys() & row_losses[other].keys():
             return None
         differences = paired(row_losses[best], row_losses[other])
-        difference = crossed_interval(differences, clusters=clusters, confidence=confidence)
+        of_pair = clusters if clusters and len(clusters) == differences.shape[1] else None
+        difference = crossed_interval(differences, clusters=of_pair, confidence=confidence)
         if not (difference.excludes(0.0) and difference.mean < 0):
             return None
     return best

@@ -393,3 +393,7 @@ def test_scores_are_means_over_prompts_from_student_to_target():
     away = [((p - q) ** 2).sum(), ((2 * p - q - 1) ** 2).sum()]
     expected = np.sqrt(np.add(away, np.trace(c_q))).mean()
     assert scores == pytest.approx({"exact_w2": expected, "exact_spread": 0})
+    spreads, directions = np.linalg.eigh(c_p)
+    spreads[0] = 0  # no spread in one direction alone
+    clips.facts = facts | {"covariance": (directions * spreads) @ directions.T}
+    assert len(ExactDivergence().scores(clips, {})) == 2  # W2 and spread

@@ -108,6 +108,19 @@ def test_without_a_teacher_there_are_three_statistics():
     assert columns == ["saturation", "contrast", "sharpness"]
 
 
+def test_ratios_are_to_all_clips_of_the_teacher():
+    """Also if the teacher has more; its last clips are darker here."""
+    teacher = clips()
+    frames = teacher.frames.copy()
+    frames[12:] = darkened(frames[12:])
+    few = Clips(teacher.frames[:6], teacher.prompts[:6], teacher.seeds[:6])
+    ratios = scores(few, dataclasses.replace(teacher, frames=frames))
+    own, of_teacher = frame_statistics(few.frames), frame_statistics(frames)
+    for name, values in own.items():
+        expected = values.mean() / of_teacher[name].mean()
+        assert ratios[f"{name}_ratio"].value == pytest.approx(expected)
+
+
 def test_a_dim_teacher_has_ratios():
     """Its statistics are below one level of 255 and above 0."""
     teacher = clips()

@@ -10,6 +10,7 @@ import pytest
 
 from distill_bench.domain import controls
 from distill_bench.eval.fvd import DEFAULT, FVD, PUBLISHED, SECOND
+from distill_bench.evaluate.comparison import compare
 from distill_bench.evaluate.extractors import load_extractor
 from distill_bench.evaluator import Clips, order_to_match
 
@@ -91,6 +92,18 @@ def test_only_the_published_extractors_distance_is_called_fvd(tmp_path):
     (score, *_) = FVD(published, resamples=5).scores(clips(4), {"data": clips(4, 100)})
     assert score.column == "fvd_data" and score.title == "FVD, to data"
     assert "rank-deficient: 4 clips are fewer than the 400 features" in score.warnings
+
+
+@pytest.mark.parametrize("kinds", [("teacher",), ("data",), ("teacher", "data")])
+def test_the_second_distance_is_that_of_the_random_features(kinds):
+    references = {kind: clips(24, 100 * i) for i, kind in enumerate(kinds, 1)}
+    scores = by_column(FVD(resamples=5).scores(clips(), references))
+    pairs = list(compare(load_extractor(SECOND), clips(), references))
+    assert len(pairs) == len(kinds)
+    for kind, pair in zip(kinds, pairs, strict=True):
+        column = "fvd_random" + ("_data" if kind == "data" else "")
+        assert scores[column].value == pytest.approx(pair.distance)
+        assert scores[column].extractor == load_extractor(SECOND).id_for(clips())
 
 
 def reordered(sample: Clips, order) -> Clips:

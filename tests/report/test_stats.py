@@ -245,6 +245,9 @@ def test_a_winner_over_two_prompts_needs_more_than_many_clips_of_each():
     ]
     assert clear_winner(rows, "lower") == 0
     assert clear_winner(rows, "lower", clusters=prompts.tolist()) is None
+    far = {seed: np.array([9.0 + 1.1 * seed]) for seed in range(3)}  # a row without values per clip
+    assert clear_winner([*rows, far], "lower", clusters=prompts.tolist()) is None
+    assert clear_winner([rows[0], far], "lower", clusters=prompts.tolist()) == 0
 
 
 def test_the_distance_to_1_is_taken_from_the_mean_of_a_seed():

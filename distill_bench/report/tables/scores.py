@@ -105,8 +105,7 @@ def winner(results: Results, column: Column) -> Row | None:
     scores = [row.by_seed(column.name) for row in rows]
     if any(len(of_row) < len(row.runs) for row, of_row in zip(rows, scores, strict=True)):
         return None
-    lengths = {len(values) for of_row in scores for values in of_row.values()}
-    place = clear_winner(scores, column.better, results.clusters(lengths))
+    place = clear_winner(scores, column.better, results.manifest["prompts"])
     return None if place is None else rows[place]
 
 
