@@ -274,3 +274,6 @@ def test_a_method_has_modules_and_jacobians_only_if_a_term_needs_them():
     assert FDistill().modules(2).keys() == {"head", "histogram"}
     for zero in ("0", "0.0", "(0)"):
         assert GradientTemplate(b=zero, lam=zero).differentiated_roles == frozenset()
+    for other in ("1", "0.5", "-1", "n", "1/n"):
+        for name in ("b", "lam"):
+            assert GradientTemplate(**{name: other}).differentiated_roles == {"fake_score"}

@@ -70,11 +70,12 @@ def test_the_regression_of_dmd_reaches_the_student_with_its_weight(setting):
 
 
 @pytest.mark.parametrize("correction", ["velocity", "x0"])
+@pytest.mark.parametrize("residual_space", ["x0", "x0_over_sigma"])
 def test_the_term_of_a_shared_graph_is_the_fake_scores_loss_on_the_students_draws(
-    setting, correction
+    setting, correction, residual_space
 ):
     nets, batch, x0 = setting
-    method = SGMD(correction=correction)
+    method = SGMD(correction=correction, residual_space=residual_space)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     net = nets.fake_score
     nets = dataclasses.replace(nets, fake_score=lambda x, s, t: scale * net(x, s, t))

@@ -146,6 +146,8 @@ def test_prompts_cluster_the_clips_of_scores_with_a_value_per_prompt_alone(study
 
     assert interval(4) == expected(4, [0, 0, 1, 1])
     assert interval(3) == expected(3, None)
+    assert load(study).clusters({4}) == [0, 0, 1, 1]
+    assert load(study).clusters({1, 4}) is None, "rows that differ are compared by their means"
 
 
 def test_a_value_may_have_an_equals_sign():
