@@ -144,6 +144,8 @@ def test_a_batch_draws_with_its_own_shape_shift_range_and_extras():
     batch = Batch(text, DRAWS, shape, 3.0, 0.1, 0.8, extras)
     assert torch.equal(batch.noise("n"), DRAWS.noise("n", shape))
     assert torch.equal(batch.sigma("s"), DRAWS.sigma("s", 3.0, 0.1, 0.8))
-    one = dataclasses.replace(batch, one_sigma=True)
-    assert torch.equal(one.sigma("s"), DRAWS.sigma("s", 3.0, 0.1, 0.8, shared=True))
+    for phase in ("student", "fake_score/0"):
+        draws = dataclasses.replace(DRAWS, phase=phase)
+        one = dataclasses.replace(batch, draws=draws, one_sigma=True)
+        assert torch.equal(one.sigma("s"), draws.sigma("s", 3.0, 0.1, 0.8, shared=True))
     assert torch.equal(batch.extra("real_latents")["x0"], DRAWS.noise("rows", (1,)))

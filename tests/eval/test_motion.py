@@ -245,10 +245,10 @@ def test_the_method_is_chosen_by_size_and_named_on_the_score():
     small = by_column(clips())
     assert small["motion"].extractor == "lucas-kanade" and "motion_ratio" not in small
     assert small["dynamic_degree"].title == "dynamic degree[lucas-kanade]"
-    frames = np.stack([texture(80, 80, (1.0, s / 4), 3, seed=s) for s in range(3)])
+    frames = np.stack([texture(80, 150, (1.0, s / 4), 3, seed=s) for s in range(3)])
     large = by_column(Clips(frames, ["a"] * 3, [0, 1, 2]))
     assert large["motion"].extractor == "farneback-half" and "motion_true" not in large
-    diagonals = 100 * 8 / (80 * 2**0.5) * large["motion"].value
+    diagonals = 100 * 8 / 170 * large["motion"].value
     assert large["motion_diagonals"].value == pytest.approx(diagonals)
 
 

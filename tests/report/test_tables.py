@@ -22,6 +22,7 @@ from distill_bench.report.tables.scores import (
     row_heads,
     score_table,
     show_interval,
+    winner,
 )
 
 ONE, FIVE = "Alpha, K=1", "Alpha, K=5"
@@ -60,6 +61,14 @@ def test_no_row_is_best_if_any_row_lost_a_run(tmp_path):
     assert best_rows(tmp_path / "whole", clear)
     assert not best_rows(tmp_path / "collapsed", [*clear, ("alpha", 4, 1, None, "collapsed")])
     assert not best_rows(tmp_path / "rival", [*clear, ("gamma", 0, 1, None, None)])
+    store = write_store(tmp_path / "unscored", clear)  # a finished run without this score
+    edit_lines(
+        next(store.glob("alpha-s1-*")) / "metrics.jsonl",
+        lambda line: line if line["column"] != "distance" else None,
+    )
+    results = load_results(store, tmp_path / "unscored" / "data")
+    assert all(row.complete for row in results.students)
+    assert winner(results, results.headline[0]) is None
 
 
 def test_a_mean_over_fewer_seeds_than_its_row_has_says_so(tmp_path):

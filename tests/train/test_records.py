@@ -17,6 +17,7 @@ from distill_bench.config.resolve import load_run
 from distill_bench.networks.pipeline import load_pipeline
 from distill_bench.store.files import append_jsonl, read_json, read_jsonl
 from distill_bench.testing.runs import Runs
+from distill_bench.train import __main__ as command
 from distill_bench.train import checkpoint
 from distill_bench.train.assemble import assemble
 from distill_bench.train.loop import finish, train, update
@@ -293,3 +294,19 @@ def test_the_summary_of_a_finished_training_is_returned_without_training_again(m
     assert train(run_dir)["train_seconds"] == 7.0
     (run_dir / "train.json").write_text('{"status": 1}')  # not as a training writes it
     assert train(run_dir)["status"] == "done"
+
+
+def test_the_command_checks_the_memory_of_a_run_that_still_trains(make, monkeypatch, capsys):
+    def refuse(config):
+        raise ValueError("too large")
+
+    run_dir = make(student_updates=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "check_memory", refuse)
+        with pytest.raises(SystemExit, match="2"):
+            command.main([str(run_dir)])
+        assert capsys.readouterr().err == "distill-bench train: too large\n"
+    assert command.main([str(run_dir)]) == 0
+    monkeypatch.setattr(command, "check_memory", refuse)
+    assert command.main([str(run_dir)]) == 0, "a run that has ended needs no memory"
+    assert capsys.readouterr().out.endswith("done after 1 student updates\n")
