@@ -197,24 +197,25 @@ def test_a_recall_among_one_caption_says_nothing(tmp_path):
     assert cut == "4 captions fill the model's context and may be cut" and one == ONE
 
 
-def test_the_nearest_of_captions_that_are_all_far_counts(monkeypatch):
-    """Cosines below 0 are cosines, too: a caption that is no rival is no nearer."""
+def test_the_nearest_of_captions_that_are_all_far_counts():
+    """Cosines below 0 are cosines, too, and a caption that is no rival is no nearer."""
 
     class Far(types.SimpleNamespace):
         whole, id = False, "far"
 
         def similarities(self, sample):
-            return torch.tensor([[-0.2, -0.4, -0.1], [-0.5, -0.3, -0.1]]), torch.tensor([0, 1])
+            cosines = [[-0.2, -0.4, -0.1], [-0.5, -0.3, -0.1], [-0.1, -0.2, -0.9]]
+            return torch.tensor(cosines), torch.tensor([0, 1, 2])
 
         def rivals(self, prompts, own):
-            return torch.tensor([[True, True, False]] * 2)
+            return torch.tensor([[True, True, False]] * 2 + [[False, False, True]])
 
         def tokenize(self, prompts):
             return torch.zeros(len(prompts), 3)
 
-    cosine, recall = clip_scores(Far(), clips(2))
-    assert recall.per_clip == (1.0, 1.0)
-    assert cosine.per_clip == pytest.approx((-0.2, -0.3))
+    cosine, recall = clip_scores(Far(), clips(3))
+    assert recall.per_clip == (1.0, 1.0, 1.0)
+    assert cosine.per_clip == pytest.approx((-0.2, -0.3, -0.9))
 
 
 def test_only_captions_that_reach_the_end_of_the_context_may_be_cut(tmp_path):

@@ -250,6 +250,7 @@ def test_keys_are_written_as_they_are_parsed():
         ("nan", "x", False),
         ("ode", "ode", True),
         ("ode", "sde", False),
+        ("ODE", "ode", False),
         ('{"rank": 4}', {"rank": 4}, True),
         ('{"rank": 4}', {"rank": 5}, False),
         ("[1, 2]", [2, 1], False),

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
-from stores import edit_lines, load_results, update_json, write_store
+from stores import RUNS, edit_lines, load_results, update_json, write_store
 
 from distill_bench.report import load, tables
 from distill_bench.report.csv_files import read_frame, read_texts
@@ -266,6 +266,17 @@ def test_a_run_that_collapsed_early_does_not_lower_the_common_cost(store, tmp_pa
     assert results.runs[COST].min() == 10.0 and budget(results) == 2000.0
     alpha, _, beta = results.students
     assert cost_ratio(beta, alpha) == cost_ratio(alpha, beta) == 1.0
+
+
+def test_a_run_that_failed_is_not_the_first_that_is_evaluated(tmp_path):
+    store = write_store(tmp_path, [*RUNS[:6], ("alpha", 3, 5, None, "collapsed")])
+    edit_lines(
+        next(store.glob("alpha-s3-*")) / "train.jsonl",
+        lambda line: line | {COST: line[COST] / 100},
+    )
+    results = load_results(store, tmp_path / "early")
+    texts = {row.label: [cell.text for cell in cells] for row, cells in equal_cost(results).lines}
+    assert texts[FIVE][2] == "0/4 (1 collapsed, 3 first evaluated at 3,000)"
 
 
 def test_a_budget_can_be_requested(store, tmp_path):

@@ -52,6 +52,18 @@ def test_without_an_average_the_target_predicts_as_the_student(tmp_path):
     assert torch.equal(run.nets.target(*inputs), run.nets.student(*inputs))
 
 
+@pytest.mark.parametrize("reuse_rollout", [False, True, "graph"])
+def test_the_average_follows_also_a_student_whose_samples_are_reused(reuse_rollout, tmp_path):
+    fields = {"teacher": "gaussian", "data": None, "ema": 0.75, "reuse_rollout": reuse_rollout}
+    run = Runs("sgmd", tmp_path).build(**fields)
+    start = {name: p.detach().clone() for name, p in run.trained["student"].named_parameters()}
+    update(run)
+    for name, p in run.trained["student"].named_parameters():
+        assert not torch.equal(p, start[name])
+        expected = 0.75 * start[name] + 0.25 * p.detach()
+        torch.testing.assert_close(run.average.sampled()[name], expected)
+
+
 @dataclass(frozen=True)
 class Doubling(Method):
     """A method whose hook doubles the student's first weight after each update."""

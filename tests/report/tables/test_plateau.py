@@ -93,6 +93,16 @@ def test_between_evaluations_the_curve_is_interpolated(tmp_path):
     assert changes(results, results.students[0])[0].interval.mean == pytest.approx(-2.0)
 
 
+def test_every_seed_says_where_the_curves_are_compared(tmp_path):
+    """The first seed was evaluated at the window's ends alone."""
+    study(tmp_path, late_u)
+    points = pd.read_csv(tmp_path / "checkpoints.csv")
+    inside = points["student_updates"].between(67, 99)
+    points[~(inside & (points["run_id"] == "a0"))].to_csv(tmp_path / "checkpoints.csv", index=False)
+    results = load(tmp_path)
+    assert plateau(results, results.students[0]) == "moving"
+
+
 @pytest.mark.parametrize(
     ("seeds", "times"),
     [(8, [1.0]), (1, T), (8, [0.8, 0.9, 1.0])],
