@@ -1,5 +1,6 @@
 """Tables of scores, at equal cost and of paired differences."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -15,11 +16,13 @@ from distill_bench.report.rows import COST
 from distill_bench.report.stats import Interval
 from distill_bench.report.tables.differences import cost_ratio, differences
 from distill_bench.report.tables.files import table_files
-from distill_bench.report.tables.plateau import plateau
+from distill_bench.report.tables.plateau import changes, plateau
 from distill_bench.report.tables.scores import (
     budget,
     equal_cost,
+    equal_cost_differences,
     row_heads,
+    score_caption,
     score_table,
     show_interval,
     winner,
@@ -153,6 +156,50 @@ def test_table_csv_counts_the_runs_in_each_state_and_says_which_rows_move(result
     assert [name for name in whole.columns if name in states] == states[:3]
 
 
+def test_tables_have_heads_that_name_rows_counts_and_scores(results):
+    scores = [column.heading for column in results.headline]
+    rows = ["method", "K (fake-score updates)"]
+    assert row_heads(results) == rows
+    assert score_table(results, results.headline).heads == [*rows, "seeds", "plateau", *scores]
+    assert equal_cost(results).heads == [*rows, "seeds", "student updates", *scores]
+    assert equal_cost_differences(results).heads == [*rows, "seeds", *scores]
+    table = score_table(results, results.headline)
+    for row, cells in table.lines:
+        assert cells[3].text == ("—" if row.reference else plateau(results, row))
+    assert score_caption(results).endswith(" K: fake-score updates.")
+    plain = dataclasses.replace(results, manifest=results.manifest | {"swept": ["nfe"]})
+    assert plain.swept == ["nfe"] and "K:" not in score_caption(plain)
+    assert not score_caption(plain).endswith(" .")
+
+
+def test_differences_at_equal_cost_carry_their_sign(tmp_path):
+    runs = [("alpha", s, 1, 5.0 + s) for s in range(3)] + [
+        ("beta", s, 1, 7.0 + s) for s in range(3)
+    ]
+    results = load_results(write_store(tmp_path, runs), tmp_path / "data")
+    ((row, cells),) = equal_cost_differences(results).lines
+    assert row.label == "Beta" and cells[2].text.startswith("+2.00")
+
+
+def test_plateau_csv_has_the_changes_of_every_row(tmp_path):
+    runs = [("alpha", s, 1, 5.0 + s) for s in range(3)] + [("beta", 0, 1, 7.0)]
+    results = load_results(write_store(tmp_path, runs), tmp_path / "data")
+    expected = [(row, change) for row in results.students for change in changes(results, row)]
+    lines = written(results, "plateau.csv", tmp_path).to_dict("records")
+    assert {change.interval is None for _, change in expected} == {True, False}
+    for (row, change), line in zip(expected, lines, strict=True):
+        assert (line["label"], line["column"]) == (row.label, change.column.name)
+        assert (line["tolerance"], line["verdict"]) == (str(change.tolerance), change.verdict)
+        if change.interval is None:
+            assert [line[key] for key in ("seeds", "change", "low", "high")] == ["0", "", "", ""]
+            continue
+        interval = change.interval
+        assert line["seeds"] == str(interval.n) and interval.low < interval.high
+        numbers = {"change": interval.mean, "low": interval.low, "high": interval.high}
+        for key, number in (numbers | {"noise": change.noise}).items():
+            assert float(line[key]) == pytest.approx(number, rel=1e-5), key
+
+
 def test_markdown_ends_with_the_origin_and_has_a_section_at_equal_cost(results):
     text = table_files(results)["table.md"]
     origin = results.manifest["provenance"]
@@ -216,6 +263,20 @@ def test_a_row_is_favoured_only_if_the_corrected_p_is_below_005(tmp_path):
     text = table_files(results)["table.md"].split("Distance ↓: difference to Alpha")[1]
     rows = [line.split(" | ") for line in text.split("\n\n")[1].splitlines()[2:]]
     assert [cells[4] for cells in rows] == ["neither", "neither"]
+
+
+def test_a_difference_of_clips_has_the_spread_of_its_seeds_and_the_p_of_its_interval(results):
+    speed, detail = (c for c in results.columns if c.name in ("speed", "detail"))
+    one, five, _ = results.students
+    for column in (speed, detail):
+        (difference,) = differences(results, column, [(five, one)])
+        by_seed = [
+            five.by_seed(column.name)[seed].mean() - one.by_seed(column.name)[seed].mean()
+            for seed in (0, 1, 2)
+        ]
+        assert difference.sd == pytest.approx(np.std(by_seed, ddof=1))
+    assert detail.better is None and difference.favours is None
+    assert difference.p == difference.interval.p
 
 
 def test_files_of_differences_end_with_the_seeds_that_are_needed_or_with_the_cost(
