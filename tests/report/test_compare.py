@@ -101,6 +101,22 @@ def test_the_interval_is_over_clips_of_the_same_prompts_and_noise(store, alphas)
     assert sign not in speed()
 
 
+def test_a_score_of_an_unknown_network_is_not_subtracted(store, alphas):
+    a, b = alphas
+    line = a.scores["distance"]
+    edit_lines(
+        b.folder / "metrics.jsonl",
+        lambda one: {k: v for k, v in one.items() if k != "extractor"},
+    )
+    b = find_run(b.run_id, store)
+    assert line["extractor"] and "extractor" not in b.scores["distance"]
+    for first, second in ((a, b), (b, a)):
+        (difference,) = (
+            d for name, *_, d in score_differences(first, second) if name == "Distance"
+        )
+        assert not re.match(r"[+-]\d", difference) and "extractor" in difference
+
+
 def test_what_one_run_lacks_is_not_subtracted(store, alphas):
     a, b = alphas
     edit_lines(b.folder / "metrics.jsonl", lambda line: line if line["column"] == "speed" else None)
