@@ -135,7 +135,7 @@ class Watched:
 
     def __init__(self, role: Any) -> None:
         self.role = role
-        self.inputs: list[tuple[Tensor, Tensor, Tensor]] = []  # x_t, sigma, text
+        self.inputs: list[tuple[Any, ...]] = []  # x_t, sigma, text, and of features the depth
         self.predictions: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -155,10 +155,16 @@ class Watched:
         return not torch.equal(self.inputs[index][0], x_t)
 
     def _record(self, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        x_t, sigma, text = inputs[:3]
-        self.inputs.append((x_t.detach(), sigma.detach(), text))
+        x_t, sigma, *others = inputs
+        self.inputs.append((x_t.detach(), sigma.detach(), *others))
         self.predictions.append(function(*inputs))
         return self.predictions[-1]
+
+
+def watched(nets: Nets) -> dict[str, Watched]:
+    """The roles of `nets`, each in a `Watched`."""
+    roles = ("student", "fake_score", "teacher", "unguided_teacher", "target")
+    return {role: Watched(net) for role in roles if (net := getattr(nets, role)) is not None}
 
 
 def _leaves(value: Tensor) -> set[int]:
@@ -262,11 +268,7 @@ class _Phase:
         """
         nets = nets or self.run.nets
         make_samples = nets.rollout
-        roles = {
-            role: Watched(network)
-            for role in ("student", "fake_score", "teacher", "unguided_teacher", "target")
-            if (network := getattr(nets, role)) is not None
-        }
+        roles = watched(nets)
 
         def rollout(batch: Batch) -> Tensor:
             x0 = make_samples(batch)
@@ -305,20 +307,20 @@ class _Phase:
 def _check_texts(phase: _Phase) -> None:
     _, roles = phase.loss()
     changed = {what: phase.loss(scaled=what)[1] for what in phase.texts}
-    for role, watched in roles.items():
+    for name, role in roles.items():
         given: dict[tuple[str, ...], set[str]] = {}  # what the role sees -> owners of its texts
-        for i, (x_t, _, text) in enumerate(watched.inputs):
-            seen = tuple(w for w, others in changed.items() if others[role].sees_other(i, x_t))
+        for i, (x_t, _, text, *_) in enumerate(role.inputs):
+            seen = tuple(w for w, others in changed.items() if others[name].sees_other(i, x_t))
             owners = phase.owners(text)
             wrong = owners - {"nothing", *(seen or phase.texts)}
             assert not wrong, (
-                f"in the phase {phase.name}, {role} sees {' and '.join(seen) or 'noise'} with the "
+                f"in the phase {phase.name}, {name} sees {' and '.join(seen) or 'noise'} with the "
                 f"texts of {' and '.join(sorted(wrong))}"
             )
             given.setdefault(seen, set()).update(owners)
         for seen, owners in given.items():
             assert owners != {"nothing"}, (
-                f"in the phase {phase.name}, {role} sees {' and '.join(seen) or 'noise'} with the "
+                f"in the phase {phase.name}, {name} sees {' and '.join(seen) or 'noise'} with the "
                 "null text alone"
             )
 
@@ -328,7 +330,7 @@ def _check_levels(phase: _Phase) -> None:
     fields = [wide | {"score_shift": 0.5}, wide | {"score_shift": 2.0}, narrow]
     all_roles = [phase.loss(**levels)[1] for levels in fields]
     inputs = [roles["fake_score"].inputs if "fake_score" in roles else [] for roles in all_roles]
-    for (_, low, _), (_, high, _), (_, bounded, _) in zip(*inputs, strict=True):
+    for (_, low, *_), (_, high, *_), (_, bounded, *_) in zip(*inputs, strict=True):
         assert (low < high).all(), (
             f"in the phase {phase.name}, noise levels of the fake score do not rise with "
             "score_shift; draw them by Batch.sigma"

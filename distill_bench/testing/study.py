@@ -14,7 +14,8 @@ from torch.nn.utils import vector_to_parameters
 from distill_bench.config.errors import ConfigError
 from distill_bench.config.resolve import build_method
 from distill_bench.draws import Draws
-from distill_bench.method import Loss, Method, Nets
+from distill_bench.method import Loss, Method
+from distill_bench.testing.loss_checks import Watched, watched
 from distill_bench.train.run import Run
 
 # Values of an effect that differ by rounding count as equal.
@@ -85,8 +86,8 @@ class FieldStudy:
             modules = torch.nn.ModuleDict(method.modules(self.width))
         modules = modules.to(run.nets.null_text.device, run.nets.null_text.dtype)
         buffers = _buffers(modules)
-        asked = _Asked()
-        nets = dataclasses.replace(run.nets, modules=modules, **asked.watched(run.nets))
+        roles = watched(run.nets)
+        nets = dataclasses.replace(run.nets, modules=modules, **roles)
         effects = {
             f"rate/{k}": torch.tensor(v, dtype=torch.float64)
             for k, v in method.learning_rates().items()
@@ -117,7 +118,7 @@ class FieldStudy:
                 x0 = nets.rollout(given)
             effects |= _terms("fake_score", method.fake_score_loss(nets, given, x0), trained)
         quantities = dict.fromkeys((f"moves/{role}" for role in run.networks), 0.0)
-        quantities |= asked.quantities() | _of_modules(modules, buffers)
+        quantities |= _of_roles(roles) | _of_modules(modules, buffers)
         effects |= self._hook(method, {**run.networks, "modules": modules})
         return effects, quantities | _of_effects(effects)
 
@@ -144,48 +145,14 @@ def _vector(values: Iterable[Tensor]) -> Tensor:
     return torch.cat([torch.empty(0), *(value.detach().flatten() for value in values)])
 
 
-class _Asked:
-    """Noise levels at which each role is evaluated, and depths of its features."""
-
-    def __init__(self) -> None:
-        self.levels: dict[str, list[Tensor]] = {}
-        self.depths: list[float] = []
-
-    def watched(self, nets: Nets) -> dict[str, Any]:
-        """The roles of `nets`, recorded."""
-        roles = ("student", "fake_score", "teacher", "unguided_teacher", "target")
-        present = {role: net for role in roles if (net := getattr(nets, role)) is not None}
-        return {role: _Recorded(net, self, role) for role, net in present.items()}
-
-    def quantities(self) -> dict[str, float]:
-        levels = {f"level/{k}": float(torch.cat(v).mean()) for k, v in self.levels.items()}
-        evaluations = {f"evaluations/{k}": float(len(v)) for k, v in self.levels.items()}
-        depths = {"depth": sum(self.depths) / len(self.depths)} if self.depths else {}
-        return levels | evaluations | depths
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recorded:
-    role: Any
-    asked: _Asked
-    name: str
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.role, name)
-
-    def __call__(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        return self._record(sigma)(x_t, sigma, text)
-
-    def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        return self._record(sigma).velocity(x_t, sigma, text)
-
-    def features(self, x_t: Tensor, sigma: Tensor, text: Tensor, depth: float) -> Tensor:
-        self.asked.depths.append(depth)
-        return self._record(sigma).features(x_t, sigma, text, depth)
-
-    def _record(self, sigma: Tensor) -> Any:
-        self.asked.levels.setdefault(self.name, []).append(sigma.detach())
-        return self.role
+def _of_roles(roles: Mapping[str, Watched]) -> dict[str, float]:
+    """Mean noise level and number of the evaluations of each role, and mean depth of features."""
+    quantities: dict[str, float] = {}
+    for role, inputs in ((role, net.inputs) for role, net in roles.items() if net.inputs):
+        quantities[f"level/{role}"] = float(torch.cat([sigma for _, sigma, *_ in inputs]).mean())
+        quantities[f"evaluations/{role}"] = float(len(inputs))
+    depths = [depth for net in roles.values() for _, _, _, *rest in net.inputs for depth in rest]
+    return quantities | ({"depth": sum(depths) / len(depths)} if depths else {})
 
 
 def _buffers(modules: torch.nn.ModuleDict) -> dict[str, Tensor]:

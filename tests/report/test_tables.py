@@ -45,6 +45,12 @@ def written(results, name, folder):
     return read_texts(folder / name)
 
 
+def drop_distance(store, run):
+    """Delete the distance of a finished run, named by the start of its id."""
+    path = next(store.glob(f"{run}-*")) / "metrics.jsonl"
+    edit_lines(path, lambda line: line if line["column"] != "distance" else None)
+
+
 # --- scores ---
 
 
@@ -65,10 +71,7 @@ def test_no_row_is_best_if_any_row_lost_a_run(tmp_path):
     assert not best_rows(tmp_path / "collapsed", [*clear, ("alpha", 4, 1, None, "collapsed")])
     assert not best_rows(tmp_path / "rival", [*clear, ("gamma", 0, 1, None, None)])
     store = write_store(tmp_path / "unscored", clear)  # a finished run without this score
-    edit_lines(
-        next(store.glob("alpha-s1-*")) / "metrics.jsonl",
-        lambda line: line if line["column"] != "distance" else None,
-    )
+    drop_distance(store, "alpha-s1")
     results = load_results(store, tmp_path / "unscored" / "data")
     assert all(row.complete for row in results.students)
     assert winner(results, results.headline[0]) is None
@@ -76,16 +79,12 @@ def test_no_row_is_best_if_any_row_lost_a_run(tmp_path):
 
 def test_a_mean_over_fewer_seeds_than_its_row_has_says_so(tmp_path):
     store = write_store(tmp_path, [("alpha", seed, 1, 1.0 + seed / 10) for seed in range(3)])
-    path = next(store.glob("alpha-s1-*")) / "metrics.jsonl"
-    edit_lines(path, lambda line: line if line["column"] != "distance" else None)
+    drop_distance(store, "alpha-s1")
     text = table_files(load_results(store, tmp_path / "data"))["table.md"]
     assert "(2 of 3 seeds)" in text and text.count("of 3 seeds)") == 1
     runs = [("alpha", seed, 1, 1.0 + seed / 10) for seed in range(3)]
     lost = write_store(tmp_path / "lost", [*runs, ("alpha", 3, 1, None, None)])
-    edit_lines(
-        next(lost.glob("alpha-s1-*")) / "metrics.jsonl",
-        lambda line: line if line["column"] != "distance" else None,
-    )
+    drop_distance(lost, "alpha-s1")
     text = table_files(load_results(lost, tmp_path / "lost_data"))["table.md"]
     assert "(2 of 3 seeds)" in text and "3/4 (1 failed)" in text
 
